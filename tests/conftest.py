@@ -1,0 +1,41 @@
+"""Fixtures for every folder of tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the repository: real images, annotation files and recorded answers."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs the real data of {folder}, which is not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven small images of bright squares; one is wider than a tile, one has an ignore region, one is empty."""
+    root = tmp_path_factory.mktemp("squares")
+    (root / "images").mkdir()
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(7):
+        width = 160 if i == 3 else 96
+        pixels = generator.integers(0, 60, (96, width, 3), dtype=np.uint8)
+        images.append({"id": i, "file_name": f"{i}.png", "width": width, "height": 96})
+        for _ in range(0 if i == 5 else 4):
+            x, y = (int(v) for v in generator.integers(0, [width - 12, 84]))
+            pixels[y : y + 12, x : x + 12] = 230
+            annotations.append({"id": len(annotations), "image_id": i, "category_id": 3, "bbox": [x, y, 12, 12],
+                                "area": 144, "iscrowd": 0, "ignore": int(i == 6)})  # fmt: skip
+        cv2.imwrite(str(root / "images" / f"{i}.png"), pixels)
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "square"}]}
+    (root / "annotations.json").write_text(json.dumps(document))
+    return root

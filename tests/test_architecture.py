@@ -1,0 +1,435 @@
+"""What no single file can hold: who imports whom, what is installed with what, what every command promises.
+
+The rings, from the bottom: the runtime; what needs numpy alone; the network in torch; what drives the network. An
+import points to its own ring or a lower one, wherever it stands in the file.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.machinery
+import itertools
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "tinydet").rglob("*.py"))
+}
+DOORS = [path for folder in ("deploy", "export") for path in sorted((ROOT / folder).glob("*.py"))]
+
+RUNTIME, NUMPY, NETWORK, DRIVERS = range(4)
+# A folder stands for all that is in it, the longest name decides, and a module that is not named drives the network:
+# then nothing below may import it.
+RINGS = {
+    "tinydet": DRIVERS,
+    "tinydet.__init__": RUNTIME,
+    "tinydet._atomic": RUNTIME,
+    "tinydet._command": RUNTIME,
+    "tinydet._extras": RUNTIME,
+    "tinydet.export.__init__": RUNTIME,
+    "tinydet.export.engine": RUNTIME,
+    "tinydet.runtime": RUNTIME,
+    "tinydet.spec": RUNTIME,
+    "tinydet.anchors": NUMPY,
+    "tinydet.data": NUMPY,
+    "tinydet.evaluate": NUMPY,
+    "tinydet.evaluation": NUMPY,
+    "tinydet.fusion": NUMPY,
+    "tinydet.salpha": NUMPY,
+    "tinydet.backbone": NETWORK,
+    "tinydet.boxes": NETWORK,
+    "tinydet.checkpoint": NETWORK,
+    "tinydet.data.transforms": NETWORK,
+    "tinydet.detector": NETWORK,
+    "tinydet.faster_rcnn": NETWORK,
+    "tinydet.fpn": NETWORK,
+    "tinydet.losses": NETWORK,
+    "tinydet.matching": NETWORK,
+    "tinydet.retinanet": NETWORK,
+}
+# `evaluate model.pth` needs the network, and only then.
+UPWARD = {("tinydet.evaluate", "tinydet.torch_backend")}
+
+CORE = {"cv2", "numpy", "onnxruntime", "tqdm"}
+TORCH = {"torch", "torchvision"}
+# What to install for an import whose name says otherwise.
+DISTRIBUTIONS = {"cuda": "cuda-bindings", "tensorrt_rtx": "tensorrt-rtx-cu13", "torch.utils.tensorboard": "tensorboard"}
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+
+class Import(NamedTuple):
+    module: str  # that imports
+    target: str  # what is imported: a module of ours, else the dotted name as written
+    line: int
+    lazy: bool  # inside a function
+    extras: tuple[str, ...] | None  # of the `with needs_extra(...)` around it; None where there is none, () if computed
+    for_types: bool  # under `if TYPE_CHECKING`
+
+    def __str__(self) -> str:
+        return f"{self.module} line {self.line} imports {self.target}"
+
+
+def ring(module: str) -> int:
+    name = f"{module}.__init__"
+    while name not in RINGS:
+        name = name.rpartition(".")[0]
+    return RINGS[name]
+
+
+@functools.cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports(module: str) -> tuple[Import, ...]:
+    return tuple(dict.fromkeys(_walk(module, tree(module), lazy=False, extras=None, for_types=False)))
+
+
+def all_imports() -> list[Import]:
+    return [edge for module in MODULES for edge in imports(module)]
+
+
+def is_optional(edge: Import) -> bool:
+    """Whether an installation for the ring of the importing module may lack what it imports."""
+    top = edge.target.partition(".")[0]
+    if edge.for_types or top in {"tinydet", *CORE, *sys.stdlib_module_names}:
+        return False
+    return not (top in TORCH and edge.target not in DISTRIBUTIONS and ring(edge.module) in (NETWORK, DRIVERS))
+
+
+def _walk(module: str, node: ast.AST, lazy: bool, extras: tuple[str, ...] | None, for_types: bool) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield Import(module, alias.name, node.lineno, lazy, extras, for_types)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"{module} line {node.lineno}: imports are absolute here"
+        for alias in node.names:
+            deeper = f"{node.module}.{alias.name}"
+            target = deeper if deeper in MODULES else str(node.module)
+            yield Import(module, target, node.lineno, lazy, extras, for_types)
+    if isinstance(node, ast.With):
+        for item in node.items:
+            call = item.context_expr
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "needs_extra":
+                extras = (str(call.args[0].value),) if isinstance(call.args[0], ast.Constant) else ()
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        for_types = True
+    lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(module, child, lazy, extras, for_types)
+
+
+@functools.cache
+def commands() -> dict[str, str | None]:
+    """Modules with a top-level `main`, and the name that `@command` gives it (None where it is not decorated)."""
+    found: dict[str, str | None] = {}
+    for module in MODULES:
+        for node in tree(module).body:
+            if isinstance(node, ast.FunctionDef) and node.name == "main":
+                names = [
+                    str(ast.literal_eval(decorator.args[0]))
+                    for decorator in node.decorator_list
+                    if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "command"
+                ]
+                found[module] = names[0] if names else None
+    return found
+
+
+def extra_distributions(extra: str) -> set[str]:
+    """The canonical names that `tinydet[extra]` installs beside the core, through extras that name other extras."""
+    names: set[str] = set()
+    for line in EXTRAS[extra]:
+        requirement = Requirement(line)
+        if requirement.name == "tinydet":
+            names.update(*(extra_distributions(inner) for inner in requirement.extras))
+        else:
+            names.add(canonicalize_name(requirement.name))
+    return names
+
+
+def distribution(target: str) -> str:
+    for name in (target, target.partition(".")[0]):
+        if name in DISTRIBUTIONS:
+            return DISTRIBUTIONS[name]
+    return canonicalize_name(target.partition(".")[0])
+
+
+# ---------------------------------------------------------------------------------------------------------- imports
+
+
+def test_an_import_points_to_its_own_ring_or_a_lower_one() -> None:
+    upward = [
+        str(edge)
+        for edge in all_imports()
+        if edge.target in MODULES
+        and ring(edge.target) > ring(edge.module)
+        and not (edge.lazy and (edge.module, edge.target) in UPWARD)
+    ]
+    assert not upward
+
+
+def test_torch_is_named_only_where_the_network_is() -> None:
+    named = [
+        str(e) for e in all_imports() if ring(e.module) in (RUNTIME, NUMPY) and e.target.partition(".")[0] in TORCH
+    ]
+    assert not named
+
+
+def test_every_named_ring_can_be_told_from_the_default() -> None:
+    assert ring("tinydet") == RUNTIME
+    assert ring("tinydet.runtime.backends.onnx_runtime") == RUNTIME
+    assert ring("tinydet.export.engine") == RUNTIME
+    assert ring("tinydet.export.graph") == DRIVERS
+    assert ring("tinydet.data.coco") == NUMPY
+    assert ring("tinydet.data.transforms") == NETWORK
+    assert ring("tinydet.evaluate") == ring("tinydet.evaluation.anything") == NUMPY
+    assert ring("tinydet.train") == ring("tinydet.a_new_module") == DRIVERS
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert [edge.target for edge in imports("tinydet") if edge.target != "__future__"] == []
+
+
+def test_an_optional_package_is_imported_where_its_extra_is_named() -> None:
+    optional = [edge for edge in all_imports() if is_optional(edge)]
+    assert not [f"{edge} outside `with needs_extra(...)`" for edge in optional if edge.extras is None]
+    assert not [f"{edge} when it is imported itself, not at the point of use" for edge in optional if not edge.lazy]
+    for edge in optional:
+        bringing = {extra for extra in EXTRAS if distribution(edge.target) in extra_distributions(extra)}
+        assert bringing, f"{edge}, which no extra brings"
+        assert set(edge.extras or ()) <= bringing, f"{edge}, which comes with {bringing}, not with {edge.extras}"
+
+
+def test_imports_are_written_out() -> None:
+    """A name in a string is seen by no reader and by none of these tests; the table of commands is the exception."""
+    hidden = [
+        f"{module} line {node.lineno}"
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__")
+        and module != "tinydet.__main__"
+    ]
+    assert not hidden
+
+
+BLOCKED = """
+import importlib, sys
+absent = set(sys.argv[1].split(","))
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def run_without_extras(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` where only the core dependencies can be imported."""
+    named = {edge.target.partition(".")[0] for edge in all_imports()}
+    absent = sorted((named | TORCH) - CORE - {"tinydet"} - set(sys.stdlib_module_names))
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED + code, ",".join(absent), *arguments],
+        cwd=ROOT / "tests",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_runtime_and_the_numpy_ring_import_with_the_core_dependencies_alone() -> None:
+    modules = [module for module in MODULES if ring(module) in (RUNTIME, NUMPY)]
+    done = run_without_extras("for name in sys.argv[2:]: importlib.import_module(name)", *modules)
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_that_need_no_torch_explain_themselves_without_it() -> None:
+    from tinydet.__main__ import COMMANDS
+
+    names = [name for name, entry in COMMANDS.items() if not entry.extra]
+    done = run_without_extras(
+        "from tinydet.__main__ import main\n"
+        "for name in sys.argv[2:]:\n"
+        "    try: print('returned', main([name, '--help']))\n"
+        "    except SystemExit as left: print('code', left.code)",
+        *names,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^(?:returned|code) .*", done.stdout, re.M) == ["code 0"] * len(names), done.stderr
+
+
+def test_a_command_whose_packages_are_absent_says_what_to_install() -> None:
+    done = run_without_extras("from tinydet.__main__ import main\nsys.exit(main(['train', '--salpha']))")
+    assert done.returncode == 2
+    assert done.stderr == "tinydet: error: 'torch' is not installed. Run: pip install 'tinydet[train]'\n"
+
+
+# --------------------------------------------------------------------------------------------------------- commands
+
+
+def test_a_library_module_neither_prints_nor_exits() -> None:
+    loud = [
+        f"{module} line {node.lineno}: {ast.unparse(node)}"
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("print", "exit", "quit", "sys.exit", "os._exit", "SystemExit")
+        and module not in {"tinydet._command", *commands()}
+    ]
+    assert not loud
+
+
+@pytest.mark.parametrize("module", commands())
+def test_a_module_with_a_main_is_a_command(module: str) -> None:
+    name = commands()[module]
+    assert name is not None, f"{module}.main lacks @command"
+    assert (name == "") == (module == "tinydet.__main__")
+    last = tree(module).body[-1]
+    assert ast.unparse(last) == "if __name__ == '__main__':\n    sys.exit(main())", f"{module} does not end by running"
+
+
+@pytest.mark.parametrize("module", commands())
+def test_a_command_explains_itself(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module(module).main(["--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("usage: ")
+    assert shown.err == ""
+
+
+def test_the_table_of_commands_names_them_as_they_name_themselves() -> None:
+    from tinydet.__main__ import COMMANDS
+
+    assert {name: commands().get(entry.module) for name, entry in COMMANDS.items()} == {name: name for name in COMMANDS}
+    assert {entry.extra for entry in COMMANDS.values()} <= {"", *EXTRAS}
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_door_says_how_to_use_it_and_defines_nothing(
+    door: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = ast.parse(door.read_text(encoding="utf-8"))
+    assert f"{door.parent.name}/{door.name}" in (ast.get_docstring(source) or "")
+    assert not [node for node in ast.walk(source) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    monkeypatch.setattr(sys, "argv", [str(door), "--help"])
+    monkeypatch.setattr(sys, "path", [str(door.parent), *sys.path])  # as Python sets it for a script
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(door), run_name="__main__")
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+
+
+SCRIPTS = [path for folder in ("benchmarks", "deploy", "export") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_is_not_named_after_a_module_that_someone_imports(script: Path) -> None:
+    """Python puts a script's folder first on the path: export/onnx.py would be what `import onnx` finds."""
+    ours = {ROOT, *(path.parent for path in SCRIPTS)}
+    elsewhere = [entry for entry in sys.path if entry and Path(entry).resolve() not in ours]
+    optional = {edge.target.partition(".")[0] for edge in all_imports()}
+    assert script.stem not in sys.stdlib_module_names | optional
+    assert importlib.machinery.PathFinder.find_spec(script.stem, elsewhere) is None
+
+
+# -------------------------------------------------------------------------------------------------------- packaging
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel of this tree, built in a copy of it by the backend that is installed."""
+    copy = tmp_path_factory.mktemp("wheel") / "tree"
+    made = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo", "runs", "results")
+    shutil.copytree(ROOT, copy, ignore=made)
+    arguments = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(copy.parent)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *arguments, str(copy)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = copy.parent.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_a_wheel_installs_tinydet_and_nothing_beside_it(wheel: zipfile.ZipFile) -> None:
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"tinydet"}
+
+
+def test_a_wheel_holds_every_module_and_the_mark_of_a_typed_package(wheel: zipfile.ZipFile) -> None:
+    expected = {path.relative_to(ROOT).as_posix() for path in MODULES.values()} | {"tinydet/py.typed"}
+    assert expected <= set(wheel.namelist())
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    """setuptools leaves a folder without __init__.py out of the wheel."""
+    bare = {path.parent for path in MODULES.values() if not (path.parent / "__init__.py").is_file()}
+    assert not bare
+
+
+def test_a_wheel_declares_its_licence_command_and_version(wheel: zipfile.ZipFile) -> None:
+    import tinydet
+
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    lines = wheel.read(metadata).decode().splitlines()
+    assert f"Version: {tinydet.__version__}" in lines
+    assert "License-Expression: Apache-2.0" in lines
+    (entry_points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "tinydet = tinydet.__main__:main" in wheel.read(entry_points).decode()
+
+
+def test_every_bound_of_a_dependency_has_its_reason_beside_it() -> None:
+    lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    asked = [line for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]
+    bounded = [line for line in asked if Requirement(line).specifier]
+    assert bounded
+    for requirement in bounded:
+        for above, line in itertools.pairwise(lines):
+            if f'"{requirement}"' in line:
+                assert "#" in line or above.strip().startswith("#"), f"{requirement}: no reason beside it"
+
+
+def test_all_is_every_extra_that_a_user_can_want() -> None:
+    everything = set().union(*(extra_distributions(extra) for extra in EXTRAS if extra not in ("dev", "all")))
+    assert extra_distributions("all") == everything
+
+
+def test_what_ci_runs_is_within_the_bounds() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    asked = [Requirement(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]
+    for requirement in asked:
+        if (pin := pins.get(canonicalize_name(requirement.name))) is not None:
+            assert requirement.specifier.contains(pin), f"{requirement} against {pin} in constraints.txt"
+
+
+def test_make_installs_extras_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (names,) = re.findall(r"^EXTRAS := (.*)$", makefile, re.M)
+    assert set(names.split(",")) <= set(EXTRAS)

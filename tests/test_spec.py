@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from tinydet.spec import FORMAT, PRECISIONS, ModelSpec
+
+SMALLEST = ModelSpec(classes=("person",), category_ids=(0,), detector="retinanet", backbone="resnet18", tile=640)
+FULL = ModelSpec(
+    classes=("person", "Fußgänger α"),
+    category_ids=(3, 1),
+    detector="retinanet",
+    backbone="mobilenet_v2",
+    tile=512,
+    max_batch=8,
+    max_detections=300,
+    score_floor=0.0,
+    nms_iou=1.0,
+    nms_in_graph=True,
+    pad=(0, 255, 7),
+    stretch=(0.0, 100.0),
+    alpha=(0.374, 0.391, 0.2),
+    alpha_source="counted on 1570 boxes",
+    object_sizes=(3.5, 12.0, 40.25),
+    precision="int8",
+    onnx_sha256="ab" * 32,
+    engine={"flavour": "rtx", "version": "1.7.1.116", "nested": {"targets": ["SM86", "SM89"]}},
+    versions={"torch": "2.14.1", "onnx": "1.23.2"},
+)
+
+
+@pytest.mark.parametrize("spec", [SMALLEST, FULL])
+def test_a_description_is_read_back_as_it_was(spec: ModelSpec) -> None:
+    assert ModelSpec.from_json(spec.to_json(), source="model.json") == spec
+
+
+def test_every_field_is_in_the_example_with_a_value_of_its_own() -> None:
+    """Otherwise the round trip above would not see a field that is lost."""
+    for field in dataclasses.fields(ModelSpec):
+        assert getattr(FULL, field.name) != getattr(SMALLEST, field.name) or field.name == "detector"
+
+
+def test_a_description_is_strict_json_that_says_its_format() -> None:
+    values = json.loads(FULL.to_json())
+    assert values["format"] == FORMAT
+    assert values["classes"] == ["person", "Fußgänger α"]
+    with pytest.raises(ValueError, match="JSON"):
+        dataclasses.replace(SMALLEST, alpha=(float("nan"),)).to_json()
+
+
+def changed(**values: Any) -> str:
+    return json.dumps({**json.loads(SMALLEST.to_json()), **values})
+
+
+def test_a_field_that_a_newer_tinydet_added_is_passed_over() -> None:
+    assert ModelSpec.from_json(changed(added_later={"a": 1}), source="model.json") == SMALLEST
+
+
+def test_another_format_is_refused() -> None:
+    with pytest.raises(ValueError, match=rf"^model\.json: .*format {FORMAT + 1}, this tinydet reads {FORMAT}; export"):
+        ModelSpec.from_json(changed(format=FORMAT + 1), source="model.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        "null",
+        '"text"',
+        "{}",
+        '{"format": 1}',
+        changed(tile=None),
+        changed(tile="640"),
+        changed(pad=7),
+    ],
+)
+def test_what_is_no_description_is_refused_by_its_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^model\.json: .*export the model again$"):
+        ModelSpec.from_json(text, source="model.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("classes", ()),
+        ("classes", "p"),  # one letter is not one class
+        ("classes", (1,)),
+        ("category_ids", (1, 2)),
+        ("category_ids", ()),
+        ("tile", 0),
+        ("max_batch", 0),
+        ("max_detections", 0),
+        ("score_floor", -0.1),
+        ("score_floor", 1.0),
+        ("nms_iou", 0.0),
+        ("nms_iou", 1.1),
+        ("pad", (0, 0)),
+        ("pad", (0, 0, 256)),
+        ("stretch", (99.5, 0.5)),
+        ("stretch", (0.0, 101.0)),
+        ("precision", "fp64"),
+    ],
+)
+def test_a_value_that_would_mislead_the_host_is_refused_by_its_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{field} must be "):
+        dataclasses.replace(SMALLEST, **{field: value})
+    with pytest.raises(ValueError, match=rf"^model\.json: .*{field} must be "):
+        ModelSpec.from_json(changed(**{field: value}), source="model.json")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_precisions_of_the_exporter_are_known(precision: str) -> None:
+    assert dataclasses.replace(SMALLEST, precision=precision).precision == precision
