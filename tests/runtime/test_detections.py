@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tinydet.runtime.detections import Detections
+from tinydet.runtime.writers import write_coco
+
+
+def some(scores: list[float], labels: list[int] | None = None) -> Detections:
+    n = len(scores)
+    boxes = np.arange(4 * n, dtype=np.float32).reshape(n, 4) + 0.25
+    zeros = np.zeros(n, np.int32)
+    return Detections(boxes, np.float32(scores), np.int32(labels or zeros), zeros, np.full(n, np.inf, np.float32))
+
+
+def test_results_are_coco_results_with_the_category_ids_of_the_data_set() -> None:
+    rows = some([0.5, 0.25], [1, 0]).to_coco(12, (7, 0))
+    assert rows == [
+        {"image_id": 12, "category_id": 0, "bbox": [0.25, 1.25, 2.0, 2.0], "score": 0.5},
+        {"image_id": 12, "category_id": 7, "bbox": [4.25, 5.25, 2.0, 2.0], "score": 0.25},
+    ]
+
+
+def test_a_written_file_holds_every_scene_exactly(tmp_path) -> None:
+    detections = {3: some([0.1, 0.7]), 9: Detections.empty(), 4: some([1 / 3])}
+    write_coco(tmp_path / "dets.json", detections, (5, 6))
+    rows = json.loads((tmp_path / "dets.json").read_text())
+    assert rows == detections[3].to_coco(3, (5, 6)) + detections[4].to_coco(4, (5, 6))
+    assert np.float32(rows[2]["score"]) == np.float32(1 / 3)
+
+
+def test_best_first_does_not_depend_on_the_order_before() -> None:
+    detections = some([0.5, 0.9, 0.5, 0.9])
+    shuffled = detections[np.array([2, 1, 3, 0])]
+    assert detections.by_score().boxes.tolist() == shuffled.by_score().boxes.tolist()
+    assert shuffled.by_score().scores.tolist() == sorted(shuffled.scores.tolist(), reverse=True)
+
+
+def test_selecting_and_concatenating_are_inverse() -> None:
+    detections = some([0.1, 0.2, 0.3])
+    parts = [detections[:1], detections[np.array([False, True, True])]]
+    assert Detections.concatenate(parts).boxes.tolist() == detections.boxes.tolist()
+    assert len(Detections.concatenate([])) == len(Detections.empty()) == 0
+
+
+def test_arrays_of_different_lengths_are_refused() -> None:
+    empty = Detections.empty()
+    with pytest.raises(ValueError, match=r"boxes \(1, 4\)"):
+        Detections(empty.boxes, np.zeros(1, np.float32), empty.labels, empty.tiles, empty.seam_distance)

@@ -1,0 +1,134 @@
+"""What runs a model on tiles. One Protocol, one file a backend; each is imported only when a model asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydet.spec import ModelSpec
+
+BACKENDS = ("auto", "onnx", "tensorrt")
+MODEL_FILES = ("model.engine", "model.onnx")  # best first
+MADE_BY = {"onnx": "python export/to_onnx.py model.pth", "tensorrt": "python export/to_trt.py model.pth"}
+
+
+class TileOutputs(NamedTuple):
+    """Boxes of N tiles in K slots each, as an exported model gives them.
+
+    Attributes:
+        boxes: (N, K, 4) float32, xyxy in tile pixels.
+        scores: (N, K) float32, descending.
+        labels: (N, K) int32, index into the classes; -1 for an empty slot.
+        candidates: (N,) int32, how many boxes passed the score floor before the cut to K.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    candidates: NDArray[np.int32]
+
+
+class Backend(Protocol):
+    """A model that is ready to run."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def name(self) -> str:
+        """For people: what runs it, on what."""
+        ...
+
+    def run(self, images: NDArray[np.uint8]) -> TileOutputs:
+        """(N, T, T, 3) uint8 RGB, N up to `spec.max_batch` -> boxes of each tile."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model that `choose_model` opened, and why not the better ones before it."""
+
+    backend: Backend
+    path: Path
+    passed_over: tuple[str, ...]
+
+
+def open_model(path: Path | None = None, backend: str = "auto", *, threads: int | None = None) -> Backend:
+    """Open an exported model, or without a path the best one in the current folder.
+
+    Args:
+        path: `.onnx`, or a TensorRT engine with its `.json` beside it.
+        backend: "onnx", "tensorrt", or "auto" by what the file is.
+        threads: CPU threads; None for all that this process may use.
+
+    Raises:
+        ValueError: the file is no exported model, or not for this backend.
+        OSError: it is missing, or needs hardware that is not there.
+        ModuleNotFoundError: it needs a package that is not installed.
+    """
+    if path is None:
+        return choose_model(backend, threads=threads).backend
+    path = Path(path)
+    kind = _kind(path)
+    if backend not in BACKENDS:
+        raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend not in ("auto", kind):
+        raise ValueError(f"{path} is for the backend {kind}, not {backend}; make the other file: {MADE_BY[backend]}")
+    if kind == "onnx":
+        from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(path, threads=threads)
+    from tinydet.runtime.backends.tensorrt import open_engine
+
+    try:
+        return open_engine(path)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot run here: {error}") from error
+
+
+def choose_model(backend: str = "auto", *, threads: int | None = None, folder: Path = Path()) -> Choice:
+    """The first of `model.engine` and `model.onnx` in a folder that can run on this machine.
+
+    Raises:
+        ValueError, OSError: with what each of them lacks, where none can.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")
+    passed_over: list[str] = []
+    for path in (folder / name for name in MODEL_FILES):
+        if not path.is_file() or backend not in ("auto", _kind(path)):
+            continue
+        try:
+            return Choice(open_model(path, backend, threads=threads), path, tuple(passed_over))
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            passed_over.append(_reason(path, error))
+    if passed_over:
+        raise ValueError(f"no model here can run. {' '.join(passed_over)}")
+    wanted = [name for name in MODEL_FILES if backend == "auto" or _kind(folder / name) == backend]
+    raise FileNotFoundError(
+        f"no {' or '.join(wanted)} in {folder.resolve()}. Name a file with --model, or make one from a trained model: "
+        f"{MADE_BY['onnx']} (model.onnx) or {MADE_BY['tensorrt']} (model.engine too)"
+    )
+
+
+def _kind(path: Path) -> str:
+    """The backend that a file is for, by its first bytes, else by its name."""
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(4)
+    if head in (b"ftrt", b"vtrt") or path.suffix in (".engine", ".plan"):
+        return "tensorrt"
+    if path.suffix in (".pth", ".pt"):
+        raise ValueError(f"{path} is a training checkpoint; export it first: python export/to_onnx.py {path}")
+    return "onnx"
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """One sentence that names the file."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{text}." if str(path) in text else f"{path}: {text}."

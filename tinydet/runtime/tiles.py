@@ -1,0 +1,108 @@
+"""Equal tiles that overlap, and the fewest of them that cover."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+COARSEST_CELL = 64  # stride of P6
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A window of an image in its pixels; `index` counts row by row."""
+
+    index: int
+    row: int
+    column: int
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Tiles over an image of `width` x `height` pixels.
+
+    An object no larger than `overlap` lies whole inside at least one tile. No grid of fewer tiles has this property.
+
+    All tiles have one size: `tile` pixels, or the image's where the image is smaller. They are spread about evenly, so
+    neighbours share `overlap` pixels or more. Where `tile - overlap` is a multiple of 64, so are the edges of the
+    tiles, but for the last of a row or column.
+    """
+
+    width: int
+    height: int
+    tile: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"expected an image of at least 1x1 pixels, got {self.width}x{self.height}")
+        if not 0 <= self.overlap < self.tile:
+            raise ValueError(
+                f"the overlap must be at least 0 and smaller than the tile of {self.tile}, got {self.overlap}"
+            )
+
+    @cached_property
+    def xs(self) -> tuple[int, ...]:
+        """Left edge of each column."""
+        return _starts(self.width, self.tile, self.overlap)
+
+    @cached_property
+    def ys(self) -> tuple[int, ...]:
+        """Upper edge of each row."""
+        return _starts(self.height, self.tile, self.overlap)
+
+    @property
+    def columns(self) -> int:
+        return len(self.xs)
+
+    @property
+    def rows(self) -> int:
+        return len(self.ys)
+
+    @property
+    def tile_width(self) -> int:
+        return min(self.tile, self.width)
+
+    @property
+    def tile_height(self) -> int:
+        return min(self.tile, self.height)
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """Row by row, left to right."""
+        return tuple(
+            Tile(row * self.columns + column, row, column, x, y, self.tile_width, self.tile_height)
+            for row, y in enumerate(self.ys)
+            for column, x in enumerate(self.xs)
+        )
+
+    def __len__(self) -> int:
+        return self.rows * self.columns
+
+    def bounds(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """(N, 4) xyxy of the tiles with these indices."""
+        x = np.asarray(self.xs, np.float64)[indices % self.columns]
+        y = np.asarray(self.ys, np.float64)[indices // self.columns]
+        corners: NDArray[np.float64] = np.stack([x, y, x + self.tile_width, y + self.tile_height], axis=1)
+        return corners
+
+
+def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+    """Evenly spread, then moved left to multiples of `align` as far as the overlap to the right allows."""
+    if length <= tile:
+        return (0,)
+    last, stride = length - tile, tile - overlap
+    steps = -(-last // stride)
+    # An object then falls on the same cells of the feature pyramid in each tile that sees it, and so gets the same box.
+    align = math.gcd(stride, COARSEST_CELL)
+    starts = [max(i * last // steps // align, -((last - (steps - i) * stride) // -align)) * align for i in range(steps)]
+    return (*starts, last)
