@@ -1,0 +1,364 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tinydet.data import synthetic
+from tinydet.data.coco import load_dataset, read_pixels
+from tinydet.data.synthetic import Person, embedded_dataset, main, render_scene, write_dataset, write_scene
+
+
+def boxes_of(people: list[Person]) -> np.ndarray:
+    return np.array([person[:4] for person in people]).reshape(-1, 4)
+
+
+def square(left: float, top: float, side: int, *, person: bool) -> synthetic._Sprite:
+    cover = np.ones((side, side), np.float32)
+    outline = (left, top, left + side, top + side)
+    colour = cover[..., None] * np.float32((200, 100, 50))
+    return synthetic._Sprite(int(left), int(top), cover, colour, (left, top + side), outline, False, person)
+
+
+@pytest.fixture(scope="module")
+def view() -> synthetic._View:
+    return synthetic._view(np.random.default_rng(0), 100, 80)
+
+
+@pytest.fixture(scope="module")
+def figures() -> list[synthetic._Sprite]:
+    """People of many scenes, each alone, none of them hidden by another."""
+    sprites = []
+    for seed in range(25):
+        generator = np.random.default_rng(seed)
+        view = synthetic._view(generator, 256, 256)
+        ground = synthetic._ground(generator, generator, view)
+        sprites += [sprite for sprite in synthetic._people(generator, view, ground, 400) if sprite.person]
+    return sprites
+
+
+def test_a_scene_follows_from_its_seed() -> None:
+    pixels, people = render_scene(200, 150, seed=5, density=400)
+    again, same_people = render_scene(200, 150, seed=5, density=400)
+    assert pixels.shape == (150, 200, 3)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, again)
+    assert people == same_people
+    other, other_people = render_scene(200, 150, seed=6, density=400)
+    assert not np.array_equal(pixels, other)
+    assert people != other_people
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_boxes_lie_inside_the_picture(seed: int) -> None:
+    _, people = render_scene(150, 100, seed=seed, density=2000)
+    boxes = boxes_of(people)
+    assert len(boxes) > 5
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] >= 0.5).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= (150, 100)).all()
+
+
+def test_people_are_of_3_to_24_pixels_and_mostly_tiny(figures: list[synthetic._Sprite]) -> None:
+    x1, y1, x2, y2 = np.array([figure.outline for figure in figures]).T
+    heights, sizes = y2 - y1, np.sqrt((x2 - x1) * (y2 - y1))
+    assert len(figures) > 300
+    assert heights.min() >= 3
+    assert heights.max() <= 24
+    assert 7.5 <= np.median(sizes) <= 10.5
+    assert (sizes < 4).any()
+    assert (sizes > 16).any()
+
+
+def test_an_outline_is_tight_around_its_person(figures: list[synthetic._Sprite]) -> None:
+    for figure in figures:
+        rows, columns = (np.flatnonzero(figure.cover.any(axis=axis)) for axis in (1, 0))
+        x1, y1, x2, y2 = figure.outline
+        touched = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)  # of whole pixels
+        box = (x1 - figure.left, y1 - figure.top, x2 - figure.left, y2 - figure.top)
+        assert touched == (np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3]))
+
+
+def test_people_gather_where_people_like_to_be() -> None:
+    ratios = []
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        view = synthetic._view(generator, 256, 256)
+        ground = synthetic._ground(generator, generator, view)
+        people = [sprite for sprite in synthetic._people(generator, view, ground, 800) if sprite.person]
+        chosen = np.mean([synthetic._pull(ground, view, *sprite.base) for sprite in people])
+        anywhere = np.mean([synthetic._pull(ground, view, x, y) for x in range(0, 256, 8) for y in range(0, 256, 8)])
+        ratios.append(chosen / anywhere)
+    assert np.mean(ratios) > 1.15
+
+
+def test_what_a_person_adds_to_the_picture_is_in_its_box() -> None:
+    changed, boxed = [], []
+    for seed in range(8):
+        empty, nobody = render_scene(256, 256, seed=seed, density=0)
+        pixels, people = render_scene(256, 256, seed=seed, density=150)
+        assert nobody == []
+        difference = np.abs(pixels.astype(int) - empty).max(axis=2)
+        inside = np.zeros(difference.shape, bool)
+        for x, y, width, height, ignore in people:
+            part = (slice(int(y), int(np.ceil(y + height))), slice(int(x), int(np.ceil(x + width))))
+            inside[part] = True
+            if not ignore:
+                changed.append(difference[part].max())
+        boxed.append((difference[inside].mean(), difference[~inside].mean()))
+    assert np.mean(np.array(changed) > 25) > 0.95
+    assert all(within > 10 * beyond for within, beyond in boxed)
+
+
+def test_things_that_are_no_people_stand_about_without_annotation() -> None:
+    upright, people_sized = 0, 0
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        view = synthetic._view(generator, 256, 256)
+        things = synthetic._things(generator, view, synthetic._ground(generator, generator, view))
+        assert not any(thing.person for thing in things)
+        heights = np.array([thing.outline[3] - thing.outline[1] for thing in things if not thing.flat])
+        upright += len(heights)
+        people_sized += int(((heights >= 3) & (heights <= 24)).sum())
+        assert synthetic._visible(things, view) == []
+    assert upright > 50
+    assert people_sized > 0.5 * upright
+
+
+@pytest.mark.parametrize("density", [50, 400])
+def test_density_is_the_people_on_a_million_pixels(density: float) -> None:
+    counts = [len(render_scene(192, 192, seed=seed, density=density)[1]) for seed in range(24)]
+    expected = density * 192 * 192 / 1e6
+    assert (
+        0.75 * expected < np.mean(counts) < 1.15 * expected
+    )  # hidden ones, and members of a group outside, are missing
+
+
+def test_a_person_in_the_open_keeps_its_outline(view: synthetic._View) -> None:
+    assert synthetic._visible([square(10, 20, 8, person=True)], view) == [Person(10, 20, 8, 8, False)]
+
+
+def test_what_stands_in_front_cuts_the_box_to_the_part_that_is_seen(view: synthetic._View) -> None:
+    behind, front = square(10, 20, 10, person=True), square(10, 25, 10, person=False)
+    assert synthetic._visible([behind, front], view) == [Person(10, 20, 10, 5, False)]
+
+
+def test_what_stands_behind_hides_nothing(view: synthetic._View) -> None:
+    assert synthetic._visible([square(10, 15, 10, person=False), square(10, 20, 10, person=True)], view) == [
+        Person(10, 20, 10, 10, False)
+    ]
+
+
+def test_a_person_mostly_hidden_is_an_ignore_region_and_one_fully_hidden_is_nothing(view: synthetic._View) -> None:
+    person = square(10, 20, 10, person=True)
+    assert synthetic._visible([person, square(10, 23, 10, person=False)], view) == [Person(10, 20, 10, 3, True)]
+    assert synthetic._visible([person, square(10, 20, 10, person=False)], view) == []
+
+
+def test_the_border_of_the_picture_hides_like_a_thing(view: synthetic._View) -> None:
+    assert synthetic._visible([square(-5, 20, 10, person=True)], view) == [Person(0, 20, 5, 10, False)]
+    assert synthetic._visible([square(97, 20, 10, person=True)], view) == [Person(97, 20, 3, 10, True)]
+    assert synthetic._visible([square(200, 20, 10, person=True)], view) == []
+
+
+@pytest.mark.parametrize("size", [(15, 100), (100, 15), (20_000, 100)])
+def test_a_scene_of_an_impossible_size_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"16 to 16384 pixels wide and high, not {size[0]}x{size[1]}"):
+        render_scene(*size, seed=0)
+
+
+@pytest.mark.parametrize("density", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_density_is_refused(density: float) -> None:
+    with pytest.raises(ValueError, match="density is 0 to 20000 people"):
+        render_scene(64, 64, seed=0, density=density)
+
+
+def test_a_written_data_set_is_a_coco_folder(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", count=5, width=96, height=64, seed=3, density=800)
+    dataset = load_dataset(tmp_path / "set")
+    assert dataset.classes == ("person",)
+    assert dataset.category_ids == (1,)
+    assert len(dataset.images) == 5
+    assert dataset.clipped == 0
+    assert dataset.objects.sum() > 5
+    for i in range(5):
+        assert read_pixels(dataset, i).shape == (64, 96, 3)
+    document = json.loads((tmp_path / "set" / "annotations.json").read_text())
+    assert document["info"]["licence"] == "generated"
+    for annotation in document["annotations"]:
+        assert annotation["area"] == pytest.approx(annotation["bbox"][2] * annotation["bbox"][3], abs=1e-3)
+        assert annotation["iscrowd"] == 0
+        assert annotation["ignore"] in (0, 1)
+
+
+def test_the_pictures_of_a_data_set_differ_and_follow_from_its_seed(tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("same", 3), ("other", 4)):
+        write_dataset(tmp_path / name, count=2, width=64, height=64, seed=seed)
+    files = {
+        name: [f.read_bytes() for f in sorted((tmp_path / name / "images").iterdir())]
+        for name in ("a", "same", "other")
+    }
+    assert files["a"] == files["same"]
+    assert len({*files["a"], *files["other"]}) == 4
+
+
+def test_a_folder_with_something_in_it_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").touch()
+    with pytest.raises(ValueError, match=r"is not empty; name a new folder"):
+        write_dataset(tmp_path, count=1, width=64, height=64, seed=0)
+    with pytest.raises(ValueError, match="at least one image, not 0"):
+        write_dataset(tmp_path / "new", count=0, width=64, height=64, seed=0)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_written_scene_has_its_annotations_beside_it(tmp_path: Path, suffix: str) -> None:
+    annotations = write_scene(tmp_path / f"coast.big{suffix}", 128, 96, seed=1, density=900)
+    assert annotations == tmp_path / "coast.big.annotations.json"
+    dataset = load_dataset(annotations, tmp_path)
+    pixels, people = render_scene(128, 96, seed=1, density=900)
+    assert len(dataset.boxes) == len(people)
+    error = np.abs(read_pixels(dataset, 0).astype(int) - pixels)
+    assert error.mean() < 6  # of the JPEG file; colours in another order would give far more
+    if suffix != ".jpg":
+        assert error.max() == 0
+
+
+@pytest.mark.parametrize(("name", "message"), [("scene.xyz", "no image format"), ("no/scene.png", "does not exist")])
+def test_a_scene_that_could_not_be_written_is_not_drawn(
+    tmp_path: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "render_scene", lambda *_, **__: pytest.fail("drawn in vain"))
+    with pytest.raises(ValueError, match=message):
+        write_scene(tmp_path / name, 64, 64, seed=0)
+
+
+def test_the_command_writes_a_data_set_or_a_scene(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "set"), "--images", "2", "--size", "64x48", "--seed", "9"]) == 0
+    assert [(image.width, image.height) for image in load_dataset(tmp_path / "set").images] == [(64, 48)] * 2
+    assert main([str(tmp_path / "big.png"), "--scene", "--size", "160x120", "--density", "500"]) == 0
+    assert cv2.imread(str(tmp_path / "big.png")).shape == (120, 160, 3)
+    assert "big.annotations.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--size", "64"], ["--size", "64x-4"], ["--seed", "-1"], ["--images", "0"]])
+def test_the_command_refuses_what_it_cannot_draw_in_one_line(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "set"), *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "set").exists()
+
+
+def test_the_embedded_validation_data_is_drawn_once_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYDET_CACHE", str(tmp_path))
+    folder = embedded_dataset("val")
+    dataset = load_dataset(folder)
+    assert {(image.width, image.height) for image in dataset.images} == {(384, 384)}
+    assert len(dataset.images) == 60
+    boxes = dataset.boxes[dataset.objects]
+    sizes = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    assert len(boxes) > 600
+    assert 7.5 <= np.median(sizes) <= 10.5
+    assert dataset.ignore.any()
+    assert any(len(dataset.of_image(i).boxes) == 0 for i in range(60))
+    monkeypatch.setattr(synthetic, "render_scene", lambda *_, **__: pytest.fail("drawn again"))
+    assert embedded_dataset("val") == folder
+
+
+def test_there_is_no_other_split() -> None:
+    with pytest.raises(ValueError, match="train and val, not 'test'"):
+        embedded_dataset("test")
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"TINYDET_CACHE": "one", "XDG_CACHE_HOME": "two"}, "one"),
+        ({"TINYDET_CACHE": "", "XDG_CACHE_HOME": "two"}, "two/tinydet"),
+        ({"HOME": "three"}, "three/.cache/tinydet"),
+    ],
+)
+def test_the_cache_lies_where_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
+) -> None:
+    monkeypatch.setitem(synthetic.EMBEDDED, "val", (1, 7))
+    monkeypatch.setattr(synthetic, "EMBEDDED_SIZE", 32)
+    monkeypatch.delenv("TINYDET_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(tmp_path / value) if value else "")
+    assert embedded_dataset("val") == tmp_path / folder / f"synthetic-{synthetic.VERSION}" / "val"
+
+
+def test_processes_may_race_for_the_cache(tmp_path: Path) -> None:
+    program = (
+        "from tinydet.data import synthetic\n"
+        "synthetic.EMBEDDED['train'] = (6, 1)\n"
+        "print(synthetic.embedded_dataset('train'))\n"
+    )
+    root = str(Path(synthetic.__file__).parents[2])
+    environment = os.environ | {"TINYDET_CACHE": str(tmp_path), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    folders = {run.communicate(timeout=120)[0].strip() for run in runs}
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert folders == {str(tmp_path / f"synthetic-{synthetic.VERSION}" / "train")}
+    assert len(load_dataset(Path(folders.pop())).images) == 6
+    assert os.listdir(tmp_path / f"synthetic-{synthetic.VERSION}") == ["train"]  # and no leavings
+
+
+def test_the_first_of_two_that_drew_the_same_data_stays(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_dataset(tmp_path / name, count=2, width=32, height=32, seed=0)
+    first = (tmp_path / "first").stat().st_ino
+    synthetic._move_in(tmp_path / "second", tmp_path / "first", 2)
+    assert (tmp_path / "first").stat().st_ino == first  # readers of it are not disturbed
+
+
+def test_an_interrupted_drawing_leaves_nothing_that_is_taken_for_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYDET_CACHE", str(tmp_path))
+    monkeypatch.setitem(synthetic.EMBEDDED, "val", (3, 7))
+    monkeypatch.setattr(synthetic, "EMBEDDED_SIZE", 32)
+    drawn = []
+
+    def interrupted(*_: object, **__: object) -> tuple[np.ndarray, list[Person]]:
+        drawn.append(1)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return render_scene(32, 32, seed=0)
+
+    monkeypatch.setattr(synthetic, "render_scene", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embedded_dataset("val")
+    monkeypatch.setattr(synthetic, "render_scene", render_scene)
+    assert list((tmp_path / f"synthetic-{synthetic.VERSION}").iterdir()) == []
+    assert len(load_dataset(embedded_dataset("val")).images) == 3
+
+
+@pytest.mark.parametrize("lost", ["annotations.json", "images/000001.jpg"])
+def test_a_damaged_cache_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    monkeypatch.setenv("TINYDET_CACHE", str(tmp_path))
+    monkeypatch.setitem(synthetic.EMBEDDED, "val", (2, 7))
+    monkeypatch.setattr(synthetic, "EMBEDDED_SIZE", 32)
+    folder = embedded_dataset("val")
+    (folder / lost).unlink()
+    assert embedded_dataset("val") == folder
+    assert len(load_dataset(folder).images) == 2
+    assert os.listdir(folder.parent) == ["val"]
+
+
+def test_a_cache_that_cannot_be_written_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TINYDET_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"cannot be written .*; name a folder for it in TINYDET_CACHE"):
+        embedded_dataset("val")
