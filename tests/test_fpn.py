@@ -1,0 +1,119 @@
+"""The fusion factor in the pyramid, and its disappearance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from tinydet.fpn import FusionFPN, PlainFPN, fold_alpha
+
+CHANNELS = (8, 12, 16, 24)
+OFFICIAL = (0.368, 0.387, 0.367)  # the released S-alpha of RetinaNet on TinyPerson, finest first
+
+
+def features(size: int = 64, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        torch.randn(2, c, size // 2**i, size // 2**i, generator=generator).to(dtype) for i, c in enumerate(CHANNELS)
+    ]
+
+
+def pyramid(alpha: tuple[float, ...]) -> FusionFPN:
+    torch.manual_seed(5)
+    fpn = FusionFPN(CHANNELS, 16, alpha)
+    for conv in (*fpn.inner, *fpn.layer):  # biases start at zero; a fold that forgets them must not pass
+        nn.init.normal_(conv.bias)
+    return fpn
+
+
+def test_levels_follow_equation_one() -> None:
+    fpn = pyramid((0.5, 0.25, 2.0))
+    c2, c3, c4, c5 = features()
+    p5 = fpn.inner[3](c5)
+    p4 = fpn.inner[2](c4) + 2.0 * F.interpolate(p5, scale_factor=2.0)
+    p3 = fpn.inner[1](c3) + 0.25 * F.interpolate(p4, scale_factor=2.0)
+    p2 = fpn.inner[0](c2) + 0.5 * F.interpolate(p3, scale_factor=2.0)
+    expected = [layer(p) for layer, p in zip(fpn.layer, (p2, p3, p4, p5), strict=True)]
+    expected.append(expected[-1][:, :, ::2, ::2])
+    for level, wanted in zip(fpn([c2, c3, c4, c5]), expected, strict=True):
+        torch.testing.assert_close(level, wanted)
+
+
+def test_with_alpha_one_it_is_torchvisions_pyramid() -> None:
+    fpn = pyramid((1.0, 1.0, 1.0))
+    reference = FeaturePyramidNetwork(list(CHANNELS), 16, extra_blocks=LastLevelMaxPool())
+    for ours, theirs in zip((*fpn.inner, *fpn.layer), (*reference.inner_blocks, *reference.layer_blocks), strict=True):
+        theirs[0].load_state_dict(ours.state_dict())
+    wanted = reference({str(i): f for i, f in enumerate(features())})
+    for level, other in zip(fpn(features()), wanted.values(), strict=True):
+        torch.testing.assert_close(level, other)
+
+
+@pytest.mark.parametrize(
+    "alpha", [OFFICIAL, (0.48, 0.66, 1.06), (0.1, 0.1, 0.1), (1.1, 1.1, 1.1), (-0.3, 0.7, -1.2), (0.2, 2.0, 0.2)]
+)
+def test_folding_changes_no_output(alpha: tuple[float, ...]) -> None:
+    fpn = pyramid(alpha)
+    for level, folded in zip(fpn(features()), fold_alpha(fpn)(features()), strict=True):
+        assert (level - folded).abs().max() <= 2e-6 * level.abs().max()
+
+
+def test_folding_in_float64_is_exact_to_rounding() -> None:
+    fpn = pyramid(OFFICIAL).double()
+    inputs = features(dtype=torch.float64)
+    for level, folded in zip(fpn(inputs), fold_alpha(fpn)(inputs), strict=True):
+        assert (level - folded).abs().max() <= 1e-14 * level.abs().max()
+
+
+@pytest.mark.parametrize("alpha", [(0.5, 0.5, 0.5), (0.25, 2.0, 0.5), (1.0, 1.0, 1.0)])
+def test_folding_a_power_of_two_is_bit_identical(alpha: tuple[float, ...]) -> None:
+    fpn = pyramid(alpha)
+    for level, folded in zip(fpn(features()), fold_alpha(fpn)(features()), strict=True):
+        assert torch.equal(level, folded)
+
+
+@pytest.mark.parametrize("alpha", [(0.0, 0.5, 0.3), (0.4, 0.0, 0.3), (0.4, 0.5, 0.0), (0.0, 0.0, 0.0)])
+def test_an_edge_with_alpha_zero_is_deleted_and_no_output_changes(alpha: tuple[float, ...]) -> None:
+    fpn = pyramid(alpha)
+    folded = fold_alpha(fpn)
+    assert folded.edges == tuple(a != 0 for a in alpha)
+    for level, other in zip(fpn(features()), folded(features()), strict=True):
+        assert (level - other).abs().max() <= 2e-6 * level.abs().max()
+
+
+def test_folding_keeps_small_weights_in_the_normal_range_of_half_precision() -> None:
+    fpn = pyramid((0.1, 0.1, 0.1))
+    for conv in fpn.inner:
+        nn.init.normal_(conv.weight, std=0.002)
+    folded = fold_alpha(fpn)
+    smallest = min(float(c.weight.detach().square().mean().sqrt()) for c in (*folded.inner, *folded.layer))
+    assert smallest > torch.finfo(torch.float16).tiny
+
+
+def test_a_folded_pyramid_has_the_parameters_of_a_plain_one() -> None:
+    plain = PlainFPN(CHANNELS, 16)
+    assert fold_alpha(pyramid(OFFICIAL)).state_dict().keys() == plain.state_dict().keys()
+
+
+def test_alpha_travels_with_the_weights_and_strict_loading_refuses_the_other_kind() -> None:
+    fused, plain = pyramid(OFFICIAL), PlainFPN(CHANNELS, 16)
+    other = FusionFPN(CHANNELS, 16)
+    other.load_state_dict(fused.state_dict())
+    assert torch.equal(other.alpha, fused.alpha)
+    with pytest.raises(RuntimeError, match="alpha"):
+        other.load_state_dict(plain.state_dict())
+    with pytest.raises(RuntimeError, match="alpha"):
+        plain.load_state_dict(fused.state_dict())
+
+
+def test_alpha_is_no_parameter() -> None:
+    assert "alpha" not in dict(pyramid(OFFICIAL).named_parameters())
+
+
+def test_a_wrong_number_of_factors_is_named() -> None:
+    with pytest.raises(ValueError, match="3 fused edges, but alpha has 2 values"):
+        FusionFPN(CHANNELS, 16, (0.5, 0.5))

@@ -1,0 +1,91 @@
+"""The command `python -m tinydet.train`, run for real on a few small images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tinydet.checkpoint import load_checkpoint
+from tinydet.fusion import estimate_alpha
+from tinydet.train import main
+
+QUICK = ["--preset", "small", "--weights-backbone", "none", "--channels", "16", "--head-convs", "1", "--epochs", "1",
+         "--tile", "96", "--overlap", "32", "--precision", "fp32"]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_with_salpha_writes_a_model_whose_alpha_is_counted_from_the_boxes(
+    here: Path, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--salpha", "--data", str(squares), "--val", str(squares), *QUICK]) == 0
+    checkpoint = load_checkpoint(here / "model.pth")
+    assert checkpoint.statistics is not None
+    counts = [checkpoint.statistics["counts"][level] for level in ("P2", "P3", "P4", "P5", "P6")]
+    assert checkpoint.alpha == pytest.approx(estimate_alpha(counts), abs=1e-6)
+    assert checkpoint.classes == ("square",) and checkpoint.category_ids == (3,)
+    assert checkpoint.object_sizes == (12.0, 12.0, 12.0)
+    assert list(here.glob("runs/model/events*"))  # TensorBoard
+    printed = capsys.readouterr().out
+    assert "S-alpha" in printed and "wrote model.pth" in printed and "best AP50" in printed
+
+
+def test_alpha_given_by_hand_is_in_the_weights(here: Path, squares: Path) -> None:
+    assert main(["--alpha", "0.37,0.39,0.5", "--data", str(squares), "--no-tensorboard", *QUICK]) == 0
+    assert load_checkpoint(here / "model.pth").alpha == (0.37, 0.39, 0.5)
+    assert not (here / "runs").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    here: Path, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--salpha", "--data", str(squares), "--dry-run", *QUICK]) == 0
+    assert "2 steps, 4 tiles a step" in capsys.readouterr().out
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--val", "nowhere"], "--val needs training data"),
+        (["--salpha", "--alpha", "0.5"], "choose one"),
+        (["--tile", "100"], "multiple of 32"),
+        (["--output", "missing/model.pth"], "--output"),
+        (["--categories", "unicorn", "--data", "SQUARES"], "unicorn"),
+        (["--weights-backbone", "nowhere.pth", "--data", "SQUARES", "--preset", "small"], "nowhere.pth"),
+        (["--data", "SQUARES", "--annotations", "x.json"], "either --data"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    here: Path, squares: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([flag.replace("SQUARES", str(squares)) for flag in flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", [["--alpha", "a"], ["--alpha", "1,2"], ["--epochs", "0"], ["--lr", "-1"]])
+def test_a_malformed_flag_says_what_it_takes(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(flag)
+    assert stopped.value.code == 2
+    assert "got" in capsys.readouterr().err
+
+
+def test_a_corrupt_image_stops_the_run_and_is_named(
+    here: Path, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = here / "broken"
+    shutil.copytree(squares, broken)
+    (broken / "images" / "2.png").write_bytes(b"no image")
+    assert main(["--data", str(broken), "--no-tensorboard", *QUICK]) == 2
+    assert "2.png" in capsys.readouterr().err
+    assert not (here / "model.pth").exists()

@@ -1,0 +1,199 @@
+"""The training loop: schedule, resumption, interruption, divergence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tinydet.checkpoint import Checkpoint, load_checkpoint
+from tinydet.data.coco import find_dataset, load_dataset
+from tinydet.data.training import TrainingTiles, epoch_batches, flip_horizontally, pad_together, stream
+from tinydet.detector import DetectorConfig, build_detector
+from tinydet.runtime.tiles import TileGrid
+from tinydet.trainer import Schedule, Trainer, parameter_groups
+
+CONFIG = DetectorConfig("mobilenet_v2", channels=16, head_convs=1, head_init="he", norm="frozen", classes=1)
+
+
+def tiles_of(squares: Path, cls: type[TrainingTiles] = TrainingTiles) -> TrainingTiles:
+    return cls(load_dataset(*find_dataset(squares)), 96, 32)
+
+
+def trainer(squares: Path, output: Path, tiles: TrainingTiles | None = None, **schedule) -> Trainer:
+    torch.manual_seed(7)
+    values = {"epochs": 3, "batch": 3, "lr": 0.01, "clip_norm": 10.0, **schedule}
+    return Trainer(
+        detector=build_detector(CONFIG, (0.5, 0.4, 0.3)),
+        tiles=tiles or tiles_of(squares),
+        schedule=Schedule(**values),
+        checkpoint=Checkpoint(CONFIG, {}, ("square",), (3,), tile=96, config={"run": 1}),
+        output=output,
+        device=torch.device("cpu"),
+        autocast=False,
+    )
+
+
+def test_the_rate_warms_up_from_a_third_and_falls_to_a_tenth_twice() -> None:
+    schedule = Schedule(epochs=12, batch=2, lr=0.005)
+    steps = 12 * 1603
+    assert schedule.rate(0, steps) == pytest.approx(0.005 / 3)
+    assert schedule.rate(250, steps) == pytest.approx(0.005 * 2 / 3)
+    assert schedule.rate(500, steps) == 0.005
+    assert schedule.rate(9617, steps) == 0.005  # the released steps: 9618 and 16030 of 19236
+    assert schedule.rate(9618, steps) == pytest.approx(0.0005)
+    assert schedule.rate(16030, steps) == pytest.approx(0.00005)
+
+
+def test_biases_learn_twice_as_fast_and_do_not_decay_and_frozen_parameters_do_not_learn() -> None:
+    detector = build_detector(CONFIG)
+    detector.backbone.freeze(2)
+    groups = parameter_groups(detector, 1e-4)
+    biases = [g for g in groups if g["lr_factor"] == 2.0]
+    assert len(biases) == 1 and biases[0]["weight_decay"] == 0.0
+    assert {id(p) for p in biases[0]["params"]} == {
+        id(p) for n, p in detector.named_parameters() if n.endswith("bias") and p.requires_grad
+    }
+    assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in detector.parameters())
+
+
+class StopsAt(TrainingTiles):
+    """Tiles that press Ctrl-C at the n-th sample."""
+
+    left = 0
+
+    def sample(self, index: int, *, seed: int, epoch: int):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().sample(index, seed=seed, epoch=epoch)
+
+
+@pytest.mark.parametrize("samples", [2, 8, 14])
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    squares: Path, tmp_path: Path, samples: int
+) -> None:
+    straight = trainer(squares, tmp_path / "straight.pth")
+    straight.fit()
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left = samples
+    first = trainer(squares, tmp_path / "parts.pth", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    load_checkpoint(tmp_path / "parts.pth").build()  # what Ctrl-C leaves can be used
+    second = trainer(squares, tmp_path / "parts.pth")
+    second.resume()
+    second.fit()
+    ours, wanted = load_checkpoint(tmp_path / "parts.pth").weights, load_checkpoint(tmp_path / "straight.pth").weights
+    assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
+    assert not (tmp_path / "parts.resume.pth").exists()
+
+
+def test_training_lowers_the_loss(squares: Path, tmp_path: Path) -> None:
+    run = trainer(squares, tmp_path / "model.pth", epochs=8)
+    samples = [run.tiles.sample(i, seed=0, epoch=0) for i in range(3)]
+    before = sum(float(part.detach()) for part in run.loss(samples))
+    run.fit()
+    run.detector.train()
+    assert sum(float(part.detach()) for part in run.loss(samples)) < 0.9 * before
+
+
+def test_the_best_weights_on_validation_are_kept(squares: Path, tmp_path: Path) -> None:
+    run = trainer(squares, tmp_path / "model.pth")
+    scores, seen = iter([0.2, 0.6, 0.4]), []
+
+    def validate(detector):
+        seen.append({k: v.clone() for k, v in detector.state_dict().items()})
+        return {"AP50": next(scores)}
+
+    run.validate = validate
+    run.fit()
+    kept = load_checkpoint(tmp_path / "model.pth")
+    assert all(torch.equal(kept.weights[k], seen[1][k]) for k in kept.weights)
+    assert [entry["AP50"] for entry in run.history] == [0.2, 0.6, 0.4]
+
+
+def test_resuming_with_other_arguments_names_them(squares: Path, tmp_path: Path) -> None:
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left = 5
+    first = trainer(squares, tmp_path / "model.pth", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    other = trainer(squares, tmp_path / "model.pth")
+    other.checkpoint.config["run"] = 2
+    with pytest.raises(ValueError, match="another run"):
+        other.resume()
+    with pytest.raises(ValueError, match="no state to resume from"):
+        trainer(squares, tmp_path / "elsewhere.pth").resume()
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_images(squares: Path, tmp_path: Path) -> None:
+    run = trainer(squares, tmp_path / "model.pth", lr=1e6, clip_norm=0.0)
+    with pytest.raises(ValueError, match=r"not finite .*\d\.png.*--lr"):
+        run.fit()
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(squares: Path) -> None:
+    tiles = tiles_of(squares)
+    again = tiles_of(squares)
+    for index in reversed(range(len(tiles))):
+        one, other = tiles.sample(index, seed=1, epoch=2), again.sample(index, seed=1, epoch=2)
+        assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.boxes, other.boxes)
+    flips = {tiles.sample(0, seed=1, epoch=e).pixels.tobytes() for e in range(8)}
+    assert len(flips) == 2
+
+
+def test_boxes_lie_on_their_pixels_in_every_tile_flipped_or_not(squares: Path) -> None:
+    tiles = tiles_of(squares)
+    seen = 0
+    for index in range(len(tiles)):
+        for epoch in range(3):
+            sample = tiles.sample(index, seed=0, epoch=epoch)
+            for x0, y0, x1, y1 in sample.boxes.astype(int):
+                assert (sample.pixels[y0:y1, x0:x1] == 230).all()
+                seen += 1
+    assert seen >= 60
+
+
+def test_tiles_are_those_of_inference_and_ignored_objects_are_regions(squares: Path) -> None:
+    tiles = tiles_of(squares)
+    assert len(tiles) == 6 + len(TileGrid(160, 96, 96, 32).tiles)
+    last = tiles.sample(len(tiles) - 1, seed=0, epoch=0)
+    assert len(last.boxes) == 0 and len(last.regions) == 4
+
+
+def test_flipping_twice_changes_nothing(squares: Path) -> None:
+    sample = tiles_of(squares).sample(0, seed=0, epoch=0)
+    twice = flip_horizontally(flip_horizontally(sample))
+    assert np.array_equal(twice.pixels, sample.pixels) and np.allclose(twice.boxes, sample.boxes)
+
+
+def test_an_epoch_holds_every_sample_once_and_epochs_differ() -> None:
+    first, second = (epoch_batches(10, 4, seed=0, epoch=e) for e in (0, 1))
+    assert [len(b) for b in first] == [4, 4, 2]
+    assert sorted(index for batch in first for index in batch) == list(range(10)) and first != second
+
+
+def test_reading_ahead_keeps_the_order(squares: Path) -> None:
+    tiles = tiles_of(squares)
+    batches = epoch_batches(len(tiles), 3, seed=0, epoch=0)
+    for batch, samples in zip(batches, stream(tiles, batches, seed=0, epoch=0), strict=True):
+        wanted = [tiles.sample(i, seed=0, epoch=0) for i in batch]
+        assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(samples, wanted, strict=True))
+
+
+def test_padding_is_right_and_below() -> None:
+    images = [np.full((40, 64, 3), 7, np.uint8), np.full((64, 33, 3), 9, np.uint8)]
+    batch = pad_together(images, (1, 2, 3), 32)
+    assert batch.shape == (2, 64, 64, 3)
+    assert (batch[0, :40] == 7).all() and (batch[0, 40:] == (1, 2, 3)).all()
+    assert (batch[1, :, :33] == 9).all() and (batch[1, :, 33:] == (1, 2, 3)).all()
+
+
+def test_a_small_cache_gives_the_same_samples(squares: Path) -> None:
+    large, small = tiles_of(squares), TrainingTiles(load_dataset(*find_dataset(squares)), 96, 32, cache_bytes=1)
+    for index in (0, 3, 4, 0, 6):
+        one, other = large.sample(index, seed=0, epoch=0), small.sample(index, seed=0, epoch=0)
+        assert np.array_equal(one.pixels, other.pixels)

@@ -1,0 +1,50 @@
+"""What RetinaNet minimises, normalised as in the released code (mean over the batch, not over images)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from tinydet.boxes import encode
+from tinydet.matching import Matches
+from tinydet.retinanet import HeadOutputs
+
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+SMOOTH_L1_BETA = 0.11
+REGRESSION_WEIGHT = 4.0  # the released code divides the box loss by four times the positives
+
+
+class Losses(NamedTuple):
+    classification: Tensor
+    regression: Tensor
+
+
+def retinanet_loss(
+    outputs: HeadOutputs, anchors: Tensor, matches: Matches, boxes: Tensor, labels: Tensor, ignored: Tensor
+) -> Losses:
+    """Focal loss / (positives + images) and smooth L1 / (4 * positives).
+
+    Args:
+        anchors: (N, 4) of all levels, finest first, xyxy in input pixels.
+        boxes: (M, 4) objects of the batch; `labels`: (M,) their classes.
+        ignored: flat anchor indices that learn nothing besides `matches.ignored` (ignore regions).
+    """
+    logits = torch.cat(outputs.logits, dim=1).float()
+    deltas = torch.cat(outputs.deltas, dim=1)
+    images, count, classes = logits.shape
+    targets = torch.zeros_like(logits).view(-1, classes)
+    weights = logits.new_ones(images * count, 1)
+    weights[matches.ignored] = 0
+    weights[ignored] = 0
+    weights[matches.positive] = 1  # an object beside an ignore region is still learned
+    targets[matches.positive, labels[matches.objects]] = 1
+    focal = sigmoid_focal_loss(logits.view(-1, classes), targets, FOCAL_ALPHA, FOCAL_GAMMA)
+    wanted = encode(boxes[matches.objects], anchors[matches.positive % count])
+    given = deltas.reshape(-1, 4)[matches.positive].float()
+    distance = F.smooth_l1_loss(given, wanted, beta=SMOOTH_L1_BETA, reduction="sum")
+    positives = len(matches.positive)
+    return Losses((focal * weights).sum() / (positives + images), distance / (REGRESSION_WEIGHT * max(positives, 1)))

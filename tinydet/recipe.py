@@ -1,0 +1,267 @@
+"""What a training run can be told: presets, flags, and the frozen configuration that they become."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinydet.backbone import BACKBONES
+from tinydet.data.coco import find_dataset
+from tinydet.retinanet import HeadInit
+from tinydet.trainer import resume_path
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Defaults that belong together; every one has a flag of its own."""
+
+    backbone: str
+    channels: int
+    head_convs: int
+    head_init: HeadInit
+    epochs: int
+    batch: int
+    lr: float
+    clip_norm: float
+
+
+PRESETS = {
+    # The released RetinaNet recipe: 2 images a step at .005, 12 epochs, no clipping.
+    "paper": Preset(
+        "resnet50", channels=256, head_convs=4, head_init="paper", epochs=12, batch=2, lr=0.005, clip_norm=0.0
+    ),
+    # For CPUs and first tries: a thin pyramid and head, since P2 is three quarters of the work.
+    "small": Preset(
+        "mobilenet_v2", channels=64, head_convs=4, head_init="he", epochs=12, batch=4, lr=0.02, clip_norm=10.0
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a run computes; it is kept in the checkpoint. Paths are as the user gave them."""
+
+    annotations: str | None  # None: the embedded data
+    images: str | None
+    val_annotations: str | None
+    val_images: str | None
+    categories: tuple[str, ...] | None
+    preset: str
+    backbone: str
+    weights_backbone: str
+    freeze: int
+    channels: int
+    head_convs: int
+    head_init: HeadInit
+    salpha: bool
+    alpha: tuple[float, ...] | None
+    tile: int
+    overlap: int
+    flip: bool
+    epochs: int
+    batch: int
+    lr: float
+    clip_norm: float
+    precision: str
+    validate_every: int
+    seed: int
+
+
+def config_of(args: argparse.Namespace) -> TrainConfig:
+    embedded = args.data is None and args.annotations is None
+    if embedded and (args.val or args.val_annotations):
+        raise ValueError("--val needs training data of yours too: name it with --data or --annotations")
+    if args.data and args.annotations:
+        raise ValueError(
+            "--data names a folder with its own annotations; give either --data, or --annotations and --images"
+        )
+    if args.salpha and args.alpha:
+        raise ValueError("--salpha counts alpha from the boxes, --alpha gives it; choose one")
+    if args.tile % 32 or args.tile < 64:
+        raise ValueError(f"--tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {args.tile}")
+    if not args.output.parent.is_dir() or args.output.is_dir():
+        raise ValueError(f"{args.output}: --output must be a file in an existing folder")
+    if resume_path(args.output).exists() and not args.resume and not args.dry_run:
+        print(
+            f"note: {resume_path(args.output)} is of an unfinished run; --resume goes on with it, this run replaces it"
+        )
+    annotations, images = find_dataset(args.data) if args.data else (args.annotations, args.images)
+    val_annotations, val_images = find_dataset(args.val) if args.val else (args.val_annotations, args.val_images)
+    name = args.preset or ("small" if embedded else "paper")
+    preset = PRESETS[name]
+
+    def chosen(flag: str) -> Any:
+        return getattr(args, flag) if getattr(args, flag) is not None else getattr(preset, flag)
+
+    return TrainConfig(
+        annotations=str(annotations) if annotations else None,
+        images=str(images) if images else None,
+        val_annotations=str(val_annotations) if val_annotations else None,
+        val_images=str(val_images) if val_images else None,
+        categories=tuple(name.strip() for name in args.categories.split(",")) if args.categories else None,
+        preset=name,
+        backbone=chosen("backbone"),
+        weights_backbone=args.weights_backbone or ("none" if embedded and name == "small" else "default"),
+        freeze=args.freeze,
+        channels=chosen("channels"),
+        head_convs=chosen("head_convs"),
+        head_init=chosen("head_init"),
+        salpha=args.salpha,
+        alpha=args.alpha,
+        tile=args.tile,
+        overlap=args.overlap,
+        flip=not args.no_flip,
+        epochs=chosen("epochs"),
+        batch=chosen("batch"),
+        lr=chosen("lr"),
+        clip_norm=chosen("clip_norm"),
+        precision=args.precision,
+        validate_every=args.validate_every,
+        seed=args.seed,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tinydet.train",
+        description="Train a RetinaNet on P2-P6 for tiny objects; --salpha counts its fusion factors from the "
+        "annotations first. Without --data it trains on the embedded synthetic scenes.",
+        epilog="example: python -m tinydet.train --salpha --data my/train --val my/val --categories person",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", type=Path, metavar="DIR", help="COCO folder: annotations.json[.gz] and images/")
+    data.add_argument("--val", type=Path, metavar="DIR", help="COCO folder that chooses the best weights")
+    data.add_argument("--annotations", type=Path, metavar="FILE", help="instead of --data: a COCO JSON file")
+    data.add_argument("--images", type=Path, metavar="DIR", help="with --annotations: where its images are")
+    data.add_argument("--val-annotations", type=Path, metavar="FILE", help="instead of --val")
+    data.add_argument("--val-images", type=Path, metavar="DIR", help="with --val-annotations")
+    data.add_argument("--categories", metavar="A,B", help="only these categories, by name")
+    data.add_argument(
+        "--tile",
+        type=int,
+        default=640,
+        help="larger images are cut into tiles of this side, in pixels (default %(default)s)",
+    )
+    data.add_argument(
+        "--overlap", type=int, default=128, help="overlap of neighbouring tiles, in pixels (default %(default)s)"
+    )
+    data.add_argument("--no-flip", action="store_true", help="no random horizontal flips")
+    fusion = parser.add_argument_group("fusion factor")
+    fusion.add_argument(
+        "--salpha", action="store_true", help="count alpha from the annotations (Algorithm 1 of the paper)"
+    )
+    fusion.add_argument(
+        "--alpha",
+        type=_alpha,
+        metavar="A[,A,A]",
+        help="fixed alpha: one value, or three, finest first; without either flag 1",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="paper: ResNet-50, 256 channels, the published recipe (default with data of yours); "
+        "small: MobileNetV2, 64 channels (default on the embedded data)",
+    )
+    model.add_argument("--backbone", choices=BACKBONES, help="overrides the preset's")
+    model.add_argument(
+        "--weights-backbone",
+        metavar="default|none|FILE",
+        help="ImageNet weights: torchvision's download, none, or a file of them; "
+        "without the flag default, but none on the embedded data",
+    )
+    model.add_argument(
+        "--freeze",
+        type=int,
+        default=2,
+        choices=(0, 1, 2),
+        help="pretrained stages that stay as they are: 0 none, 1 the stem, 2 also the stage of C2 "
+        "(default %(default)s)",
+    )
+    model.add_argument("--channels", type=_positive, help="width of pyramid and head; overrides the preset's")
+    model.add_argument(
+        "--head-convs",
+        type=_positive,
+        choices=(1, 2, 3, 4),
+        help="convolutions in each head tower; overrides the preset's",
+    )
+    model.add_argument(
+        "--head-init",
+        choices=("paper", "he"),
+        help="how the head towers start: N(0, 0.01) as in the paper, or He's rule, which thin towers need; "
+        "overrides the preset's",
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--epochs", type=_positive, help="overrides the preset's")
+    run.add_argument("--batch", type=_positive, help="tiles a step; overrides the preset's")
+    run.add_argument("--lr", type=_positive_float, help="learning rate of one step; overrides the preset's")
+    run.add_argument("--clip-norm", type=float, help="largest gradient norm, 0 for no limit; overrides the preset's")
+    run.add_argument(
+        "--validate-every",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="epochs between validations (default %(default)s)",
+    )
+    run.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="auto: bfloat16 autocast where the hardware gains from it (default %(default)s)",
+    )
+    run.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="torch device (default: cuda where there is one, else cpu)",
+    )
+    run.add_argument("--threads", type=_positive, help="CPU threads; default: all cores")
+    run.add_argument("--seed", type=int, default=0, help="of weights, order and flips (default %(default)s)")
+    run.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same arguments")
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    run.add_argument(
+        "--output", type=Path, default=Path("model.pth"), metavar="FILE", help="the trained model (default %(default)s)"
+    )
+    run.add_argument(
+        "--logdir",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="TensorBoard logs: tensorboard --logdir runs (default %(default)s)",
+    )
+    run.add_argument("--no-tensorboard", action="store_true", help="write no logs")
+    return parser
+
+
+def _alpha(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(v) for v in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3 or not all(np.isfinite(values)):
+        raise argparse.ArgumentTypeError(
+            f"one number or three, finest first, such as 0.5 or 0.37,0.39,0.37; got {text!r}"
+        )
+    return values
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a number above 0, got {text!r}")
+    return value

@@ -1,0 +1,48 @@
+"""A trained detector behind the runtime's `Backend` protocol: what is validated is what is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tinydet.checkpoint import load_checkpoint
+from tinydet.export.graph import InferenceGraph
+from tinydet.retinanet import RetinaNet
+from tinydet.runtime.backends import TileOutputs
+from tinydet.spec import ModelSpec
+
+
+class TorchBackend:
+    """Runs `InferenceGraph` in torch.
+
+    Args:
+        autocast: run the convolutions in bfloat16; decode stays in float32. For validation while training.
+    """
+
+    def __init__(self, detector: RetinaNet, spec: ModelSpec, *, device: str = "cpu", autocast: bool = False) -> None:
+        self.spec = spec
+        self.name = f"torch {torch.__version__} on {device}" + (" (bfloat16)" if autocast else "")
+        self._device = torch.device(device)
+        self._autocast = autocast
+        self._graph = InferenceGraph(detector, spec).to(self._device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(self, images: npt.NDArray[np.uint8]) -> TileOutputs:
+        """(N, T, T, 3) uint8 RGB tiles -> boxes in tile pixels, scores, labels, candidates."""
+        tiles = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            boxes, scores, labels, candidates = self._graph(tiles)
+        return TileOutputs(boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy(), candidates.cpu().numpy())
+
+
+def open_checkpoint(path: Path, *, device: str = "cpu", tile: int | None = None) -> TorchBackend:
+    """A checkpoint, ready to run; `tile` None: as trained.
+
+    Raises:
+        ValueError: where the file is not a tinydet checkpoint.
+    """
+    checkpoint = load_checkpoint(path)
+    return TorchBackend(checkpoint.build(), checkpoint.spec(tile=tile), device=device)

@@ -1,0 +1,231 @@
+"""`python -m tinydet.train --salpha`: from annotated images to model.pth.
+
+The fusion factors are counted from the annotations before training (Algorithm 1), live in the checkpoint, and
+dissolve into the convolutions on export.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinydet._command import command
+from tinydet.backbone import Norm, load_pretrained
+from tinydet.checkpoint import Checkpoint
+from tinydet.data.coco import Dataset, find_dataset, load_dataset
+from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.training import TrainingTiles
+from tinydet.detector import DetectorConfig, build_detector
+from tinydet.evaluate import evaluate_backend
+from tinydet.fusion import FusionStatistics
+from tinydet.recipe import TrainConfig, config_of, parser
+from tinydet.retinanet import RetinaNet
+from tinydet.salpha import statistics_of
+from tinydet.torch_backend import TorchBackend
+from tinydet.trainer import Schedule, Trainer, Validate
+
+LONG_MINUTES = 60  # beyond it the plan names the small preset
+
+
+@command("train")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    config = config_of(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    torch.manual_seed(config.seed)
+
+    train, val = load_data(config)
+    statistics = (
+        statistics_of(train, RetinaNet.design, tile=config.tile, overlap=config.overlap) if config.salpha else None
+    )
+    alpha, alpha_source = choose_alpha(config, statistics)
+    norm: Norm = "batch" if config.weights_backbone == "none" else "frozen"
+    detector_config = DetectorConfig(
+        config.backbone, config.channels, config.head_convs, config.head_init, norm, classes=len(train.classes)
+    )
+    detector = build_detector(detector_config, alpha)
+    if config.weights_backbone != "none":
+        load_pretrained(detector.backbone, config.backbone, config.weights_backbone)
+        detector.backbone.freeze(config.freeze)
+
+    trainer = Trainer(
+        detector=detector,
+        tiles=TrainingTiles(train, config.tile, config.overlap, flip=config.flip),
+        schedule=Schedule(
+            config.epochs,
+            config.batch,
+            config.lr,
+            clip_norm=config.clip_norm,
+            seed=config.seed,
+            validate_every=config.validate_every,
+        ),
+        checkpoint=Checkpoint(
+            detector=detector_config,
+            weights={},
+            classes=train.classes,
+            category_ids=train.category_ids,
+            tile=config.tile,
+            object_sizes=object_sizes(train),
+            alpha_source=alpha_source,
+            statistics=statistics.to_json() if statistics else None,
+            config=dataclasses.asdict(config),
+        ),
+        output=args.output,
+        device=device,
+        autocast=use_bfloat16(config.precision, device),
+        logdir=None if args.no_tensorboard else args.logdir / args.output.stem,
+    )
+    if val is not None:
+        trainer.validate = _validation(trainer, val, config.overlap)
+    if args.resume:
+        trainer.resume()
+    _print_plan(config, trainer, train, val, statistics, alpha_source)
+    if args.dry_run:
+        return 0
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted. {args.output} can be used as it is; the same command with --resume goes on from "
+            f"{trainer.state_path}."
+        )
+        return 130
+    _print_result(trainer, val)
+    return 0
+
+
+def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    """The training and the validation set; the embedded ones where none is named.
+
+    Raises:
+        ValueError: where a set is malformed or the two have different classes.
+    """
+    if config.annotations is None:
+        train = load_dataset(*find_dataset(embedded_dataset("train")))
+        return train, load_dataset(*find_dataset(embedded_dataset("val")))
+    train = load_dataset(Path(config.annotations), _path(config.images), categories=config.categories)
+    if config.val_annotations is None:
+        return train, None
+    # By the names of the training classes, so that labels mean the same in both.
+    val = load_dataset(Path(config.val_annotations), _path(config.val_images), categories=train.classes)
+    return train, val
+
+
+def choose_alpha(config: TrainConfig, statistics: FusionStatistics | None) -> tuple[tuple[float, ...] | None, str]:
+    """Fusion factors, finest first, and in words where they come from."""
+    if statistics is not None:
+        return tuple(statistics.alpha), "S-alpha: counted from the training boxes (Algorithm 1)"
+    if config.alpha is not None:
+        return config.alpha, "given with --alpha"
+    return None, "1 everywhere (a conventional FPN)"
+
+
+def object_sizes(dataset: Dataset) -> tuple[float, float, float]:
+    """sqrt(w*h) of the objects at percentiles 1, 50 and 99, in pixels."""
+    boxes = dataset.boxes[dataset.objects]
+    sizes = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+    low, middle, high = np.percentile(sizes, [1, 50, 99])
+    return round(float(low), 2), round(float(middle), 2), round(float(high), 2)
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether to run convolutions in bfloat16: where asked for, or where the hardware gains from it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _validation(trainer: Trainer, val: Dataset, overlap: int) -> Validate:
+    def validate(detector: RetinaNet) -> dict[str, Any]:
+        spec = trainer.checkpoint_spec()
+        backend = TorchBackend(detector, spec, device=str(trainer.device), autocast=trainer.autocast)
+        result = evaluate_backend(backend, val, overlap=overlap, protocol="coco", progress=True)
+        ap = result["AP"]
+        return {"AP50": ap["all"]["0.50"], "AP50-tiny": ap["tiny"]["0.50"], "AP25-tiny": ap["tiny"]["0.25"]}
+
+    return validate
+
+
+def _print_plan(
+    config: TrainConfig,
+    trainer: Trainer,
+    train: Dataset,
+    val: Dataset | None,
+    statistics: FusionStatistics | None,
+    alpha_source: str,
+) -> None:
+    low, middle, high = trainer.checkpoint.object_sizes or (0, 0, 0)
+    clipped = f", {train.clipped} boxes clipped to their image" if train.clipped else ""
+    _row("data", f"{len(train.images)} images, {int(train.objects.sum())} objects ({', '.join(train.classes)})")
+    _row("", f"sizes at percentiles 1, 50, 99: {low:g}, {middle:g}, {high:g} px{clipped}")
+    if val:
+        _row("validate", f"{len(val.images)} images, after every {config.validate_every} epochs")
+    else:
+        _row("validate", "no; the last weights are kept (--val names a set that chooses the best)")
+    alpha = ", ".join(f"{a:.3f}" for a in trainer.detector.fpn.state_dict()["alpha"].tolist())
+    _row("alpha", f"{alpha} (P3->P2, P4->P3, P5->P4): {alpha_source}")
+    for warning in statistics.warnings if statistics else ():
+        _row("", warning)
+    parameters = sum(p.numel() for p in trainer.detector.parameters()) / 1e6
+    _row("model", f"RetinaNet, {config.backbone} (weights: {config.weights_backbone}), {config.channels} channels")
+    precision = "bfloat16" if trainer.autocast else "float32"
+    _row("", f"{parameters:.2f} M parameters, {precision} on {trainer.device}")
+    minutes = _seconds_per_step(trainer) * trainer.steps_left / 60
+    _row(
+        "plan",
+        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, {config.batch} tiles a step, lr {config.lr:g}",
+    )
+    _row("", f"about {_duration(minutes)} to go, and the validation")
+    if minutes > LONG_MINUTES and config.preset != "small":
+        _row("", f"that is long: --preset small trains many times faster than {config.preset}")
+    sys.stdout.flush()
+
+
+def _row(name: str, text: str) -> None:
+    print(f"{name:<9} {text}")
+
+
+def _print_result(trainer: Trainer, val: Dataset | None) -> None:
+    print(
+        f"wrote {trainer.output} after {_duration(trainer.seconds / 60)}"
+        + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose it" if val else "")
+    )
+    print(f"next: python -m tinydet.evaluate --model {trainer.output}   python export/to_trt.py {trainer.output}")
+
+
+def _seconds_per_step(trainer: Trainer) -> float:
+    """Time of one forward and backward pass, on a copy, so that measuring changes nothing."""
+    probe = dataclasses.replace(trainer, detector=copy.deepcopy(trainer.detector))
+    samples = [trainer.tiles.sample(i, seed=0, epoch=0) for i in range(min(trainer.schedule.batch, len(trainer.tiles)))]
+    probe.detector.train()
+    seconds = []
+    for _ in range(2):  # the first also pays for setting up kernels
+        begun = time.perf_counter()
+        losses = probe.loss(samples)
+        (losses.classification + losses.regression).backward()
+        seconds.append(time.perf_counter() - begun)
+    return seconds[-1]
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text is not None else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""The training loop: steps, schedule, validation, checkpoints. What a run does is decided in train.py."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tinydet._extras import needs_extra
+from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tinydet.data.training import Sample, TrainingTiles, epoch_batches, pad_together, stream
+from tinydet.detector import PIXEL_MEAN, PIXEL_STD
+from tinydet.losses import Losses, retinanet_loss
+from tinydet.matching import ignored_by_regions, match_anchors
+from tinydet.retinanet import RetinaNet
+from tinydet.spec import PAD_VALUE, ModelSpec
+
+WARMUP_STEPS, WARMUP_START = 500, 1 / 3
+DECAY_AT = (6 / 12, 10 / 12)  # of all steps; a tenth at each
+SAVE_EVERY = 120.0  # seconds between states to resume from
+PAD_MULTIPLE = 32  # the stride of C5, so that every level is exactly twice the next
+Validate = Callable[[RetinaNet], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD as in the released recipe; `lr` is for one step of `batch` tiles."""
+
+    epochs: int
+    batch: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.0  # 0: no clipping; the norm is taken in alpha coordinates, as all gradients here are
+    seed: int = 0
+    validate_every: int = 1  # epochs
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` of `steps`: linear warm-up from a third, then a tenth at 6/12 and at 10/12."""
+        warmup = min(WARMUP_STEPS, steps // 10)
+        factor = 0.1 ** sum(step >= milestone * steps for milestone in DECAY_AT)
+        if step < warmup:
+            factor *= WARMUP_START + (1 - WARMUP_START) * step / warmup
+        return self.lr * factor
+
+
+@dataclass
+class Trainer:
+    """Trains `detector` on `tiles`, keeps the best weights at `output` and a state to resume from beside it.
+
+    Args:
+        checkpoint: what is known of the run; weights and progress are filled in whenever it is saved.
+        validate: scores the detector; its `AP50` chooses the best weights. None: the last ones are kept.
+    """
+
+    detector: RetinaNet
+    tiles: TrainingTiles
+    schedule: Schedule
+    checkpoint: Checkpoint
+    output: Path
+    device: torch.device
+    autocast: bool
+    validate: Validate | None = None
+    logdir: Path | None = None
+    epoch: int = 0
+    done: int = 0  # steps of the current epoch
+    best: float = -math.inf
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0  # spent in earlier parts of a resumed run
+
+    def __post_init__(self) -> None:
+        self.detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(self.detector, self.schedule.weight_decay),
+            lr=self.schedule.lr,
+            momentum=self.schedule.momentum,
+        )
+        self._anchors: dict[tuple[int, int], Tensor] = {}
+        self._mean = torch.tensor(PIXEL_MEAN, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
+
+    @property
+    def state_path(self) -> Path:
+        return resume_path(self.output)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.tiles) // self.schedule.batch)
+
+    @property
+    def steps_left(self) -> int:
+        return self.schedule.epochs * self.steps_per_epoch - self._step
+
+    def fit(self) -> None:
+        """Train from where the run stands to its end; on Ctrl-C save and raise KeyboardInterrupt.
+
+        Raises:
+            ValueError: where the loss is not finite any more, naming the images.
+        """
+        steps = self.schedule.epochs * self.steps_per_epoch
+        writer = _tensorboard(self.logdir)
+        started = saved = reported = time.monotonic() - self.seconds
+        bar = tqdm(total=steps, initial=self._step, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
+        try:
+            while self.epoch < self.schedule.epochs:
+                self.detector.train()
+                batches = epoch_batches(len(self.tiles), self.schedule.batch, seed=self.schedule.seed, epoch=self.epoch)
+                seed, epoch = self.schedule.seed, self.epoch
+                for batch, samples in zip(
+                    batches[self.done :], stream(self.tiles, batches[self.done :], seed=seed, epoch=epoch), strict=True
+                ):
+                    begun = time.monotonic()
+                    rate = self.schedule.rate(self._step, steps)
+                    losses = self.step(samples, rate)
+                    if not all(map(math.isfinite, losses)):
+                        raise ValueError(self._diverged(batch, rate))
+                    self.done += 1
+                    now = time.monotonic()
+                    self.seconds = now - started
+                    speed = len(samples) / (now - begun)
+                    bar.update()
+                    bar.set_postfix_str(f"loss {sum(losses):.3f} lr {rate:.2g} {speed:.1f} img/s")
+                    if bar.disable and now - reported > 60:
+                        reported = now
+                        print(self._line(sum(losses), rate, speed, steps), flush=True)
+                    _write(
+                        writer,
+                        self._step,
+                        {
+                            "loss/classification": losses[0],
+                            "loss/regression": losses[1],
+                            "loss/total": sum(losses),
+                            "lr": rate,
+                            "images per second": speed,
+                        },
+                    )
+                    if now - saved > SAVE_EVERY:
+                        saved = now
+                        self.save_state()
+                self.epoch, self.done = self.epoch + 1, 0
+                self._end_of_epoch(writer, bar)
+                self.save_state()
+        except KeyboardInterrupt:
+            self.save_state()
+            if not self.history or not self.output.exists():
+                self.save_model()
+            raise
+        finally:
+            bar.close()
+            if writer is not None:
+                writer.close()
+        self.state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
+
+    def step(self, samples: Sequence[Sample], rate: float) -> tuple[float, float]:
+        """One step of SGD; returns the classification and the regression loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_factor"]
+        losses = self.loss(samples)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = losses.classification + losses.regression
+        total.backward()
+        if self.schedule.clip_norm > 0:
+            nn.utils.clip_grad_norm_(self.detector.parameters(), self.schedule.clip_norm)
+        if torch.isfinite(total):
+            self.optimizer.step()
+        return float(losses.classification.detach()), float(losses.regression.detach())
+
+    def loss(self, samples: Sequence[Sample]) -> Losses:
+        """The loss of one batch of tiles."""
+        pixels = torch.from_numpy(pad_together([s.pixels for s in samples], PAD_VALUE, PAD_MULTIPLE)).to(self.device)
+        images = pixels.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)  # NHWC memory: channels_last
+        size = (images.shape[2], images.shape[3])
+        boxes, owner = _together([s.boxes for s in samples], self.device)
+        regions, region_owner = _together([s.regions for s in samples], self.device)
+        labels = torch.from_numpy(np.concatenate([s.labels for s in samples])).to(self.device)
+        design = self.detector.design
+        anchors = self._anchors_of(size)
+        matches = match_anchors(boxes, owner, design, anchors, size)
+        ignored = ignored_by_regions(regions, region_owner, design, size)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            outputs = self.detector(images)
+        return retinanet_loss(outputs, anchors, matches, boxes, labels, ignored)
+
+    def checkpoint_spec(self) -> ModelSpec:
+        """How the current weights would be deployed."""
+        return self._snapshot().spec()
+
+    def save_model(self) -> None:
+        """Write the current weights to `output`."""
+        save_checkpoint(replace(self._snapshot(), training_state=None), self.output)
+
+    def save_state(self) -> None:
+        """Write all that a resumed run needs beside `output`."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "done": self.done,
+            "best": self.best,
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+        save_checkpoint(replace(self._snapshot(), training_state=state), self.state_path)
+
+    def resume(self) -> None:
+        """Continue from the state beside `output`.
+
+        Raises:
+            ValueError: where there is none, or it belongs to another configuration.
+        """
+        if not self.state_path.is_file():
+            raise ValueError(f"{self.state_path}: no state to resume from; start the run without --resume")
+        saved = load_checkpoint(self.state_path)
+        if saved.config != self.checkpoint.config or saved.training_state is None:
+            changed = sorted(
+                k
+                for k in {*saved.config, *self.checkpoint.config}
+                if saved.config.get(k) != self.checkpoint.config.get(k)
+            )
+            raise ValueError(
+                f"{self.state_path}: written by a run with another {', '.join(changed) or 'purpose'}; "
+                "resume with the arguments of that run, or start anew without --resume"
+            )
+        state = saved.training_state
+        self.detector.load_state_dict(saved.weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.done, self.best = state["epoch"], state["done"], state["best"]
+        self.history, self.seconds = state["history"], state["seconds"]
+
+    @property
+    def _step(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.done
+
+    def _end_of_epoch(self, writer: Any, bar: Any) -> None:
+        last = self.epoch == self.schedule.epochs
+        if self.validate is None:
+            if last:
+                self.save_model()
+            return
+        if not last and self.epoch % self.schedule.validate_every:
+            return
+        metrics = self.validate(self.detector)
+        self.history.append({"epoch": self.epoch, **metrics})
+        score = metrics["AP50"]
+        note = ""
+        if score >= self.best:
+            self.best, note = score, "  best, saved"
+            self.save_model()
+        _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0)
+        bar.write(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}", file=sys.stdout)
+        sys.stdout.flush()
+
+    def _snapshot(self) -> Checkpoint:
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in self.detector.state_dict().items()}
+        progress = {"epoch": self.epoch, "step": self._step, "seconds": round(self.seconds, 1), "history": self.history}
+        return replace(self.checkpoint, weights=weights, progress=progress)
+
+    def _anchors_of(self, size: tuple[int, int]) -> Tensor:
+        if size not in self._anchors:
+            levels = self.detector.design.grid_anchors(*size)
+            self._anchors[size] = torch.from_numpy(np.concatenate(levels)).to(self.device)
+        return self._anchors[size]
+
+    def _diverged(self, batch: Sequence[int], rate: float) -> str:
+        names = ", ".join(sorted({self.tiles.dataset.images[self.tiles.tiles[i][0]].file_name for i in batch}))
+        return (
+            f"the loss is not finite any more at epoch {self.epoch + 1}, step {self.done + 1} (learning rate "
+            f"{rate:.2g}, images {names}); train with a lower --lr or with --clip-norm 10. "
+            f"{self.output}, if written, keeps the best weights so far"
+        )
+
+    def _line(self, loss: float, rate: float, speed: float, steps: int) -> str:
+        left = self.seconds / max(self._step, 1) * (steps - self._step)
+        return f"step {self._step}/{steps}  loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s  {left / 60:.0f} min left"
+
+
+def resume_path(output: Path) -> Path:
+    """Where the state of an unfinished run lies: model.pth -> model.resume.pth."""
+    return output.with_suffix(".resume" + output.suffix)
+
+
+def parameter_groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Biases learn at twice the rate and without decay (the released recipe), norm layers without decay."""
+    weights, norms, biases = [], [], []
+    for module in detector.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                norms.append(parameter)
+            elif name == "bias":
+                biases.append(parameter)
+            else:
+                weights.append(parameter)
+    groups = [
+        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
+        {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
+        {"params": biases, "weight_decay": 0.0, "lr_factor": 2.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _together(boxes: Sequence[np.ndarray[Any, Any]], device: torch.device) -> tuple[Tensor, Tensor]:
+    owner = np.repeat(np.arange(len(boxes)), [len(b) for b in boxes])
+    return torch.from_numpy(np.concatenate(boxes)).to(device), torch.from_numpy(owner).to(device)
+
+
+def _tensorboard(logdir: Path | None) -> Any:
+    if logdir is None:
+        return None
+    with needs_extra("train"):
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(str(logdir))
+
+
+def _write(writer: Any, step: int, scalars: dict[str, float]) -> None:
+    if writer is not None:
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, step)
