@@ -1,0 +1,203 @@
+"""A model that is small enough to read, a checkpoint that has something to say, and TensorRT where it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinydet.spec import ModelSpec
+
+TILE, SLOTS = 64, 10
+SPEC = ModelSpec(
+    classes=("light",),
+    category_ids=(4,),
+    detector="brightness",
+    backbone="none",
+    tile=TILE,
+    max_detections=SLOTS,
+    score_floor=0.5,
+)
+
+
+@pytest.fixture
+def brightness_model() -> Any:
+    """An ONNX model that keeps the contract of an exported one: the ten brightest 4 x 4 cells of a tile."""
+    onnx = pytest.importorskip("onnx")
+    make, kinds = onnx.helper, onnx.TensorProto
+    cells = TILE // 4
+    y, x = np.mgrid[:cells, :cells].astype(np.float32) * 4
+    constants = {
+        "kernel": np.full((1, 3, 4, 4), 1 / 48 / 255, np.float32),
+        "flat": np.array([0, -1]),
+        "slots": np.array([SLOTS]),
+        "table": np.stack([x, y, x + 4, y + 4], -1).reshape(-1, 4),
+        "floor": np.float32(SPEC.score_floor),
+        "zero": np.int32(0),
+        "minus": np.int32(-1),
+        "axis": np.array([1]),
+    }
+    nodes = [
+        make.make_node("Cast", ["images"], ["pixels"], name="cast", to=kinds.FLOAT),
+        make.make_node("Transpose", ["pixels"], ["planes"], name="transpose", perm=[0, 3, 1, 2]),
+        make.make_node("Conv", ["planes", "kernel"], ["means"], name="mean", kernel_shape=[4, 4], strides=[4, 4]),
+        make.make_node("Reshape", ["means", "flat"], ["all"], name="flatten"),
+        make.make_node("TopK", ["all", "slots"], ["scores", "index"], name="best", axis=1),
+        make.make_node("Gather", ["table", "index"], ["boxes"], name="boxes", axis=0),
+        make.make_node("Greater", ["scores", "floor"], ["filled"], name="filled"),
+        make.make_node("Where", ["filled", "zero", "minus"], ["labels"], name="labels"),
+        make.make_node("Greater", ["all", "floor"], ["over"], name="over"),
+        make.make_node("Cast", ["over"], ["ones"], name="ones", to=kinds.INT32),
+        make.make_node("ReduceSum", ["ones", "axis"], ["candidates"], name="count", keepdims=0),
+    ]
+    value = make.make_tensor_value_info
+    graph = make.make_graph(
+        nodes,
+        "brightness",
+        [value("images", kinds.UINT8, ["batch", TILE, TILE, 3])],
+        [
+            value("boxes", kinds.FLOAT, ["batch", SLOTS, 4]),
+            value("scores", kinds.FLOAT, ["batch", SLOTS]),
+            value("labels", kinds.INT32, ["batch", SLOTS]),
+            value("candidates", kinds.INT32, ["batch"]),
+        ],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10)
+    model.metadata_props.add(key="tinydet", value=SPEC.to_json())
+    return model
+
+
+@pytest.fixture
+def brightness_spec() -> ModelSpec:
+    return SPEC
+
+
+@pytest.fixture
+def brightness_onnx(brightness_model: Any, tmp_path: Path) -> Path:
+    """The same in a file."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(brightness_model.SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained small detector whose head was loosened, so that its scores and boxes spread."""
+    torch = pytest.importorskip("torch")
+    from tinydet.checkpoint import Checkpoint, save_checkpoint
+    from tinydet.detector import DetectorConfig, build_detector
+
+    torch.manual_seed(3)
+    config = DetectorConfig("mobilenet_v2", channels=64, head_convs=1, norm="batch", classes=2)
+    detector = build_detector(config, (0.368, 0.387, 0.367))
+    torch.nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=0.3)
+    torch.nn.init.constant_(detector.head.classification_head.cls_logits.bias, -3.0)
+    torch.nn.init.normal_(detector.head.regression_head.bbox_reg.weight, std=0.3)
+    path = tmp_path_factory.mktemp("checkpoint") / "model.pth"
+    save_checkpoint(Checkpoint(config, detector.state_dict(), ("person", "car"), (1, 3), tile=128), path)
+    return path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `tinydet export engine model.pth` left behind and said; without TensorRT-RTX there is no engine."""
+
+    code: int
+    folder: Path
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path) -> Exported:
+    from tinydet.export.__main__ import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["engine", str(checkpoint), "--target", "rtx", "--batch", "1,2,4", "--max-detections", "300"])
+    return Exported(code, checkpoint.parent, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch) -> TensorRT:
+    """`import tensorrt` gives a stand-in; see there."""
+    module = TensorRT()
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    return module
+
+
+class TensorRT(types.ModuleType):
+    """TensorRT's builder as far as it can be known without one: the recorded names and nothing else.
+
+    What is called or set is noted in `said`; what is built is the bytes of a plan without content.
+    """
+
+    MAKES = {  # noqa: RUF012
+        "Builder.create_network": "INetworkDefinition",
+        "Builder.create_builder_config": "IBuilderConfig",
+        "Builder.create_optimization_profile": "IOptimizationProfile",
+        "IBuilderConfig.create_timing_cache": "ITimingCache",
+        "IBuilderConfig.get_timing_cache": "ITimingCache",
+    }
+    ANSWERS = {  # noqa: RUF012
+        "OnnxParser.parse_from_file": True,
+        "INetworkDefinition.num_layers": 11,
+        "INetworkDefinition.num_inputs": 0,
+        "INetworkDefinition.num_outputs": 0,
+        "IBuilderConfig.add_optimization_profile": 0,
+        "IBuilderConfig.set_timing_cache": True,
+        "ITimingCache.serialize": b"timings",
+        "Builder.build_serialized_network": b"ftrt and the rest",
+    }
+
+    def __init__(self) -> None:
+        super().__init__("tensorrt")
+        self.__version__ = "10.3.0"
+        self.gpu = True
+        self.said: list[tuple[str, Any]] = []
+        recorded = json.loads((Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8"))["names"]
+        self.members: dict[str, list[str]] = {}
+        for name in recorded:
+            owner, _, member = name.rpartition(".")
+            self.members.setdefault(owner or member, []).extend([member] if owner else [])
+        for name in self.members:
+            setattr(self, name, self._class(name))
+
+    def _class(self, name: str) -> type:
+        module = self
+
+        def __init__(this: Any, *arguments: Any) -> None:
+            if name == "Builder" and not module.gpu:
+                raise TypeError("pybind11::init(): factory function returned nullptr")
+
+        def __getattr__(this: Any, member: str) -> Any:
+            if member not in module.members[name]:
+                raise AttributeError(f"the real {name} has no {member}")
+            full = f"{name}.{member}"
+            if full.startswith("INetworkDefinition.num"):
+                return module.ANSWERS[full]
+            return lambda *arguments: module._called(full, arguments)
+
+        def __setattr__(this: Any, member: str, value: Any) -> None:
+            if type(this).__name__ == name and member not in module.members[name]:
+                raise AttributeError(f"the real {name} has no {member}")
+            module.said.append((f"{name}.{member}", value))
+            object.__setattr__(this, member, value)
+
+        constants = {member: i for i, member in enumerate(self.members[name]) if member.isupper()}
+        return type(
+            name, (), {"__init__": __init__, "__getattr__": __getattr__, "__setattr__": __setattr__, **constants}
+        )
+
+    def _called(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        self.said.append((name, arguments))
+        return getattr(self, self.MAKES[name])() if name in self.MAKES else self.ANSWERS.get(name)

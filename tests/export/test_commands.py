@@ -1,0 +1,160 @@
+"""`tinydet export` and its doors: files beside the model, a story, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinydet.export.__main__ import main
+from tinydet.runtime.backends.tensorrt import plan_flavour
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def rtx() -> Any:
+    return pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, which builds engines without a GPU")
+
+
+def test_a_checkpoint_becomes_onnx_description_and_engine_beside_it(rtx: Any, exported: Any) -> None:
+    assert exported.code == 0, exported.err
+    assert sorted(path.name for path in exported.folder.iterdir()) == [
+        "model.engine",
+        "model.json",
+        "model.onnx",
+        "model.pth",
+    ]
+    plan = (exported.folder / "model.engine").read_bytes()
+    assert plan_flavour(plan) == "rtx"
+    description = json.loads((exported.folder / "model.json").read_text(encoding="utf-8"))
+    assert description["engine"]["bytes"] == len(plan)
+    assert description["engine"]["batch"] == [1, 2, 4]
+    assert description["classes"] == ["person", "car"]
+
+
+def test_the_story_says_what_was_written_and_proved(exported: Any) -> None:
+    told = exported.out
+    for words in (
+        f"{exported.folder / 'model.onnx'}  ",
+        "alpha         0.368, 0.387, 0.367; operators added by it: 0",
+        ", 0 unmatched; largest difference: score ",
+        "up to 300 boxes a tile, of: person, car",
+        "python deploy/infer.py --image scene.jpg --tile 128",
+    ):
+        assert words in told
+    assert " 0 detections" not in told
+
+
+def test_a_door_builds_without_torch_and_from_any_folder(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    """The checkout is on no path, the folder of the door is the first on it, and torch cannot be imported."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "export/to_trt.py"), "model.onnx", "--target", "rtx"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "wrote         model.engine" in done.stdout
+    assert "built by      TensorRT-RTX" in done.stdout
+    assert (tmp_path / "model.engine").read_bytes().startswith(b"vtrt")
+
+
+def test_a_dry_run_builds_nothing(rtx: Any, brightness_onnx: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["engine", str(brightness_onnx), "--dry-run", "--target", "rtx"]) == 0
+    assert "takes it" in capsys.readouterr().out
+    assert [path.name for path in brightness_onnx.parent.iterdir()] == ["model.onnx"]
+
+
+def test_the_log_of_the_builder_is_shown_when_asked(
+    rtx: Any, brightness_onnx: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["engine", str(brightness_onnx), "--dry-run", "--target", "rtx"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["engine", str(brightness_onnx), "--dry-run", "--target", "rtx", "--verbose"]) == 0
+    assert "Adding network input: images" in capsys.readouterr().err
+
+
+def test_flags_reach_the_builder(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    output = tmp_path / "other.engine"
+    flags = ["--batch", "1,3,5", "--workspace", "512", "--version-compatible", "--hardware-compatible"]
+    flags += ["--timing-cache", str(tmp_path / "timings"), "--output", str(output), "--target", "tensorrt"]
+    assert main(["engine", str(brightness_onnx), *flags]) == 0
+    said = dict(tensorrt.said)
+    assert said["IBuilderConfig.set_memory_pool_limit"][1] == 512 << 20
+    assert [shape[0] for shape in said["IOptimizationProfile.set_shape"][1:]] == [1, 3, 5]
+    assert {"IBuilderConfig.set_flag", "IBuilderConfig.hardware_compatibility_level"} <= said.keys()
+    assert (tmp_path / "timings").is_file()
+    assert output.is_file() and output.with_suffix(".json").is_file()
+
+
+def test_without_any_tensorrt_the_onnx_stays_and_the_message_says_what_to_install(
+    brightness_onnx: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["engine", str(brightness_onnx)]) == 2
+    stays, error = capsys.readouterr().err.splitlines()
+    assert stays == f"{brightness_onnx} is whole and runs with ONNX Runtime: python deploy/infer.py " + (
+        f"--model {brightness_onnx} --image scene.jpg --tile 64"
+    )
+    assert error.startswith("tinydet export: error: ")
+    assert "'tinydet[tensorrt]'" in error and "'tinydet[rtx]'" in error
+    assert [path.name for path in brightness_onnx.parent.iterdir()] == ["model.onnx"]
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("sprung",)
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "code", "torn"])
+def test_a_checkpoint_that_is_none_is_one_line(
+    kind: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.pth"
+    match kind:
+        case "text":
+            path.write_text("not a checkpoint")
+        case "code":
+            path.write_bytes(pickle.dumps(Trap()))
+        case "torn":
+            path.write_bytes(checkpoint.read_bytes()[:10_000])
+    for command in ("onnx", "engine"):
+        assert main([command, str(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("tinydet export: error: ") and "bad.pth" in line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ([] if kind == "missing" else ["bad.pth"])
+
+
+@pytest.mark.parametrize("flags", [["--tile", "128"], ["--max-detections", "5"]])
+def test_what_an_onnx_file_fixes_cannot_be_asked_for(
+    flags: list[str], brightness_onnx: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["engine", str(brightness_onnx), *flags]) == 2
+    assert "fixed in an ONNX file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sizes", ["8", "1,2", "8,1,16", "0,1,2", "a,b,c", "1,2,3,4"])
+def test_batch_sizes_are_three_rising_numbers(sizes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["engine", "model.onnx", "--batch", sizes])
+    assert left.value.code == 2
+    assert "expected three rising numbers such as 1,8,16" in capsys.readouterr().err

@@ -1,0 +1,277 @@
+"""The engine builder: real TensorRT-RTX engines on this machine, and TensorRT's order of calls through a stand-in."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinydet.export.engine import build_engine, graph_precision, parse_only, read_onnx
+from tinydet.spec import ModelSpec
+
+
+@pytest.fixture
+def rtx() -> Any:
+    return pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, which builds engines without a GPU")
+
+
+def description(path: Path) -> ModelSpec:
+    return ModelSpec.from_json(path.read_text(encoding="utf-8"), source=path)
+
+
+# --------------------------------------------------------------------------------------------------- TensorRT-RTX
+
+
+def test_an_engine_is_a_pure_plan_with_its_description_beside_it(
+    rtx: Any, brightness_onnx: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "model.engine"
+    spec = build_engine(brightness_onnx, output, target="rtx", batch=(1, 2, 4))
+    plan = output.read_bytes()
+    assert plan.startswith(b"vtrt")
+    assert description(tmp_path / "model.json") == spec
+    assert spec.max_batch == 4
+    assert spec.onnx_sha256 == hashlib.sha256(brightness_onnx.read_bytes()).hexdigest()
+    assert spec.engine["sha256"] == hashlib.sha256(plan).hexdigest()
+    assert (spec.engine["flavour"], spec.engine["version"]) == ("rtx", rtx.__version__)
+    assert spec.engine["batch"] == [1, 2, 4]
+    assert "8.6" in spec.engine["gpu"]
+    assert spec.engine["tensors"] == {
+        "images": "UINT8 (-1, 64, 64, 3)",
+        "boxes": "FLOAT (-1, 10, 4)",
+        "scores": "FLOAT (-1, 10)",
+        "labels": "INT32 (-1, 10)",
+        "candidates": "INT32 (-1,)",
+    }
+
+
+def test_building_again_gives_the_same_plan(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    first = build_engine(brightness_onnx, tmp_path / "a.engine", target="rtx")
+    again = build_engine(brightness_onnx, tmp_path / "b.engine", target="rtx")
+    assert first.engine["sha256"] == again.engine["sha256"]
+
+
+def test_an_engine_for_an_older_gpu_is_another_engine(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    spec = build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", compute_capabilities=["7.5"])
+    assert spec.engine["gpu"] == "compute capability 7.5"
+    assert spec.engine["sha256"] != build_engine(brightness_onnx, tmp_path / "b.engine", target="rtx").engine["sha256"]
+
+
+def test_the_phases_of_a_build_are_told(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    phases: list[str] = []
+    lines: list[str] = []
+    build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", progress=phases.append, log=lines.append)
+    assert len(set(phases)) > 3
+    assert any("images" in line for line in lines)
+
+
+def test_the_parser_alone_writes_nothing(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    parsed = parse_only(brightness_onnx, target="rtx")
+    assert parsed.flavour == "rtx" and parsed.layers > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_node_that_the_parser_refuses_is_named(rtx: Any, brightness_model: Any, tmp_path: Path) -> None:
+    del brightness_model.graph.node[0]  # the cast of uint8 that comes first
+    brightness_model.graph.node[0].input[0] = "images"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(brightness_model.SerializeToString())
+    with pytest.raises(ValueError, match=r"model\.onnx: node 'transpose' \(Transpose\).*UInt8.*Export"):
+        build_engine(path, tmp_path / "model.engine", target="rtx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_what_the_builder_refuses_leaves_the_older_engine(rtx: Any, brightness_model: Any, tmp_path: Path) -> None:
+    slots = next(c for c in brightness_model.graph.initializer if c.name == "slots")
+    slots.raw_data = (4000).to_bytes(8, "little")  # TopK takes 3840
+    path, output = tmp_path / "model.onnx", tmp_path / "model.engine"
+    path.write_bytes(brightness_model.SerializeToString())
+    output.write_bytes(b"older")
+    with pytest.raises(ValueError, match=r"TensorRT-RTX 1.*best.*3840"):
+        build_engine(path, output, target="rtx")
+    assert output.read_bytes() == b"older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.engine", "model.onnx"]
+
+
+def test_a_full_disk_leaves_the_older_engine(
+    rtx: Any, brightness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model.engine"
+    output.write_bytes(b"older")
+
+    def full(self: Path, data: Any) -> int:
+        with self.open("wb") as file:
+            file.write(bytes(data)[:100])
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"model\.engine was not written \(No space left on device\)"):
+        build_engine(brightness_onnx, output, target="rtx")
+    assert output.read_bytes() == b"older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.engine", "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"version_compatible": True}, "one for each version"),
+        ({"hardware_compatible": True}, "every GPU from Ampere on as it is"),
+        ({"timing_cache": Path("timings")}, "no timing cache"),
+        ({"compute_capabilities": ["9.0"]}, r"capability 9\.0; one of: 7\.5, 8\.0"),
+        ({"batch": (1, 8, 4)}, "must rise"),
+        ({"batch": (0, 1, 4)}, "must rise"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    rtx: Any, brightness_onnx: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# ------------------------------------------------------------------------------------------------------- TensorRT
+
+
+def test_the_network_is_strongly_typed_by_name(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    """The flag's number differs between TensorRT 10 and 11."""
+    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
+    flags = dict(tensorrt.said)["Builder.create_network"]
+    assert flags == (1 << tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED,)
+
+
+def test_a_build_sets_what_was_asked_before_it_builds(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "timings"
+    build_engine(
+        brightness_onnx,
+        tmp_path / "model.engine",
+        target="tensorrt",
+        batch=(1, 2, 4),
+        workspace=1 << 30,
+        version_compatible=True,
+        hardware_compatible=True,
+        timing_cache=cache,
+    )
+    said = [name for name, _ in tensorrt.said]
+    built = said.index("Builder.build_serialized_network")
+    values = dict(tensorrt.said[:built])
+    assert values["IOptimizationProfile.set_shape"] == ("images", (1, 64, 64, 3), (2, 64, 64, 3), (4, 64, 64, 3))
+    assert values["IBuilderConfig.set_memory_pool_limit"] == (tensorrt.MemoryPoolType.WORKSPACE, 1 << 30)
+    assert values["IBuilderConfig.set_flag"] == (tensorrt.BuilderFlag.VERSION_COMPATIBLE,)
+    assert values["IBuilderConfig.hardware_compatibility_level"] == tensorrt.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert values["IBuilderConfig.create_timing_cache"] == (b"",)
+    assert said.index("IBuilderConfig.add_optimization_profile") < built
+    assert cache.read_bytes() == b"timings"
+    spec = description(tmp_path / "model.json")
+    assert spec.engine["version_compatible"] is spec.engine["hardware_compatible"] is True
+    assert (tmp_path / "model.engine").read_bytes() == tensorrt.ANSWERS["Builder.build_serialized_network"]
+
+
+def test_nothing_is_set_that_was_not_asked(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
+    said = {name for name, _ in tensorrt.said}
+    assert not {name for name in said if "cache" in name or name.endswith(("set_flag", "pool_limit", "_level"))}
+
+
+def test_a_timing_cache_is_read_and_extended(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "timings"
+    cache.write_bytes(b"older timings")
+    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=cache)
+    assert dict(tensorrt.said)["IBuilderConfig.create_timing_cache"] == (b"older timings",)
+    assert cache.read_bytes() == b"timings"
+
+
+def test_tensorrt_without_a_gpu_says_so_and_names_rtx(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    tensorrt.gpu = False
+    with pytest.raises(
+        OSError, match=r"TensorRT 10\.3\.0 is installed but builds only where it finds an NVIDIA GPU; TensorRT-RTX"
+    ):
+        build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_auto_takes_rtx_where_tensorrt_finds_no_gpu(
+    rtx: Any, tensorrt: Any, brightness_onnx: Path, tmp_path: Path
+) -> None:
+    tensorrt.gpu = False
+    assert build_engine(brightness_onnx, tmp_path / "model.engine").engine["flavour"] == "rtx"
+
+
+def test_auto_takes_tensorrt_where_it_finds_a_gpu(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    assert build_engine(brightness_onnx, tmp_path / "model.engine").engine["flavour"] == "tensorrt"
+
+
+def test_without_any_tensorrt_the_message_says_what_to_install(
+    brightness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=r"'tinydet\[tensorrt\]'.*'tinydet\[rtx\]'"):
+        build_engine(brightness_onnx, tmp_path / "model.engine")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_tensorrt_takes_no_compute_capability(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="builds for the GPU it finds"):
+        build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", compute_capabilities=["8.6"])
+
+
+# ---------------------------------------------------------------------------------------------------- ONNX and names
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantised", "precision"), [("FLOAT", False, "fp32"), ("FLOAT16", False, "fp16"), ("FLOAT", True, "int8")]
+)
+def test_precision_is_read_from_the_convolutions(
+    brightness_model: Any, kind: str, quantised: bool, precision: str
+) -> None:
+    import onnx
+
+    graph = brightness_model.graph
+    kernel = next(c for c in graph.initializer if c.name == "kernel")
+    kernel.data_type = onnx.TensorProto.DataType.Value(kind)
+    if quantised:
+        graph.node.append(onnx.helper.make_node("QuantizeLinear", ["planes", "scale"], ["q"]))
+    weights, proved = graph_precision(graph)
+    assert proved == precision
+    assert weights[kind] >= 48
+
+
+def test_a_file_that_claims_another_precision_is_refused(brightness_model: Any, tmp_path: Path) -> None:
+    entry = brightness_model.metadata_props[0]
+    entry.value = entry.value.replace('"fp32"', '"fp16"')
+    path = tmp_path / "model.onnx"
+    path.write_bytes(brightness_model.SerializeToString())
+    with pytest.raises(ValueError, match="calls itself fp16, but its weights are"):
+        build_engine(path, tmp_path / "model.engine")
+
+
+def test_a_foreign_or_torn_onnx_file_is_refused(brightness_model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(brightness_model.SerializeToString()[:500])
+    with pytest.raises(ValueError, match=r"model\.onnx is not an ONNX file"):
+        read_onnx(path)
+    del brightness_model.metadata_props[:]
+    path.write_bytes(brightness_model.SerializeToString())
+    with pytest.raises(ValueError, match="does not describe its classes"):
+        read_onnx(path)
+    with pytest.raises(FileNotFoundError):
+        read_onnx(tmp_path / "missing.onnx")
+
+
+def test_a_json_that_is_no_description_is_not_overwritten(brightness_onnx: Path, tmp_path: Path) -> None:
+    annotations = tmp_path / "model.json"
+    annotations.write_text(json.dumps({"images": []}))
+    with pytest.raises(ValueError, match=r"model\.json would be overwritten"):
+        build_engine(brightness_onnx, tmp_path / "model.engine")
+    assert json.loads(annotations.read_text()) == {"images": []}
+
+
+def test_an_engine_has_the_name_by_which_it_is_found(brightness_onnx: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.engine"):
+        build_engine(brightness_onnx, brightness_onnx)

@@ -1,0 +1,294 @@
+"""The exported ONNX file: its contract, its operators, and that it answers as the trained detector does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from tinydet.checkpoint import load_checkpoint
+from tinydet.export.graph import InferenceGraph
+from tinydet.export.onnx_file import compare, export_onnx, lint, operators_added, trace
+from tinydet.fpn import FusionFPN, fold_alpha
+from tinydet.runtime.backends import TileOutputs, open_model
+from tinydet.spec import ModelSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+CONVENTIONAL = Counter(Conv=8, Resize=3, Add=3, MaxPool=1)
+
+
+def noise(count: int, tile: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(5).integers(0, 256, (count, tile, tile, 3), dtype=np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------- the file
+
+
+def test_the_file_answers_as_the_detector_with_its_alpha_does(exported: Any, checkpoint: Path) -> None:
+    trained = load_checkpoint(checkpoint)
+    model = open_model(exported.folder / "model.onnx", threads=1)
+    images = noise(3, model.spec.tile)
+    images[0, :64] = 0
+    with torch.inference_mode():
+        unfolded = InferenceGraph(trained.build(), model.spec, fold=False)(torch.from_numpy(images))
+    parity = compare(TileOutputs(*(part.numpy() for part in unfolded)), model.run(images), model.spec.score_floor)
+    assert parity.detections > 300
+    assert parity.unmatched == 0
+    assert parity.score_difference < 1e-4 and parity.box_difference < 1e-2
+    assert parity.candidates_difference < 0.01
+
+
+def test_a_tile_gets_the_same_boxes_in_any_batch(exported: Any) -> None:
+    model = open_model(exported.folder / "model.onnx", threads=1)
+    images = noise(4, model.spec.tile)
+    together = model.run(images)
+    for i in range(4):
+        alone = model.run(images[i : i + 1])
+        parity = compare(TileOutputs(*(part[i : i + 1] for part in together)), alone, model.spec.score_floor)
+        assert parity.detections > 50 and parity.unmatched == 0
+
+
+def test_the_file_keeps_every_rule(exported: Any) -> None:
+    model = onnx.load(exported.folder / "model.onnx")
+    spec = open_model(exported.folder / "model.onnx").spec
+    assert lint(model, spec) == []
+    assert len([node for node in model.graph.node if node.op_type == "TopK"]) == 6
+    assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+
+
+def test_the_file_knows_what_the_description_beside_it_says(exported: Any) -> None:
+    spec = open_model(exported.folder / "model.onnx").spec
+    assert spec.classes == ("person", "car") and spec.category_ids == (1, 3)
+    assert (spec.tile, spec.max_batch, spec.max_detections, spec.precision) == (128, 4, 300, "fp32")
+    assert spec.alpha == pytest.approx((0.368, 0.387, 0.367))
+    beside = json.loads((exported.folder / "model.json").read_text(encoding="utf-8"))
+    inside = json.loads(spec.to_json())
+    for name in inside.keys() - {"onnx_sha256", "engine"}:
+        assert beside[name] == inside[name], name
+
+
+def test_the_file_says_nothing_of_the_machine_that_wrote_it(exported: Any) -> None:
+    content = (exported.folder / "model.onnx").read_bytes()
+    for folder in (str(ROOT), str(Path.home()), "site-packages", str(exported.folder)):
+        assert folder.encode() not in content
+    assert sorted(path.name for path in exported.folder.glob("*.onnx*")) == ["model.onnx"]
+
+
+def test_a_detector_that_cannot_be_exported_leaves_the_older_file(checkpoint: Path, tmp_path: Path) -> None:
+    trained = load_checkpoint(checkpoint)
+    output = tmp_path / "model.onnx"
+    output.write_bytes(b"older")
+    with pytest.raises(ValueError, match="multiple of 32"):
+        export_onnx(trained.build(), trained.spec(tile=100), output)
+    assert output.read_bytes() == b"older"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# ------------------------------------------------------------------------------------------------------ operators
+
+
+class Levels(torch.nn.Module):
+    def __init__(self, pyramid: torch.nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.pyramid, self.call = pyramid, call
+
+    def forward(self, c2: Any, c3: Any, c4: Any, c5: Any) -> list[Any]:
+        return list(self.call(self.pyramid, (c2, c3, c4, c5)))
+
+
+def operators(pyramid: torch.nn.Module, call: Callable[..., Any] = lambda p, levels: p(levels)) -> Counter[str]:
+    levels = tuple(torch.zeros((2, 8, 32 >> i, 32 >> i)) for i in range(4))
+    model = trace(Levels(pyramid.eval(), call), levels, ("C2", "C3", "C4", "C5"), ("P2", "P3", "P4", "P5", "P6"))
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def test_folded_graph_has_the_ops_of_a_conventional_fpn() -> None:
+    folded = operators(fold_alpha(FusionFPN([8] * 4, 8, (0.368, 0.387, 0.367))))
+    theirs = operators(
+        FeaturePyramidNetwork([8] * 4, 8, extra_blocks=LastLevelMaxPool()),
+        lambda pyramid, levels: pyramid(dict(zip("2345", levels, strict=True))).values(),
+    )
+    bookkeeping = Counter(Shape=3, Concat=3)  # torchvision resizes to a size, not by 2
+    assert folded == theirs - bookkeeping == CONVENTIONAL
+
+
+def test_alpha_that_is_not_folded_costs_three_multiplications() -> None:
+    unfolded = operators(FusionFPN([8] * 4, 8, (0.368, 0.387, 0.367)))
+    assert unfolded - CONVENTIONAL == Counter(Mul=3)
+    with pytest.raises(ValueError, match="alpha is not folded"):
+        operators_added(unfolded, CONVENTIONAL, 0)
+
+
+def test_an_edge_without_weight_is_not_in_the_graph() -> None:
+    folded = operators(fold_alpha(FusionFPN([8] * 4, 8, (0.5, 0.0, 0.5))))
+    assert CONVENTIONAL - folded == Counter(Resize=1, Add=1)
+    assert operators_added(folded, CONVENTIONAL, 1) == 0
+    with pytest.raises(ValueError, match="alpha is not folded"):
+        operators_added(folded, CONVENTIONAL, 0)
+
+
+def test_a_pyramid_that_was_not_found_does_not_count_as_folded() -> None:
+    with pytest.raises(ValueError, match="alpha is not folded"):
+        operators_added(Counter(), CONVENTIONAL, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------- lint
+
+
+def test_a_graph_within_the_rules_has_no_fault(brightness_model: Any, brightness_spec: ModelSpec) -> None:
+    assert lint(brightness_model, brightness_spec) == []
+
+
+def _suppress(graph: Any) -> None:
+    graph.node.append(helper.make_node("NonMaxSuppression", ["boxes", "scores"], ["kept"], name="nms"))
+
+
+def _plugin(graph: Any) -> None:
+    graph.node.append(helper.make_node("EfficientNMS_TRT", ["boxes"], ["kept"], name="plugin", domain="trt"))
+
+
+def _keep_too_many(graph: Any) -> None:
+    next(c for c in graph.initializer if c.name == "slots").CopyFrom(numpy_helper.from_array(np.array([3841]), "slots"))
+
+
+def _keep_a_computed_number(graph: Any) -> None:
+    next(node for node in graph.node if node.op_type == "TopK").input[1] = "computed"
+
+
+def _transpose_uint8(graph: Any) -> None:
+    graph.node.append(helper.make_node("Transpose", ["images"], ["x"], name="early"))
+
+
+def _divide_an_index(graph: Any) -> None:
+    graph.node.append(helper.make_node("Div", ["means", "floor"], ["half"]))
+    graph.node.append(helper.make_node("Floor", ["half"], ["whole"]))
+    graph.node.append(helper.make_node("Cast", ["whole"], ["cell"], to=TensorProto.INT64))
+    graph.node.append(helper.make_node("GatherElements", ["table", "cell"], ["x"], name="lookup"))
+
+
+def _wide_labels(graph: Any) -> None:
+    graph.output[2].type.tensor_type.elem_type = TensorProto.INT64
+
+
+def _another_order(graph: Any) -> None:
+    graph.output.insert(0, graph.output.pop())
+
+
+def _fixed_batch_of_other_tiles(graph: Any) -> None:
+    graph.input[0].type.tensor_type.shape.dim[1].dim_value = 32
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (_suppress, "'nms' is a NonMaxSuppression"),
+        (_plugin, "domain 'trt', which needs a plugin"),
+        (_keep_too_many, "'best' keeps 3841 of TopK's at most 3840"),
+        (_keep_a_computed_number, "'best' keeps inf"),
+        (_transpose_uint8, "'early' transposes uint8"),
+        (_divide_an_index, "'lookup' gathers at indices from a division"),
+        (_wide_labels, r"INT64 \(N, 10\)"),
+        (_another_order, "inputs and outputs are"),
+        (_fixed_batch_of_other_tiles, r"UINT8 \(N, 32, 64, 3\)"),
+    ],
+)
+def test_a_graph_that_a_runtime_would_not_take_is_named(
+    brightness_model: Any, brightness_spec: ModelSpec, break_it: Callable[[Any], None], message: str
+) -> None:
+    break_it(brightness_model.graph)
+    (fault,) = lint(brightness_model, brightness_spec)
+    assert re.search(message, fault)
+
+
+# -------------------------------------------------------------------------------------------------------- compare
+
+FLOOR = 0.05
+
+
+def outputs(boxes: Any, scores: Any, labels: Any, slots: int = 8) -> TileOutputs:
+    """One tile with these detections; the other slots are empty."""
+    count = len(scores)
+    empty = slots - count
+    return TileOutputs(
+        np.pad(np.asarray(boxes, np.float32).reshape(-1, 4), ((0, empty), (0, 0)))[None],
+        np.pad(np.asarray(scores, np.float32), (0, empty))[None],
+        np.pad(np.asarray(labels, np.int32), (0, empty), constant_values=-1)[None],
+        np.array([count], np.int32),
+    )
+
+
+BOXES = [[0, 0, 8, 8], [0.1, 0, 8.1, 8], [20, 20, 24, 26]]
+REFERENCE = outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 1])
+
+
+def test_equal_runs_do_not_differ() -> None:
+    parity = compare(REFERENCE, REFERENCE, FLOOR)
+    assert (parity.tiles, parity.detections, parity.unmatched) == (1, 3, 0)
+    assert parity.score_difference == parity.box_difference == parity.candidates_difference == 0
+
+
+def test_the_order_of_neighbours_means_nothing() -> None:
+    swapped = outputs([BOXES[1], BOXES[0], BOXES[2]], [0.9, 0.9, 0.6], [0, 0, 1])
+    parity = compare(REFERENCE, swapped, FLOOR)
+    assert parity.unmatched == 0
+    assert parity.box_difference == 0
+    assert parity.score_difference == pytest.approx(1e-4, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        outputs(BOXES, [0.9, 0.8999, 0.59], [0, 0, 1]),
+        outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 0]),
+        outputs([*BOXES[:2], [21, 20, 25, 26]], [0.9, 0.8999, 0.6], [0, 0, 1]),
+    ],
+    ids=["score", "class", "box"],
+)
+def test_a_detection_that_differs_is_missed_on_both_sides(other: TileOutputs) -> None:
+    assert compare(REFERENCE, other, FLOOR).unmatched == 2
+
+
+def test_one_box_cannot_stand_for_two() -> None:
+    other = outputs([BOXES[0], BOXES[2]], [0.9, 0.6], [0, 1])
+    parity = compare(REFERENCE, other, FLOOR)
+    assert parity.unmatched == 1
+    assert parity.candidates_difference == pytest.approx(1 / 8)
+
+
+def test_a_box_of_another_tile_does_not_count() -> None:
+    empty = outputs([], [], [])
+    two = [
+        TileOutputs(*map(np.concatenate, zip(*pair, strict=True))) for pair in ((REFERENCE, empty), (empty, REFERENCE))
+    ]
+    assert compare(two[0], two[1], FLOOR).unmatched == 6
+
+
+def test_a_box_at_the_score_floor_may_fall_either_way() -> None:
+    ours = outputs(BOXES, [0.9, 0.8999, FLOOR + 5e-4], [0, 0, 1])
+    theirs = outputs(BOXES[:2], [0.9, 0.8999], [0, 0])
+    assert compare(ours, theirs, FLOOR).unmatched == 0
+    assert compare(theirs, ours, FLOOR).unmatched == 0
+
+
+def test_the_last_box_of_a_full_tile_may_fall_either_way() -> None:
+    ours = outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 1], slots=3)
+    theirs = outputs([*BOXES[:2], [40, 40, 44, 44]], [0.9, 0.8999, 0.6001], [0, 0, 1], slots=3)
+    assert compare(ours, theirs, FLOOR).unmatched == 0
+
+
+def test_runs_that_find_nothing_can_be_compared() -> None:
+    empty = outputs([], [], [])
+    assert compare(empty, empty, FLOOR).detections == 0
+    assert compare(empty, REFERENCE, FLOOR).unmatched == 3

@@ -1,0 +1,339 @@
+"""Write a trained detector as one ONNX file, and prove it: contract, operators, and the answers of torch.
+
+Nothing is written before the proof is in: the file is made beside its name, examined, run, and then renamed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinydet._atomic import atomic_path, write_text
+from tinydet._extras import needs_extra
+from tinydet.data.synthetic import render_scene
+from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
+from tinydet.export.graph import MAX_TOPK, InferenceGraph
+from tinydet.fpn import FUSED_EDGES, PlainFPN
+from tinydet.retinanet import RetinaNet
+from tinydet.runtime.backends import TileOutputs, open_model
+from tinydet.runtime.suppress import conflicts
+from tinydet.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+OPSET = 18  # read by ONNX Runtime 1.14, TensorRT 10.0 and all later ones
+OUTPUTS = TileOutputs._fields
+
+# Shapes that depend on the data, control flow, or plugins somewhere: TensorRT, RTX and OpenVINO do not all take them.
+FORBIDDEN = frozenset(
+    {"NonMaxSuppression", "NonZero", "If", "Loop", "Scan", "RoiAlign", "GridSample", "Unique", "Compress"}
+)
+
+MATCH_IOU = 0.9
+SCORE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two runs of one model on the same tiles are apart, as sets of detections.
+
+    Attributes:
+        detections: of the reference.
+        unmatched: boxes of either side without a partner of the same class, IoU above `MATCH_IOU` and a score within
+            `SCORE_TOLERANCE`; a box that close to where its tile was cut off (score floor, K) is forgiven.
+        score_difference, box_difference: largest of all pairs; box coordinates in pixels.
+        candidates_difference: largest of all tiles, as a part of the tile's candidates.
+    """
+
+    tiles: int
+    detections: int
+    unmatched: int
+    score_difference: float
+    box_difference: float
+    candidates_difference: float
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and what was proved about it.
+
+    Attributes:
+        nodes: of the graph.
+        operators_added: by alpha: those of the written pyramid that a conventional one has not.
+        deleted_edges: fused edges with alpha = 0, which are not in the graph.
+        parity: ONNX Runtime against torch with alpha not folded.
+    """
+
+    path: Path
+    spec: ModelSpec
+    bytes: int
+    nodes: int
+    operators_added: int
+    deleted_edges: tuple[str, ...]
+    parity: Parity
+    seconds: float
+
+
+def export_onnx(
+    detector: RetinaNet, spec: ModelSpec, output: Path, *, progress: Callable[[str], None] | None = None
+) -> ExportReport:
+    """Write `output` and the `.json` beside it.
+
+    Raises:
+        ValueError: where the spec does not suit the detector, or the file that came out is not as it must be.
+        OSError: where it cannot be written; an older file stays as it was.
+    """
+    with needs_extra("export"):
+        import onnx
+    say = progress or (lambda _: None)
+    started = time.monotonic()
+    sidecar = description_of(output, ".onnx")
+    with atomic_path(output) as temporary:
+        say("tracing the detector")
+        graph = InferenceGraph(detector, spec)
+        images = torch.zeros((2, spec.tile, spec.tile, 3), dtype=torch.uint8)  # a batch of 1 would become a constant
+        model = trace(graph, (images,), ("images",), OUTPUTS)
+        edges = tuple(name for name, there in zip(FUSED_EDGES, graph.detector.fpn.edges, strict=True) if not there)
+        added = operators_added(pyramid_operators(model.graph), conventional_operators(detector), len(edges))
+        forget_origin(model.graph)
+        _, precision = graph_precision(model.graph)
+        spec = replace(spec, precision=precision, versions={**spec.versions, "onnx": onnx.__version__})
+        faults = lint(model, spec)
+        if faults:
+            raise ValueError(f"{output} was not written: {'; '.join(faults)}")
+        model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
+        temporary.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(str(temporary), full_check=True)
+
+        say("comparing ONNX Runtime with torch")
+        parity = _parity_of(temporary, InferenceGraph(detector, spec, fold=False), spec)
+        if parity.unmatched:
+            raise ValueError(
+                f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "
+                f"ONNX Runtime and torch (IoU {MATCH_IOU}, score {SCORE_TOLERANCE}); try another version of torch"
+            )
+        spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
+    write_text(sidecar, spec.to_json() + "\n")
+    return ExportReport(
+        path=output,
+        spec=spec,
+        bytes=output.stat().st_size,
+        nodes=len(model.graph.node),
+        operators_added=added,
+        deleted_edges=edges,
+        parity=parity,
+        seconds=time.monotonic() - started,
+    )
+
+
+def trace(
+    module: torch.nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str]
+) -> ModelProto:
+    """A module as ONNX, with a free batch axis for each input."""
+    with needs_extra("export"):
+        import onnxscript  # noqa: F401 - torch asks for it late and in words of its own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's deprecations of its own code
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(input_names),
+            output_names=list(output_names),
+            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs),
+            verbose=False,
+        )
+    assert program is not None
+    model: ModelProto = program.model_proto
+    return model
+
+
+def pyramid_operators(graph: GraphProto) -> Counter[str]:
+    """Operators of a freshly traced `InferenceGraph` that come from its pyramid, by type."""
+    return Counter(
+        node.op_type
+        for node in graph.node
+        if any(e.key == "pkg.torch.onnx.name_scopes" and "'detector.fpn'" in e.value for e in node.metadata_props)
+    )
+
+
+def conventional_operators(detector: RetinaNet) -> Counter[str]:
+    """Operators of a conventional pyramid of the same levels, by type."""
+    channels = detector.backbone.channels
+    levels = tuple(torch.zeros((2, c, 32 >> i, 32 >> i)) for i, c in enumerate(channels))
+    graph = trace(_Pyramid(channels), levels, ("C2", "C3", "C4", "C5"), ("P2", "P3", "P4", "P5", "P6")).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def operators_added(pyramid: Counter[str], conventional: Counter[str], deleted_edges: int) -> int:
+    """How many operators alpha costs, which is 0 or an error.
+
+    Raises:
+        ValueError: where a pyramid is not a conventional one without the resize and the sum of each deleted edge.
+    """
+    expected = conventional - Counter(Resize=deleted_edges, Add=deleted_edges)
+    if pyramid != expected:
+        raise ValueError(
+            f"the exported pyramid has {dict(pyramid)}, a conventional one {dict(expected)}: alpha is not folded"
+        )
+    return (pyramid - conventional).total()
+
+
+def forget_origin(graph: GraphProto) -> None:
+    """Remove where each node came from: folders of this machine, a fifth of a small file."""
+    for part in (*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def lint(model: ModelProto, spec: ModelSpec) -> list[str]:
+    """What in a graph would break the contract of an exported model or fail in a runtime; empty when it is fine."""
+    with needs_extra("export"):
+        from onnx import numpy_helper
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    faults = _contract_faults(graph, spec)
+    for node in graph.node:
+        if node.op_type in FORBIDDEN:
+            faults.append(f"node {node.name!r} is a {node.op_type}, which not every runtime takes")
+        if node.domain not in ("", "ai.onnx"):
+            faults.append(f"node {node.name!r} is of the domain {node.domain!r}, which needs a plugin")
+        if node.op_type == "TopK":
+            k = constants.get(node.input[1])
+            kept = math.inf if k is None else int(numpy_helper.to_array(k).item())
+            if kept > MAX_TOPK:
+                faults.append(f"node {node.name!r} keeps {kept} of TopK's at most {MAX_TOPK} in TensorRT")
+        if node.op_type == "Transpose" and node.input[0] == graph.input[0].name:
+            faults.append(f"node {node.name!r} transposes uint8, which TensorRT's parser refuses: cast first")
+        if node.op_type in ("Gather", "GatherElements", "GatherND") and _divided(node.input[1], makers):
+            faults.append(
+                f"node {node.name!r} gathers at indices from a division, which FP16 would make wrong above 2048"
+            )
+    return faults
+
+
+def compare(reference: TileOutputs, other: TileOutputs, score_floor: float) -> Parity:
+    """Two runs on the same tiles, as sets: the order within a tile means nothing."""
+    tiles, slots = reference.scores.shape
+    sides = [_flattened(reference), _flattened(other)]
+    count = len(sides[0][1])
+    boxes, scores, labels, tile = (np.concatenate(column) for column in zip(*sides, strict=True))
+    side = np.repeat([0, 1], [count, len(sides[1][1])])
+    cells = tile.astype(np.int64) * (int(labels.max(initial=0)) + 1) + labels
+    first, second = conflicts(boxes.astype(np.float64), MATCH_IOU, same=cells, apart=side)
+    close = np.abs(scores[first] - scores[second]) <= SCORE_TOLERANCE
+    first, second = first[close], second[close]
+
+    distance = np.abs(boxes[first] - boxes[second]).max(axis=1, initial=0.0)
+    matched = np.zeros(len(boxes), np.bool_)
+    pairs: list[int] = []
+    for pair in np.argsort(distance, kind="stable").tolist():  # the nearest partner first, each box once
+        if not (matched[first[pair]] or matched[second[pair]]):
+            matched[[first[pair], second[pair]]] = True
+            pairs.append(pair)
+
+    cut = np.full(tiles, score_floor)
+    for outputs in (reference, other):
+        cut = np.maximum(cut, np.where(outputs.labels[:, -1] >= 0, outputs.scores[:, -1], 0.0))
+    forgiven = scores <= cut[tile] + SCORE_TOLERANCE
+    candidates = np.abs(reference.candidates.astype(np.int64) - other.candidates) / np.maximum(
+        reference.candidates, slots
+    )
+    return Parity(
+        tiles=tiles,
+        detections=count,
+        unmatched=int((~matched & ~forgiven).sum()),
+        score_difference=float(np.abs(scores[first[pairs]] - scores[second[pairs]]).max(initial=0.0)),
+        box_difference=float(distance[pairs].max(initial=0.0)),
+        candidates_difference=float(candidates.max(initial=0.0)),
+    )
+
+
+def _parity_of(path: Path, graph: InferenceGraph, spec: ModelSpec) -> Parity:
+    """ONNX Runtime against torch: one scene alone; noise, another scene and an empty tile as a batch."""
+    tile = spec.tile
+    scenes = [render_scene(tile, tile, seed=seed)[0] for seed in (7, 8)]
+    noise = np.random.default_rng(0).integers(0, 256, (tile, tile, 3), dtype=np.uint8)
+    empty = np.full((tile, tile, 3), spec.pad, np.uint8)
+    images = np.stack([scenes[0], noise, scenes[1], empty])
+    batches = [images[:1], images[1:]] if spec.max_batch >= 3 else [image[None] for image in images]
+
+    def answers(run: Callable[[NDArray[np.uint8]], TileOutputs]) -> TileOutputs:
+        return TileOutputs(*(np.concatenate(part) for part in zip(*map(run, batches), strict=True)))
+
+    @torch.inference_mode()
+    def run_torch(tiles: NDArray[np.uint8]) -> TileOutputs:
+        return TileOutputs(*(output.numpy() for output in graph(torch.from_numpy(tiles))))
+
+    return compare(answers(run_torch), answers(open_model(path, "onnx").run), spec.score_floor)
+
+
+class _Pyramid(torch.nn.Module):
+    """A conventional pyramid by itself, with an argument for each level."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.fpn = PlainFPN(channels, 16)
+
+    def forward(self, c2: Tensor, c3: Tensor, c4: Tensor, c5: Tensor) -> list[Tensor]:
+        return list(self.fpn([c2, c3, c4, c5]))
+
+
+def _contract_faults(graph: GraphProto, spec: ModelSpec) -> list[str]:
+    """Inputs and outputs that are not those of an exported model."""
+    slots = spec.max_detections
+    expected = {
+        "images": f"UINT8 (N, {spec.tile}, {spec.tile}, 3)",
+        "boxes": f"FLOAT (N, {slots}, 4)",
+        "scores": f"FLOAT (N, {slots})",
+        "labels": f"INT32 (N, {slots})",
+        "candidates": "INT32 (N)",
+    }
+    found = {value.name: _described(value) for value in (*graph.input, *graph.output)}
+    return (
+        []
+        if list(found.items()) == list(expected.items())
+        else [f"inputs and outputs are {found}, expected {expected}"]
+    )
+
+
+def _described(value: ValueInfoProto) -> str:
+    with needs_extra("export"):
+        from onnx import TensorProto
+    kind = value.type.tensor_type
+    sizes = [str(d.dim_value) if d.HasField("dim_value") else "N" for d in kind.shape.dim]
+    return f"{TensorProto.DataType.Name(kind.elem_type)} ({', '.join(sizes)})"
+
+
+def _divided(name: str, makers: dict[str, NodeProto]) -> bool:
+    """Whether a division lies on the way to the value `name`, from where indices are made."""
+    pending, seen = [name], set()
+    while pending:
+        node = makers.get(pending.pop())
+        if node is None or id(node) in seen or node.op_type in ("TopK", "ArgMax", "Shape"):
+            continue
+        if node.op_type == "Div":
+            return True
+        seen.add(id(node))
+        pending.extend(node.input)
+    return False
+
+
+def _flattened(outputs: TileOutputs) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Boxes, scores, labels and tile numbers of the slots that are filled."""
+    filled = outputs.labels >= 0
+    return outputs.boxes[filled], outputs.scores[filled], outputs.labels[filled], np.nonzero(filled)[0]
