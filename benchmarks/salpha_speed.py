@@ -123,7 +123,7 @@ class Sample:
         anchors: dict[tuple[int, int], torch.Tensor] = {}
         used = np.unique(index)
         for image in used[np.linspace(0, len(used) - 1, min(len(used), 40)).astype(int)]:
-            of_image = boxes[index == image][: max(1, limit // 10)].astype(np.float32)
+            of_image = boxes[index == image][: max(1, limit // 5)].astype(np.float32)
             width, height = (int(side) for side in sizes[image])
             if (width, height) not in anchors:
                 anchors[width, height] = torch.from_numpy(np.concatenate(design.grid_anchors(height, width)))
@@ -186,7 +186,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "salpha_speed.json",
                         help="JSON file (default benchmarks/results/salpha_speed.json)")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=5, help="runs of each form that are kept (default 5)")
-    parser.add_argument("--dense", type=int, default=50, help="boxes of a file for the dense form (default 50)")
+    parser.add_argument("--dense", type=int, default=20, help="boxes of a file for the dense form (default 20)")
     parser.add_argument("--random", type=int, default=100_000, help="random boxes for the closed form (default 100000)")
     return parser.parse_args()
 

@@ -13,7 +13,6 @@ import torch
 from tinydet.backbone import BACKBONES
 from tinydet.data.coco import find_dataset
 from tinydet.retinanet import HeadInit
-from tinydet.trainer import resume_path
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,6 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         raise ValueError(f"--tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {args.tile}")
     if not args.output.parent.is_dir() or args.output.is_dir():
         raise ValueError(f"{args.output}: --output must be a file in an existing folder")
-    if resume_path(args.output).exists() and not args.resume and not args.dry_run:
-        print(
-            f"note: {resume_path(args.output)} is of an unfinished run; --resume goes on with it, this run replaces it"
-        )
     annotations, images = find_dataset(args.data) if args.data else (args.annotations, args.images)
     val_annotations, val_images = find_dataset(args.val) if args.val else (args.val_annotations, args.val_images)
     name = args.preset or ("small" if embedded else "paper")
@@ -121,14 +116,14 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         lr=chosen("lr"),
         clip_norm=chosen("clip_norm"),
         precision=args.precision,
-        validate_every=args.validate_every,
+        validate_every=args.validate_every or max(1, chosen("epochs") // 6),
         seed=args.seed,
     )
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tinydet.train",
+        prog="tinydet train",
         description="Train a RetinaNet on P2-P6 for tiny objects; --salpha counts its fusion factors from the "
         "annotations first. Without --data it trains on the embedded synthetic scenes.",
         epilog="example: python -m tinydet.train --salpha --data my/train --val my/val --categories person",
@@ -148,7 +143,11 @@ def parser() -> argparse.ArgumentParser:
         help="larger images are cut into tiles of this side, in pixels (default %(default)s)",
     )
     data.add_argument(
-        "--overlap", type=int, default=128, help="overlap of neighbouring tiles, in pixels (default %(default)s)"
+        "--overlap",
+        type=int,
+        default=128,
+        metavar="PX",
+        help="overlap of neighbouring tiles, in pixels (default %(default)s)",
     )
     data.add_argument("--no-flip", action="store_true", help="no random horizontal flips")
     fusion = parser.add_argument_group("fusion factor")
@@ -168,7 +167,7 @@ def parser() -> argparse.ArgumentParser:
         help="paper: ResNet-50, 256 channels, the published recipe (default with data of yours); "
         "small: MobileNetV2, 64 channels (default on the embedded data)",
     )
-    model.add_argument("--backbone", choices=BACKBONES, help="overrides the preset's")
+    model.add_argument("--backbone", choices=BACKBONES, help=f"network that gives C2..C5 ({_presets('backbone')})")
     model.add_argument(
         "--weights-backbone",
         metavar="default|none|FILE",
@@ -183,30 +182,30 @@ def parser() -> argparse.ArgumentParser:
         help="pretrained stages that stay as they are: 0 none, 1 the stem, 2 also the stage of C2 "
         "(default %(default)s)",
     )
-    model.add_argument("--channels", type=_positive, help="width of pyramid and head; overrides the preset's")
+    model.add_argument(
+        "--channels", type=_positive, metavar="N", help=f"width of pyramid and head ({_presets('channels')})"
+    )
     model.add_argument(
         "--head-convs",
         type=_positive,
         choices=(1, 2, 3, 4),
-        help="convolutions in each head tower; overrides the preset's",
+        help=f"convolutions in each head tower ({_presets('head_convs')})",
     )
     model.add_argument(
         "--head-init",
         choices=("paper", "he"),
-        help="how the head towers start: N(0, 0.01) as in the paper, or He's rule, which thin towers need; "
-        "overrides the preset's",
+        help="how the head towers start: N(0, 0.01) as in the paper, or He's rule, which thin towers need "
+        f"({_presets('head_init')})",
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--epochs", type=_positive, help="overrides the preset's")
-    run.add_argument("--batch", type=_positive, help="tiles a step; overrides the preset's")
-    run.add_argument("--lr", type=_positive_float, help="learning rate of one step; overrides the preset's")
-    run.add_argument("--clip-norm", type=float, help="largest gradient norm, 0 for no limit; overrides the preset's")
+    run.add_argument("--epochs", type=_positive, metavar="N", help=f"passes over the tiles ({_presets('epochs')})")
+    run.add_argument("--batch", type=_positive, metavar="N", help=f"tiles a step ({_presets('batch')})")
+    run.add_argument("--lr", type=_positive_float, metavar="R", help=f"learning rate of one step ({_presets('lr')})")
     run.add_argument(
-        "--validate-every",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="epochs between validations (default %(default)s)",
+        "--clip-norm", type=float, metavar="G", help=f"largest gradient norm, 0: no limit ({_presets('clip_norm')})"
+    )
+    run.add_argument(
+        "--validate-every", type=_positive, metavar="N", help="epochs between validations (default: a sixth of all)"
     )
     run.add_argument(
         "--precision",
@@ -235,6 +234,11 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--no-tensorboard", action="store_true", help="write no logs")
     return parser
+
+
+def _presets(field: str) -> str:
+    """The defaults of a flag, as its help says them."""
+    return ", ".join(f"{name}: {getattr(preset, field)}" for name, preset in PRESETS.items())
 
 
 def _alpha(text: str) -> tuple[float, ...]:

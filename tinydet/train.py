@@ -83,12 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         output=args.output,
         device=device,
         autocast=use_bfloat16(config.precision, device),
+        report=lambda line: print(line, flush=True),
         logdir=None if args.no_tensorboard else args.logdir / args.output.stem,
     )
     if val is not None:
         trainer.validate = _validation(trainer, val, config.overlap)
     if args.resume:
         trainer.resume()
+    elif trainer.state_path.exists():
+        print(f"note: {trainer.state_path} is of an unfinished run; --resume goes on with it, this run replaces it")
     _print_plan(config, trainer, train, val, statistics, alpha_source)
     if args.dry_run:
         return 0

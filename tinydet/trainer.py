@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,10 @@ DECAY_AT = (6 / 12, 10 / 12)  # of all steps; a tenth at each
 SAVE_EVERY = 120.0  # seconds between states to resume from
 PAD_MULTIPLE = 32  # the stride of C5, so that every level is exactly twice the next
 Validate = Callable[[RetinaNet], dict[str, Any]]
+
+
+def _silent(line: str) -> None:
+    """Where nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Trainer:
 
     Args:
         checkpoint: what is known of the run; weights and progress are filled in whenever it is saved.
+        report: takes a line of news now and then.
         validate: scores the detector; its `AP50` chooses the best weights. None: the last ones are kept.
     """
 
@@ -70,6 +74,7 @@ class Trainer:
     device: torch.device
     autocast: bool
     validate: Validate | None = None
+    report: Callable[[str], None] = _silent
     logdir: Path | None = None
     epoch: int = 0
     done: int = 0  # steps of the current epoch
@@ -131,7 +136,7 @@ class Trainer:
                     bar.set_postfix_str(f"loss {sum(losses):.3f} lr {rate:.2g} {speed:.1f} img/s")
                     if bar.disable and now - reported > 60:
                         reported = now
-                        print(self._line(sum(losses), rate, speed, steps), flush=True)
+                        self.report(self._line(sum(losses), rate, speed, steps))
                     _write(
                         writer,
                         self._step,
@@ -256,8 +261,8 @@ class Trainer:
             self.save_model()
         _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0)
-        bar.write(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}", file=sys.stdout)
-        sys.stdout.flush()
+        bar.clear()
+        self.report(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")
 
     def _snapshot(self) -> Checkpoint:
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in self.detector.state_dict().items()}
