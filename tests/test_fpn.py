@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from tinydet.fpn import FusionFPN, PlainFPN, fold_alpha
+from tinydet.fpn import FUSIONS, FusionFPN, PlainFPN, fold_alpha, freeze_attention, initialise_sigma_power
 
 CHANNELS = (8, 12, 16, 24)
 OFFICIAL = (0.368, 0.387, 0.367)  # the released S-alpha of RetinaNet on TinyPerson, finest first
@@ -117,3 +117,83 @@ def test_alpha_is_no_parameter() -> None:
 def test_a_wrong_number_of_factors_is_named() -> None:
     with pytest.raises(ValueError, match="3 fused edges, but alpha has 2 values"):
         FusionFPN(CHANNELS, 16, (0.5, 0.5))
+
+
+def learned(fusion: str) -> FusionFPN:
+    """A pyramid of some strategy, with factors that are no longer where they started."""
+    torch.manual_seed(5)
+    fpn = FusionFPN(CHANNELS, 16, (0.9, 0.5, 0.7), fusion=fusion)
+    for parameter in (p for name, p in fpn.named_parameters() if name.startswith(("alpha", "attention"))):
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return fpn
+
+
+@pytest.mark.parametrize("fusion", ["one", "three", "channel"])
+def test_folding_learned_factors_changes_no_output(fusion: str) -> None:
+    fpn = learned(fusion)
+    folded = fold_alpha(fpn)
+    assert folded.kept == ()
+    for level, other in zip(fpn(features()), folded(features()), strict=True):
+        assert (level - other).abs().max() <= 3e-6 * level.abs().max()
+
+
+@pytest.mark.parametrize("fusion", [f for f in FUSIONS if f != "fixed"])
+def test_learned_factors_start_where_they_are_told_and_have_a_gradient(fusion: str) -> None:
+    torch.manual_seed(5)
+    start = None if fusion == "attention" else (0.5, 0.5, 0.5)
+    fpn = FusionFPN(CHANNELS, 16, start, fusion=fusion)
+    fixed = FusionFPN(CHANNELS, 16, start)
+    fixed.load_state_dict({**fixed.state_dict(), **{k: v for k, v in fpn.state_dict().items() if k[0] in "il"}})
+    for level, other in zip(fpn(features()), fixed(features()), strict=True):
+        torch.testing.assert_close(level, other)
+    sum(level.square().mean() for level in fpn(features())).backward()
+    own = [p for name, p in fpn.named_parameters() if name.startswith(("alpha", "attention"))]
+    assert own and any(p.grad is not None and p.grad.abs().max() > 0 for p in own)
+
+
+def test_attention_gives_each_image_its_own_factor_and_cannot_be_folded() -> None:
+    fpn = learned("attention")
+    both = features()
+    alone = [level[1:] for level in both]
+    torch.testing.assert_close(fpn(both)[0][1:], fpn(alone)[0])
+    lateral, deeper = both[0][:, :8].repeat(1, 2, 1, 1), both[0].repeat(1, 2, 1, 1)
+    factor = fpn.factor(0, lateral, deeper)
+    assert factor.shape == (2, 1, 1, 1) and factor[0] != factor[1] and ((factor > 0) & (factor < 2)).all()
+    with pytest.raises(ValueError, match="freeze it first"):
+        fold_alpha(fpn)
+
+
+def test_frozen_attention_is_a_fixed_pyramid() -> None:
+    fpn = FusionFPN(CHANNELS, 16, fusion="attention")  # starts at 1
+    frozen = freeze_attention(fpn, (1.0, 1.0, 1.0))
+    assert frozen.fusion == "fixed"
+    for level, other in zip(fpn(features()), fold_alpha(frozen)(features()), strict=True):
+        torch.testing.assert_close(level, other)
+
+
+def test_sigma_power_initialisation_with_alpha_one_is_alpha_sigma() -> None:
+    powers, fused = pyramid((1.0, 1.0, 1.0)), pyramid((0.5, 0.5, 0.5))
+    initialise_sigma_power(powers, 0.5)
+    for level, other in zip(powers(features()), fused(features()), strict=True):
+        torch.testing.assert_close(level, other)
+
+
+def test_a_spread_that_would_leave_half_precision_keeps_a_factor_and_changes_no_output() -> None:
+    fpn = pyramid((0.01, 0.01, 0.01))
+    for conv in fpn.inner:
+        nn.init.normal_(conv.weight, std=0.002)
+    folded = fold_alpha(fpn)
+    assert folded.kept
+    smallest = min(float(c.weight.detach().square().mean().sqrt()) for c in (*folded.inner, *folded.layer))
+    assert smallest > torch.finfo(torch.float16).tiny
+    for level, other in zip(fpn(features()), folded(features()), strict=True):
+        assert (level - other).abs().max() <= 3e-6 * level.abs().max()
+
+
+def test_a_single_dead_channel_keeps_its_factors_and_changes_no_output() -> None:
+    fpn = learned("channel")
+    fpn.alpha.data[1, 3] = 0.0
+    folded = fold_alpha(fpn)
+    assert folded.kept == (1,) and folded.factor1.shape == (16, 1, 1)
+    for level, other in zip(fpn(features()), folded(features()), strict=True):
+        assert (level - other).abs().max() <= 3e-6 * level.abs().max()

@@ -42,6 +42,24 @@ def test_alpha_given_by_hand_is_in_the_weights(here: Path, squares: Path) -> Non
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("fusion", ["one", "three", "channel", "attention"])
+def test_a_learned_strategy_is_named_in_the_checkpoint_and_survives_it(here: Path, squares: Path, fusion: str) -> None:
+    assert main(["--alpha", fusion, "--data", str(squares), "--no-tensorboard", *QUICK]) == 0
+    checkpoint = load_checkpoint(here / "model.pth")
+    assert checkpoint.detector.fusion == fusion and fusion in checkpoint.alpha_source
+    assert len(checkpoint.alpha) == (0 if fusion == "attention" else 3)
+    assert checkpoint.build().fpn.fusion == fusion
+
+
+def test_learned_factors_can_start_at_what_was_counted(here: Path, squares: Path) -> None:
+    flags = ["--salpha", "--alpha", "three", "--alpha-range", "0.3,0.9", "--lr", "1e-9"]
+    assert main([*flags, "--data", str(squares), "--no-tensorboard", *QUICK]) == 0
+    checkpoint = load_checkpoint(here / "model.pth")
+    assert checkpoint.statistics is not None
+    counts = [checkpoint.statistics["counts"][level] for level in ("P2", "P3", "P4", "P5", "P6")]
+    assert checkpoint.alpha == pytest.approx(estimate_alpha(counts, (0.3, 0.9)), abs=1e-5)
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     here: Path, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,7 +90,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     assert list(here.iterdir()) == []
 
 
-@pytest.mark.parametrize("flag", [["--alpha", "a"], ["--alpha", "1,2"], ["--epochs", "0"], ["--lr", "-1"]])
+@pytest.mark.parametrize(
+    "flag", [["--alpha", "a"], ["--alpha", "1,2"], ["--alpha-range", "2,1"], ["--epochs", "0"], ["--lr", "-1"]]
+)
 def test_a_malformed_flag_says_what_it_takes(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(flag)

@@ -59,6 +59,12 @@ def test_biases_learn_twice_as_fast_and_do_not_decay_and_frozen_parameters_do_no
     assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in detector.parameters())
 
 
+def test_learned_alpha_does_not_decay() -> None:
+    detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, head_convs=1, fusion="three"))
+    owner = [g for g in parameter_groups(detector, 1e-4) if any(p is detector.fpn.alpha for p in g["params"])]
+    assert [(g["weight_decay"], g["lr_factor"]) for g in owner] == [(0.0, 1.0)]
+
+
 class StopsAt(TrainingTiles):
     """Tiles that press Ctrl-C at the n-th sample."""
 

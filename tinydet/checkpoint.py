@@ -18,6 +18,7 @@ from torch import Tensor
 import tinydet
 from tinydet._atomic import atomic_path
 from tinydet.detector import DetectorConfig, build_detector
+from tinydet.fpn import FUSED_EDGES
 from tinydet.retinanet import RetinaNet
 from tinydet.spec import ModelSpec
 
@@ -57,8 +58,12 @@ class Checkpoint:
 
     @property
     def alpha(self) -> tuple[float, ...]:
-        """Fusion factors, finest first."""
-        return tuple(round(float(a), 6) for a in self.weights["fpn.alpha"])
+        """Fusion factors, finest first: the mean over channels where each has its own, empty for attention."""
+        if "fpn.alpha" not in self.weights:
+            return ()
+        alpha = self.weights["fpn.alpha"].double()
+        per_edge = alpha.reshape(len(alpha), -1).mean(dim=1).expand(len(FUSED_EDGES))
+        return tuple(round(a, 6) for a in per_edge.tolist())
 
     def build(self) -> RetinaNet:
         """The detector with its weights, on the CPU, in eval mode."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinydet.backbone import Norm
+from tinydet.fpn import Fusion
 from tinydet.retinanet import HeadInit, RetinaNet
 
 DETECTORS = ("retinanet",)
@@ -17,7 +18,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """All that shapes the network; alpha is not here: it is a buffer of the pyramid and travels with the weights."""
+    """All that shapes the network. The value of alpha is not here: it lies in the pyramid, with the weights."""
 
     backbone: str = "resnet50"
     channels: int = 256
@@ -26,6 +27,7 @@ class DetectorConfig:
     norm: Norm = "frozen"
     classes: int = 1
     detector: str = "retinanet"
+    fusion: Fusion = "fixed"
 
 
 def build_detector(config: DetectorConfig, alpha: Sequence[float] | None = None) -> RetinaNet:
@@ -43,6 +45,7 @@ def build_detector(config: DetectorConfig, alpha: Sequence[float] | None = None)
                 head_convs=config.head_convs,
                 head_init=config.head_init,
                 alpha=alpha,
+                fusion=config.fusion,
                 norm=config.norm,
             )
         case other:

@@ -7,13 +7,24 @@ The merged feature P' is what travels down, so the factors multiply along the wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 FUSED_EDGES = ("P3->P2", "P4->P3", "P5->P4")
+
+# fixed: given or counted (S-alpha). one, three: learned scalars. channel: learned for each channel. attention: from the
+# features themselves. All start at the given alpha, the last at 1.
+Fusion = Literal["fixed", "one", "three", "channel", "attention"]
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
+
+ZERO = 1e-3  # a learned |alpha| below it is taken for 0: its inverse would leave the range of FP16
+# Root mean square of the weights of a convolution below which FP16 would round a good part of them to subnormals.
+SMALLEST_WEIGHT = 4 * torch.finfo(torch.float16).tiny
 
 
 class PlainFPN(nn.Module):
@@ -45,27 +56,60 @@ class PlainFPN(nn.Module):
         outputs = [self.layer[-1](merged)]
         for i in reversed(range(len(features) - 1)):
             lateral = self.inner[i](features[i])
-            merged = self.merge(i, lateral, merged) if self.edges[i] else lateral
+            if self.edges[i]:
+                merged = self.merge(i, lateral, F.interpolate(merged, scale_factor=2.0, mode="nearest"))
+            else:
+                merged = lateral
             outputs.insert(0, self.layer[i](merged))
         outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))
         return outputs
 
     def merge(self, i: int, lateral: Tensor, deeper: Tensor) -> Tensor:
-        return lateral + F.interpolate(deeper, scale_factor=2.0, mode="nearest")
+        return lateral + deeper
+
+
+class FoldedFPN(PlainFPN):
+    """A plain pyramid that came out of `fold_alpha`; where folding would leave FP16's range an edge keeps a factor.
+
+    Args:
+        kept: factors that stay in the graph, by number of the edge: scalars, or (channels, 1, 1).
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], channels: int, edges: Sequence[bool], kept: dict[int, Tensor]
+    ) -> None:
+        super().__init__(in_channels, channels, edges)
+        self.kept = tuple(sorted(kept))
+        for i, factor in kept.items():
+            self.register_buffer(f"factor{i}", factor.float())
+
+    def merge(self, i: int, lateral: Tensor, deeper: Tensor) -> Tensor:
+        return lateral + (getattr(self, f"factor{i}") * deeper if i in self.kept else deeper)
 
 
 class FusionFPN(PlainFPN):
-    """The pyramid whose deeper level is weighed by alpha, a buffer that travels with the weights.
+    """The pyramid whose deeper level is weighed by alpha; alpha travels with the weights.
 
     Loading is strict: weights of a plain pyramid lack `alpha` and are refused, and the reverse.
 
     Args:
-        alpha: one factor for each fused edge, finest first: P3->P2, P4->P3, P5->P4. None: 1 everywhere.
+        alpha: one factor for each fused edge, finest first: P3->P2, P4->P3, P5->P4. None: 1 everywhere. Learned
+            factors start there.
+        fusion: where the factors come from, see `Fusion`. "fixed" keeps them in a buffer, (3,); "one", "three" and
+            "channel" in a parameter, (1,), (3,) and (3, channels); "attention" has none, but a small network for
+            each edge.
     """
 
     alpha: Tensor
 
-    def __init__(self, in_channels: Sequence[int], channels: int, alpha: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        alpha: Sequence[float] | None = None,
+        *,
+        fusion: Fusion = "fixed",
+    ) -> None:
         super().__init__(in_channels, channels, edges=(True,) * (len(in_channels) - 1))
         factors = tuple(alpha) if alpha is not None else (1.0,) * (len(in_channels) - 1)
         if len(factors) != len(in_channels) - 1:
@@ -73,62 +117,173 @@ class FusionFPN(PlainFPN):
                 f"{len(in_channels)} levels have {len(in_channels) - 1} fused edges, "
                 f"but alpha has {len(factors)} values: {factors}"
             )
-        self.register_buffer("alpha", torch.tensor(factors, dtype=torch.float32))
+        self.fusion = fusion
+        start = torch.tensor(factors, dtype=torch.float32)
+        match fusion:
+            case "fixed":
+                self.register_buffer("alpha", start)
+            case "one":
+                self.alpha = nn.Parameter(start.mean().reshape(1))
+            case "three":
+                self.alpha = nn.Parameter(start)
+            case "channel":
+                self.alpha = nn.Parameter(start[:, None].repeat(1, channels))
+            case "attention":
+                self.attention = nn.ModuleList(EdgeAttention(channels) for _ in factors)
+            case other:
+                raise ValueError(f"unknown fusion {other!r}; one of: {', '.join(FUSIONS)}")
 
     def merge(self, i: int, lateral: Tensor, deeper: Tensor) -> Tensor:
-        return lateral + self.alpha[i] * F.interpolate(deeper, scale_factor=2.0, mode="nearest")
+        return lateral + self.factor(i, lateral, deeper) * deeper
+
+    def factor(self, i: int, lateral: Tensor, deeper: Tensor) -> Tensor:
+        """What edge `i` is weighed by: a scalar, (C, 1, 1), or (B, 1, 1, 1)."""
+        match self.fusion:
+            case "one":
+                return self.alpha[0]
+            case "channel":
+                return self.alpha[i].view(-1, 1, 1)
+            case "attention":
+                attended: Tensor = self.attention[i](lateral, deeper)
+                return attended
+            case _:
+                return self.alpha[i]
+
+
+class EdgeAttention(nn.Module):
+    """atten-alpha of one edge: a factor for each image, from what both levels hold.
+
+    The paper's Fig. 6 is not public; this is our design. Both features are averaged over the image; two layers make one
+    number of the means; 2 * sigmoid bounds it. The last layer starts at zero, so that every factor starts at 1.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(2 * channels, max(channels // 4, 1))
+        self.excite = nn.Linear(max(channels // 4, 1), 1)
+        nn.init.zeros_(self.excite.weight)
+        nn.init.zeros_(self.excite.bias)
+
+    def forward(self, lateral: Tensor, deeper: Tensor) -> Tensor:
+        """(B, C, H, W) each -> (B, 1, 1, 1) in 0..2."""
+        means = torch.cat([lateral.mean(dim=(2, 3)), deeper.mean(dim=(2, 3))], dim=1)
+        factor: Tensor = 2 * self.excite(F.relu(self.squeeze(means))).sigmoid()
+        return factor[:, :, None, None]
 
 
 @torch.no_grad()
-def fold_alpha(fpn: FusionFPN) -> PlainFPN:
+def initialise_sigma_power(fpn: PlainFPN, sigma: float) -> None:
+    """The sigma-power initialisation of section 3.3: inner_i times sigma^(i-2), the weights of layer_i divided by it.
+
+    With alpha = 1 the pyramid then starts as one with alpha = sigma would, but it does not learn like it: the rates of
+    these convolutions would have to be scaled too.
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, got {sigma}")
+    for level, (inner, layer) in enumerate(zip(_convolutions(fpn.inner), _convolutions(fpn.layer), strict=True)):
+        inner.weight.mul_(sigma**level)
+        _bias(inner).mul_(sigma**level)
+        layer.weight.div_(sigma**level)
+
+
+@torch.no_grad()
+def freeze_attention(fpn: FusionFPN, alpha: Sequence[float]) -> FusionFPN:
+    """The same pyramid with fixed factors (the mean of what attention gave on a data set) in place of attention."""
+    inner, layer = _convolutions(fpn.inner), _convolutions(fpn.layer)
+    frozen = FusionFPN([conv.in_channels for conv in inner], layer[0].out_channels, alpha)
+    weights = {key: value for key, value in fpn.state_dict().items() if not key.startswith(("attention.", "alpha"))}
+    frozen.load_state_dict({**weights, "alpha": frozen.alpha})
+    return frozen.to(inner[0].weight.device).train(fpn.training)
+
+
+@torch.no_grad()
+def fold_alpha(fpn: FusionFPN) -> FoldedFPN:
     """A plain pyramid with the same outputs: alpha dissolved into the convolutions (paper section 3.3).
 
     Scaled merged features Q_i = s_i P'_i obey the plain recursion when s_{i+1} = s_i alpha_i, so inner_i is
-    multiplied by s_i (weights and bias) and the weights of layer_i are divided by it. One power of two is free;
-    it is chosen to keep the smallest weight scale as large as can be, for FP16. Computed in float64, rounded
-    once; exact where every alpha is a power of two. An edge with alpha = 0 is deleted and the scales start anew.
+    multiplied by s_i (weights and bias) and the weights of layer_i are divided by it; for a factor of each channel,
+    row by row of inner_i and input channel by input channel of layer_i. One power of two is free; it is chosen to keep
+    the smallest weight scale as large as can be, for FP16. Computed in float64, rounded once; exact where every alpha
+    is a power of two.
+
+    An edge with alpha = 0 is deleted, and the scales start anew behind it. Where even the best power of two would
+    bring weights below FP16's normal range, the most extreme edge keeps its factor.
+
+    Raises:
+        ValueError: for attention, whose factor depends on the image.
     """
-    alpha = fpn.alpha.double().tolist()
+    if fpn.fusion == "attention":
+        raise ValueError("attention gives every image a factor of its own, which cannot be folded; freeze it first")
     inner, layer = _convolutions(fpn.inner), _convolutions(fpn.layer)
-    folded = PlainFPN([conv.in_channels for conv in inner], layer[0].out_channels, edges=[a != 0.0 for a in alpha])
+    channels, edges = layer[0].out_channels, len(inner) - 1
+    alpha = fpn.alpha.detach().double().reshape(len(fpn.alpha), -1).expand(edges, channels)
+    there = [bool((a.abs() >= ZERO).any()) for a in alpha]
+    # A single dead channel has no inverse; then the factors of this edge stay in the graph.
+    kept = {i for i in range(edges) if there[i] and not bool((alpha[i].abs() >= ZERO).all())}
+    while True:
+        groups = _connected_levels([there[i] and i not in kept for i in range(edges)])
+        plans = [_scales(group, alpha, inner, layer) for group in groups]
+        worst = min(zip(plans, groups, strict=True), key=lambda pair: pair[0][1])
+        if worst[0][1] >= SMALLEST_WEIGHT or len(worst[1]) == 1:
+            break
+        kept.add(max(worst[1][:-1], key=lambda i: float(alpha[i].abs().log2().abs().max())))
+    scales = {
+        level: s
+        for (of_group, _), group in zip(plans, groups, strict=True)
+        for level, s in zip(group, of_group, strict=True)
+    }
+
+    factors = {i: _factor(alpha[i] * scales[i] / scales[i + 1]) for i in kept}
+    folded = FoldedFPN([conv.in_channels for conv in inner], channels, there, factors)
     folded.to(device=inner[0].weight.device, dtype=inner[0].weight.dtype)
     folded.train(fpn.training)
-    new_inner, new_layer = _convolutions(folded.inner), _convolutions(folded.layer)
-    for group in _connected_levels(alpha):
-        scales = [1.0]
-        for i in group[:-1]:
-            scales.append(scales[-1] * alpha[i])
-        free = _best_power_of_two([inner[i].weight for i in group], [layer[i].weight for i in group], scales)
-        for i, s in zip(group, scales, strict=True):
-            scale = free * s
-            new_inner[i].weight.copy_(inner[i].weight.double() * scale)
-            _bias(new_inner[i]).copy_(_bias(inner[i]).double() * scale)
-            new_layer[i].weight.copy_(layer[i].weight.double() / scale)
-            _bias(new_layer[i]).copy_(_bias(layer[i]))
+    for level, (new_inner, new_layer) in enumerate(
+        zip(_convolutions(folded.inner), _convolutions(folded.layer), strict=True)
+    ):
+        s = scales[level]
+        new_inner.weight.copy_(inner[level].weight.double() * s[:, None, None, None])
+        _bias(new_inner).copy_(_bias(inner[level]).double() * s)
+        new_layer.weight.copy_(layer[level].weight.double() / s[None, :, None, None])
+        _bias(new_layer).copy_(_bias(layer[level]))
     return folded
 
 
-def _connected_levels(alpha: Sequence[float]) -> list[list[int]]:
-    """Runs of level indices that are joined by edges with alpha != 0."""
+def _connected_levels(joined: Sequence[bool]) -> list[list[int]]:
+    """Runs of level numbers that are joined by edges to fold."""
     groups = [[0]]
-    for i, a in enumerate(alpha):
-        if a == 0.0:
+    for i, folds in enumerate(joined):
+        if not folds:
             groups.append([])
         groups[-1].append(i + 1)
     return groups
 
 
-def _best_power_of_two(inner: Sequence[Tensor], layer: Sequence[Tensor], scales: Sequence[float]) -> float:
-    """The g = 2^k that maximises the smallest root mean square of the scaled weights."""
+def _scales(
+    group: Sequence[int], alpha: Tensor, inner: Sequence[nn.Conv2d], layer: Sequence[nn.Conv2d]
+) -> tuple[list[Tensor], float]:
+    """The scale of each channel of each level of a group, and the smallest size of weights that they lead to."""
+    scales = [torch.ones_like(alpha[0])]
+    for i in group[:-1]:
+        scales.append(scales[-1] * alpha[i])
+    up = min(
+        _size(conv.weight * s[:, None, None, None]) for conv, s in zip((inner[i] for i in group), scales, strict=True)
+    )
+    down = min(
+        _size(conv.weight / s[None, :, None, None]) for conv, s in zip((layer[i] for i in group), scales, strict=True)
+    )
+    # g makes one of them larger and the other one smaller: best where they meet.
+    free = 2.0 ** round(math.log2(down / up) / 2) if up > 0 and down > 0 else 1.0
+    return [free * s for s in scales], min(free * up, down / free)
 
-    inner_size, layer_size = ([float(w.double().square().mean().sqrt()) for w in side] for side in (inner, layer))
 
-    def smallest(g: float) -> float:
-        up = [size * abs(g * s) for size, s in zip(inner_size, scales, strict=True)]
-        down = [size / abs(g * s) for size, s in zip(layer_size, scales, strict=True)]
-        return min(*up, *down)
+def _size(weights: Tensor) -> float:
+    """Root mean square."""
+    return float(weights.square().mean().sqrt())
 
-    return max((2.0**k for k in sorted(range(-30, 31), key=abs)), key=smallest)
+
+def _factor(values: Tensor) -> Tensor:
+    """A scalar where all channels share it, else (channels, 1, 1)."""
+    return values[0] if bool((values == values[0]).all()) else values[:, None, None]
 
 
 def _convolutions(modules: nn.ModuleList) -> list[nn.Conv2d]:

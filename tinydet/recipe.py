@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tinydet.backbone import BACKBONES
 from tinydet.data.coco import find_dataset
+from tinydet.fpn import FUSIONS, Fusion
+from tinydet.fusion import ALPHA_RANGE
 from tinydet.retinanet import HeadInit
 
 
@@ -59,6 +61,9 @@ class TrainConfig:
     head_init: HeadInit
     salpha: bool
     alpha: tuple[float, ...] | None
+    fusion: Fusion
+    sigma_power: float | None
+    alpha_range: tuple[float, float]
     tile: int
     overlap: int
     flip: bool
@@ -79,8 +84,10 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         raise ValueError(
             "--data names a folder with its own annotations; give either --data, or --annotations and --images"
         )
-    if args.salpha and args.alpha:
+    if args.salpha and isinstance(args.alpha, tuple):
         raise ValueError("--salpha counts alpha from the boxes, --alpha gives it; choose one")
+    if args.salpha and args.alpha == "attention":
+        raise ValueError("attention makes its factors from the features and starts at 1; it has no use for --salpha")
     if args.tile % 32 or args.tile < 64:
         raise ValueError(f"--tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {args.tile}")
     if not args.output.parent.is_dir() or args.output.is_dir():
@@ -93,6 +100,7 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
     def chosen(flag: str) -> Any:
         return getattr(args, flag) if getattr(args, flag) is not None else getattr(preset, flag)
 
+    learned = next((fusion for fusion in FUSIONS if fusion == args.alpha), None)
     return TrainConfig(
         annotations=str(annotations) if annotations else None,
         images=str(images) if images else None,
@@ -107,7 +115,10 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         head_convs=chosen("head_convs"),
         head_init=chosen("head_init"),
         salpha=args.salpha,
-        alpha=args.alpha,
+        alpha=args.alpha if isinstance(args.alpha, tuple) else None,
+        fusion=learned or "fixed",
+        sigma_power=args.sigma_power,
+        alpha_range=args.alpha_range,
         tile=args.tile,
         overlap=args.overlap,
         flip=not args.no_flip,
@@ -157,8 +168,22 @@ def parser() -> argparse.ArgumentParser:
     fusion.add_argument(
         "--alpha",
         type=_alpha,
-        metavar="A[,A,A]",
-        help="fixed alpha: one value, or three, finest first; without either flag 1",
+        metavar="A[,A,A]|NAME",
+        help="fixed alpha: one value, or three, finest first; or learned: one, three, channel or attention, which "
+        "start at 1, or with --salpha at what it counts; without either flag 1 everywhere",
+    )
+    fusion.add_argument(
+        "--alpha-range",
+        type=_range,
+        default=ALPHA_RANGE,
+        metavar="LOW,HIGH",
+        help="clamp of --salpha (default: 0.2,2.0, as in the released code)",
+    )
+    fusion.add_argument(
+        "--sigma-power",
+        type=_positive_float,
+        metavar="S",
+        help="initialise the pyramid with powers of S (section 3.3 of the paper, 0.5 there)",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -241,18 +266,33 @@ def _presets(field: str) -> str:
     return ", ".join(f"{name}: {getattr(preset, field)}" for name, preset in PRESETS.items())
 
 
-def _alpha(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(v) for v in text.split(","))
-    except ValueError:
-        values = ()
+def _alpha(text: str) -> tuple[float, ...] | Fusion:
+    for name in FUSIONS:
+        if text == name != "fixed":
+            return name
+    values = _floats(text)
     if len(values) == 1:
         values *= 3
-    if len(values) != 3 or not all(np.isfinite(values)):
+    if len(values) != 3 or not all(map(math.isfinite, values)):
         raise argparse.ArgumentTypeError(
-            f"one number or three, finest first, such as 0.5 or 0.37,0.39,0.37; got {text!r}"
+            f"one number or three, finest first, such as 0.5 or 0.37,0.39,0.37; or one, three, channel, attention; "
+            f"got {text!r}"
         )
     return values
+
+
+def _range(text: str) -> tuple[float, float]:
+    values = _floats(text)
+    if len(values) != 2 or not 0 <= values[0] <= values[1] < math.inf:
+        raise argparse.ArgumentTypeError(f"two numbers, 0 <= LOW <= HIGH, such as 0.2,2.0; got {text!r}")
+    return values[0], values[1]
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return ()
 
 
 def _positive(text: str) -> int:

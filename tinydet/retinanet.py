@@ -10,7 +10,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from tinydet.anchors import RETINANET, AnchorDesign
 from tinydet.backbone import Backbone, Norm
-from tinydet.fpn import FusionFPN, PlainFPN
+from tinydet.fpn import Fusion, FusionFPN, PlainFPN
 
 HeadInit = Literal["paper", "he"]
 
@@ -32,6 +32,7 @@ class RetinaNet(nn.Module):
         head_init: how the towers start. "paper": N(0, 0.01), made for 256 channels; four thin layers of it let nothing
             through, and hundreds of steps pass before they do. "he": variance kept from layer to layer.
         alpha: fusion factors, finest first; None: a conventional pyramid's 1.
+        fusion: where the factors come from, see `tinydet.fpn.Fusion`.
     """
 
     design: AnchorDesign = RETINANET
@@ -44,12 +45,13 @@ class RetinaNet(nn.Module):
         channels: int = 256,
         head_convs: int = 4,
         alpha: Sequence[float] | None = None,
+        fusion: Fusion = "fixed",
         head_init: HeadInit = "paper",
         norm: Norm = "frozen",
     ) -> None:
         super().__init__()
         self.backbone = Backbone(backbone, norm=norm)
-        self.fpn: PlainFPN = FusionFPN(self.backbone.channels, channels, alpha)
+        self.fpn: PlainFPN = FusionFPN(self.backbone.channels, channels, alpha, fusion=fusion)
         self.head = RetinaNetHead(channels, len(self.design.shapes[0]), classes)
         for branch in (self.head.classification_head, self.head.regression_head):
             branch.conv = branch.conv[:head_convs]  # torchvision builds four

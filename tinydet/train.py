@@ -25,6 +25,7 @@ from tinydet.data.synthetic import embedded_dataset
 from tinydet.data.training import TrainingTiles
 from tinydet.detector import DetectorConfig, build_detector
 from tinydet.evaluate import evaluate_backend
+from tinydet.fpn import initialise_sigma_power
 from tinydet.fusion import FusionStatistics
 from tinydet.recipe import TrainConfig, config_of, parser
 from tinydet.retinanet import RetinaNet
@@ -45,15 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(config.seed)
 
     train, val = load_data(config)
-    statistics = (
-        statistics_of(train, RetinaNet.design, tile=config.tile, overlap=config.overlap) if config.salpha else None
-    )
+    statistics = count_objects(config, train) if config.salpha else None
     alpha, alpha_source = choose_alpha(config, statistics)
     norm: Norm = "batch" if config.weights_backbone == "none" else "frozen"
     detector_config = DetectorConfig(
-        config.backbone, config.channels, config.head_convs, config.head_init, norm, classes=len(train.classes)
+        config.backbone,
+        config.channels,
+        config.head_convs,
+        config.head_init,
+        norm,
+        len(train.classes),
+        fusion=config.fusion,
     )
     detector = build_detector(detector_config, alpha)
+    if config.sigma_power is not None:
+        initialise_sigma_power(detector.fpn, config.sigma_power)
     if config.weights_backbone != "none":
         load_pretrained(detector.backbone, config.backbone, config.weights_backbone)
         detector.backbone.freeze(config.freeze)
@@ -124,13 +131,26 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     return train, val
 
 
+def count_objects(config: TrainConfig, train: Dataset) -> FusionStatistics:
+    """The statistic of Algorithm 1 on the tiles that the network will see."""
+    return statistics_of(
+        train, RetinaNet.design, tile=config.tile, overlap=config.overlap, alpha_range=config.alpha_range
+    )
+
+
 def choose_alpha(config: TrainConfig, statistics: FusionStatistics | None) -> tuple[tuple[float, ...] | None, str]:
     """Fusion factors, finest first, and in words where they come from."""
     if statistics is not None:
-        return tuple(statistics.alpha), "S-alpha: counted from the training boxes (Algorithm 1)"
-    if config.alpha is not None:
-        return config.alpha, "given with --alpha"
-    return None, "1 everywhere (a conventional FPN)"
+        alpha, source = tuple(statistics.alpha), "S-alpha: counted from the training boxes (Algorithm 1)"
+    elif config.alpha is not None:
+        alpha, source = config.alpha, "given with --alpha"
+    else:
+        alpha, source = None, "1 everywhere (a conventional FPN)"
+    if config.fusion != "fixed":
+        source = f"{config.fusion}-alpha, learned; it started at {source}"
+    if config.sigma_power is not None:
+        source += f"; {config.sigma_power:g}-power initialisation"
+    return alpha, source
 
 
 def object_sizes(dataset: Dataset) -> tuple[float, float, float]:
@@ -177,7 +197,7 @@ def _print_plan(
         _row("validate", f"{len(val.images)} images, after every {config.validate_every} epochs")
     else:
         _row("validate", "no; the last weights are kept (--val names a set that chooses the best)")
-    alpha = ", ".join(f"{a:.3f}" for a in trainer.detector.fpn.state_dict()["alpha"].tolist())
+    alpha = ", ".join(f"{a:.3f}" for a in trainer.alpha) or "from the features"
     _row("alpha", f"{alpha} (P3->P2, P4->P3, P5->P4): {alpha_source}")
     for warning in statistics.warnings if statistics else ():
         _row("", warning)

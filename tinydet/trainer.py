@@ -18,6 +18,7 @@ from tinydet._extras import needs_extra
 from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.data.training import Sample, TrainingTiles, epoch_batches, pad_together, stream
 from tinydet.detector import PIXEL_MEAN, PIXEL_STD
+from tinydet.fpn import FUSED_EDGES
 from tinydet.losses import Losses, retinanet_loss
 from tinydet.matching import ignored_by_regions, match_anchors
 from tinydet.retinanet import RetinaNet
@@ -100,6 +101,11 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.tiles) // self.schedule.batch)
+
+    @property
+    def alpha(self) -> tuple[float, ...]:
+        """Fusion factors as they are now, finest first; empty for attention."""
+        return self._snapshot().alpha
 
     @property
     def steps_left(self) -> int:
@@ -260,6 +266,7 @@ class Trainer:
             self.best, note = score, "  best, saved"
             self.save_model()
         _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
+        _write(writer, self._step, {f"alpha/{edge}": a for edge, a in zip(FUSED_EDGES, self.alpha, strict=False)})
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0)
         bar.clear()
         self.report(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")
@@ -294,21 +301,21 @@ def resume_path(output: Path) -> Path:
 
 
 def parameter_groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases learn at twice the rate and without decay (the released recipe), norm layers without decay."""
-    weights, norms, biases = [], [], []
+    """Biases learn at twice the rate and without decay (the released recipe), norm layers and alpha without decay."""
+    weights, undecayed, biases = [], [], []
     for module in detector.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                norms.append(parameter)
+            if isinstance(module, nn.modules.batchnorm._NormBase) or name == "alpha":
+                undecayed.append(parameter)
             elif name == "bias":
                 biases.append(parameter)
             else:
                 weights.append(parameter)
     groups = [
         {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
-        {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
+        {"params": undecayed, "weight_decay": 0.0, "lr_factor": 1.0},
         {"params": biases, "weight_decay": 0.0, "lr_factor": 2.0},
     ]
     return [group for group in groups if group["params"]]

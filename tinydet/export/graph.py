@@ -24,7 +24,8 @@ class InferenceGraph(nn.Module):
     its best class only.
 
     Args:
-        fold: dissolve alpha into the convolutions. False keeps the graph as trained, for comparison.
+        fold: dissolve alpha into the convolutions. False keeps the graph as trained, for comparison; attention, whose
+            factors depend on the image, is kept anyway.
 
     Raises:
         ValueError: where the spec asks for what no runtime takes.
@@ -43,7 +44,7 @@ class InferenceGraph(nn.Module):
         if not 0 < spec.max_detections <= MAX_TOPK:
             raise ValueError(f"max_detections must be 1..{MAX_TOPK} (TensorRT's TopK), got {spec.max_detections}")
         self.detector = copy.deepcopy(detector).eval().requires_grad_(False)
-        if fold and isinstance(self.detector.fpn, FusionFPN):
+        if fold and isinstance(self.detector.fpn, FusionFPN) and self.detector.fpn.fusion != "attention":
             self.detector.fpn = fold_alpha(self.detector.fpn)
         self.max_detections = spec.max_detections
         # Compared before the sigmoid, so that only what is kept is squashed.
