@@ -52,8 +52,8 @@ def test_loss_is_the_formula() -> None:
     ignored = torch.tensor([6, 7, 40])  # 40 is positive: an object beside a region is still learned
     losses = retinanet_loss(outputs, anchors, matches, boxes, labels, ignored)
     wanted = by_hand(outputs, anchors, matches, boxes, labels, ignored)
-    assert math.isclose(float(losses.classification), wanted[0], rel_tol=1e-4)
-    assert math.isclose(float(losses.regression), wanted[1], rel_tol=1e-4)
+    assert math.isclose(float(losses.classification.sum()), wanted[0], rel_tol=1e-4)
+    assert math.isclose(float(losses.regression.sum()), wanted[1], rel_tol=1e-4)
 
 
 def test_images_without_objects_teach_background_only() -> None:
@@ -62,8 +62,8 @@ def test_images_without_objects_teach_background_only() -> None:
         level.requires_grad_()
     none = torch.empty(0, dtype=torch.long)
     losses = retinanet_loss(outputs, anchors, Matches(none, none, none), torch.empty(0, 4), none, none)
-    assert float(losses.regression.detach()) == 0.0
-    (losses.classification + losses.regression).backward()
+    assert (losses.regression == 0).all()
+    losses.total().backward()
     assert all((level.grad > 0).all() for level in outputs.logits)  # every score is pushed down
 
 
@@ -75,6 +75,23 @@ def test_ignored_anchors_have_no_gradient() -> None:
     losses = retinanet_loss(
         outputs, anchors, Matches(none, none, torch.tensor([0])), torch.empty(0, 4), none, torch.tensor([1])
     )
-    losses.classification.backward()
+    losses.total().backward()
     gradient = outputs.logits[0].grad[0]
     assert (gradient[:2] == 0).all() and (gradient[2:] != 0).all()
+
+
+def test_each_level_carries_the_loss_of_its_own_anchors() -> None:
+    outputs, anchors = setting()
+    boxes, labels = torch.tensor([[4.0, 5.0, 12.0, 21.0]]), torch.tensor([1])
+    sizes = [level.shape[1] for level in outputs.logits]
+    none = torch.empty(0, dtype=torch.long)
+    for level, size in enumerate(sizes):
+        first = sum(sizes[:level])
+        for anchor in (first, first + size - 1):
+            matches = Matches(torch.tensor([anchor + len(anchors)]), torch.tensor([0]), none)
+            losses = retinanet_loss(outputs, anchors, matches, boxes, labels, none)
+            assert (losses.regression > 0).nonzero().flatten().tolist() == [level]
+    changed = HeadOutputs([outputs.logits[0] + 1, *outputs.logits[1:]], outputs.deltas)
+    before, after = (retinanet_loss(o, anchors, matches, boxes, labels, none) for o in (outputs, changed))
+    assert after.classification[0] > before.classification[0]
+    assert torch.equal(after.classification[1:], before.classification[1:])

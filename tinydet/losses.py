@@ -19,8 +19,14 @@ REGRESSION_WEIGHT = 4.0  # the released code divides the box loss by four times 
 
 
 class Losses(NamedTuple):
+    """The loss by the level whose anchors cause it, finest first, (L,) each."""
+
     classification: Tensor
     regression: Tensor
+
+    def total(self) -> Tensor:
+        """The scalar to minimise."""
+        return self.classification.sum() + self.regression.sum()
 
 
 def retinanet_loss(
@@ -33,6 +39,7 @@ def retinanet_loss(
         boxes: (M, 4) objects of the batch; `labels`: (M,) their classes.
         ignored: flat anchor indices that learn nothing besides `matches.ignored` (ignore regions).
     """
+    sizes = [level.shape[1] for level in outputs.logits]
     logits = torch.cat(outputs.logits, dim=1).float()
     deltas = torch.cat(outputs.deltas, dim=1)
     images, count, classes = logits.shape
@@ -42,9 +49,15 @@ def retinanet_loss(
     weights[ignored] = 0
     weights[matches.positive] = 1  # an object beside an ignore region is still learned
     targets[matches.positive, labels[matches.objects]] = 1
-    focal = sigmoid_focal_loss(logits.view(-1, classes), targets, FOCAL_ALPHA, FOCAL_GAMMA)
-    wanted = encode(boxes[matches.objects], anchors[matches.positive % count])
+    focal = sigmoid_focal_loss(logits.view(-1, classes), targets, FOCAL_ALPHA, FOCAL_GAMMA) * weights
+    by_level = torch.stack([part.sum() for part in focal.view(images, count, classes).split(sizes, dim=1)])
+
+    anchor = matches.positive % count
+    wanted = encode(boxes[matches.objects], anchors[anchor])
     given = deltas.reshape(-1, 4)[matches.positive].float()
-    distance = F.smooth_l1_loss(given, wanted, beta=SMOOTH_L1_BETA, reduction="sum")
+    distance = F.smooth_l1_loss(given, wanted, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=1)
+    ends = torch.tensor(sizes, device=anchor.device).cumsum(0)
+    level = torch.bucketize(anchor, ends, right=True)
+    boxes_by_level = distance.new_zeros(len(sizes)).index_add(0, level, distance)
     positives = len(matches.positive)
-    return Losses((focal * weights).sum() / (positives + images), distance / (REGRESSION_WEIGHT * max(positives, 1)))
+    return Losses(by_level / (positives + images), boxes_by_level / (REGRESSION_WEIGHT * max(positives, 1)))

@@ -27,6 +27,7 @@ from tinydet.spec import PAD_VALUE, ModelSpec
 WARMUP_STEPS, WARMUP_START = 500, 1 / 3
 DECAY_AT = (6 / 12, 10 / 12)  # of all steps; a tenth at each
 SAVE_EVERY = 120.0  # seconds between states to resume from
+REPORT_EVERY = 60.0  # seconds between lines of news where there is no progress bar
 PAD_MULTIPLE = 32  # the stride of C5, so that every level is exactly twice the next
 Validate = Callable[[RetinaNet], dict[str, Any]]
 
@@ -132,28 +133,21 @@ class Trainer:
                     begun = time.monotonic()
                     rate = self.schedule.rate(self._step, steps)
                     losses = self.step(samples, rate)
-                    if not all(map(math.isfinite, losses)):
+                    loss = float(losses.total())
+                    if not math.isfinite(loss):
                         raise ValueError(self._diverged(batch, rate))
                     self.done += 1
                     now = time.monotonic()
                     self.seconds = now - started
                     speed = len(samples) / (now - begun)
                     bar.update()
-                    bar.set_postfix_str(f"loss {sum(losses):.3f} lr {rate:.2g} {speed:.1f} img/s")
-                    if bar.disable and now - reported > 60:
+                    bar.set_postfix_str(f"loss {loss:.3f} lr {rate:.2g} {speed:.1f} img/s")
+                    if bar.disable and now - reported > REPORT_EVERY:
                         reported = now
-                        self.report(self._line(sum(losses), rate, speed, steps))
-                    _write(
-                        writer,
-                        self._step,
-                        {
-                            "loss/classification": losses[0],
-                            "loss/regression": losses[1],
-                            "loss/total": sum(losses),
-                            "lr": rate,
-                            "images per second": speed,
-                        },
-                    )
+                        self.report(self._line(loss, rate, speed, steps))
+                    if writer is not None:
+                        scalars = {"loss": loss, "lr": rate, "images per second": speed}
+                        _write(writer, self._step, {**scalars, **_by_level(losses, self.detector.design.levels)})
                     if now - saved > SAVE_EVERY:
                         saved = now
                         self.save_state()
@@ -171,19 +165,19 @@ class Trainer:
                 writer.close()
         self.state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
 
-    def step(self, samples: Sequence[Sample], rate: float) -> tuple[float, float]:
-        """One step of SGD; returns the classification and the regression loss."""
+    def step(self, samples: Sequence[Sample], rate: float) -> Losses:
+        """One step of SGD; returns the losses, without a graph."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_factor"]
         losses = self.loss(samples)
         self.optimizer.zero_grad(set_to_none=True)
-        total = losses.classification + losses.regression
+        total = losses.total()
         total.backward()
         if self.schedule.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.schedule.clip_norm)
         if torch.isfinite(total):
             self.optimizer.step()
-        return float(losses.classification.detach()), float(losses.regression.detach())
+        return Losses(losses.classification.detach().cpu(), losses.regression.detach().cpu())
 
     def loss(self, samples: Sequence[Sample]) -> Losses:
         """The loss of one batch of tiles."""
@@ -332,6 +326,14 @@ def _tensorboard(logdir: Path | None) -> Any:
     with needs_extra("train"):
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(str(logdir))
+
+
+def _by_level(losses: Losses, levels: Sequence[str]) -> dict[str, float]:
+    return {
+        f"{kind}/{level}": value
+        for kind, values in losses._asdict().items()
+        for level, value in zip(levels, values.tolist(), strict=True)
+    }
 
 
 def _write(writer: Any, step: int, scalars: dict[str, float]) -> None:
