@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,27 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     ours, wanted = load_checkpoint(tmp_path / "parts.pth").weights, load_checkpoint(tmp_path / "straight.pth").weights
     assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
     assert not (tmp_path / "parts.resume.pth").exists()
+
+
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(squares: Path, tmp_path: Path) -> None:
+    straight, parts = trainer(squares, tmp_path / "straight.pth"), trainer(squares, tmp_path / "parts.pth")
+    straight.fit()
+    loss, calls = parts.loss, iter(range(100))
+
+    def pressed(samples):
+        if next(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(samples)
+
+    parts.loss = pressed
+    with pytest.raises(KeyboardInterrupt):
+        parts.fit()
+    assert (parts.epoch, parts.done) == (1, 2)  # three steps an epoch: the fifth was finished
+    resumed = trainer(squares, tmp_path / "parts.pth")
+    resumed.resume()
+    resumed.fit()
+    ours, wanted = resumed.detector.state_dict(), straight.detector.state_dict()
+    assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
 
 
 def test_training_lowers_the_loss(squares: Path, tmp_path: Path) -> None:

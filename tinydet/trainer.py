@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,11 +135,12 @@ class Trainer:
                 ):
                     begun = time.monotonic()
                     rate = self.schedule.rate(self._step, steps)
-                    losses = self.step(samples, rate)
-                    loss = float(losses.total())
-                    if not math.isfinite(loss):
-                        raise ValueError(self._diverged(batch, rate))
-                    self.done += 1
+                    with _whole():
+                        losses = self.step(samples, rate)
+                        loss = float(losses.total())
+                        if not math.isfinite(loss):
+                            raise ValueError(self._diverged(batch, rate))
+                        self.done += 1
                     now = time.monotonic()
                     self.seconds = now - started
                     speed = len(samples) / (now - begun)
@@ -313,6 +317,22 @@ def parameter_groups(detector: nn.Module, weight_decay: float) -> list[dict[str,
         {"params": biases, "weight_decay": 0.0, "lr_factor": 2.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Ctrl-C waits until the block is done: half a step would not resume to the same weights."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    pressed: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _together(boxes: Sequence[np.ndarray[Any, Any]], device: torch.device) -> tuple[Tensor, Tensor]:
