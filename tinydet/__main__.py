@@ -20,11 +20,16 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "data": Entry("tinydet.data.__main__", "", "convert, check and describe data sets; cut, erase and rescale them"),
     "salpha": Entry("tinydet.salpha", "", "count objects for each pyramid level and print the fusion factors"),
     "train": Entry("tinydet.train", "train", "train a detector, with --salpha on the embedded data or on yours"),
     "evaluate": Entry("tinydet.evaluate", "", "score a model: AP by object size"),
     "export": Entry("tinydet.export.__main__", "", "write model.onnx, build model.engine, compare with the checkpoint"),
+    "gradients": Entry("tinydet.gradients", "train", "measure what alpha does to the gradients of a trained model"),
     "infer": Entry("tinydet.runtime.__main__", "", "find objects in pictures of any size with an exported model"),
+    "synthetic": Entry(
+        "tinydet.data.synthetic", "", "draw annotated scenes with tiny people: a data set or one picture"
+    ),
 }
 
 

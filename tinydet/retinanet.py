@@ -61,7 +61,11 @@ class RetinaNet(nn.Module):
 
     def forward(self, images: Tensor) -> HeadOutputs:
         """(B, 3, H, W) normalised RGB, H and W multiples of 32 -> logits and box offsets of every anchor."""
-        levels = self.fpn(self.backbone(images))
+        return self.outputs(self.backbone(images))
+
+    def outputs(self, features: Sequence[Tensor]) -> HeadOutputs:
+        """C2..C5 of the backbone -> logits and box offsets of every anchor."""
+        levels = self.fpn(features)
         return HeadOutputs(
             [self.head.classification_head([level]) for level in levels],
             [self.head.regression_head([level]) for level in levels],

@@ -12,26 +12,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from tinydet._extras import needs_extra
+from tinydet.batch import collate, loss_of
 from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tinydet.data.training import Sample, TrainingTiles, epoch_batches, pad_together, stream
-from tinydet.detector import PIXEL_MEAN, PIXEL_STD
+from tinydet.data.training import Sample, TrainingTiles, epoch_batches, stream
 from tinydet.fpn import FUSED_EDGES
-from tinydet.losses import Losses, retinanet_loss
-from tinydet.matching import ignored_by_regions, match_anchors
+from tinydet.losses import Losses
 from tinydet.retinanet import RetinaNet
-from tinydet.spec import PAD_VALUE, ModelSpec
+from tinydet.spec import ModelSpec
 
 WARMUP_STEPS, WARMUP_START = 500, 1 / 3
 DECAY_AT = (6 / 12, 10 / 12)  # of all steps; a tenth at each
 SAVE_EVERY = 120.0  # seconds between states to resume from
 REPORT_EVERY = 60.0  # seconds between lines of news where there is no progress bar
-PAD_MULTIPLE = 32  # the stride of C5, so that every level is exactly twice the next
 Validate = Callable[[RetinaNet], dict[str, Any]]
 
 
@@ -94,9 +91,6 @@ class Trainer:
             lr=self.schedule.lr,
             momentum=self.schedule.momentum,
         )
-        self._anchors: dict[tuple[int, int], Tensor] = {}
-        self._mean = torch.tensor(PIXEL_MEAN, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(PIXEL_STD, device=self.device).view(1, 3, 1, 1)
 
     @property
     def state_path(self) -> Path:
@@ -185,19 +179,10 @@ class Trainer:
 
     def loss(self, samples: Sequence[Sample]) -> Losses:
         """The loss of one batch of tiles."""
-        pixels = torch.from_numpy(pad_together([s.pixels for s in samples], PAD_VALUE, PAD_MULTIPLE)).to(self.device)
-        images = pixels.permute(0, 3, 1, 2).float().sub_(self._mean).div_(self._std)  # NHWC memory: channels_last
-        size = (images.shape[2], images.shape[3])
-        boxes, owner = _together([s.boxes for s in samples], self.device)
-        regions, region_owner = _together([s.regions for s in samples], self.device)
-        labels = torch.from_numpy(np.concatenate([s.labels for s in samples])).to(self.device)
-        design = self.detector.design
-        anchors = self._anchors_of(size)
-        matches = match_anchors(boxes, owner, design, anchors, size)
-        ignored = ignored_by_regions(regions, region_owner, design, size)
+        batch = collate(samples, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            outputs = self.detector(images)
-        return retinanet_loss(outputs, anchors, matches, boxes, labels, ignored)
+            outputs = self.detector(batch.images)
+        return loss_of(outputs, batch, self.detector.design)
 
     def checkpoint_spec(self) -> ModelSpec:
         """How the current weights would be deployed."""
@@ -274,12 +259,6 @@ class Trainer:
         progress = {"epoch": self.epoch, "step": self._step, "seconds": round(self.seconds, 1), "history": self.history}
         return replace(self.checkpoint, weights=weights, progress=progress)
 
-    def _anchors_of(self, size: tuple[int, int]) -> Tensor:
-        if size not in self._anchors:
-            levels = self.detector.design.grid_anchors(*size)
-            self._anchors[size] = torch.from_numpy(np.concatenate(levels)).to(self.device)
-        return self._anchors[size]
-
     def _diverged(self, batch: Sequence[int], rate: float) -> str:
         names = ", ".join(sorted({self.tiles.dataset.images[self.tiles.tiles[i][0]].file_name for i in batch}))
         return (
@@ -333,11 +312,6 @@ def _whole() -> Iterator[None]:
         signal.signal(signal.SIGINT, usual)
     if pressed:
         raise KeyboardInterrupt
-
-
-def _together(boxes: Sequence[np.ndarray[Any, Any]], device: torch.device) -> tuple[Tensor, Tensor]:
-    owner = np.repeat(np.arange(len(boxes)), [len(b) for b in boxes])
-    return torch.from_numpy(np.concatenate(boxes)).to(device), torch.from_numpy(owner).to(device)
 
 
 def _tensorboard(logdir: Path | None) -> Any:

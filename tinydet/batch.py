@@ -1,0 +1,75 @@
+"""Training samples as the tensors of one step, and the loss of what a detector says about them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinydet.anchors import AnchorDesign
+from tinydet.data.training import Sample, pad_together
+from tinydet.detector import PIXEL_MEAN, PIXEL_STD
+from tinydet.losses import Losses, retinanet_loss
+from tinydet.matching import ignored_by_regions, match_anchors
+from tinydet.retinanet import HeadOutputs
+from tinydet.spec import PAD_VALUE
+
+PAD_MULTIPLE = 32  # the stride of C5, so that every level is exactly twice the next
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles padded to one size, and what is on them; boxes are xyxy in pixels of their tile.
+
+    Attributes:
+        images: (B, 3, H, W) normalised RGB, channels last in memory.
+        boxes: (M, 4) objects of all tiles; `labels`: (M,); `owner`: (M,) the tile of each.
+        regions: (R, 4) where nothing is learned; `region_owner`: (R,).
+    """
+
+    images: Tensor
+    boxes: Tensor
+    labels: Tensor
+    owner: Tensor
+    regions: Tensor
+    region_owner: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the padded tiles."""
+        return self.images.shape[2], self.images.shape[3]
+
+
+def collate(samples: Sequence[Sample], device: torch.device) -> Batch:
+    """Samples as one batch on `device`, padded right and below with the mean that pixels are normalised with."""
+    pixels = torch.from_numpy(pad_together([s.pixels for s in samples], PAD_VALUE, PAD_MULTIPLE)).to(device)
+    mean, std = (torch.tensor(value, device=device).view(1, 3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
+    images = pixels.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+    labels = torch.from_numpy(np.concatenate([s.labels for s in samples])).to(device)
+    boxes, owner = _together([s.boxes for s in samples], device)
+    regions, region_owner = _together([s.regions for s in samples], device)
+    return Batch(images, boxes, labels, owner, regions, region_owner)
+
+
+def loss_of(outputs: HeadOutputs, batch: Batch, design: AnchorDesign) -> Losses:
+    """RetinaNet's loss, by level."""
+    anchors = _anchors(design, batch.size, batch.images.device)
+    matches = match_anchors(batch.boxes, batch.owner, design, anchors, batch.size)
+    ignored = ignored_by_regions(batch.regions, batch.region_owner, design, batch.size)
+    return retinanet_loss(outputs, anchors, matches, batch.boxes, batch.labels, ignored)
+
+
+@functools.lru_cache(maxsize=8)
+def _anchors(design: AnchorDesign, size: tuple[int, int], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(design.grid_anchors(*size))).to(device)
+
+
+def _together(boxes: Sequence[NDArray[Any]], device: torch.device) -> tuple[Tensor, Tensor]:
+    owner = np.repeat(np.arange(len(boxes)), [len(b) for b in boxes])
+    return torch.from_numpy(np.concatenate(boxes)).to(device), torch.from_numpy(owner).to(device)

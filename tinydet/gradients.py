@@ -1,0 +1,177 @@
+"""`python -m tinydet.gradients MODEL --data DIR`: Eq. 3 made visible.
+
+The loss of each pyramid level sends a gradient into C3, C4 and C5. What comes from the levels above (finer ones) passes
+the fused edges and is weighed by alpha; what comes from a level's own side is not. This measures both as alpha varies,
+on a trained model and real images (section 3.4 of the paper).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tinydet._atomic import atomic_path, write_json
+from tinydet._command import command
+from tinydet._extras import needs_extra
+from tinydet.batch import Batch, collate, loss_of
+from tinydet.checkpoint import load_checkpoint
+from tinydet.data.coco import find_dataset, load_dataset
+from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.training import TrainingTiles
+from tinydet.fpn import FusionFPN
+from tinydet.retinanet import RetinaNet
+
+FEATURES = ("C3", "C4", "C5")
+
+
+@command("gradients")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    checkpoint = load_checkpoint(args.model)
+    detector = checkpoint.build()
+    if "alpha" not in detector.fpn.state_dict() or len(checkpoint.alpha) != 3:
+        raise ValueError(f"{args.model}: {detector.fpn.fusion} has no alpha to vary; name a model with fixed factors")
+    dataset = load_dataset(*find_dataset(args.data or embedded_dataset("val")), categories=checkpoint.classes)
+    tiles = TrainingTiles(dataset, checkpoint.tile, args.overlap, flip=False)
+    chosen = np.linspace(0, len(tiles) - 1, min(args.tiles, len(tiles))).round().astype(int).tolist()
+    cpu = torch.device("cpu")
+    batches = [collate([tiles.sample(i, seed=0, epoch=0)], cpu) for i in chosen]
+    strengths = np.stack([measure(detector, (a, a, a), batches) for a in tqdm(args.alpha, unit="alpha", disable=None)])
+    own = measure(detector, checkpoint.alpha, batches)
+    result = _result(args.alpha, strengths, checkpoint.alpha, own, detector.design.levels, len(batches))
+    print(_table(result))
+    output = args.json or args.model.with_suffix(".gradients.json")
+    write_json(output, result)
+    picture = args.plot or args.model.with_suffix(".gradients.png")
+    plot(result, picture)
+    print(f"wrote {output}\n      {picture}")
+    return 0
+
+
+def measure(detector: RetinaNet, alpha: Sequence[float], batches: Sequence[Batch]) -> NDArray[np.float64]:
+    """Mean norm of the gradient that the loss of each level sends into C3, C4, C5.
+
+    Args:
+        alpha: fusion factors that the pyramid has meanwhile, finest first.
+
+    Returns:
+        (levels, 3): the L2 norm over channels and positions, mean over the batches.
+    """
+    fpn = detector.fpn
+    assert isinstance(fpn, FusionFPN)
+    kept = fpn.alpha.detach().clone()
+    sums = np.zeros((len(detector.design.levels), len(FEATURES)))
+    try:
+        fpn.alpha.data = torch.tensor(alpha, dtype=kept.dtype)
+        for batch in batches:
+            with torch.no_grad():
+                features = detector.backbone(batch.images)
+            inputs = [feature.requires_grad_() for feature in features]
+            losses = loss_of(detector.outputs(inputs), batch, detector.design)
+            for level, loss in enumerate(losses.classification + losses.regression):
+                found = torch.autograd.grad(loss, inputs[1:], retain_graph=True, allow_unused=True)
+                sums[level] += [0.0 if g is None else float(g.norm()) for g in found]
+    finally:
+        fpn.alpha.data = kept
+    result: NDArray[np.float64] = sums / len(batches)
+    return result
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw, for each of C3, C4, C5, what every level's loss sends into it as alpha varies."""
+    with needs_extra("plots"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots(1, len(FEATURES))
+    for axis, feature in zip(axes, FEATURES, strict=True):
+        for level, values in result["gradient"][feature].items():
+            axis.plot(result["alpha"], values, marker="o", markersize=3, label=f"loss of {level}")
+        axis.set_title(f"gradient into {feature}")
+        axis.set_xlabel("α of all edges")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("L2 norm, mean over tiles")
+    axes[-1].legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _result(
+    alphas: Sequence[float],
+    strengths: NDArray[np.float64],
+    alpha: Sequence[float],
+    own: NDArray[np.float64],
+    levels: Sequence[str],
+    tiles: int,
+) -> dict[str, Any]:
+    def by_level(column: int, values: NDArray[np.float64]) -> dict[str, Any]:
+        return {level: values[..., i, column].tolist() for i, level in enumerate(levels)}
+
+    return {
+        "alpha": list(alphas),
+        "gradient": {feature: by_level(i, strengths) for i, feature in enumerate(FEATURES)},
+        "model": {"alpha": list(alpha), "gradient": {f: by_level(i, own) for i, f in enumerate(FEATURES)}},
+        "tiles": tiles,
+        "unit": "L2 norm of the gradient over all channels and positions, mean over tiles",
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = []
+    for feature, by_level in result["gradient"].items():
+        lines.append(f"gradient into {feature}, by the loss of a level")
+        lines.append("alpha   " + "".join(f"{level:>11}" for level in by_level))
+        for i, a in enumerate(result["alpha"]):
+            lines.append(f"{a:<8.3g}" + "".join(f"{values[i]:11.3e}" for values in by_level.values()))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tinydet gradients",
+        description="Measure the gradient that the loss of each pyramid level sends into C3, C4, C5 as alpha varies "
+        "(Eq. 3).",
+        epilog="example: python -m tinydet.gradients model.pth --data my/val --alpha 0:1.2:0.2",
+    )
+    add = parser.add_argument
+    add("model", nargs="?", type=Path, default=Path("model.pth"), help="a trained checkpoint (default: model.pth)")
+    add("--data", type=Path, metavar="DIR", help="COCO folder (default: the embedded validation data)")
+    add("--alpha", type=grid_of, default=grid_of("0:1.2:0.2"), metavar="A:B:STEP", help="values (default: 0:1.2:0.2)")
+    add("--tiles", type=int, default=16, metavar="N", help="tiles to average over, evenly chosen (default: 16)")
+    add("--overlap", type=int, default=128, metavar="PX", help="what tiles share (default: 128)")
+    add("--json", type=Path, metavar="FILE", help="figures (default: MODEL.gradients.json)")
+    add("--plot", type=Path, metavar="FILE", help="picture (default: MODEL.gradients.png)")
+    return parser
+
+
+def grid_of(text: str) -> tuple[float, ...]:
+    """`0:1.1:0.1` as 0, 0.1, ... 1.1, both ends included; or values with commas between them.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    try:
+        if ":" not in text:
+            values = tuple(float(part) for part in text.split(","))
+        else:
+            low, high, step = (float(part) for part in text.split(":"))
+            values = tuple(round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        values = ()
+    if not values or not np.isfinite(values).all():
+        raise argparse.ArgumentTypeError(
+            f"a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {text!r}"
+        )
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())
