@@ -40,7 +40,7 @@ def test_the_file_answers_as_the_detector_with_its_alpha_does(exported: Any, che
     trained = load_checkpoint(checkpoint)
     model = open_model(exported.folder / "model.onnx", threads=1)
     images = noise(3, model.spec.tile)
-    images[0, :64] = 0
+    images[0, :64] = 0  # beside the pictures that the exporter itself compares
     with torch.inference_mode():
         unfolded = InferenceGraph(trained.build(), model.spec, fold=False)(torch.from_numpy(images))
     parity = compare(TileOutputs(*(part.numpy() for part in unfolded)), model.run(images), model.spec.score_floor)
