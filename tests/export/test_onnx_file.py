@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from tinydet.checkpoint import load_checkpoint
+from tinydet.detector import build_detector
 from tinydet.export.graph import InferenceGraph
 from tinydet.export.onnx_file import compare, export_onnx, lint, operators_added, trace
 from tinydet.fpn import FusionFPN, fold_alpha
@@ -137,6 +139,46 @@ def test_an_edge_without_weight_is_not_in_the_graph() -> None:
     assert operators_added(folded, CONVENTIONAL, 1) == 0
     with pytest.raises(ValueError, match="alpha is not folded"):
         operators_added(folded, CONVENTIONAL, 0)
+
+
+def test_an_edge_that_keeps_its_factor_is_one_multiplication() -> None:
+    pyramid = FusionFPN([8] * 4, 8, (0.5, 2e-3, 0.5))
+    for conv in pyramid.inner:
+        torch.nn.init.normal_(conv.weight, std=2e-3)
+    folded = fold_alpha(pyramid)
+    assert folded.kept == (1,)
+    assert operators_added(operators(folded), CONVENTIONAL, 0, 1) == 1
+
+
+@pytest.mark.parametrize("fusion", ["one", "three", "channel"])
+def test_learned_factors_fold_to_a_conventional_graph(fusion: Any) -> None:
+    assert operators(fold_alpha(FusionFPN([8] * 4, 8, (0.9, 0.5, 0.7), fusion=fusion))) == CONVENTIONAL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "alpha"),
+    [({"fusion": "attention"}, None), ({"fusion": "channel"}, (0.9, 0.5, 0.7)), ({}, (0.0, 0.5, 1.0))],
+    ids=["attention", "channel", "an edge of weight 0"],
+)
+def test_every_strategy_is_exported_whole(
+    checkpoint: Path, tmp_path: Path, changes: dict[str, Any], alpha: tuple[float, ...] | None
+) -> None:
+    trained = load_checkpoint(checkpoint)
+    config = replace(trained.detector, **changes)
+    detector = build_detector(config, alpha)
+    own = {k: v for k, v in detector.state_dict().items() if "alpha" in k or "attention" in k}
+    others = {k: v for k, v in trained.weights.items() if k != "fpn.alpha"}
+    detector.load_state_dict({**others, **own})
+    report = export_onnx(
+        detector.eval(), replace(trained, detector=config, weights=detector.state_dict()).spec(), tmp_path / "m.onnx"
+    )
+    assert report.parity.detections > 100 and report.parity.unmatched == 0
+    if changes.get("fusion") == "attention":
+        assert report.operators_added > 0 and report.kept_edges == ("P3->P2", "P4->P3", "P5->P4")
+    else:
+        assert report.operators_added == 0 and report.kept_edges == ()
+    assert report.deleted_edges == (("P3->P2",) if alpha and alpha[0] == 0 else ())
 
 
 def test_a_pyramid_that_was_not_found_does_not_count_as_folded() -> None:

@@ -72,9 +72,13 @@ def _write_onnx(model: Path, output: Path, tile: int | None, batch: int, slots: 
     print(f"              {output.with_suffix('.json')}")
     print(f"input         uint8 (N, {spec.tile}, {spec.tile}, 3), N up to {spec.max_batch}")
     print(f"output        up to {spec.max_detections} boxes a tile, of: {', '.join(spec.classes)}")
-    print(f"alpha         {', '.join(f'{a:.3g}' for a in spec.alpha)}; operators added by it: {report.operators_added}")
+    alpha = ", ".join(f"{a:.3g}" for a in spec.alpha) or "from the features (attention)"
+    print(f"alpha         {alpha}; operators added by it: {report.operators_added}")
     for edge in report.deleted_edges:
         print(f"              the edge {edge} has alpha 0 and is not in the graph")
+    if spec.alpha:
+        for edge in report.kept_edges:
+            print(f"              the edge {edge} keeps its factor: folded, it would leave the range of FP16")
     if parity.detections:
         print(
             f"ONNX = torch  {parity.detections} detections on {parity.tiles} tiles, {parity.unmatched} unmatched; "

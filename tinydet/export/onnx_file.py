@@ -24,7 +24,7 @@ from tinydet._extras import needs_extra
 from tinydet.data.synthetic import render_scene
 from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
 from tinydet.export.graph import MAX_TOPK, InferenceGraph
-from tinydet.fpn import FUSED_EDGES, PlainFPN
+from tinydet.fpn import FUSED_EDGES, FoldedFPN, PlainFPN
 from tinydet.retinanet import RetinaNet
 from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.runtime.suppress import conflicts
@@ -73,6 +73,7 @@ class ExportReport:
         nodes: of the graph.
         operators_added: by alpha: those of the written pyramid that a conventional one has not.
         deleted_edges: fused edges with alpha = 0, which are not in the graph.
+        kept_edges: fused edges that keep a factor, since folding it would leave the range of FP16.
         parity: ONNX Runtime against torch with alpha not folded.
     """
 
@@ -82,6 +83,7 @@ class ExportReport:
     nodes: int
     operators_added: int
     deleted_edges: tuple[str, ...]
+    kept_edges: tuple[str, ...]
     parity: Parity
     seconds: float
 
@@ -105,8 +107,14 @@ def export_onnx(
         graph = InferenceGraph(detector, spec)
         images = torch.zeros((2, spec.tile, spec.tile, 3), dtype=torch.uint8)  # a batch of 1 would become a constant
         model = trace(graph, (images,), ("images",), OUTPUTS)
-        edges = tuple(name for name, there in zip(FUSED_EDGES, graph.detector.fpn.edges, strict=True) if not there)
-        added = operators_added(pyramid_operators(model.graph), conventional_operators(detector), len(edges))
+        fpn = graph.detector.fpn
+        deleted = tuple(name for name, there in zip(FUSED_EDGES, fpn.edges, strict=True) if not there)
+        kept = tuple(FUSED_EDGES[i] for i in fpn.kept) if isinstance(fpn, FoldedFPN) else FUSED_EDGES
+        pyramid, conventional = pyramid_operators(model.graph), conventional_operators(detector)
+        if isinstance(fpn, FoldedFPN):
+            added = operators_added(pyramid, conventional, len(deleted), len(kept))
+        else:
+            added = (pyramid - conventional).total()  # attention, which depends on the image
         forget_origin(model.graph)
         _, precision = graph_precision(model.graph)
         spec = replace(spec, precision=precision, versions={**spec.versions, "onnx": onnx.__version__})
@@ -132,7 +140,8 @@ def export_onnx(
         bytes=output.stat().st_size,
         nodes=len(model.graph.node),
         operators_added=added,
-        deleted_edges=edges,
+        deleted_edges=deleted,
+        kept_edges=kept,
         parity=parity,
         seconds=time.monotonic() - started,
     )
@@ -178,13 +187,14 @@ def conventional_operators(detector: RetinaNet) -> Counter[str]:
     return Counter(node.op_type for node in graph.node)
 
 
-def operators_added(pyramid: Counter[str], conventional: Counter[str], deleted_edges: int) -> int:
-    """How many operators alpha costs, which is 0 or an error.
+def operators_added(pyramid: Counter[str], conventional: Counter[str], deleted_edges: int, kept_edges: int = 0) -> int:
+    """How many operators alpha costs: one for each edge that keeps its factor, so 0 but for extreme factors.
 
     Raises:
-        ValueError: where a pyramid is not a conventional one without the resize and the sum of each deleted edge.
+        ValueError: where a pyramid is not a conventional one with these products, and without the resize and the sum
+            of each deleted edge.
     """
-    expected = conventional - Counter(Resize=deleted_edges, Add=deleted_edges)
+    expected = conventional - Counter(Resize=deleted_edges, Add=deleted_edges) + Counter(Mul=kept_edges)
     if pyramid != expected:
         raise ValueError(
             f"the exported pyramid has {dict(pyramid)}, a conventional one {dict(expected)}: alpha is not folded"
