@@ -19,30 +19,6 @@ def boxes_of(people: list[Person]) -> np.ndarray:
     return np.array([person[:4] for person in people]).reshape(-1, 4)
 
 
-def square(left: float, top: float, side: int, *, person: bool) -> synthetic._Sprite:
-    cover = np.ones((side, side), np.float32)
-    outline = (left, top, left + side, top + side)
-    colour = cover[..., None] * np.float32((200, 100, 50))
-    return synthetic._Sprite(int(left), int(top), cover, colour, (left, top + side), outline, False, person)
-
-
-@pytest.fixture(scope="module")
-def view() -> synthetic._View:
-    return synthetic._view(np.random.default_rng(0), 100, 80)
-
-
-@pytest.fixture(scope="module")
-def figures() -> list[synthetic._Sprite]:
-    """People of many scenes, each alone, none of them hidden by another."""
-    sprites = []
-    for seed in range(25):
-        generator = np.random.default_rng(seed)
-        view = synthetic._view(generator, 256, 256)
-        ground = synthetic._ground(generator, generator, view)
-        sprites += [sprite for sprite in synthetic._people(generator, view, ground, 400) if sprite.person]
-    return sprites
-
-
 def test_a_scene_follows_from_its_seed() -> None:
     pixels, people = render_scene(200, 150, seed=5, density=400)
     again, same_people = render_scene(200, 150, seed=5, density=400)
@@ -65,39 +41,6 @@ def test_boxes_lie_inside_the_picture(seed: int) -> None:
     assert (boxes[:, :2] + boxes[:, 2:] <= (150, 100)).all()
 
 
-def test_people_are_of_3_to_24_pixels_and_mostly_tiny(figures: list[synthetic._Sprite]) -> None:
-    x1, y1, x2, y2 = np.array([figure.outline for figure in figures]).T
-    heights, sizes = y2 - y1, np.sqrt((x2 - x1) * (y2 - y1))
-    assert len(figures) > 300
-    assert heights.min() >= 3
-    assert heights.max() <= 24
-    assert 7.5 <= np.median(sizes) <= 10.5
-    assert (sizes < 4).any()
-    assert (sizes > 16).any()
-
-
-def test_an_outline_is_tight_around_its_person(figures: list[synthetic._Sprite]) -> None:
-    for figure in figures:
-        rows, columns = (np.flatnonzero(figure.cover.any(axis=axis)) for axis in (1, 0))
-        x1, y1, x2, y2 = figure.outline
-        touched = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)  # of whole pixels
-        box = (x1 - figure.left, y1 - figure.top, x2 - figure.left, y2 - figure.top)
-        assert touched == (np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3]))
-
-
-def test_people_gather_where_people_like_to_be() -> None:
-    ratios = []
-    for seed in range(12):
-        generator = np.random.default_rng(seed)
-        view = synthetic._view(generator, 256, 256)
-        ground = synthetic._ground(generator, generator, view)
-        people = [sprite for sprite in synthetic._people(generator, view, ground, 800) if sprite.person]
-        chosen = np.mean([synthetic._pull(ground, view, *sprite.base) for sprite in people])
-        anywhere = np.mean([synthetic._pull(ground, view, x, y) for x in range(0, 256, 8) for y in range(0, 256, 8)])
-        ratios.append(chosen / anywhere)
-    assert np.mean(ratios) > 1.15
-
-
 def test_what_a_person_adds_to_the_picture_is_in_its_box() -> None:
     changed, boxed = [], []
     for seed in range(8):
@@ -116,21 +59,6 @@ def test_what_a_person_adds_to_the_picture_is_in_its_box() -> None:
     assert all(within > 10 * beyond for within, beyond in boxed)
 
 
-def test_things_that_are_no_people_stand_about_without_annotation() -> None:
-    upright, people_sized = 0, 0
-    for seed in range(8):
-        generator = np.random.default_rng(seed)
-        view = synthetic._view(generator, 256, 256)
-        things = synthetic._things(generator, view, synthetic._ground(generator, generator, view))
-        assert not any(thing.person for thing in things)
-        heights = np.array([thing.outline[3] - thing.outline[1] for thing in things if not thing.flat])
-        upright += len(heights)
-        people_sized += int(((heights >= 3) & (heights <= 24)).sum())
-        assert synthetic._visible(things, view) == []
-    assert upright > 50
-    assert people_sized > 0.5 * upright
-
-
 @pytest.mark.parametrize("density", [50, 400])
 def test_density_is_the_people_on_a_million_pixels(density: float) -> None:
     counts = [len(render_scene(192, 192, seed=seed, density=density)[1]) for seed in range(24)]
@@ -138,33 +66,6 @@ def test_density_is_the_people_on_a_million_pixels(density: float) -> None:
     assert (
         0.75 * expected < np.mean(counts) < 1.15 * expected
     )  # hidden ones, and members of a group outside, are missing
-
-
-def test_a_person_in_the_open_keeps_its_outline(view: synthetic._View) -> None:
-    assert synthetic._visible([square(10, 20, 8, person=True)], view) == [Person(10, 20, 8, 8, False)]
-
-
-def test_what_stands_in_front_cuts_the_box_to_the_part_that_is_seen(view: synthetic._View) -> None:
-    behind, front = square(10, 20, 10, person=True), square(10, 25, 10, person=False)
-    assert synthetic._visible([behind, front], view) == [Person(10, 20, 10, 5, False)]
-
-
-def test_what_stands_behind_hides_nothing(view: synthetic._View) -> None:
-    assert synthetic._visible([square(10, 15, 10, person=False), square(10, 20, 10, person=True)], view) == [
-        Person(10, 20, 10, 10, False)
-    ]
-
-
-def test_a_person_mostly_hidden_is_an_ignore_region_and_one_fully_hidden_is_nothing(view: synthetic._View) -> None:
-    person = square(10, 20, 10, person=True)
-    assert synthetic._visible([person, square(10, 23, 10, person=False)], view) == [Person(10, 20, 10, 3, True)]
-    assert synthetic._visible([person, square(10, 20, 10, person=False)], view) == []
-
-
-def test_the_border_of_the_picture_hides_like_a_thing(view: synthetic._View) -> None:
-    assert synthetic._visible([square(-5, 20, 10, person=True)], view) == [Person(0, 20, 5, 10, False)]
-    assert synthetic._visible([square(97, 20, 10, person=True)], view) == [Person(97, 20, 3, 10, True)]
-    assert synthetic._visible([square(200, 20, 10, person=True)], view) == []
 
 
 @pytest.mark.parametrize("size", [(15, 100), (100, 15), (20_000, 100)])
@@ -246,7 +147,10 @@ def test_the_command_writes_a_data_set_or_a_scene(tmp_path: Path, capsys: pytest
     assert "big.annotations.json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--size", "64"], ["--size", "64x-4"], ["--seed", "-1"], ["--images", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--size", "64"], ["--size", "64x-4"], ["--seed", "-1"], ["--images", "0"], ["--scene", "--images", "2"]],
+)
 def test_the_command_refuses_what_it_cannot_draw_in_one_line(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,14 @@
-"""Training samples: tiles of the data set's images, cut by the same `TileGrid` as at inference, flipped at random."""
+"""Training samples: tiles of the data set's images, cut by the same `TileGrid` as at inference, flipped at random.
+
+Or by the TinyPerson benchmark's cutter: then the samples are those that its cut files hold.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +17,9 @@ from tinydet.data.coco import Dataset, read_pixels
 from tinydet.runtime.tiles import Tile, TileGrid
 
 VISIBLE = 0.7  # an object belongs to a tile if sqrt(visible area / area) is at least this (the benchmark's cutter)
+
+Slivers = Literal["ignore", "drop"]  # what a box becomes in a tile that shows less of it
+Cut = Callable[[int, int], Sequence[Tile]]  # the tiles of an image of this width and height
 
 
 @dataclass(frozen=True)
@@ -33,17 +40,39 @@ class TrainingTiles:
 
     Args:
         cache_bytes: decoded images are kept up to this size, the longest unused is dropped first.
+        cut: where to cut instead, such as `tinydet.data.sub_images.benchmark_tiles`; None: by `TileGrid`.
+        slivers: "ignore" keeps a sliver of an object as an ignore region, and the visible part of an ignore region
+            however small; "drop" keeps neither, as the benchmark.
+        transform: changes each sample before it is flipped, such as `tinydet.data.scale_match.ScaleMatch`. Its
+            generator follows from (seed, epoch, index) too.
     """
 
     def __init__(
-        self, dataset: Dataset, tile: int, overlap: int, *, flip: bool = True, cache_bytes: int = 2 << 30
+        self,
+        dataset: Dataset,
+        tile: int,
+        overlap: int,
+        *,
+        flip: bool = True,
+        cache_bytes: int = 2 << 30,
+        cut: Cut | None = None,
+        slivers: Slivers = "ignore",
+        transform: Callable[[Sample, np.random.Generator], Sample] | None = None,
     ) -> None:
+        if slivers not in ("ignore", "drop"):
+            raise ValueError(f"slivers are 'ignore' or 'drop', got {slivers!r}")
         self.dataset = dataset
         self.flip = flip
+        self.slivers = slivers
+        self.transform = transform
         self.tiles: list[tuple[int, Tile]] = [
             (index, piece)
             for index, image in enumerate(dataset.images)
-            for piece in TileGrid(image.width, image.height, tile, overlap).tiles
+            for piece in (
+                TileGrid(image.width, image.height, tile, overlap).tiles
+                if cut is None
+                else cut(image.width, image.height)
+            )
         ]
         self._cache: OrderedDict[int, npt.NDArray[np.uint8]] = OrderedDict()
         self._cache_bytes, self._cached = cache_bytes, 0
@@ -61,15 +90,15 @@ class TrainingTiles:
         pixels = self._pixels(image)[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
         found = self.dataset.of_image(image)
         boxes, visible = clip_to_tile(found.boxes, tile)
-        objects = ~found.ignore & (visible >= VISIBLE)
-        # A sliver of an object is neither an object nor background; nor is an ignore region.
-        regions = (found.ignore | (visible < VISIBLE)) & (visible > 0)
+        objects, regions = share_out(found.ignore, visible, self.slivers)
         sample = Sample(
             pixels,
             boxes[objects].astype(np.float32),
             found.labels[objects],
             boxes[regions].astype(np.float32),
         )
+        if self.transform is not None:
+            sample = self.transform(sample, np.random.default_rng((seed, epoch, index, 1)))
         if self.flip and np.random.default_rng((seed, epoch, index)).random() < 0.5:
             sample = flip_horizontally(sample)
         return sample
@@ -95,6 +124,17 @@ def clip_to_tile(boxes: npt.NDArray[np.float64], tile: Tile) -> tuple[npt.NDArra
     area = np.prod(local[:, 2:] - local[:, :2], axis=1)
     inside = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1)
     return clipped, np.sqrt(inside / np.maximum(area, np.finfo(np.float64).tiny))
+
+
+def share_out(
+    ignore: npt.NDArray[np.bool_], visible: npt.NDArray[np.float64], slivers: Slivers
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which boxes are objects of a tile and which are its ignore regions, from how much of each it shows."""
+    objects = ~ignore & (visible >= VISIBLE)
+    if slivers == "drop":
+        return objects, ignore & (visible >= VISIBLE)
+    # A sliver of an object is neither an object nor background; nor is an ignore region.
+    return objects, (ignore | (visible < VISIBLE)) & (visible > 0)
 
 
 def flip_horizontally(sample: Sample) -> Sample:

@@ -1,0 +1,160 @@
+"""What the tools share that write one data set from another: arguments, where the result goes, its pictures.
+
+A result is a COCO folder (`annotations.json` and `images/`), or an annotation file alone. Either is whole or absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydet.data.coco import Dataset
+
+JPEG_QUALITY = 100  # with full colour resolution: an object of a few pixels has no detail to give away
+FORMATS = ("same", "png", "jpg")
+_LOSSY = (".jpg", ".jpeg")
+_KEPT = (*_LOSSY, ".png")  # formats whose files every framework reads
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, word: str) -> None:
+    """The arguments that every such tool has; `word` names its default output."""
+    parser.add_argument("source", type=Path, help="COCO folder, or an annotation file (.json or .json.gz)")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="image folder of an annotation file; default: annotations only"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="new COCO folder, or an annotation file for annotations only; "
+        f"default: SOURCE-{word} or, without images, SOURCE.{word}.json",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="same",
+        help="of the pictures; default: same (JPEG stays JPEG, all else becomes PNG)",
+    )
+    parser.add_argument(
+        "--jpeg-quality", type=int, default=JPEG_QUALITY, metavar="Q", help=f"1 to 100; default: {JPEG_QUALITY}"
+    )
+
+
+def is_annotation_file(path: Path) -> bool:
+    return path.name.endswith((".json", ".json.gz"))
+
+
+def choose_output(source: Path, dataset: Dataset, output: Path | None, word: str) -> Path:
+    """Where the result goes: a new folder, or a file for the annotations alone.
+
+    Raises:
+        ValueError: a folder where there are no images or that has something in it; the source itself.
+    """
+    if output is None:
+        base = Path(os.path.abspath(source)) if source.is_dir() else source
+        name = base.name if source.is_dir() else base.name.removesuffix(".gz").removesuffix(".json")
+        output = base.with_name(f"{name}.{word}.json" if dataset.image_dir is None else f"{name}-{word}")
+    if is_annotation_file(output):
+        if output.exists() and output.samefile(dataset.source):
+            raise ValueError(f"{output} is the source itself; name another output")
+        return output
+    if dataset.image_dir is None:
+        raise ValueError(
+            f"{output} would be a COCO folder, but {dataset.source} was given without images; name their folder with "
+            "--images DIR, or an output .json for the annotations alone"
+        )
+    _check_new(output)
+    return output
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed to it when the block succeeds, removed otherwise.
+
+    Raises:
+        ValueError: where `path` has something in it.
+        OSError: where it cannot be written.
+    """
+    path = Path(os.path.abspath(path))
+    _check_new(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it or name another output")
+    work = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
+    work.mkdir()
+    try:
+        yield work
+        if path.is_dir():
+            path.rmdir()  # empty, as was checked; rename does not replace a folder everywhere
+        work.rename(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class PictureFolder:
+    """Pictures of a new data set, each under a name of its own.
+
+    Args:
+        form: one of `FORMATS`.
+    """
+
+    def __init__(self, folder: Path, form: str = "same", quality: int = JPEG_QUALITY) -> None:
+        if form not in FORMATS:
+            raise ValueError(f"pictures are written as {', '.join(FORMATS)}, not {form!r}")
+        if not 1 <= quality <= 100:
+            raise ValueError(f"the quality of a JPEG is 1 to 100, got {quality}")
+        self.folder, self.form, self.quality = folder, form, quality
+        self._taken: set[str] = set()
+        folder.mkdir()
+
+    def write(self, name: str, pixels: NDArray[np.uint8]) -> str:
+        """Write (H, W, 3) RGB; returns the file name, `name` with the suffix of the format."""
+        suffix = PurePosixPath(name).suffix
+        if self.form != "same":
+            suffix = f".{self.form}"
+        elif suffix.lower() not in _KEPT:
+            suffix = ".png"
+        options = []
+        if suffix.lower() in _LOSSY:
+            full_colour = cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+            options = [cv2.IMWRITE_JPEG_QUALITY, self.quality, *full_colour]
+        coded, content = cv2.imencode(suffix, pixels[..., ::-1], options)
+        if not coded:
+            height, width = pixels.shape[:2]
+            raise ValueError(f"{name}: {width}x{height} pixels cannot be written as {suffix}; choose another --format")
+        path, chosen = self._new(name, suffix)
+        path.write_bytes(content.tobytes())
+        return chosen
+
+    def copy(self, name: str, source: Path) -> str:
+        """Take over a file as it is."""
+        path, chosen = self._new(name, PurePosixPath(name).suffix)
+        shutil.copyfile(source, path)
+        return chosen
+
+    def _new(self, name: str, suffix: str) -> tuple[Path, str]:
+        relative = PurePosixPath(name.replace("\\", "/"))
+        if relative.is_absolute() or ".." in relative.parts:
+            raise ValueError(f"file_name {name!r} leaves the image folder; write it relative to that folder")
+        chosen, n = relative.with_suffix(suffix), 1
+        while str(chosen) in self._taken:
+            n += 1
+            chosen = relative.with_name(f"{relative.stem}-{n}{suffix}")
+        self._taken.add(str(chosen))
+        path = self.folder / chosen
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path, str(chosen)
+
+
+def _check_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise ValueError(f"{folder} {what}; name a new folder, or remove what is there")
