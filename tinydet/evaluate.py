@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tinydet._atomic import write_json
 from tinydet._command import command
+from tinydet._extras import needs_extra
 from tinydet.evaluation.backend import detect_dataset, evaluate_backend, score_dataset
 from tinydet.evaluation.errors import diagnose, format_errors
 from tinydet.evaluation.plots import write_plots
@@ -44,14 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores = _score_model(args, protocol) if args.gt is None else _score_results(args, protocol)
     print(f"{protocol.name}: {protocol.summary}; percent")
     print(format_scores(scores))
-    if args.plots:
-        _plot(scores, args)
     for note in scores.notes:
         print(f"note: {note}")
     if args.json:
         write_json(args.json, scores.to_json())
     if args.precision:
         write_json(args.precision, scores.precision_json(), indent=None)
+    if args.plots:
+        _plot(scores, args)
     return 0
 
 
@@ -72,7 +73,7 @@ def _score_results(args: argparse.Namespace, protocol: Protocol) -> Scores:
 def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     dataset = _dataset(args)
     corners = args.corner_gt and corners_by_file(read_json(args.corner_gt), source=str(args.corner_gt))
-    backend = _backend(args.model)
+    backend = _backend(args.model or DEFAULT_MODEL, args.device)
     print(
         f"{backend.name} on {dataset.source}: {len(dataset.images[: args.limit])} images, {', '.join(dataset.classes)}"
     )
@@ -111,21 +112,14 @@ def _plot(scores: Scores, args: argparse.Namespace) -> None:
     print("wrote " + ", ".join(map(str, paths)))
 
 
-def _backend(model: Path | None) -> Backend:
+def _backend(model: Path, device: str | None) -> Backend:
     """The torch backend for a checkpoint, else one of the runtime's."""
-    if model is None:
-        if not DEFAULT_MODEL.is_file():
-            raise ValueError(
-                f"no --model, and no {DEFAULT_MODEL} here; name a .pth or .onnx file, train one with "
-                "`python -m tinydet.train --salpha`, or score results with --gt and --detections"
-            )
-        model = DEFAULT_MODEL
-    if not model.is_file():
-        raise ValueError(f"{model}: no such model; name a .pth or .onnx file")
     if model.suffix == ".pth":
         from tinydet.torch_backend import open_checkpoint  # the one import of torch, and only for a checkpoint
 
-        return open_checkpoint(model)
+        return open_checkpoint(model, device=device or "cpu")
+    if device is not None:
+        raise ValueError(f"--device is for a checkpoint (.pth); {model} runs where its runtime can")
     from tinydet.runtime.backends import open_model
 
     return open_model(model)
@@ -152,7 +146,7 @@ def _dataset_files(args: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Flags that contradict one another.
+    """What can be known before hours of work: flags that contradict one another, files that are not there.
 
     Raises:
         ValueError: which, and what to do.
@@ -161,7 +155,7 @@ def _check(args: argparse.Namespace) -> None:
         missing = "--detections" if args.detections is None else "--gt"
         raise ValueError(f"results need both --gt and --detections; add {missing}")
     if args.gt is not None:
-        of_models = ("model", "data", "annotations", "merge", "limit", "save_detections")
+        of_models = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
         if clash := [name for name in of_models if getattr(args, name) is not None]:
             flag = "--" + clash[0].replace("_", "-")
             raise ValueError(
@@ -176,6 +170,22 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--corner-gt gives the benchmark's sub-images, which --merge {args.merge} does not use; drop one"
         )
+    if args.gt is not None and args.images is not None and args.plots is None:
+        raise ValueError("--images shows results only with --plots; add it")
+    if args.plots is not None:
+        with needs_extra("plots"):
+            import matplotlib  # noqa: F401 - said now, not after the work
+    for path in (args.json, args.precision, args.save_detections):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: the folder {path.parent} does not exist; create it or name another file")
+    if args.gt is None:
+        if args.model is None and not DEFAULT_MODEL.is_file():
+            raise ValueError(
+                f"no --model, and no {DEFAULT_MODEL} here; name a .pth or .onnx file, train one with "
+                "`python -m tinydet.train --salpha`, or score results with --gt and --detections"
+            )
+        if not (args.model or DEFAULT_MODEL).is_file():
+            raise ValueError(f"{args.model}: no such model; name a .pth or .onnx file")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit is {args.limit}; look at 1 image at least")
 
@@ -201,15 +211,18 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--annotations", type=Path, metavar="FILE", help="instead of --data: the annotation file")
     model.add_argument("--images", type=Path, metavar="DIR", help="instead of --data: the image folder; for --plots")
     model.add_argument(
-        "--score", type=float, default=DEFAULT_SCORE, help="drop detections below (default: %(default)s)"
+        "--score", type=float, default=DEFAULT_SCORE, metavar="S", help="drop detections below (default: %(default)s)"
     )
     model.add_argument("--overlap", type=int, metavar="PX", help="of tiles (default: 128, at most half a tile)")
-    model.add_argument("--scale", type=float, default=1.0, help="resize factor of the images (default: %(default)s)")
+    model.add_argument(
+        "--scale", type=float, default=1.0, metavar="S", help="resize factor of the images (default: %(default)s)"
+    )
     model.add_argument(
         "--merge",
         choices=("seam", "nms", "tinyperson"),
         help="how tiles are joined; tinyperson: the benchmark's sub-images and its merge (default: seam)",
     )
+    model.add_argument("--device", metavar="D", help="torch device of a checkpoint (default: cpu)")
     model.add_argument("--limit", type=int, metavar="N", help="only the first N images (default: all)")
     model.add_argument(
         "--save-detections", type=Path, metavar="FILE", help="also write what was found, as COCO results"

@@ -90,7 +90,11 @@ def test_two_tiny_people_close_together_become_one() -> None:
         ({"images": []}, [], "no list 'old_images'"),
         ([], [], "no list 'images'"),
         ({"images": [{"id": 1, "file_name": "a"}], "old_images": [{"id": 5, "file_name": "a"}]}, [], "no 'corner'"),
-        ({"images": [{"id": 1, "file_name": "b", "corner": [0, 0, 9, 9]}], "old_images": []}, [], "not in 'old_images'"),
+        (
+            {"images": [{"id": 1, "file_name": "b", "corner": [0, 0, 9, 9]}], "old_images": []},
+            [],
+            "not in 'old_images'",
+        ),
         ({"images": [], "old_images": []}, [{"image_id": 3, "score": 1}], "is on image 3"),
         ({"images": [], "old_images": []}, [{"image_id": 3}], "not a COCO result"),
         ({"images": [], "old_images": []}, {}, "expected a list"),

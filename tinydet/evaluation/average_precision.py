@@ -106,9 +106,8 @@ class PrecisionMatcher:
         self._iod_detection = self._iod_target = np.zeros(0, np.int64)
         self._iod = np.zeros(0)
         if rules.iod:
-            twice = rules.iod_twice_for_crowds
             iod = intersection_over_detection(overlap, truth.area[pairs.target], self._area[pairs.detection])
-            if not twice:
+            if not rules.iod_twice_for_crowds:
                 iod = np.where(truth.crowd[pairs.target], pairs.share, iod)
             near = np.flatnonzero(iod >= least)
             near = near[np.lexsort((pairs.target[near], -iod[near], pairs.detection[near]))]

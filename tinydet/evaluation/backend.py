@@ -29,7 +29,7 @@ class DatasetDetections:
     """What a model found.
 
     Attributes:
-        detections: COCO results in the data set's category ids, by image and descending score.
+        detections: COCO results in the data set's category ids, by image.
         image_ids: the images looked at.
         tiles: how many the images were cut into.
         saturated: how many of these had more candidates than the model has slots.

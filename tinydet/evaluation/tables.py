@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import numbers
 import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ class GroundTruth:
         file_names: parallel to `image_ids`; empty text where the file does not say.
         category_ids: ascending.
         category_names: parallel to `category_ids`.
+        other_category_ids: of the file, but not selected.
         image: (M,) index into `image_ids`.
         category: (M,) index into `category_ids`.
         boxes: (M, 4) x, y, width, height in pixels, as written.
@@ -45,6 +49,7 @@ class GroundTruth:
     file_names: tuple[str, ...]
     category_ids: tuple[Any, ...]
     category_names: tuple[str, ...]
+    other_category_ids: tuple[Any, ...]
     image: NDArray[np.int64]
     category: NDArray[np.int64]
     boxes: NDArray[np.float64]
@@ -148,16 +153,16 @@ def tabulate_ground_truth(
             raise ValueError(f"{source}: {what}; expected a COCO file with images, annotations and categories")
     notes: list[str] = []
     names = _by_id(document["images"], "images", "file_name", source, image_ids)
-    chosen = _by_id(document["categories"], "categories", "name", source, None)
+    known = _by_id(document["categories"], "categories", "name", source, None)
+    chosen = known
     if not names:
         raise ValueError(f"{source}: no image to score; 'images' must list every image, also those without objects")
     if categories is not None:
-        known = set(chosen.values())
-        unknown = [name for name in categories if name not in known]
+        unknown = [name for name in categories if name not in known.values()]
         if unknown or not categories:
             what = f"has no category {unknown[0]!r}" if unknown else "no category was selected"
-            raise ValueError(f"{source}: {what}; choose from {', '.join(chosen.values())}")
-        chosen = {id: name for id, name in chosen.items() if name in set(categories)}
+            raise ValueError(f"{source}: {what}; choose from {', '.join(known.values())}")
+        chosen = {id: name for id, name in known.items() if name in categories}
     if not chosen:
         raise ValueError(f'{source}: \'categories\' is empty; list the classes, as in {{"id": 1, "name": "person"}}')
 
@@ -177,9 +182,8 @@ def tabulate_ground_truth(
     written = [entry.get("area") for entry in taken]
     if without := sum(value is None for value in written):
         notes.append(f"{source}: {without} annotations have no 'area'; width * height is taken")
-    area = np.array([a if a is not None else b for a, b in zip(written, area.tolist(), strict=True)], np.float64)
-    if not np.isfinite(area).all():
-        raise ValueError(f"{where}[{kept[~np.isfinite(area)][0]}]: 'area' is not a finite number; correct it")
+        written = [b if a is None else a for a, b in zip(written, area.tolist(), strict=True)]
+    area = _numbers(written, "area", where, kept)
     ids = [entry.get("id") for entry in taken]
     if twice := [i for i, times in Counter(i for i in ids if i is not None).items() if times > 1]:
         raise ValueError(
@@ -191,12 +195,13 @@ def tabulate_ground_truth(
         file_names=tuple(str(name or "") for name in names.values()),
         category_ids=tuple(chosen),
         category_names=tuple(str(name) for name in chosen.values()),
+        other_category_ids=tuple(id for id in known if id not in chosen),
         image=image[kept],
         category=category[kept],
         boxes=boxes,
         area=area,
-        size=_sizes(taken, area),
-        visible=_visible(taken, boxes),
+        size=_sizes(taken, area, where, kept),
+        visible=_visible(taken, boxes, where, kept),
         crowd=_flags(taken, "iscrowd"),
         ignore=_flags(taken, "ignore"),
         uncertain=_flags(taken, "uncertain"),
@@ -219,31 +224,36 @@ def tabulate_results(detections: Any, truth: GroundTruth, *, source: str = "dete
         raise ValueError(f"{source}: expected a list of COCO results, got {_kind(detections)}{hint}")
     image = _indices(detections, "image_id", dict.fromkeys(truth.image_ids), source)
     if (image < 0).any():
-        unknown = np.flatnonzero(image < 0)
-        first = detections[int(unknown[0])]["image_id"]
+        strange = np.flatnonzero(image < 0)
+        first = detections[int(strange[0])]["image_id"]
         raise ValueError(
-            f"{source}: {len(unknown)} of {len(detections)} detections name images that the ground truth does not list "
-            f"(first: image_id {first!r} in entry {unknown[0]}); score them against the split that they were made on"
+            f"{source}: {len(strange)} of {len(detections)} detections name images that the ground truth does not list "
+            f"(first: image_id {first!r} in entry {strange[0]}); score them against the split that they were made on"
         )
     category = _indices(detections, "category_id", dict.fromkeys(truth.category_ids), source)
-    foreign = [detections[n]["category_id"] for n in np.flatnonzero(category < 0).tolist()]
+    left_out = [detections[n]["category_id"] for n in np.flatnonzero(category < 0).tolist()]
+    unknown = [i for i in left_out if i not in truth.other_category_ids]
     notes = []
-    if foreign:
-        listed = ", ".join(map(str, sorted(set(foreign), key=str)[:8]))
-        if len(foreign) == len(detections):
+    if unknown:
+        listed = ", ".join(map(str, sorted(set(unknown), key=str)[:8]))
+        if len(unknown) == len(detections):
             scored = ", ".join(f"{i} ({n})" for i, n in zip(truth.category_ids, truth.category_names, strict=True))
             raise ValueError(
-                f"{source}: no detection is of a scored category: they have category_id {listed}, scored are {scored}"
+                f"{source}: the ground truth has none of the categories of the detections: they have category_id "
+                f"{listed}, scored are {scored}"
             )
         notes.append(
-            f"{source}: {len(foreign)} detections of categories that are not scored (category_id {listed}) are left out"
+            f"{source}: {len(unknown)} detections of categories that the ground truth does not have (category_id "
+            f"{listed}) are left out"
         )
     if not detections:
         notes.append(f"{source}: no detections")
     kept = np.flatnonzero(category >= 0)
     taken = [detections[n] for n in kept.tolist()] if len(kept) < len(detections) else detections
     boxes = tabulate_boxes(taken, source, kept)
-    scores = _scores(taken, source, kept)
+    if without := [n for n, entry in zip(kept.tolist(), taken, strict=True) if "score" not in entry]:
+        raise ValueError(f"{source}[{without[0]}] has no 'score'; results need one, is this a ground-truth file?")
+    scores = _numbers([entry["score"] for entry in taken], "score", source, kept)
     image, category = image[kept], category[kept]
     order = np.lexsort((-scores, image, category))  # stable: ties stay in the order of the file
     image, category = image[order], category[order]
@@ -262,25 +272,26 @@ def tabulate_boxes(
     Raises:
         ValueError: the first that is missing or is not four finite numbers.
     """
-    try:
-        array = np.array([entry["bbox"] for entry in entries])
-        good = array.dtype.kind in "iuf" and array.shape == (len(entries), 4)
-    except (KeyError, ValueError, TypeError, OverflowError):
-        good = False
     if not entries:
         return np.zeros((0, 4))
-    if good:
-        boxes = array.astype(np.float64)
-        if np.isfinite(boxes).all():
-            return boxes
+    try:
+        values = [entry["bbox"] for entry in entries]
+        if set(map(type, chain.from_iterable(values))) <= {int, float} and set(map(len, values)) == {4}:
+            boxes = np.array(values, np.float64)
+            if np.isfinite(boxes).all():
+                return boxes
+    except (KeyError, TypeError, OverflowError):
+        pass
+    good = []
     for n, entry in zip(range(len(entries)) if places is None else places.tolist(), entries, strict=True):
-        box = entry.get("bbox")
-        if box is None:
+        if "bbox" not in entry:
             raise ValueError(f"{where}[{n}] has no 'bbox'; every entry needs [x, y, width, height] in pixels")
-        numbers = isinstance(box, (list, tuple)) and len(box) == 4 and all(_is_number(value) for value in box)
-        if not numbers or not np.isfinite(np.array(box, np.float64)).all():
+        box = entry["bbox"]
+        sound = isinstance(box, Sequence | np.ndarray) and len(box) == 4 and all(map(_is_number, box))
+        if not sound or not all(map(math.isfinite, box)):
             raise ValueError(f"{where}[{n}]: bbox {str(box)[:80]} is not four finite numbers [x, y, width, height]")
-    return np.array([[float(v) for v in entry["bbox"]] for entry in entries])
+        good.append([float(value) for value in box])
+    return np.array(good)
 
 
 def _ranks(image: NDArray[np.int64], category: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -326,38 +337,41 @@ def _indices(entries: list[Any], key: str, table: Mapping[Any, Any], where: str)
         raise
 
 
-def _scores(entries: list[dict[str, Any]], source: str, places: NDArray[np.int64]) -> NDArray[np.float64]:
-    try:
-        array = np.array([entry["score"] for entry in entries])
-        if not entries or (array.dtype.kind in "iuf" and np.isfinite(array).all()):
-            return array.astype(np.float64)
-    except (KeyError, ValueError, TypeError):
-        pass
-    for n, entry in zip(places.tolist(), entries, strict=True):
-        if "score" not in entry:
-            raise ValueError(f"{source}[{n}] has no 'score'; results need one, is this a ground-truth file?")
-        if not _is_number(entry["score"]) or not np.isfinite(float(entry["score"])):
-            raise ValueError(
-                f"{source}[{n}]: score {entry['score']!r} is not a finite number; detections cannot be ranked"
-            )
-    return np.array([float(entry["score"]) for entry in entries])
+def _numbers(values: list[Any], key: str, where: str, places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) finite numbers."""
+    if set(map(type, values)) <= {int, float} or all(map(_is_number, values)):
+        array = np.array(values, np.float64)
+        if np.isfinite(array).all():
+            return array
+    for n, value in zip(places.tolist(), values, strict=True):
+        if not _is_number(value) or not math.isfinite(value):
+            raise ValueError(f"{where}[{n}]: {key} {str(value)[:80]!r} is not a finite number; correct it")
+    raise AssertionError(f"{key}: no fault found")
 
 
-def _sizes(entries: list[dict[str, Any]], area: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sizes(
+    entries: list[dict[str, Any]], area: NDArray[np.float64], where: str, places: NDArray[np.int64]
+) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):  # a negative area has no size, and lies in no range
-        roots = np.sqrt(area)
-    return np.array([e.get("size", s) for e, s in zip(entries, roots.tolist(), strict=True)], np.float64)
+        sizes = np.sqrt(area)
+    if written := [n for n, entry in enumerate(entries) if "size" in entry]:
+        sizes[written] = _numbers([entries[n]["size"] for n in written], "size", where, places[written])
+    return sizes
 
 
-def _visible(entries: list[dict[str, Any]], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+def _visible(
+    entries: list[dict[str, Any]], boxes: NDArray[np.float64], where: str, places: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """`vis_ratio`, else the share of the box `vis` (`vis_bbox` in CityPersons files), else FULLY_VISIBLE."""
     visible = np.full(len(entries), FULLY_VISIBLE)
-    for n, entry in enumerate(entries):
-        if "vis_ratio" in entry:
-            visible[n] = entry["vis_ratio"]
-        elif (box := entry.get("vis", entry.get("vis_bbox"))) is not None:
-            width, height = float(boxes[n, 2]), float(boxes[n, 3])
-            visible[n] = (box[3] / height) * (box[2] / width) if width and height else 0.0
+    if written := [n for n, entry in enumerate(entries) if "vis_ratio" in entry]:
+        visible[written] = _numbers([entries[n]["vis_ratio"] for n in written], "vis_ratio", where, places[written])
+    for key in ("vis_bbox", "vis"):
+        if written := [n for n, entry in enumerate(entries) if key in entry and "vis_ratio" not in entry]:
+            seen = tabulate_boxes([{"bbox": entries[n][key]} for n in written], f"{where} ({key})", places[written])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = (seen[:, 3] / boxes[written, 3]) * (seen[:, 2] / boxes[written, 2])
+            visible[written] = np.where((boxes[written, 2:] > 0).all(axis=1), share, 0.0)
     return visible
 
 
@@ -366,7 +380,7 @@ def _flags(entries: list[dict[str, Any]], key: str) -> NDArray[np.bool_]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)  # numpy's scalars too
 
 
 def _kind(value: Any) -> str:

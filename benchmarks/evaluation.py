@@ -1,0 +1,196 @@
+"""How fast scoring is: against the plain-Python evaluators of the tests, and against pycocotools, with equal results.
+
+    python benchmarks/evaluation.py
+
+Every side starts from the same COCO dicts and ends with all its numbers. The sides take turns, so that a busy machine
+slows all of them alike; processor time is compared, wall time is kept beside it. On thousand images the plain
+evaluators take minutes: `--rounds 1` is enough for a look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import io
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environment import ROOT, environment
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from tinydet._atomic import write_json
+from tinydet.evaluation import PROTOCOLS, score_detections
+
+SCENES = {  # images, objects and detections in each
+    "sparse": (100, 5, 10),
+    "benchmark": (1000, 25, 200),
+    "crowded": (5, 400, 1500),
+}
+
+
+def main() -> int:
+    args = arguments()
+    result: dict[str, Any] = {"command": "python benchmarks/evaluation.py", **environment(), "scenes": {}}
+    for name, (images, objects, detections) in SCENES.items():
+        gt, dt = make_scene(images, objects, detections)
+        rounds = [{side: measure(run, gt, dt) for side, run in SIDES.items()} for _ in range(args.rounds)]
+        first = {side: answer for side, (_, _, answer) in rounds[0].items()}
+        cpu = {side: [times[side][0] for times in rounds] for side in SIDES}
+        result["scenes"][name] = {
+            "images": images,
+            "objects_per_image": objects,
+            "detections_per_image": detections,
+            "rounds": args.rounds,
+            "cpu_seconds": {side: summary(values) for side, values in cpu.items()},
+            "wall_seconds": {side: summary([times[side][1] for times in rounds]) for side in SIDES},
+            "faster_than_pycocotools": ratio(cpu["pycocotools"], cpu["tinydet coco"]),
+            "faster_than_plain_python": ratio(cpu["plain Python tinyperson"], cpu["tinydet tinyperson"]),
+            "precision_equal_to_pycocotools": first["tinydet coco"] == first["pycocotools"],
+            "largest_difference_from_plain_python": difference(
+                first["tinydet tinyperson"], first["plain Python tinyperson"]
+            ),
+        }
+        print(table(name, result["scenes"][name]), flush=True)
+    write_json(args.output, result)
+    print(f"wrote {args.output}")
+    return 0
+
+
+def make_scene(
+    images: int, objects: int, detections: int, seed: int = 0
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """People of 3 to 60 pixels; half of the detections lie near one, several on the same, the others anywhere."""
+    rng = np.random.default_rng(seed)
+    annotations: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for image in range(1, images + 1):
+        size, aspect = np.exp(rng.normal(np.log(12), 0.6, objects)), rng.uniform(1, 2.5, objects)
+        sides = np.c_[size / np.sqrt(aspect), size * np.sqrt(aspect)]
+        boxes = np.c_[rng.uniform((0, 0), np.maximum((1920, 1080) - sides, 1)), sides]
+        for box, flag in zip(boxes.tolist(), rng.random(objects).tolist(), strict=True):
+            entry = {"id": len(annotations) + 1, "image_id": image, "category_id": 1, "bbox": box}
+            area = {"area": box[2] * box[3], "iscrowd": 0, "ignore": flag < 0.1, "uncertain": 0.1 <= flag < 0.2}
+            annotations.append({**entry, **area})
+        near = boxes[rng.integers(0, objects, detections // 2)]
+        near = np.c_[
+            near[:, :2] + rng.normal(0, 0.12, (len(near), 2)) * near[:, 2:], near[:, 2:] * rng.uniform(0.8, 1.25)
+        ]
+        far = np.c_[
+            rng.uniform((0, 0), (1880, 1040), (detections - len(near), 2)),
+            rng.uniform(3, 40, (detections - len(near), 2)),
+        ]
+        scores = np.r_[rng.beta(4, 2, len(near)), rng.beta(1, 4, len(far))]
+        for box, score in zip(np.r_[near, far].tolist(), scores.tolist(), strict=True):
+            found.append({"image_id": image, "category_id": 1, "bbox": box, "score": score})
+    names = [{"id": i, "file_name": f"{i}.jpg", "width": 1920, "height": 1080} for i in range(1, images + 1)]
+    return {"images": names, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}, found
+
+
+def pycocotools(gt: dict[str, Any], dt: list[dict[str, Any]]) -> dict[str, dict[str, list[list[float]]]]:
+    """Precision at 101 recalls in the form of `Scores.precision_json`."""
+    rules = PROTOCOLS["coco"].precision
+    assert rules is not None
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = gt
+        truth.createIndex()
+        evaluator = COCOeval(truth, truth.loadRes(dt), "bbox")
+        evaluator.params.iouThrs = np.array(rules.ious)
+        evaluator.params.areaRng = [list(area) for area in rules.areas.values()]
+        evaluator.params.areaRngLbl = list(rules.areas)
+        evaluator.params.maxDets = [rules.max_detections]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    precision = evaluator.eval["precision"][..., 0]
+    return {
+        name: {f"{iou:.2f}": precision[t, :, :, a].T.tolist() for t, iou in enumerate(rules.ious)}
+        for a, name in enumerate(rules.areas)
+    }
+
+
+def plain() -> Any:
+    """The evaluators in plain Python that the tests hold ours to."""
+    if "evaluation_reference" not in sys.modules:
+        path = ROOT / "tests" / "evaluation" / "reference.py"
+        spec = importlib.util.spec_from_file_location("evaluation_reference", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules["evaluation_reference"] = module
+    return sys.modules["evaluation_reference"]
+
+
+SIDES: dict[str, Callable[[Any, Any], Any]] = {
+    "tinydet coco": lambda gt, dt: score_detections(gt, dt, PROTOCOLS["coco"]).precision_json(),
+    "pycocotools": pycocotools,
+    "tinydet tinyperson": lambda gt, dt: score_detections(gt, dt, PROTOCOLS["tinyperson"]).to_json(),
+    "plain Python tinyperson": lambda gt, dt: plain().evaluate(gt, dt, PROTOCOLS["tinyperson"]),
+}
+
+
+def measure(run: Callable[[Any, Any], Any], gt: Any, dt: Any) -> tuple[float, float, Any]:
+    """Processor seconds, wall seconds, answer."""
+    gt, dt = copy.deepcopy((gt, dt))  # pycocotools writes into what it is given, `ignore` among it
+    cpu, wall = time.process_time(), time.perf_counter()
+    answer = run(gt, dt)
+    return time.process_time() - cpu, time.perf_counter() - wall, answer
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 4),
+        "fastest": round(min(values), 4),
+        "slowest": round(max(values), 4),
+    }
+
+
+def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """Of the pairs of each round."""
+    return summary([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def difference(a: Any, b: Any) -> float:
+    """Largest difference of two tables of numbers."""
+    if isinstance(a, dict):
+        return max(difference(value, b[key]) for key, value in a.items())
+    if isinstance(a, list):
+        return max(difference(x, y) for x, y in zip(a, b, strict=True))
+    return abs(a - b) if isinstance(a, (int, float)) else 0.0
+
+
+def table(name: str, scene: dict[str, Any]) -> str:
+    lines = [f"{name}: {scene['images']} images x {scene['detections_per_image']} detections"]
+    lines += [
+        f"  {side:24} {t['median']:9.3f} s ({t['fastest']:.3f} to {t['slowest']:.3f})"
+        for side, t in scene["cpu_seconds"].items()
+    ]
+    lines.append(
+        f"  {scene['faster_than_pycocotools']['median']:.0f} x as fast as pycocotools "
+        f"(equal: {scene['precision_equal_to_pycocotools']}), {scene['faster_than_plain_python']['median']:.0f} x as "
+        f"fast as plain Python (largest difference {scene['largest_difference_from_plain_python']:.1e})"
+    )
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "benchmarks" / "results" / "evaluation.json",
+        help="result file (default: benchmarks/results/evaluation.json)",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
