@@ -28,7 +28,7 @@ class Batch:
     """Tiles padded to one size, and what is on them; boxes are xyxy in pixels of their tile.
 
     Attributes:
-        images: (B, 3, H, W) normalised RGB, channels last in memory.
+        images: (B, 3, H, W) normalised RGB.
         boxes: (M, 4) objects of all tiles; `labels`: (M,); `owner`: (M,) the tile of each.
         regions: (R, 4) where nothing is learned; `region_owner`: (R,).
     """
@@ -46,11 +46,13 @@ class Batch:
         return self.images.shape[2], self.images.shape[3]
 
 
-def collate(samples: Sequence[Sample], device: torch.device) -> Batch:
+def collate(
+    samples: Sequence[Sample], device: torch.device, layout: torch.memory_format = torch.channels_last
+) -> Batch:
     """Samples as one batch on `device`, padded right and below with the mean that pixels are normalised with."""
     pixels = torch.from_numpy(pad_together([s.pixels for s in samples], PAD_VALUE, PAD_MULTIPLE)).to(device)
     mean, std = (torch.tensor(value, device=device).view(1, 3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
-    images = pixels.permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+    images = pixels.permute(0, 3, 1, 2).float().contiguous(memory_format=layout).sub_(mean).div_(std)
     labels = torch.from_numpy(np.concatenate([s.labels for s in samples])).to(device)
     boxes, owner = _together([s.boxes for s in samples], device)
     regions, region_owner = _together([s.regions for s in samples], device)

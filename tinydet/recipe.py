@@ -38,7 +38,7 @@ PRESETS = {
     ),
     # For CPUs and first tries: a thin pyramid and head, since P2 is three quarters of the work.
     "small": Preset(
-        "mobilenet_v2", channels=64, head_convs=4, head_init="he", epochs=12, batch=4, lr=0.02, clip_norm=10.0
+        "mobilenet_v2", channels=64, head_convs=2, head_init="he", epochs=12, batch=4, lr=0.02, clip_norm=10.0
     ),
 }
 

@@ -85,12 +85,18 @@ class Trainer:
     seconds: float = 0.0  # spent in earlier parts of a resumed run
 
     def __post_init__(self) -> None:
-        self.detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.detector.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.detector, self.schedule.weight_decay),
             lr=self.schedule.lr,
             momentum=self.schedule.momentum,
         )
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Channels last, but on a CPU without AVX-512, where convolutions then train a quarter slower."""
+        old_cpu = self.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        return torch.contiguous_format if old_cpu else torch.channels_last
 
     @property
     def state_path(self) -> Path:
@@ -179,7 +185,7 @@ class Trainer:
 
     def loss(self, samples: Sequence[Sample]) -> Losses:
         """The loss of one batch of tiles."""
-        batch = collate(samples, self.device)
+        batch = collate(samples, self.device, self.layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = self.detector(batch.images)
         return loss_of(outputs, batch, self.detector.design)
