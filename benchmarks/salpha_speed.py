@@ -185,8 +185,8 @@ def arguments() -> argparse.Namespace:
                         help="folder of COCO annotation files (default ../shared/data/annotations)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "salpha_speed.json",
                         help="JSON file (default benchmarks/results/salpha_speed.json)")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each form that are kept (default 5)")
-    parser.add_argument("--dense", type=int, default=20, help="boxes of a file for the dense form (default 20)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each form that are kept (default 3)")
+    parser.add_argument("--dense", type=int, default=10, help="boxes of a file for the dense form (default 10)")
     parser.add_argument("--random", type=int, default=100_000, help="random boxes for the closed form (default 100000)")
     return parser.parse_args()
 

@@ -75,7 +75,12 @@ UPWARD = {("tinydet.evaluate", "tinydet.torch_backend")}
 CORE = {"cv2", "numpy", "onnxruntime", "tqdm"}
 TORCH = {"torch", "torchvision"}
 # What to install for an import whose name says otherwise.
-DISTRIBUTIONS = {"cuda": "cuda-bindings", "tensorrt_rtx": "tensorrt-rtx-cu13", "torch.utils.tensorboard": "tensorboard"}
+DISTRIBUTIONS = {
+    "cuda": "cuda-bindings",
+    "tensorrt_rtx": "tensorrt-rtx-cu13",
+    "torch.utils.tensorboard": "tensorboard",
+    "yaml": "pyyaml",
+}
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,11 +24,15 @@ def detector(alpha=(0.4, 0.3, 0.2), classes: int = 2):
 
 
 def spec(**changes) -> ModelSpec:
-    values = dict(
-        classes=("person", "car"), category_ids=(1, 2), detector="retinanet", backbone="mobilenet_v2", tile=TILE,
+    plain = ModelSpec(
+        classes=("person", "car"),
+        category_ids=(1, 2),
+        detector="retinanet",
+        backbone="mobilenet_v2",
+        tile=TILE,
         max_detections=K,
-    )  # fmt: skip
-    return ModelSpec(**{**values, **changes})
+    )
+    return replace(plain, **changes)
 
 
 def tiles(count: int = 2) -> torch.Tensor:
@@ -90,7 +96,10 @@ def test_the_detector_is_left_as_it_was() -> None:
     assert all(p.requires_grad for p in built.fpn.parameters())
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"tile": 100}, "multiple of 32"), ({"tile": 32}, "at least 64"), ({"max_detections": 3841}, "1..3840")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"tile": 100}, "multiple of 32"), ({"tile": 32}, "at least 64"), ({"max_detections": 3841}, "1..3840")],
+)
 def test_what_no_runtime_takes_is_refused(changes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InferenceGraph(detector(), spec(**changes))

@@ -15,12 +15,18 @@ from tinydet.runtime.backends import TileOutputs
 from tinydet.spec import ModelSpec
 
 SPEC = ModelSpec(
-    classes=("square", "bar"), category_ids=(7, 0), detector="white", backbone="none", tile=64, max_batch=4, max_detections=50
+    classes=("square", "bar"),
+    category_ids=(7, 0),
+    detector="white",
+    backbone="none",
+    tile=64,
+    max_batch=4,
+    max_detections=50,
 )
 
 
 class WhiteSquares:
-    """Finds white rectangles on black: squares are class 0, bars class 1. Larger ones score higher."""
+    """Finds white rectangles on black: class 1 if one side is twice the other, else 0. Larger ones score higher."""
 
     name = "white squares"
 
@@ -45,7 +51,7 @@ class WhiteSquares:
             for k, (x, y, width, height, _) in enumerate(found[:slots]):
                 boxes[i, k] = x, y, x + width, y + height
                 scores[i, k] = min(0.5 + width * height / 1000, 0.999)
-                labels[i, k] = int(width != height)
+                labels[i, k] = int(max(width, height) >= 2 * min(width, height))
         return TileOutputs(boxes, scores, labels, candidates)
 
 
@@ -61,7 +67,9 @@ def make_onnx() -> Callable[..., Path]:
     from onnx import TensorProto as Type
     from onnx import helper, numpy_helper
 
-    def make(path: Path, *, spec: ModelSpec | None = None, metadata: str | None = "spec", labels: str = "labels") -> Path:
+    def make(
+        path: Path, *, spec: ModelSpec | None = None, metadata: str | None = "spec", labels: str = "labels"
+    ) -> Path:
         spec = spec or dataclasses.replace(SPEC, detector="cells", nms_in_graph=True)
         cells = spec.tile // 8
         y, x = np.divmod(np.arange(cells * cells), cells)

@@ -11,6 +11,8 @@ import pytest
 from tinydet.runtime import scene as module
 from tinydet.runtime.scene import Limits, measure_limits, open_scene, read_image, to_rgb8
 
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # of the files that are written here
+
 
 def gradient(height: int = 60, width: int = 90) -> np.ndarray:
     """RGB that differs along both axes and in each band."""
@@ -25,7 +27,13 @@ def write(path: Path, rgb: np.ndarray, *parameters: int) -> Path:
 
 def write_raster(path: Path, bands: np.ndarray, **options: object) -> Path:
     rasterio = pytest.importorskip("rasterio")
-    profile = {"driver": "GTiff", "count": bands.shape[2], "dtype": bands.dtype, "height": bands.shape[0], "width": bands.shape[1]}
+    profile = {
+        "driver": "GTiff",
+        "count": bands.shape[2],
+        "dtype": bands.dtype,
+        "height": bands.shape[0],
+        "width": bands.shape[1],
+    }
     colours = options.pop("colorinterp", None)
     with rasterio.open(path, "w", **profile | options) as file:
         file.write(np.moveaxis(bands, -1, 0))
@@ -160,7 +168,9 @@ def test_arrays_that_are_no_image_are_refused(pixels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".jp2"])
-def test_a_truncated_file_is_refused_in_one_line_that_names_it(tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture) -> None:
+def test_a_truncated_file_is_refused_in_one_line_that_names_it(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture
+) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)
     path = tmp_path / f"scene{suffix}"
@@ -187,7 +197,10 @@ def test_a_jpeg_whose_end_is_zeros_or_whose_thumbnail_alone_is_whole_is_truncate
     segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     path.write_bytes(whole[:2] + segment + whole[2:])
     assert np.array_equal(read_image(path).shape, (300, 120, 3))
-    for damaged in (whole[: len(whole) // 2] + bytes(len(whole) // 2), whole[:2] + segment + whole[2 : len(whole) // 2]):
+    for damaged in (
+        whole[: len(whole) // 2] + bytes(len(whole) // 2),
+        whole[:2] + segment + whole[2 : len(whole) // 2],
+    ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="truncated JPEG"):
             read_image(path)
@@ -195,7 +208,9 @@ def test_a_jpeg_whose_end_is_zeros_or_whose_thumbnail_alone_is_whole_is_truncate
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> None:
     for progressive in (0, 1):
-        path = write(tmp_path / "a.jpg", gradient(), cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_RST_INTERVAL, 2)
+        path = write(
+            tmp_path / "a.jpg", gradient(), cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_RST_INTERVAL, 2
+        )
         expected = read_image(path)
         path.write_bytes(path.read_bytes() + b"trailer of a camera" + bytes(100))
         assert np.array_equal(read_image(path), expected)
@@ -248,7 +263,10 @@ def test_without_rasterio_a_tiff_says_what_to_install(tmp_path: Path, monkeypatc
 def test_a_rotated_geotiff_shows_what_the_photo_of_it_shows(shared: Path) -> None:
     pytest.importorskip("rasterio")
     folder = shared / "data" / "bigscene-plaza" / "images"
-    with open_scene(folder / "minsk_plaza_DJI_0010.jpg") as photo, open_scene(folder / "minsk_plaza_DJI_0010_rotated.tif") as raster:
+    with (
+        open_scene(folder / "minsk_plaza_DJI_0010.jpg") as photo,
+        open_scene(folder / "minsk_plaza_DJI_0010_rotated.tif") as raster,
+    ):
         assert (photo.width, photo.height) == (raster.width, raster.height) == (4000, 2250)
         for x, y in ((0, 0), (1700, 900), (3360, 1610)):
             difference = photo.read(x, y, 640, 640).astype(int) - raster.read(x, y, 640, 640)

@@ -7,7 +7,9 @@ import pytest
 
 from tinydet.runtime.tiles import TileGrid
 
-CASES = [(length, tile, overlap) for length, tile in itertools.product(range(1, 70), range(1, 13)) for overlap in range(tile)]
+CASES = [
+    (length, tile, overlap) for length, tile in itertools.product(range(1, 70), range(1, 13)) for overlap in range(tile)
+]
 
 
 def test_every_object_no_larger_than_the_overlap_lies_whole_inside_a_tile() -> None:
@@ -48,7 +50,9 @@ def test_tiles_but_the_last_start_on_a_cell_of_the_coarsest_level(length: int) -
 def test_tiles_are_counted_row_by_row_and_know_their_bounds() -> None:
     grid = TileGrid(100, 70, 40, 8)
     assert [tile.index for tile in grid.tiles] == list(range(len(grid)))
-    assert [(tile.row, tile.column) for tile in grid.tiles] == list(itertools.product(range(grid.rows), range(grid.columns)))
+    assert [(tile.row, tile.column) for tile in grid.tiles] == list(
+        itertools.product(range(grid.rows), range(grid.columns))
+    )
     bounds = grid.bounds(np.array([tile.index for tile in grid.tiles]))
     assert bounds.tolist() == [[t.x, t.y, t.x + t.width, t.y + t.height] for t in grid.tiles]
 

@@ -39,11 +39,11 @@ def draw(scene: Scene, detections: Detections, classes: Sequence[str]) -> Image:
     size = max(1, round(scene.width * shrink)), max(1, round(scene.height * shrink))
     picture = scene.read(0, 0, scene.width, scene.height, size).copy()
     line = max(1, round(max(size) / 2000))
-    boxes = _outlines(detections.boxes * shrink, line)
-    for ink, width in ((None, 3 * line), (COLOURS, line)):  # a dark rim first, so that the colour shows on any ground
-        for (x1, y1, x2, y2), label in zip(boxes.tolist(), detections.labels.tolist(), strict=True):
-            colour = (0, 0, 0) if ink is None else ink[label % len(ink)]
-            cv2.rectangle(picture, (x1, y1), (x2, y2), colour, width)
+    boxes = _surroundings(detections.boxes * shrink)
+    for box in boxes.tolist():  # a dark rim below, so that the colour shows on any ground
+        _frame(picture, box, 0, 3 * line, (0, 0, 0))
+    for box, label in zip(boxes.tolist(), detections.labels.tolist(), strict=True):
+        _frame(picture, box, line, 2 * line, COLOURS[label % len(COLOURS)])
     _write_scores(picture, boxes, detections, line)
     return np.concatenate([picture, _legend(size[0], scene, detections, classes, shrink)])
 
@@ -71,29 +71,40 @@ def check_picture_path(path: Path) -> None:
         raise ValueError(f"{path}: cannot write a picture as {path.suffix!r}; use .jpg, .png or .webp")
 
 
-def _outlines(boxes: NDArray[np.float32], line: int) -> NDArray[np.int64]:
-    """Corners of the lines to draw: outside of each box, so that the line covers nothing of the object."""
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    half = np.maximum(half, LEAST_BOX / 2) + 2 * line
-    corners: NDArray[np.int64] = np.rint(np.concatenate([centre - half, centre + half], axis=1)).astype(np.int64)
+def _surroundings(boxes: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Whole pixels that hold each box, and at least LEAST_BOX of them."""
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, np.maximum(boxes[:, 2:] - boxes[:, :2], LEAST_BOX) / 2
+    corners: NDArray[np.int64] = np.concatenate([np.floor(centre - half), np.ceil(centre + half)], axis=1).astype(int)
     return corners
+
+
+def _frame(picture: Image, box: list[int], inner: int, outer: int, colour: tuple[int, int, int]) -> None:
+    """Colour what is more than `inner` and up to `outer` pixels outside of a box; nothing of the box itself."""
+    x1, y1, x2, y2 = (max(v, 0) for v in (box[0] - outer, box[1] - outer, box[2] + outer, box[3] + outer))
+    width = outer - inner
+    for rows, columns in (
+        (slice(y1, max(box[1] - inner, 0)), slice(x1, x2)),
+        (slice(y2 - width, y2), slice(x1, x2)),
+        (slice(y1, y2), slice(x1, max(box[0] - inner, 0))),
+        (slice(y1, y2), slice(x2 - width, x2)),
+    ):
+        picture[rows, columns] = colour
 
 
 def _write_scores(picture: Image, boxes: NDArray[np.int64], detections: Detections, line: int) -> None:
     """Scores above (or below) the best boxes, where neither a box nor another score is."""
-    scale, cell = 0.4 * line, 4
+    scale, cell, rim = 0.4 * line, 2, 3 * line + 1
     taken = np.zeros((-(-picture.shape[0] // cell), -(-picture.shape[1] // cell)), np.uint8)
-    for x1, y1, x2, y2 in (boxes // cell).tolist():
-        cv2.rectangle(taken, (x1, y1), (x2, y2), 1, -1)
+    for x1, y1, x2, y2 in (np.maximum(boxes + np.array([-rim, -rim, rim, rim]), 0) // cell).tolist():
+        taken[y1 : y2 + 1, x1 : x2 + 1] = 1
     best = np.argsort(-detections.scores, kind="stable")[:LABELLED]
     for i in best.tolist():
         text = f"{detections.scores[i]:.2f}"
         (width, height), _ = cv2.getTextSize(text, FONT, scale, line)
         x = int(boxes[i, 0])
-        for y in (int(boxes[i, 1]) - 3 * line, int(boxes[i, 3]) + height + 3 * line):  # of the text's base line
+        for y in (int(boxes[i, 1]) - rim - cell, int(boxes[i, 3]) + rim + cell + height):  # of the text's base line
             inside = x >= 0 and x + width < picture.shape[1] and y - height >= 0 and y < picture.shape[0]
-            # One cell to spare: the rows of the box itself end there.
-            place = np.s_[(y - height) // cell + 1 : y // cell, x // cell : (x + width) // cell + 1]
+            place = np.s_[(y - height) // cell : y // cell + 1, x // cell : (x + width) // cell + 1]
             if inside and not taken[place].any():
                 taken[place] = 1
                 colour = COLOURS[int(detections.labels[i]) % len(COLOURS)]
@@ -105,7 +116,7 @@ def _write_scores(picture: Image, boxes: NDArray[np.int64], detections: Detectio
 def _legend(width: int, scene: Scene, detections: Detections, classes: Sequence[str], shrink: float) -> Image:
     """A strip below the picture, so that it hides nothing: each class with its colour and count, then the scene."""
     unit = max(12, min(round(width / 60), 48))  # height of a line of text with its space
-    counts = np.bincount(detections.labels, minlength=len(classes)).tolist() if len(detections) else [0] * len(classes)
+    counts = np.bincount(detections.labels, minlength=len(classes)).tolist()
     items = [
         (f"{name} {count}", COLOURS[i % len(COLOURS)])
         for i, (name, count) in enumerate(zip(classes, counts, strict=True))

@@ -71,7 +71,10 @@ def plan_tiles(width: int, height: int, *, tile: int, overlap: int = OVERLAP, sc
     if not (math.isfinite(scale) and scale > 0 and round(tile / scale) >= 1):
         raise ValueError(f"the scale is an image resize factor above 0 (0.5 = half), got {scale}")
     if not 0 <= overlap < tile:
-        raise ValueError(f"the overlap must be at least 0 and smaller than the tile of {tile}, got {overlap}")
+        raise ValueError(
+            f"the overlap must be at least 0 and smaller than the tile of {tile}, got {overlap}; "
+            "a quarter of the tile, or the largest object, is a good one"
+        )
     window = round(tile / scale)
     return TilePlan(TileGrid(width, height, window, min(math.ceil(overlap / scale), window - 1)), tile, tile / window)
 

@@ -7,6 +7,7 @@ pixels that it learned from.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import struct
 import warnings
@@ -28,6 +29,7 @@ Image = NDArray[np.uint8]
 STRETCH = (0.5, 99.5)  # percentiles that map to 0 and 255 where pixels are wider than 8 bits
 MAX_DECODED = 1 << 28  # pixels; larger files are read by windows, never whole
 MAX_WINDOW = 1 << 24  # pixels of a raster that are read in full before they are averaged
+RASTER_CACHE = 1 << 28  # bytes, for a row of tiles over 50 000 pixels; by itself GDAL takes 5 % of all memory
 SAMPLE = 1 << 22  # pixels from which percentiles are taken
 
 logging.getLogger("rasterio").addHandler(logging.NullHandler())  # its errors reach the user as ours, in one line
@@ -190,7 +192,7 @@ class _RasterScene(Scene):
             self._bands = self._bands[:1]
         self._dtype = self._file.dtypes[self._bands[0] - 1]
         self._palette: Image | None = None
-        if kinds[0] == rasterio.enums.ColorInterp.palette:
+        if kinds[0] == rasterio.enums.ColorInterp.palette and self._dtype == "uint8":
             colours = self._file.colormap(1)
             self._palette = np.array([colours.get(i, (0, 0, 0))[:3] for i in range(256)], np.uint8)
         self._limits = Limits((0,), (255,))
@@ -202,29 +204,32 @@ class _RasterScene(Scene):
     def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
         small = width * height <= MAX_WINDOW
         # Beyond that GDAL averages while it reads, from overviews where there are any.
-        raw = self._raw((x, y, width, height), (width, height) if small else size, "average")
+        resampling = "average" if self._palette is None else "nearest"
+        raw = self._raw((x, y, width, height), (width, height) if small else size, resampling)
         if self._palette is not None:
-            return _resized(self._palette[raw[..., 0].filled(0)], size)
-        filled = raw.filled(0) if raw.dtype == np.uint8 else np.ma.filled(raw.astype(np.float32), np.nan)
+            return _resized(self._palette[np.ma.filled(raw[..., 0], 0)], size)
+        filled = raw if raw.dtype == np.uint8 else np.ma.filled(raw.astype(np.float32), np.nan)
         return _resized(to_rgb8(filled, self._limits), size)
 
     def _raw(self, window: tuple[int, int, int, int], size: tuple[int, int], resampling: str) -> Any:
-        """(H, W, bands) masked array of a window (x, y, width, height), at `size` (width, height)."""
+        """(H, W, bands), masked unless 8-bit, of a window (x, y, width, height), at `size` (width, height)."""
         rasterio = self._rasterio
+        limits = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": RASTER_CACHE}
         try:
-            bands = self._file.read(
-                self._bands,
-                window=rasterio.windows.Window(*window),
-                out_shape=(len(self._bands), size[1], size[0]),
-                resampling=rasterio.enums.Resampling[resampling],
-                masked=self._dtype != "uint8",
-            )
+            with rasterio.Env(**limits):
+                bands = self._file.read(
+                    self._bands,
+                    window=rasterio.windows.Window(*window),
+                    out_shape=(len(self._bands), size[1], size[0]),
+                    resampling=rasterio.enums.Resampling[resampling],
+                    masked=self._dtype != "uint8",
+                )
         except rasterio.errors.RasterioError as error:
             x, y, width, height = window
             raise ValueError(
                 f"{self._path}: damaged or truncated at ({x}, {y}), {width}x{height} pixels ({error}); get it again"
             ) from error
-        return np.ma.asarray(np.moveaxis(bands, 0, -1))
+        return np.moveaxis(bands, 0, -1)
 
     def close(self) -> None:
         self._file.close()

@@ -111,8 +111,6 @@ class Stitcher:
         self._next += 1
         horizon = float(self._grid.ys[self._next]) if self._next < self._grid.rows else np.inf
         row = _Boxes.concatenate(parts)
-        # Tiles arrive in any order; the boxes of one tile arrive together, in the model's order.
-        row = row[np.argsort(row.tile, kind="stable")]
         if self._nms_iou is not None:
             group = row.tile * (int(row.label.max(initial=0)) + 1) + row.label
             row = row[np.sort(suppress(row.corners, row.score, self._nms_iou, same=group))]
@@ -149,7 +147,7 @@ class Stitcher:
 
     def _settle(self, pool: _Boxes, horizon: float) -> tuple[_Boxes, _Boxes]:
         """Split into what is final when all boxes to come lie below `horizon`, and what must wait."""
-        pool = pool[np.lexsort((pool.tile, -pool.score, pool.part))]  # whole before parts, then best first; stable
+        pool = pool[np.lexsort((pool.tile, -pool.score, pool.part))]  # whole, then parts; best first
         waiting = pool.corners[:, 3] > horizon
         better, worse = self._alike(pool)
         both_parts = pool.part[better] & pool.part[worse]
@@ -174,7 +172,7 @@ class Stitcher:
         one, two = pool.corners[first], pool.corners[second]
         iou = _iou(one, two)
         alike = (iou > SAME_OBJECT) | (np.abs(one - two).max(axis=1, initial=0) < self._jitter)
-        alike &= _is_best(iou, first, pool.tile[second]) & _is_best(iou, second, pool.tile[first])
+        alike &= _each_others_best(iou, first, second, pool.tile)
         return first[alike], second[alike]
 
     def _agreeing(self, pool: _Boxes) -> tuple[Pairs, Pairs]:
@@ -213,8 +211,7 @@ class Stitcher:
 
     def _pieces_of_one(self, pool: _Boxes, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Pairs of parts that are each other's most alike in the area that both tiles see."""
-        tiles = pool.tile[first], pool.tile[second]
-        area = _intersection(*(self._grid.bounds(tile) for tile in tiles))
+        area = _intersection(*(self._grid.bounds(pool.tile[side]) for side in (first, second)))
         one, two = (_intersection(pool.corners[side], area) for side in (first, second))
         iou = _iou(one, two)
         # A sliver at the area's edge may be anything: the object must cross the area, or half of it lie inside.
@@ -223,7 +220,7 @@ class Stitcher:
         half = 2 * _area(shared) >= np.minimum(_area(pool.corners[first]), _area(pool.corners[second]))
         iou = np.where(crosses | half, iou, 0)
         result: NDArray[np.bool_] = iou > SAME_OBJECT
-        return result & _is_best(iou, first, tiles[1]) & _is_best(iou, second, tiles[0])
+        return result & _each_others_best(iou, first, second, pool.tile)
 
 
 @dataclass(frozen=True)
@@ -318,14 +315,17 @@ def _iou(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float
     return inner / np.maximum(_area(one) + _area(two) - inner, np.finfo(np.float64).tiny)
 
 
-def _is_best(iou: NDArray[np.float64], box: NDArray[np.int64], tile: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Of the pairs of one box with the boxes of one tile the most alike; of equal ones the first."""
-    order = np.lexsort((-iou, tile, box))
-    new = np.ones(len(iou), np.bool_)
-    new[1:] = (np.diff(box[order]) != 0) | (np.diff(tile[order]) != 0)
-    mask = np.zeros(len(iou), np.bool_)
-    mask[order] = new
-    return mask
+def _each_others_best(
+    iou: NDArray[np.float64], first: NDArray[np.int64], second: NDArray[np.int64], tile: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Pairs in which each box is the most alike that the other has in that tile; of equal ones the first."""
+    box, other = np.concatenate([first, second]), np.concatenate([second, first])
+    order = np.lexsort((np.concatenate([-iou, -iou]), tile[other], box))
+    new = np.ones(len(box), np.bool_)
+    new[1:] = (np.diff(box[order]) != 0) | (np.diff(tile[other][order]) != 0)
+    best = np.zeros(len(box), np.bool_)
+    best[order] = new
+    return best[: len(iou)] & best[len(iou) :]
 
 
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

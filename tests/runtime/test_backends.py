@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinydet.runtime.backends import choose_model, open_model
+from tinydet.runtime.pipeline import detect
+from tinydet.runtime.scene import open_scene
+from tinydet.spec import ModelSpec
+
+
+def cells(count: int) -> tuple[np.ndarray, set[tuple[float, ...]]]:
+    """A scene of 192x128 with white cells of the lattice that a 64-pixel tile is cut into."""
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((128, 192, 3), np.uint8)
+    boxes = set()
+    for i in rng.choice(24 * 16, count, replace=False):
+        y, x = divmod(int(i), 24)
+        pixels[8 * y : 8 * y + 8, 8 * x : 8 * x + 8] = 255
+        boxes.add((8.0 * x, 8.0 * y, 8.0 * x + 8, 8.0 * y + 8))
+    return pixels, boxes
+
+
+def test_an_onnx_file_describes_itself_and_finds_what_is_there(make_onnx: Callable, tmp_path: Path) -> None:
+    backend = open_model(make_onnx(tmp_path / "model.onnx"))
+    assert backend.spec.classes == ("square", "bar")
+    assert backend.name.startswith("ONNX Runtime")
+    pixels, boxes = cells(30)
+    result = detect(backend, open_scene(pixels), overlap=8)
+    assert set(map(tuple, result.detections.boxes.tolist())) == boxes
+    assert len(result.detections) == len(boxes)
+    assert result.saturated == 0
+
+
+def test_outputs_keep_the_contract_of_an_exported_model(make_onnx: Callable, tmp_path: Path) -> None:
+    backend = open_model(make_onnx(tmp_path / "model.onnx"), "onnx", threads=1)
+    for count in (1, 3):
+        outputs = backend.run(np.full((count, 64, 64, 3), 255, np.uint8))
+        assert outputs.boxes.shape == (count, 50, 4)
+        assert [array.dtype for array in outputs] == [np.float32, np.float32, np.int32, np.int32]
+        assert outputs.candidates.tolist() == [64] * count  # 64 white cells for 50 slots: seen, and counted
+    assert (outputs.labels == 0).all()
+    dark = backend.run(np.zeros((1, 64, 64, 3), np.uint8))
+    assert (dark.labels == -1).all()
+    assert dark.candidates.tolist() == [0]
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32, 3), (1, 3, 64, 64), (9, 64, 64, 3)])
+def test_tiles_of_another_shape_are_refused(make_onnx: Callable, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    backend = open_model(make_onnx(tmp_path / "model.onnx"))
+    with pytest.raises(ValueError, match=r"\(N, 64, 64, 3\) with N <= 4"):
+        backend.run(np.zeros(shape, np.uint8))
+
+
+def test_foreign_and_damaged_onnx_files_are_refused_in_one_line(make_onnx: Callable, tmp_path: Path, capfd) -> None:
+    spec = ModelSpec(("a",), (1,), "", "", tile=64, max_detections=50)
+    later = json.dumps({**json.loads(spec.to_json()), "format": 99})
+    cases = {
+        "foreign.onnx": (
+            make_onnx(tmp_path / "foreign.onnx", metadata=None),
+            "was not exported by tinydet.*to_onnx.py",
+        ),
+        "garbage.onnx": (make_onnx(tmp_path / "garbage.onnx", metadata="{}"), "not a tinydet model description"),
+        "later.onnx": (make_onnx(tmp_path / "later.onnx", metadata=later), "format 99"),
+        "outputs.onnx": (make_onnx(tmp_path / "outputs.onnx", labels="classes"), "expected inputs and outputs"),
+        "tile.onnx": (
+            make_onnx(tmp_path / "tile.onnx", metadata=dataclasses.replace(spec, tile=32).to_json()),
+            "tiles of 32",
+        ),
+    }
+    (tmp_path / "cut.onnx").write_bytes(cases["foreign.onnx"][0].read_bytes()[:500])
+    cases["cut.onnx"] = (tmp_path / "cut.onnx", "not a sound ONNX file")
+    for name, (path, message) in cases.items():
+        with pytest.raises(ValueError, match=f"{name}.*{message}") as error:
+            open_model(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"gone.onnx"):
+        open_model(tmp_path / "gone.onnx")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_checkpoint_says_how_to_export_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"python export/to_onnx.py .*model.pth"):
+        open_model(tmp_path / "model.pth")
+
+
+def test_the_best_model_that_can_run_is_chosen_and_the_others_say_why_not(make_onnx: Callable, tmp_path: Path) -> None:
+    make_onnx(tmp_path / "model.onnx")
+    choice = choose_model(folder=tmp_path)
+    assert (choice.path, choice.passed_over) == (tmp_path / "model.onnx", ())
+    (tmp_path / "model.engine").write_bytes(b"vtrt" + bytes(100))  # no description beside it
+    choice = choose_model(folder=tmp_path)
+    assert choice.path == tmp_path / "model.onnx"
+    (reason,) = choice.passed_over
+    assert "model.engine" in reason
+    assert choose_model("onnx", folder=tmp_path).passed_over == ()
+
+
+def test_a_folder_where_nothing_can_run_says_what_each_model_lacks(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"no model.engine or model.onnx in .*python export/to_onnx.py model.pth"
+    ):
+        choose_model(folder=tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    (tmp_path / "model.engine").write_bytes(b"ftrt" + bytes(100))
+    with pytest.raises(ValueError, match=r"no model here can run.*model.engine.*model.onnx"):
+        choose_model(folder=tmp_path)
+    with pytest.raises(ValueError, match=r"no model here can run.*model.onnx") as error:
+        choose_model("onnx", folder=tmp_path)
+    assert "model.engine" not in str(error.value)
+
+
+def test_a_file_is_opened_by_the_backend_it_is_for(make_onnx: Callable, tmp_path: Path) -> None:
+    path = make_onnx(tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"is for the backend onnx, not tensorrt.*to_trt.py"):
+        open_model(path, "tensorrt")
+    disguised = tmp_path / "disguised.onnx"
+    disguised.write_bytes(b"ftrt" + bytes(100))
+    with pytest.raises(ValueError, match=r"is for the backend tensorrt, not onnx"):
+        open_model(disguised, "onnx")
+    with pytest.raises(ValueError, match="auto, onnx, tensorrt, got 'triton'"):
+        open_model(path, "triton")
+    with pytest.raises(ValueError, match="at least one thread"):
+        open_model(path, threads=0)
