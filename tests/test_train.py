@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -68,9 +69,25 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert list(here.iterdir()) == []
 
 
+def test_scores_by_epoch_are_written_for_other_programs(here: Path, squares: Path) -> None:
+    flags = ["--data", str(squares), "--val", str(squares), "--no-tensorboard", *QUICK, "--json", "run.json"]
+    assert main(flags) == 0
+    run = json.loads((here / "run.json").read_text())
+    assert run["alpha"] == [1, 1, 1] and run["diverged"] is None
+    assert [set(entry) for entry in run["history"]] == [{"epoch", "AP50", "AP50-tiny", "AP25-tiny"}]
+
+
+def test_a_run_that_diverges_says_so_in_its_json(here: Path, squares: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data", str(squares), "--no-tensorboard", *QUICK, "--json", "run.json", "--epochs", "3"]
+    assert main([*flags, "--lr", "1e30", "--clip-norm", "0"]) == 2
+    assert "not finite" in capsys.readouterr().err
+    assert "not finite" in json.loads((here / "run.json").read_text())["diverged"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--json", "missing/run.json"], "--json"),
         (["--data", "nowhere"], "nowhere"),
         (["--val", "nowhere"], "--val needs training data"),
         (["--salpha", "--alpha", "0.5"], "choose one"),

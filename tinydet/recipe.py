@@ -92,6 +92,8 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         raise ValueError(f"--tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {args.tile}")
     if not args.output.parent.is_dir() or args.output.is_dir():
         raise ValueError(f"{args.output}: --output must be a file in an existing folder")
+    if args.json and (not args.json.parent.is_dir() or args.json.is_dir()):
+        raise ValueError(f"{args.json}: --json must be a file in an existing folder")
     annotations, images = find_dataset(args.data) if args.data else (args.annotations, args.images)
     val_annotations, val_images = find_dataset(args.val) if args.val else (args.val_annotations, args.val_images)
     name = args.preset or ("small" if embedded else "paper")
@@ -249,6 +251,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     run.add_argument(
         "--output", type=Path, default=Path("model.pth"), metavar="FILE", help="the trained model (default %(default)s)"
+    )
+    run.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="also write the scores by epoch and how the run ended; a class has its own where there are several",
     )
     run.add_argument(
         "--logdir",

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tinydet._atomic import write_json
 from tinydet._command import command
 from tinydet.backbone import Norm, load_pretrained
 from tinydet.checkpoint import Checkpoint
@@ -24,14 +25,15 @@ from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.data.training import TrainingTiles
 from tinydet.detector import DetectorConfig, build_detector
-from tinydet.evaluate import evaluate_backend
+from tinydet.evaluation.backend import detect_dataset, score_dataset
+from tinydet.evaluation.protocols import choose_protocol
 from tinydet.fpn import initialise_sigma_power
 from tinydet.fusion import FusionStatistics
 from tinydet.recipe import TrainConfig, config_of, parser
 from tinydet.retinanet import RetinaNet
 from tinydet.salpha import statistics_of
 from tinydet.torch_backend import TorchBackend
-from tinydet.trainer import Schedule, Trainer, Validate
+from tinydet.trainer import DivergedError, Schedule, Trainer, Validate
 
 LONG_MINUTES = 60  # beyond it the plan names the small preset
 
@@ -110,6 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{trainer.state_path}."
         )
         return 130
+    except DivergedError as error:
+        if args.json:
+            write_json(args.json, run_record(trainer, diverged=str(error)))
+        raise
+    if args.json:
+        write_json(args.json, run_record(trainer))
     _print_result(trainer, val)
     return 0
 
@@ -161,6 +169,18 @@ def object_sizes(dataset: Dataset) -> tuple[float, float, float]:
     return round(float(low), 2), round(float(middle), 2), round(float(high), 2)
 
 
+def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, Any]:
+    """How a run went, for other programs: `history` has the scores of each validation, -1 where there is no object."""
+    return {
+        "alpha": list(trainer.alpha),
+        "alpha_source": trainer.checkpoint.alpha_source,
+        "history": trainer.history,
+        "diverged": diverged,
+        "seconds": round(trainer.seconds, 1),
+        "cpu_seconds": round(time.process_time(), 1),  # of this process: without earlier parts of a resumed run
+    }
+
+
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether to run convolutions in bfloat16: where asked for, or where the hardware gains from it."""
     if precision != "auto":
@@ -174,9 +194,15 @@ def _validation(trainer: Trainer, val: Dataset, overlap: int) -> Validate:
     def validate(detector: RetinaNet) -> dict[str, Any]:
         spec = trainer.checkpoint_spec()
         backend = TorchBackend(detector, spec, device=str(trainer.device), autocast=trainer.autocast)
-        result = evaluate_backend(backend, val, overlap=overlap, protocol="coco", progress=True)
-        ap = result["AP"]
-        return {"AP50": ap["all"]["0.50"], "AP50-tiny": ap["tiny"]["0.50"], "AP25-tiny": ap["tiny"]["0.25"]}
+        found = detect_dataset(backend, val, overlap=overlap, progress=True)
+        scores = score_dataset(val, found, choose_protocol("coco"))
+        assert scores.precision is not None
+        everything, tiny = scores.precision["all"], scores.precision["tiny"]
+        metrics = {"AP50": everything[0.5].ap, "AP50-tiny": tiny[0.5].ap, "AP25-tiny": tiny[0.25].ap}
+        names = scores.truth.category_names
+        if len(names) > 1:
+            metrics |= {f"AP50/{name}": ap for name, ap in zip(names, everything[0.5].by_class, strict=True)}
+        return metrics
 
     return validate
 

@@ -32,6 +32,10 @@ REPORT_EVERY = 60.0  # seconds between lines of news where there is no progress 
 Validate = Callable[[RetinaNet], dict[str, Any]]
 
 
+class DivergedError(ValueError):
+    """The loss is not finite any more."""
+
+
 def _silent(line: str) -> None:
     """Where nobody listens."""
 
@@ -119,7 +123,7 @@ class Trainer:
         """Train from where the run stands to its end; on Ctrl-C save and raise KeyboardInterrupt.
 
         Raises:
-            ValueError: where the loss is not finite any more, naming the images.
+            DivergedError: where the loss is not finite any more, naming the images.
         """
         steps = self.schedule.epochs * self.steps_per_epoch
         writer = _tensorboard(self.logdir)
@@ -139,7 +143,7 @@ class Trainer:
                         losses = self.step(samples, rate)
                         loss = float(losses.total())
                         if not math.isfinite(loss):
-                            raise ValueError(self._diverged(batch, rate))
+                            raise DivergedError(self._diverged(batch, rate))
                         self.done += 1
                     now = time.monotonic()
                     self.seconds = now - started
@@ -256,7 +260,7 @@ class Trainer:
             self.save_model()
         _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
         _write(writer, self._step, {f"alpha/{edge}": a for edge, a in zip(FUSED_EDGES, self.alpha, strict=False)})
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0 and "/" not in name)
         bar.clear()
         self.report(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")
 

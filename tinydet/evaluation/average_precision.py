@@ -56,6 +56,11 @@ class PrecisionResult:
         return _mean_of_known(self.precision)
 
     @property
+    def by_class(self) -> list[float]:
+        """`ap` of each category."""
+        return [_mean_of_known(row) for row in self.precision]
+
+    @property
     def ar(self) -> float:
         """Mean over categories; -1 without objects."""
         return _mean_of_known(self.recall)
