@@ -77,6 +77,7 @@ TORCH = {"torch", "torchvision"}
 # What to install for an import whose name says otherwise.
 DISTRIBUTIONS = {
     "cuda": "cuda-bindings",
+    "onnxruntime_ep_nv_tensorrt_rtx": "onnxruntime-ep-nv-tensorrt-rtx-cu13",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
     "torch.utils.tensorboard": "tensorboard",
     "yaml": "pyyaml",

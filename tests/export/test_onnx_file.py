@@ -62,6 +62,21 @@ def test_a_tile_gets_the_same_boxes_in_any_batch(exported: Any) -> None:
         assert parity.detections > 50 and parity.unmatched == 0
 
 
+@pytest.mark.parametrize("backend", ["openvino", "openvino-latency"])
+def test_openvino_finds_what_onnx_runtime_finds(
+    exported: Any, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="needs tinydet[openvino]")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = exported.folder / "model.onnx"
+    reference, other = open_model(path, "onnx-cpu", threads=1), open_model(path, backend, threads=1)
+    images = noise(3, reference.spec.tile)
+    images[2] = reference.spec.pad
+    parity = compare(reference.run(images), other.run(images), reference.spec.score_floor)
+    assert parity.detections > 300 and parity.unmatched == 0
+    assert parity.score_difference < 1e-5 and parity.box_difference < 1e-2
+
+
 def test_the_file_keeps_every_rule(exported: Any) -> None:
     model = onnx.load(exported.folder / "model.onnx")
     spec = open_model(exported.folder / "model.onnx").spec

@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 
 from tinydet.runtime.backends import choose_model, open_model
+from tinydet.runtime.backends.onnx_runtime import BoundTensors, has_gpu_provider
 from tinydet.runtime.pipeline import detect
 from tinydet.runtime.scene import open_scene
 from tinydet.spec import ModelSpec
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled models go to a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def cells(count: int) -> tuple[np.ndarray, set[tuple[float, ...]]]:
@@ -27,7 +34,7 @@ def cells(count: int) -> tuple[np.ndarray, set[tuple[float, ...]]]:
 
 
 def test_an_onnx_file_describes_itself_and_finds_what_is_there(make_onnx: Callable, tmp_path: Path) -> None:
-    backend = open_model(make_onnx(tmp_path / "model.onnx"))
+    backend = open_model(make_onnx(tmp_path / "model.onnx"), "onnx")
     assert backend.spec.classes == ("square", "bar")
     assert backend.name.startswith("ONNX Runtime")
     pixels, boxes = cells(30)
@@ -50,6 +57,28 @@ def test_outputs_keep_the_contract_of_an_exported_model(make_onnx: Callable, tmp
     assert dark.candidates.tolist() == [0]
 
 
+def test_tensors_that_stay_on_a_device_give_what_a_run_gives(make_onnx: Callable, tmp_path: Path) -> None:
+    """The device is the CPU here; a GPU's differs in the name that it is given."""
+    backend = open_model(make_onnx(tmp_path / "model.onnx"), "onnx-cpu", threads=1)
+    bound = BoundTensors(backend._session, backend.spec, 3, "cpu")
+    outputs = None
+    for seed in (1, 2):  # the buffers are the same, the answers are not
+        images = np.random.default_rng(seed).integers(100, 256, (3, 64, 64, 3), dtype=np.uint8)
+        before, outputs = outputs, bound.run(images)
+        for ours, theirs in zip(outputs, backend.run(images), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert before is not None and not np.array_equal(before.scores, outputs.scores)
+
+
+@pytest.mark.skipif(has_gpu_provider(), reason="there is a GPU")
+@pytest.mark.parametrize("backend", ["onnx-cuda", "onnx-tensorrt", "onnx-rtx"])
+def test_a_provider_that_needs_a_gpu_says_that_there_is_none(make_onnx: Callable, tmp_path: Path, backend: str) -> None:
+    path = make_onnx(tmp_path / "model.onnx")
+    with pytest.raises(OSError, match=f"provider {backend[5:]} needs an NVIDIA GPU.*none here"):
+        open_model(path, backend)
+    assert open_model(path, "onnx").name.endswith(", CPU")
+
+
 @pytest.mark.parametrize("shape", [(1, 32, 32, 3), (1, 3, 64, 64), (9, 64, 64, 3)])
 def test_tiles_of_another_shape_are_refused(make_onnx: Callable, tmp_path: Path, shape: tuple[int, ...]) -> None:
     backend = open_model(make_onnx(tmp_path / "model.onnx"))
@@ -57,7 +86,12 @@ def test_tiles_of_another_shape_are_refused(make_onnx: Callable, tmp_path: Path,
         backend.run(np.zeros(shape, np.uint8))
 
 
-def test_foreign_and_damaged_onnx_files_are_refused_in_one_line(make_onnx: Callable, tmp_path: Path, capfd) -> None:
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "auto"])
+def test_foreign_and_damaged_onnx_files_are_refused_in_one_line(
+    make_onnx: Callable, tmp_path: Path, capfd, backend: str
+) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="needs tinydet[openvino]")
     spec = ModelSpec(("a",), (1,), "", "", tile=64, max_detections=50)
     later = json.dumps({**json.loads(spec.to_json()), "format": 99})
     cases = {
@@ -77,10 +111,10 @@ def test_foreign_and_damaged_onnx_files_are_refused_in_one_line(make_onnx: Calla
     cases["cut.onnx"] = (tmp_path / "cut.onnx", "not a sound ONNX file")
     for name, (path, message) in cases.items():
         with pytest.raises(ValueError, match=f"{name}.*{message}") as error:
-            open_model(path)
+            open_model(path, backend)
         assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"gone.onnx"):
-        open_model(tmp_path / "gone.onnx")
+        open_model(tmp_path / "gone.onnx", backend)
     assert capfd.readouterr().err == ""
 
 
@@ -123,7 +157,7 @@ def test_a_file_is_opened_by_the_backend_it_is_for(make_onnx: Callable, tmp_path
     disguised.write_bytes(b"ftrt" + bytes(100))
     with pytest.raises(ValueError, match=r"is for the backend tensorrt, not onnx"):
         open_model(disguised, "onnx")
-    with pytest.raises(ValueError, match="auto, onnx, tensorrt, got 'triton'"):
+    with pytest.raises(ValueError, match=r"one of auto, tensorrt, openvino, .*, got 'triton'"):
         open_model(path, "triton")
     with pytest.raises(ValueError, match="at least one thread"):
         open_model(path, threads=0)

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image", nargs="+", type=Path, required=True, metavar="FILE", help="scenes: JPEG, PNG, TIFF, JP2, WebP, ...")
     add("--tile", type=int, metavar="PX", help="the tile that you expect the model to take (default: the model's own)")
     add("--model", type=Path, metavar="FILE", help=f"exported model (default: the first that can run of {MODELS})")
-    add("--backend", choices=BACKENDS, default="auto", help="what runs the model (default: auto, by the kind of file)")
+    add("--backend", choices=BACKENDS, default="auto", help="what runs the model (default: auto, the fastest here)")
     add("--overlap", type=int, default=128, metavar="PX", help="what tiles share; more than an object (default: 128)")
     add("--score", type=float, default=0.3, metavar="S", help="least score; 0.05 to measure AP (default: 0.3)")
     add("--scale", type=float, default=1.0, metavar="F", help="resize the scene first, 0.5 = half (default: 1)")

@@ -11,7 +11,19 @@ from numpy.typing import NDArray
 
 from tinydet.spec import ModelSpec
 
-BACKENDS = ("auto", "onnx", "tensorrt")
+# By name: what runs a file, and on what. All but tensorrt run an ONNX file.
+BACKENDS = (
+    "auto",
+    "tensorrt",
+    "openvino",
+    "openvino-latency",
+    "openvino-bf16",
+    "onnx",
+    "onnx-cpu",
+    "onnx-cuda",
+    "onnx-tensorrt",
+    "onnx-rtx",
+)
 MODEL_FILES = ("model.engine", "model.onnx")  # best first
 MADE_BY = {"onnx": "python export/to_onnx.py model.pth", "tensorrt": "python export/to_trt.py model.pth"}
 
@@ -62,7 +74,9 @@ def open_model(path: Path | None = None, backend: str = "auto", *, threads: int 
 
     Args:
         path: `.onnx`, or a TensorRT engine with its `.json` beside it.
-        backend: "onnx", "tensorrt", or "auto" by what the file is.
+        backend: one of BACKENDS. "auto" is the fastest that works here: TensorRT for an engine; for an ONNX file ONNX
+            Runtime on an NVIDIA GPU, else OpenVINO where it is installed, else ONNX Runtime on the CPU. "onnx" is ONNX
+            Runtime, on the GPU if it can.
         threads: CPU threads; None for all that this process may use.
 
     Raises:
@@ -76,12 +90,11 @@ def open_model(path: Path | None = None, backend: str = "auto", *, threads: int 
     kind = _kind(path)
     if backend not in BACKENDS:
         raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend not in ("auto", kind):
-        raise ValueError(f"{path} is for the backend {kind}, not {backend}; make the other file: {MADE_BY[backend]}")
+    wanted = _file_for(backend)
+    if wanted not in ("auto", kind):
+        raise ValueError(f"{path} is for the backend {kind}, not {backend}; make the other file: {MADE_BY[wanted]}")
     if kind == "onnx":
-        from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
-
-        return OnnxRuntimeBackend(path, threads=threads)
+        return _open_onnx(path, backend, threads)
     from tinydet.runtime.backends.tensorrt import open_engine
 
     try:
@@ -100,7 +113,7 @@ def choose_model(backend: str = "auto", *, threads: int | None = None, folder: P
         raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")
     passed_over: list[str] = []
     for path in (folder / name for name in MODEL_FILES):
-        if not path.is_file() or backend not in ("auto", _kind(path)):
+        if not path.is_file() or _file_for(backend) not in ("auto", _kind(path)):
             continue
         try:
             return Choice(open_model(path, backend, threads=threads), path, tuple(passed_over))
@@ -108,11 +121,49 @@ def choose_model(backend: str = "auto", *, threads: int | None = None, folder: P
             passed_over.append(_reason(path, error))
     if passed_over:
         raise ValueError(f"no model here can run. {' '.join(passed_over)}")
-    wanted = [name for name in MODEL_FILES if backend == "auto" or _kind(folder / name) == backend]
+    wanted = [name for name in MODEL_FILES if _file_for(backend) in ("auto", _kind(folder / name))]
     raise FileNotFoundError(
         f"no {' or '.join(wanted)} in {folder.resolve()}. Name a file with --model, or make one from a trained model: "
         f"{MADE_BY['onnx']} (model.onnx) or {MADE_BY['tensorrt']} (model.engine too)"
     )
+
+
+def check_tiles(images: NDArray[np.uint8], spec: ModelSpec) -> None:
+    """What a backend asks of its input.
+
+    Raises:
+        ValueError: for other shapes or types than (N, T, T, 3) uint8 with N up to `spec.max_batch`.
+    """
+    tile, largest = spec.tile, spec.max_batch
+    if images.dtype != np.uint8 or images.shape[1:] != (tile, tile, 3) or len(images) > largest:
+        raise ValueError(
+            f"expected uint8 tiles (N, {tile}, {tile}, 3) with N <= {largest}, got {images.dtype} {images.shape}"
+        )
+
+
+def _open_onnx(path: Path, backend: str, threads: int | None) -> Backend:
+    from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend, has_gpu_provider
+
+    if backend.startswith("openvino") or (backend == "auto" and not has_gpu_provider()):
+        from tinydet.runtime.backends.openvino import OpenVINOBackend
+
+        try:
+            return OpenVINOBackend(
+                path,
+                threads=threads,
+                mode="latency" if backend == "openvino-latency" else "throughput",
+                precision="bf16" if backend == "openvino-bf16" else "f32",
+            )
+        except (ImportError, OSError):
+            if backend != "auto":
+                raise
+    provider = backend.partition("-")[2] if backend.startswith("onnx-") else "auto"
+    return OnnxRuntimeBackend(path, provider=provider, threads=threads)
+
+
+def _file_for(backend: str) -> str:
+    """The kind of file that a backend runs."""
+    return backend if backend in ("auto", "tensorrt") else "onnx"
 
 
 def _kind(path: Path) -> str:

@@ -1,11 +1,16 @@
-"""ONNX files through ONNX Runtime, on the CPU or an NVIDIA GPU."""
+"""ONNX files through ONNX Runtime: on the CPU, or on an NVIDIA GPU by CUDA, TensorRT or TensorRT-RTX.
+
+Unverified on a GPU: the providers' names and options are those of their documentation; the buffers that are kept on
+the device run in the tests on the CPU.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.runtime.backends import TileOutputs
+from tinydet._extras import needs_extra
+from tinydet.runtime.backends import TileOutputs, check_tiles
 from tinydet.spec import ModelSpec
 
 METADATA_KEY = "tinydet"  # of metadata_props; the value is ModelSpec's JSON
@@ -27,42 +33,54 @@ TYPES = {
 ERRORS_ONLY = 3  # ONNX Runtime's severity
 
 
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rtx": "NvTensorRTRTXExecutionProvider",
+}
+
+
 class OnnxRuntimeBackend:
     """An exported model in ONNX Runtime; `run` may be called from several threads."""
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: Path, *, provider: str = "auto", threads: int | None = None) -> None:
         """
         Args:
             path: an ONNX file that tinydet exported.
+            provider: one of PROVIDERS, which must work here; "auto": CUDA if it does, else the CPU.
             threads: CPU threads of one run; None for all that this process may use.
 
         Raises:
             ValueError: the file is damaged, or not exported by tinydet.
-            OSError: it is missing or may not be read.
+            ModuleNotFoundError: the provider is not installed.
+            OSError: the file is missing or may not be read, or the provider does not work here.
         """
         if threads is not None and threads < 1:
             raise ValueError(f"expected at least one thread, got {threads}")
+        if provider not in ("auto", *PROVIDERS):
+            raise ValueError(f"the provider is one of auto, {', '.join(PROVIDERS)}, got {provider!r}")
         with Path(path).open("rb"):  # missing, a folder, not ours to read: said by the system, with the path
             pass
-        gpu = _has_nvidia_gpu()
-        with _without_stderr(not gpu):
-            import onnxruntime
-
+        onnxruntime = _import()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads = threads or _usable_cores()
-        wanted = ["CPUExecutionProvider"]
-        if gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            if hasattr(onnxruntime, "preload_dlls"):
-                onnxruntime.preload_dlls()  # finds CUDA and cuDNN that pip installed
-            wanted.insert(0, "CUDAExecutionProvider")
+        wanted = _providers(onnxruntime, provider, options, Path(path))
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
         except Exception as error:  # each kind is a class of its own, in a private module
             raise ValueError(f"{path}: not a sound ONNX file ({_first_line(error)}); export the model again") from error
         self.spec = _described(path, self._session)
-        device = self._session.get_providers()[0].removesuffix("ExecutionProvider")
-        self.name = f"ONNX Runtime {onnxruntime.__version__}, {device}"
+        runs: str = self._session.get_providers()[0]
+        if provider not in ("auto", "rtx") and runs != PROVIDERS[provider]:
+            raise OSError(
+                f"ONNX Runtime could not load {PROVIDERS[provider]}: install the CUDA, cuDNN or TensorRT that its "
+                "release asks for, or use --backend onnx-cpu"
+            )
+        self._device = "cpu" if runs == PROVIDERS["cpu"] else "cuda"
+        self._lanes = threading.local()
+        self.name = f"ONNX Runtime {onnxruntime.__version__}, {runs.removesuffix('ExecutionProvider')}"
 
     def run(self, images: NDArray[np.uint8]) -> TileOutputs:
         """(N, T, T, 3) uint8 RGB, N up to `spec.max_batch` -> boxes of each tile.
@@ -70,30 +88,114 @@ class OnnxRuntimeBackend:
         Raises:
             ValueError: for other shapes or types.
         """
-        tile, largest = self.spec.tile, self.spec.max_batch
-        if images.dtype != np.uint8 or images.shape[1:] != (tile, tile, 3) or len(images) > largest:
-            raise ValueError(
-                f"expected uint8 tiles (N, {tile}, {tile}, 3) with N <= {largest}, got {images.dtype} {images.shape}"
-            )
-        return TileOutputs(*self._session.run(TileOutputs._fields, {"images": images}))
+        check_tiles(images, self.spec)
+        if self._device == "cpu" or len(images) == 0:
+            return TileOutputs(*self._session.run(TileOutputs._fields, {"images": images}))
+        lanes: dict[int, BoundTensors] = self._lanes.__dict__.setdefault("lanes", {})
+        lane = lanes.get(len(images))
+        if lane is None:
+            lane = lanes[len(images)] = BoundTensors(self._session, self.spec, len(images), self._device)
+        return lane.run(images)
 
 
-def _described(path: Path, session: Any) -> ModelSpec:
-    """The model's own description, once its inputs and outputs are those of an exported model."""
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+class BoundTensors:
+    """Input and outputs of one batch size in memory of a device, kept from run to run; for one thread."""
+
+    def __init__(self, session: Any, spec: ModelSpec, count: int, device: str) -> None:
+        import onnxruntime
+
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        slots = spec.max_detections
+        shapes: dict[str, tuple[tuple[int, ...], type[Any]]] = {
+            "boxes": ((count, slots, 4), np.float32),
+            "scores": ((count, slots), np.float32),
+            "labels": ((count, slots), np.int32),
+            "candidates": ((count,), np.int32),
+        }
+        self._session = session
+        self._binding = session.io_binding()
+        self._input = make((count, spec.tile, spec.tile, 3), np.uint8, device, 0)
+        self._outputs = {name: make(shape, kind, device, 0) for name, (shape, kind) in shapes.items()}
+        self._binding.bind_ortvalue_input("images", self._input)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, images: NDArray[np.uint8]) -> TileOutputs:
+        self._input.update_inplace(np.ascontiguousarray(images))
+        self._binding.synchronize_inputs()
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+        return TileOutputs(**{name: np.array(value.numpy()) for name, value in self._outputs.items()})
+
+
+def has_gpu_provider() -> bool:
+    """Whether there is an NVIDIA GPU and an ONNX Runtime that was built for it."""
+    return _has_nvidia_gpu() and PROVIDERS["cuda"] in _import().get_available_providers()
+
+
+def described_model(path: Path, text: str | None, found: Mapping[str, str], sizes: list[Any]) -> ModelSpec:
+    """The model's own description, once its inputs and outputs are those of an exported model.
+
+    Args:
+        text: what the file says under METADATA_KEY; None where it says nothing.
+        found: types of inputs and outputs by name, as in TYPES.
+        sizes: of the input, with anything for the batch axis.
+
+    Raises:
+        ValueError: naming `path`, where they are not.
+    """
     if text is None:
         raise ValueError(
             f"{path} was not exported by tinydet (no {METADATA_KEY!r} in its metadata); "
             "export a trained model: python export/to_onnx.py model.pth"
         )
     spec = ModelSpec.from_json(text, source=path)
-    found = {node.name: node.type for node in (*session.get_inputs(), *session.get_outputs())}
     if found != TYPES:
         raise ValueError(f"{path}: expected inputs and outputs {TYPES}, got {found}; export the model again")
-    shape = session.get_inputs()[0].shape
-    if shape[1:] != [spec.tile, spec.tile, 3]:
-        raise ValueError(f"{path}: its input is {shape}, its description says tiles of {spec.tile}; export it again")
+    if sizes[1:] != [spec.tile, spec.tile, 3]:
+        raise ValueError(f"{path}: its input is {sizes}, its description says tiles of {spec.tile}; export it again")
     return spec
+
+
+def _import() -> Any:
+    with _without_stderr(not _has_nvidia_gpu()):
+        import onnxruntime
+    return onnxruntime
+
+
+def _providers(onnxruntime: Any, provider: str, options: Any, path: Path) -> list[Any]:
+    """What to ask a session for, best first. TensorRT-RTX is a plug-in, which goes into `options` instead."""
+    cpu, cuda = PROVIDERS["cpu"], PROVIDERS["cuda"]
+    if provider == "cpu" or (provider == "auto" and not has_gpu_provider()):
+        return [cpu]
+    if not _has_nvidia_gpu():
+        raise OSError(f"the provider {provider} needs an NVIDIA GPU with its driver; there is none here")
+    kept = str(path.resolve().parent)
+    if provider == "rtx":
+        with needs_extra("rtx-provider"):
+            import onnxruntime_ep_nv_tensorrt_rtx as plugin
+        name = plugin.get_ep_name()
+        if not any(device.ep_name == name for device in onnxruntime.get_ep_devices()):
+            onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
+        devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
+        if not devices:
+            raise OSError("TensorRT-RTX finds no GPU that it supports (Ampere or newer); use --backend onnx-cuda")
+        options.add_provider_for_devices(devices[:1], {"nv_runtime_cache_path": kept})
+        return []
+    if PROVIDERS[provider if provider != "auto" else "cuda"] not in onnxruntime.get_available_providers():
+        raise OSError(f"this ONNX Runtime was built without {PROVIDERS[provider]}; pip install onnxruntime-gpu")
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # finds CUDA and cuDNN that pip installed
+    if provider == "tensorrt":
+        engines = {"trt_engine_cache_enable": True, "trt_engine_cache_path": kept, "trt_timing_cache_enable": True}
+        return [(PROVIDERS["tensorrt"], engines), cuda, cpu]
+    return [cuda, cpu]
+
+
+def _described(path: Path, session: Any) -> ModelSpec:
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    found = {node.name: node.type for node in (*session.get_inputs(), *session.get_outputs())}
+    return described_model(path, text, found, session.get_inputs()[0].shape)
 
 
 def _usable_cores() -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._extras import needs_extra
-from tinydet.runtime.backends import TileOutputs
+from tinydet.runtime.backends import TileOutputs, check_tiles
 from tinydet.spec import ModelSpec
 
 Flavour = Literal["tensorrt", "rtx"]
@@ -80,18 +80,14 @@ class TensorRTBackend:
             ValueError: for other shapes or types.
             OSError: where CUDA or TensorRT fails.
         """
-        tile, largest = self.spec.tile, self.spec.max_batch
-        if images.dtype != np.uint8 or images.shape[1:] != (tile, tile, 3) or len(images) > largest:
-            raise ValueError(
-                f"expected uint8 tiles (N, {tile}, {tile}, 3) with N <= {largest}, got {images.dtype} {images.shape}"
-            )
+        check_tiles(images, self.spec)
         if len(images) == 0:
             empty = {n: np.zeros((0, *shape), DTYPES[n]) for n, shape in self._shapes.items() if n != INPUT}
             return TileOutputs(**empty)
         lane: _Lane | None = getattr(self._lanes, "lane", None)
         if lane is None:
-            lane = self._lanes.lane = _Lane(self._engine, self._cudart, self._shapes, largest)
-        return lane.run(images, padded_batch(len(images), self._smallest, largest))
+            lane = self._lanes.lane = _Lane(self._engine, self._cudart, self._shapes, self.spec.max_batch)
+        return lane.run(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
 
 
 def open_engine(path: Path) -> TensorRTBackend:
