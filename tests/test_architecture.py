@@ -65,6 +65,7 @@ RINGS = {
     "tinydet.detector": NETWORK,
     "tinydet.faster_rcnn": NETWORK,
     "tinydet.fpn": NETWORK,
+    "tinydet.initial": NETWORK,
     "tinydet.losses": NETWORK,
     "tinydet.matching": NETWORK,
     "tinydet.retinanet": NETWORK,

@@ -75,3 +75,13 @@ def test_a_failed_download_names_the_two_other_ways(tmp_path: Path, monkeypatch:
 def test_an_unknown_backbone_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="resnet18, resnet34"):
         Backbone("resnet19")
+
+
+def test_group_norm_takes_a_batch_of_one_and_refuses_batch_norms_weights(tmp_path: Path) -> None:
+    backbone = Backbone("mobilenet_v2", norm="group")
+    alone = backbone.train()(torch.randn(1, 3, 64, 64))
+    assert [tuple(level.shape[1:]) for level in alone] == [(24, 16, 16), (32, 8, 8), (96, 4, 4), (320, 2, 2)]
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
+    torch.save(mobilenet_v2(weights=None).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights.pth: trained with batch norm.*--weights-backbone none"):
+        load_pretrained(backbone, "mobilenet_v2", tmp_path / "weights.pth")

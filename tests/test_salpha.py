@@ -152,7 +152,7 @@ def test_names_of_designs() -> None:
     assert design_of("faster_rcnn", "torchvision") == torchvision_design("faster_rcnn")
     assert design_of("retinanet", "released") == released_design("retinanet")
     for detector, anchors in (("yolo", "tinydet"), ("yolo", "released"), ("retinanet", "mine")):
-        with pytest.raises(ValueError, match="retinanet, faster_rcnn"):
+        with pytest.raises(ValueError, match="retinanet, retinanet-p3p7, faster_rcnn"):
             design_of(detector, anchors)
 
 

@@ -61,6 +61,17 @@ def test_learned_factors_can_start_at_what_was_counted(here: Path, squares: Path
     assert checkpoint.alpha == pytest.approx(estimate_alpha(counts, (0.3, 0.9)), abs=1e-5)
 
 
+def test_on_p3_to_p7_salpha_counts_with_its_anchors_and_gives_two_factors(here: Path, squares: Path) -> None:
+    flags = ["--detector", "retinanet-p3p7", "--salpha"]
+    assert main([*flags, "--data", str(squares), "--no-tensorboard", *QUICK]) == 0
+    checkpoint = load_checkpoint(here / "model.pth")
+    assert checkpoint.statistics is not None
+    counts = checkpoint.statistics["counts"]
+    assert list(counts) == ["P3", "P4", "P5", "P6+P7"]
+    assert checkpoint.alpha == pytest.approx(estimate_alpha(list(counts.values())), abs=1e-6)
+    assert len(checkpoint.alpha) == 2
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     here: Path, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +103,10 @@ def test_a_run_that_diverges_says_so_in_its_json(here: Path, squares: Path, caps
         (["--val", "nowhere"], "--val needs training data"),
         (["--salpha", "--alpha", "0.5"], "choose one"),
         (["--tile", "100"], "multiple of 32"),
+        (["--alpha", "1,2"], "3 fused edges"),
+        (["--alpha", "1,2,3", "--detector", "retinanet-p3p7"], "2 fused edges (P4->P3, P5->P4)"),
+        (["--detector", "faster_rcnn", "--head-convs", "2"], "--head-convs belongs to --detector retinanet"),
+        (["--roi-align", "aligned"], "--roi-align belongs to --detector faster_rcnn"),
         (["--output", "missing/model.pth"], "--output"),
         (["--categories", "unicorn", "--data", "SQUARES"], "unicorn"),
         (["--weights-backbone", "nowhere.pth", "--data", "SQUARES", "--preset", "small"], "nowhere.pth"),
@@ -108,7 +123,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "flag", [["--alpha", "a"], ["--alpha", "1,2"], ["--alpha-range", "2,1"], ["--epochs", "0"], ["--lr", "-1"]]
+    "flag", [["--alpha", "a"], ["--alpha", "1,2,3,4"], ["--alpha-range", "2,1"], ["--epochs", "0"], ["--lr", "-1"]]
 )
 def test_a_malformed_flag_says_what_it_takes(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

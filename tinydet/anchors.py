@@ -7,10 +7,11 @@ and the paper's authors lay them out: rounded, and in torchvision off the cell's
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ class AnchorDesign:
             counts them. "torchvision": the image is padded to a multiple of 32 first, and where that is no multiple of
             a stride, the stride becomes padded // cells (480 pixels have 8 cells of P6, 60 pixels apart).
         inclusive: the last pixel belongs to a box, which is x2 - x1 + 1 wide, as in the authors' code.
+        unfused: how many of the coarsest levels are no part of the top-down path: P6, or P6 and P7.
 
     Raises:
         ValueError: where levels, strides and shapes do not agree or are not positive.
@@ -52,6 +54,7 @@ class AnchorDesign:
     offset: float = 0.5
     grid: GridRule = "ceil"
     inclusive: bool = False
+    unfused: int = 1
 
     def __post_init__(self) -> None:
         if not len(self.levels) == len(self.strides) == len(self.shapes) > 0:
@@ -63,6 +66,12 @@ class AnchorDesign:
             if stride < 1 or not shapes or any(not (0 < side < math.inf) for shape in shapes for side in shape):
                 raise ValueError(f"level {level}: stride and anchor sides must be positive, got {stride} and {shapes}")
 
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names of the fused edges, from the deeper level to the finer one: P3->P2, P4->P3, P5->P4."""
+        fused = self.levels[: len(self.levels) - self.unfused]
+        return tuple(f"{deeper}->{finer}" for finer, deeper in itertools.pairwise(fused))
+
     @classmethod
     def from_sizes(
         cls,
@@ -70,12 +79,13 @@ class AnchorDesign:
         ratios: Sequence[float],
         levels: tuple[str, ...] = ("P2", "P3", "P4", "P5", "P6"),
         strides: tuple[int, ...] = (4, 8, 16, 32, 64),
+        unfused: int = 1,
     ) -> AnchorDesign:
         """Unrounded, centred anchors of `sizes` (for each level) times `ratios` (h/w); the ratios vary fastest."""
         shapes = tuple(
             tuple((s / math.sqrt(r), s * math.sqrt(r)) for s in of_level for r in ratios) for of_level in sizes
         )
-        return cls(shapes=shapes, levels=levels, strides=strides)
+        return cls(shapes=shapes, levels=levels, strides=strides, unfused=unfused)
 
     @classmethod
     def from_cells(
@@ -150,15 +160,20 @@ class AnchorDesign:
 
 
 _OCTAVES = tuple(2 ** (k / 3) for k in range(3))
+_RETINANET_SIZES = tuple(tuple(base * octave for octave in _OCTAVES) for base in (8, 16, 32, 64, 128))
 _SIZES = {
-    "retinanet": tuple(tuple(base * octave for octave in _OCTAVES) for base in (8, 16, 32, 64, 128)),
+    "retinanet": _RETINANET_SIZES,
+    "retinanet-p3p7": _RETINANET_SIZES,
     "faster_rcnn": ((8.31,), (12.5,), (18.55,), (30.23,), (60.41,)),
 }
-_RATIOS = {"retinanet": (0.5, 1.0, 2.0), "faster_rcnn": (0.5, 1.3, 2.0)}
+_RATIOS = {"retinanet": (0.5, 1.0, 2.0), "retinanet-p3p7": (0.5, 1.0, 2.0), "faster_rcnn": (0.5, 1.3, 2.0)}
+_P3P7 = {"levels": ("P3", "P4", "P5", "P6", "P7"), "strides": (8, 16, 32, 64, 128), "unfused": 2}
+_PLACES: dict[str, dict[str, Any]] = {"retinanet": {}, "retinanet-p3p7": _P3P7, "faster_rcnn": {}}
 
-RETINANET = AnchorDesign.from_sizes(_SIZES["retinanet"], _RATIOS["retinanet"])
-FASTER_RCNN = AnchorDesign.from_sizes(_SIZES["faster_rcnn"], _RATIOS["faster_rcnn"])
-DESIGNS = {"retinanet": RETINANET, "faster_rcnn": FASTER_RCNN}
+RETINANET, RETINANET_P3P7, FASTER_RCNN = (
+    AnchorDesign.from_sizes(_SIZES[name], _RATIOS[name], **_PLACES[name]) for name in _SIZES
+)
+DESIGNS = {"retinanet": RETINANET, "retinanet-p3p7": RETINANET_P3P7, "faster_rcnn": FASTER_RCNN}
 
 
 def torchvision_design(detector: str) -> AnchorDesign:
@@ -173,7 +188,7 @@ def torchvision_design(detector: str) -> AnchorDesign:
         scales = np.asarray(sizes, np.float32)[None, :]
         half_w, half_h = np.round(1 / heights * scales / 2).ravel(), np.round(heights * scales / 2).ravel()
         shapes.append(tuple((2 * float(w), 2 * float(h)) for w, h in zip(half_w, half_h, strict=True)))
-    return AnchorDesign(shapes=tuple(shapes), offset=0.0, grid="torchvision")
+    return AnchorDesign(shapes=tuple(shapes), offset=0.0, grid="torchvision", **_PLACES[detector])
 
 
 def released_design(detector: str) -> AnchorDesign:
@@ -183,13 +198,13 @@ def released_design(detector: str) -> AnchorDesign:
     slowest.
     """
     ratios = _RATIOS[_known(detector)]
-    strides = (4, 8, 16, 32, 64)
+    strides = DESIGNS[detector].strides
     shapes = []
     for sizes, stride in zip(_SIZES[detector], strides, strict=True):
         widths = [round(stride / math.sqrt(ratio)) for ratio in ratios]
         units = [(width, round(width * ratio)) for width, ratio in zip(widths, ratios, strict=True)]
         shapes.append(tuple((w * size / stride, h * size / stride) for w, h in units for size in sizes))
-    return AnchorDesign(shapes=tuple(shapes), strides=strides, grid="floor", inclusive=True)
+    return AnchorDesign(shapes=tuple(shapes), grid="floor", inclusive=True, **_PLACES[detector])
 
 
 def _known(detector: str) -> str:

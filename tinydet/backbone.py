@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,12 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models._utils import IntermediateLayerGetter
 
-Norm = Literal["frozen", "batch"]
+Norm = Literal["frozen", "batch", "group"]
+GROUPS = 32  # of group norm, or the most that divide a layer's channels
+
+# Pixels are normalised as torchvision's ImageNet weights expect; in 0..255, RGB.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,20 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm with the signature of a batch norm: 32 groups, or the most that divide the channels."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(math.gcd(GROUPS, channels), channels, eps=eps)
+
+
 class Backbone(nn.Module):
     """C2..C5 of a torchvision network.
 
     Args:
         name: one of `BACKBONES`.
-        norm: "frozen" fixes batch statistics and affine parameters (with pretrained weights), "batch" learns them.
+        norm: "frozen" fixes batch statistics and affine parameters (with pretrained weights), "batch" learns them,
+            "group" needs no batch.
     """
 
     def __init__(self, name: str, *, norm: Norm = "frozen") -> None:
@@ -86,7 +100,7 @@ class Backbone(nn.Module):
             raise ValueError(f"unknown backbone {name!r}; one of: {', '.join(BACKBONES)}")
         design = _DESIGNS[name]
         self.channels = design.channels
-        layer = FrozenBatchNorm if norm == "frozen" else nn.BatchNorm2d
+        layer = {"frozen": FrozenBatchNorm, "batch": nn.BatchNorm2d, "group": GroupNorm}[norm]
         network = design.build(weights=None, norm_layer=functools.partial(layer, eps=design.eps))
         body = getattr(network, design.body) if design.body else network
         self.body = IntermediateLayerGetter(body, {key: f"C{i}" for i, key in enumerate(design.layers, start=2)})
@@ -139,6 +153,11 @@ def load_pretrained(backbone: Backbone, name: str, weights: str | Path) -> None:
         raise ValueError(f"{origin}: expected a state dict of tensors, as torchvision saves them")
     prefix = f"{design.body}." if design.body else ""
     wanted = backbone.body.state_dict()
+    if any(isinstance(module, GroupNorm) for module in backbone.modules()):
+        raise ValueError(
+            f"{origin}: trained with batch norm, whose statistics group norm has no place for; "
+            "use --norm frozen or batch, or start from random weights with --weights-backbone none"
+        )
     found = {key: state[prefix + key] for key in wanted if prefix + key in state}
     wrong = [key for key in wanted if key not in found or found[key].shape != wanted[key].shape]
     if wrong:

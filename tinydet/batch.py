@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tinydet.anchors import AnchorDesign
+from tinydet.backbone import PIXEL_MEAN, PIXEL_STD
 from tinydet.data.training import Sample, pad_together
-from tinydet.detector import PIXEL_MEAN, PIXEL_STD
 from tinydet.losses import Losses, retinanet_loss
 from tinydet.matching import ignored_by_regions, match_anchors
-from tinydet.retinanet import HeadOutputs
 from tinydet.spec import PAD_VALUE
+
+if TYPE_CHECKING:
+    from tinydet.retinanet import HeadOutputs
 
 PAD_MULTIPLE = 32  # the stride of C5, so that every level is exactly twice the next
 
@@ -31,6 +33,7 @@ class Batch:
         images: (B, 3, H, W) normalised RGB.
         boxes: (M, 4) objects of all tiles; `labels`: (M,); `owner`: (M,) the tile of each.
         regions: (R, 4) where nothing is learned; `region_owner`: (R,).
+        sizes: height and width of each tile before padding.
     """
 
     images: Tensor
@@ -39,6 +42,7 @@ class Batch:
     owner: Tensor
     regions: Tensor
     region_owner: Tensor
+    sizes: tuple[tuple[int, int], ...]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,20 +60,23 @@ def collate(
     labels = torch.from_numpy(np.concatenate([s.labels for s in samples])).to(device)
     boxes, owner = _together([s.boxes for s in samples], device)
     regions, region_owner = _together([s.regions for s in samples], device)
-    return Batch(images, boxes, labels, owner, regions, region_owner)
+    sizes = tuple((s.pixels.shape[0], s.pixels.shape[1]) for s in samples)
+    return Batch(images, boxes, labels, owner, regions, region_owner, sizes)
 
 
 def loss_of(outputs: HeadOutputs, batch: Batch, design: AnchorDesign) -> Losses:
     """RetinaNet's loss, by level."""
-    anchors = _anchors(design, batch.size, batch.images.device)
+    anchors = anchors_of(design, batch.size, batch.images.device)
     matches = match_anchors(batch.boxes, batch.owner, design, anchors, batch.size)
     ignored = ignored_by_regions(batch.regions, batch.region_owner, design, batch.size)
     return retinanet_loss(outputs, anchors, matches, batch.boxes, batch.labels, ignored)
 
 
 @functools.lru_cache(maxsize=8)
-def _anchors(design: AnchorDesign, size: tuple[int, int], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(design.grid_anchors(*size))).to(device)
+def anchors_of(design: AnchorDesign, size: tuple[int, int], device: torch.device) -> Tensor:
+    """(N, 4) anchors of all levels for a padded size, finest first, on `device`; kept for the next step."""
+    with torch.inference_mode(False):  # what is kept must serve training, whoever asked first
+        return torch.from_numpy(np.concatenate(design.grid_anchors(*size))).to(device)
 
 
 def _together(boxes: Sequence[NDArray[Any]], device: torch.device) -> tuple[Tensor, Tensor]:

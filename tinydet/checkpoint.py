@@ -17,9 +17,8 @@ from torch import Tensor
 
 import tinydet
 from tinydet._atomic import atomic_path
-from tinydet.detector import DetectorConfig, build_detector
-from tinydet.fpn import FUSED_EDGES
-from tinydet.retinanet import RetinaNet
+from tinydet.anchors import DESIGNS
+from tinydet.detector import Detector, DetectorConfig, build_detector
 from tinydet.spec import ModelSpec
 
 FORMAT = "tinydet-1"
@@ -62,10 +61,11 @@ class Checkpoint:
         if "fpn.alpha" not in self.weights:
             return ()
         alpha = self.weights["fpn.alpha"].double()
-        per_edge = alpha.reshape(len(alpha), -1).mean(dim=1).expand(len(FUSED_EDGES))
+        edges = DESIGNS[self.detector.detector].edges
+        per_edge = alpha.reshape(len(alpha), -1).mean(dim=1).expand(len(edges))
         return tuple(round(a, 6) for a in per_edge.tolist())
 
-    def build(self) -> RetinaNet:
+    def build(self) -> Detector:
         """The detector with its weights, on the CPU, in eval mode."""
         detector = build_detector(self.detector)
         detector.load_state_dict(self.weights)
@@ -81,6 +81,7 @@ class Checkpoint:
             tile=tile or self.tile,
             max_batch=max_batch,
             max_detections=max_detections,
+            nms_in_graph=self.detector.detector == "faster_rcnn",  # a two-stage detector suppresses by itself
             stretch=self.stretch,
             alpha=self.alpha,
             alpha_source=self.alpha_source,

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+from tinydet.anchors import DESIGNS
+from tinydet.backbone import PIXEL_MEAN as PIXEL_MEAN
+from tinydet.backbone import PIXEL_STD as PIXEL_STD
 from tinydet.backbone import Norm
+from tinydet.faster_rcnn import CANONICAL_SCALE, FasterRCNN, RoIAlignRule
 from tinydet.fpn import Fusion
-from tinydet.retinanet import HeadInit, RetinaNet
+from tinydet.retinanet import HeadInit, RetinaNet, RetinaNetP3P7
 
-DETECTORS = ("retinanet",)
-
-# Pixels are normalised as torchvision's ImageNet weights expect; in 0..255, RGB.
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
+DETECTORS = tuple(DESIGNS)
+Detector: TypeAlias = RetinaNet | FasterRCNN
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """All that shapes the network. The value of alpha is not here: it lies in the pyramid, with the weights."""
+    """All that shapes the network. The value of alpha is not here: it lies in the pyramid, with the weights.
+
+    `head_convs` and `head_init` are RetinaNet's; `straddling`, `roi_rule` and `canonical_scale` Faster R-CNN's.
+    """
 
     backbone: str = "resnet50"
     channels: int = 256
@@ -28,17 +33,20 @@ class DetectorConfig:
     classes: int = 1
     detector: str = "retinanet"
     fusion: Fusion = "fixed"
+    straddling: bool = False
+    roi_rule: RoIAlignRule = "torchvision"
+    canonical_scale: int = CANONICAL_SCALE
 
 
-def build_detector(config: DetectorConfig, alpha: Sequence[float] | None = None) -> RetinaNet:
+def build_detector(config: DetectorConfig, alpha: Sequence[float] | None = None) -> Detector:
     """The detector with random weights.
 
     Raises:
         ValueError: for an unknown detector or backbone.
     """
     match config.detector:
-        case "retinanet":
-            return RetinaNet(
+        case "retinanet" | "retinanet-p3p7":
+            return (RetinaNet if config.detector == "retinanet" else RetinaNetP3P7)(
                 config.backbone,
                 config.classes,
                 channels=config.channels,
@@ -47,6 +55,18 @@ def build_detector(config: DetectorConfig, alpha: Sequence[float] | None = None)
                 alpha=alpha,
                 fusion=config.fusion,
                 norm=config.norm,
+            )
+        case "faster_rcnn":
+            return FasterRCNN(
+                config.backbone,
+                config.classes,
+                channels=config.channels,
+                alpha=alpha,
+                fusion=config.fusion,
+                norm=config.norm,
+                straddling=config.straddling,
+                roi_rule=config.roi_rule,
+                canonical_scale=config.canonical_scale,
             )
         case other:
             raise ValueError(f"unknown detector {other!r}; one of: {', '.join(DETECTORS)}")

@@ -27,7 +27,7 @@ from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.data.training import TrainingTiles
 from tinydet.fpn import FusionFPN
-from tinydet.retinanet import RetinaNet
+from tinydet.retinanet import RetinaNet, RetinaNetP3P7
 
 FEATURES = ("C3", "C4", "C5")
 
@@ -37,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     checkpoint = load_checkpoint(args.model)
     detector = checkpoint.build()
+    if not isinstance(detector, RetinaNet) or isinstance(detector, RetinaNetP3P7):
+        raise ValueError(
+            f"{args.model}: gradients are told apart by the levels of a RetinaNet on P2-P6, this is a "
+            f"{checkpoint.detector.detector}; name such a model"
+        )
     if "alpha" not in detector.fpn.state_dict() or len(checkpoint.alpha) != 3:
         raise ValueError(f"{args.model}: {detector.fpn.fusion} has no alpha to vary; name a model with fixed factors")
     dataset = load_dataset(*find_dataset(args.data or embedded_dataset("val")), categories=checkpoint.classes)

@@ -1,8 +1,9 @@
-"""What RetinaNet minimises, normalised as in the released code (mean over the batch, not over images)."""
+"""What the detectors minimise. RetinaNet's is normalised as in the released code: over the batch, not over images."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from tinydet.boxes import encode
 from tinydet.matching import Matches
-from tinydet.retinanet import HeadOutputs
+
+if TYPE_CHECKING:
+    from tinydet.retinanet import HeadOutputs
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 SMOOTH_L1_BETA = 0.11
@@ -27,6 +30,34 @@ class Losses(NamedTuple):
     def total(self) -> Tensor:
         """The scalar to minimise."""
         return self.classification.sum() + self.regression.sum()
+
+    def scalars(self, levels: Sequence[str]) -> dict[str, float]:
+        """Each part by name, such as `classification/P2`; `levels` are the names of the pyramid's levels."""
+        return {
+            f"{kind}/{level}": value
+            for kind, values in self._asdict().items()
+            for level, value in zip(levels, values.tolist(), strict=True)
+        }
+
+
+class TwoStageLosses(NamedTuple):
+    """The four losses of Faster R-CNN, scalars: of the anchors, then of the proposals."""
+
+    objectness: Tensor
+    proposal_regression: Tensor
+    classification: Tensor
+    regression: Tensor
+
+    def total(self) -> Tensor:
+        """The scalar to minimise."""
+        return self.objectness + self.proposal_regression + self.classification + self.regression
+
+    def scalars(self, levels: Sequence[str]) -> dict[str, float]:
+        """Each part by name. Proposals of all levels are judged together, so nothing is told apart by level."""
+        return {kind: float(value) for kind, value in self._asdict().items()}
+
+
+DetectorLosses: TypeAlias = Losses | TwoStageLosses
 
 
 def retinanet_loss(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
-from tinydet.backbone import BACKBONES
+from tinydet.anchors import DESIGNS
+from tinydet.backbone import BACKBONES, Norm
 from tinydet.data.coco import find_dataset
+from tinydet.detector import DETECTORS
+from tinydet.faster_rcnn import CANONICAL_SCALE, ROI_ALIGN_RULES, RoIAlignRule
 from tinydet.fpn import FUSIONS, Fusion
 from tinydet.fusion import ALPHA_RANGE
 from tinydet.retinanet import HeadInit
@@ -31,6 +35,7 @@ class Preset:
     clip_norm: float
 
 
+FASTER_RCNN_LR = 0.01  # with the preset `paper`: the released Faster R-CNN learns at twice RetinaNet's rate
 PRESETS = {
     # The released RetinaNet recipe: 2 images a step at .005, 12 epochs, no clipping.
     "paper": Preset(
@@ -74,6 +79,18 @@ class TrainConfig:
     precision: str
     validate_every: int
     seed: int
+    # Options that came later, each with what it meant before, so that older runs can be resumed.
+    detector: str = "retinanet"
+    straddling: bool = False
+    roi_rule: RoIAlignRule = "torchvision"
+    canonical_scale: int = CANONICAL_SCALE
+    init: str | None = None
+    norm: Norm | Literal["auto"] = "auto"
+
+
+NEW_OPTIONS = {
+    field.name: field.default for field in dataclasses.fields(TrainConfig) if field.default is not dataclasses.MISSING
+}
 
 
 def config_of(args: argparse.Namespace) -> TrainConfig:
@@ -97,7 +114,19 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
     annotations, images = find_dataset(args.data) if args.data else (args.annotations, args.images)
     val_annotations, val_images = find_dataset(args.val) if args.val else (args.val_annotations, args.val_images)
     name = args.preset or ("small" if embedded else "paper")
-    preset = PRESETS[name]
+    preset = preset_of(name, args.detector)
+    _refuse_foreign_options(args)
+    if args.init and args.weights_backbone:
+        raise ValueError("--init brings the backbone's weights too; leave --weights-backbone out")
+    edges = DESIGNS[args.detector].edges
+    given = args.alpha if isinstance(args.alpha, tuple) else None
+    if given is not None and len(given) == 1:
+        given *= len(edges)
+    if given is not None and len(given) != len(edges):
+        raise ValueError(
+            f"{args.detector} has {len(edges)} fused edges ({', '.join(edges)}); --alpha takes one value for all of "
+            f"them or one for each, got {len(given)}"
+        )
 
     def chosen(flag: str) -> Any:
         return getattr(args, flag) if getattr(args, flag) is not None else getattr(preset, flag)
@@ -111,13 +140,14 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         categories=tuple(name.strip() for name in args.categories.split(",")) if args.categories else None,
         preset=name,
         backbone=chosen("backbone"),
-        weights_backbone=args.weights_backbone or ("none" if embedded and name == "small" else "default"),
+        weights_backbone=args.weights_backbone
+        or ("none" if args.init or (embedded and name == "small") else "default"),
         freeze=args.freeze,
         channels=chosen("channels"),
         head_convs=chosen("head_convs"),
         head_init=chosen("head_init"),
         salpha=args.salpha,
-        alpha=args.alpha if isinstance(args.alpha, tuple) else None,
+        alpha=given,
         fusion=learned or "fixed",
         sigma_power=args.sigma_power,
         alpha_range=args.alpha_range,
@@ -131,14 +161,38 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         precision=args.precision,
         validate_every=args.validate_every or max(1, chosen("epochs") // 6),
         seed=args.seed,
+        detector=args.detector,
+        straddling=args.straddling,
+        roi_rule=args.roi_align or "torchvision",
+        canonical_scale=args.canonical_scale or CANONICAL_SCALE,
+        init=args.init,
+        norm=args.norm,
     )
+
+
+def preset_of(name: str, detector: str) -> Preset:
+    """The defaults of a preset for a detector."""
+    preset = PRESETS[name]
+    if name == "paper" and detector == "faster_rcnn":
+        return dataclasses.replace(preset, lr=FASTER_RCNN_LR)
+    return preset
+
+
+def _refuse_foreign_options(args: argparse.Namespace) -> None:
+    """An option of another detector would do nothing, without a word."""
+    two_stage = args.detector == "faster_rcnn"
+    owner = "retinanet" if two_stage else "faster_rcnn"
+    names = ("head_convs", "head_init") if two_stage else ("straddling", "roi_align", "canonical_scale")
+    for name in names:
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} belongs to --detector {owner}, not to {args.detector}")
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinydet train",
-        description="Train a RetinaNet on P2-P6 for tiny objects; --salpha counts its fusion factors from the "
-        "annotations first. Without --data it trains on the embedded synthetic scenes.",
+        description="Train a detector for tiny objects; --salpha counts its fusion factors from the annotations "
+        "first. Without --data it trains on the embedded synthetic scenes.",
         epilog="example: python -m tinydet.train --salpha --data my/train --val my/val --categories person",
     )
     data = parser.add_argument_group("data")
@@ -171,8 +225,8 @@ def parser() -> argparse.ArgumentParser:
         "--alpha",
         type=_alpha,
         metavar="A[,A,A]|NAME",
-        help="fixed alpha: one value, or three, finest first; or learned: one, three, channel or attention, which "
-        "start at 1, or with --salpha at what it counts; without either flag 1 everywhere",
+        help="fixed alpha: one value, or one for each edge, finest first; or learned: one, three, channel or "
+        "attention, which start at 1, or with --salpha at what it counts; without either flag 1 everywhere",
     )
     fusion.add_argument(
         "--alpha-range",
@@ -189,6 +243,13 @@ def parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("model")
     model.add_argument(
+        "--detector",
+        choices=DETECTORS,
+        default="retinanet",
+        help="retinanet: on P2-P6, the paper's with dagger; retinanet-p3p7: on the conventional levels, with anchors "
+        "as small; faster_rcnn: on P2-P6 (default %(default)s)",
+    )
+    model.add_argument(
         "--preset",
         choices=sorted(PRESETS),
         help="paper: ResNet-50, 256 channels, the published recipe (default with data of yours); "
@@ -200,6 +261,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="default|none|FILE",
         help="ImageNet weights: torchvision's download, none, or a file of them; "
         "without the flag default, but none on the embedded data",
+    )
+    model.add_argument(
+        "--init",
+        metavar="coco|FILE",
+        help="start from a whole detector: torchvision's download for COCO, a file of its RetinaNet or Faster R-CNN "
+        "weights, or a checkpoint, also one of other classes; what does not fit starts anew and is named",
+    )
+    model.add_argument(
+        "--norm",
+        choices=("auto", *get_args(Norm)),
+        default="auto",
+        help="normalisation of the backbone: frozen keeps the statistics of pretrained weights, batch learns, group "
+        "is for small batches without pretrained weights (default auto: frozen with pretrained weights, else batch)",
     )
     model.add_argument(
         "--freeze",
@@ -222,12 +296,37 @@ def parser() -> argparse.ArgumentParser:
         "--head-init",
         choices=("paper", "he"),
         help="how the head towers start: N(0, 0.01) as in the paper, or He's rule, which thin towers need "
-        f"({_presets('head_init')})",
+        f"({_presets('head_init')}); both are RetinaNet's",
+    )
+    two_stage = parser.add_argument_group("Faster R-CNN")
+    two_stage.add_argument(
+        "--straddling",
+        action="store_true",
+        help="anchors that cross the tile's border learn too, as in torchvision; by default they do not, as in the "
+        "paper's code",
+    )
+    two_stage.add_argument(
+        "--roi-align",
+        choices=ROI_ALIGN_RULES,
+        help="torchvision: pool as torchvision's detectors do; aligned: without their half-pixel shift, and without "
+        "their smallest size of one cell (default torchvision)",
+    )
+    two_stage.add_argument(
+        "--canonical-scale",
+        type=_positive,
+        metavar="PX",
+        help="side of the proposals that are pooled from P4; all below half of it come from P2 "
+        f"(default {CANONICAL_SCALE}, so all below 112 px do)",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--epochs", type=_positive, metavar="N", help=f"passes over the tiles ({_presets('epochs')})")
     run.add_argument("--batch", type=_positive, metavar="N", help=f"tiles a step ({_presets('batch')})")
-    run.add_argument("--lr", type=_positive_float, metavar="R", help=f"learning rate of one step ({_presets('lr')})")
+    run.add_argument(
+        "--lr",
+        type=_positive_float,
+        metavar="R",
+        help=f"learning rate of one step ({_presets('lr')}; paper with faster_rcnn: {FASTER_RCNN_LR})",
+    )
     run.add_argument(
         "--clip-norm", type=float, metavar="G", help=f"largest gradient norm, 0: no limit ({_presets('clip_norm')})"
     )
@@ -279,12 +378,10 @@ def _alpha(text: str) -> tuple[float, ...] | Fusion:
         if text == name != "fixed":
             return name
     values = _floats(text)
-    if len(values) == 1:
-        values *= 3
-    if len(values) != 3 or not all(map(math.isfinite, values)):
+    if not 1 <= len(values) <= 3 or not all(map(math.isfinite, values)):
         raise argparse.ArgumentTypeError(
-            f"one number or three, finest first, such as 0.5 or 0.37,0.39,0.37; or one, three, channel, attention; "
-            f"got {text!r}"
+            f"one number, or one for each edge, finest first, such as 0.5 or 0.37,0.39,0.37; or one, three, channel, "
+            f"attention; got {text!r}"
         )
     return values
 

@@ -1,16 +1,22 @@
-"""RetinaNet on P2..P6 for tiny objects: "RetinaNet with dagger" of the paper, "Adaptive RetinaNet" of its code."""
+"""RetinaNet on P2..P6 for tiny objects ("RetinaNet with dagger" of the paper, "Adaptive RetinaNet" of its code), and
+on the conventional P3..P7 (the paper's without dagger)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from tinydet.anchors import RETINANET, AnchorDesign
+from tinydet.anchors import RETINANET, RETINANET_P3P7, AnchorDesign
 from tinydet.backbone import Backbone, Norm
+from tinydet.batch import Batch, loss_of
 from tinydet.fpn import Fusion, FusionFPN, PlainFPN
+from tinydet.losses import Losses
 
 HeadInit = Literal["paper", "he"]
 
@@ -36,6 +42,7 @@ class RetinaNet(nn.Module):
     """
 
     design: AnchorDesign = RETINANET
+    first_level = 0  # of the backbone's C2..C5 that the pyramid takes
 
     def __init__(
         self,
@@ -51,7 +58,7 @@ class RetinaNet(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = Backbone(backbone, norm=norm)
-        self.fpn: PlainFPN = FusionFPN(self.backbone.channels, channels, alpha, fusion=fusion)
+        self.fpn: PlainFPN = FusionFPN(self.backbone.channels[self.first_level :], channels, alpha, fusion=fusion)
         self.head = RetinaNetHead(channels, len(self.design.shapes[0]), classes)
         for branch in (self.head.classification_head, self.head.regression_head):
             branch.conv = branch.conv[:head_convs]  # torchvision builds four
@@ -65,8 +72,39 @@ class RetinaNet(nn.Module):
 
     def outputs(self, features: Sequence[Tensor]) -> HeadOutputs:
         """C2..C5 of the backbone -> logits and box offsets of every anchor."""
-        levels = self.fpn(features)
+        levels = self.pyramid(features)
         return HeadOutputs(
             [self.head.classification_head([level]) for level in levels],
             [self.head.regression_head([level]) for level in levels],
         )
+
+    def pyramid(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """C2..C5 -> the levels of `design`, finest first."""
+        levels: list[Tensor] = self.fpn(features)
+        return levels
+
+    def loss(self, batch: Batch) -> Losses:
+        """The loss of one batch, by level. Under autocast the network alone takes part in it."""
+        outputs = self(batch.images)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            return loss_of(outputs, batch, self.design)
+
+
+class RetinaNetP3P7(RetinaNet):
+    """RetinaNet on the levels that it was published with, and anchors as small as on P2..P6: the smallest anchor of a
+    level is as wide as its cell. Two edges are fused, P4->P3 and P5->P4; P6 and P7 are convolutions on P5, as in
+    torchvision's, whose weights fit.
+    """
+
+    design = RETINANET_P3P7
+    first_level = 1
+
+    def __init__(self, backbone: str, classes: int, *, channels: int = 256, **others: Any) -> None:
+        super().__init__(backbone, classes, channels=channels, **others)
+        self.extra = LastLevelP6P7(channels, channels)
+
+    def pyramid(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """C2..C5 -> P3..P7."""
+        *levels, _ = self.fpn(features[self.first_level :])  # what is pooled from P5 is the P6 of P2..P6
+        p6 = self.extra.p6(levels[-1])
+        return [*levels, p6, self.extra.p7(F.relu(p6))]

@@ -60,7 +60,11 @@ def statistics_of(
         boxes, index = boxes[kept], index[kept]
     counts = count_levels(boxes, sizes, design, image_index=index, count=count)
     seconds = time.perf_counter() - start
-    return FusionStatistics(counts, len(boxes), len(sizes), seconds, design.levels, count, alpha_range)
+    # P6 has no edge, and P7 beside it neither: they count as one.
+    first = len(counts) - design.unfused
+    counts = (*counts[:first], sum(counts[first:]))
+    levels = (*design.levels[:first], "+".join(design.levels[first:]))
+    return FusionStatistics(counts, len(boxes), len(sizes), seconds, levels, count, alpha_range)
 
 
 def design_of(detector: str, anchors: str = "tinydet") -> AnchorDesign:
@@ -172,7 +176,8 @@ def _report(
     yield ""
     yield f"level  stride  {what:>9}   share"
     total = max(sum(statistics.counts), 1)
-    for level, stride, count in zip(statistics.levels, design.strides, statistics.counts, strict=True):
+    strides = design.strides[: len(statistics.levels)]
+    for level, stride, count in zip(statistics.levels, strides, statistics.counts, strict=True):
         yield f"{level:<5}  {stride:>6}  {count:>9,}  {count / total:6.1%}"
     yield ""
     last = len(statistics.edges) - 1

@@ -19,22 +19,24 @@ import torch
 
 from tinydet._atomic import write_json
 from tinydet._command import command
+from tinydet.anchors import DESIGNS
 from tinydet.backbone import Norm, load_pretrained
 from tinydet.checkpoint import Checkpoint
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.data.training import TrainingTiles
-from tinydet.detector import DetectorConfig, build_detector
+from tinydet.detector import Detector, DetectorConfig, build_detector
 from tinydet.evaluation.backend import detect_dataset, score_dataset
 from tinydet.evaluation.protocols import choose_protocol
 from tinydet.fpn import initialise_sigma_power
 from tinydet.fusion import FusionStatistics
-from tinydet.recipe import TrainConfig, config_of, parser
-from tinydet.retinanet import RetinaNet
+from tinydet.initial import Source, initialise, read_source
+from tinydet.recipe import NEW_OPTIONS, TrainConfig, config_of, parser
 from tinydet.salpha import statistics_of
 from tinydet.torch_backend import TorchBackend
 from tinydet.trainer import DivergedError, Schedule, Trainer, Validate
 
+NAMES = {"retinanet": "RetinaNet", "retinanet-p3p7": "RetinaNet on P3-P7", "faster_rcnn": "Faster R-CNN"}
 LONG_MINUTES = 60  # beyond it the plan names the small preset
 
 
@@ -49,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     train, val = load_data(config)
     statistics = count_objects(config, train) if config.salpha else None
-    alpha, alpha_source = choose_alpha(config, statistics)
-    norm: Norm = "batch" if config.weights_backbone == "none" else "frozen"
+    source = read_source(config.init, config.detector) if config.init else None
+    alpha, alpha_source = choose_alpha(config, statistics, source)
+    norm = choose_norm(config, source)
     detector_config = DetectorConfig(
         config.backbone,
         config.channels,
@@ -58,13 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.head_init,
         norm,
         len(train.classes),
-        fusion=config.fusion,
+        config.detector,
+        config.fusion,
+        config.straddling,
+        config.roi_rule,
+        config.canonical_scale,
     )
     detector = build_detector(detector_config, alpha)
     if config.sigma_power is not None:
         initialise_sigma_power(detector.fpn, config.sigma_power)
-    if config.weights_backbone != "none":
+    taken = []
+    if source is not None:
+        taken = initialise(detector, source, train.classes)
+    elif config.weights_backbone != "none":
         load_pretrained(detector.backbone, config.backbone, config.weights_backbone)
+    if source is not None or config.weights_backbone != "none":
         detector.backbone.freeze(config.freeze)
 
     trainer = Trainer(
@@ -94,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         autocast=use_bfloat16(config.precision, device),
         report=lambda line: print(line, flush=True),
         logdir=None if args.no_tensorboard else args.logdir / args.output.stem,
+        new_options=NEW_OPTIONS,
     )
     if val is not None:
         trainer.validate = _validation(trainer, val, config.overlap)
@@ -101,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer.resume()
     elif trainer.state_path.exists():
         print(f"note: {trainer.state_path} is of an unfinished run; --resume goes on with it, this run replaces it")
-    _print_plan(config, trainer, train, val, statistics, alpha_source)
+    _print_plan(config, trainer, train, val, statistics, alpha_source, taken)
     if args.dry_run:
         return 0
     try:
@@ -142,23 +154,42 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
 def count_objects(config: TrainConfig, train: Dataset) -> FusionStatistics:
     """The statistic of Algorithm 1 on the tiles that the network will see."""
     return statistics_of(
-        train, RetinaNet.design, tile=config.tile, overlap=config.overlap, alpha_range=config.alpha_range
+        train, DESIGNS[config.detector], tile=config.tile, overlap=config.overlap, alpha_range=config.alpha_range
     )
 
 
-def choose_alpha(config: TrainConfig, statistics: FusionStatistics | None) -> tuple[tuple[float, ...] | None, str]:
-    """Fusion factors, finest first, and in words where they come from."""
+def choose_alpha(
+    config: TrainConfig, statistics: FusionStatistics | None, source: Source | None = None
+) -> tuple[tuple[float, ...] | None, str]:
+    """Fusion factors, finest first, and in words where they come from.
+
+    Weights were trained with the alpha that lies beside them: without a word about alpha, a run that starts from a
+    checkpoint keeps its.
+    """
+    start = source.checkpoint if source else None
+    edges = len(DESIGNS[config.detector].edges)
     if statistics is not None:
-        alpha, source = tuple(statistics.alpha), "S-alpha: counted from the training boxes (Algorithm 1)"
+        alpha, told = tuple(statistics.alpha), "S-alpha: counted from the training boxes (Algorithm 1)"
     elif config.alpha is not None:
-        alpha, source = config.alpha, "given with --alpha"
+        alpha, told = config.alpha, "given with --alpha"
+    elif config.fusion != "attention" and start is not None and len(start.alpha) == edges:
+        alpha, told = start.alpha, f"kept from {config.init} ({start.alpha_source})"
     else:
-        alpha, source = None, "1 everywhere (a conventional FPN)"
+        alpha, told = None, "1 everywhere (a conventional FPN)"
     if config.fusion != "fixed":
-        source = f"{config.fusion}-alpha, learned; it started at {source}"
+        told = f"{config.fusion}-alpha, learned; it started at {told}"
     if config.sigma_power is not None:
-        source += f"; {config.sigma_power:g}-power initialisation"
-    return alpha, source
+        told += f"; {config.sigma_power:g}-power initialisation"
+    return alpha, told
+
+
+def choose_norm(config: TrainConfig, source: Source | None) -> Norm:
+    """How the backbone normalises: as asked for, else as the weights that it starts from were trained."""
+    if config.norm != "auto":
+        return config.norm
+    if source is not None:
+        return source.checkpoint.detector.norm if source.checkpoint else "frozen"
+    return "batch" if config.weights_backbone == "none" else "frozen"
 
 
 def object_sizes(dataset: Dataset) -> tuple[float, float, float]:
@@ -191,7 +222,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def _validation(trainer: Trainer, val: Dataset, overlap: int) -> Validate:
-    def validate(detector: RetinaNet) -> dict[str, Any]:
+    def validate(detector: Detector) -> dict[str, Any]:
         spec = trainer.checkpoint_spec()
         backend = TorchBackend(detector, spec, device=str(trainer.device), autocast=trainer.autocast)
         found = detect_dataset(backend, val, overlap=overlap, progress=True)
@@ -214,6 +245,7 @@ def _print_plan(
     val: Dataset | None,
     statistics: FusionStatistics | None,
     alpha_source: str,
+    taken: Sequence[str],
 ) -> None:
     low, middle, high = trainer.checkpoint.object_sizes or (0, 0, 0)
     clipped = f", {train.clipped} boxes clipped to their image" if train.clipped else ""
@@ -224,11 +256,14 @@ def _print_plan(
     else:
         _row("validate", "no; the last weights are kept (--val names a set that chooses the best)")
     alpha = ", ".join(f"{a:.3f}" for a in trainer.alpha) or "from the features"
-    _row("alpha", f"{alpha} (P3->P2, P4->P3, P5->P4): {alpha_source}")
+    _row("alpha", f"{alpha} ({', '.join(trainer.detector.design.edges)}): {alpha_source}")
     for warning in statistics.warnings if statistics else ():
         _row("", warning)
     parameters = sum(p.numel() for p in trainer.detector.parameters()) / 1e6
-    _row("model", f"RetinaNet, {config.backbone} (weights: {config.weights_backbone}), {config.channels} channels")
+    named = f"{NAMES[config.detector]}, {config.backbone} (weights: {config.init or config.weights_backbone})"
+    _row("model", f"{named}, {config.channels} channels")
+    for line in taken:
+        _row("", line)
     precision = "bfloat16" if trainer.autocast else "float32"
     _row("", f"{parameters:.2f} M parameters, {precision} on {trainer.device}")
     minutes = _seconds_per_step(trainer) * trainer.steps_left / 60

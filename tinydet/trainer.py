@@ -17,19 +17,18 @@ from torch import nn
 from tqdm import tqdm
 
 from tinydet._extras import needs_extra
-from tinydet.batch import collate, loss_of
+from tinydet.batch import collate
 from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.data.training import Sample, TrainingTiles, epoch_batches, stream
-from tinydet.fpn import FUSED_EDGES
-from tinydet.losses import Losses
-from tinydet.retinanet import RetinaNet
+from tinydet.detector import Detector
+from tinydet.losses import DetectorLosses
 from tinydet.spec import ModelSpec
 
 WARMUP_STEPS, WARMUP_START = 500, 1 / 3
 DECAY_AT = (6 / 12, 10 / 12)  # of all steps; a tenth at each
 SAVE_EVERY = 120.0  # seconds between states to resume from
 REPORT_EVERY = 60.0  # seconds between lines of news where there is no progress bar
-Validate = Callable[[RetinaNet], dict[str, Any]]
+Validate = Callable[[Detector], dict[str, Any]]
 
 
 class DivergedError(ValueError):
@@ -70,9 +69,10 @@ class Trainer:
         checkpoint: what is known of the run; weights and progress are filled in whenever it is saved.
         report: takes a line of news now and then.
         validate: scores the detector; its `AP50` chooses the best weights. None: the last ones are kept.
+        new_options: what an option meant before it existed, for states that lack it.
     """
 
-    detector: RetinaNet
+    detector: Detector
     tiles: TrainingTiles
     schedule: Schedule
     checkpoint: Checkpoint
@@ -86,6 +86,7 @@ class Trainer:
     done: int = 0  # steps of the current epoch
     best: float = -math.inf
     history: list[dict[str, Any]] = field(default_factory=list)
+    new_options: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0  # spent in earlier parts of a resumed run
 
     def __post_init__(self) -> None:
@@ -155,7 +156,7 @@ class Trainer:
                         self.report(self._line(loss, rate, speed, steps))
                     if writer is not None:
                         scalars = {"loss": loss, "lr": rate, "images per second": speed}
-                        _write(writer, self._step, {**scalars, **_by_level(losses, self.detector.design.levels)})
+                        _write(writer, self._step, {**scalars, **losses.scalars(self.detector.design.levels)})
                     if now - saved > SAVE_EVERY:
                         saved = now
                         self.save_state()
@@ -173,8 +174,9 @@ class Trainer:
                 writer.close()
         self.state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
 
-    def step(self, samples: Sequence[Sample], rate: float) -> Losses:
-        """One step of SGD; returns the losses, without a graph."""
+    def step(self, samples: Sequence[Sample], rate: float) -> DetectorLosses:
+        """One step of SGD; returns the losses, without a graph. What it draws depends on (seed, step) alone."""
+        torch.manual_seed(((self.schedule.seed << 32) + self._step) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_factor"]
         losses = self.loss(samples)
@@ -185,14 +187,13 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.schedule.clip_norm)
         if torch.isfinite(total):
             self.optimizer.step()
-        return Losses(losses.classification.detach().cpu(), losses.regression.detach().cpu())
+        return type(losses)(*(part.detach().cpu() for part in losses))
 
-    def loss(self, samples: Sequence[Sample]) -> Losses:
+    def loss(self, samples: Sequence[Sample]) -> DetectorLosses:
         """The loss of one batch of tiles."""
         batch = collate(samples, self.device, self.layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            outputs = self.detector(batch.images)
-        return loss_of(outputs, batch, self.detector.design)
+            return self.detector.loss(batch)
 
     def checkpoint_spec(self) -> ModelSpec:
         """How the current weights would be deployed."""
@@ -223,11 +224,10 @@ class Trainer:
         if not self.state_path.is_file():
             raise ValueError(f"{self.state_path}: no state to resume from; start the run without --resume")
         saved = load_checkpoint(self.state_path)
-        if saved.config != self.checkpoint.config or saved.training_state is None:
+        before = {**self.new_options, **saved.config}
+        if before != self.checkpoint.config or saved.training_state is None:
             changed = sorted(
-                k
-                for k in {*saved.config, *self.checkpoint.config}
-                if saved.config.get(k) != self.checkpoint.config.get(k)
+                k for k in {*before, *self.checkpoint.config} if before.get(k) != self.checkpoint.config.get(k)
             )
             raise ValueError(
                 f"{self.state_path}: written by a run with another {', '.join(changed) or 'purpose'}; "
@@ -259,7 +259,8 @@ class Trainer:
             self.best, note = score, "  best, saved"
             self.save_model()
         _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
-        _write(writer, self._step, {f"alpha/{edge}": a for edge, a in zip(FUSED_EDGES, self.alpha, strict=False)})
+        edges = self.detector.design.edges
+        _write(writer, self._step, {f"alpha/{edge}": a for edge, a in zip(edges, self.alpha, strict=False)})
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0 and "/" not in name)
         bar.clear()
         self.report(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")
@@ -294,7 +295,7 @@ def parameter_groups(detector: nn.Module, weight_decay: float) -> list[dict[str,
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            if isinstance(module, nn.modules.batchnorm._NormBase) or name == "alpha":
+            if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm) or name == "alpha":
                 undecayed.append(parameter)
             elif name == "bias":
                 biases.append(parameter)
@@ -330,14 +331,6 @@ def _tensorboard(logdir: Path | None) -> Any:
     with needs_extra("train"):
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(str(logdir))
-
-
-def _by_level(losses: Losses, levels: Sequence[str]) -> dict[str, float]:
-    return {
-        f"{kind}/{level}": value
-        for kind, values in losses._asdict().items()
-        for level, value in zip(levels, values.tolist(), strict=True)
-    }
 
 
 def _write(writer: Any, step: int, scalars: dict[str, float]) -> None:

@@ -60,12 +60,16 @@ def _write_onnx(model: Path, output: Path, tile: int | None, batch: int, slots: 
     """Export a checkpoint and tell what came of it."""
     with needs_extra("train"):
         from tinydet.checkpoint import load_checkpoint
+        from tinydet.retinanet import RetinaNet, RetinaNetP3P7
     from tinydet.export.onnx_file import export_onnx
 
     checkpoint = load_checkpoint(model)
+    detector = checkpoint.build()
+    if not isinstance(detector, RetinaNet) or isinstance(detector, RetinaNetP3P7):
+        raise ValueError(f"{model}: a {checkpoint.detector.detector} cannot be exported yet; tinydet evaluate runs it")
     spec = checkpoint.spec(tile=tile, max_batch=batch, max_detections=slots or 1000)
     with _progress("exporting") as progress:
-        report = export_onnx(checkpoint.build(), spec, output, progress=progress)
+        report = export_onnx(detector, spec, output, progress=progress)
     spec, parity = report.spec, report.parity
     size = f"{report.bytes / 1e6:.1f} MB, {spec.precision}, {report.nodes} nodes"
     print(f"wrote         {output}  {size}, {report.seconds:.0f} s")
