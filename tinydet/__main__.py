@@ -23,6 +23,7 @@ COMMANDS = {
     "data": Entry("tinydet.data.__main__", "", "convert, check and describe data sets; cut, erase and rescale them"),
     "salpha": Entry("tinydet.salpha", "", "count objects for each pyramid level and print the fusion factors"),
     "train": Entry("tinydet.train", "train", "train a detector, with --salpha on the embedded data or on yours"),
+    "sweep": Entry("tinydet.sweep", "train", "train with every fusion factor of a grid, and draw AP by alpha"),
     "evaluate": Entry("tinydet.evaluate", "", "score a model: AP by object size"),
     "export": Entry("tinydet.export.__main__", "", "write model.onnx, build model.engine, compare with the checkpoint"),
     "gradients": Entry("tinydet.gradients", "train", "measure what alpha does to the gradients of a trained model"),

@@ -1,4 +1,4 @@
-"""The commands `tinydet export onnx` and `tinydet export engine`."""
+"""The commands `tinydet export onnx`, `tinydet export engine` and `tinydet export freeze`."""
 
 from __future__ import annotations
 
@@ -56,6 +56,31 @@ def run_engine(arguments: argparse.Namespace) -> int:
         raise
 
 
+def run_freeze(arguments: argparse.Namespace) -> int:
+    with needs_extra("train"):
+        from tinydet.checkpoint import load_checkpoint, save_checkpoint
+    from tinydet.data.coco import find_dataset, load_dataset
+    from tinydet.data.synthetic import embedded_dataset
+    from tinydet.export.freeze import freeze_checkpoint
+
+    output = arguments.output or arguments.model.with_suffix(".frozen.pth")
+    checkpoint = load_checkpoint(arguments.model)
+    data, val = (
+        load_dataset(*find_dataset(folder or embedded_dataset(split)), categories=checkpoint.classes)
+        for folder, split in ((arguments.data, "train"), (arguments.val, "val"))
+    )
+    frozen = freeze_checkpoint(checkpoint, data, val)
+    save_checkpoint(frozen.checkpoint, output)
+    factors = ", ".join(f"{a:.3f} ± {d:.3f}" for a, d in zip(frozen.alpha, frozen.deviation, strict=True))
+    print(f"alpha         {factors} on {frozen.tiles} tiles (P3->P2, P4->P3, P5->P4)")
+    for name, before in frozen.before.items():
+        after = frozen.after[name]
+        print(f"{name:<13} {100 * before:.2f} with attention, {100 * after:.2f} frozen: {100 * (after - before):+.2f}")
+    print(f"wrote         {output}")
+    print(f"next          tinydet export onnx {output}")
+    return 0
+
+
 def _write_onnx(model: Path, output: Path, tile: int | None, batch: int, slots: int | None) -> ModelSpec:
     """Export a checkpoint and tell what came of it."""
     with needs_extra("train"):
@@ -78,6 +103,8 @@ def _write_onnx(model: Path, output: Path, tile: int | None, batch: int, slots: 
     print(f"output        up to {spec.max_detections} boxes a tile, of: {', '.join(spec.classes)}")
     alpha = ", ".join(f"{a:.3g}" for a in spec.alpha) or "from the features (attention)"
     print(f"alpha         {alpha}; operators added by it: {report.operators_added}")
+    if not spec.alpha:
+        print(f"              to be rid of them: tinydet export freeze {model}")
     for edge in report.deleted_edges:
         print(f"              the edge {edge} has alpha 0 and is not in the graph")
     if spec.alpha:
@@ -164,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinydet export", description="Turn a trained checkpoint into files that run without torch."
     )
-    commands = parser.add_subparsers(required=True, metavar="onnx | engine")
+    commands = parser.add_subparsers(required=True, metavar="onnx | engine | freeze")
     onnx = commands.add_parser(
         "onnx",
         help="model.pth -> model.onnx, compared with torch",
@@ -237,7 +264,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     engine.add_argument("--verbose", action="store_true", help="print all that TensorRT says (default: errors)")
     _add_shape(engine)
+
+    freeze = commands.add_parser(
+        "freeze",
+        help="model.pth with attention -> model.frozen.pth, whose constant factors fold",
+        description="Fix the factors of atten-alpha at their mean on a data set, and say what that costs in AP.",
+        epilog="example: tinydet export freeze model.pth --data my/train --val my/val",
+    )
+    _add_freeze(freeze)
     return parser
+
+
+def _add_freeze(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=run_freeze)
+    parser.add_argument("model", type=Path, metavar="model.pth", help="a checkpoint trained with --alpha attention")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="COCO folder to take the mean on (default: the embedded data)"
+    )
+    parser.add_argument(
+        "--val", type=Path, metavar="DIR", help="COCO folder to measure AP on, before and after (default: embedded)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the new checkpoint (default: MODEL.frozen.pth)")
 
 
 def _add_shape(parser: argparse.ArgumentParser) -> None:

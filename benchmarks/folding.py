@@ -1,0 +1,190 @@
+"""What folding alpha into the convolutions costs in accuracy: FP32, FP16 and INT8, against the pyramid in float64.
+
+    python benchmarks/folding.py
+
+A pyramid over C2..C5 of a ResNet-50 with random weights is run as it is trained (alpha multiplies), folded as
+`fold_alpha` does (a power of two chosen for FP16), and folded as the paper writes it (the finest level left alone).
+The error is the relative L2 distance to the outputs in float64, on the worst of P2..P6, over --rounds draws of weights
+and features. Number formats are simulated, alike for all three: FP16 rounds weights and the result of every operation,
+and accumulates in float32; "flushed" also takes subnormal numbers for 0, as some hardware does. INT8 rounds weights
+symmetrically for each output channel and activations for each tensor, scaled to their largest value on the same
+features. No GPU is involved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from environment import ROOT, environment
+from torch import Tensor, nn
+
+from tinydet._atomic import write_json
+from tinydet.fpn import FoldedFPN, FusionFPN, PlainFPN, fold_alpha
+
+CHANNELS, WIDTH = (256, 512, 1024, 2048), 256
+CASES: dict[str, tuple[tuple[float, float, float], float | None]] = {  # alpha, and the spread of small lateral weights
+    **{f"{a}": ((a, a, a), None) for a in (0.1, 0.3, 0.5, 0.9, 1.1)},
+    "S-alpha of the paper, RetinaNet": ((0.368, 0.387, 0.367), None),
+    "S-alpha of the paper, Faster R-CNN": ((0.48, 0.66, 1.06), None),
+    "0.1, lateral weights of 0.002": ((0.1, 0.1, 0.1), 0.002),
+}
+Rounding = Callable[[Tensor], Tensor]
+
+
+def main() -> int:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    result: dict[str, Any] = {"command": "python benchmarks/folding.py", **environment(), "rounds": args.rounds}
+    result |= {"channels": CHANNELS, "width": WIDTH, "side_of_C2": args.side, "error": "relative L2, worst level"}
+    result["cases"] = {}
+    for name, (alpha, spread) in CASES.items():
+        rounds = [measure(alpha, spread, seed, args.side) for seed in range(args.rounds)]
+        result["cases"][name] = {
+            "alpha": alpha,
+            "edges_that_keep_a_factor": rounds[0]["kept"],
+            "error": {
+                number: {form: summary([r["error"][number][form] for r in rounds]) for form in FORMS}
+                for number in rounds[0]["error"]
+            },
+        }
+        print(f"{name}: done", flush=True)
+    write_json(args.output, result)
+    print(table(result))
+    print(f"wrote {args.output}")
+    return 0
+
+
+FORMS = ("alpha multiplies", "folded", "folded as in the paper")
+
+
+@torch.no_grad()
+def measure(alpha: tuple[float, float, float], spread: float | None, seed: int, side: int) -> dict[str, Any]:
+    """Errors of one draw, by number format and form of the pyramid."""
+    torch.manual_seed(seed)
+    trained = FusionFPN(CHANNELS, WIDTH, alpha)
+    if spread is not None:
+        for conv in trained.inner:
+            nn.init.normal_(conv.weight, std=spread)
+    features = [torch.randn(1, c, side >> i, side >> i) for i, c in enumerate(CHANNELS)]
+    exact = forward(trained.double(), [f.double() for f in features], same, same)
+    trained.float()
+    folded = fold_alpha(trained)
+    pyramids = dict(zip(FORMS, (trained, folded, fold_as_in_the_paper(trained)), strict=True))
+    formats = {
+        "FP32": (same, same),
+        "FP16": (half, half),
+        "FP16, flushed": (flushed, flushed),
+        "INT8": (int8_rows, int8),
+    }
+    errors = {
+        number: {form: error(forward(p, features, *rounding), exact) for form, p in pyramids.items()}
+        for number, rounding in formats.items()
+    }
+    return {"error": errors, "kept": list(folded.kept)}
+
+
+def forward(fpn: PlainFPN, features: Sequence[Tensor], weights: Rounding, values: Rounding) -> list[Tensor]:
+    """The pyramid's forward pass with every weight and every result rounded; with `same` it is the module's own."""
+
+    def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+        return values(F.conv2d(x, weights(conv.weight), conv.bias, padding=conv.padding))
+
+    features = [values(f) for f in features]
+    merged = convolve(fpn.inner[-1], features[-1])
+    outputs = [convolve(fpn.layer[-1], merged)]
+    for i in reversed(range(len(features) - 1)):
+        lateral = convolve(fpn.inner[i], features[i])
+        if fpn.edges[i]:
+            deeper = F.interpolate(merged, scale_factor=2.0, mode="nearest")
+            factor = factor_of(fpn, i)
+            merged = values(lateral + (deeper if factor is None else values(values(factor) * deeper)))
+        else:
+            merged = lateral
+        outputs.insert(0, convolve(fpn.layer[i], merged))
+    return [*outputs, outputs[-1][:, :, ::2, ::2]]
+
+
+def factor_of(fpn: PlainFPN, i: int) -> Tensor | None:
+    """What multiplies on edge `i`, if anything."""
+    if isinstance(fpn, FusionFPN):
+        return fpn.alpha[i]
+    return getattr(fpn, f"factor{i}") if isinstance(fpn, FoldedFPN) and i in fpn.kept else None
+
+
+def fold_as_in_the_paper(fpn: FusionFPN) -> PlainFPN:
+    """g = 1: P2 as it is, the scale of P_i the product of the factors below it."""
+    plain = PlainFPN(CHANNELS, WIDTH)
+    plain.load_state_dict({k: v for k, v in fpn.state_dict().items() if k != "alpha"})
+    scale = 1.0
+    for level, (inner, layer) in enumerate(zip(plain.inner, plain.layer, strict=True)):
+        scale *= float(fpn.alpha[level - 1]) if level else 1.0
+        inner.weight.mul_(scale)
+        inner.bias.mul_(scale)
+        layer.weight.div_(scale)
+    return plain
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def half(x: Tensor) -> Tensor:
+    return x.half().to(x.dtype)
+
+
+def flushed(x: Tensor) -> Tensor:
+    rounded = half(x)
+    return torch.where(rounded.abs() < torch.finfo(torch.float16).tiny, 0.0, rounded)
+
+
+def int8(x: Tensor) -> Tensor:
+    scale = x.abs().max() / 127
+    return (x / scale).round() * scale
+
+
+def int8_rows(x: Tensor) -> Tensor:
+    scale = x.abs().amax(dim=(1, 2, 3), keepdim=True) / 127
+    return (x / scale).round() * scale
+
+
+def error(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    return max(float((o.double() - e).norm() / e.norm()) for o, e in zip(outputs, exact, strict=True))
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": statistics.mean(values), "least": min(values), "most": max(values)}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: mean errors."""
+    lines = [f"| α | numbers | {' | '.join(FORMS)} |", "| --- | --- |" + " --- |" * len(FORMS)]
+    for name, case in result["cases"].items():
+        for number, forms in case["error"].items():
+            cells = [f"{forms[form]['mean']:.1e}" for form in FORMS]
+            lines.append(f"| {name} | {number} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="draws of weights and features (default: 3)")
+    parser.add_argument("--side", type=int, default=32, help="of C2 in cells, a multiple of 8 (default: 32)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="one round on a side of 16, for a look")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "folding.json",
+                        help="default: benchmarks/results/folding.json")  # fmt: skip
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.side = 1, 16
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

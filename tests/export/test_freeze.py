@@ -1,0 +1,85 @@
+"""`tinydet export freeze`: attention's factors become constants, and the loss is said."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tinydet.batch import collate
+from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tinydet.data.coco import find_dataset, load_dataset
+from tinydet.data.training import TrainingTiles
+from tinydet.detector import DetectorConfig, build_detector
+from tinydet.export.__main__ import main
+from tinydet.export.freeze import factors_on
+from tinydet.fpn import FoldedFPN, FusionFPN, fold_alpha
+
+
+def checkpoint_of(fusion: str, *, decided: bool) -> Checkpoint:
+    """A small detector; `decided`: its attention has left the start, where all factors are 1."""
+    torch.manual_seed(4)
+    config = DetectorConfig("mobilenet_v2", 16, 1, "he", "batch", 1, fusion=fusion)
+    detector = build_detector(config)
+    nn.init.constant_(detector.head.classification_head.cls_logits.bias, 0.0)  # so that it finds something
+    for module in detector.modules():
+        if decided and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight)
+    return Checkpoint(config, detector.state_dict(), ("square",), (3,), tile=96)
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_factors_are_those_of_each_tile_finest_first(squares: Path, decided: bool) -> None:
+    detector = checkpoint_of("attention", decided=decided).build()
+    tiles = TrainingTiles(load_dataset(*find_dataset(squares)), 96, 32, flip=False)
+    found = factors_on(detector, tiles)
+    assert found.shape == (len(tiles), 3)
+    assert bool((found == 1).all()) != decided
+    fpn = detector.fpn
+    assert isinstance(fpn, FusionFPN)
+    with torch.no_grad():
+        c = detector.backbone(collate([tiles.sample(2, seed=0, epoch=0)], torch.device("cpu")).images)
+        laterals = [inner(feature) for inner, feature in zip(fpn.inner, c, strict=True)]
+        merged, wanted = laterals[3], []
+        for i in (2, 1, 0):
+            deeper = nn.functional.interpolate(merged, scale_factor=2.0)
+            factor = fpn.attention[i](laterals[i], deeper)
+            merged = laterals[i] + factor * deeper
+            wanted.insert(0, float(factor))
+    assert found[2].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_frozen_checkpoint_has_the_mean_folds_and_says_what_it_cost(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(checkpoint_of("attention", decided=True), tmp_path / "model.pth")
+    assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0
+    told = capsys.readouterr().out
+    frozen = load_checkpoint(tmp_path / "model.frozen.pth")
+    trained = load_checkpoint(tmp_path / "model.pth")
+    factors = factors_on(trained.build(), TrainingTiles(load_dataset(*find_dataset(squares)), 96, 48, flip=False))
+    assert frozen.alpha == pytest.approx(factors.mean(dim=0).tolist(), abs=1e-6)
+    assert frozen.detector.fusion == "fixed" and isinstance(fold_alpha(frozen.build().fpn), FoldedFPN)
+    assert re.search(r"AP50 +\d+\.\d\d with attention, \d+\.\d\d frozen: [+-]\d+\.\d\d", told)
+    assert f"frozen at its mean on {len(factors)} tiles (AP50 " in frozen.alpha_source
+    for key, value in trained.weights.items():
+        assert key.startswith("fpn.attention") or torch.equal(frozen.weights[key], value)
+
+
+def test_attention_that_gives_one_everywhere_loses_nothing(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(checkpoint_of("attention", decided=False), tmp_path / "model.pth")
+    assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0
+    assert "frozen: +0.00" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "model.frozen.pth").alpha == (1.0, 1.0, 1.0)
+
+
+def test_other_factors_need_no_freezing(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint(checkpoint_of("three", decided=False), tmp_path / "model.pth")
+    assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 2
+    assert "three, not attention; they fold as they are" in capsys.readouterr().err
+    assert not (tmp_path / "model.frozen.pth").exists()
