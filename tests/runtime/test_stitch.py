@@ -304,5 +304,5 @@ def test_boxes_that_are_no_numbers_are_refused() -> None:
 
 
 def test_an_unknown_merge_is_refused() -> None:
-    with pytest.raises(ValueError, match="seam, nms"):
-        Stitcher(TileGrid(64, 64, 64, 8), nms_iou=None, merge="wbf")
+    with pytest.raises(ValueError, match="seam, nms, nmm, wbf, soft-nms"):
+        Stitcher(TileGrid(64, 64, 64, 8), nms_iou=None, merge="fuse")

@@ -21,6 +21,8 @@ class Detections:
         tiles: (N,) int32, index of the tile that saw the box; of the best piece where it was joined from several.
         seam_distance: (N,) float32, pixels from the box to the nearest inner edge of its tile; inf where its tile
             has none. Near 0 the tile may have seen a part of the object only.
+        passes: (N,) int32, 0 for the pass over the scene at full scale, 1 for the coarse one, whose tiles are counted
+            by themselves. All 0 where it is not given.
     """
 
     boxes: NDArray[np.float32]
@@ -28,8 +30,11 @@ class Detections:
     labels: NDArray[np.int32]
     tiles: NDArray[np.int32]
     seam_distance: NDArray[np.float32]
+    passes: NDArray[np.int32] = None  # type: ignore[assignment]  # filled in below
 
     def __post_init__(self) -> None:
+        if self.passes is None:
+            object.__setattr__(self, "passes", np.zeros(len(self.scores), np.int32))
         shapes = {field.name: getattr(self, field.name).shape for field in fields(self)}
         count = len(self.scores)
         if shapes.pop("boxes") != (count, 4) or any(shape != (count,) for shape in shapes.values()):
@@ -63,7 +68,8 @@ class Detections:
     def by_score(self) -> Detections:
         """Best first; ties by tile, then by place, so that the order says nothing about timing."""
         boxes = self.boxes
-        order = np.lexsort((self.labels, boxes[:, 2], boxes[:, 3], boxes[:, 0], boxes[:, 1], self.tiles, -self.scores))
+        places = boxes[:, 2], boxes[:, 3], boxes[:, 0], boxes[:, 1]
+        order = np.lexsort((self.labels, *places, self.tiles, self.passes, -self.scores))
         return self[order]
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:

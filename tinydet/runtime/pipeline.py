@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.runtime.backends import Backend, TileOutputs
+from tinydet.runtime.coarse import Coarse, larger_than, plan_coarse
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scene import Scene
 from tinydet.runtime.stitch import Merge, Stitcher
@@ -34,7 +36,7 @@ class SceneResult:
 
     Attributes:
         detections: in scene pixels, best first.
-        tiles: how many tiles were run.
+        tiles: how many tiles were run, in both passes.
         saturated: tiles with more boxes than the model has slots, all slots above the asked score: boxes were lost.
         seconds: wall time.
     """
@@ -88,6 +90,8 @@ def detect(
     score: float = 0.05,
     batch: int = 4,
     merge: Merge = "seam",
+    agnostic: bool = False,
+    coarse: Coarse | Literal["auto"] | None = "auto",
     progress: Callable[[int], object] | None = None,
 ) -> SceneResult:
     """Find the objects of a scene of any size.
@@ -98,7 +102,10 @@ def detect(
         scale: resize factor of the scene, 0.5 = half. Detections are in pixels of the scene as it is.
         score: detections below it are left out.
         batch: tiles for each run of the backend, as far as it takes them.
-        merge: "seam", or "nms" for comparison; see `stitch`.
+        merge: "seam", or one of the others for comparison; see `stitch` and `fusing`.
+        agnostic: boxes of different classes may be one object.
+        coarse: a pass before, at a smaller scale, for the objects larger than the overlap; "auto" where the model
+            learned such objects (`plan_coarse`), None for none.
         progress: called with the number of tiles that were just finished (`tqdm.update` fits).
 
     Raises:
@@ -110,21 +117,36 @@ def detect(
         raise ValueError(f"the batch holds at least one tile, got {batch}")
     began = time.perf_counter()
     spec = backend.spec
-    plan = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)
-    stitcher = Stitcher(
-        plan.grid, nms_iou=None if spec.nms_in_graph else spec.nms_iou, merge=merge, pixel=1 / plan.scale
-    )
-    found, saturated = [], 0
-    for tiles, images in _batches(scene, plan, spec, min(batch, spec.max_batch)):
-        outputs = backend.run(images)
-        sources, boxes, scores, labels = _on_scene(outputs, tiles, plan, score)
-        found.append(stitcher.add([tile.index for tile in tiles], sources, boxes, scores, labels))
-        slots = outputs.scores.shape[1]
-        saturated += int(((outputs.candidates > slots) & (outputs.scores[:, -1] >= score)).sum())
-        if progress is not None:
-            progress(len(tiles))
-    detections = Detections.concatenate(found).by_score()
-    return SceneResult(detections, len(plan.grid), saturated, time.perf_counter() - began)
+    passes = [plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)]
+    if coarse == "auto":
+        coarse = plan_coarse(spec, passes[0].grid, overlap=overlap, scale=scale).coarse
+    if coarse is not None:
+        passes.insert(0, plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=coarse.scale))
+    detections, known, saturated = Detections.empty(), None, 0
+    for plan in passes:
+        stitcher = Stitcher(
+            plan.grid,
+            nms_iou=None if spec.nms_in_graph else spec.nms_iou,
+            merge=merge,
+            agnostic=agnostic,
+            pixel=1 / plan.scale,
+            score=score,
+            known=known,
+        )
+        found = []
+        for tiles, images in _batches(scene, plan, spec, min(batch, spec.max_batch)):
+            outputs = backend.run(images)
+            sources, boxes, scores, labels = _on_scene(outputs, tiles, plan, score)
+            found.append(stitcher.add([tile.index for tile in tiles], sources, boxes, scores, labels))
+            slots = outputs.scores.shape[1]
+            saturated += int(((outputs.candidates > slots) & (outputs.scores[:, -1] >= score)).sum())
+            if progress is not None:
+                progress(len(tiles))
+        detections = Detections.concatenate(found).by_score()
+        if coarse is not None:
+            known = larger_than(detections, coarse.least)
+    tiles_run = sum(len(plan.grid) for plan in passes)
+    return SceneResult(detections, tiles_run, saturated, time.perf_counter() - began)
 
 
 def _batches(

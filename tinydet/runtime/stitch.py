@@ -9,6 +9,9 @@
 4. Boxes that still touch an edge are parts. Where two tiles both look, their parts of one object agree; agreeing parts
    are joined to one box, and a part that agrees with a whole box gives way to it.
 
+Boxes that a coarser pass over the scene knows already (`known`) take part as whole boxes of one further tile: parts
+give way to them, and they give way to a whole box of this pass that is alike.
+
 The outcome depends on neither the order in which tiles arrive nor on how many rows are at hand: a box leaves once
 nothing that is still to come can touch it. Offsets are added in float64, nothing is rounded.
 """
@@ -17,40 +20,58 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.fusing import fuse
+from tinydet.runtime.geometry import area, components, hulls, intersection, iou_of_pairs, separate_groups
 from tinydet.runtime.suppress import conflicts, pairs_of_ranges, resolve, suppress
 from tinydet.runtime.tiles import TileGrid
 
-Merge = Literal["seam", "nms"]
+Merge = Literal["seam", "nms", "nmm", "wbf", "soft-nms"]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
-MERGES: tuple[Merge, ...] = ("seam", "nms")
+MERGES: tuple[Merge, ...] = get_args(Merge)
 
 SAME_OBJECT = 0.5  # IoU of two views of one object
 JITTER = 2.0  # pixels; views of a very small object may have a lower IoU, but no edge is further off than this
 FAINT = 0.1  # and no IoU is lower than this
 EDGE = 4.0  # pixels; a box nearer to an inner edge touches it. Room is twice this: jitter must not drop both views
+KNOWN = 1 << 40  # added to the tiles of boxes that another pass knows; no grid has as many
 
 
 class Stitcher:
     """Takes the boxes of each tile in any order, hands out the scene's by rows."""
 
-    def __init__(self, grid: TileGrid, *, nms_iou: float | None, merge: Merge = "seam", pixel: float = 1.0) -> None:
+    def __init__(
+        self,
+        grid: TileGrid,
+        *,
+        nms_iou: float | None,
+        merge: Merge = "seam",
+        agnostic: bool = False,
+        pixel: float = 1.0,
+        score: float = 0.0,
+        known: Detections | None = None,
+    ) -> None:
         """
         Args:
             grid: the tiles, in scene pixels.
             nms_iou: threshold inside a tile; None where the model has suppressed already.
-            merge: "seam" as above; "nms" is plain NMS over everything, for comparison.
+            merge: "seam" as above; "nms" (plain NMS over everything) and those of `fuse` are for comparison.
+            agnostic: boxes of different classes may be one object, the best of them; else classes leave each other
+                alone.
             pixel: side of a pixel that the model sees, in scene pixels.
+            score: what "soft-nms" brings below it is left out.
+            known: boxes of a coarser pass, final among themselves, in scene pixels.
         """
         if merge not in MERGES:
             raise ValueError(f"merge is one of {', '.join(MERGES)}, got {merge!r}")
-        self._grid, self._nms_iou, self._merge = grid, nms_iou, merge
+        self._grid, self._nms_iou, self._merge, self._agnostic, self._score = grid, nms_iou, merge, agnostic, score
+        self._known = _Boxes.known(Detections.empty() if known is None else known)
         self._edge, self._jitter = EDGE * pixel, JITTER * pixel
         self._missing = [grid.columns] * grid.rows
         self._rows: dict[int, list[_Boxes]] = {}
@@ -112,12 +133,20 @@ class Stitcher:
         horizon = float(self._grid.ys[self._next]) if self._next < self._grid.rows else np.inf
         row = _Boxes.concatenate(parts)
         if self._nms_iou is not None:
-            group = row.tile * (int(row.label.max(initial=0)) + 1) + row.label
+            kind = self._kind(row)
+            group = row.tile * (int(kind.max(initial=0)) + 1) + kind
             row = row[np.sort(suppress(row.corners, row.score, self._nms_iou, same=group))]
         row = row[~(row.part & self._seen_better(row.corners, row.tile))]
-        pool = _Boxes.concatenate([self._pool, row])
-        final, self._pool = self._settle(pool, horizon)
+        above = self._known.corners[:, 1] < horizon  # the others touch nothing that is final now
+        pool = _Boxes.concatenate([self._pool, row, self._known[above]])
+        self._known = self._known[~above]
+        settle = self._settle if self._merge in ("seam", "nms") else self._settle_clusters
+        final, self._pool = settle(pool, horizon)
         return final.detections()
+
+    def _kind(self, boxes: _Boxes) -> NDArray[np.int64]:
+        """Boxes of different kinds leave each other alone."""
+        return np.zeros_like(boxes.label) if self._agnostic else boxes.label
 
     def _seen_better(self, corners: NDArray[np.float64], tile: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Boxes that touch an edge where a tile further along the axis has room for them."""
@@ -147,7 +176,10 @@ class Stitcher:
 
     def _settle(self, pool: _Boxes, horizon: float) -> tuple[_Boxes, _Boxes]:
         """Split into what is final when all boxes to come lie below `horizon`, and what must wait."""
-        pool = pool[np.lexsort((pool.tile, -pool.score, pool.part))]  # whole, then parts; best first
+        last = pool.part.astype(np.int8)
+        if self._merge == "seam":
+            last = 2 * last + (pool.tile >= KNOWN)  # a coarser pass places edges less exactly
+        pool = pool[np.lexsort((pool.tile, -pool.score, last))]  # whole, known, parts; best first
         waiting = pool.corners[:, 3] > horizon
         better, worse = self._alike(pool)
         both_parts = pool.part[better] & pool.part[worse]
@@ -157,22 +189,33 @@ class Stitcher:
         )
         stays = verdict.kept | verdict.undecided
         links = stays[first] & stays[second]
-        group = _components(len(pool), first[links], second[links])
+        group = components(len(pool), first[links], second[links])
         held = np.zeros(len(pool), np.bool_)
         held[group[verdict.undecided]] = True
         held = held[group] & stays  # with all parts that belong to one that must wait
         final = verdict.kept & ~held
         return _joined(pool[final], group[final]), pool[held]
 
+    def _settle_clusters(self, pool: _Boxes, horizon: float) -> tuple[_Boxes, _Boxes]:
+        """As `_settle`, for merges that make new boxes: groups that cannot meet are final one at a time."""
+        pool = pool[np.lexsort((pool.tile, -pool.score))]
+        group = separate_groups(pool.corners, self._kind(pool))
+        bottom = np.full(len(pool), -np.inf)
+        np.maximum.at(bottom, group, pool.corners[:, 3])
+        final = bottom[group] <= horizon
+        done = pool[final]
+        fused = fuse(self._merge, done.corners, done.score, group[final], self._score)
+        return replace(done[fused.source], corners=fused.corners, score=fused.scores), pool[~final]
+
     def _alike(self, pool: _Boxes) -> Pairs:
         """Pairs of boxes that are two views of one object."""
         if self._merge == "nms":
-            return conflicts(pool.corners, SAME_OBJECT, same=pool.label)
-        first, second = conflicts(pool.corners, FAINT, same=pool.label, apart=pool.tile)
+            return conflicts(pool.corners, SAME_OBJECT, same=self._kind(pool))
+        first, second = conflicts(pool.corners, FAINT, same=self._kind(pool), apart=pool.view)
         one, two = pool.corners[first], pool.corners[second]
-        iou = _iou(one, two)
+        iou = iou_of_pairs(one, two)
         alike = (iou > SAME_OBJECT) | (np.abs(one - two).max(axis=1, initial=0) < self._jitter)
-        alike &= _each_others_best(iou, first, second, pool.tile)
+        alike &= _each_others_best(iou, first, second, pool.view)
         return first[alike], second[alike]
 
     def _agreeing(self, pool: _Boxes) -> tuple[Pairs, Pairs]:
@@ -190,8 +233,14 @@ class Stitcher:
             other = pool.tile[seen] + down * grid.columns + right
             low, high = (np.searchsorted(sorted_tiles, other, side) for side in ("left", "right"))
             pairs += [(by_tile[i], seen[which]) for which, i in pairs_of_ranges(low, high)]
+        known = np.flatnonzero(pool.tile >= KNOWN)
+        if known.size:
+            both = np.concatenate([known, parts])
+            first, second = conflicts(pool.corners[both], 0.0, apart=pool.part[both].astype(np.int8))
+            pairs.append((both[first], both[second]))
         box, part = (np.concatenate(side) for side in zip(*pairs, strict=True))
-        same = pool.label[box] == pool.label[part]
+        kind = self._kind(pool)
+        same = kind[box] == kind[part]
         whole = same & ~pool.part[box]
         whole[whole] = self._part_of(pool, box[whole], part[whole])
         pieces = same & pool.part[box] & (box < part) & self._side_by_side(pool.tile[box], pool.tile[part])
@@ -206,18 +255,19 @@ class Stitcher:
 
     def _part_of(self, pool: _Boxes, whole: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Pairs where the part is what its tile sees of the whole box."""
-        seen = _intersection(pool.corners[whole], self._grid.bounds(pool.tile[part]))
-        return _iou(seen, pool.corners[part]) > SAME_OBJECT
+        seen = intersection(pool.corners[whole], self._grid.bounds(pool.tile[part]))
+        result: NDArray[np.bool_] = iou_of_pairs(seen, pool.corners[part]) > SAME_OBJECT
+        return result
 
     def _pieces_of_one(self, pool: _Boxes, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Pairs of parts that are each other's most alike in the area that both tiles see."""
-        area = _intersection(*(self._grid.bounds(pool.tile[side]) for side in (first, second)))
-        one, two = (_intersection(pool.corners[side], area) for side in (first, second))
-        iou = _iou(one, two)
+        common = intersection(*(self._grid.bounds(pool.tile[side]) for side in (first, second)))
+        one, two = (intersection(pool.corners[side], common) for side in (first, second))
+        iou = iou_of_pairs(one, two)
         # A sliver at the area's edge may be anything: the object must cross the area, or half of it lie inside.
-        shared = _intersection(one, two)
-        crosses = (shared[:, 2:] - shared[:, :2] >= area[:, 2:] - area[:, :2] - 4 * self._edge).any(axis=1)
-        half = 2 * _area(shared) >= np.minimum(_area(pool.corners[first]), _area(pool.corners[second]))
+        shared = intersection(one, two)
+        crosses = (shared[:, 2:] - shared[:, :2] >= common[:, 2:] - common[:, :2] - 4 * self._edge).any(axis=1)
+        half = 2 * area(shared) >= np.minimum(area(pool.corners[first]), area(pool.corners[second]))
         iou = np.where(crosses | half, iou, 0)
         result: NDArray[np.bool_] = iou > SAME_OBJECT
         return result & _each_others_best(iou, first, second, pool.tile)
@@ -246,6 +296,23 @@ class _Boxes:
         )
 
     @classmethod
+    def known(cls, detections: Detections) -> _Boxes:
+        """What another pass found."""
+        return cls(
+            detections.boxes.astype(np.float64),
+            detections.scores,
+            detections.labels.astype(np.int64),
+            detections.tiles.astype(np.int64) + KNOWN,
+            detections.seam_distance.astype(np.float64),
+            np.zeros(len(detections), np.bool_),
+        )
+
+    @property
+    def view(self) -> NDArray[np.int64]:
+        """The tile; one for all that another pass knows, for it has told these apart."""
+        return np.minimum(self.tile, KNOWN)
+
+    @classmethod
     def concatenate(cls, parts: Sequence[_Boxes]) -> _Boxes:
         if not parts:
             return cls.empty()
@@ -258,40 +325,21 @@ class _Boxes:
         return _Boxes(*(getattr(self, field.name)[which] for field in fields(self)))
 
     def detections(self) -> Detections:
+        passes = self.tile // KNOWN
         return Detections(
             self.corners.astype(np.float32),
             self.score,
             self.label.astype(np.int32),
-            self.tile.astype(np.int32),
+            (self.tile - passes * KNOWN).astype(np.int32),
             self.seam.astype(np.float32),
+            passes.astype(np.int32),
         )
 
 
 def _joined(boxes: _Boxes, group: NDArray[np.int64]) -> _Boxes:
     """One box for each group: around all of its members, the rest from the first, which is the best."""
-    _, first, which = np.unique(group, return_index=True, return_inverse=True)
-    if len(first) == len(boxes):
-        return boxes
-    corners = boxes.corners[first]
-    np.minimum.at(corners[:, :2], which, boxes.corners[:, :2])
-    np.maximum.at(corners[:, 2:], which, boxes.corners[:, 2:])
-    joined = boxes[first]
-    joined.corners[:] = corners
-    return joined
-
-
-def _components(count: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each of `count` boxes the smallest index that links lead to."""
-    group = np.arange(count)
-    while True:
-        least = group.copy()
-        low = np.minimum(group[first], group[second])
-        np.minimum.at(least, first, low)
-        np.minimum.at(least, second, low)
-        least = least[least]
-        if np.array_equal(least, group):
-            return group
-        group = least
+    first, corners = hulls(boxes.corners, group)
+    return boxes if len(first) == len(boxes) else replace(boxes[first], corners=corners)
 
 
 def _neighbours(grid: TileGrid) -> list[tuple[int, int]]:
@@ -306,15 +354,6 @@ def _reach(starts: tuple[int, ...], size: int) -> int:
     return int((np.searchsorted(edges, edges + size, "left") - 1 - np.arange(len(edges))).max())
 
 
-def _intersection(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([np.maximum(one[:, :2], two[:, :2]), np.minimum(one[:, 2:], two[:, 2:])], axis=1)
-
-
-def _iou(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.float64]:
-    inner = _area(_intersection(one, two))
-    return inner / np.maximum(_area(one) + _area(two) - inner, np.finfo(np.float64).tiny)
-
-
 def _each_others_best(
     iou: NDArray[np.float64], first: NDArray[np.int64], second: NDArray[np.int64], tile: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
@@ -326,9 +365,3 @@ def _each_others_best(
     best = np.zeros(len(box), np.bool_)
     best[order] = new
     return best[: len(iou)] & best[len(iou) :]
-
-
-def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-    result: NDArray[np.float64] = sides[:, 0] * sides[:, 1]
-    return result
