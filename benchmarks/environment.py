@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("tinydet", "numpy", "torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino",
-            "opencv-python", "pycocotools", "faster-coco-eval", "tensorrt-rtx-cu13", "tensorrt",
-            "rasterio")  # fmt: skip
+            "opencv-python", "pycocotools", "faster-coco-eval", "tensorrt-rtx-cu13", "tensorrt", "rasterio",
+            "sahi", "supervision")  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "export": Entry("tinydet.export.__main__", "", "write model.onnx, build model.engine, compare with the checkpoint"),
     "gradients": Entry("tinydet.gradients", "train", "measure what alpha does to the gradients of a trained model"),
     "infer": Entry("tinydet.runtime.__main__", "", "find objects in pictures of any size with an exported model"),
+    "seamtest": Entry("tinydet.runtime.seamtest", "", "scan a scene on two shifted grids and report where they differ"),
     "synthetic": Entry("tinydet.data.synthetic", "", "draw annotated scenes with tiny people, many or one"),
 }
 
