@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import builtins
+import concurrent.futures
+import resource
 import struct
 from pathlib import Path
 
@@ -8,8 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from tinydet.runtime import raster
 from tinydet.runtime import scene as module
-from tinydet.runtime.scene import Limits, measure_limits, open_scene, read_image, to_rgb8
+from tinydet.runtime.pixels import Limits, measure_limits, to_rgb8
+from tinydet.runtime.scene import open_scene, read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # of the files that are written here
 
@@ -68,8 +72,8 @@ def test_windows_are_what_the_whole_image_shows_there(tmp_path: Path) -> None:
                 scene.read(80, 11, 20, 30)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+def write_turned(path: Path, orientation: int) -> np.ndarray:
+    """A JPEG whose EXIF orientation turns what is stored; returns what is to be seen."""
     upright = np.zeros((40, 64, 3), np.uint8)
     upright[:8, :16] = 255, 0, 0
     upright[-8:, :16] = 0, 0, 255
@@ -83,13 +87,35 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
         7: np.rot90(upright.transpose(1, 0, 2), 2),
         8: np.rot90(upright, -1),
     }[orientation]
-    path = write(tmp_path / "a.jpg", np.ascontiguousarray(stored), cv2.IMWRITE_JPEG_QUALITY, 100)
+    write(path, np.ascontiguousarray(stored), cv2.IMWRITE_JPEG_QUALITY, 100)
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
     data = path.read_bytes()
     path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
-    seen = read_image(path).astype(int)
+    return upright
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = write_turned(tmp_path / "a.jpg", orientation)
+    seen = read_image(tmp_path / "a.jpg").astype(int)
     assert seen.shape == upright.shape
     assert np.abs(seen - upright).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_windows_of_a_turned_raster_are_those_of_the_turned_image(
+    tmp_path: Path, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rasterio")
+    upright = write_turned(tmp_path / "a.jpg", orientation)
+    monkeypatch.setattr(module, "MAX_DECODED", 1000)
+    with open_scene(tmp_path / "a.jpg") as scene:
+        assert isinstance(scene, raster.RasterScene)
+        assert (scene.width, scene.height) == (64, 40)
+        for x, y, width, height in ((0, 0, 64, 40), (0, 0, 20, 10), (3, 28, 30, 12), (50, 1, 14, 39)):
+            window = scene.read(x, y, width, height).astype(int)
+            assert np.abs(window - upright[y : y + height, x : x + width]).mean() < 8  # JPEG blurs edges of colour
+        assert scene.read(0, 0, 64, 40, (32, 20)).shape == (20, 32, 3)
 
 
 def test_grey_and_alpha_become_three_bands(tmp_path: Path) -> None:
@@ -106,6 +132,153 @@ def test_bands_of_a_raster_that_are_alpha_are_dropped(tmp_path: Path) -> None:
     bands = np.dstack([np.full((60, 90), 9, np.uint8), gradient()])
     path = write_raster(tmp_path / "argb.tif", bands, colorinterp=["alpha", "red", "green", "blue"])
     assert np.array_equal(read_image(path), gradient())
+
+
+def test_the_bands_that_call_themselves_red_green_and_blue_are_taken_in_this_order(tmp_path: Path) -> None:
+    rgb = gradient()
+    bands = np.dstack([np.full((60, 90), 9, np.uint8), rgb[..., 2], rgb[..., 1], rgb[..., 0]])
+    path = write_raster(tmp_path / "nbgr.tif", bands, colorinterp=["undefined", "blue", "green", "red"])
+    assert np.array_equal(read_image(path), rgb)
+
+
+def test_chosen_bands_are_taken_whatever_they_call_themselves(tmp_path: Path) -> None:
+    rgb = gradient()
+    five = np.dstack([rgb, np.full((60, 90), 50, np.uint8), np.full((60, 90), 77, np.uint8)])
+    sources = {"array": five, "a.tif": write_raster(tmp_path / "a.tif", five)}
+    for name, source in sources.items():
+        with open_scene(source, bands=(5, 3, 1)) as scene:
+            assert np.array_equal(scene.read(0, 0, 90, 60), five[..., [4, 2, 0]])
+        with open_scene(source, bands=(4,)) as scene:
+            assert (scene.read(0, 0, 90, 60) == 50).all()
+        for wrong in ((6,), (0, 1, 2), (1, 2), (1, 2, 3, 4)):
+            with pytest.raises(ValueError, match=f"{name}: bands are one .* of 1 to 5, got {wrong[0]}"):
+                open_scene(source, bands=wrong)
+    with open_scene(write(tmp_path / "a.png", rgb), bands=(3, 2, 1)) as scene:
+        assert np.array_equal(scene.read(0, 0, 90, 60), rgb[..., ::-1])
+
+
+def test_sixteen_bit_bands_are_stretched_each_by_itself_however_they_are_chosen(tmp_path: Path) -> None:
+    ramp = np.arange(10_000, dtype=np.uint16).reshape(100, 100)
+    path = write_raster(tmp_path / "a.tif", np.dstack([ramp, ramp // 2 + 7, ramp * 3, 500 - ramp // 100]))
+    with open_scene(path, bands=(4, 3, 2)) as scene:
+        seen = scene.read(0, 0, 100, 100)
+    assert np.abs(seen[..., 1].astype(int) - seen[..., 2]).max() <= 1
+    assert np.abs(seen[..., 0].astype(int) + seen[..., 1] - 255).max() <= 4
+
+
+def empty_windows(source: object) -> list[bool]:
+    """Of a scene of 60x90 without data in its right half: in it, beside it, across its border, all."""
+    with open_scene(source) as scene:
+        return [scene.is_empty(*window) for window in ((45, 0, 45, 60), (0, 0, 45, 60), (44, 10, 2, 2), (0, 0, 90, 60))]
+
+
+@pytest.mark.parametrize("kind", ["nodata", "float nodata", "alpha", "mask", "png alpha", "masked array"])
+def test_a_window_without_a_pixel_of_data_is_empty(tmp_path: Path, kind: str) -> None:
+    rgb = gradient() // 2 + 1
+    hole = np.zeros((60, 90, 1), bool)
+    hole[:, 45:] = True
+    alpha = np.where(hole, 0, 255).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    if kind == "nodata":
+        write_raster(path, np.where(hole, 0, rgb), nodata=0)
+    elif kind == "float nodata":
+        write_raster(path, np.where(hole, np.nan, rgb).astype(np.float32), nodata=np.nan)
+    elif kind == "alpha":
+        write_raster(path, np.dstack([rgb, alpha]), colorinterp=["red", "green", "blue", "alpha"])
+    elif kind == "mask":
+        rasterio = pytest.importorskip("rasterio")
+        write_raster(path, rgb)
+        with rasterio.open(path, "r+") as file:
+            file.write_mask(alpha[..., 0])
+    elif kind == "png alpha":
+        path = tmp_path / "a.png"
+        assert cv2.imwrite(str(path), np.dstack([rgb, alpha]))
+    source = np.ma.masked_array(rgb, np.repeat(hole, 3, 2)) if kind == "masked array" else path
+    assert empty_windows(source) == [True, False, False, False]
+
+
+def test_one_pixel_of_data_is_enough_in_a_file_with_overviews_too(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.zeros((512, 512, 1), np.uint8)
+    pixels[301, 77] = 9
+    path = write_raster(tmp_path / "a.tif", pixels, nodata=0, tiled=True, blockxsize=128, blockysize=128)
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4, 8, 16], rasterio.enums.Resampling.nearest)
+    with open_scene(path) as scene:
+        assert not scene.is_empty(0, 0, 512, 512)
+        assert not scene.is_empty(70, 300, 10, 10)
+        assert scene.is_empty(78, 0, 434, 512)
+
+
+def test_a_scene_without_nodata_is_nowhere_empty(tmp_path: Path) -> None:
+    black = np.zeros((60, 90, 3), np.uint8)
+    assert empty_windows(black) == empty_windows(write_raster(tmp_path / "a.tif", black)) == [False] * 4
+
+
+def test_another_handle_gives_the_same_pixels_to_another_thread(tmp_path: Path) -> None:
+    pixels = np.arange(10_000, dtype=np.uint16).reshape(100, 100, 1)
+    for source in (pixels, write_raster(tmp_path / "a.tif", pixels)):
+        with open_scene(source) as scene:
+            second = scene.another()
+            assert second is not None
+            with second, concurrent.futures.ThreadPoolExecutor(2) as pool:
+                windows = [(x, y) for y in range(0, 90, 10) for x in range(0, 90, 10)]
+                one, two = ([pool.submit(of.read, *w, 10, 10) for w in windows] for of in (scene, second))
+                # Each handle keeps to one thread at a time: the pool is asked for the second when the first is done.
+                assert all(np.array_equal(a.result(), b.result()) for a, b in zip(one, two, strict=True))
+            assert scene.read(0, 0, 100, 100).shape == (100, 100, 3)  # open still
+
+
+def test_wide_strips_are_read_by_one_thread_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raster, "WIDE_BLOCK", 64)
+    with open_scene(write_raster(tmp_path / "strips.tif", gradient())) as scene:
+        assert scene.another() is None
+    tiled = write_raster(tmp_path / "tiled.tif", gradient(), tiled=True, blockxsize=16, blockysize=16)
+    with open_scene(tiled) as scene:
+        assert scene.another() is not None
+
+
+def test_a_file_of_one_huge_strip_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_raster(tmp_path / "strip.tif", gradient(), compress="deflate", blockysize=60)
+    open_scene(path).close()
+    monkeypatch.setattr(raster, "MAX_BLOCK", 60 * 90 * 3 - 1)
+    with pytest.raises(ValueError, match=r"strip.tif: stored in blocks of 90x60 pixels.*gdal_translate -co TILED=YES"):
+        open_scene(path)
+
+
+def test_a_gif_or_bitmap_that_claims_more_pixels_than_it_has_bytes_is_refused_at_once(tmp_path: Path) -> None:
+    gif = b"GIF89a" + struct.pack("<HHBBB", 40_000, 20_000, 0xF0, 0, 0) + bytes(6)
+    gif += b"," + struct.pack("<HHHHB", 0, 0, 40_000, 20_000, 0) + b"\x02\x02\x4c\x01\x00;"
+    header = struct.pack("<IiiHHIIiiII", 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    bmp = b"BM" + struct.pack("<IHHI", 154, 0, 0, 54) + header + bytes(100)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, data in (("a.gif", gif), ("a.bmp", bmp)):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises((ValueError, ModuleNotFoundError), match=name):
+            read_image(tmp_path / name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB; each claims 2.4 GB
+
+
+def test_a_large_file_is_not_read_whole_to_find_out_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rasterio")
+    path = write(tmp_path / "a.png", gradient())
+    monkeypatch.setattr(module, "MAX_ENCODED", 1000)
+    with open_scene(path) as scene:
+        assert isinstance(scene, raster.RasterScene)
+        assert np.array_equal(scene.read(30, 20, 40, 30), gradient()[20:50, 30:70])
+
+
+def test_the_ground_sample_distance_is_read_from_the_georeference(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    affine = rasterio.transform.Affine
+    turned = affine(0.03, -0.04, 500_000, -0.04, -0.03, 5_000_000)  # 5 cm, turned
+    degrees = affine(9e-6, 0, 27.5, 0, -9e-6, 60.0)  # 1 m along the meridian, half of it across, at 60 degrees
+    for crs, transform, gsd in (("EPSG:32635", turned, 0.05), ("EPSG:4326", degrees, 1.0018 * 0.5**0.5)):
+        path = write_raster(tmp_path / "a.tif", gradient(), crs=crs, transform=transform)
+        with open_scene(path) as scene:
+            assert scene.gsd == pytest.approx(gsd, rel=0.001)
+    with open_scene(write(tmp_path / "a.png", gradient())) as scene:
+        assert scene.gsd is None
 
 
 def test_a_palette_is_looked_up(tmp_path: Path) -> None:
@@ -284,3 +457,14 @@ def test_a_large_mosaic_is_read_by_windows_and_as_an_overview(shared: Path) -> N
         mean = window.reshape(512, 2, 512, 2, 3).mean((1, 3))
         assert np.abs(half - mean).max() <= 0.5
         assert scene.read(0, 0, scene.width, scene.height, (617, 590)).shape == (590, 617, 3)
+        assert scene.gsd == pytest.approx(0.025)
+
+
+def test_the_borders_of_a_mosaic_are_empty_exactly_where_all_of_its_bands_are_nodata(shared: Path) -> None:
+    pytest.importorskip("rasterio")
+    (path,) = (shared / "data" / "bigscene-brighton-geotiff" / "images").glob("*.tif")
+    with open_scene(path) as scene:
+        windows = [(x, y, 640, 640) for y in range(0, 5907 - 640, 1756) for x in range(0, 6175 - 640, 1107)]
+        empty = [scene.is_empty(*window) for window in windows]
+        assert empty == [not scene.read(*window).any() for window in windows]
+        assert any(empty) and not all(empty)

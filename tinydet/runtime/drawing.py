@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tinydet._atomic import atomic_path
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scene import Image, Scene
+from tinydet.runtime.pixels import Image
+from tinydet.runtime.scene import Scene
 
 MAX_PIXELS = 40_000_000  # of a picture; larger scenes are shown as an overview
 MAX_SIDE = 30_000  # JPEG ends at 65535

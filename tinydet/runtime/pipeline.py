@@ -1,33 +1,32 @@
 """From a scene to its detections: read ahead, batch, run, stitch.
 
 Memory holds a few batches and the boxes of two rows of tiles, whatever the size of the scene. Evaluation, validation
-in training and inference all go through `detect`: what is scored is what ships.
+in training and inference all go through `scan`: what is scored is what ships.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.coarse import Coarse, larger_than, plan_coarse
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.journal import Journal, TileBoxes
+from tinydet.runtime.pixels import Image
+from tinydet.runtime.reading import READERS, Batch, ReadAhead
 from tinydet.runtime.scene import Scene
 from tinydet.runtime.stitch import Merge, Stitcher
-from tinydet.runtime.tiles import Tile, TileGrid
+from tinydet.runtime.tiles import TileGrid
 from tinydet.spec import ModelSpec
 
 OVERLAP = 128
-AHEAD = 2  # batches that are read while one runs
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,40 @@ class SceneResult:
 
     Attributes:
         detections: in scene pixels, best first.
-        tiles: how many tiles were run, in both passes.
+        tiles: how many tiles were finished, in both passes.
         saturated: tiles with more boxes than the model has slots, all slots above the asked score: boxes were lost.
         seconds: wall time.
+        empty: tiles that were not run because they have no data: nodata, or transparent throughout.
+        plain: tiles that were not run because `worth` refused them.
+        busy: seconds in the backend.
     """
 
     detections: Detections
     tiles: int
     saturated: int
     seconds: float
+    empty: int = 0
+    plain: int = 0
+    busy: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one run of the backend brought.
+
+    Attributes:
+        detections: those that became final, in scene pixels, in no particular order.
+        tiles: how many were finished, the empty and plain ones with them.
+        empty, plain, saturated: how many of these; see `SceneResult`.
+        busy: seconds in the backend.
+    """
+
+    detections: Detections
+    tiles: int
+    empty: int
+    plain: int
+    saturated: int
+    busy: float
 
 
 @dataclass(frozen=True)
@@ -92,9 +116,61 @@ def detect(
     merge: Merge = "seam",
     agnostic: bool = False,
     coarse: Coarse | Literal["auto"] | None = "auto",
+    readers: int = READERS,
+    worth: Callable[[Image], bool] | None = None,
+    journal: Journal | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> SceneResult:
-    """Find the objects of a scene of any size.
+    """Find the objects of a scene of any size. What each argument means is said at `scan`.
+
+    Args:
+        progress: called with the number of tiles that were just finished (`tqdm.update` fits).
+
+    Raises:
+        ValueError: for values out of range, a damaged scene, or a model that gives NaN.
+    """
+    began = time.perf_counter()
+    steps = scan(
+        backend,
+        scene,
+        overlap=overlap,
+        scale=scale,
+        score=score,
+        batch=batch,
+        merge=merge,
+        agnostic=agnostic,
+        coarse=coarse,
+        readers=readers,
+        worth=worth,
+        journal=journal,
+    )
+    found, tiles, empty, plain, saturated, busy = [], 0, 0, 0, 0, 0.0
+    for step in steps:
+        found.append(step.detections)
+        tiles, empty, plain = tiles + step.tiles, empty + step.empty, plain + step.plain
+        saturated, busy = saturated + step.saturated, busy + step.busy
+        if progress is not None:
+            progress(step.tiles)
+    detections = Detections.concatenate(found).by_score()
+    return SceneResult(detections, tiles, saturated, time.perf_counter() - began, empty, plain, busy)
+
+
+def scan(
+    backend: Backend,
+    scene: Scene,
+    *,
+    overlap: int = OVERLAP,
+    scale: float = 1.0,
+    score: float = 0.05,
+    batch: int = 4,
+    merge: Merge = "seam",
+    agnostic: bool = False,
+    coarse: Coarse | Literal["auto"] | None = "auto",
+    readers: int = READERS,
+    worth: Callable[[Image], bool] | None = None,
+    journal: Journal | None = None,
+) -> Iterator[Step]:
+    """The objects of a scene of any size, handed out while it runs: a row of tiles at a time, in bounded memory.
 
     Args:
         overlap: pixels, in the rescaled scene, that neighbouring tiles share at least. An object no larger lies whole
@@ -106,7 +182,9 @@ def detect(
         agnostic: boxes of different classes may be one object.
         coarse: a pass before, at a smaller scale, for the objects larger than the overlap; "auto" where the model
             learned such objects (`plan_coarse`), None for none.
-        progress: called with the number of tiles that were just finished (`tqdm.update` fits).
+        readers: threads that read the scene, each with a handle of its own, where the scene allows more than one.
+        worth: whether the picture of a tile is worth running, see `gate`; None runs all that have data.
+        journal: takes what each batch gave, and gives what earlier runs found; those tiles are not run again.
 
     Raises:
         ValueError: for values out of range, a damaged scene, or a model that gives NaN.
@@ -115,15 +193,12 @@ def detect(
         raise ValueError(f"the score lies in [0, 1], got {score}")
     if batch < 1:
         raise ValueError(f"the batch holds at least one tile, got {batch}")
-    began = time.perf_counter()
+    if readers < 1:
+        raise ValueError(f"a scene is read by at least one thread, got {readers}")
     spec = backend.spec
-    passes = [plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)]
-    if coarse == "auto":
-        coarse = plan_coarse(spec, passes[0].grid, overlap=overlap, scale=scale).coarse
-    if coarse is not None:
-        passes.insert(0, plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=coarse.scale))
-    detections, known, saturated = Detections.empty(), None, 0
-    for plan in passes:
+    passes = plan_passes(scene, spec, overlap=overlap, scale=scale, coarse=coarse)
+    known: Detections | None = None
+    for number, (plan, least) in enumerate(passes):
         stitcher = Stitcher(
             plan.grid,
             nms_iou=None if spec.nms_in_graph else spec.nms_iou,
@@ -133,53 +208,79 @@ def detect(
             score=score,
             known=known,
         )
-        found = []
-        for tiles, images in _batches(scene, plan, spec, min(batch, spec.max_batch)):
-            outputs = backend.run(images)
-            sources, boxes, scores, labels = _on_scene(outputs, tiles, plan, score)
-            found.append(stitcher.add([tile.index for tile in tiles], sources, boxes, scores, labels))
-            slots = outputs.scores.shape[1]
-            saturated += int(((outputs.candidates > slots) & (outputs.scores[:, -1] >= score)).sum())
-            if progress is not None:
-                progress(len(tiles))
-        detections = Detections.concatenate(found).by_score()
-        if coarse is not None:
-            known = larger_than(detections, coarse.least)
-    tiles_run = sum(len(plan.grid) for plan in passes)
-    return SceneResult(detections, tiles_run, saturated, time.perf_counter() - began)
+        large = [Detections.empty()]
+        for found, busy in _tile_boxes(backend, scene, plan, number, score, batch, readers, worth, journal):
+            step = _stitched(stitcher, found, busy)
+            if least is not None:  # what the coarse pass finds is for the full pass to hand out
+                large.append(larger_than(step.detections, least))
+                step = dataclasses.replace(step, detections=Detections.empty())
+            yield step
+        known = None if least is None else Detections.concatenate(large).by_score()
 
 
-def _batches(
-    scene: Scene, plan: TilePlan, spec: ModelSpec, batch: int
-) -> Iterator[tuple[list[Tile], NDArray[np.uint8]]]:
-    """Tiles with their pixels (N, T, T, 3), read in a thread while the caller works on the ones before."""
-    shape = (batch, plan.tile, plan.tile, 3)
-    # The caller uses one, AHEAD are read or wait. They go round: fresh memory costs more than copying a tile into it.
-    buffers = deque(np.empty(shape, np.uint8) for _ in range(min(AHEAD + 1, -(-len(plan.grid) // batch))))
-    tiles = iter(plan.grid.tiles)
-    pending: deque[Future[tuple[list[Tile], NDArray[np.uint8]]]] = deque()
-    reader = ThreadPoolExecutor(1, thread_name_prefix="tinydet-read")
-    try:
-        while True:
-            while len(pending) <= AHEAD and (some := list(islice(tiles, batch))):
-                buffers.rotate(-1)
-                pending.append(reader.submit(_read_batch, scene, plan, some, buffers[0], spec.pad))
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:
-        reader.shutdown(wait=True, cancel_futures=True)
+def plan_passes(
+    scene: Scene,
+    spec: ModelSpec,
+    *,
+    overlap: int = OVERLAP,
+    scale: float = 1.0,
+    coarse: Coarse | Literal["auto"] | None = "auto",
+) -> list[tuple[TilePlan, float | None]]:
+    """How often a scene is cut, and how: a coarse pass where one is due, with the side above which its objects count,
+    then the full pass."""
+    full = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)
+    if coarse == "auto":
+        coarse = plan_coarse(spec, full.grid, overlap=overlap, scale=scale).coarse
+    if coarse is None:
+        return [(full, None)]
+    first = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=coarse.scale)
+    return [(first, coarse.least), (full, None)]
 
 
-def _read_batch(
-    scene: Scene, plan: TilePlan, tiles: list[Tile], buffer: NDArray[np.uint8], pad: tuple[int, int, int]
-) -> tuple[list[Tile], NDArray[np.uint8]]:
-    width, height = _seen_size(plan)
-    for tile, image in zip(tiles, buffer, strict=False):
-        image[:height, :width] = scene.read(tile.x, tile.y, tile.width, tile.height, (width, height))
-        image[:height, width:] = pad
-        image[height:] = pad
-    return tiles, buffer[: len(tiles)]
+def _tile_boxes(
+    backend: Backend,
+    scene: Scene,
+    plan: TilePlan,
+    number: int,
+    score: float,
+    batch: int,
+    readers: int,
+    worth: Callable[[Image], bool] | None,
+    journal: Journal | None,
+) -> Iterator[tuple[TileBoxes, float]]:
+    """What the tiles of one pass give, from the journal and then from the model, with the seconds that it took."""
+    todo = np.ones(len(plan.grid), np.bool_)
+    if journal is not None:
+        for found in journal.records(number):
+            todo[found.finished] = False
+            yield found, 0.0
+    tiles = plan.grid.tiles if todo.all() else tuple(plan.grid.tiles[i] for i in np.flatnonzero(todo).tolist())
+    if not tiles:
+        return
+    reading = ReadAhead(
+        scene,
+        tiles,
+        size=_seen_size(plan),
+        side=plan.tile,
+        pad=backend.spec.pad,
+        batch=min(batch, backend.spec.max_batch),
+        readers=readers,
+        worth=worth,
+    )
+    for read in reading:
+        began = time.perf_counter()
+        outputs = backend.run(read.images) if read.tiles else None
+        busy = time.perf_counter() - began
+        found = _on_scene(outputs, read, plan, number, score)
+        if journal is not None:
+            journal.append(found)
+        yield found, busy
+
+
+def _stitched(stitcher: Stitcher, found: TileBoxes, busy: float) -> Step:
+    finished = found.finished.tolist()
+    final = stitcher.add(finished, found.sources, found.boxes, found.scores, found.labels)
+    return Step(final, len(finished), len(found.empty), len(found.plain), found.saturated, busy)
 
 
 def _seen_size(plan: TilePlan) -> tuple[int, int]:
@@ -187,18 +288,35 @@ def _seen_size(plan: TilePlan) -> tuple[int, int]:
     return max(1, round(plan.grid.tile_width * plan.scale)), max(1, round(plan.grid.tile_height * plan.scale))
 
 
-def _on_scene(
-    outputs: TileOutputs, tiles: list[Tile], plan: TilePlan, score: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32], NDArray[np.int32]]:
-    """(tile index, boxes in scene pixels, score, label) of all boxes that are good enough and not in the padding."""
+def _on_scene(outputs: TileOutputs | None, read: Batch, plan: TilePlan, number: int, score: float) -> TileBoxes:
+    """All boxes of a batch that are good enough and not in the padding, in scene pixels."""
+    index, empty, plain = (
+        np.array([tile.index for tile in of], np.int64) for of in (read.tiles, read.empty, read.plain)
+    )
+    if outputs is None:
+        return TileBoxes(index, empty, plain, number=number)
     if np.isnan(outputs.scores).any():
         raise ValueError("the model gave scores that are NaN; export it again and compare it with torch")
+    slots = outputs.scores.shape[1]
+    saturated = int(((outputs.candidates > slots) & (outputs.scores[:, -1] >= score)).sum())
     which, slot = np.nonzero((outputs.labels >= 0) & (outputs.scores >= score))
     seen = np.array(_seen_size(plan) * 2, np.float64)
     size = np.array((plan.grid.tile_width, plan.grid.tile_height) * 2, np.float64)
     boxes = np.clip(outputs.boxes[which, slot].astype(np.float64), 0, seen) * (size / seen)
     inside = ~((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
     which, slot, boxes = which[inside], slot[inside], boxes[inside]
-    origin = np.array([(tile.x, tile.y) * 2 for tile in tiles], np.float64)
-    index = np.array([tile.index for tile in tiles], np.int64)
-    return index[which], boxes + origin[which], outputs.scores[which, slot], outputs.labels[which, slot]
+    origin = np.array([(tile.x, tile.y) * 2 for tile in read.tiles], np.float64)
+    scores, labels = outputs.scores[which, slot], outputs.labels[which, slot]
+    if not np.isfinite(boxes).all():
+        raise ValueError("the model gave boxes that are NaN or infinite; export it again and compare it with torch")
+    return TileBoxes(
+        index,
+        empty,
+        plain,
+        index[which],
+        boxes + origin[which],
+        scores.astype(np.float32, copy=False),
+        labels.astype(np.int32, copy=False),
+        saturated,
+        number,
+    )

@@ -6,13 +6,10 @@ pixels that it learned from.
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import struct
-import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,34 +18,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._extras import needs_extra
+from tinydet.runtime.pixels import STRETCH, Image, Pixels, check_bands, resized, to_rgb8
 
-Pixels = NDArray[np.generic]
-Image = NDArray[np.uint8]
-
-STRETCH = (0.5, 99.5)  # percentiles that map to 0 and 255 where pixels are wider than 8 bits
 MAX_DECODED = 1 << 28  # pixels; larger files are read by windows, never whole
-MAX_WINDOW = 1 << 24  # pixels of a raster that are read in full before they are averaged
-RASTER_CACHE = 1 << 28  # bytes, for a row of tiles over 50 000 pixels; by itself GDAL takes 5 % of all memory
-SAMPLE = 1 << 22  # pixels from which percentiles are taken
-
-logging.getLogger("rasterio").addHandler(logging.NullHandler())  # its errors reach the user as ours, in one line
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Values of each band that map to 0 and 255."""
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+MAX_ENCODED = 1 << 29  # bytes of a file that is decoded at once
 
 
 class Scene(ABC):
-    """An image to read windows from. Not for two threads at once; a context manager."""
+    """An image to read windows from. Not for two threads at once; a context manager.
+
+    Attributes:
+        name: for people.
+        width, height: in pixels.
+        gsd: metres for each pixel, where the file says so.
+    """
 
     name: str
     width: int
     height: int
+    gsd: float | None = None
 
     def read(self, x: int, y: int, width: int, height: int, size: tuple[int, int] | None = None) -> Image:
         """The window as uint8 (height, width, 3) RGB; with `size` (width, height) averaged, or interpolated, to that.
@@ -65,6 +53,14 @@ class Scene(ABC):
     @abstractmethod
     def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image: ...
 
+    def is_empty(self, x: int, y: int, width: int, height: int) -> bool:
+        """Whether no pixel of the window has data, so that there is nothing to find: all are nodata or transparent."""
+        return False
+
+    def another(self) -> Scene | None:
+        """The same scene for one more thread, to be closed like this one; None where a single thread must read it."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - pixels in memory have nothing to close
         """Give the file back."""
 
@@ -77,29 +73,39 @@ class Scene(ABC):
         self.close()
 
 
-def open_scene(source: Path | str | Pixels | Scene, *, stretch: tuple[float, float] = STRETCH) -> Scene:
+def open_scene(
+    source: Path | str | Pixels | Scene,
+    *,
+    stretch: tuple[float, float] = STRETCH,
+    bands: Sequence[int] | None = None,
+) -> Scene:
     """A scene from an image file, a raster of any size, or an array (H, W) or (H, W, C), RGB.
 
     TIFF and JPEG 2000, and files of more than 2^28 pixels, are read by windows through rasterio; the others are
-    decoded at once, turned as their EXIF orientation says.
+    decoded at once. Both are turned as their EXIF orientation says. Masked pixels of an array are without data.
 
     Args:
         stretch: percentiles that map to 0 and 255 where pixels are wider than 8 bits; of a model, `spec.stretch`.
+        bands: the bands for red, green and blue, or one for grey, counted from 1; None for those that the file names
+            so, else the first three, or the first where there are less.
 
     Raises:
-        ValueError: the file is empty, truncated, damaged or no image.
+        ValueError: the file is empty, truncated, damaged, no image, or has no such band.
         OSError: it is missing or may not be read.
         ModuleNotFoundError: it needs rasterio, which is not installed.
     """
     if isinstance(source, Scene):
         return source
     if isinstance(source, np.ndarray):
-        return _ArrayScene("array", to_rgb8(source, stretch))
+        return _ArrayScene("array", _picked(source, bands, "array"), stretch)
     path = Path(source)
     data = _contents(path)
     if _is_raster(path, data):
-        return _RasterScene(path, stretch)
-    return _ArrayScene(path.name, to_rgb8(_decode(path, data), stretch))
+        from tinydet.runtime.raster import RasterScene  # which builds on this module
+
+        return RasterScene(path, stretch, bands)
+    pixels, alpha = _decode(path, data)
+    return _ArrayScene(path.name, _picked(pixels, bands, path.name), stretch, alpha)
 
 
 def read_image(path: Path | str, stretch: tuple[float, float] = STRETCH) -> Image:
@@ -116,123 +122,36 @@ def read_image(path: Path | str, stretch: tuple[float, float] = STRETCH) -> Imag
         return scene.read(0, 0, scene.width, scene.height)
 
 
-def measure_limits(pixels: Pixels, percentiles: tuple[float, float] = STRETCH) -> Limits:
-    """The percentiles of each band of (H, W) or (H, W, C) pixels; NaN and masked pixels do not count."""
-    if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise ValueError(f"the percentiles of a stretch rise within [0, 100], got {percentiles}")
-    bands = pixels if pixels.ndim == 3 else pixels[..., None]
-    step = max(1, round((bands.shape[0] * bands.shape[1] / SAMPLE) ** 0.5))
-    limits = []
-    for band in np.moveaxis(bands[::step, ::step], -1, 0):
-        values = np.ma.compressed(np.ma.masked_invalid(band, copy=False))
-        limits.append(np.percentile(values, percentiles) if values.size else np.zeros(2))
-    return Limits(tuple(float(low) for low, _ in limits), tuple(float(high) for _, high in limits))
-
-
-def to_rgb8(pixels: Pixels, stretch: tuple[float, float] | Limits = STRETCH) -> Image:
-    """Pixels (H, W) or (H, W, C) of any number type as uint8 (H, W, 3) RGB.
-
-    One band is grey; the second of two and all after the third are dropped (alpha). 8-bit values stay as they are.
-    Others are stretched, each band by its own limits: by their percentiles in these pixels, or by given `Limits`.
-
-    Raises:
-        ValueError: for another shape or type.
-    """
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or 0 in pixels.shape or pixels.dtype.kind not in "uifb":
-        raise ValueError(f"expected an image (H, W) or (H, W, bands) of numbers, got {pixels.shape} {pixels.dtype}")
-    pixels = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8) * np.uint8(255)
-    if pixels.dtype != np.uint8:
-        pixels = _stretched(pixels, stretch if isinstance(stretch, Limits) else measure_limits(pixels, stretch))
-    rgb = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
-    return np.ascontiguousarray(rgb, np.uint8)
-
-
 class _ArrayScene(Scene):
-    """Pixels in memory."""
+    """Pixels in memory; any number of threads may read it."""
 
-    def __init__(self, name: str, pixels: Image) -> None:
-        self.name, self._pixels = name, pixels
-        self.height, self.width = pixels.shape[:2]
+    def __init__(self, name: str, pixels: Pixels, stretch: tuple[float, float], alpha: Pixels | None = None) -> None:
+        self.name = name
+        self._has_data: NDArray[Any] | None = None if alpha is None else alpha != 0
+        if np.ma.isMaskedArray(pixels):
+            mask = np.ma.getmaskarray(pixels).reshape(*pixels.shape[:2], -1)
+            self._has_data = ~mask.all(axis=2)
+            if pixels.dtype != np.uint8:
+                pixels = np.ma.filled(pixels.astype(np.float32), np.nan)
+        self._pixels = to_rgb8(np.asarray(pixels), stretch)
+        self.height, self.width = self._pixels.shape[:2]
 
-    def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
-        return _resized(self._pixels[y : y + height, x : x + width], size)
+    def is_empty(self, x: int, y: int, width: int, height: int) -> bool:
+        return self._has_data is not None and not self._has_data[y : y + height, x : x + width].any()
 
-
-class _RasterScene(Scene):
-    """A file that rasterio reads by windows."""
-
-    def __init__(self, path: Path, stretch: tuple[float, float]) -> None:
-        try:
-            with needs_extra("geo"):
-                import rasterio
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{path} is read by windows, with rasterio. {error}", name=error.name) from None
-        self.name, self._path = path.name, path
-        self._rasterio = rasterio
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                self._file = rasterio.open(path)
-        except rasterio.errors.RasterioError as error:
-            raise ValueError(f"{path}: damaged, or not an image ({error})") from error
-        self.width, self.height = self._file.width, self._file.height
-        if self._file.tags().get("EXIF_Orientation", "1") != "1":
-            raise ValueError(
-                f"{path}: {self.width}x{self.height} pixels with an EXIF orientation; turn the file itself first"
-            )
-        kinds = self._file.colorinterp
-        self._bands = [i for i, kind in enumerate(kinds, 1) if kind != rasterio.enums.ColorInterp.alpha][:3]
-        if not self._bands or len({self._file.dtypes[i - 1] for i in self._bands}) != 1:
-            raise ValueError(f"{path}: expected bands of one number type, got {self._file.dtypes}")
-        if len(self._bands) == 2:
-            self._bands = self._bands[:1]
-        self._dtype = self._file.dtypes[self._bands[0] - 1]
-        self._palette: Image | None = None
-        if kinds[0] == rasterio.enums.ColorInterp.palette and self._dtype == "uint8":
-            colours = self._file.colormap(1)
-            self._palette = np.array([colours.get(i, (0, 0, 0))[:3] for i in range(256)], np.uint8)
-        self._limits = Limits((0,), (255,))
-        if self._dtype != "uint8":
-            shrink = max(1.0, (self.width * self.height / SAMPLE) ** 0.5)
-            size = max(1, round(self.width / shrink)), max(1, round(self.height / shrink))
-            self._limits = measure_limits(self._raw((0, 0, self.width, self.height), size, "nearest"), stretch)
+    def another(self) -> Scene:
+        return self
 
     def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
-        small = width * height <= MAX_WINDOW
-        # Beyond that GDAL averages while it reads, from overviews where there are any.
-        resampling = "average" if self._palette is None else "nearest"
-        raw = self._raw((x, y, width, height), (width, height) if small else size, resampling)
-        if self._palette is not None:
-            return _resized(self._palette[np.ma.filled(raw[..., 0], 0)], size)
-        filled = raw if raw.dtype == np.uint8 else np.ma.filled(raw.astype(np.float32), np.nan)
-        return _resized(to_rgb8(filled, self._limits), size)
+        return resized(self._pixels[y : y + height, x : x + width], size)
 
-    def _raw(self, window: tuple[int, int, int, int], size: tuple[int, int], resampling: str) -> Any:
-        """(H, W, bands), masked unless 8-bit, of a window (x, y, width, height), at `size` (width, height)."""
-        rasterio = self._rasterio
-        limits = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": RASTER_CACHE}
-        try:
-            with rasterio.Env(**limits):
-                bands = self._file.read(
-                    self._bands,
-                    window=rasterio.windows.Window(*window),
-                    out_shape=(len(self._bands), size[1], size[0]),
-                    resampling=rasterio.enums.Resampling[resampling],
-                    masked=self._dtype != "uint8",
-                )
-        except rasterio.errors.RasterioError as error:
-            x, y, width, height = window
-            raise ValueError(
-                f"{self._path}: damaged or truncated at ({x}, {y}), {width}x{height} pixels ({error}); get it again"
-            ) from error
-        return np.moveaxis(bands, 0, -1)
 
-    def close(self) -> None:
-        self._file.close()
+def _picked(pixels: Pixels, bands: Sequence[int] | None, name: str) -> Pixels:
+    """The chosen bands of (H, W) or (H, W, C) pixels."""
+    if bands is None:
+        return pixels
+    check_bands(bands, pixels.shape[2] if pixels.ndim == 3 else 1, name)
+    return pixels.reshape(*pixels.shape[:2], -1)[..., [band - 1 for band in bands]]
 
 
 def _contents(path: Path) -> bytes:
@@ -245,7 +164,7 @@ def _contents(path: Path) -> bytes:
         head = file.read(16)
         if not head:
             raise ValueError(f"{path} is empty (0 bytes); get the file again")
-        return head if _is_windowed(head) else head + file.read()
+        return head if _is_windowed(head) or path.stat().st_size > MAX_ENCODED else head + file.read()
 
 
 def _is_windowed(head: bytes) -> bool:
@@ -255,30 +174,40 @@ def _is_windowed(head: bytes) -> bool:
 
 def _is_raster(path: Path, data: bytes) -> bool:
     """Whether to read by windows. A JPEG or PNG is checked on the way: OpenCV may fill up a truncated one with grey."""
-    if _is_windowed(data):
+    if _is_windowed(data) or path.stat().st_size > MAX_ENCODED:
         return True
     if data.startswith(b"\xff\xd8"):
         width, height = _jpeg_size(path, data)
     elif data.startswith(b"\x89PNG"):
         width, height = _png_size(path, data)
+    elif data.startswith(b"GIF8") and len(data) > 10:
+        width, height = struct.unpack_from("<HH", data, 6)  # OpenCV would take 6 GB for 50 bytes that claim 40000x20000
     else:
         return False
     return width * height > MAX_DECODED
 
 
-def _decode(path: Path, data: bytes) -> Pixels:
+def _decode(path: Path, data: bytes) -> tuple[Pixels, Pixels | None]:
+    """(H, W, 3) RGB or (H, W), and the alpha of a PNG that is not opaque throughout."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    encoded = np.frombuffer(data, np.uint8)
+    alpha = None
     try:
         # Flags that apply the EXIF orientation and keep 16 bits.
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        bgr = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if bgr is not None and data.startswith(b"\x89PNG") and data[25] in (4, 6):  # grey or RGB with alpha
+            whole = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+            alpha = None if whole is None else whole[..., -1]
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot decode it ({error.err or error}); get the file again") from error
     finally:
         cv2.utils.logging.setLogLevel(level)
     if bgr is None:
         raise ValueError(f"{path}: damaged, or not an image that OpenCV reads; get the file again or convert it to PNG")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    # Turned by an orientation, the alpha would lie elsewhere: better no tile is skipped than a wrong one.
+    usable = alpha is not None and alpha.shape == bgr.shape[:2] and b"eXIf" not in data[:4096] and not alpha.all()
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), alpha if usable else None
 
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7\x01])")  # not a stuffed zero, nor a restart
@@ -310,20 +239,3 @@ def _png_size(path: Path, data: bytes) -> tuple[int, int]:
             width, height = struct.unpack_from(">II", data, 16)
             return int(width), int(height)
     raise ValueError(f"{path}: truncated PNG, its {len(data)} bytes have no last chunk; get the file again")
-
-
-def _stretched(pixels: Pixels, limits: Limits) -> Image:
-    low, high = (np.asarray(side, np.float32) for side in (limits.low, limits.high))
-    span = np.where(high > low, high - low, 1)
-    scaled = np.clip((pixels.astype(np.float32) - low) / span, 0, 1) * 255 + 0.5
-    result: Image = np.nan_to_num(scaled, nan=0.0).astype(np.uint8)
-    return result
-
-
-def _resized(pixels: Image, size: tuple[int, int]) -> Image:
-    height, width = pixels.shape[:2]
-    if (width, height) == size:
-        return pixels
-    shrinks = size[0] <= width and size[1] <= height
-    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.asarray(resized, np.uint8)
