@@ -60,9 +60,11 @@ def scene(seed: int) -> Scene:
             if rng.random() < 0.1:
                 annotation["size"] = rng.choice((3.0, 8.0, 12.0, 20.0))
             if rng.random() < 0.1:
+                annotation["height"] = rng.choice((10.0, 20.0, 50.0, 75.0))
+            if rng.random() < 0.1:
                 annotation["vis_ratio"] = rng.choice((0.1, 0.65, 0.9))
             elif rng.random() < 0.1:
-                annotation["vis"] = [box[0], box[1], box[2] * 0.5, box[3]]
+                annotation[rng.choice(("vis", "vis_bbox"))] = [box[0], box[1], box[2] * 0.5, box[3]]
             annotations.append(annotation)
             for _ in range(rng.choice((0, 1, 1, 2, 4))):
                 moved = [value + rng.choice((0, 0, 0, 1, -1, 2)) * grid for value in box[:2]]

@@ -237,11 +237,15 @@ def _flagged(annotation, rules):
 
 
 def _ignored_for_miss_rate(annotation, rules, setup):
-    size = annotation["bbox"][3] if rules.by_height else annotation.get("size", math.sqrt(_area(annotation)))
+    if rules.by_height:
+        size = annotation.get("height", annotation["bbox"][3])
+    else:
+        size = annotation.get("size", math.sqrt(_area(annotation)))
+    seen = annotation.get("vis", annotation.get("vis_bbox") if rules.reads_vis_bbox else None)
     if "vis_ratio" in annotation:
         visible = annotation["vis_ratio"]
-    elif "vis" in annotation:
-        box, seen = annotation["bbox"], annotation["vis"]
+    elif seen is not None:
+        box = annotation["bbox"]
         visible = (seen[3] / box[3]) * (seen[2] / box[2])
     else:
         visible = 1 - 1e-12

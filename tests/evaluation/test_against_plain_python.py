@@ -57,7 +57,7 @@ def test_the_scenes_hold_what_the_evaluators_treat_specially(make_scene: Any) ->
                     if score_detections(gt, dt, protocol).to_json() != usual:
                         changed.add(field.name)
     switches = {"ignore_flag", "ignore_uncertain", "iod", "iod_stricter", "iod_twice_for_crowds", "id_zero_matches"}
-    assert changed == switches | {"by_height", "iod_twice", "wrap_first_point"}
+    assert changed == switches | {"by_height", "iod_twice", "reads_vis_bbox", "wrap_first_point"}
 
 
 def approximately(value: Any) -> Any:

@@ -86,10 +86,11 @@ def miss_rate(truth: GroundTruth, results: Results, rules: MissRateRules) -> dic
 
 def _ignored(truth: GroundTruth, setup: Setup, rules: MissRateRules) -> NDArray[np.bool_]:
     """(M,) annotations that are not to be found; `iscrowd` plays no part here."""
-    size = truth.boxes[:, 3] if rules.by_height else truth.size
+    size = truth.height if rules.by_height else truth.size
+    visible = truth.visible_citypersons if rules.reads_vis_bbox else truth.visible
     (low, high), (least, most) = setup.size, setup.visible
     ignored: NDArray[np.bool_] = truth.ignore | (size < low) | (size > high)
-    ignored = ignored | (truth.visible < least) | (truth.visible > most)
+    ignored = ignored | (visible < least) | (visible > most)
     return ignored | truth.uncertain if rules.ignore_uncertain else ignored
 
 

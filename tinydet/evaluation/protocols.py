@@ -69,6 +69,8 @@ class MissRateRules:
     Attributes:
         setups: which objects count; all others are ignored.
         by_height: sizes are heights, not sqrt(area).
+        reads_vis_bbox: the visible share is also that of `vis_bbox`, which published files of CityPersons have; the
+            evaluator reads only `vis_ratio` and `vis`.
         ious: IoU thresholds.
         max_detections: the best so many of each image and category take part.
         ignore_uncertain: `uncertain` makes an annotation an ignore region.
@@ -81,6 +83,7 @@ class MissRateRules:
 
     setups: Mapping[str, Setup]
     by_height: bool
+    reads_vis_bbox: bool
     ious: tuple[float, ...]
     max_detections: int
     ignore_uncertain: bool
@@ -120,6 +123,7 @@ _TINYPERSON_MR = MissRateRules(
         "All": Setup((-1.0, _WIDE)),
     },
     by_height=False,
+    reads_vis_bbox=False,
     ious=IOUS,
     max_detections=1000,
     ignore_uncertain=True,
@@ -179,6 +183,7 @@ _ALL = (
                 "All": Setup((20.0, _WIDE), (0.2, _WIDE)),
             },
             by_height=True,
+            reads_vis_bbox=True,
             ious=(0.5, 0.75),
             ignore_uncertain=False,
             iod_twice=False,

@@ -39,7 +39,9 @@ class GroundTruth:
         boxes: (M, 4) x, y, width, height in pixels, as written.
         area: (M,) square pixels as written, else width * height.
         size: (M,) pixels: `size` as written, else sqrt(area).
-        visible: (M,) visible share.
+        height: (M,) pixels: `height` as written, else that of the box.
+        visible: (M,) visible share: `vis_ratio` as written, else that of the box `vis`, else `FULLY_VISIBLE`.
+        visible_citypersons: (M,) the same, but where there is neither, that of the box `vis_bbox`.
         crowd, ignore, uncertain: (M,) flags.
         id_zero: (M,) true where the annotation id is 0.
         notes: what a reader of the scores should know.
@@ -55,7 +57,9 @@ class GroundTruth:
     boxes: NDArray[np.float64]
     area: NDArray[np.float64]
     size: NDArray[np.float64]
+    height: NDArray[np.float64]
     visible: NDArray[np.float64]
+    visible_citypersons: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     ignore: NDArray[np.bool_]
     uncertain: NDArray[np.bool_]
@@ -190,6 +194,8 @@ def tabulate_ground_truth(
             f"{source}: two annotations have the id {twice[0]} ({len(twice)} ids are used twice); evaluators tell "
             "objects apart by their id: renumber them"
         )
+    with np.errstate(invalid="ignore"):  # a negative area has no size, and lies in no range
+        size = np.sqrt(area)
     return GroundTruth(
         image_ids=tuple(names),
         file_names=tuple(str(name or "") for name in names.values()),
@@ -200,8 +206,10 @@ def tabulate_ground_truth(
         category=category[kept],
         boxes=boxes,
         area=area,
-        size=_sizes(taken, area, where, kept),
-        visible=_visible(taken, boxes, where, kept),
+        size=_written(taken, "size", size, where, kept),
+        height=_written(taken, "height", boxes[:, 3], where, kept),
+        visible=_visible(taken, boxes, ("vis",), where, kept),
+        visible_citypersons=_visible(taken, boxes, ("vis_bbox", "vis"), where, kept),
         crowd=_flags(taken, "iscrowd"),
         ignore=_flags(taken, "ignore"),
         uncertain=_flags(taken, "uncertain"),
@@ -349,30 +357,32 @@ def _numbers(values: list[Any], key: str, where: str, places: NDArray[np.int64])
     raise AssertionError(f"{key}: no fault found")
 
 
-def _sizes(
-    entries: list[dict[str, Any]], area: NDArray[np.float64], where: str, places: NDArray[np.int64]
+def _written(
+    entries: list[dict[str, Any]], key: str, otherwise: NDArray[np.float64], where: str, places: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):  # a negative area has no size, and lies in no range
-        sizes = np.sqrt(area)
-    if written := [n for n, entry in enumerate(entries) if "size" in entry]:
-        sizes[written] = _numbers([entries[n]["size"] for n in written], "size", where, places[written])
-    return sizes
+    """(N,) `key` of each entry, `otherwise` where it has none."""
+    values = otherwise.copy()
+    if written := [n for n, entry in enumerate(entries) if key in entry]:
+        values[written] = _numbers([entries[n][key] for n in written], key, where, places[written])
+    return values
 
 
 def _visible(
-    entries: list[dict[str, Any]], boxes: NDArray[np.float64], where: str, places: NDArray[np.int64]
+    entries: list[dict[str, Any]],
+    boxes: NDArray[np.float64],
+    keys: Sequence[str],
+    where: str,
+    places: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """`vis_ratio`, else the share of the box `vis` (`vis_bbox` in CityPersons files), else FULLY_VISIBLE."""
+    """`vis_ratio`, else the share of the box under the last of `keys` that an entry has, else FULLY_VISIBLE."""
     visible = np.full(len(entries), FULLY_VISIBLE)
-    if written := [n for n, entry in enumerate(entries) if "vis_ratio" in entry]:
-        visible[written] = _numbers([entries[n]["vis_ratio"] for n in written], "vis_ratio", where, places[written])
-    for key in ("vis_bbox", "vis"):
-        if written := [n for n, entry in enumerate(entries) if key in entry and "vis_ratio" not in entry]:
+    for key in keys:
+        if written := [n for n, entry in enumerate(entries) if key in entry]:
             seen = tabulate_boxes([{"bbox": entries[n][key]} for n in written], f"{where} ({key})", places[written])
             with np.errstate(divide="ignore", invalid="ignore"):
                 share = (seen[:, 3] / boxes[written, 3]) * (seen[:, 2] / boxes[written, 2])
             visible[written] = np.where((boxes[written, 2:] > 0).all(axis=1), share, 0.0)
-    return visible
+    return _written(entries, "vis_ratio", visible, where, places)
 
 
 def _flags(entries: list[dict[str, Any]], key: str) -> NDArray[np.bool_]:
