@@ -115,7 +115,7 @@ def test_of_image_partitions_the_boxes(tmp_path: Path) -> None:
     dataset = load_dataset(written(tmp_path))
     parts = [dataset.of_image(i) for i in range(3)]
     assert [len(part.boxes) for part in parts] == [3, 0, 4]
-    for k, whole in enumerate((dataset.boxes, dataset.labels, dataset.ignore)):
+    for k, whole in enumerate((dataset.boxes, dataset.labels, dataset.ignore, dataset.areas)):
         assert np.array_equal(np.concatenate([part[k] for part in parts]), whole)
 
 

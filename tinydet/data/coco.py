@@ -43,16 +43,17 @@ ANNOTATION_NAMES = ("annotations.json", "annotations.json.gz")  # of a COCO fold
 
 
 class Annotations(NamedTuple):
-    """The boxes of one image: (M, 4) xyxy in its pixels, (M,) class indices, (M,) ignore flags."""
+    """The boxes of one image: (M, 4) xyxy in its pixels, (M,) class indices, ignore flags, areas as written."""
 
     boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
     ignore: NDArray[np.bool_]
+    areas: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A checked data set; `boxes`, `labels`, `image_index` and `ignore` are parallel and sorted by image.
+    """A checked data set; `boxes`, `labels`, `image_index`, `ignore` and `areas` are parallel and sorted by image.
 
     Attributes:
         images: ascending id, with or without boxes.
@@ -64,6 +65,7 @@ class Dataset:
         labels: (M,) index into `classes`; -1 for an ignore region that belongs to no class and so counts for all.
         image_index: (M,) index into `images`, ascending.
         ignore: (M,) true for ignore regions.
+        areas: (M,) square pixels of the boxes as written, what lies outside the image included.
         clipped: how many of the boxes reached outside their image in the file.
     """
 
@@ -76,6 +78,7 @@ class Dataset:
     labels: NDArray[np.int64]
     image_index: NDArray[np.int64]
     ignore: NDArray[np.bool_]
+    areas: NDArray[np.float64]
     clipped: int
 
     @property
@@ -86,7 +89,8 @@ class Dataset:
     def of_image(self, i: int) -> Annotations:
         """The boxes of `images[i]`, in the order of the file (views, not copies)."""
         first, last = np.searchsorted(self.image_index, (i, i + 1))
-        return Annotations(self.boxes[first:last], self.labels[first:last], self.ignore[first:last])
+        parts = (self.boxes, self.labels, self.ignore, self.areas)
+        return Annotations(*(part[first:last] for part in parts))
 
     def image_path(self, i: int) -> Path:
         """The file of `images[i]`.
@@ -173,6 +177,7 @@ def load_dataset(annotations: Path, images: Path | None = None, *, categories: S
         labels=label_of[rows.category[order]],
         image_index=rows.image[order],
         ignore=rows.ignore[order],
+        areas=rows.xywh[order, 2:].prod(axis=1),
         clipped=int((boxes.cut & inside).sum()),
     )
 

@@ -61,12 +61,13 @@ def cut_document(document: Document, cut: Cut = benchmark_tiles, *, slivers: Sli
 
     Pieces and annotations are numbered from 0, in the order of the file, pieces row by row, also those without a box.
     A box belongs to every piece that shows enough of it: sqrt(visible area / area) >= 0.7. It is clipped to the piece
-    and rounded to float32, as the benchmark does; before, it is clipped to its image. `area` is width * height,
-    `size` its root; `segmentation`, where there is one, becomes the box; keypoints are dropped.
+    and rounded to float32, as the benchmark does. `area` is width * height, `size` its root; `segmentation`, where
+    there is one, becomes the box; keypoints are dropped.
 
     Args:
-        slivers: what becomes of a box of which less is seen. "drop": nothing, as in the benchmark. "ignore": an ignore
-            region, and so does the visible part of an ignore region, however small, as in training.
+        slivers: what becomes of a box of which less is seen. "drop": nothing, as in the benchmark, where the area is
+            that of the box as written. "ignore": an ignore region, and so does the visible part of an ignore region,
+            however small, as in training, where the area is that inside the image.
 
     Raises:
         ValueError: where two images are one file.
@@ -80,13 +81,15 @@ def cut_document(document: Document, cut: Cut = benchmark_tiles, *, slivers: Sli
     boxes: list[Entry] = []
     for image in tqdm(document.images, desc="cut", unit="image", disable=None, leave=False):
         annotations = document.annotations(image)
-        whole = boxes_of(annotations).clip(0, np.tile((image["width"], image["height"]), 2))
+        written = boxes_of(annotations)
+        whole = written.clip(0, np.tile((image["width"], image["height"]), 2))
+        areas = (written[:, 2:] - written[:, :2]).prod(axis=1)
         ignore = np.array([is_ignored(entry) for entry in annotations], bool)
         for tile in cut(int(image["width"]), int(image["height"])):
             corner = [tile.x, tile.y, tile.x + tile.width, tile.y + tile.height]
             near = np.flatnonzero(((whole[:, :2] < corner[2:]) & (whole[:, 2:] > corner[:2])).all(axis=1))
             if len(near):
-                clipped, visible = clip_to_tile(whole[near], tile)
+                clipped, visible = clip_to_tile(whole[near], tile, areas[near] if slivers == "drop" else None)
                 objects, regions = share_out(ignore[near], visible, slivers)
                 rounded = _float32_xywh(clipped)
                 for k in np.flatnonzero(objects | regions).tolist():

@@ -42,7 +42,7 @@ class TrainingTiles:
         cache_bytes: decoded images are kept up to this size, the longest unused is dropped first.
         cut: where to cut instead, such as `tinydet.data.sub_images.benchmark_tiles`; None: by `TileGrid`.
         slivers: "ignore" keeps a sliver of an object as an ignore region, and the visible part of an ignore region
-            however small; "drop" keeps neither, as the benchmark.
+            however small; "drop" keeps neither, as the benchmark, for which what lies outside the image is hidden too.
         transform: changes each sample before it is flipped, such as `tinydet.data.scale_match.ScaleMatch`. Its
             generator follows from (seed, epoch, index) too.
     """
@@ -89,7 +89,7 @@ class TrainingTiles:
         image, tile = self.tiles[index]
         pixels = self._pixels(image)[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
         found = self.dataset.of_image(image)
-        boxes, visible = clip_to_tile(found.boxes, tile)
+        boxes, visible = clip_to_tile(found.boxes, tile, found.areas if self.slivers == "drop" else None)
         objects, regions = share_out(found.ignore, visible, self.slivers)
         sample = Sample(
             pixels,
@@ -115,13 +115,19 @@ class TrainingTiles:
         return pixels
 
 
-def clip_to_tile(boxes: npt.NDArray[np.float64], tile: Tile) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Boxes (M, 4) in image pixels -> clipped boxes in tile pixels, and sqrt(visible area / area) of each."""
+def clip_to_tile(
+    boxes: npt.NDArray[np.float64], tile: Tile, areas: npt.NDArray[np.float64] | None = None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Boxes (M, 4) in image pixels -> clipped boxes in tile pixels, and sqrt(visible area / area) of each.
+
+    Args:
+        areas: (M,) square pixels to compare with; None for those of `boxes`.
+    """
     local = boxes - np.array([tile.x, tile.y, tile.x, tile.y], dtype=np.float64)
     clipped = local.copy()
     clipped[:, 0::2] = local[:, 0::2].clip(0, tile.width)
     clipped[:, 1::2] = local[:, 1::2].clip(0, tile.height)
-    area = np.prod(local[:, 2:] - local[:, :2], axis=1)
+    area = np.prod(local[:, 2:] - local[:, :2], axis=1) if areas is None else areas
     inside = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1)
     return clipped, np.sqrt(inside / np.maximum(area, np.finfo(np.float64).tiny))
 
