@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("tinydet", "numpy", "torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino",
-            "opencv-python", "pycocotools", "tensorrt-rtx-cu13", "tensorrt", "rasterio")  # fmt: skip
+            "opencv-python", "pycocotools", "faster-coco-eval", "tensorrt-rtx-cu13", "tensorrt",
+            "rasterio")  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 
