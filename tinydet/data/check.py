@@ -127,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
     findings = check_document(document, source, images, progress=True)
     for line in findings.lines():
         print(line)
-    size = f"{findings.images:,} images, {findings.annotations:,} annotations, {findings.categories:,} categories"
+    categories = f"{findings.categories:,} categor{'y' if findings.categories == 1 else 'ies'}"
+    size = f"{findings.images:,} images, {findings.annotations:,} annotations, {categories}"
     read = "pictures read" if images is not None else "pictures not read (--images DIR)"
     print(f"{source}: {_counted(findings)} in {size}; {read}")
     for note in findings.notes:

@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pedestrians-only",
         action="store_true",
         default=None,
-        help="citypersons: all other persons are ignore regions; default: classes of their own",
+        help="citypersons: one class, all others ignore regions of it, as the benchmark scores; default: six classes",
     )
 
 

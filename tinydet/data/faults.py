@@ -33,6 +33,7 @@ NO_OBJECT = "no object"
 
 _FORM = 'expected COCO: {"images": [...], "annotations": [...], "categories": [...]}'
 _ONE = {"images": "image", "categories": "category", "annotations": "annotation", "": "file"}
+_ROUNDING = 1e-3  # pixels; x + width of a box that ends with its image is a hair more where they are float32
 _STRIP = 1 << 22  # pixels that are read together of a picture too large to hold
 
 
@@ -264,7 +265,7 @@ def examine_boxes(contents: Contents, report: Report, asked: NDArray[np.bool_] |
 
             report(Fault(rule, "annotations", tuple(place), describe, remedy, "drop"))
     inside = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1), bool)
-    cut = np.asarray(((low < 0) | (high > sizes)).any(axis=1), bool)
+    cut = np.asarray(((low < -_ROUNDING) | (high > sizes + _ROUNDING)).any(axis=1), bool)
     return Boxes(boxes, inside, inside & cut)
 
 

@@ -87,18 +87,28 @@ def _draw_precision(axis: Any, scores: Scores, iou: float) -> None:
 
 
 def _draw_miss_rate(axis: Any, scores: Scores, table: Any, iou: float) -> None:
+    lowest = 1.0
     for name, row in table.items():
         mean = _mean_of_categories(row[iou].recall_by_fppi)
         if mean is not None:
             rate = f"MR {100 * row[iou].mr:.1f}" if scores.miss_rate is not None else f"recall {100 * row[iou].ar:.1f}"
             label = f"{name}: {rate} ({row[iou].objects} objects)"
-            axis.plot(FPPI_GRID, np.maximum(1 - mean, 1e-3), label=label, **_style(name))
+            axis.plot(FPPI_GRID, np.maximum(1 - mean, 1e-3), label=label, drawstyle="steps-post", **_style(name))
+            lowest = min(lowest, float((1 - mean).min()))
     if scores.miss_rate is not None:
         for point in POINTS:  # where the log-average looks
             axis.axvline(point, color="#cccccc", linewidth=0.6, zorder=0)
-    axis.set(xscale="log", yscale="log", xlim=(FPPI_GRID[0], FPPI_GRID[-1]), ylim=(0.01, 1.05))
+    axis.set(
+        xscale="log", yscale="log", xlim=(FPPI_GRID[0], FPPI_GRID[-1]), ylim=(min(max(lowest / 2, 0.01), 0.2), 1.05)
+    )
+    for ticks, values in (
+        (axis.xaxis, (0.001, 0.01, 0.1, 1, 10, 100)),
+        (axis.yaxis, (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)),
+    ):
+        ticks.set_ticks(values, [f"{value:g}" for value in values])
+        ticks.set_ticks([], minor=True)
     axis.set(xlabel="false positives per image", ylabel="miss rate", title=f"IoU {iou:.2f}")
-    axis.grid(alpha=0.3, which="both")
+    axis.grid(alpha=0.3)
     _legend(axis)
 
 

@@ -123,6 +123,14 @@ def _notes(truth: GroundTruth, results: Results, protocol: Protocol) -> list[str
                 "an annotation has the id 0, which the published evaluators take for no match: it cannot be found; "
                 "--protocol tinyperson-fixed, or ids from 1, avoid that"
             )
+    regions = truth.ignore | truth.crowd
+    objects = set(truth.category[~regions].tolist())
+    if len(truth.category_ids) > 1 and (alone := sorted(set(truth.category[regions].tolist()) - objects)):
+        names = ", ".join(truth.category_names[c] for c in alone)
+        notes.append(
+            f"{names} has ignore regions alone; as in the published evaluators they forgive no detection of another "
+            "category: where they should, give them the category of the objects"
+        )
     if protocol.miss_rate is not None and protocol.miss_rate.wrap_first_point and len(truth.image_ids) < 100:
         notes.append(
             f"{len(truth.image_ids)} images are fewer than 100: where the first false positive already exceeds a "

@@ -31,14 +31,16 @@ def read(source: Path, images: Path | None = None, *, shrink: int = 1, pedestria
     Args:
         images: folder of the pictures; None leaves them out.
         shrink: images and boxes are this many times smaller; `TINY` for Tiny CityPersons.
-        pedestrians_only: riders, sitting and unusual persons become ignore regions, as in the benchmark's scores.
+        pedestrians_only: one class `pedestrian`, of which riders, sitting and unusual persons are ignore regions, as
+            in the benchmark's own ground truth: a detection of a rider is then neither right nor wrong.
 
     Raises:
         ValueError: naming the file, the image and the row.
         ModuleNotFoundError: SciPy is not installed.
     """
     size = (SIZE[0] // shrink, SIZE[1] // shrink)
-    found = Collection(source, [{"id": n, "name": name} for n, name in enumerate(CATEGORIES)])
+    kept = [PEDESTRIAN] if pedestrians_only else range(len(CATEGORIES))
+    found = Collection(source, [{"id": n, "name": CATEGORIES[n]} for n in kept])
     for number, cell in enumerate(_cells(source), 1):
         where = f"{source}: image {number}"
         city, picture, rows = _fields(cell, where)
@@ -51,7 +53,7 @@ def read(source: Path, images: Path | None = None, *, shrink: int = 1, pedestria
             kind = to_whole(row[0], 0, len(CATEGORIES) - 1, place, "class")
             found.add_box(
                 image_id,
-                kind,
+                PEDESTRIAN if pedestrians_only else kind,
                 [side / shrink for side in row[1:5]],
                 place,
                 ignore=kind in IGNORED or (pedestrians_only and kind != PEDESTRIAN),
