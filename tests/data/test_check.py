@@ -1,0 +1,265 @@
+"""`tinydet data check`: every class of fault is found and named, and repaired without a guess or refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tinydet.data.__main__ import main
+from tinydet.data.check import check_document
+from tinydet.data.coco import load_dataset, read_pixels
+from tinydet.data.repair import mend
+
+SIZES = {1: (60, 40), 2: (50, 40), 3: (30, 20)}
+SOUND: dict[str, Any] = {
+    "images": [{"id": n, "file_name": f"{n}.png", "width": w, "height": h} for n, (w, h) in SIZES.items()],
+    "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "boat"}],
+    "annotations": [
+        {"id": n, "image_id": 1 + n % 3, "category_id": 1 + n % 2, "bbox": [4 + n, 3, 8, 9], "area": 72, "iscrowd": 0}
+        for n in range(1, 7)
+    ],
+}
+Spoil = Callable[[dict[str, Any]], None]
+
+
+def put(part: str, place: int, **values: Any) -> Spoil:
+    """Change an entry; `...` removes a field."""
+
+    def change(document: dict[str, Any]) -> None:
+        entry = document[part][place]
+        entry.update({key: value for key, value in values.items() if value is not ...})
+        for key in [key for key, value in values.items() if value is ...]:
+            del entry[key]
+
+    return change
+
+
+def add(part: str, entry: Any) -> Spoil:
+    return lambda document: document[part].append(copy.deepcopy(entry))
+
+
+def renamed_image(document: dict[str, Any]) -> None:
+    """An image and what refers to it, by a text."""
+    document["images"][0]["id"] = "a"
+    for entry in document["annotations"]:
+        if entry["image_id"] == 1:
+            entry["image_id"] = "a"
+
+
+def all_ignored(document: dict[str, Any]) -> None:
+    for entry in document["annotations"]:
+        entry["ignore"] = 1
+
+
+def flat_or_ignored(document: dict[str, Any]) -> None:
+    for entry in document["annotations"][1:]:
+        entry["bbox"] = [1, 1, 0, 1]
+    document["annotations"][0]["ignore"] = 1
+
+
+def folder(path: Path, spoil: Spoil | None = None) -> Path:
+    """A COCO folder."""
+    (path / "images").mkdir(parents=True)
+    for n, (width, height) in SIZES.items():
+        assert cv2.imwrite(str(path / "images" / f"{n}.png"), np.full((height, width, 3), 40 * n, np.uint8))
+    document = copy.deepcopy(SOUND)
+    if spoil is not None:
+        spoil(document)
+    (path / "annotations.json").write_text(json.dumps(document))
+    return path
+
+
+REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told of the repair, images and boxes left
+    "annotation without bbox": (put("annotations", 0, bbox=...), "annotation 1 has no 'bbox'", "dropped", 3, 5),
+    "annotation whose bbox is not four numbers": (
+        put("annotations", 0, bbox=[1, 2, "3", 4]), "annotation 1 has the bbox", "dropped", 3, 5),
+    "annotation whose bbox is not finite": (
+        put("annotations", 0, bbox=[1, 2, float("nan"), 4]), "annotation 1 has the bbox", "dropped", 3, 5),
+    "annotation whose bbox has a negative side": (
+        put("annotations", 0, bbox=[9, 9, -3, 4]), "annotation 1 has the bbox", "dropped", 3, 5),
+    "object without area": (put("annotations", 0, bbox=[9, 9, 0, 4]), "which has no area", "dropped", 3, 5),
+    "object outside its image": (put("annotations", 0, bbox=[70, 9, 4, 4]), "wholly outside", "dropped", 3, 5),
+    "annotation without image_id": (put("annotations", 0, image_id=...), "has no 'image_id'", "dropped", 3, 5),
+    "annotation without category_id": (put("annotations", 0, category_id=...), "no 'category_id'", "dropped", 3, 5),
+    "annotation whose image_id is not listed": (put("annotations", 0, image_id=9), "image_id 9", "dropped", 3, 5),
+    "annotation whose category_id is not listed": (put("annotations", 0, category_id=9), "_id 9", "dropped", 3, 5),
+    "annotation whose image_id is no whole number": (
+        put("annotations", 0, image_id="1"), 'annotation 1 has the image_id "1"', "dropped", 3, 5),
+    "annotation without id": (
+        put("annotations", 0, id=...), "entry 0 of 'annotations' has no 'id'", "id set to 7", 3, 6),
+    "annotation whose id is no whole number": (
+        put("annotations", 0, id="one"), "entry 0 of 'annotations' has the id \"one\"", "id set to 7", 3, 6),
+    "annotation id used twice": (put("annotations", 1, id=1), "entries 0 and 1 of 'annotations'", "id set to 7", 3, 6),
+    "annotation that is no object": (add("annotations", 5), "entry 6 of 'annotations'", "dropped", 3, 6),
+    "annotation whose ignore is no flag": (
+        put("annotations", 0, ignore="no"), 'annotation 1 has ignore "no"', "ignore set to 0", 3, 6),
+    "annotation whose iscrowd is no flag": (
+        put("annotations", 0, iscrowd=2), "annotation 1 has iscrowd 2", "iscrowd set to 1", 3, 6),
+    "image without id": (put("images", 0, id=...), "entry 0 of 'images' has no 'id'", "dropped", 2, 4),
+    "image whose id is no whole number": (
+        renamed_image, "entry 0 of 'images' has the id \"a\"", "id set to 4", 3, 6),
+    "image id used twice": (
+        put("images", 1, id=1), "entries 0 and 1 of 'images'", "annotations could mean either", 1, 2),
+    "image that is no object": (add("images", "x"), "entry 3 of 'images'", "dropped", 3, 6),
+    "image without file_name": (put("images", 0, file_name=...), "image 1 has no 'file_name'", "dropped", 2, 4),
+    "image whose file_name is no text": (put("images", 0, file_name=7), "image 1 has the file_name 7", "dropped", 2, 4),
+    "image without width": (put("images", 0, width=...), "image 1 has no 'width'", "set to 60x40, as its file", 3, 6),
+    "image without a height in pixels": (
+        put("images", 0, height=0), "image 1 has the height 0", "set to 60x40, as its file is", 3, 6),
+    "image whose width is no whole number": (
+        put("images", 0, width=60.5), "image 1 has the width 60.5", "set to 60x40, as its file is", 3, 6),
+    "image with a wrong corner": (put("images", 0, corner=[0, 0, 9, 9]), "has the corner", "dropped", 2, 4),
+    "file of two sizes": (put("images", 1, file_name="1.png"), "are one file, 1.png", "image 2 dropped", 2, 4),
+    "image without a file": (put("images", 0, file_name="gone.png"), "gone.png, is missing", "dropped", 2, 4),
+    "image of another size than its file": (
+        put("images", 0, width=40, height=60), "it looks turned: check its EXIF orientation", "dropped", 2, 4),
+    "category without id": (put("categories", 1, id=...), "entry 1 of 'categories' has no 'id'", "dropped", 3, 3),
+    "category id used twice": (
+        add("categories", SOUND["categories"][0]), "entries 0 and 2 of 'categories'", "the same as the first", 3, 6),
+    "category without name": (put("categories", 0, name=...), "category 1 has no 'name'", 'set to "category_1"', 3, 6),
+    "category whose name is no text": (put("categories", 0, name=5), "category 1 has the name 5", "category_1", 3, 6),
+    "category name used twice": (
+        put("categories", 1, name="person"), "categories 1 and 2 are all named", "category 2 merged into 1", 3, 6),
+    "category that is no object": (add("categories", None), "entry 2 of 'categories'", "dropped", 3, 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", REPAIRED)
+def test_a_fault_is_named_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str) -> None:
+    spoil, told, repair, images, boxes = REPAIRED[rule]
+    source = folder(tmp_path / "set", spoil)
+    with pytest.raises(ValueError, match=re.escape(str(source))):  # training would refuse it
+        read_pixels(load_dataset(source), 0)
+    assert main(["check", str(source), "--json", str(tmp_path / "report.json")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{source / 'annotations.json'}: ") and told in lines[0]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert rule in {fault["rule"] for fault in report["faults"]}
+
+    fixed = tmp_path / "fixed.json"
+    assert main(["check", str(source), "--fix", str(fixed)]) == 0
+    assert any(line.startswith("repaired: ") and repair in line for line in capsys.readouterr().out.splitlines())
+    dataset = load_dataset(fixed, source / "images")
+    assert (len(dataset.images), len(dataset.boxes)) == (images, boxes)
+    assert main(["check", str(fixed), "--images", str(source / "images")]) == 0
+    assert "no fault in" in capsys.readouterr().out
+
+
+REFUSED: dict[str, tuple[Spoil, str]] = {
+    "no images": (lambda d: d.pop("images"), "has no 'images'"),
+    "no list": (lambda d: d.update(annotations={}), "'annotations' is a JSON object, not a list"),
+    "empty images": (lambda d: d.update(images=[]), "'images' is empty"),
+    "empty categories": (lambda d: d.update(categories=[]), "'categories' is empty"),
+    "all ignored": (all_ignored, "there is no object"),
+    "no object left": (flat_or_ignored, "there is no object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_only_a_person_can_mend_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    spoil, message = REFUSED[fault]
+    source = folder(tmp_path / "set", spoil)
+    assert main(["check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert message in error[-1] and "cannot be repaired by a program" in error[-1]
+    assert not (tmp_path / "fixed.json").exists()
+
+
+def test_every_fault_of_a_file_is_told_not_just_the_first(tmp_path: Path) -> None:
+    document = copy.deepcopy(SOUND)
+    for spoil in (
+        put("annotations", 0, bbox=[0, 0, 0, 0]),
+        put("annotations", 1, image_id=8),
+        put("annotations", 2, image_id=9),
+        put("images", 2, width=-1),
+        put("categories", 1, name="person"),
+    ):
+        spoil(document)
+    findings = check_document(document, Path("x.json"))
+    assert findings.count == len(list(findings.lines())) == 5
+    assert {fault.rule: len(fault.entries) for fault in findings.faults} == {
+        "image without a width in pixels": 1,
+        "category name used twice": 1,
+        "annotation whose image_id is not listed": 2,
+        "object without area": 1,
+    }
+    assert all(line.startswith("x.json: ") for line in findings.lines())
+
+
+def test_a_damaged_picture_is_found_where_only_its_end_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = folder(tmp_path / "set")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    damaged = source / "images" / "1.png"
+    damaged.write_bytes(cv2.imencode(".png", noise)[1].tobytes()[:-3000])
+    assert main(["check", str(source)]) == 1
+    assert "1 image with an unreadable file" in capsys.readouterr().out
+    assert main(["check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 0
+    assert [image.id for image in load_dataset(tmp_path / "fixed.json").images] == [2, 3]
+    assert main(["check", str(source / "annotations.json")]) == 0  # the file alone is sound
+    assert "pictures not read (--images DIR)" in capsys.readouterr().out
+
+
+def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = copy.deepcopy(SOUND)
+    document["annotations"][0].update(bbox=[55, 5, 10, 10], size=10.0)
+    for key in ("area", "iscrowd"):
+        del document["annotations"][1][key]
+    document["annotations"].append({**document["annotations"][3], "id": 40, "score": float("nan")})
+    document["annotations"].append({**document["annotations"][3], "id": 41, "ignore": 1, "bbox": [99, 99, 5, 5]})
+    document["images"].append({"id": 4, "file_name": "4.png", "width": 9, "height": 9})
+    document["categories"].append({"id": 3, "name": "whale"})
+    put("annotations", 0, image_id=1)(document)
+    source = tmp_path / "a.json"
+    source.write_text(json.dumps(document))
+    assert main(["check", str(source)]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    for said in (
+        "1 boxes reach outside their image",
+        "1 ignore regions have no area in their image",
+        "1 annotations repeat another",
+        "1 images have no annotation",
+        "no annotation is of category whale",
+        "1 annotations have no 'area'",
+        "1 annotations have no 'iscrowd'",
+    ):
+        assert any(said in note for note in notes), said
+    before = source.read_bytes()
+    assert main(["check", str(source), "--fix", str(tmp_path / "b.json")]) == 0
+    assert source.read_bytes() == before
+    fixed = {entry["id"]: entry for entry in json.loads((tmp_path / "b.json").read_text())["annotations"]}
+    assert fixed[1]["bbox"] == [55, 5, 5, 10] and fixed[1]["area"] == 50 and fixed[1]["size"] == 50**0.5
+    assert fixed[2]["area"] == 72 and fixed[2]["iscrowd"] == 0
+    assert fixed[40]["score"] is None
+
+
+def test_a_sound_document_is_left_as_it_is() -> None:
+    document = copy.deepcopy(SOUND)
+    assert mend(document, Path("x.json")) == []
+    assert document == SOUND
+
+
+def test_a_repair_does_not_overwrite_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = folder(tmp_path / "set")
+    assert main(["check", str(source), "--fix", str(source / "images" / ".." / "annotations.json")]) == 2
+    assert "would overwrite the file that it repairs" in capsys.readouterr().err
+
+
+def test_every_real_annotation_file_passes(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("hituav-val/annotations.json", "tinyperson640-val/annotations.json", "annotations/uavvaste.json",
+                 "bigscene-brighton-geotiff/annotations.json", "bigscene-plaza/annotations.json"):  # fmt: skip
+        assert main(["check", str(shared / "data" / name)]) == 0
+        assert "no fault in" in capsys.readouterr().out
