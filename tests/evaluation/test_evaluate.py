@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tinydet.data.__main__ import main as data_command
+from tinydet.data.coco import load_dataset
 from tinydet.evaluate import main
 from tinydet.evaluation import PROTOCOLS, evaluate_detections, score_detections
+from tinydet.evaluation.backend import detect_dataset
+from tinydet.evaluation.subimages import corners_by_file
+from tinydet.evaluation.tables import read_json
+from tinydet.runtime.backends import open_model
 from tinydet.spec import ModelSpec
 
 GT: dict[str, Any] = {
@@ -228,6 +234,24 @@ def test_a_model_is_scored_on_a_folder(
     printed = capsys.readouterr().out
     assert printed.startswith("torch " if kind == "checkpoint" else "ONNX Runtime ") and "4 images, square" in printed
     assert ("note: the data set has no class 'dog'" in printed) == (kind == "checkpoint")
+
+
+@pytest.mark.parametrize("merge", ["seam", "nms", "tinyperson", "corner file"])
+def test_tiles_are_merged_as_asked(onnx_file: Path, squares: Path, tmp_path: Path, merge: str) -> None:
+    """The sub-images of a corner file need not be the benchmark's: here they are smaller than a tile, and padded."""
+    corners, data = str(tmp_path / "corners.json"), str(squares)
+    assert data_command(["cut", data, "--tile", "64x64", "--overlap", "16", "--output", corners]) == 0
+    asked = ["--corner-gt", corners] if merge == "corner file" else ["--merge", merge]
+    found = tmp_path / "found.json"
+    assert main(["--model", str(onnx_file), "--data", data, *asked, "--save-detections", str(found)]) == 0
+    expected = detect_dataset(
+        open_model(onnx_file),
+        load_dataset(squares),
+        merge="tinyperson" if merge == "corner file" else merge,  # type: ignore[arg-type]
+        corners=corners_by_file(read_json(Path(corners))) if merge == "corner file" else None,
+    )
+    assert json.loads(found.read_text()) == json.loads(json.dumps(expected.detections))
+    assert expected.tiles == (6 * 4 + 6 if merge == "corner file" else 6 + 3)
 
 
 @pytest.mark.slow
