@@ -42,6 +42,38 @@ def test_every_number_is_that_of_the_plain_evaluators(reference: Any, make_scene
     assert (gt, dt) == before
 
 
+@pytest.mark.parametrize("name", ["tinyperson", "tinyperson-fixed", "citypersons"])
+@pytest.mark.parametrize("images", [99, 100, 101])
+def test_empty_images_count_where_false_positives_do(reference: Any, make_scene: Any, name: str, images: int) -> None:
+    for seed in range(3):
+        gt, dt = make_scene(seed)
+        empty = [{"id": n, "file_name": f"{n}.jpg"} for n in range(1000, 1000 + images - len(gt["images"]))]
+        gt = {**gt, "images": [*empty, *gt["images"]]}
+        expected = reference.evaluate(gt, dt, PROTOCOLS[name])
+        del expected["precision"]
+        assert score_detections(gt, dt, PROTOCOLS[name]).to_json() == approximately(expected)
+        assert all(c["n_images"] == images for row in expected["MR_counts"].values() for c in row.values())
+
+
+@pytest.mark.parametrize(
+    ("images", "name", "recall"), [(99, "tinyperson", 1), (99, "tinyperson-fixed", 0), (100, "tinyperson", 0)]
+)
+def test_below_100_images_the_first_point_is_read_from_the_end(images: int, name: str, recall: float) -> None:
+    """Two false positives before the one hit: at 1/100 false positives an image, 0.01, nothing was found yet."""
+    gt = {
+        "images": [{"id": n} for n in range(images)],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100}],
+    }
+    found = {"image_id": 0, "category_id": 1, "bbox": [0, 0, 10, 10], "score": 0.5}
+    dt = [{**found, "bbox": [50 * n, 50, 10, 10], "score": 0.9} for n in (1, 2)] + [found]
+    points = score_detections(gt, dt, PROTOCOLS[name]).to_json()["recall_at_fppi"]["tiny2"]["0.50"][0]
+    assert points == [
+        recall,
+        *[0 if point <= 0.0178 else 1 for point in (0.0178, 0.0316, 0.0562, 0.1, 0.178, 0.316, 0.562, 1)],
+    ]
+
+
 def test_the_scenes_hold_what_the_evaluators_treat_specially(make_scene: Any) -> None:
     """Or the comparison above would prove little: each rule must change a number somewhere."""
     changed = set()

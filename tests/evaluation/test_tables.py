@@ -172,6 +172,18 @@ def test_annotation_id_zero_is_found_only_by_the_fixed_protocol() -> None:
     assert any("id 0" in note for note in notes)
 
 
+def test_a_category_of_ignore_regions_alone_is_said_to_forgive_no_other() -> None:
+    """As in every published evaluator: a car in a `dont_care` region of its own category is a false positive."""
+    region = {"id": 3, "image_id": 5, "category_id": 9, "bbox": [40, 40, 50, 50], "area": 2500, "ignore": 1}
+    categories = [*GT["categories"], {"id": 9, "name": "dont_care"}]
+    gt = {**GT, "categories": categories, "annotations": [*GT["annotations"], region]}
+    inside = {"image_id": 5, "category_id": 7, "bbox": [50, 50, 9, 9], "score": 0.9}
+    scores = score_detections(gt, [*DT, inside], choose_protocol("tinyperson"))
+    assert scores.to_json()["AP_counts"]["all"]["0.50"]["fp"] == 1
+    assert any(note.startswith("dont_care has ignore regions alone") for note in scores.notes)
+    assert not any("alone" in note for note in score_detections(GT, DT, choose_protocol("tinyperson")).notes)
+
+
 def test_visible_share_selects_the_objects_of_citypersons() -> None:
     """Half visible: heavily occluded, and of no other setup but All. Both spellings of the visible box count."""
     for key in ("vis", "vis_bbox"):

@@ -88,9 +88,8 @@ class Dataset:
 
     def of_image(self, i: int) -> Annotations:
         """The boxes of `images[i]`, in the order of the file (views, not copies)."""
-        first, last = np.searchsorted(self.image_index, (i, i + 1))
-        parts = (self.boxes, self.labels, self.ignore, self.areas)
-        return Annotations(*(part[first:last] for part in parts))
+        here = slice(*np.searchsorted(self.image_index, (i, i + 1)).tolist())
+        return Annotations(self.boxes[here], self.labels[here], self.ignore[here], self.areas[here])
 
     def image_path(self, i: int) -> Path:
         """The file of `images[i]`.

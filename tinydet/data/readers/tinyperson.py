@@ -21,8 +21,8 @@ TASKS = ("all", "sea", "earth")
 def read(source: Path, *, task: str | None = None, keep_uncertain: bool = False) -> Collection:
     """Any annotation file of the set, whole images or sub-images; every field stays as it is, but for `ignore`.
 
-    What is uncertain or a logo becomes an ignore region: the benchmark's scores and its training set, in which both are
-    painted over, do not count them.
+    What is uncertain or a logo becomes an ignore region, as the benchmark's training set has neither. Its evaluator
+    reads `ignore` and `uncertain` but no `logo`: to compare with published scores, score the published file itself.
 
     Args:
         task: "all" makes one class `person`; "sea" and "earth" keep one class, and the other becomes ignore regions.
