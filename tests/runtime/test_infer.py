@@ -115,10 +115,9 @@ def test_an_engine_that_cannot_run_here_is_passed_over_with_the_reason(scene: Pa
         (["--output", "."], "is a folder; name a file"),
         (["--draw", "out.txt"], "out.txt: cannot write a picture as '.txt'"),
         (["--draw", "scene.png"], "scene.png is a scene and would be overwritten"),
-        (["--image", "scene.png", "scene.png"], "two scenes would be written to scene.detections.jpg"),
         (["--image", "scene.png", "model.onnx", "--draw", "x.jpg"], "--draw names a folder that exists"),
-        (["--image", "gone.png"], "--image gone.png does not exist"),
-        (["--image", "."], "--image . is a folder"),
+        (["--image", "gone.png"], "gone.png does not exist; check the path"),
+        (["--image", "void"], "void is a folder without images"),
         (["--image", "model.onnx"], "model.onnx: damaged, or not an image"),
         (["--batch", "0"], "--batch holds at least one tile, got 0"),
         (["--threads", "0"], "expected at least one thread, got 0"),
@@ -130,6 +129,7 @@ def test_an_engine_that_cannot_run_here_is_passed_over_with_the_reason(scene: Pa
 def test_a_users_fault_is_one_line_that_says_what_to_do(
     scene: Path, model: Path, capsys, words: list[str], message: str
 ) -> None:
+    Path("void").mkdir()
     assert main(["--image", "scene.png", *words] if "--image" not in words else words) == 2
     error = capsys.readouterr().err
     assert error.startswith("tinydet infer: error: ")

@@ -3,78 +3,59 @@
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from tinydet._command import command
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
-from tinydet.runtime.detections import Detections
-from tinydet.runtime.drawing import check_picture_path, draw, save_picture
-from tinydet.runtime.pipeline import SceneResult, TilePlan, detect, plan_tiles
-from tinydet.runtime.scene import Scene, open_scene
-from tinydet.runtime.stitch import EDGE
-from tinydet.runtime.writers import write_coco
-from tinydet.spec import ModelSpec
+from tinydet.runtime.choosing import choose_overlap
+from tinydet.runtime.gate import Gate, calibrate, gate_path
+from tinydet.runtime.jobs import hash_file, plan_jobs
+from tinydet.runtime.pipeline import OVERLAP
+from tinydet.runtime.reading import READERS
+from tinydet.runtime.sources import Source, coco_sources, find_sources
+from tinydet.runtime.survey import Settings, Survey
 
 MODELS = " and ".join(MODEL_FILES)
-EXAMPLE = """example:
+EXAMPLE = """examples:
   python deploy/infer.py --image scene.jpg --tile 640
+  python deploy/infer.py --image flight/ "archive/**/*.tif" --overlap auto --scale auto --object-size 0.6m
+  python deploy/infer.py --annotations val.json --images val/ --score 0.05 --output results.json
+  python deploy/infer.py --image rtsp://camera/pier --frames 1000 --output pier.json
 
   takes model.engine or model.onnx from the current folder, writes scene.detections.json (COCO results) and
   scene.detections.jpg beside the scene; with --output or --draw only what they name. Where objects are twice as large
-  as those of the training images, say --scale 0.5. A GeoTIFF may have any size (pip install 'tinydet[geo]').
+  as those of the training images, say --scale 0.5. A GeoTIFF may have any size (pip install 'tinydet[geo]'); videos
+  and streams need tinydet[video]. A run that was interrupted goes on with --resume.
 """
-
-
-@dataclass(frozen=True)
-class Job:
-    """One scene and what becomes of it."""
-
-    image: Path
-    image_id: int
-    picture: Path | None
-    results: Path | None
 
 
 @command("infer")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    jobs = _jobs(args)  # before the model: a wrong path is said at once
-    backend = _model(args)
-    spec = backend.spec
-    found: dict[int, Detections] = {}
+    if args.calibrate_skip:
+        return _calibrate(args)
+    jobs = plan_jobs(_sources(args), args.output, args.draw)  # before the model: a wrong path is said at once
+    if args.batch < 1:
+        raise ValueError(f"--batch holds at least one tile, got {args.batch}")
+    if args.resume and any(job.journal is None for job in jobs):
+        raise ValueError(
+            "--resume goes on from a journal beside the results; a video, or a device to write to, has none"
+        )
+    path, backend = _model(args)
+    settings = _settings(args, path, backend)
+    survey = Survey(backend, hash_file(path), settings, say=print)
     for job in jobs:
-        with open_scene(job.image, stretch=spec.stretch) as scene:
-            plan = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=args.overlap, scale=args.scale)
-            batch = min(args.batch, spec.max_batch)
-            _print_plan(scene, plan, batch, args, spec)
-            with tqdm(total=len(plan.grid), unit="tile", disable=None, leave=False) as bar:
-                result = detect(
-                    backend,
-                    scene,
-                    overlap=args.overlap,
-                    scale=args.scale,
-                    score=args.score,
-                    batch=batch,
-                    progress=bar.update,
-                )
-            _print_result(result, spec)
-            found[job.image_id] = result.detections
-            if job.results is not None:
-                write_coco(job.results, {job.image_id: result.detections}, spec.category_ids)
-                print(f"  {job.results}")
-            if job.picture is not None:
-                save_picture(job.picture, draw(scene, result.detections, spec.classes))
-                print(f"  {job.picture}")
-    if args.output is not None:
-        write_coco(args.output, found, spec.category_ids)
-        print(f"  {args.output}")
+        if job.source.moving:
+            survey.scan_video(job)
+        else:
+            survey.scan_scene(job)
+    survey.finish()
     return 0
 
 
@@ -86,64 +67,80 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("--image", nargs="+", type=Path, required=True, metavar="FILE", help="scenes: JPEG, PNG, TIFF, JP2, WebP, ...")
-    add("--tile", type=int, metavar="PX", help="the tile that you expect the model to take (default: the model's own)")
+    add = parser.add_argument_group("what to look at").add_argument
+    add("--image", nargs="+", metavar="SCENE", help="files (JPEG, PNG, TIFF, JP2, ...), folders, patterns, videos, rtsp://"
+        " streams, or the number of a webcam")  # fmt: skip
+    add("--annotations", type=Path, metavar="FILE", help="COCO file: look at its images, with its ids")
+    add("--images", type=Path, metavar="DIR", help="folder of these images (default: images/ beside the file)")
+    add("--image-id", type=int, default=1, metavar="ID", help="COCO id of the first scene, then +1 each (default: 1)")
+    add("--bands", type=_bands, metavar="R,G,B", help="bands to take, from 1; one for grey (default: those named so)")
+    add("--every", type=int, default=1, metavar="N", help="of a video, every N-th frame (default: 1)")
+    add("--frames", type=int, metavar="N", help="of a video, stop after N frames (default: at its end, or Ctrl-C)")
+    add("--reconnect", type=float, default=30.0, metavar="S", help="seconds to try a broken stream again (default: 30)")
+    add = parser.add_argument_group("how").add_argument
     add("--model", type=Path, metavar="FILE", help=f"exported model (default: the first that can run of {MODELS})")
     add("--backend", choices=BACKENDS, default="auto", help="what runs the model (default: auto, the fastest here)")
-    add("--overlap", type=int, default=128, metavar="PX", help="what tiles share; more than an object (default: 128)")
+    add("--tile", type=_number_or_auto, default="auto", metavar="PX", help="the tile that you expect the model to take"
+        " (default: auto, the model's own)")  # fmt: skip
+    add("--overlap", type=_number_or_auto, default=OVERLAP, metavar="PX", help="what tiles share, or auto: by the"
+        f" largest objects that the model learned (default: {OVERLAP})")  # fmt: skip
+    add("--scale", type=_number_or_auto, default=1.0, metavar="F", help="resize the scene first, 0.5 = half; or auto:"
+        " by --object-size (default: 1)")  # fmt: skip
+    add("--object-size", metavar="SIZE", help="side of a typical object in the scene, as 24 (pixels) or 0.6m (metres)")
+    add("--gsd", type=float, metavar="M", help="metres that a pixel covers (default: as the georeference says)")
     add("--score", type=float, default=0.3, metavar="S", help="least score; 0.05 to measure AP (default: 0.3)")
-    add("--scale", type=float, default=1.0, metavar="F", help="resize the scene first, 0.5 = half (default: 1)")
     add("--batch", type=int, default=4, metavar="N", help="tiles for each run of the model (default: 4)")
     add("--threads", type=int, metavar="N", help="CPU threads of the model (default: all that are usable)")
+    add("--readers", type=int, default=READERS, metavar="N", help=f"threads that read a raster (default: {READERS})")
+    add("--skip-empty", action="store_true", help="pass over tiles that show nothing as small and sharp as an object")
+    add("--calibrate-skip", action="store_true", help="measure on --annotations what --skip-empty may pass over, write"
+        " MODEL.skip.json, and end")  # fmt: skip
+    add = parser.add_argument_group("what becomes of it").add_argument
     add("--output", type=Path, metavar="FILE", help="COCO results of all scenes (default: SCENE.detections.json)")
     add("--draw", type=Path, metavar="FILE", help="picture; of several scenes a folder (default: SCENE.detections.jpg)")
-    add("--image-id", type=int, default=1, metavar="ID", help="COCO id of the first scene, then +1 each (default: 1)")
+    add("--resume", action="store_true", help="go on from a run that was interrupted; what is done stays as it is")
     return parser
 
 
-def _jobs(args: argparse.Namespace) -> list[Job]:
-    """What to do with each scene, once all places to write to are known to be good."""
-    images: list[Path] = args.image
-    beside = args.output is None and args.draw is None
-    several = len(images) > 1
-    if args.batch < 1:
-        raise ValueError(f"--batch holds at least one tile, got {args.batch}")
-    if several and args.draw is not None and not args.draw.is_dir():
-        raise ValueError(f"--draw names a folder that exists where there are several scenes, got {args.draw}")
-    jobs = []
-    for image_id, image in enumerate(images, args.image_id):
-        if not image.is_file():
-            raise FileNotFoundError(
-                f"--image {image} {'is a folder, name files' if image.is_dir() else 'does not exist'}"
-            )
-        picture, results = args.draw, None
-        if args.draw is not None and args.draw.is_dir():
-            picture = args.draw / f"{image.stem}.detections.jpg"
-        if beside:
-            picture, results = (image.with_name(f"{image.stem}.detections{suffix}") for suffix in (".jpg", ".json"))
-            if not os.access(image.parent, os.W_OK):
-                raise PermissionError(f"cannot write beside {image}; name --output FILE (and --draw FILE)")
-        jobs.append(Job(image, image_id, picture, results))
-    targets = [path for job in jobs for path in (job.picture, job.results) if path is not None]
-    if args.output is not None:
-        targets.append(args.output)
-    for target in targets:
-        if target.is_dir():
-            raise IsADirectoryError(f"{target} is a folder; name a file to write")
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist; create it or name another")
-        if target.resolve() in {image.resolve() for image in images}:
-            raise ValueError(f"{target} is a scene and would be overwritten; name another --draw or --output")
-        if targets.count(target) > 1:
-            raise ValueError(f"two scenes would be written to {target}; give scenes of one name one at a time")
-    for job in jobs:
-        if job.picture is not None:
-            check_picture_path(job.picture)
-    return jobs
+def _sources(args: argparse.Namespace) -> list[Source]:
+    if (args.image is None) == (args.annotations is None):
+        raise ValueError("name what to look at: --image SCENE ..., or the images of a COCO file: --annotations FILE")
+    if args.images is not None and args.annotations is None:
+        raise ValueError("--images is the folder of the images of --annotations FILE; to look at a folder: --image DIR")
+    if args.annotations is not None:
+        return coco_sources(args.annotations, args.images)
+    return find_sources(args.image, args.image_id)
 
 
-def _model(args: argparse.Namespace) -> Backend:
+def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
+    spec = backend.spec
+    gate = Gate.load(gate_path(path)) if args.skip_empty else None
+    overlap = choose_overlap(spec) if args.overlap == "auto" else _whole(args.overlap, "--overlap")
+    scale = None if args.scale == "auto" else args.scale
+    if scale is None and args.object_size is None:
+        raise ValueError(
+            "--scale auto compares the objects of the scene with those of the training: say how large they are, "
+            "--object-size 24 (pixels) or --object-size 0.6m (metres)"
+        )
+    return Settings(
+        overlap,
+        args.score,
+        min(args.batch, spec.max_batch),
+        args.readers,
+        scale=scale,
+        object_size=args.object_size or "",
+        gsd=args.gsd,
+        gate=gate,
+        bands=args.bands,
+        output=args.output,
+        resume=args.resume,
+        every=args.every,
+        frames=args.frames,
+        reconnect=args.reconnect,
+    )
+
+
+def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
     if args.model is not None:
         path: Path = args.model
         if not path.is_file():
@@ -154,47 +151,58 @@ def _model(args: argparse.Namespace) -> Backend:
         path, backend = choice.path, choice.backend
         for reason in choice.passed_over:
             print(f"Passed over: {reason}")
-    if args.tile is not None and args.tile != backend.spec.tile:
+    tile = backend.spec.tile if args.tile == "auto" else _whole(args.tile, "--tile")
+    if tile != backend.spec.tile:
         again = "to_trt.py" if path.suffix == ".engine" else "to_onnx.py"
         raise ValueError(
-            f"{path} takes tiles of {backend.spec.tile}, not {args.tile}. "
-            f"Export it for {args.tile}: python export/{again} model.pth --tile {args.tile}"
+            f"{path} takes tiles of {backend.spec.tile}, not {tile}. "
+            f"Export it for {tile}: python export/{again} model.pth --tile {tile}"
         )
     print(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
-    return backend
+    return path, backend
 
 
-def _print_plan(scene: Scene, plan: TilePlan, batch: int, args: argparse.Namespace, spec: ModelSpec) -> None:
-    grid = plan.grid
-    scaled = "" if plan.scale == 1 else f" at scale {plan.scale:.4g}"
-    print(
-        f"{scene.name}: {scene.width}x{scene.height}{scaled}, {grid.columns}x{grid.rows} = {len(grid)} tiles of "
-        f"{plan.tile}, overlap {args.overlap}, {-(-len(grid) // batch)} batches of {batch}"
-    )
-    if args.score < spec.score_floor:
-        print(f"  The model itself leaves out what scores below {spec.score_floor}")
-    largest = 0.0 if spec.object_sizes is None else spec.object_sizes[2]
-    whole = max(args.overlap - 3 * EDGE, 0)
-    if largest > whole and len(grid) > 1:
-        print(
-            f"  The model learned objects of up to {largest:.0f} pixels. Where tiles meet, those above {whole:.0f} are "
-            f"joined from parts; to see them whole: --overlap {int(largest + 3 * EDGE) + 1}"
+def _calibrate(args: argparse.Namespace) -> int:
+    """Measure what may be skipped, and write it beside the model."""
+    if args.annotations is None:
+        raise ValueError("--calibrate-skip measures on annotated images: --annotations val.json --images DIR")
+    path, backend = _model(args)
+    args.skip_empty = False  # it is what is being made
+    settings = _settings(args, path, backend)
+    if settings.scale is None:
+        raise ValueError("--calibrate-skip measures at one scale: name it, --scale 0.5")
+    with tqdm(total=len(coco_sources(args.annotations, args.images)), unit="image", disable=None, leave=False) as bar:
+        gate = calibrate(
+            backend.spec,
+            args.annotations,
+            args.images,
+            scale=settings.scale,
+            overlap=settings.overlap,
+            progress=bar.update,
         )
-
-
-def _print_result(result: SceneResult, spec: ModelSpec) -> None:
-    labels = result.detections.labels
-    counts = np.bincount(labels, minlength=len(spec.classes)).tolist()
-    classes = ", ".join(f"{name} {count}" for name, count in zip(spec.classes, counts, strict=True))
+    gate.save(gate_path(path))
     print(
-        f"  {len(labels)} detections ({classes}) in {result.tiles} tiles, {result.seconds:.1f} s, "
-        f"{result.tiles / result.seconds:.1f} tiles/s; {result.saturated or 'no'} tiles saturated"
+        f"Tiles whose contrast at {gate.size:.0f} pixels is below {gate.threshold} may be passed over: "
+        f"{gate.saving:.1%} of the {gate.tiles} tiles of {args.annotations}.\n"
+        f"Those that are run hold {gate.recall:.2%} of its {gate.objects} objects (at least {gate.recall_bound:.2%} "
+        "with 95 % confidence, of images like these).\n"
+        f"  {gate_path(path)}, for --skip-empty"
     )
-    if result.saturated:
-        print(
-            f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; the weakest are lost. "
-            f"Raise --score, or use smaller tiles: python export/to_onnx.py model.pth --tile {spec.tile // 2}"
-        )
+    return 0
+
+
+def _number_or_auto(text: str) -> Any:
+    return text if text == "auto" else float(text)
+
+
+def _whole(value: float, flag: str) -> int:
+    if not math.isfinite(value) or value != int(value):
+        raise ValueError(f"{flag} is a whole number of pixels, got {value:g}")
+    return int(value)
+
+
+def _bands(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -131,13 +131,11 @@ class Journal:
 
     def records(self, number: int = 0) -> Iterator[TileBoxes]:
         """What earlier runs found in one pass, one record at a time."""
-        if self._file is None:
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._start)
-            for mark, data in _records(file):
-                if mark == BATCH and (found := TileBoxes.from_bytes(data)).number == number:
-                    yield found
+        return (found for found in self._all() if found.number == number)
+
+    def tiles(self) -> int:
+        """How many tiles are finished, in all passes."""
+        return sum(len(found.finished) for found in self._all())
 
     def append(self, found: TileBoxes) -> None:
         self._append(BATCH, found.to_bytes())
@@ -162,6 +160,15 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _all(self) -> Iterator[TileBoxes]:
+        if self._file is None:
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._start)
+            for mark, data in _records(file):
+                if mark == BATCH:
+                    yield TileBoxes.from_bytes(data)
 
     def _append(self, mark: bytes, data: bytes) -> None:
         if self._file is None:
@@ -198,7 +205,8 @@ class Journal:
                 end = file.tell()
                 if mark == DONE:
                     self.outputs = json.loads(data)
-        self._file.truncate(end)
+        if self.path.stat().st_size > end:
+            self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
 
 

@@ -260,7 +260,7 @@ def _tile_boxes(
     reading = ReadAhead(
         scene,
         tiles,
-        size=_seen_size(plan),
+        size=seen_size(plan),
         side=plan.tile,
         pad=backend.spec.pad,
         batch=min(batch, backend.spec.max_batch),
@@ -283,7 +283,7 @@ def _stitched(stitcher: Stitcher, found: TileBoxes, busy: float) -> Step:
     return Step(final, len(finished), len(found.empty), len(found.plain), found.saturated, busy)
 
 
-def _seen_size(plan: TilePlan) -> tuple[int, int]:
+def seen_size(plan: TilePlan) -> tuple[int, int]:
     """(width, height) that a tile covers of the model's input; less than all where the scene is smaller than a tile."""
     return max(1, round(plan.grid.tile_width * plan.scale)), max(1, round(plan.grid.tile_height * plan.scale))
 
@@ -300,7 +300,7 @@ def _on_scene(outputs: TileOutputs | None, read: Batch, plan: TilePlan, number: 
     slots = outputs.scores.shape[1]
     saturated = int(((outputs.candidates > slots) & (outputs.scores[:, -1] >= score)).sum())
     which, slot = np.nonzero((outputs.labels >= 0) & (outputs.scores >= score))
-    seen = np.array(_seen_size(plan) * 2, np.float64)
+    seen = np.array(seen_size(plan) * 2, np.float64)
     size = np.array((plan.grid.tile_width, plan.grid.tile_height) * 2, np.float64)
     boxes = np.clip(outputs.boxes[which, slot].astype(np.float64), 0, seen) * (size / seen)
     inside = ~((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))

@@ -127,10 +127,10 @@ class _ArrayScene(Scene):
 
     def __init__(self, name: str, pixels: Pixels, stretch: tuple[float, float], alpha: Pixels | None = None) -> None:
         self.name = name
-        self._has_data: NDArray[Any] | None = None if alpha is None else alpha != 0
+        self._has_data: NDArray[Any] | None = None if alpha is None else np.not_equal(alpha, 0)
         if np.ma.isMaskedArray(pixels):
             mask = np.ma.getmaskarray(pixels).reshape(*pixels.shape[:2], -1)
-            self._has_data = ~mask.all(axis=2)
+            self._has_data = np.asarray(~mask.all(axis=2))
             if pixels.dtype != np.uint8:
                 pixels = np.ma.filled(pixels.astype(np.float32), np.nan)
         self._pixels = to_rgb8(np.asarray(pixels), stretch)

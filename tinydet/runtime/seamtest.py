@@ -25,7 +25,8 @@ from tinydet.runtime.backends import BACKENDS, Backend, TileOutputs, open_model
 from tinydet.runtime.coarse import plan_coarse
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.pipeline import detect, plan_tiles
-from tinydet.runtime.scene import Image, Scene, open_scene
+from tinydet.runtime.pixels import Image
+from tinydet.runtime.scene import Scene, open_scene
 from tinydet.runtime.stitch import EDGE, JITTER, MERGES, SAME_OBJECT, Merge
 from tinydet.runtime.suppress import conflicts
 from tinydet.runtime.tiles import COARSEST_CELL, TileGrid
