@@ -13,10 +13,10 @@ from tinydet.batch import collate
 from tinydet.checkpoint import Checkpoint
 from tinydet.data.coco import Dataset
 from tinydet.data.training import TrainingTiles
+from tinydet.detector import Detector
 from tinydet.evaluation.backend import detect_dataset, score_dataset
 from tinydet.evaluation.protocols import choose_protocol
 from tinydet.fpn import FusionFPN, freeze_attention
-from tinydet.retinanet import RetinaNet
 from tinydet.torch_backend import TorchBackend
 
 
@@ -64,7 +64,7 @@ def freeze_checkpoint(checkpoint: Checkpoint, data: Dataset, val: Dataset, *, ov
 
 
 @torch.inference_mode()
-def factors_on(detector: RetinaNet, tiles: TrainingTiles) -> Tensor:
+def factors_on(detector: Detector, tiles: TrainingTiles) -> Tensor:
     """What attention gives for every tile: (tiles, edges), float64, finest edge first."""
     assert isinstance(detector.fpn, FusionFPN)
     found: list[list[float]] = []
@@ -85,7 +85,7 @@ def factors_on(detector: RetinaNet, tiles: TrainingTiles) -> Tensor:
     return torch.tensor(found, dtype=torch.float64).flip(1)
 
 
-def _score(detector: RetinaNet, checkpoint: Checkpoint, val: Dataset, overlap: int) -> dict[str, float]:
+def _score(detector: Detector, checkpoint: Checkpoint, val: Dataset, overlap: int) -> dict[str, float]:
     backend = TorchBackend(detector, checkpoint.spec())
     found = detect_dataset(backend, val, overlap=overlap, progress=True)
     precision = score_dataset(val, found, choose_protocol("coco")).precision
