@@ -91,14 +91,17 @@ def measure(detector: RetinaNet, alpha: Sequence[float], batches: Sequence[Batch
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw, for each of C3, C4, C5, what every level's loss sends into it as alpha varies."""
+    """Draw, for each of C3, C4, C5, what every level's loss sends into it as alpha varies; nothing where it is 0."""
     with needs_extra("plots"):
         from matplotlib.figure import Figure
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, len(FEATURES))
     for axis, feature in zip(axes, FEATURES, strict=True):
         for level, values in result["gradient"][feature].items():
-            axis.plot(result["alpha"], values, marker="o", markersize=3, label=f"loss of {level}")
+            shown = [value if value > 0 else np.nan for value in values]
+            axis.plot(result["alpha"], shown, marker="o", markersize=3, label=f"loss of {level}")
+        if any(value > 0 for values in result["gradient"][feature].values() for value in values):
+            axis.set_yscale("log")
         axis.set_title(f"gradient into {feature}")
         axis.set_xlabel("α of all edges")
         axis.grid(alpha=0.3)
