@@ -68,6 +68,7 @@ RINGS = {
     "tinydet.initial": NETWORK,
     "tinydet.losses": NETWORK,
     "tinydet.matching": NETWORK,
+    "tinydet.processes": NETWORK,
     "tinydet.retinanet": NETWORK,
 }
 # `evaluate model.pth` needs the network, and only then.

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tinydet.checkpoint import load_checkpoint
+from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.fusion import estimate_alpha
+from tinydet.origin import code_state, data_hash
 from tinydet.train import main
 
 QUICK = ["--preset", "small", "--weights-backbone", "none", "--channels", "16", "--head-convs", "1", "--epochs", "1",
@@ -72,11 +74,30 @@ def test_on_p3_to_p7_salpha_counts_with_its_anchors_and_gives_two_factors(here: 
     assert len(checkpoint.alpha) == 2
 
 
+def test_a_checkpoint_knows_the_data_and_the_code_that_it_came_from(here: Path, squares: Path) -> None:
+    assert main(["--data", str(squares), "--no-tensorboard", *QUICK]) == 0
+    origin = load_checkpoint(here / "model.pth").origin
+    assert origin["data"] == data_hash(load_dataset(*find_dataset(squares))) and len(origin["data"]) == 64
+    assert origin["code"] == code_state()
+
+
+def test_options_reach_the_run(here: Path, squares: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--dense", "4", "--augment", "scale,vflip,rotate,photometric", "--scale-match", str(squares)]
+    flags += ["--ema", "0.9", "--decay", "cosine", "--group-shapes", "--norm", "group"]
+    assert main([*flags, "--data", str(squares), "--no-tensorboard", *QUICK]) == 0
+    checkpoint = load_checkpoint(here / "model.pth")
+    assert checkpoint.detector.norm == "group"
+    assert checkpoint.config["augment"] == ("scale", "vflip", "rotate", "photometric")
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     here: Path, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--salpha", "--data", str(squares), "--dry-run", *QUICK]) == 0
-    assert "2 steps, 4 tiles a step" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    # squares: 96 x 96, the widest tile; the sum of the parts is the whole
+    assert "2 steps, 4 tiles a step" in printed and "for a tile of 96x96" in printed
+    assert "P2: every 4 px 9 anchors, sqrt(area) 8 to 12.7 px" in printed and "GiB a step" in printed
     assert list(here.iterdir()) == []
 
 
@@ -141,3 +162,7 @@ def test_a_corrupt_image_stops_the_run_and_is_named(
     assert main(["--data", str(broken), "--no-tensorboard", *QUICK]) == 2
     assert "2.png" in capsys.readouterr().err
     assert not (here / "model.pth").exists()
+    assert main(["--data", str(broken), "--no-tensorboard", "--skip-unreadable", *QUICK]) == 0
+    told = capsys.readouterr().err
+    assert told.count("2.png") == 1 and "skipped" in told
+    assert load_checkpoint(here / "model.pth").progress["step"] == 2

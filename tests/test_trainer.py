@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +26,16 @@ def tiles_of(squares: Path, cls: type[TrainingTiles] = TrainingTiles) -> Trainin
     return cls(load_dataset(*find_dataset(squares)), 96, 32)
 
 
-def trainer(squares: Path, output: Path, tiles: TrainingTiles | None = None, **schedule) -> Trainer:
+def trainer(
+    squares: Path, output: Path, tiles: TrainingTiles | None = None, config: DetectorConfig = CONFIG, **schedule
+) -> Trainer:
     torch.manual_seed(7)
     values = {"epochs": 3, "batch": 3, "lr": 0.01, "clip_norm": 10.0, **schedule}
     return Trainer(
-        detector=build_detector(CONFIG, (0.5, 0.4, 0.3)),
+        detector=build_detector(config, (0.5, 0.4, 0.3)),
         tiles=tiles or tiles_of(squares),
         schedule=Schedule(**values),
-        checkpoint=Checkpoint(CONFIG, {}, ("square",), (3,), tile=96, config={"run": 1}),
+        checkpoint=Checkpoint(config, {}, ("square",), (3,), tile=96, config={"run": 1}),
         output=output,
         device=torch.device("cpu"),
         autocast=False,
@@ -47,6 +51,12 @@ def test_the_rate_warms_up_from_a_third_and_falls_to_a_tenth_twice() -> None:
     assert schedule.rate(9617, steps) == 0.005  # the released steps: 9618 and 16030 of 19236
     assert schedule.rate(9618, steps) == pytest.approx(0.0005)
     assert schedule.rate(16030, steps) == pytest.approx(0.00005)
+
+
+def test_a_cosine_falls_from_the_rate_to_nothing_after_the_same_warm_up() -> None:
+    schedule = Schedule(epochs=10, batch=1, lr=1.0, decay="cosine")
+    assert schedule.rate(0, 1000) == pytest.approx(1 / 3) and schedule.rate(100, 1000) == 1.0
+    assert schedule.rate(550, 1000) == pytest.approx(0.5) and schedule.rate(1000, 1000) == pytest.approx(0)
 
 
 def test_biases_learn_twice_as_fast_and_do_not_decay_and_frozen_parameters_do_not_learn() -> None:
@@ -79,19 +89,25 @@ class StopsAt(TrainingTiles):
         return super().sample(index, seed=seed, epoch=epoch)
 
 
-@pytest.mark.parametrize("samples", [2, 8, 14])
+FASTER_RCNN = DetectorConfig("mobilenet_v2", channels=8, norm="batch", detector="faster_rcnn")
+
+
+@pytest.mark.parametrize(
+    ("samples", "options"),
+    [(2, {}), (8, {}), (14, {}), (14, {"ema": 0.9, "decay": "cosine", "grouped": True}), (5, {"config": FASTER_RCNN})],
+)
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    squares: Path, tmp_path: Path, samples: int
+    squares: Path, tmp_path: Path, samples: int, options: dict
 ) -> None:
-    straight = trainer(squares, tmp_path / "straight.pth")
+    straight = trainer(squares, tmp_path / "straight.pth", **options)
     straight.fit()
     stopping = tiles_of(squares, StopsAt)
     stopping.left = samples
-    first = trainer(squares, tmp_path / "parts.pth", stopping)
+    first = trainer(squares, tmp_path / "parts.pth", stopping, **options)
     with pytest.raises(KeyboardInterrupt):
         first.fit()
     load_checkpoint(tmp_path / "parts.pth").build()  # what Ctrl-C leaves can be used
-    second = trainer(squares, tmp_path / "parts.pth")
+    second = trainer(squares, tmp_path / "parts.pth", **options)
     second.resume()
     second.fit()
     ours, wanted = load_checkpoint(tmp_path / "parts.pth").weights, load_checkpoint(tmp_path / "straight.pth").weights
@@ -158,10 +174,110 @@ def test_resuming_with_other_arguments_names_them(squares: Path, tmp_path: Path)
         trainer(squares, tmp_path / "elsewhere.pth").resume()
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_images(squares: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_names_the_images_and_keeps_the_batch(squares: Path, tmp_path: Path) -> None:
     run = trainer(squares, tmp_path / "model.pth", lr=1e6, clip_norm=0.0)
-    with pytest.raises(ValueError, match=r"not finite .*\d\.png.*--lr"):
+    with pytest.raises(ValueError, match=r"not finite .*\d\.png.*--lr.*model\.diverged\.pth holds the batch"):
         run.fit()
+    kept = torch.load(tmp_path / "model.diverged.pth", weights_only=True)
+    wanted = [run.tiles.sample(i, seed=0, epoch=kept["epoch"]) for i in kept["indices"]]
+    for tile, sample in zip(kept["tiles"], wanted, strict=True):
+        assert np.array_equal(tile["pixels"].numpy(), sample.pixels)
+        assert np.array_equal(tile["boxes"].numpy(), sample.boxes)
+    assert len(kept["images"]) == len(kept["indices"])
+    assert not all(np.isfinite(list(kept["losses"].values())))
+    assert all(w.isfinite().all() for w in run.detector.state_dict().values())  # the step was not taken
+
+
+def test_what_is_kept_with_ema_is_the_moving_average_of_the_weights(squares: Path, tmp_path: Path) -> None:
+    run = trainer(squares, tmp_path / "model.pth", epochs=1, ema=0.75)
+    key = "head.regression_head.bbox_reg.bias"
+    seen, step = [], run.step
+
+    def watched(samples, rate):
+        losses = step(samples, rate)
+        seen.append(run.detector.state_dict()[key].clone())
+        return losses
+
+    run.step = watched
+    run.fit()
+    wanted = seen[0]  # the average begins at the first weights
+    for weights in seen[1:]:
+        wanted = 0.75 * wanted + 0.25 * weights
+    assert len(seen) == 3 and not torch.allclose(wanted, seen[-1])
+    torch.testing.assert_close(load_checkpoint(tmp_path / "model.pth").weights[key], wanted)
+
+
+def test_a_run_does_not_go_on_with_other_data(squares: Path, tmp_path: Path) -> None:
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left = 5
+    first = trainer(squares, tmp_path / "model.pth", stopping)
+    first.checkpoint.origin["data"] = "before"
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second = trainer(squares, tmp_path / "model.pth")
+    second.checkpoint.origin["data"] = "after"
+    with pytest.raises(ValueError, match="the training data is not what it was"):
+        second.resume()
+
+
+def test_a_state_from_before_an_option_existed_counts_as_its_default(squares: Path, tmp_path: Path) -> None:
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left = 5
+    with pytest.raises(KeyboardInterrupt):
+        trainer(squares, tmp_path / "model.pth", stopping).fit()
+    later = trainer(squares, tmp_path / "model.pth")
+    later.checkpoint.config["ema"], later.new_options = 0.0, {"ema": 0.0}
+    later.resume()
+    later.checkpoint.config["ema"] = 0.9
+    with pytest.raises(ValueError, match="another ema"):
+        later.resume()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from tinydet import trainer
+sys.path.insert(0, {folder!r})
+import test_trainer
+
+where, squares, output = sys.argv[1:]
+trainer.SAVE_EVERY = -1.0  # after every step
+run = test_trainer.trainer(Path(squares), Path(output))
+step, save, calls = run.step, torch.save, [0, 0]
+
+def stepping(samples, rate):
+    calls[0] += 1
+    if where == "step" and calls[0] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(samples, rate)
+
+def saving(values, path):
+    calls[1] += 1
+    save(values, path)
+    if where == "write" and calls[1] == 5:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.step, torch.save = stepping, saving
+run.fit()
+"""
+
+
+@pytest.mark.parametrize("where", ["step", "write"])
+def test_a_run_that_is_killed_goes_on_bit_for_bit(squares: Path, tmp_path: Path, where: str) -> None:
+    straight = trainer(squares, tmp_path / "straight.pth")
+    straight.fit()
+    program = KILLED.format(folder=str(Path(__file__).parent))
+    arguments = [where, str(squares), str(tmp_path / "parts.pth")]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed = trainer(squares, tmp_path / "parts.pth")
+    resumed.resume()
+    assert resumed._step in (3, 4)
+    resumed.fit()
+    ours, wanted = resumed.detector.state_dict(), straight.detector.state_dict()
+    assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(squares: Path) -> None:

@@ -39,6 +39,7 @@ class Checkpoint:
         config: the training configuration; `progress`: epoch, step and validation scores.
         training_state: optimizer and position, in the file that a run resumes from.
         versions: of Python and the packages that wrote it.
+        origin: `data`: a hash of the training data; `code`: the commit of the package, empty where unknown.
     """
 
     detector: DetectorConfig
@@ -54,6 +55,7 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
     training_state: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def alpha(self) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ from tinydet.backbone import Backbone, Norm
 from tinydet.batch import Batch, anchors_of
 from tinydet.fpn import Fusion, FusionFPN, PlainFPN
 from tinydet.losses import TwoStageLosses
+from tinydet.processes import process_count
 
 # The released configuration; 2000 and 1000 proposals are kept before and after suppression in training and at test.
 RPN_FOREGROUND, RPN_BACKGROUND, RPN_SAMPLES, RPN_POSITIVES = 0.7, 0.3, 256, 0.5
@@ -128,14 +129,19 @@ class FasterRCNN(nn.Module):
     def loss(self, batch: Batch) -> TwoStageLosses:
         """The losses of one batch. Which anchors and proposals they sample is drawn from torch's generator.
 
-        As in `RetinaNet`, an anchor or a proposal that is centred in an ignore region is no background.
+        As in `RetinaNet`, an anchor or a proposal that is centred in an ignore region is no background. They are means
+        over samples, so that the share of one of several processes is its mean divided by their number.
         """
+        return TwoStageLosses(*(part / process_count() for part in self._losses(batch)))
+
+    def _losses(self, batch: Batch) -> TwoStageLosses:
         features = self.pyramid(batch.images)
         targets = _targets(batch)
         proposals, of_anchors = self.rpn(ImageList(batch.images, list(batch.sizes)), features, targets)
         proposals = [_outside_regions(p, t["regions"], t["boxes"]) for p, t in zip(proposals, targets, strict=True)]
         if not any(len(p) + len(t["boxes"]) for p, t in zip(proposals, targets, strict=True)):
-            nothing = features["P2"].float().sum() * 0
+            # Zero, with a gradient of zero for every parameter: other processes may have proposals.
+            nothing = torch.stack([p.sum() for p in self.roi_heads.parameters()]).sum() * 0
             return TwoStageLosses(of_anchors["loss_objectness"], of_anchors["loss_rpn_box_reg"], nothing, nothing)
         # The padded size: RoIAlign derives the strides from it.
         _, of_proposals = self.roi_heads(features, proposals, [batch.size] * len(batch.sizes), targets)

@@ -12,6 +12,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from tinydet.boxes import encode
 from tinydet.matching import Matches
+from tinydet.processes import over_all
 
 if TYPE_CHECKING:
     from tinydet.retinanet import HeadOutputs
@@ -63,7 +64,7 @@ DetectorLosses: TypeAlias = Losses | TwoStageLosses
 def retinanet_loss(
     outputs: HeadOutputs, anchors: Tensor, matches: Matches, boxes: Tensor, labels: Tensor, ignored: Tensor
 ) -> Losses:
-    """Focal loss / (positives + images) and smooth L1 / (4 * positives).
+    """Focal loss / (positives + images) and smooth L1 / (4 * positives), counted over all processes of the run.
 
     Args:
         anchors: (N, 4) of all levels, finest first, xyxy in input pixels.
@@ -90,5 +91,5 @@ def retinanet_loss(
     ends = torch.tensor(sizes, device=anchor.device).cumsum(0)
     level = torch.bucketize(anchor, ends, right=True)
     boxes_by_level = distance.new_zeros(len(sizes)).index_add(0, level, distance)
-    positives = len(matches.positive)
-    return Losses(by_level / (positives + images), boxes_by_level / (REGRESSION_WEIGHT * max(positives, 1)))
+    positives, everywhere = over_all(by_level.new_tensor([len(matches.positive), images])).unbind()
+    return Losses(by_level / (positives + everywhere), boxes_by_level / (REGRESSION_WEIGHT * positives.clamp(min=1)))

@@ -1,23 +1,18 @@
-"""What a training run can be told: presets, flags, and the frozen configuration that they become."""
+"""What a training run is: presets, and the frozen configuration that they and the flags become."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
-
-import torch
+from typing import Any, Literal
 
 from tinydet.anchors import DESIGNS
-from tinydet.backbone import BACKBONES, Norm
+from tinydet.backbone import Norm
 from tinydet.data.coco import find_dataset
-from tinydet.detector import DETECTORS
-from tinydet.faster_rcnn import CANONICAL_SCALE, ROI_ALIGN_RULES, RoIAlignRule
+from tinydet.data.erase import DENSE
+from tinydet.faster_rcnn import CANONICAL_SCALE, RoIAlignRule
 from tinydet.fpn import FUSIONS, Fusion
-from tinydet.fusion import ALPHA_RANGE
 from tinydet.retinanet import HeadInit
 
 
@@ -86,6 +81,15 @@ class TrainConfig:
     canonical_scale: int = CANONICAL_SCALE
     init: str | None = None
     norm: Norm | Literal["auto"] = "auto"
+    cut: Literal["grid", "benchmark"] = "grid"
+    empty_tiles: bool = True
+    dense: int | None = None
+    scale_match: str | None = None
+    augment: tuple[str, ...] = ()
+    group_shapes: bool = False
+    decay: Literal["steps", "cosine"] = "steps"
+    ema: float = 0.0
+    skip_unreadable: bool = False
 
 
 NEW_OPTIONS = {
@@ -95,6 +99,9 @@ NEW_OPTIONS = {
 
 def config_of(args: argparse.Namespace) -> TrainConfig:
     embedded = args.data is None and args.annotations is None
+    tinyperson = args.recipe == "tinyperson"
+    if tinyperson and embedded:
+        raise ValueError("--recipe tinyperson is for TinyPerson: name its files with --annotations and --images")
     if embedded and (args.val or args.val_annotations):
         raise ValueError("--val needs training data of yours too: name it with --data or --annotations")
     if args.data and args.annotations:
@@ -114,6 +121,8 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
     annotations, images = find_dataset(args.data) if args.data else (args.annotations, args.images)
     val_annotations, val_images = find_dataset(args.val) if args.val else (args.val_annotations, args.val_images)
     name = args.preset or ("small" if embedded else "paper")
+    if tinyperson and name != "paper":
+        raise ValueError(f"--recipe tinyperson is the preset paper; leave --preset {name} out")
     preset = preset_of(name, args.detector)
     _refuse_foreign_options(args)
     if args.init and args.weights_backbone:
@@ -167,6 +176,15 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         canonical_scale=args.canonical_scale or CANONICAL_SCALE,
         init=args.init,
         norm=args.norm,
+        cut="benchmark" if tinyperson else "grid",
+        empty_tiles=not (args.no_empty_tiles or tinyperson),
+        dense=args.dense or (DENSE if tinyperson else None),
+        scale_match=str(args.scale_match) if args.scale_match else None,
+        augment=args.augment,
+        group_shapes=args.group_shapes or tinyperson,
+        decay=args.decay,
+        ema=args.ema,
+        skip_unreadable=args.skip_unreadable,
     )
 
 
@@ -186,231 +204,3 @@ def _refuse_foreign_options(args: argparse.Namespace) -> None:
     for name in names:
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} belongs to --detector {owner}, not to {args.detector}")
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tinydet train",
-        description="Train a detector for tiny objects; --salpha counts its fusion factors from the annotations "
-        "first. Without --data it trains on the embedded synthetic scenes.",
-        epilog="example: python -m tinydet.train --salpha --data my/train --val my/val --categories person",
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, metavar="DIR", help="COCO folder: annotations.json[.gz] and images/")
-    data.add_argument("--val", type=Path, metavar="DIR", help="COCO folder that chooses the best weights")
-    data.add_argument("--annotations", type=Path, metavar="FILE", help="instead of --data: a COCO JSON file")
-    data.add_argument("--images", type=Path, metavar="DIR", help="with --annotations: where its images are")
-    data.add_argument("--val-annotations", type=Path, metavar="FILE", help="instead of --val")
-    data.add_argument("--val-images", type=Path, metavar="DIR", help="with --val-annotations")
-    data.add_argument("--categories", metavar="A,B", help="only these categories, by name")
-    data.add_argument(
-        "--tile",
-        type=int,
-        default=640,
-        help="larger images are cut into tiles of this side, in pixels (default %(default)s)",
-    )
-    data.add_argument(
-        "--overlap",
-        type=int,
-        default=128,
-        metavar="PX",
-        help="overlap of neighbouring tiles, in pixels (default %(default)s)",
-    )
-    data.add_argument("--no-flip", action="store_true", help="no random horizontal flips")
-    fusion = parser.add_argument_group("fusion factor")
-    fusion.add_argument(
-        "--salpha", action="store_true", help="count alpha from the annotations (Algorithm 1 of the paper)"
-    )
-    fusion.add_argument(
-        "--alpha",
-        type=_alpha,
-        metavar="A[,A,A]|NAME",
-        help="fixed alpha: one value, or one for each edge, finest first; or learned: one, three, channel or "
-        "attention, which start at 1, or with --salpha at what it counts; without either flag 1 everywhere",
-    )
-    fusion.add_argument(
-        "--alpha-range",
-        type=_range,
-        default=ALPHA_RANGE,
-        metavar="LOW,HIGH",
-        help="clamp of --salpha (default: 0.2,2.0, as in the released code)",
-    )
-    fusion.add_argument(
-        "--sigma-power",
-        type=_positive_float,
-        metavar="S",
-        help="initialise the pyramid with powers of S (section 3.3 of the paper, 0.5 there)",
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--detector",
-        choices=DETECTORS,
-        default="retinanet",
-        help="retinanet: on P2-P6, the paper's with dagger; retinanet-p3p7: on the conventional levels, with anchors "
-        "as small; faster_rcnn: on P2-P6 (default %(default)s)",
-    )
-    model.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        help="paper: ResNet-50, 256 channels, the published recipe (default with data of yours); "
-        "small: MobileNetV2, 64 channels (default on the embedded data)",
-    )
-    model.add_argument("--backbone", choices=BACKBONES, help=f"network that gives C2..C5 ({_presets('backbone')})")
-    model.add_argument(
-        "--weights-backbone",
-        metavar="default|none|FILE",
-        help="ImageNet weights: torchvision's download, none, or a file of them; "
-        "without the flag default, but none on the embedded data",
-    )
-    model.add_argument(
-        "--init",
-        metavar="coco|FILE",
-        help="start from a whole detector: torchvision's download for COCO, a file of its RetinaNet or Faster R-CNN "
-        "weights, or a checkpoint, also one of other classes; what does not fit starts anew and is named",
-    )
-    model.add_argument(
-        "--norm",
-        choices=("auto", *get_args(Norm)),
-        default="auto",
-        help="normalisation of the backbone: frozen keeps the statistics of pretrained weights, batch learns, group "
-        "is for small batches without pretrained weights (default auto: frozen with pretrained weights, else batch)",
-    )
-    model.add_argument(
-        "--freeze",
-        type=int,
-        default=2,
-        choices=(0, 1, 2),
-        help="pretrained stages that stay as they are: 0 none, 1 the stem, 2 also the stage of C2 "
-        "(default %(default)s)",
-    )
-    model.add_argument(
-        "--channels", type=_positive, metavar="N", help=f"width of pyramid and head ({_presets('channels')})"
-    )
-    model.add_argument(
-        "--head-convs",
-        type=_positive,
-        choices=(1, 2, 3, 4),
-        help=f"convolutions in each head tower ({_presets('head_convs')})",
-    )
-    model.add_argument(
-        "--head-init",
-        choices=("paper", "he"),
-        help="how the head towers start: N(0, 0.01) as in the paper, or He's rule, which thin towers need "
-        f"({_presets('head_init')}); both are RetinaNet's",
-    )
-    two_stage = parser.add_argument_group("Faster R-CNN")
-    two_stage.add_argument(
-        "--straddling",
-        action="store_true",
-        help="anchors that cross the tile's border learn too, as in torchvision; by default they do not, as in the "
-        "paper's code",
-    )
-    two_stage.add_argument(
-        "--roi-align",
-        choices=ROI_ALIGN_RULES,
-        help="torchvision: pool as torchvision's detectors do; aligned: without their half-pixel shift, and without "
-        "their smallest size of one cell (default torchvision)",
-    )
-    two_stage.add_argument(
-        "--canonical-scale",
-        type=_positive,
-        metavar="PX",
-        help="side of the proposals that are pooled from P4; all below half of it come from P2 "
-        f"(default {CANONICAL_SCALE}, so all below 112 px do)",
-    )
-    run = parser.add_argument_group("run")
-    run.add_argument("--epochs", type=_positive, metavar="N", help=f"passes over the tiles ({_presets('epochs')})")
-    run.add_argument("--batch", type=_positive, metavar="N", help=f"tiles a step ({_presets('batch')})")
-    run.add_argument(
-        "--lr",
-        type=_positive_float,
-        metavar="R",
-        help=f"learning rate of one step ({_presets('lr')}; paper with faster_rcnn: {FASTER_RCNN_LR})",
-    )
-    run.add_argument(
-        "--clip-norm", type=float, metavar="G", help=f"largest gradient norm, 0: no limit ({_presets('clip_norm')})"
-    )
-    run.add_argument(
-        "--validate-every", type=_positive, metavar="N", help="epochs between validations (default: a sixth of all)"
-    )
-    run.add_argument(
-        "--precision",
-        choices=("auto", "bf16", "fp32"),
-        default="auto",
-        help="auto: bfloat16 autocast where the hardware gains from it (default %(default)s)",
-    )
-    run.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="torch device (default: cuda where there is one, else cpu)",
-    )
-    run.add_argument("--threads", type=_positive, help="CPU threads; default: all cores")
-    run.add_argument("--seed", type=int, default=0, help="of weights, order and flips (default %(default)s)")
-    run.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same arguments")
-    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    run.add_argument(
-        "--output", type=Path, default=Path("model.pth"), metavar="FILE", help="the trained model (default %(default)s)"
-    )
-    run.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="also write the scores by epoch and how the run ended; a class has its own where there are several",
-    )
-    run.add_argument(
-        "--logdir",
-        type=Path,
-        default=Path("runs"),
-        metavar="DIR",
-        help="TensorBoard logs: tensorboard --logdir runs (default %(default)s)",
-    )
-    run.add_argument("--no-tensorboard", action="store_true", help="write no logs")
-    return parser
-
-
-def _presets(field: str) -> str:
-    """The defaults of a flag, as its help says them."""
-    return ", ".join(f"{name}: {getattr(preset, field)}" for name, preset in PRESETS.items())
-
-
-def _alpha(text: str) -> tuple[float, ...] | Fusion:
-    for name in FUSIONS:
-        if text == name != "fixed":
-            return name
-    values = _floats(text)
-    if not 1 <= len(values) <= 3 or not all(map(math.isfinite, values)):
-        raise argparse.ArgumentTypeError(
-            f"one number, or one for each edge, finest first, such as 0.5 or 0.37,0.39,0.37; or one, three, channel, "
-            f"attention; got {text!r}"
-        )
-    return values
-
-
-def _range(text: str) -> tuple[float, float]:
-    values = _floats(text)
-    if len(values) != 2 or not 0 <= values[0] <= values[1] < math.inf:
-        raise argparse.ArgumentTypeError(f"two numbers, 0 <= LOW <= HIGH, such as 0.2,2.0; got {text!r}")
-    return values[0], values[1]
-
-
-def _floats(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        return ()
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"a number above 0, got {text!r}")
-    return value

@@ -20,7 +20,7 @@ from tinydet._command import command
 from tinydet.anchors import DESIGNS, AnchorDesign, released_design, torchvision_design
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.data.training import VISIBLE, clip_to_tile
+from tinydet.data.training import VISIBLE, TrainingTiles, clip_to_tile, share_out
 from tinydet.fusion import ALPHA_RANGE, CountRule, FusionStatistics, count_levels, released_clipping
 from tinydet.runtime.pipeline import OVERLAP, plan_tiles
 
@@ -54,6 +54,37 @@ def statistics_of(
     inputs = _inputs(dataset, tile, overlap, scale)
     if flip:
         inputs = _with_mirror_images(inputs)
+    return _count(inputs, design, count, alpha_range, start)
+
+
+def statistics_of_tiles(
+    tiles: TrainingTiles,
+    design: AnchorDesign,
+    *,
+    count: CountRule = "gt",
+    alpha_range: tuple[float, float] = ALPHA_RANGE,
+) -> FusionStatistics:
+    """Fusion statistics on the tiles of training, however they are cut; what is done to their pixels is not seen.
+
+    Raises:
+        ValueError: for a bad `alpha_range`.
+    """
+    start = time.perf_counter()
+    boxes: list[NDArray[np.float64]] = []
+    index: list[NDArray[np.int64]] = []
+    for number, (image, tile) in enumerate(tiles.tiles):
+        found = tiles.dataset.of_image(image)
+        clipped, visible = clip_to_tile(found.boxes, tile)
+        objects, _ = share_out(found.ignore, visible, tiles.slivers)
+        boxes.append(clipped[objects])
+        index.append(np.full(int(objects.sum()), number))
+    sizes = np.array([(tile.width, tile.height) for _, tile in tiles.tiles], np.int64)
+    return _count(_Inputs(np.concatenate(boxes), sizes, np.concatenate(index)), design, count, alpha_range, start)
+
+
+def _count(
+    inputs: _Inputs, design: AnchorDesign, count: CountRule, alpha_range: tuple[float, float], start: float
+) -> FusionStatistics:
     boxes, sizes, index = inputs
     if design.inclusive:
         boxes, kept = released_clipping(boxes, sizes[index])

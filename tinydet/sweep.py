@@ -23,8 +23,8 @@ from tinydet.data.documents import load_document
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.gradients import grid_of
+from tinydet.options import parser as train_parser
 from tinydet.recipe import config_of
-from tinydet.recipe import parser as train_parser
 from tinydet.sweep_report import SALPHA, summarise, summary_text, write_report
 from tinydet.trials import Record, Trial, Trials, describe, find_record, read_records
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import signal
 import threading
@@ -10,19 +11,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from tinydet._extras import needs_extra
-from tinydet.batch import collate
+from tinydet.batch import Batch, collate
 from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.data.training import Sample, TrainingTiles, epoch_batches, stream
 from tinydet.detector import Detector
 from tinydet.losses import DetectorLosses
+from tinydet.processes import Processes, over_all
+from tinydet.selection import grouped_batches, shapes_of
 from tinydet.spec import ModelSpec
+from tinydet.unusable import save_batch
 
 WARMUP_STEPS, WARMUP_START = 500, 1 / 3
 DECAY_AT = (6 / 12, 10 / 12)  # of all steps; a tenth at each
@@ -41,7 +47,11 @@ def _silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD as in the released recipe; `lr` is for one step of `batch` tiles."""
+    """SGD as in the released recipe; `lr` is for one step of `batch` tiles.
+
+    `decay` "cosine" falls to 0 along half a cosine in place of the two steps. With `ema` > 0 what is validated and
+    kept is the moving average of the weights with this decay. `grouped` keeps wide tiles and others in batches apart.
+    """
 
     epochs: int
     batch: int
@@ -51,11 +61,17 @@ class Schedule:
     clip_norm: float = 0.0  # 0: no clipping; the norm is taken in alpha coordinates, as all gradients here are
     seed: int = 0
     validate_every: int = 1  # epochs
+    decay: Literal["steps", "cosine"] = "steps"
+    ema: float = 0.0
+    grouped: bool = False
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step `step` of `steps`: linear warm-up from a third, then a tenth at 6/12 and at 10/12."""
         warmup = min(WARMUP_STEPS, steps // 10)
-        factor = 0.1 ** sum(step >= milestone * steps for milestone in DECAY_AT)
+        if self.decay == "cosine":
+            factor = (1 + math.cos(math.pi * max(step - warmup, 0) / max(steps - warmup, 1))) / 2
+        else:
+            factor = 0.1 ** sum(step >= milestone * steps for milestone in DECAY_AT)
         if step < warmup:
             factor *= WARMUP_START + (1 - WARMUP_START) * step / warmup
         return self.lr * factor
@@ -68,7 +84,9 @@ class Trainer:
     Args:
         checkpoint: what is known of the run; weights and progress are filled in whenever it is saved.
         report: takes a line of news now and then.
+        show: writes what the last validation saw to a TensorBoard writer, at this step.
         validate: scores the detector; its `AP50` chooses the best weights. None: the last ones are kept.
+        processes: of which this one takes its part of each batch; the first one alone writes.
         new_options: what an option meant before it existed, for states that lack it.
     """
 
@@ -81,11 +99,13 @@ class Trainer:
     autocast: bool
     validate: Validate | None = None
     report: Callable[[str], None] = _silent
+    show: Callable[[Any, int], None] | None = None
     logdir: Path | None = None
     epoch: int = 0
     done: int = 0  # steps of the current epoch
     best: float = -math.inf
     history: list[dict[str, Any]] = field(default_factory=list)
+    processes: Processes = field(default_factory=Processes)
     new_options: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0  # spent in earlier parts of a resumed run
 
@@ -96,6 +116,12 @@ class Trainer:
             lr=self.schedule.lr,
             momentum=self.schedule.momentum,
         )
+        # The gradients of all processes, averaged while the backward pass still runs.
+        objective = _Objective(self.detector)
+        self.objective: nn.Module = objective if self.processes.count == 1 else DistributedDataParallel(objective)
+        self.averaged: AveragedModel | None = None
+        if self.schedule.ema > 0:
+            self.averaged = AveragedModel(self.detector, multi_avg_fn=get_ema_multi_avg_fn(self.schedule.ema))
 
     @property
     def layout(self) -> torch.memory_format:
@@ -107,14 +133,31 @@ class Trainer:
     def state_path(self) -> Path:
         return resume_path(self.output)
 
-    @property
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.tiles) // self.schedule.batch)
+        return len(self.batches())  # as many in every epoch
+
+    @property
+    def judged(self) -> Detector:
+        """The detector that is validated and kept: as it is, or its moving average."""
+        if self.averaged is None:
+            return self.detector
+        return cast(Detector, self.averaged.module)
+
+    def batches(self) -> list[list[int]]:
+        """The sample indices of each step of the current epoch; a last one with fewer tiles than processes is left
+        out."""
+        seed, epoch, batch = self.schedule.seed, self.epoch, self.schedule.batch
+        if self.schedule.grouped:
+            batches = grouped_batches(shapes_of(self.tiles), batch, seed=seed, epoch=epoch)
+        else:
+            batches = epoch_batches(len(self.tiles), batch, seed=seed, epoch=epoch)
+        return [batch for batch in batches if len(batch) >= self.processes.count]
 
     @property
     def alpha(self) -> tuple[float, ...]:
         """Fusion factors as they are now, finest first; empty for attention."""
-        return self._snapshot().alpha
+        return self._snapshot(self.judged).alpha
 
     @property
     def steps_left(self) -> int:
@@ -124,34 +167,35 @@ class Trainer:
         """Train from where the run stands to its end; on Ctrl-C save and raise KeyboardInterrupt.
 
         Raises:
-            DivergedError: where the loss is not finite any more, naming the images.
+            DivergedError: where the loss is not finite any more, naming the images; the batch is kept for inspection.
         """
+        if self._step == 0:
+            self.save_state()  # a run that is killed before the next one can be resumed too
         steps = self.schedule.epochs * self.steps_per_epoch
-        writer = _tensorboard(self.logdir)
+        writer = _tensorboard(self.logdir if self.processes.first else None)
         started = saved = reported = time.monotonic() - self.seconds
-        bar = tqdm(total=steps, initial=self._step, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
+        quiet = None if self.processes.first else True
+        bar = tqdm(total=steps, initial=self._step, unit="step", dynamic_ncols=True, disable=quiet, smoothing=0.05)
         try:
             while self.epoch < self.schedule.epochs:
                 self.detector.train()
-                batches = epoch_batches(len(self.tiles), self.schedule.batch, seed=self.schedule.seed, epoch=self.epoch)
+                batches = [self.processes.share(batch) for batch in self.batches()[self.done :]]
                 seed, epoch = self.schedule.seed, self.epoch
-                for batch, samples in zip(
-                    batches[self.done :], stream(self.tiles, batches[self.done :], seed=seed, epoch=epoch), strict=True
-                ):
+                for batch, samples in zip(batches, stream(self.tiles, batches, seed=seed, epoch=epoch), strict=True):
                     begun = time.monotonic()
                     rate = self.schedule.rate(self._step, steps)
                     with _whole():
                         losses = self.step(samples, rate)
                         loss = float(losses.total())
                         if not math.isfinite(loss):
-                            raise DivergedError(self._diverged(batch, rate))
+                            raise DivergedError(self._diverged(batch, samples, losses, rate))
                         self.done += 1
                     now = time.monotonic()
                     self.seconds = now - started
-                    speed = len(samples) / (now - begun)
+                    speed = len(samples) * self.processes.count / (now - begun)
                     bar.update()
                     bar.set_postfix_str(f"loss {loss:.3f} lr {rate:.2g} {speed:.1f} img/s")
-                    if bar.disable and now - reported > REPORT_EVERY:
+                    if self.processes.first and bar.disable and now - reported > REPORT_EVERY:
                         reported = now
                         self.report(self._line(loss, rate, speed, steps))
                     if writer is not None:
@@ -172,48 +216,60 @@ class Trainer:
             bar.close()
             if writer is not None:
                 writer.close()
-        self.state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
+        if self.processes.first:
+            self.state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
 
     def step(self, samples: Sequence[Sample], rate: float) -> DetectorLosses:
-        """One step of SGD; returns the losses, without a graph. What it draws depends on (seed, step) alone."""
-        torch.manual_seed(((self.schedule.seed << 32) + self._step) % 2**63)
+        """One step of SGD on this process's samples; returns the losses of all of them, without a graph.
+
+        What is drawn in it depends on (process, seed, step) alone.
+        """
+        torch.manual_seed(((self.processes.rank << 56) + (self.schedule.seed << 32) + self._step) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_factor"]
         losses = self.loss(samples)
         self.optimizer.zero_grad(set_to_none=True)
         total = losses.total()
-        total.backward()
+        (total * self.processes.count).backward()  # the mean of these is the gradient of the sum of all shares
         if self.schedule.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.schedule.clip_norm)
-        if torch.isfinite(total):
+        losses = type(losses)(*(over_all(part.detach()) for part in losses))
+        if torch.isfinite(losses.total()):
             self.optimizer.step()
-        return type(losses)(*(part.detach().cpu() for part in losses))
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.detector)
+        return type(losses)(*(part.cpu() for part in losses))
 
     def loss(self, samples: Sequence[Sample]) -> DetectorLosses:
-        """The loss of one batch of tiles."""
+        """The loss of one batch of tiles; of many processes, this one's share of it."""
         batch = collate(samples, self.device, self.layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.detector.loss(batch)
+            return cast(DetectorLosses, self.objective(batch))
 
     def checkpoint_spec(self) -> ModelSpec:
         """How the current weights would be deployed."""
-        return self._snapshot().spec()
+        return self._snapshot(self.judged).spec()
 
     def save_model(self) -> None:
         """Write the current weights to `output`."""
-        save_checkpoint(replace(self._snapshot(), training_state=None), self.output)
+        if not self.processes.first:
+            return
+        save_checkpoint(replace(self._snapshot(self.judged), training_state=None), self.output)
 
     def save_state(self) -> None:
         """Write all that a resumed run needs beside `output`."""
+        if not self.processes.first:
+            return
         state = {
             "optimizer": self.optimizer.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "epoch": self.epoch,
             "done": self.done,
             "best": self.best,
             "history": self.history,
             "seconds": self.seconds,
         }
-        save_checkpoint(replace(self._snapshot(), training_state=state), self.state_path)
+        save_checkpoint(replace(self._snapshot(self.detector), training_state=state), self.state_path)
 
     def resume(self) -> None:
         """Continue from the state beside `output`.
@@ -233,9 +289,17 @@ class Trainer:
                 f"{self.state_path}: written by a run with another {', '.join(changed) or 'purpose'}; "
                 "resume with the arguments of that run, or start anew without --resume"
             )
+        data, now = saved.origin.get("data"), self.checkpoint.origin.get("data")
+        if data is not None and data != now:
+            raise ValueError(
+                f"{self.state_path}: the training data is not what it was when the run began; "
+                "put it back as it was, or start anew without --resume"
+            )
         state = saved.training_state
         self.detector.load_state_dict(saved.weights)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
         self.epoch, self.done, self.best = state["epoch"], state["done"], state["best"]
         self.history, self.seconds = state["history"], state["seconds"]
 
@@ -251,7 +315,7 @@ class Trainer:
             return
         if not last and self.epoch % self.schedule.validate_every:
             return
-        metrics = self.validate(self.detector)
+        metrics = self.validate(self.judged)
         self.history.append({"epoch": self.epoch, **metrics})
         score = metrics["AP50"]
         note = ""
@@ -261,26 +325,45 @@ class Trainer:
         _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
         edges = self.detector.design.edges
         _write(writer, self._step, {f"alpha/{edge}": a for edge, a in zip(edges, self.alpha, strict=False)})
+        if writer is not None and self.show is not None:
+            self.show(writer, self._step)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0 and "/" not in name)
         bar.clear()
-        self.report(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")
+        if self.processes.first:
+            self.report(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")
 
-    def _snapshot(self) -> Checkpoint:
-        weights = {k: v.detach().cpu().contiguous().clone() for k, v in self.detector.state_dict().items()}
+    def _snapshot(self, detector: Detector) -> Checkpoint:
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in detector.state_dict().items()}
         progress = {"epoch": self.epoch, "step": self._step, "seconds": round(self.seconds, 1), "history": self.history}
         return replace(self.checkpoint, weights=weights, progress=progress)
 
-    def _diverged(self, batch: Sequence[int], rate: float) -> str:
-        names = ", ".join(sorted({self.tiles.dataset.images[self.tiles.tiles[i][0]].file_name for i in batch}))
+    def _diverged(self, batch: Sequence[int], samples: Sequence[Sample], losses: DetectorLosses, rate: float) -> str:
+        """Keep the batch that led to no finite loss, and say so."""
+        names = [self.tiles.dataset.images[self.tiles.tiles[i][0]].file_name for i in batch]
+        about = {"epoch": self.epoch, "step": self.done, "lr": rate, "images": names, "indices": list(batch)}
+        rank = f"-{self.processes.rank}" if self.processes.rank else ""
+        kept = self.output.with_suffix(f".diverged{rank}{self.output.suffix}")
+        save_batch(kept, samples, {**about, "losses": losses.scalars(self.detector.design.levels)})
         return (
             f"the loss is not finite any more at epoch {self.epoch + 1}, step {self.done + 1} (learning rate "
-            f"{rate:.2g}, images {names}); train with a lower --lr or with --clip-norm 10. "
-            f"{self.output}, if written, keeps the best weights so far"
+            f"{rate:.2g}, images {', '.join(sorted(set(names)))}); train with a lower --lr or with --clip-norm 10. "
+            f"{kept} holds the batch; {self.output}, if written, the best weights so far"
         )
 
     def _line(self, loss: float, rate: float, speed: float, steps: int) -> str:
         left = self.seconds / max(self._step, 1) * (steps - self._step)
         return f"step {self._step}/{steps}  loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s  {left / 60:.0f} min left"
+
+
+class _Objective(nn.Module):
+    """A detector whose forward pass is its loss: what `DistributedDataParallel` wants to wrap."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: Batch) -> DetectorLosses:
+        return self.detector.loss(batch)
 
 
 def resume_path(output: Path) -> Path:
