@@ -51,9 +51,7 @@ def test_full_batches_of_the_tiles_that_have_data_in_their_order_and_all_others_
 ) -> None:
     scene = Holes(empty)
     seen, passed, sizes = [], [], []
-    for read in ReadAhead(
-        scene, GRID.tiles, size=(64, 64), side=64, pad=(1, 2, 3), batch=batch, readers=readers
-    ):
+    for read in ReadAhead(scene, GRID.tiles, size=(64, 64), side=64, pad=(1, 2, 3), batch=batch, readers=readers):
         assert len(read.images) == len(read.tiles)
         assert [int(image[9, 9, 0]) for image in read.images] == [tile.index for tile in read.tiles]
         assert read.tiles or read.empty

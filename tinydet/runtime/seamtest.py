@@ -25,7 +25,8 @@ from tinydet.runtime.backends import BACKENDS, Backend, TileOutputs, open_model
 from tinydet.runtime.coarse import plan_coarse
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.pipeline import detect, plan_tiles
-from tinydet.runtime.scene import Image, Scene, open_scene
+from tinydet.runtime.pixels import Image
+from tinydet.runtime.scene import Scene, open_scene
 from tinydet.runtime.stitch import EDGE, JITTER, MERGES, SAME_OBJECT, Merge
 from tinydet.runtime.suppress import conflicts
 from tinydet.runtime.tiles import COARSEST_CELL, TileGrid
@@ -174,7 +175,7 @@ def seam_test(
     margin = overlap / scale  # at the border of the second area the network sees other surroundings, and parts
     inner = np.array([shifted.x and shifted.x + margin, shifted.y and shifted.y + margin])
     near = 2 * EDGE / scale
-    chosen = [found[(found.boxes[:, :2] >= inner).all(axis=1)] for found, _, _ in scans]
+    chosen = [found[np.flatnonzero((found.boxes[:, :2] >= inner).all(axis=1))] for found, _, _ in scans]
     marked = []
     for found in chosen:
         at_seam = np.zeros(len(found), np.bool_)
