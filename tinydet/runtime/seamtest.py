@@ -175,7 +175,7 @@ def seam_test(
     margin = overlap / scale  # at the border of the second area the network sees other surroundings, and parts
     inner = np.array([shifted.x and shifted.x + margin, shifted.y and shifted.y + margin])
     near = 2 * EDGE / scale
-    chosen = [found[(found.boxes[:, :2] >= inner).all(axis=1)] for found, _, _ in scans]
+    chosen = [found[np.flatnonzero((found.boxes[:, :2] >= inner).all(axis=1))] for found, _, _ in scans]
     marked = []
     for found in chosen:
         at_seam = np.zeros(len(found), np.bool_)

@@ -1,0 +1,251 @@
+"""Every format, opened again with the ecosystem's reader."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinydet.runtime.detections import Detections
+from tinydet.runtime.georeference import Georeference, georeference_of
+from tinydet.runtime.writers import FORMATS, SceneDetections, check_output, format_of, open_writer
+from tinydet.spec import ModelSpec
+
+SPEC = ModelSpec(classes=("person, swimming", "boat"), category_ids=(7, 3), detector="d", backbone="b", tile=64)
+SCENES = {"north-up": ("bigscene-brighton-geotiff", 15), "rotated": ("bigscene-plaza", 35)}  # folder, UTM zone
+
+
+def some(count: int, seed: int = 0) -> Detections:
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 900, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(2, 40, (count, 2))], 1).astype(np.float32)
+    seam = rng.uniform(0, 100, count).astype(np.float32)
+    seam[::2] = np.inf
+    integers = [rng.integers(0, most, count).astype(np.int32) for most in (2, 9, 2)]
+    return Detections(boxes, rng.uniform(0.3, 1, count).astype(np.float32), *integers[:2], seam, integers[2])
+
+
+def scene(name: str, image_id: int, count: int, georeference: Georeference | None = None) -> SceneDetections:
+    return SceneDetections(name, image_id, 1000, 1200, some(count, image_id), georeference)
+
+
+NORTH_UP = Georeference((0.5, 0, 300_000, 0, -0.5, 5_000_000), "EPSG:32635")
+
+
+def save(path: Path, *scenes: SceneDetections) -> Path:
+    with open_writer(path, SPEC) as write:
+        for found in scenes:
+            write(found)
+    return path
+
+
+def test_coco_results_are_loaded_by_pycocotools(tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    scenes = [scene("a.jpg", 4, 3), scene("b.jpg", 9, 0), scene("c.jpg", 2, 5)]
+    path = save(tmp_path / "found.json", *scenes)
+    truth = coco.COCO()
+    truth.dataset = {
+        "images": [{"id": i} for i in (2, 4, 9)],
+        "categories": [{"id": 3, "name": "boat"}, {"id": 7, "name": "person"}],
+        "annotations": [],
+    }
+    with redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        loaded = truth.loadRes(str(path))
+    assert len(loaded.anns) == 8
+    assert [row["score"] for row in loaded.loadAnns(loaded.getAnnIds(imgIds=[4]))] == scenes[
+        0
+    ].detections.scores.tolist()
+    assert json.loads(save(tmp_path / "none.json").read_text()) == []
+
+
+def test_a_table_holds_every_box_exactly(tmp_path: Path) -> None:
+    found = scene("a.tif", 4, 6, NORTH_UP)
+    rows = list(csv.DictReader(save(tmp_path / "found.csv", found, scene("b.jpg", 5, 1)).open(newline="")))
+    assert len(rows) == 7
+    of = found.detections
+    for row, box, score, label in zip(rows[:6], of.boxes, of.scores, of.labels, strict=True):
+        assert [np.float32(row[name]) for name in ("x1", "y1", "x2", "y2")] == box.tolist()
+        assert np.float32(row["score"]) == score
+        assert (row["class"], int(row["category_id"])) == (SPEC.classes[label], SPEC.category_ids[label])
+    assert [row["seam_distance"] == "" for row in rows[:6]] == [True, False] * 3
+    assert rows[0]["lon"]
+    assert rows[6]["lon"] == ""
+    assert [int(row["pass"]) for row in rows[:6]] == of.passes.tolist()
+
+
+def test_parquet_is_read_by_pyarrow_and_pandas_with_types(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    scenes = [scene("a.tif", 4, 6, NORTH_UP), scene("b.jpg", 5, 0), scene("c.jpg", 6, 2)]
+    table = parquet.read_table(save(tmp_path / "found.parquet", *scenes))
+    assert [str(table.schema.field(name).type) for name in ("scene", "score", "x1", "tile", "lon")] == [
+        "string",
+        "float",
+        "float",
+        "int32",
+        "double",
+    ]
+    both = Detections.concatenate([found.detections for found in scenes])
+    for i, name in enumerate(("x1", "y1", "x2", "y2")):
+        assert table[name].to_pylist() == both.boxes[:, i].tolist()
+    assert table["lon"].null_count == 2
+    assert table["seam_distance"].null_count == int(np.isinf(both.seam_distance).sum())
+    frame = table.to_pandas()
+    assert frame.groupby("scene").size().to_dict() == {"a.tif": 6, "c.jpg": 2}
+
+
+def test_yolo_lines_are_shares_of_the_scene(tmp_path: Path) -> None:
+    found = scene("a.jpg", 1, 5)
+    rows = np.loadtxt(save(tmp_path / "a.txt", found))
+    assert rows[:, 0].tolist() == found.detections.labels.tolist()
+    centre, size = rows[:, 1:3] * (1000, 1200), rows[:, 3:5] * (1000, 1200)
+    np.testing.assert_allclose(
+        np.concatenate([centre - size / 2, centre + size / 2], 1), found.detections.boxes, atol=1e-4
+    )
+    assert rows[:, 5].astype(np.float32).tolist() == found.detections.scores.tolist()
+    assert save(tmp_path / "none.txt", scene("b.jpg", 1, 0)).read_text() == ""
+
+
+def utm_to_lon_lat(east: float, north: float, zone: int) -> tuple[float, float]:
+    """The inverse transverse Mercator projection by Krüger's series to the third order, WGS 84: millimetres."""
+    a, f = 6378137.0, 1 / 298.257223563
+    n = f / (2 - f)
+    radius = a / (1 + n) * (1 + n**2 / 4 + n**4 / 64)
+    xi, eta = north / (0.9996 * radius), (east - 500_000) / (0.9996 * radius)
+    beta = (n / 2 - 2 * n**2 / 3 + 37 * n**3 / 96, n**2 / 48 + n**3 / 15, 17 * n**3 / 480)
+    delta = (2 * n - 2 * n**2 / 3 - 2 * n**3, 7 * n**2 / 3 - 8 * n**3 / 5, 56 * n**3 / 15)
+    waves = [(2 * j, value) for j, value in enumerate(beta, 1)]
+    xi, eta = (
+        xi - sum(b * math.sin(k * xi) * math.cosh(k * eta) for k, b in waves),
+        eta - sum(b * math.cos(k * xi) * math.sinh(k * eta) for k, b in waves),
+    )
+    chi = math.asin(math.sin(xi) / math.cosh(eta))
+    latitude = chi + sum(d * math.sin(2 * j * chi) for j, d in enumerate(delta, 1))
+    longitude = math.atan2(math.sinh(eta), math.cos(xi))
+    return zone * 6 - 183 + math.degrees(longitude), math.degrees(latitude)
+
+
+@pytest.fixture(params=SCENES)
+def real(request: pytest.FixtureRequest, shared: Path) -> tuple[Path, int]:
+    pytest.importorskip("rasterio")
+    folder, zone = SCENES[request.param]
+    return next((shared / "data" / folder / "images").glob("*.tif")), zone
+
+
+def test_the_corners_of_a_box_lie_where_krueger_puts_them(real: tuple[Path, int], tmp_path: Path) -> None:
+    """Of each pixel corner by hand: the geotransform, then the projection's inverse."""
+    path, zone = real
+    georeference = georeference_of(path)
+    assert georeference is not None
+    found = scene(path.name, 1, 12, georeference)
+    features = json.loads(save(tmp_path / "found.geojson", found).read_text())["features"]
+    assert len(features) == 12
+    a, b, c, d, e, f = georeference.transform
+    for feature, (x1, y1, x2, y2) in zip(features, found.detections.boxes.astype(float), strict=True):
+        (ring,) = feature["geometry"]["coordinates"]
+        assert ring[0] == ring[-1]
+        for place, (x, y) in zip(ring, [(x1, y1), (x1, y2), (x2, y2), (x2, y1)], strict=False):
+            expected = utm_to_lon_lat(a * x + b * y + c, d * x + e * y + f, zone)
+            assert place == pytest.approx(expected, abs=1e-8)  # a millimetre
+        turn = sum(p[0] * q[1] - q[0] * p[1] for p, q in itertools.pairwise(ring))
+        assert turn > 0, "RFC 7946: an outer ring runs counterclockwise"
+
+
+@pytest.mark.parametrize("real", ["rotated"], indirect=True)
+def test_the_rotated_scene_is_rotated(real: tuple[Path, int]) -> None:
+    georeference = georeference_of(real[0])
+    assert georeference is not None
+    assert georeference.transform[1] != 0
+    (ring,) = georeference.rings(np.array([[100, 100, 200, 200]]))
+    assert len(np.unique(np.round(ring[:4, 0], 7))) == 4  # a north-up box has two longitudes
+
+
+def test_a_mirrored_raster_has_counterclockwise_rings_too() -> None:
+    pytest.importorskip("rasterio")
+    for a in (0.5, -0.5):
+        rings = Georeference((a, 0, 300_000, 0, 0.5, 5_000_000), "EPSG:32635").rings(some(3).boxes)
+        areas = (rings[:, :-1, 0] * rings[:, 1:, 1] - rings[:, 1:, 0] * rings[:, :-1, 1]).sum(1)
+        assert (areas > 0).all()
+
+
+@pytest.mark.parametrize("name", ["found.geojson", "found.gpkg"])
+def test_gdal_opens_what_is_written_for_maps(name: str, tmp_path: Path) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    pytest.importorskip("rasterio")
+    scenes = [scene("a.tif", 1, 4, NORTH_UP), scene("b.tif", 2, 0, NORTH_UP), scene("ü.tif", 3, 3, NORTH_UP)]
+    path = save(tmp_path / name, *scenes)
+    info = pyogrio.read_info(path)
+    assert info["features"] == 7
+    assert info["geometry_type"] == "Polygon"
+    assert "4326" in info["crs"] or "CRS84" in info["crs"]
+    _, _, geometry, values = pyogrio.raw.read(path)
+    table = dict(zip(info["fields"], values, strict=True))
+    assert table["scene"].tolist() == ["a.tif"] * 4 + ["ü.tif"] * 3
+    both = Detections.concatenate([found.detections for found in scenes])
+    np.testing.assert_allclose(table["score"].astype(float), both.scores, rtol=1e-6)
+    rings = np.stack([np.frombuffer(shape[13:], "<f8").reshape(5, 2) for shape in geometry])
+    np.testing.assert_allclose(rings, NORTH_UP.rings(both.boxes), atol=1e-9)
+    assert [p.name for p in tmp_path.iterdir()] == [name], "no journal is left behind"
+
+
+def test_a_file_without_a_box_is_a_file_that_opens(tmp_path: Path) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    for name in ("none.geojson", "none.gpkg"):
+        assert pyogrio.read_info(save(tmp_path / name))["features"] == 0
+
+
+def test_a_scene_without_a_place_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    pytest.importorskip("pyogrio")
+    for name in ("found.geojson", "found.gpkg"):
+        with pytest.raises(ValueError, match=r"a\.jpg does not say where.*\.csv"):
+            save(tmp_path / name, scene("a.jpg", 1, 2))
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [f"found{form.suffix}" for form in FORMATS.values()])
+def test_a_failure_leaves_the_older_file(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyogrio")
+    pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    path.write_text("older")
+
+    def interrupted() -> None:
+        with open_writer(path, SPEC) as write:
+            write(scene("a.tif", 1, 3, NORTH_UP))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "older"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_picture_and_a_raster_that_lies_nowhere_have_no_georeference(tmp_path: Path) -> None:
+    pytest.importorskip("rasterio")
+    import cv2
+
+    for name in ("a.png", "a.tif"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
+        assert georeference_of(tmp_path / name) is None
+
+
+def test_an_unknown_suffix_names_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"\.xml.*\.geojson"):
+        format_of(Path("found.xml"))
+    with pytest.raises(ValueError, match="coco, geojson"):
+        format_of(Path("found.json"), "xml")
+    assert format_of(Path("FOUND.GPKG")) is FORMATS["gpkg"]
+    assert format_of(Path("found"), "csv") is FORMATS["csv"]
+
+
+def test_a_yolo_file_holds_one_scene() -> None:
+    check_output(Path("a.txt"), 1)
+    with pytest.raises(ValueError, match="one; name a folder"):
+        check_output(Path("a.txt"), 2)

@@ -1,0 +1,108 @@
+"""A row for each box: CSV and Parquet, with all that is known of it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydet._atomic import atomic_path
+from tinydet._extras import needs_extra
+from tinydet.runtime.detections import Detections
+from tinydet.runtime.georeference import Georeference
+from tinydet.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class SceneDetections:
+    """What was found in one scene.
+
+    Attributes:
+        scene: its name or path, as the files are to show it.
+        image_id: its COCO id.
+        width, height: in pixels.
+        detections: in its pixels.
+        georeference: where it lies on the earth, if it says so.
+    """
+
+    scene: str
+    image_id: int
+    width: int
+    height: int
+    detections: Detections
+    georeference: Georeference | None = None
+
+
+def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
+    """The columns of the table, arrays of one length.
+
+    `lon` and `lat` are of the middle of the box, NaN where the scene has no place; `seam_distance` is NaN where the
+    tile has no inner edge.
+    """
+    of = found.detections
+    classes, category_ids = np.asarray(spec.classes, object), np.asarray(spec.category_ids, np.int64)
+    place = np.full((len(of), 2), np.nan)
+    if found.georeference is not None:
+        place = found.georeference.lon_lat(found.georeference.corners(of.boxes).mean(axis=1))
+    x1, y1, x2, y2 = of.boxes.T
+    return {
+        "scene": np.full(len(of), found.scene, object),
+        "image_id": np.full(len(of), found.image_id, np.int64),
+        "class": classes[of.labels],
+        "category_id": category_ids[of.labels],
+        "score": of.scores,
+        "x1": x1,
+        "y1": y1,
+        "x2": x2,
+        "y2": y2,
+        "lon": place[:, 0],
+        "lat": place[:, 1],
+        "pass": of.passes,
+        "tile": of.tiles,
+        "seam_distance": np.where(np.isfinite(of.seam_distance), of.seam_distance, np.float32(np.nan)),
+    }
+
+
+@contextmanager
+def write_csv(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
+    """With a header; what is not known is empty."""
+    header = list(columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec))
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(header)
+
+        def write(found: SceneDetections) -> None:
+            # str() of a NumPy float32 is the shortest text that reads back as the same float32.
+            texts = [[_text(value) for value in column] for column in columns(found, spec).values()]
+            rows.writerows(zip(*texts, strict=True))
+
+        yield write
+
+
+@contextmanager
+def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
+    """One group of rows a scene; what is not known is null."""
+    with needs_extra("tables"):
+        import pyarrow
+        import pyarrow.parquet
+
+    def table(found: SceneDetections) -> Any:
+        arrays = {}
+        for name, column in columns(found, spec).items():
+            kind = pyarrow.string() if column.dtype == object else None
+            arrays[name] = pyarrow.array(column, type=kind, from_pandas=True)
+        return pyarrow.table(arrays)
+
+    schema = table(SceneDetections("", 0, 1, 1, Detections.empty())).schema
+    with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as file:
+        yield lambda found: file.write_table(table(found))
+
+
+def _text(value: Any) -> str:
+    return "" if value != value else str(value)
