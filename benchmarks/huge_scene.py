@@ -151,8 +151,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             tiles, busy, found = tiles + step.tiles, busy + step.busy, found + len(step.detections)
         seconds = time.perf_counter() - began
     return {"backend": backend.name, "width": scene.width, "height": scene.height, "tile": spec.tile,
-        f"{run['backend']}: {run['width']}x{run['height']}, {run['tiles']} tiles of {run['tile']} "
-        f"in {run['seconds']} s, "
+            "batch": args.batch, "readers": args.readers, "tiles": tiles, "detections": found,
+            "seconds": round(seconds, 2),
             "tiles_per_second": round(tiles / seconds, 2), "busy_share": round(busy / seconds, 4),
             "peak_mib_before": round(before / 2**20), "peak_mib": round(peak_bytes() / 2**20)}  # fmt: skip
 
