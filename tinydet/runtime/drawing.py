@@ -39,14 +39,19 @@ def draw(scene: Scene, detections: Detections, classes: Sequence[str]) -> Image:
     shrink = min(1.0, (MAX_PIXELS / (scene.width * scene.height)) ** 0.5, MAX_SIDE / max(scene.width, scene.height))
     size = max(1, round(scene.width * shrink)), max(1, round(scene.height * shrink))
     picture = scene.read(0, 0, scene.width, scene.height, size).copy()
-    line = max(1, round(max(size) / 2000))
+    annotate(picture, detections, shrink)
+    return np.concatenate([picture, _legend(size[0], scene, detections, classes, shrink)])
+
+
+def annotate(picture: Image, detections: Detections, shrink: float = 1.0) -> None:
+    """Draw the boxes on a picture that shows their scene at `shrink`; the picture is changed."""
+    line = max(1, round(max(picture.shape[:2]) / 2000))
     boxes = _surroundings(detections.boxes * shrink)
     for box in boxes.tolist():  # a dark rim below, so that the colour shows on any ground
-        _frame(picture, box, 0, 3 * line, (0, 0, 0))
+        frame(picture, box, 0, 3 * line, (0, 0, 0))
     for box, label in zip(boxes.tolist(), detections.labels.tolist(), strict=True):
-        _frame(picture, box, line, 2 * line, COLOURS[label % len(COLOURS)])
+        frame(picture, box, line, 2 * line, COLOURS[label % len(COLOURS)])
     _write_scores(picture, boxes, detections, line)
-    return np.concatenate([picture, _legend(size[0], scene, detections, classes, shrink)])
 
 
 def save_picture(path: Path, picture: Image) -> None:
@@ -79,7 +84,7 @@ def _surroundings(boxes: NDArray[np.float32]) -> NDArray[np.int64]:
     return corners
 
 
-def _frame(picture: Image, box: list[int], inner: int, outer: int, colour: tuple[int, int, int]) -> None:
+def frame(picture: Image, box: list[int], inner: int, outer: int, colour: tuple[int, int, int]) -> None:
     """Colour what is more than `inner` and up to `outer` pixels outside of a box; nothing of the box itself."""
     x1, y1, x2, y2 = (max(v, 0) for v in (box[0] - outer, box[1] - outer, box[2] + outer, box[3] + outer))
     width = outer - inner
