@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-EXTRAS := train,export,rtx,openvino,geo,tables,video,formats,plots,dev
+EXTRAS := train,export,rtx,openvino,geo,tables,video,formats,supervision,plots,dev
 ARGS ?=
 
 PY := .venv/bin/python

@@ -1,16 +1,28 @@
-"""The deployment side: scenes in, boxes out. numpy, OpenCV and a backend; never torch."""
+"""The deployment side: scenes in, boxes out. numpy, OpenCV and a backend; never torch.
+
+    from tinydet.runtime import load
+
+    model = load("model.onnx")
+    for found in model.stream("flight/**/*.tif"):
+        print(found.scene, len(found), found.boxes, found.scores)
+
+docs/api.md shows the rest. `detect` of `tinydet.runtime.pipeline` is the function below that takes a backend.
+"""
 
 from __future__ import annotations
 
 from tinydet.runtime.backends import Backend, TileOutputs, choose_model, open_model
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.pipeline import SceneResult, detect
+from tinydet.runtime.model import Found, Model, detect, load
+from tinydet.runtime.pipeline import SceneResult
 from tinydet.runtime.scene import Scene, open_scene, read_image
 from tinydet.runtime.tiles import Tile, TileGrid
 
 __all__ = [
     "Backend",
     "Detections",
+    "Found",
+    "Model",
     "Scene",
     "SceneResult",
     "Tile",
@@ -18,6 +30,7 @@ __all__ = [
     "TileOutputs",
     "choose_model",
     "detect",
+    "load",
     "open_model",
     "open_scene",
     "read_image",
