@@ -123,12 +123,26 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint: Path) -> Exported:
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scene to verify on."""
+    import cv2
+
+    from tinydet.data.synthetic import render_scene
+
+    path = tmp_path_factory.mktemp("picture") / "scene.png"
+    cv2.imwrite(str(path), render_scene(200, 100, seed=1)[0][..., ::-1])
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Path, picture: Path) -> Exported:
     from tinydet.export.__main__ import main
 
     out, err = io.StringIO(), io.StringIO()
+    arguments = ["--target", "rtx", "--batch", "1,2,4", "--max-detections", "300", "--images", str(picture)]
+    arguments += ["--precision", "fp32"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["engine", str(checkpoint), "--target", "rtx", "--batch", "1,2,4", "--max-detections", "300"])
+        code = main(["engine", str(checkpoint), *arguments])
     return Exported(code, checkpoint.parent, out.getvalue(), err.getvalue())
 
 

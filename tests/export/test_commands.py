@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ def test_a_checkpoint_becomes_onnx_description_and_engine_beside_it(rtx: Any, ex
         "model.json",
         "model.onnx",
         "model.pth",
+        "model.verify.json",
+        "model.verify.md",
     ]
     plan = (exported.folder / "model.engine").read_bytes()
     assert plan_flavour(plan) == "rtx"
@@ -45,6 +48,9 @@ def test_the_story_says_what_was_written_and_proved(rtx: Any, exported: Any) -> 
     for words in (
         f"{exported.folder / 'model.onnx'}  ",
         "alpha         0.368, 0.387, 0.367; operators added by it: 0",
+        "detections unmatched, on 1 images without annotations",
+        "not verified  ",
+        f"on the target: tinydet export verify {exported.folder / 'model.engine'}",
         ", 0 unmatched; largest difference: score ",
         "up to 300 boxes a tile, of: person, car",
         f"python deploy/infer.py --model {exported.folder / 'model.engine'} --image scene.jpg --tile 128",
@@ -54,13 +60,46 @@ def test_the_story_says_what_was_written_and_proved(rtx: Any, exported: Any) -> 
     assert int(detections) > 300 and tiles == "4"
 
 
-def test_a_door_builds_without_torch_and_from_any_folder(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+def test_the_report_beside_the_model_says_what_the_gate_saw(exported: Any) -> None:
+    report = json.loads((exported.folder / "model.verify.json").read_text(encoding="utf-8"))
+    assert report["passed"] is True and report["faults"] == []
+    assert list(report["parity"]) == [
+        "real tiles, batch 1",
+        "empty tile, batch 1",
+        "crowded tile, batch 1",
+        "all of them, batch 3",
+        "all of them, batch 4",
+    ]
+    assert sum(found["detections"] for found in report["parity"].values()) > 300
+    assert sum(found["unmatched"] for found in report["parity"].values()) == 0
+    text = (exported.folder / "model.verify.md").read_text(encoding="utf-8")
+    assert text.startswith("# Passed: ONNX Runtime") and "| real tiles, batch 1 | " in text
+
+
+def test_a_model_can_be_verified_again_by_another_backend(
+    exported: Any, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino", reason="needs tinydet[openvino]")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    copy = tmp_path / "copy.onnx"
+    shutil.copy(exported.folder / "model.onnx", copy)
+    onnx = ["--reference", str(exported.folder / "model.onnx"), "--images", str(picture)]
+    assert main(["verify", str(copy), "--backend", "openvino", *onnx]) == 0
+    assert "# Passed: OpenVINO" in capsys.readouterr().out
+    assert (tmp_path / "copy.verify.md").is_file()
+    assert main(["verify", str(copy)]) == 2
+    assert "name it with --reference FILE" in capsys.readouterr().err
+
+
+def test_a_door_builds_without_torch_and_from_any_folder(
+    rtx: Any, brightness_onnx: Path, picture: Path, tmp_path: Path
+) -> None:
     """The checkout is on no path, the folder of the door is the first on it, and torch cannot be imported."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "export/to_trt.py"), "model.onnx", "--target", "rtx"],
+        [sys.executable, str(ROOT / "export/to_trt.py"), "model.onnx", "--target", "rtx", "--images", str(picture)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -69,7 +108,9 @@ def test_a_door_builds_without_torch_and_from_any_folder(rtx: Any, brightness_on
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "wrote         model.engine" in done.stdout
+    assert "wrote         model.fp16.onnx" in done.stdout
+    assert "layers        1 of 1 in fp16; in fp32: none" in done.stdout
+    assert re.search(r"wrote         model.engine  .* MB, fp16, ", done.stdout)
     assert "built by      TensorRT-RTX" in done.stdout
     assert (tmp_path / "model.engine").read_bytes().startswith(b"vtrt")
 
@@ -92,7 +133,16 @@ def test_the_log_of_the_builder_is_shown_when_asked(
 def test_flags_reach_the_builder(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     output = tmp_path / "other.engine"
     flags = ["--batch", "1,3,5", "--workspace", "512", "--version-compatible", "--hardware-compatible"]
-    flags += ["--timing-cache", str(tmp_path / "timings"), "--output", str(output), "--target", "tensorrt"]
+    flags += [
+        "--timing-cache",
+        str(tmp_path / "timings"),
+        "--output",
+        str(output),
+        "--target",
+        "tensorrt",
+        "--precision",
+        "fp32",
+    ]
     assert main(["engine", str(brightness_onnx), *flags]) == 0
     said = dict(tensorrt.said)
     assert said["IBuilderConfig.set_memory_pool_limit"][1] == 512 << 20
@@ -107,7 +157,7 @@ def test_without_any_tensorrt_the_onnx_stays_and_the_message_says_what_to_instal
 ) -> None:
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert main(["engine", str(brightness_onnx)]) == 2
+    assert main(["engine", str(brightness_onnx), "--precision", "fp32"]) == 2
     stays, error = capsys.readouterr().err.splitlines()
     assert stays == f"{brightness_onnx} is whole and runs with ONNX Runtime: python deploy/infer.py " + (
         f"--model {brightness_onnx} --image scene.jpg --tile 64"

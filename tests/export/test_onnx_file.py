@@ -22,7 +22,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from tinydet.checkpoint import load_checkpoint
 from tinydet.detector import build_detector
 from tinydet.export.graph import InferenceGraph
-from tinydet.export.onnx_file import compare, export_onnx, lint, operators_added, trace
+from tinydet.export.onnx_file import export_onnx, lint, operators_added, trace
+from tinydet.export.verify import compare
 from tinydet.fpn import FusionFPN, fold_alpha
 from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.spec import ModelSpec
@@ -267,85 +268,3 @@ def test_a_graph_that_a_runtime_would_not_take_is_named(
     break_it(brightness_model.graph)
     (fault,) = lint(brightness_model, brightness_spec)
     assert re.search(message, fault)
-
-
-# -------------------------------------------------------------------------------------------------------- compare
-
-FLOOR = 0.05
-
-
-def outputs(boxes: Any, scores: Any, labels: Any, slots: int = 8) -> TileOutputs:
-    """One tile with these detections; the other slots are empty."""
-    count = len(scores)
-    empty = slots - count
-    return TileOutputs(
-        np.pad(np.asarray(boxes, np.float32).reshape(-1, 4), ((0, empty), (0, 0)))[None],
-        np.pad(np.asarray(scores, np.float32), (0, empty))[None],
-        np.pad(np.asarray(labels, np.int32), (0, empty), constant_values=-1)[None],
-        np.array([count], np.int32),
-    )
-
-
-BOXES = [[0, 0, 8, 8], [0.1, 0, 8.1, 8], [20, 20, 24, 26]]
-REFERENCE = outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 1])
-
-
-def test_equal_runs_do_not_differ() -> None:
-    parity = compare(REFERENCE, REFERENCE, FLOOR)
-    assert (parity.tiles, parity.detections, parity.unmatched) == (1, 3, 0)
-    assert parity.score_difference == parity.box_difference == parity.candidates_difference == 0
-
-
-def test_the_order_of_neighbours_means_nothing() -> None:
-    swapped = outputs([BOXES[1], BOXES[0], BOXES[2]], [0.9, 0.9, 0.6], [0, 0, 1])
-    parity = compare(REFERENCE, swapped, FLOOR)
-    assert parity.unmatched == 0
-    assert parity.box_difference == 0
-    assert parity.score_difference == pytest.approx(1e-4, rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        outputs(BOXES, [0.9, 0.8999, 0.59], [0, 0, 1]),
-        outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 0]),
-        outputs([*BOXES[:2], [21, 20, 25, 26]], [0.9, 0.8999, 0.6], [0, 0, 1]),
-    ],
-    ids=["score", "class", "box"],
-)
-def test_a_detection_that_differs_is_missed_on_both_sides(other: TileOutputs) -> None:
-    assert compare(REFERENCE, other, FLOOR).unmatched == 2
-
-
-def test_one_box_cannot_stand_for_two() -> None:
-    other = outputs([BOXES[0], BOXES[2]], [0.9, 0.6], [0, 1])
-    parity = compare(REFERENCE, other, FLOOR)
-    assert parity.unmatched == 1
-    assert parity.candidates_difference == pytest.approx(1 / 8)
-
-
-def test_a_box_of_another_tile_does_not_count() -> None:
-    empty = outputs([], [], [])
-    two = [
-        TileOutputs(*map(np.concatenate, zip(*pair, strict=True))) for pair in ((REFERENCE, empty), (empty, REFERENCE))
-    ]
-    assert compare(two[0], two[1], FLOOR).unmatched == 6
-
-
-def test_a_box_at_the_score_floor_may_fall_either_way() -> None:
-    ours = outputs(BOXES, [0.9, 0.8999, FLOOR + 5e-4], [0, 0, 1])
-    theirs = outputs(BOXES[:2], [0.9, 0.8999], [0, 0])
-    assert compare(ours, theirs, FLOOR).unmatched == 0
-    assert compare(theirs, ours, FLOOR).unmatched == 0
-
-
-def test_the_last_box_of_a_full_tile_may_fall_either_way() -> None:
-    ours = outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 1], slots=3)
-    theirs = outputs([*BOXES[:2], [40, 40, 44, 44]], [0.9, 0.8999, 0.6001], [0, 0, 1], slots=3)
-    assert compare(ours, theirs, FLOOR).unmatched == 0
-
-
-def test_runs_that_find_nothing_can_be_compared() -> None:
-    empty = outputs([], [], [])
-    assert compare(empty, empty, FLOOR).detections == 0
-    assert compare(empty, REFERENCE, FLOOR).unmatched == 3

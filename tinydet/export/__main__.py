@@ -1,4 +1,4 @@
-"""The commands `tinydet export onnx`, `tinydet export engine` and `tinydet export freeze`."""
+"""The commands `tinydet export onnx`, `engine`, `verify` and `freeze`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,61 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from tinydet._command import command
 from tinydet._extras import needs_extra
+from tinydet.data.coco import Dataset, find_dataset, load_dataset
+from tinydet.data.synthetic import embedded_dataset
+from tinydet.evaluation.backend import match_classes
+from tinydet.export.arguments import make_parser
 from tinydet.export.engine import build_engine, parse_only, read_onnx
-from tinydet.runtime.backends import MODEL_FILES
+from tinydet.export.precision import SEARCH_IMAGES, Precision, convert
+from tinydet.export.verify import (
+    Verification,
+    deciding_range,
+    format_report,
+    report_paths,
+    verify,
+    write_report,
+)
+from tinydet.runtime.backends import MODEL_FILES, Backend, open_model
 from tinydet.runtime.backends.tensorrt import PRODUCTS
 from tinydet.spec import ModelSpec
 
 MEBIBYTE = 1 << 20
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2")
 
 
 @command("export")
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = arguments.run
-    return run(arguments)
+    arguments = make_parser().parse_args(argv)
+    match arguments.command:
+        case "onnx":
+            return run_onnx(arguments)
+        case "engine":
+            return run_engine(arguments)
+        case "verify":
+            return run_verify(arguments)
+        case _:
+            return run_freeze(arguments)
 
 
 def run_onnx(arguments: argparse.Namespace) -> int:
-    output = arguments.output or arguments.model.with_suffix(".onnx")
-    spec = _write_onnx(arguments.model, output, arguments.tile, arguments.batch, arguments.max_detections)
+    model: Path = arguments.model
+    if model.suffix == ".onnx":
+        if arguments.output or arguments.precision == "fp32":
+            raise ValueError(f"{model} is an ONNX file already; say --precision fp16 or int8 to convert it")
+        _refuse_shape(arguments)
+        output = _convert(model, arguments.precision, arguments)
+        spec = read_onnx(output).spec
+    else:
+        output = arguments.output or model.with_suffix(".onnx")
+        spec, trained = _write_onnx(model, output, arguments.batch, arguments)
+        if arguments.precision != "fp32":
+            output = _convert(output, arguments.precision, arguments, trained)
     print(f"run it        {_how_to_run(output, spec)}")
     print(f"build for GPU python export/to_trt.py {output}")
     return 0
@@ -37,30 +69,105 @@ def run_onnx(arguments: argparse.Namespace) -> int:
 
 def run_engine(arguments: argparse.Namespace) -> int:
     model: Path = arguments.model
+    output: Path = arguments.output or model.with_suffix(".engine")
     onnx_path = model
+    trained: dict[str, Any] = {}
     if model.suffix != ".onnx":
-        onnx_path = (arguments.output or model).with_suffix(".onnx")
+        onnx_path = output.with_suffix(".onnx")
         largest = arguments.batch[2] if arguments.batch else 16
-        _write_onnx(model, onnx_path, arguments.tile, largest, arguments.max_detections)
-    elif arguments.tile or arguments.max_detections:
-        raise ValueError(
-            f"{model}: tile and slots are fixed in an ONNX file; export the checkpoint with the ones you want"
-        )
-    spec = read_onnx(onnx_path).spec
+        _, trained = _write_onnx(model, onnx_path, largest, arguments)
+    else:
+        _refuse_shape(arguments)
+    read = read_onnx(onnx_path)
     try:
         if arguments.dry_run:
             return _parse(onnx_path, arguments)
-        return _write_engine(onnx_path, arguments)
+        wanted: Any = arguments.precision or ("fp16" if read.precision == "fp32" else read.precision)
+        if wanted != read.precision:
+            onnx_path = _convert(onnx_path, wanted, arguments, trained)
+        return _write_engine(onnx_path, output, arguments, trained)
     except (ValueError, OSError, ModuleNotFoundError):
-        print(f"{onnx_path} is whole and runs with ONNX Runtime: {_how_to_run(onnx_path, spec)}", file=sys.stderr)
+        print(f"{onnx_path} is whole and runs with ONNX Runtime: {_how_to_run(onnx_path, read.spec)}", file=sys.stderr)
         raise
+
+
+def _refuse_shape(arguments: argparse.Namespace) -> None:
+    if arguments.tile or arguments.max_detections:
+        raise ValueError(
+            f"{arguments.model}: tile and slots are fixed in an ONNX file; export the checkpoint with the ones you want"
+        )
+
+
+def _convert(
+    source: Path, precision: Precision, arguments: argparse.Namespace, trained: dict[str, Any] | None = None
+) -> Path:
+    """Write the model in another precision beside `source`, and tell what came of it."""
+    output = source.with_suffix(f".{precision}.onnx")
+    images, dataset = _gate_images(arguments, trained or {}, read_onnx(source).spec)
+    with _progress(f"converting to {precision}") as progress:
+        made = convert(
+            source,
+            output,
+            precision,
+            images,
+            dataset,
+            calibration=_pictures(arguments.calibration) if arguments.calibration else (),
+            method=arguments.calibration_method,
+            limit=min(arguments.limit, SEARCH_IMAGES),
+            max_drop=arguments.max_drop,
+            progress=progress,
+        )
+    weights = ", ".join(f"{count:,} {kind}" for kind, count in sorted(made.weights.items()))
+    print(f"wrote         {output}  {made.bytes / 1e6:.1f} MB, {made.spec.precision}, {made.seconds:.0f} s")
+    print(f"constants     {weights}")
+    kept = ", ".join(made.kept)
+    print(f"layers        {made.layers - len(made.kept)} of {made.layers} in {precision}; in fp32: {kept or 'none'}")
+    _print_verification(made.verification, output)
+    return output
+
+
+def _pictures(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES) if folder.is_dir() else []
+    if not found:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)}); name another with --calibration")
+    return found
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    model: Path = arguments.model
+    reference: Path = arguments.reference or _reference_of(model)
+    candidate = open_model(model, arguments.backend)
+    trained: dict[str, Any] = {}
+    if reference.suffix == ".pth":
+        with needs_extra("train"):
+            from tinydet.checkpoint import load_checkpoint
+            from tinydet.torch_backend import TorchBackend
+        checkpoint = load_checkpoint(reference)
+        trained = checkpoint.config
+        seen = candidate.spec
+        spec = checkpoint.spec(tile=seen.tile, max_batch=seen.max_batch, max_detections=seen.max_detections)
+        other: Backend = TorchBackend(checkpoint.build(), spec)
+    else:
+        other = open_model(reference, "onnx" if reference.suffix == ".onnx" else "auto")
+    images, dataset = _gate_images(arguments, trained, candidate.spec)
+    with _progress("verifying") as progress:
+        verification = verify(
+            other,
+            candidate,
+            images,
+            dataset,
+            limit=arguments.limit,
+            max_drop=arguments.max_drop,
+            progress=progress,
+        )
+    print(format_report(verification))
+    print("wrote " + " and ".join(map(str, write_report(verification, model))))
+    return 0 if verification.passed else 1
 
 
 def run_freeze(arguments: argparse.Namespace) -> int:
     with needs_extra("train"):
         from tinydet.checkpoint import load_checkpoint, save_checkpoint
-    from tinydet.data.coco import find_dataset, load_dataset
-    from tinydet.data.synthetic import embedded_dataset
     from tinydet.export.freeze import freeze_checkpoint
 
     output = arguments.output or arguments.model.with_suffix(".frozen.pth")
@@ -81,20 +188,31 @@ def run_freeze(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write_onnx(model: Path, output: Path, tile: int | None, batch: int, slots: int | None) -> ModelSpec:
-    """Export a checkpoint and tell what came of it."""
+def _write_onnx(
+    model: Path, output: Path, batch: int, arguments: argparse.Namespace
+) -> tuple[ModelSpec, dict[str, Any]]:
+    """Export a checkpoint and tell what came of it; also gives its training configuration."""
     with needs_extra("train"):
         from tinydet.checkpoint import load_checkpoint
         from tinydet.retinanet import RetinaNet, RetinaNetP3P7
+        from tinydet.torch_backend import TorchBackend
     from tinydet.export.onnx_file import export_onnx
 
     checkpoint = load_checkpoint(model)
     detector = checkpoint.build()
     if not isinstance(detector, RetinaNet) or isinstance(detector, RetinaNetP3P7):
         raise ValueError(f"{model}: a {checkpoint.detector.detector} cannot be exported yet; tinydet evaluate runs it")
-    spec = checkpoint.spec(tile=tile, max_batch=batch, max_detections=slots or 1000)
+    slots = arguments.max_detections or 1000
+    spec = checkpoint.spec(tile=arguments.tile, max_batch=batch, max_detections=slots)
+    images, dataset = _gate_images(arguments, checkpoint.config, spec)
     with _progress("exporting") as progress:
-        report = export_onnx(detector, spec, output, progress=progress)
+
+        def gate(candidate: Backend) -> Verification:
+            reference = TorchBackend(checkpoint.build(), spec)
+            limit, max_drop = arguments.limit, arguments.max_drop
+            return verify(reference, candidate, images, dataset, limit=limit, max_drop=max_drop, progress=progress)
+
+        report = export_onnx(detector, spec, output, gate=gate, progress=progress)
     spec, parity = report.spec, report.parity
     size = f"{report.bytes / 1e6:.1f} MB, {spec.precision}, {report.nodes} nodes"
     print(f"wrote         {output}  {size}, {report.seconds:.0f} s")
@@ -103,13 +221,13 @@ def _write_onnx(model: Path, output: Path, tile: int | None, batch: int, slots: 
     print(f"output        up to {spec.max_detections} boxes a tile, of: {', '.join(spec.classes)}")
     alpha = ", ".join(f"{a:.3g}" for a in spec.alpha) or "from the features (attention)"
     print(f"alpha         {alpha}; operators added by it: {report.operators_added}")
-    if not spec.alpha:
-        print(f"              to be rid of them: tinydet export freeze {model}")
     for edge in report.deleted_edges:
         print(f"              the edge {edge} has alpha 0 and is not in the graph")
     if spec.alpha:
         for edge in report.kept_edges:
             print(f"              the edge {edge} keeps its factor: folded, it would leave the range of FP16")
+    assert report.verification is not None
+    _print_verification(report.verification, output)
     if parity.detections:
         print(
             f"ONNX = torch  {parity.detections} detections on {parity.tiles} tiles, {parity.unmatched} unmatched; "
@@ -117,7 +235,7 @@ def _write_onnx(model: Path, output: Path, tile: int | None, batch: int, slots: 
         )
     else:
         print(f"ONNX = torch  nothing to compare: {parity.tiles} tiles gave no box over score {spec.score_floor}")
-    return spec
+    return spec, checkpoint.config
 
 
 def _parse(onnx_path: Path, arguments: argparse.Namespace) -> int:
@@ -127,8 +245,7 @@ def _parse(onnx_path: Path, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write_engine(onnx_path: Path, arguments: argparse.Namespace) -> int:
-    output = arguments.output or onnx_path.with_suffix(".engine")
+def _write_engine(onnx_path: Path, output: Path, arguments: argparse.Namespace, trained: dict[str, Any]) -> int:
     with _progress("building (TensorRT may take minutes)") as progress:
         spec = build_engine(
             onnx_path,
@@ -150,8 +267,77 @@ def _write_engine(onnx_path: Path, arguments: argparse.Namespace) -> int:
         f"built by      {PRODUCTS[built['flavour']]} {built['version']} for {built['gpu'] or 'the GPU of this machine'}"
     )
     print(f"batch         {', '.join(map(str, built['batch']))} (smallest, usual, largest)")
+    _verify_engine(onnx_path, output, arguments, trained)
     print(f"run it        {_how_to_run(output, spec)}")
     return 0
+
+
+def _verify_engine(onnx_path: Path, output: Path, arguments: argparse.Namespace, trained: dict[str, Any]) -> None:
+    """The gate, where the engine can run; an engine that fails it is removed."""
+    try:
+        engine = open_model(output)
+    except (OSError, ImportError) as error:
+        print(f"not verified  {error}")
+        print(f"              on the target: tinydet export verify {output} --reference {onnx_path}")
+        return
+    images, dataset = _gate_images(arguments, trained, engine.spec)
+    with _progress("verifying") as progress:
+        reference = open_model(onnx_path, "onnx")
+        limit, max_drop = arguments.limit, arguments.max_drop
+        verification = verify(reference, engine, images, dataset, limit=limit, max_drop=max_drop, progress=progress)
+    if not verification.passed:
+        output.unlink()
+        raise ValueError(f"{output} was removed: {'; '.join(verification.faults)}")
+    write_report(verification, output)
+    _print_verification(verification, output)
+
+
+def _print_verification(verification: Verification, output: Path) -> None:
+    unmatched = sum(p.unmatched for p in verification.parity.values())
+    detections = sum(p.detections for p in verification.parity.values())
+    print(f"verified      {unmatched} of {detections} detections unmatched, on {verification.source}")
+    if verification.precision:
+        name = deciding_range(verification.precision)
+        before, after = verification.precision[name]
+        change = f"{100 * before:.2f} before, {100 * after:.2f} after"
+        print(f"              AP-{name} {change}, on {verification.images} images")
+    print(f"              {report_paths(output)[1]}")
+
+
+def _gate_images(
+    arguments: argparse.Namespace, trained: dict[str, Any], spec: ModelSpec
+) -> tuple[list[Path], Dataset | None]:
+    """What the gate looks at: the pictures named, else the checkpoint's validation set, else the embedded data."""
+    if arguments.images:
+        for path in arguments.images:
+            if not path.is_file():
+                raise ValueError(f"{path}: no such picture; name files with --images, or a COCO folder with --data")
+        return list(arguments.images), None
+    annotations, folder = trained.get("val_annotations"), trained.get("val_images")
+    if arguments.data is not None:
+        source = find_dataset(arguments.data)
+    elif annotations and folder and Path(annotations).is_file() and Path(folder).is_dir():
+        source = Path(annotations), Path(folder)
+    else:
+        source = find_dataset(embedded_dataset("val"))
+    dataset = load_dataset(*source)
+    pictures = [dataset.image_path(i) for i in range(len(dataset.images))]
+    known = [name for name in dataset.classes if name in spec.classes]
+    if known:  # a class that the model does not know would be a zero in the mean, before and after
+        return pictures, load_dataset(*source, categories=known)
+    if arguments.data is not None:
+        match_classes(spec.classes, dataset.classes, dataset.category_ids)  # says so
+    return pictures, None
+
+
+def _reference_of(model: Path) -> Path:
+    """What a model was made from, beside it."""
+    if Path(model.stem).suffix in (".fp16", ".int8"):
+        model = model.with_name(f"{Path(model.stem).stem}.engine")
+    for suffix in (".pth",) if model.suffix == ".onnx" else (".onnx", ".pth"):
+        if (path := model.with_suffix(suffix)).is_file():
+            return path
+    raise ValueError(f"{model}: the model that it was made from is not beside it; name it with --reference FILE")
 
 
 def _how_to_run(model: Path, spec: ModelSpec) -> str:
@@ -169,134 +355,6 @@ def _progress(title: str) -> Iterator[Callable[[str], None]]:
     with tqdm(bar_format="{desc}", disable=None, leave=False, file=sys.stderr) as line:
         line.set_description_str(title)
         yield lambda phase: line.set_description_str(f"{title}: {phase}")
-
-
-def _batch_sizes(text: str) -> tuple[int, int, int]:
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        sizes = []
-    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise argparse.ArgumentTypeError(f"expected three rising numbers such as 1,8,16, got {text!r}")
-    return sizes[0], sizes[1], sizes[2]
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tinydet export", description="Turn a trained checkpoint into files that run without torch."
-    )
-    commands = parser.add_subparsers(required=True, metavar="onnx | engine | freeze")
-    onnx = commands.add_parser(
-        "onnx",
-        help="model.pth -> model.onnx, compared with torch",
-        description="Write model.onnx and model.json: alpha folded away, boxes decoded, compared with torch.",
-        epilog="example: tinydet export onnx model.pth --tile 640",
-    )
-    onnx.set_defaults(run=run_onnx)
-    onnx.add_argument("model", type=Path, metavar="model.pth", help="a checkpoint of tinydet.train")
-    onnx.add_argument("--output", type=Path, metavar="FILE", help="the ONNX file (default: beside the checkpoint)")
-    onnx.add_argument("--batch", type=_positive, default=16, metavar="N", help="largest batch of tiles (default: 16)")
-    _add_shape(onnx)
-
-    engine = commands.add_parser(
-        "engine",
-        help="model.pth or model.onnx -> model.engine, for TensorRT or TensorRT-RTX",
-        description="Build model.engine and describe it in model.json. Needs no torch when given an ONNX file.",
-        epilog="example: tinydet export engine model.onnx --target rtx --batch 1,8,16",
-    )
-    engine.set_defaults(run=run_engine)
-    engine.add_argument(
-        "model",
-        type=Path,
-        metavar="model.pth|model.onnx",
-        help="a checkpoint (its ONNX is written first), or an ONNX file of tinydet",
-    )
-    engine.add_argument("--output", type=Path, metavar="FILE", help="the engine (default: beside the model)")
-    engine.add_argument(
-        "--target",
-        choices=("auto", "tensorrt", "rtx"),
-        default="auto",
-        help="auto: TensorRT where it finds a GPU, else TensorRT-RTX, which builds without one (default: auto)",
-    )
-    engine.add_argument(
-        "--batch",
-        type=_batch_sizes,
-        metavar="A,B,C",
-        help="smallest, usual and largest batch (default: 1,8 and the ONNX file's largest, 16)",
-    )
-    engine.add_argument(
-        "--workspace",
-        type=_positive,
-        metavar="MIB",
-        help="GPU memory for layers while they run (default: as much as there is)",
-    )
-    engine.add_argument(
-        "--version-compatible",
-        action="store_true",
-        help="TensorRT: also for newer versions, slower (default: this version)",
-    )
-    engine.add_argument(
-        "--hardware-compatible",
-        action="store_true",
-        help="TensorRT: for all GPUs from Ampere on, slower (default: this GPU)",
-    )
-    engine.add_argument(
-        "--compute-capability",
-        nargs="+",
-        default=(),
-        metavar="X.Y",
-        help="TensorRT-RTX: for these GPUs, such as 7.5 (default: Ampere and newer)",
-    )
-    engine.add_argument(
-        "--timing-cache",
-        type=Path,
-        metavar="FILE",
-        help="TensorRT: read and extend it, makes the next build faster (default: none)",
-    )
-    engine.add_argument(
-        "--dry-run", action="store_true", help="only ask the parser whether it takes the graph (default: build)"
-    )
-    engine.add_argument("--verbose", action="store_true", help="print all that TensorRT says (default: errors)")
-    _add_shape(engine)
-
-    freeze = commands.add_parser(
-        "freeze",
-        help="model.pth with attention -> model.frozen.pth, whose constant factors fold",
-        description="Fix the factors of atten-alpha at their mean on a data set, and say what that costs in AP.",
-        epilog="example: tinydet export freeze model.pth --data my/train --val my/val",
-    )
-    _add_freeze(freeze)
-    return parser
-
-
-def _add_freeze(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=run_freeze)
-    parser.add_argument("model", type=Path, metavar="model.pth", help="a checkpoint trained with --alpha attention")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="COCO folder to take the mean on (default: the embedded data)"
-    )
-    parser.add_argument(
-        "--val", type=Path, metavar="DIR", help="COCO folder to measure AP on, before and after (default: embedded)"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the new checkpoint (default: MODEL.frozen.pth)")
-
-
-def _add_shape(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tile",
-        type=_positive,
-        metavar="PIXELS",
-        help="side of the square input, a multiple of 32 (default: as trained)",
-    )
-    parser.add_argument(
-        "--max-detections", type=_positive, metavar="K", help="boxes a tile can give, up to 3840 (default: 1000)"
-    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from tinydet._extras import needs_extra
 from tinydet.data.synthetic import render_scene
 from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
 from tinydet.export.graph import MAX_TOPK, InferenceGraph
+from tinydet.export.verify import TOLERANCES, Parity, Verification, compare, write_report
 from tinydet.fpn import FUSED_EDGES, FoldedFPN, PlainFPN
 from tinydet.retinanet import RetinaNet
-from tinydet.runtime.backends import TileOutputs, open_model
-from tinydet.runtime.suppress import conflicts
+from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -41,29 +41,6 @@ FORBIDDEN = frozenset(
     {"NonMaxSuppression", "NonZero", "If", "Loop", "Scan", "RoiAlign", "GridSample", "Unique", "Compress"}
 )
 
-MATCH_IOU = 0.9
-SCORE_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far two runs of one model on the same tiles are apart, as sets of detections.
-
-    Attributes:
-        detections: of the reference.
-        unmatched: boxes of either side without a partner of the same class, IoU above `MATCH_IOU` and a score within
-            `SCORE_TOLERANCE`; a box that close to where its tile was cut off (score floor, K) is forgiven.
-        score_difference, box_difference: largest of all pairs; box coordinates in pixels.
-        candidates_difference: largest of all tiles, as a part of the tile's candidates.
-    """
-
-    tiles: int
-    detections: int
-    unmatched: int
-    score_difference: float
-    box_difference: float
-    candidates_difference: float
-
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -75,6 +52,7 @@ class ExportReport:
         deleted_edges: fused edges with alpha = 0, which are not in the graph.
         kept_edges: fused edges that keep a factor, since folding it would leave the range of FP16.
         parity: ONNX Runtime against torch with alpha not folded.
+        verification: of the gate, where there was one.
     """
 
     path: Path
@@ -85,13 +63,22 @@ class ExportReport:
     deleted_edges: tuple[str, ...]
     kept_edges: tuple[str, ...]
     parity: Parity
+    verification: Verification | None
     seconds: float
 
 
 def export_onnx(
-    detector: RetinaNet, spec: ModelSpec, output: Path, *, progress: Callable[[str], None] | None = None
+    detector: RetinaNet,
+    spec: ModelSpec,
+    output: Path,
+    *,
+    gate: Callable[[Backend], Verification] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Write `output` and the `.json` beside it.
+    """Write `output` and the `.json` beside it; with a gate also its report.
+
+    Args:
+        gate: is given the finished model, opened, before it gets its name; nothing is written unless it passes.
 
     Raises:
         ValueError: where the spec does not suit the detector, or the file that came out is not as it must be.
@@ -127,13 +114,19 @@ def export_onnx(
 
         say("comparing ONNX Runtime with torch")
         parity = _parity_of(temporary, InferenceGraph(detector, spec, fold=False), spec)
+        tolerance = TOLERANCES["fp32"]
         if parity.unmatched:
             raise ValueError(
                 f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "
-                f"ONNX Runtime and torch (IoU {MATCH_IOU}, score {SCORE_TOLERANCE}); try another version of torch"
+                f"ONNX Runtime and torch (IoU {tolerance.iou}, score {tolerance.score}); try another version of torch"
             )
+        verification = gate(open_model(temporary, "onnx")) if gate else None
+        if verification is not None and not verification.passed:
+            raise ValueError(f"{output} was not written: {'; '.join(verification.faults)}")
         spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
     write_text(sidecar, spec.to_json() + "\n")
+    if verification is not None:
+        write_report(verification, output)
     return ExportReport(
         path=output,
         spec=spec,
@@ -143,6 +136,7 @@ def export_onnx(
         deleted_edges=deleted,
         kept_edges=kept,
         parity=parity,
+        verification=verification,
         seconds=time.monotonic() - started,
     )
 
@@ -236,43 +230,6 @@ def lint(model: ModelProto, spec: ModelSpec) -> list[str]:
     return faults
 
 
-def compare(reference: TileOutputs, other: TileOutputs, score_floor: float) -> Parity:
-    """Two runs on the same tiles, as sets: the order within a tile means nothing."""
-    tiles, slots = reference.scores.shape
-    sides = [_flattened(reference), _flattened(other)]
-    count = len(sides[0][1])
-    boxes, scores, labels, tile = (np.concatenate(column) for column in zip(*sides, strict=True))
-    side = np.repeat([0, 1], [count, len(sides[1][1])])
-    cells = tile.astype(np.int64) * (int(labels.max(initial=0)) + 1) + labels
-    first, second = conflicts(boxes.astype(np.float64), MATCH_IOU, same=cells, apart=side)
-    close = np.abs(scores[first] - scores[second]) <= SCORE_TOLERANCE
-    first, second = first[close], second[close]
-
-    distance = np.abs(boxes[first] - boxes[second]).max(axis=1, initial=0.0)
-    matched = np.zeros(len(boxes), np.bool_)
-    pairs: list[int] = []
-    for pair in np.argsort(distance, kind="stable").tolist():  # the nearest partner first, each box once
-        if not (matched[first[pair]] or matched[second[pair]]):
-            matched[[first[pair], second[pair]]] = True
-            pairs.append(pair)
-
-    cut = np.full(tiles, score_floor)
-    for outputs in (reference, other):
-        cut = np.maximum(cut, np.where(outputs.labels[:, -1] >= 0, outputs.scores[:, -1], 0.0))
-    forgiven = scores <= cut[tile] + SCORE_TOLERANCE
-    candidates = np.abs(reference.candidates.astype(np.int64) - other.candidates) / np.maximum(
-        reference.candidates, slots
-    )
-    return Parity(
-        tiles=tiles,
-        detections=count,
-        unmatched=int((~matched & ~forgiven).sum()),
-        score_difference=float(np.abs(scores[first[pairs]] - scores[second[pairs]]).max(initial=0.0)),
-        box_difference=float(distance[pairs].max(initial=0.0)),
-        candidates_difference=float(candidates.max(initial=0.0)),
-    )
-
-
 def _parity_of(path: Path, graph: InferenceGraph, spec: ModelSpec) -> Parity:
     """ONNX Runtime against torch: one scene alone; noise, another scene and an empty tile as a batch."""
     tile = spec.tile
@@ -341,9 +298,3 @@ def _divided(name: str, makers: dict[str, NodeProto]) -> bool:
         seen.add(id(node))
         pending.extend(node.input)
     return False
-
-
-def _flattened(outputs: TileOutputs) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Boxes, scores, labels and tile numbers of the slots that are filled."""
-    filled = outputs.labels >= 0
-    return outputs.boxes[filled], outputs.scores[filled], outputs.labels[filled], np.nonzero(filled)[0]

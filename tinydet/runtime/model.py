@@ -189,9 +189,9 @@ class Model:
         Raises:
             ValueError, OSError: as `detect`; for a pattern that fits nothing, and a stream that breaks.
         """
-        one = isinstance(scenes, str | Path | np.ndarray | Scene)
+        some: Iterable[SceneLike] = [scenes] if isinstance(scenes, str | Path | np.ndarray | Scene) else scenes
         image_id = 1
-        for scene in [scenes] if one else scenes:  # type: ignore[list-item,union-attr]
+        for scene in some:
             if not isinstance(scene, str | Path):
                 yield self.detect(scene, image_id=image_id)
                 image_id += 1

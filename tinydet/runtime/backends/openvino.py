@@ -7,6 +7,7 @@ spread over its streams. So a tile's boxes do not depend on the batch that it ca
 from __future__ import annotations
 
 import os
+import platform
 import queue
 from collections import deque
 from pathlib import Path
@@ -31,8 +32,8 @@ class OpenVINOBackend:
     """An exported model in OpenVINO on the CPU; `run` may be called from several threads.
 
     Left to itself OpenVINO computes in bfloat16 wherever a processor is fast in it, and answers differently from one
-    machine to the next. Here that is asked for, or does not happen. Q/DQ layers run in INT8 in any case; what is FP16
-    in the file runs in float32.
+    machine to the next. Here that is asked for, or does not happen. Q/DQ layers run in INT8 where the processor adds
+    INT8 products without overflow (VNNI), else as Q/DQ says but in float32; what is FP16 in the file runs in float32.
     """
 
     def __init__(
@@ -76,9 +77,15 @@ class OpenVINOBackend:
             raise ValueError(f"{path}: not a sound ONNX file ({_reason(error)}); export the model again") from error
         self.spec = _described(path, model)
         self._openvino = openvino
+        hints: dict[str, Any] = {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": precision}
+        if threads is not None:
+            hints["INFERENCE_NUM_THREADS"] = threads
+        emulated = self.spec.precision == "int8" and not _adds_int8_exactly()
+        if emulated:
+            hints["LP_TRANSFORMS_MODE"] = False
         try:
             model.reshape({"images": [1, self.spec.tile, self.spec.tile, 3]})
-            self._model = core.compile_model(model, DEVICE, _hints(threads, mode, precision))
+            self._model = core.compile_model(model, DEVICE, hints)
         except RuntimeError as error:
             raise OSError(f"{path}: OpenVINO cannot compile it ({_reason(error)}); use --backend onnx") from error
         streams = max(1, int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
@@ -88,6 +95,8 @@ class OpenVINOBackend:
         version = openvino.__version__.partition("-")[0]
         device = " ".join(core.get_property(DEVICE, "FULL_DEVICE_NAME").split())
         self.name = f"OpenVINO {version}, {device}, {precision}, {streams} stream{'s' * (streams > 1)}"
+        if emulated:
+            self.name += " (INT8 in float32: no VNNI)"
 
     @property
     def from_cache(self) -> bool:
@@ -142,13 +151,6 @@ def _finish(outputs: TileOutputs, running: deque[tuple[int, Any]]) -> Any:
     return request
 
 
-def _hints(threads: int | None, mode: Mode, precision: Precision) -> dict[str, Any]:
-    hints: dict[str, Any] = {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": precision}
-    if threads is not None:
-        hints["INFERENCE_NUM_THREADS"] = threads
-    return hints
-
-
 def _described(path: Path, model: Any) -> ModelSpec:
     """The model's own description, which OpenVINO keeps as run-time information of the framework."""
     key = ["framework", METADATA_KEY]
@@ -161,6 +163,17 @@ def _described(path: Path, model: Any) -> ModelSpec:
 def _type_name(node: Any) -> str:
     name: str = node.element_type.get_type_name()
     return TYPES.get(name, name)
+
+
+def _adds_int8_exactly() -> bool:
+    """Whether the processor adds INT8 products in 32 bits. With AVX2 alone they are added in 16, which overflow."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # another system: the safe answer
+        return False
+    return "vnni" in flags or "amx_int8" in flags
 
 
 def _cache_folder(asked: Path | None) -> Path | None:

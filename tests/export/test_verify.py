@@ -1,0 +1,204 @@
+"""The parity gate: what it compares, what it forgives, and what it stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tinydet.data.coco import Dataset, load_dataset
+from tinydet.export.verify import compare, format_report, gate_tiles, verify, write_report
+from tinydet.runtime.backends import TileOutputs
+from tinydet.spec import ModelSpec
+
+SLOTS = 40
+SPEC = ModelSpec(("square",), (3,), "squares", "none", tile=96, max_batch=4, max_detections=SLOTS)
+
+
+class Squares:
+    """Finds the bright squares of `squares`; `shift` moves its boxes, and it misses every `miss`-th one it meets."""
+
+    name = "squares"
+
+    def __init__(self, shift: float = 0.0, miss: int = 0, spoilt_batch: int = 0, **changes: Any) -> None:
+        self.spec = dataclasses.replace(SPEC, **changes)
+        self.shift, self.miss, self.spoilt_batch = shift, miss, spoilt_batch
+        self.batches: list[int] = []
+
+    def run(self, images: np.ndarray) -> TileOutputs:
+        self.batches.append(len(images))
+        boxes = np.zeros((len(images), SLOTS, 4), np.float32)
+        scores = np.zeros((len(images), SLOTS), np.float32)
+        candidates = np.zeros(len(images), np.int32)
+        for i, image in enumerate(images):
+            _, _, found, _ = cv2.connectedComponentsWithStats((image[..., 0] > 200).astype(np.uint8))
+            found = [row for n, row in enumerate(found[1:].tolist(), 1) if not self.miss or n % self.miss]
+            candidates[i] = len(found)
+            for k, (x, y, width, height, _) in enumerate(found[:SLOTS]):
+                boxes[i, k] = np.array([x, y, x + width, y + height]) + self.shift
+                scores[i, k] = 0.9 - 0.01 * k
+        if len(images) == self.spoilt_batch:
+            boxes[-1] += 20
+        return TileOutputs(boxes, scores, np.where(scores > 0, 0, -1).astype(np.int32), candidates)
+
+
+@pytest.fixture(scope="module")
+def data(squares: Path) -> Dataset:
+    return load_dataset(squares / "annotations.json", squares / "images")
+
+
+@pytest.fixture(scope="module")
+def pictures(data: Dataset) -> list[Path]:
+    return [data.image_path(i) for i in range(len(data.images))]
+
+
+# ----------------------------------------------------------------------------------------------------------- gate
+
+
+def test_a_model_equals_itself(data: Dataset, pictures: list[Path], tmp_path: Path) -> None:
+    candidate = Squares()
+    seen = verify(Squares(), candidate, pictures, data)
+    assert seen.passed and seen.images == 7
+    assert {1, 3, 4} <= set(candidate.batches)
+    assert seen.parity["real tiles, batch 1"].detections > 8
+    assert seen.parity["empty tile, batch 1"].detections == 0
+    before, after = seen.precision["tiny"]
+    assert before == after > 0.5
+    data_path, text_path = write_report(seen, tmp_path / "model.onnx")
+    assert json.loads(data_path.read_text())["precision"]["tiny"] == [before, after]
+    text = text_path.read_text()
+    assert (
+        text.startswith("# Passed: squares, fp32")
+        and f"| tiny | {100 * before:.2f} | {100 * after:.2f} | +0.00 |" in text
+    )
+
+
+def test_boxes_that_moved_are_stopped_and_named(pictures: list[Path]) -> None:
+    seen = verify(Squares(), Squares(shift=0.4), pictures)
+    assert not seen.passed and seen.precision == {}
+    assert any(fault.startswith("real tiles, batch 1: ") and "no partner" in fault for fault in seen.faults)
+    assert "# Failed" in format_report(seen)
+
+
+def test_a_fault_of_one_batch_size_is_found(pictures: list[Path]) -> None:
+    seen = verify(Squares(), Squares(spoilt_batch=3), pictures)
+    assert seen.faults and all(fault.startswith("all of them, batch 3: ") for fault in seen.faults)
+
+
+def test_int8_may_move_a_box_by_a_part_of_a_pixel_but_not_lose_precision(data: Dataset, pictures: list[Path]) -> None:
+    moved = [verify(Squares(), Squares(shift=0.4, precision=name), pictures) for name in ("int8", "fp32")]
+    assert [seen.parity["real tiles, batch 1"].unmatched > 0 for seen in moved] == [False, True]
+    fewer = verify(Squares(), Squares(miss=12, precision="int8"), pictures, data, max_drop=0.5)
+    assert fewer.precision["tiny"][0] == fewer.precision["tiny"][1]  # no image has twelve, so none is missed there
+    worse = verify(Squares(), Squares(miss=2, precision="int8"), pictures, data)
+    assert any("AP-tiny falls from" in fault and "by more than 0.5 points" in fault for fault in worse.faults)
+    allowed = verify(Squares(), Squares(miss=2, precision="int8"), pictures, data, max_drop=0.99)
+    assert not any("AP-tiny" in fault for fault in allowed.faults)
+
+
+def test_the_crowded_tile_fills_a_model_that_found_something(pictures: list[Path]) -> None:
+    reference = Squares()
+    kinds = gate_tiles(reference, pictures[:1])
+    assert [len(tiles) for tiles in kinds.values()] == [1, 1, 1]
+    assert (kinds["empty tile"] == SPEC.pad).all()
+    found = {kind: int(reference.run(tiles).candidates[0]) for kind, tiles in kinds.items()}
+    assert found["crowded tile"] > found["real tiles"] > found["empty tile"] == 0
+
+
+def test_a_reference_that_finds_nothing_meets_noise(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "dark.png"), np.zeros((96, 96, 3), np.uint8))
+    kinds = gate_tiles(Squares(), [tmp_path / "dark.png"])
+    assert kinds["crowded tile"].std() > 50
+
+
+@pytest.mark.parametrize("changes", [{"tile": 64}, {"classes": ("circle",)}, {"score_floor": 0.1}])
+def test_models_of_different_contracts_are_not_compared(pictures: list[Path], changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} is .* in the other"):
+        verify(Squares(), Squares(**changes), pictures)
+
+
+# -------------------------------------------------------------------------------------------------------- compare
+
+FLOOR = 0.05
+
+
+def outputs(boxes: Any, scores: Any, labels: Any, slots: int = 8) -> TileOutputs:
+    """One tile with these detections; the other slots are empty."""
+    count = len(scores)
+    empty = slots - count
+    return TileOutputs(
+        np.pad(np.asarray(boxes, np.float32).reshape(-1, 4), ((0, empty), (0, 0)))[None],
+        np.pad(np.asarray(scores, np.float32), (0, empty))[None],
+        np.pad(np.asarray(labels, np.int32), (0, empty), constant_values=-1)[None],
+        np.array([count], np.int32),
+    )
+
+
+BOXES = [[0, 0, 8, 8], [0.1, 0, 8.1, 8], [20, 20, 24, 26]]
+REFERENCE = outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 1])
+
+
+def test_equal_runs_do_not_differ() -> None:
+    parity = compare(REFERENCE, REFERENCE, FLOOR)
+    assert (parity.tiles, parity.detections, parity.unmatched) == (1, 3, 0)
+    assert parity.score_difference == parity.box_difference == parity.candidates_difference == 0
+
+
+def test_the_order_of_neighbours_means_nothing() -> None:
+    swapped = outputs([BOXES[1], BOXES[0], BOXES[2]], [0.9, 0.9, 0.6], [0, 0, 1])
+    parity = compare(REFERENCE, swapped, FLOOR)
+    assert parity.unmatched == 0
+    assert parity.box_difference == 0
+    assert parity.score_difference == pytest.approx(1e-4, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        outputs(BOXES, [0.9, 0.8999, 0.59], [0, 0, 1]),
+        outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 0]),
+        outputs([*BOXES[:2], [21, 20, 25, 26]], [0.9, 0.8999, 0.6], [0, 0, 1]),
+    ],
+    ids=["score", "class", "box"],
+)
+def test_a_detection_that_differs_is_missed_on_both_sides(other: TileOutputs) -> None:
+    assert compare(REFERENCE, other, FLOOR).unmatched == 2
+
+
+def test_one_box_cannot_stand_for_two() -> None:
+    other = outputs([BOXES[0], BOXES[2]], [0.9, 0.6], [0, 1])
+    parity = compare(REFERENCE, other, FLOOR)
+    assert parity.unmatched == 1
+    assert parity.candidates_difference == pytest.approx(1 / 8)
+
+
+def test_a_box_of_another_tile_does_not_count() -> None:
+    empty = outputs([], [], [])
+    two = [
+        TileOutputs(*map(np.concatenate, zip(*pair, strict=True))) for pair in ((REFERENCE, empty), (empty, REFERENCE))
+    ]
+    assert compare(two[0], two[1], FLOOR).unmatched == 6
+
+
+def test_a_box_at_the_score_floor_may_fall_either_way() -> None:
+    ours = outputs(BOXES, [0.9, 0.8999, FLOOR + 5e-4], [0, 0, 1])
+    theirs = outputs(BOXES[:2], [0.9, 0.8999], [0, 0])
+    assert compare(ours, theirs, FLOOR).unmatched == 0
+    assert compare(theirs, ours, FLOOR).unmatched == 0
+
+
+def test_the_last_box_of_a_full_tile_may_fall_either_way() -> None:
+    ours = outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 1], slots=3)
+    theirs = outputs([*BOXES[:2], [40, 40, 44, 44]], [0.9, 0.8999, 0.6001], [0, 0, 1], slots=3)
+    assert compare(ours, theirs, FLOOR).unmatched == 0
+
+
+def test_runs_that_find_nothing_can_be_compared() -> None:
+    empty = outputs([], [], [])
+    assert compare(empty, empty, FLOOR).detections == 0
+    assert compare(empty, REFERENCE, FLOOR).unmatched == 3

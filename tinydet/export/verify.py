@@ -1,0 +1,398 @@
+"""The parity gate: a converted model against the one that it was made from, before anybody relies on it.
+
+Two questions. Do both give the same detections, as sets, on real tiles, an empty one and a crowded one, in every batch
+size? And is the average precision of each size range still there, by the protocol that `tinydet evaluate` uses? No
+torch: an engine is verified on the machine that it was built on, against its ONNX file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydet._atomic import write_json, write_text
+from tinydet.data.coco import Dataset
+from tinydet.evaluation.backend import detect_dataset, score_dataset
+from tinydet.evaluation.protocols import choose_protocol
+from tinydet.runtime.backends import Backend, TileOutputs
+from tinydet.runtime.scene import open_scene
+from tinydet.runtime.suppress import conflicts
+from tinydet.spec import ModelSpec
+
+PROTOCOL = "coco"
+AP_IOU = "0.50"
+MAX_DROP = 0.005  # of AP-tiny, as a fraction
+REAL_TILES = 4
+PATCH = 32  # pixels: what is cut around a small object to make the crowded tile
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """When two detections are the same, and how many need not be.
+
+    Attributes:
+        iou, score: a pair of one class overlaps by more than `iou`, and its scores differ by at most `score`.
+        unmatched: fraction of the reference's detections that may lack a partner.
+        candidates: difference of a tile's candidates, as a part of them.
+    """
+
+    iou: float
+    score: float
+    unmatched: float
+    candidates: float
+
+
+# Rounding moves a score near the decision boundary of a convolution; what INT8 does to the whole is for AP to say.
+TOLERANCES = {
+    "fp32": Tolerance(iou=0.9, score=1e-3, unmatched=0.0, candidates=0.01),
+    "fp16": Tolerance(iou=0.9, score=0.03, unmatched=0.01, candidates=0.05),
+    "int8": Tolerance(iou=0.5, score=0.25, unmatched=0.05, candidates=1.0),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two runs of one model on the same tiles are apart, as sets of detections.
+
+    Attributes:
+        detections: of the reference.
+        unmatched: boxes of either side without a partner within the tolerance; a box that close to where its tile was
+            cut off (score floor, K) is forgiven.
+        score_difference, box_difference: largest of all pairs; box coordinates in pixels.
+        candidates_difference: largest of all tiles, as a part of the tile's candidates.
+    """
+
+    tiles: int
+    detections: int
+    unmatched: int
+    score_difference: float
+    box_difference: float
+    candidates_difference: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the gate saw.
+
+    Attributes:
+        model, reference: what ran each, in words.
+        parity: by what was compared.
+        saturated: whether the crowded tile had more candidates than the model has slots.
+        precision: AP at IoU 0.5 by size range, (before, after), as fractions; -1 where the data has no such objects.
+            Empty where the images have no annotations.
+        images: how many AP was measured on; `source`: what they are.
+        faults: why the model must not be used; empty when the gate is passed.
+    """
+
+    model: str
+    reference: str
+    tolerance: Tolerance
+    parity: dict[str, Parity]
+    saturated: bool
+    precision: dict[str, tuple[float, float]]
+    max_drop: float
+    images: int
+    source: str
+    seconds: float
+    faults: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.faults
+
+
+def verify(
+    reference: Backend,
+    candidate: Backend,
+    images: Sequence[Path],
+    dataset: Dataset | None = None,
+    *,
+    limit: int | None = None,
+    max_drop: float = MAX_DROP,
+    before: Mapping[str, float] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Verification:
+    """Compare `candidate` with `reference`.
+
+    Args:
+        images: pictures that real tiles are cut from, spread over the whole list.
+        dataset: annotated images that AP is measured on; None: no AP.
+        limit: the first so many images of it only; None for all.
+        max_drop: of AP-tiny (of AP of all sizes where the data has nothing tiny), as a fraction.
+        before: the reference's `precision_by_size` on the same images, where it is known.
+        progress: is told what is going on.
+
+    Raises:
+        ValueError: two models that do not take the same tiles or name the same classes; an image that cannot be read.
+    """
+    ours, theirs = candidate.spec, reference.spec
+    for name in ("tile", "classes", "max_detections", "score_floor"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise ValueError(
+                f"{name} is {getattr(ours, name)} in one model and {getattr(theirs, name)} in the other, so their "
+                "answers cannot be compared; export both from one checkpoint"
+            )
+    say = progress or (lambda _: None)
+    started = time.monotonic()
+    tolerance = TOLERANCES[ours.precision]
+    say("comparing detections")
+    kinds = gate_tiles(reference, images)
+    wanted = {kind: run_in_batches(reference, tiles, 1) for kind, tiles in kinds.items()}
+    parity = {
+        f"{kind}, batch 1": compare(wanted[kind], run_in_batches(candidate, tiles, 1), ours.score_floor, tolerance)
+        for kind, tiles in kinds.items()
+    }
+    all_tiles, all_wanted = np.concatenate(list(kinds.values())), _joined(list(wanted.values()))
+    for size in sorted({min(3, ours.max_batch), ours.max_batch} - {1}):
+        order = np.arange(max(size, len(all_tiles))) % len(all_tiles)
+        answers = run_in_batches(candidate, all_tiles[order], size)
+        boxes, scores, labels, candidates = all_wanted
+        again = TileOutputs(boxes[order], scores[order], labels[order], candidates[order])
+        parity[f"all of them, batch {size}"] = compare(again, answers, ours.score_floor, tolerance)
+    faults = [fault for what, found in parity.items() for fault in _parity_faults(what, found, tolerance)]
+
+    precision: dict[str, tuple[float, float]] = {}
+    looked_at = 0
+    if dataset is not None:
+        looked_at = len(dataset.images[:limit])
+        if before is None:
+            say(f"average precision of the reference, {looked_at} images")
+            before = precision_by_size(reference, dataset, limit)
+        say(f"average precision of the model, {looked_at} images")
+        after = precision_by_size(candidate, dataset, limit)
+        precision = {name: (before[name], after[name]) for name in before}
+        faults += _precision_faults(precision, max_drop)
+    return Verification(
+        model=f"{candidate.name}, {ours.precision}",
+        reference=f"{reference.name}, {theirs.precision}",
+        tolerance=tolerance,
+        parity=parity,
+        saturated=bool((wanted["crowded tile"].candidates > ours.max_detections).any()),
+        precision=precision,
+        max_drop=max_drop,
+        images=looked_at,
+        source=str(dataset.source) if dataset is not None else f"{len(images)} images without annotations",
+        seconds=time.monotonic() - started,
+        faults=tuple(faults),
+    )
+
+
+def compare(
+    reference: TileOutputs, other: TileOutputs, score_floor: float, tolerance: Tolerance = TOLERANCES["fp32"]
+) -> Parity:
+    """Two runs on the same tiles, as sets: the order within a tile means nothing."""
+    tiles, slots = reference.scores.shape
+    sides = [_flattened(reference), _flattened(other)]
+    count = len(sides[0][1])
+    boxes, scores, labels, tile = (np.concatenate(column) for column in zip(*sides, strict=True))
+    side = np.repeat([0, 1], [count, len(sides[1][1])])
+    cells = tile.astype(np.int64) * (int(labels.max(initial=0)) + 1) + labels
+    first, second = conflicts(boxes.astype(np.float64), tolerance.iou, same=cells, apart=side)
+    close = np.abs(scores[first] - scores[second]) <= tolerance.score
+    first, second = first[close], second[close]
+
+    distance = np.abs(boxes[first] - boxes[second]).max(axis=1, initial=0.0)
+    matched = np.zeros(len(boxes), np.bool_)
+    pairs: list[int] = []
+    for pair in np.argsort(distance, kind="stable").tolist():  # the nearest partner first, each box once
+        if not (matched[first[pair]] or matched[second[pair]]):
+            matched[[first[pair], second[pair]]] = True
+            pairs.append(pair)
+
+    cut = np.full(tiles, score_floor)
+    for outputs in (reference, other):
+        cut = np.maximum(cut, np.where(outputs.labels[:, -1] >= 0, outputs.scores[:, -1], 0.0))
+    forgiven = scores <= cut[tile] + tolerance.score
+    candidates = np.abs(reference.candidates.astype(np.int64) - other.candidates) / np.maximum(
+        reference.candidates, slots
+    )
+    return Parity(
+        tiles=tiles,
+        detections=count,
+        unmatched=int((~matched & ~forgiven).sum()),
+        score_difference=float(np.abs(scores[first[pairs]] - scores[second[pairs]]).max(initial=0.0)),
+        box_difference=float(distance[pairs].max(initial=0.0)),
+        candidates_difference=float(candidates.max(initial=0.0)),
+    )
+
+
+def gate_tiles(reference: Backend, images: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:
+    """Tiles (N, T, T, 3) to compare on: from the middle of real images, an empty one, and one crowded with objects.
+
+    The crowded one repeats what the reference found best on the real ones; where it found nothing it is noise.
+    """
+    spec = reference.spec
+    chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, REAL_TILES).round().astype(int))]
+    real = np.stack([middle_tile(path, spec) for path in chosen])
+    empty = np.full((1, spec.tile, spec.tile, 3), spec.pad, np.uint8)
+    return {
+        "real tiles": real,
+        "empty tile": empty,
+        "crowded tile": _crowded_tile(real, run_in_batches(reference, real, 1))[None],
+    }
+
+
+def middle_tile(path: Path, spec: ModelSpec) -> NDArray[np.uint8]:
+    """The middle of a picture as a model's tile (T, T, 3), padded where the picture is smaller."""
+    image = np.full((spec.tile, spec.tile, 3), spec.pad, np.uint8)
+    with open_scene(path, stretch=spec.stretch) as scene:
+        width, height = min(spec.tile, scene.width), min(spec.tile, scene.height)
+        x, y = (scene.width - width) // 2, (scene.height - height) // 2
+        image[:height, :width] = scene.read(x, y, width, height, (width, height))
+    return image
+
+
+def disagreement(reference: TileOutputs, other: TileOutputs) -> float:
+    """How far two runs are apart, from 0 (equal) to 1 (nothing in common): one number for what rounding does.
+
+    One minus the overlap of the two sets: over pairs of one class, the smaller score times IoU, against the larger
+    scores and those without a partner.
+    """
+    sides = [_flattened(reference), _flattened(other)]
+    count = len(sides[0][1])
+    boxes, scores, labels, tile = (np.concatenate(column) for column in zip(*sides, strict=True))
+    side = np.repeat([0, 1], [count, len(sides[1][1])])
+    cells = tile.astype(np.int64) * (int(labels.max(initial=0)) + 1) + labels
+    first, second = conflicts(boxes.astype(np.float64), 0.3, same=cells, apart=side)
+    common = np.minimum(scores[first], scores[second]) * _overlap(boxes[first], boxes[second])
+    taken = np.zeros(len(boxes), np.bool_)
+    shared = 0.0
+    union = float(scores.sum())
+    for pair in np.argsort(-common, kind="stable").tolist():
+        a, b = first[pair], second[pair]
+        if not (taken[a] or taken[b]):
+            taken[[a, b]] = True
+            shared += float(common[pair])
+            union -= float(min(scores[a], scores[b]))
+    return 1 - shared / union if union else 0.0
+
+
+def run_in_batches(backend: Backend, tiles: NDArray[np.uint8], size: int) -> TileOutputs:
+    """Answers for all tiles, `size` at a time; the last batch may be smaller."""
+    return _joined([backend.run(tiles[i : i + size]) for i in range(0, len(tiles), size)])
+
+
+def precision_by_size(backend: Backend, dataset: Dataset, limit: int | None = None) -> dict[str, float]:
+    """AP at IoU 0.5 of each size range, as fractions; -1 where there are no such objects."""
+    found = detect_dataset(backend, dataset, limit=limit, progress=True)
+    ranges = score_dataset(dataset, found, choose_protocol(PROTOCOL)).to_json()["AP"]
+    return {name: float(values[AP_IOU]) for name, values in ranges.items()}
+
+
+def deciding_range(precision: Mapping[str, Any]) -> str:
+    """The size range whose AP must not drop: tiny, where there are such objects."""
+    value = precision["tiny"]
+    return "tiny" if (value[0] if isinstance(value, tuple) else value) >= 0 else "all"
+
+
+def report_paths(model: Path) -> tuple[Path, Path]:
+    """Where the report of a model lies: beside it."""
+    return model.with_suffix(".verify.json"), model.with_suffix(".verify.md")
+
+
+def write_report(verification: Verification, model: Path, more: Mapping[str, Any] | None = None) -> tuple[Path, Path]:
+    """Write the report beside the model, as JSON (with what `more` holds) and as Markdown."""
+    data, text = report_paths(model)
+    write_json(data, {"passed": verification.passed, **asdict(verification), **(more or {})})
+    write_text(text, format_report(verification))
+    return data, text
+
+
+def format_report(verification: Verification) -> str:
+    """The report as Markdown."""
+    v, tolerance = verification, verification.tolerance
+    lines = [
+        f"# {'Passed' if v.passed else 'Failed'}: {v.model}",
+        "",
+        f"Reference: {v.reference}. Images: {v.source}.",
+        "",
+        *(f"- {fault}" for fault in v.faults),
+        *([""] if v.faults else []),
+        f"Two detections are the same where their class is, IoU > {tolerance.iou} and scores differ by at most "
+        f"{tolerance.score}; {tolerance.unmatched:.0%} may lack a partner. The crowded tile "
+        f"{'had' if v.saturated else 'did not have'} more candidates than the model has slots.",
+        "",
+        "| compared on | tiles | detections | unmatched | score, largest difference | box, pixels |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {what} | {p.tiles} | {p.detections} | {p.unmatched} | {p.score_difference:.1e} | "
+            f"{p.box_difference:.1e} |"
+            for what, p in v.parity.items()
+        ),
+        "",
+    ]
+    if v.precision:
+        lines += [
+            f"Average precision at IoU {AP_IOU} on {v.images} images, protocol {PROTOCOL}, percent; "
+            f"{deciding_range(v.precision)} may drop by {100 * v.max_drop:g}.",
+            "",
+            "| objects | before | after | change |",
+            "| --- | ---: | ---: | ---: |",
+            *(
+                f"| {name} | {100 * before:.2f} | {100 * after:.2f} | {100 * (after - before):+.2f} |"
+                for name, (before, after) in v.precision.items()
+                if before >= 0
+            ),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _parity_faults(what: str, found: Parity, tolerance: Tolerance) -> list[str]:
+    faults = []
+    if found.unmatched > tolerance.unmatched * found.detections:
+        faults.append(
+            f"{what}: {found.unmatched} detections have no partner, of the reference's {found.detections} "
+            f"(IoU {tolerance.iou}, score {tolerance.score})"
+        )
+    if found.candidates_difference > tolerance.candidates:
+        faults.append(f"{what}: the numbers of candidates differ by up to {found.candidates_difference:.1%}")
+    return faults
+
+
+def _precision_faults(precision: Mapping[str, tuple[float, float]], max_drop: float) -> list[str]:
+    name = deciding_range(precision)
+    before, after = precision[name]
+    if before - after <= max_drop:
+        return []
+    return [f"AP-{name} falls from {100 * before:.2f} to {100 * after:.2f}, by more than {100 * max_drop:g} points"]
+
+
+def _crowded_tile(tiles: NDArray[np.uint8], found: TileOutputs) -> NDArray[np.uint8]:
+    """A lattice of patches around the sixteen best detections."""
+    size = tiles.shape[1]
+    which, slot = np.nonzero(found.labels >= 0)
+    if len(which) == 0:
+        return np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    best = np.argsort(-found.scores[which, slot], kind="stable")[:16]
+    corners = (found.boxes[which, slot].reshape(-1, 2, 2).mean(axis=1) - PATCH / 2).clip(0, size - PATCH).astype(int)
+    patches = [tiles[which[i], corners[i, 1] :, corners[i, 0] :][:PATCH, :PATCH] for i in best.tolist()]
+    cells = -(-size // PATCH)
+    rows = [np.hstack([patches[(r * cells + c) % len(patches)] for c in range(cells)]) for r in range(cells)]
+    crowded: NDArray[np.uint8] = np.ascontiguousarray(np.vstack(rows)[:size, :size])
+    return crowded
+
+
+def _overlap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """IoU of boxes pair by pair."""
+    sides = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0)
+    common = sides.prod(axis=1)
+    areas = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1)
+    overlap: NDArray[Any] = common / np.maximum(areas - common, 1e-9)
+    return overlap
+
+
+def _joined(parts: Sequence[TileOutputs]) -> TileOutputs:
+    return TileOutputs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _flattened(outputs: TileOutputs) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Boxes, scores, labels and tile numbers of the slots that are filled."""
+    filled = outputs.labels >= 0
+    return outputs.boxes[filled], outputs.scores[filled], outputs.labels[filled], np.nonzero(filled)[0]
