@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.writers import write_coco
+from tinydet.runtime.writers import SceneDetections, write_scenes
+from tinydet.spec import ModelSpec
 
 
 def some(scores: list[float], labels: list[int] | None = None) -> Detections:
@@ -26,7 +27,9 @@ def test_results_are_coco_results_with_the_category_ids_of_the_data_set() -> Non
 
 def test_a_written_file_holds_every_scene_exactly(tmp_path) -> None:
     detections = {3: some([0.1, 0.7]), 9: Detections.empty(), 4: some([1 / 3])}
-    write_coco(tmp_path / "dets.json", detections, (5, 6))
+    spec = ModelSpec(classes=("a", "b"), category_ids=(5, 6), detector="none", backbone="none", tile=64)
+    scenes = [SceneDetections(f"{n}.jpg", n, 100, 100, found) for n, found in detections.items()]
+    write_scenes(tmp_path / "dets.json", scenes, spec)
     rows = json.loads((tmp_path / "dets.json").read_text())
     assert rows == detections[3].to_coco(3, (5, 6)) + detections[4].to_coco(4, (5, 6))
     assert np.float32(rows[2]["score"]) == np.float32(1 / 3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -58,6 +59,16 @@ def test_named_outputs_are_the_only_ones(scene: Path, model: Path, tmp_path: Pat
     assert {row["image_id"] for row in json.loads((tmp_path / "dets.json").read_text())} == {42}
     assert run("--image", scene, "--draw", tmp_path / "out.png") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dets.json", "model.onnx", "out.png", "scene.png"]
+
+
+def test_the_suffix_of_the_output_chooses_its_format(scene: Path, model: Path, tmp_path: Path, capsys) -> None:
+    assert run("--image", scene, "--output", tmp_path / "dets.csv") == 0
+    rows = list(csv.DictReader((tmp_path / "dets.csv").open()))
+    assert sorted([float(row[key]) for key in ("x1", "y1")] for row in rows) == sorted(box[:2] for box in BOXES)
+    assert {row["class"] for row in rows} == {"square"}
+    assert run("--image", scene, "--output", tmp_path / "dets.xyz") == 2
+    assert "no format has the suffix '.xyz'" in capsys.readouterr().err
+    assert not (tmp_path / "dets.xyz").exists()
 
 
 def test_several_scenes_go_to_one_file_and_a_folder_of_pictures(scene: Path, model: Path, tmp_path: Path) -> None:

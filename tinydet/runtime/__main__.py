@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--calibrate-skip", action="store_true", help="measure on --annotations what --skip-empty may pass over, write"
         " MODEL.skip.json, and end")  # fmt: skip
     add = parser.add_argument_group("what becomes of it").add_argument
-    add("--output", type=Path, metavar="FILE", help="COCO results of all scenes (default: SCENE.detections.json)")
+    add("--output", type=Path, metavar="FILE", help="all scenes in one file, by its suffix: .json (COCO), .geojson,"
+         " .gpkg, .csv, .parquet, or .txt (YOLO, one scene) (default: SCENE.detections.json)")  # fmt: skip
     add("--draw", type=Path, metavar="FILE", help="picture; of several scenes a folder (default: SCENE.detections.jpg)")
     add("--resume", action="store_true", help="go on from a run that was interrupted; what is done stays as it is")
     return parser

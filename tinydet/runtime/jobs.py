@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tinydet.runtime.drawing import check_picture_path
 from tinydet.runtime.sources import Source
+from tinydet.runtime.writers import check_output, is_device
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def plan_jobs(sources: Sequence[Source], output: Path | None, draw: Path | None)
     """A job for each scene. Without `output` and `draw`, results and a picture lie beside the scene.
 
     Args:
-        output: COCO results of all scenes.
+        output: file of all scenes; its suffix says the format.
         draw: a picture; of several scenes a folder.
 
     Raises:
@@ -59,6 +60,8 @@ def plan_jobs(sources: Sequence[Source], output: Path | None, draw: Path | None)
             raise ValueError(f"{target} is a scene and would be overwritten; name another --draw or --output")
         if targets.count(target) > 1:
             raise ValueError(f"two scenes would be written to {target}; give scenes of one name one at a time")
+    if output is not None and not is_device(output):
+        check_output(output, len(sources))
     for job in jobs:
         if job.picture is not None:
             check_picture_path(job.picture)

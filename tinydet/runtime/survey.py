@@ -19,12 +19,13 @@ from tinydet.runtime.coarse import plan_coarse
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.drawing import draw, save_picture
 from tinydet.runtime.gate import Gate
+from tinydet.runtime.georeference import georeference_of
 from tinydet.runtime.jobs import Job, hashes
 from tinydet.runtime.journal import Journal
 from tinydet.runtime.pipeline import SceneResult, detect, plan_passes
 from tinydet.runtime.scene import Scene, open_scene
 from tinydet.runtime.video import Frame, Video
-from tinydet.runtime.writers import write_coco
+from tinydet.runtime.writers import SceneDetections, write_scenes
 
 MANY = 16  # batches of a scene for which it is worth a batch to say how long it will take
 
@@ -39,7 +40,7 @@ class Settings:
         gsd: metres for each pixel; None for what a scene says.
         gate: which tiles are worth running; None for all.
         bands: of the scenes; None for those that call themselves red, green and blue.
-        output: COCO results of all scenes; None where each has its own.
+        output: file of all scenes, its format by its suffix; None where each scene has its own COCO results.
         resume: go on from journals, and keep them.
         every, frames, reconnect: of a video, see `Video`; `frames` ends it.
     """
@@ -71,7 +72,7 @@ class Survey:
         """
         self._backend, self._hash, self._settings, self._say = backend, model_hash, settings, say
         self._spec = backend.spec
-        self._found: dict[int, Detections] = {}
+        self._found: list[SceneDetections] = []
         self._journals: list[tuple[Journal, Job]] = []
         self._seconds_per_batch: float | None = None
 
@@ -108,11 +109,19 @@ class Survey:
                     )
                 raise
             self._print_result(result, known)
-            self._found[job.source.image_id] = result.detections
+            found = SceneDetections(
+                str(job.source.path),
+                job.source.image_id,
+                scene.width,
+                scene.height,
+                result.detections,
+                georeference_of(job.source.path),
+            )
+            self._found.append(found)
             if done:
                 return
             if job.results is not None:
-                write_coco(job.results, {job.source.image_id: result.detections}, self._spec.category_ids)
+                write_scenes(job.results, [found], self._spec)
                 self._say(f"  {job.results}")
             if job.picture is not None:
                 save_picture(job.picture, draw(scene, result.detections, self._spec.classes))
@@ -123,7 +132,7 @@ class Survey:
     def scan_video(self, job: Job) -> None:
         """Each frame as a scene. Its image id counts the frames of the source, those left out too."""
         settings, stopped = self._settings, False
-        found: dict[int, Detections] = {}
+        found: list[SceneDetections] = []
         rows: list[tuple[object, ...]] = []
         with Video(job.source.location, every=settings.every, reconnect=settings.reconnect) as video:
             self._say(
@@ -136,9 +145,12 @@ class Survey:
                 with tqdm(total=total, unit="frame", disable=None, leave=False) as bar:
                     for frame in video:
                         image_id = job.source.image_id + frame.index
-                        found[image_id] = self._of_frame(frame)
+                        seen = self._of_frame(frame)
+                        found.append(
+                            SceneDetections(f"{video.name}#{frame.index}", image_id, video.width, video.height, seen)
+                        )
                         clock = "" if frame.clock is None else frame.clock.isoformat(timespec="milliseconds")
-                        rows.append((image_id, frame.index, f"{frame.seconds:.3f}", clock, len(found[image_id])))
+                        rows.append((image_id, frame.index, f"{frame.seconds:.3f}", clock, len(seen)))
                         bar.update()
                         if settings.frames is not None and len(rows) >= settings.frames:
                             break
@@ -146,12 +158,12 @@ class Survey:
                 stopped = True
             rate = len(rows) / (time.perf_counter() - began)
             self._say(
-                f"  {sum(map(len, found.values()))} detections in {len(rows)} frames, {rate:.1f} frames/s; "
+                f"  {sum(len(one.detections) for one in found)} detections in {len(rows)} frames, {rate:.1f} frames/s; "
                 f"{video.dropped} frames dropped, {video.reconnects} reconnects"
             )
         target = job.results or settings.output
         assert target is not None  # `plan_jobs` refuses to draw a video
-        write_coco(target, found, self._spec.category_ids)
+        write_scenes(target, found, self._spec)
         times = target.with_name(f"{target.stem}.frames.csv")
         with atomic_path(times) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("image_id", "frame", "seconds", "clock", "detections"), *rows])
@@ -183,7 +195,7 @@ class Survey:
         if current and all(current):
             self._say(f"  {output} unchanged")
         else:
-            write_coco(output, self._found, self._spec.category_ids)
+            write_scenes(output, self._found, self._spec)
             self._say(f"  {output}")
         for _, job in list(self._journals):
             self._close(job)

@@ -9,20 +9,27 @@ A file is whole or absent, and is written scene by scene: memory holds the boxes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from tinydet._atomic import write_json
 from tinydet._extras import needs_extra
-from tinydet.runtime.detections import Detections
 from tinydet.runtime.writers.geographic import write_geojson, write_geopackage
 from tinydet.runtime.writers.table import SceneDetections, write_csv, write_parquet
 from tinydet.runtime.writers.text import write_coco_results, write_yolo
 from tinydet.spec import ModelSpec
 
-__all__ = ["FORMATS", "SceneDetections", "Write", "check_output", "format_of", "open_writer", "write_coco"]
+__all__ = [
+    "FORMATS",
+    "SceneDetections",
+    "Write",
+    "check_output",
+    "format_of",
+    "is_device",
+    "open_writer",
+    "write_scenes",
+]
 
 Write = Callable[[SceneDetections], None]
 
@@ -112,13 +119,17 @@ def open_writer(path: Path, spec: ModelSpec, kind: str | None = None) -> Abstrac
     return format_of(path, kind).write(path, spec)
 
 
-def write_coco(path: Path, detections: Mapping[int, Detections], category_ids: Sequence[int]) -> None:
-    """Write COCO results, one list for all images.
+def write_scenes(path: Path, scenes: Iterable[SceneDetections], spec: ModelSpec) -> None:
+    """Write a file of detections by its suffix; a device or a pipe, such as /dev/stdout, takes COCO results.
 
-    Args:
-        detections: by COCO image id, in pixels of that image.
-        category_ids: the COCO id of each class.
+    Raises:
+        ValueError, OSError, ModuleNotFoundError: as `open_writer`.
     """
-    write_json(
-        path, [row for image_id, of in detections.items() for row in of.to_coco(image_id, category_ids)], indent=None
-    )
+    with open_writer(path, spec, "coco" if is_device(path) else None) as write:
+        for scene in scenes:
+            write(scene)
+
+
+def is_device(path: Path) -> bool:
+    """Whether a path is a device or a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()
