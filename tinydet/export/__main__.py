@@ -68,7 +68,8 @@ def run_onnx(arguments: argparse.Namespace) -> int:
 def run_engine(arguments: argparse.Namespace) -> int:
     model: Path = arguments.model
     output: Path = arguments.output or model.with_suffix(".engine")
-    onnx_path, trained = model, {}
+    onnx_path = model
+    trained: dict[str, Any] = {}
     if model.suffix != ".onnx":
         onnx_path = output.with_suffix(".onnx")
         largest = arguments.batch[2] if arguments.batch else 16
@@ -79,7 +80,7 @@ def run_engine(arguments: argparse.Namespace) -> int:
     try:
         if arguments.dry_run:
             return _parse(onnx_path, arguments)
-        wanted = arguments.precision or ("fp16" if read.precision == "fp32" else read.precision)
+        wanted: Any = arguments.precision or ("fp16" if read.precision == "fp32" else read.precision)
         if wanted != read.precision:
             onnx_path = _convert(onnx_path, wanted, arguments, trained)
         return _write_engine(onnx_path, output, arguments, trained)
