@@ -42,7 +42,9 @@ def main() -> int:
         trainings = {name: pool.submit(train, name, flags, threads, args) for name, flags in RUNS.items()}
         result["trainings"] = {name: future.result() for name, future in trainings.items()}
     for name, training in result["trainings"].items():
-        training["val"] = evaluate(args.work / f"{name}.pth", args.data / "hituav-val", args.work / f"{name}.json", [])
+        training["val"] = evaluate(
+            args.work / f"{name}.pth", args.data / "hituav-val", args.work / f"{name}.scores.json", []
+        )
     result["plaza"] = plaza(args)
     write_json(args.output, result)
     print(table(result), f"\nwrote {args.output}")

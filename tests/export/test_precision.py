@@ -260,6 +260,7 @@ def test_engines_of_each_precision_are_really_built(model: Any, pictures: list[P
         assert (tmp_path / f"{precision}.engine").read_bytes().startswith(b"vtrt")
 
 
+@pytest.mark.slow
 def test_a_detector_is_converted_and_built(exported: Any, picture: Path, tmp_path: Path) -> None:
     """The head shares its weights over the levels, and the last convolutions have no one behind them."""
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, which builds engines without a GPU")
@@ -275,7 +276,9 @@ def test_a_detector_is_converted_and_built(exported: Any, picture: Path, tmp_pat
     quantised = to_int8(model, calibrate(source, [picture], made.spec, "max"))
     del quantised.metadata_props[:]
     quantised.metadata_props.add(key="tinydet", value=dataclasses.replace(made.spec, precision="int8").to_json())
-    sizes = {}
+    built = {}
     for name, path in {"fp32": source, "fp16": made.path, "int8": written(quantised, tmp_path / "q.onnx")}.items():
-        sizes[name] = build_engine(path, tmp_path / f"{name}.engine", target="rtx", batch=(1, 1, 2)).engine["bytes"]
-    assert sizes["int8"] < 0.75 * sizes["fp32"] and sizes["fp16"] < 0.75 * sizes["fp32"]
+        spec = build_engine(path, tmp_path / f"{name}.engine", target="rtx", batch=(1, 1, 2))
+        built[name] = spec.precision, spec.engine["weights"].get("FLOAT16", 0) > spec.engine["weights"]["FLOAT"]
+    # Not by the size of the plans: those of small models are mostly kernels, and INT8 needs more of them.
+    assert built == {"fp32": ("fp32", False), "fp16": ("fp16", True), "int8": ("int8", False)}

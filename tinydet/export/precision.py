@@ -392,8 +392,8 @@ def _floats(node: NodeProto) -> list[str]:
 
 
 def _half_copy(graph: GraphProto, tensor: Any, seen: dict[tuple[str, int], str]) -> str:
-    from onnx import TensorProto, numpy_helper
-
+    with needs_extra("export"):
+        from onnx import TensorProto, numpy_helper
     key = tensor.name, TensorProto.FLOAT16
     if key not in seen:
         seen[key] = f"{tensor.name}_fp16"

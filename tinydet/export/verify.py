@@ -152,8 +152,8 @@ def verify(
     for size in sorted({min(3, ours.max_batch), ours.max_batch} - {1}):
         order = np.arange(max(size, len(all_tiles))) % len(all_tiles)
         answers = run_in_batches(candidate, all_tiles[order], size)
-        boxes, scores, labels, candidates = all_wanted
-        again = TileOutputs(boxes[order], scores[order], labels[order], candidates[order])
+        known = all_wanted
+        again = TileOutputs(known.boxes[order], known.scores[order], known.labels[order], known.candidates[order])
         parity[f"all of them, batch {size}"] = compare(again, answers, ours.score_floor, tolerance)
     faults = [fault for what, found in parity.items() for fault in _parity_faults(what, found, tolerance)]
 
