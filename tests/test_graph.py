@@ -17,7 +17,9 @@ TILE, K = 128, 50
 
 def detector(alpha=(0.4, 0.3, 0.2), classes: int = 2):
     torch.manual_seed(1)
-    built = build_detector(DetectorConfig("mobilenet_v2", channels=16, head_convs=1, norm="batch", classes=classes), alpha).eval()
+    built = build_detector(
+        DetectorConfig("mobilenet_v2", channels=16, head_convs=1, norm="batch", classes=classes), alpha
+    ).eval()
     built.head.classification_head.cls_logits.bias.data.fill_(-2.0)  # so that an untrained head says something
     torch.nn.init.normal_(built.head.classification_head.cls_logits.weight, std=0.5)
     return built
