@@ -31,7 +31,7 @@ def main() -> int:
         "--folder", type=Path, default=ROOT / "demo", help="where everything is written (default: demo)"
     )
     parser.add_argument("--scene", type=int, default=4096, help="side of the scene in pixels (default: 4096)")
-    parser.add_argument("--epochs", type=int, default=10, help="of the training (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, help="of the training (default: %(default)s)")
     args = parser.parse_args()
     folder: Path = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

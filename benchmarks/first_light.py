@@ -42,9 +42,8 @@ def main() -> int:
         trainings = {name: pool.submit(train, name, flags, threads, args) for name, flags in RUNS.items()}
         result["trainings"] = {name: future.result() for name, future in trainings.items()}
     for name, training in result["trainings"].items():
-        training["val"] = evaluate(
-            args.work / f"{name}.pth", args.data / "hituav-val", args.work / f"{name}.scores.json", []
-        )
+        model, scores = args.work / f"{name}.pth", args.work / f"{name}.scores.json"
+        training["val"] = evaluate(model, args.data / "hituav-val", scores, RUNS[name][-2:])  # of its own categories
     result["plaza"] = plaza(args)
     write_json(args.output, result)
     print(table(result), f"\nwrote {args.output}")
