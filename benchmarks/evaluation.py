@@ -3,8 +3,7 @@
     python benchmarks/evaluation.py
 
 faster-coco-eval is compared too where it is installed. It is no dependency, and a folder of its own will do:
-`pip install --no-deps --target /tmp/faster faster-coco-eval`, then `PYTHONPATH=/tmp/faster python
-benchmarks/evaluation.py`.
+`pip install --no-deps --target faster faster-coco-eval`, then `PYTHONPATH=faster python benchmarks/evaluation.py`.
 
 Every side starts from the same COCO dicts and ends with all its numbers. The sides take turns, so that a busy machine
 slows all of them alike; processor time is compared, wall time is kept beside it. On thousand images the plain
