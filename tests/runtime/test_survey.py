@@ -218,6 +218,8 @@ def test_other_settings_or_another_scene_do_not_resume(folder: Path, capsys) -> 
     assert run(*words) == 0
     assert run(*words, "--score", "0.6") == 2
     assert "all.journal belongs to a run with other settings (score was 0.3)" in capsys.readouterr().err
+    assert run(*words, "--merge", "nms") == 2
+    assert "all.journal belongs to a run with other settings (merge was seam)" in capsys.readouterr().err
     paint(folder / "a.png", lattice(2, 192, 128, 9))
     assert run(*words) == 2
     assert "changed was" in capsys.readouterr().err

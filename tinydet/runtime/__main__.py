@@ -19,6 +19,7 @@ from tinydet.runtime.jobs import hash_file, plan_jobs
 from tinydet.runtime.pipeline import OVERLAP
 from tinydet.runtime.reading import READERS
 from tinydet.runtime.sources import Source, coco_sources, find_sources
+from tinydet.runtime.stitch import MERGES
 from tinydet.runtime.survey import Settings, Survey
 
 MODELS = " and ".join(MODEL_FILES)
@@ -91,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--score", type=float, default=0.3, metavar="S", help="least score; 0.05 to measure AP (default: 0.3)")
     add("--batch", type=int, default=4, metavar="N", help="tiles for each run of the model (default: 4)")
     add("--threads", type=int, metavar="N", help="CPU threads of the model (default: all that are usable)")
+    add("--merge", choices=MERGES, default="seam", help="how boxes of several tiles become one; all but seam are for"
+        " comparison (default: seam)")  # fmt: skip
+    add("--agnostic", action="store_true", help="boxes of different classes may be one object (default: they may not)")
     add("--readers", type=int, default=READERS, metavar="N", help=f"threads that read a raster (default: {READERS})")
     add("--skip-empty", action="store_true", help="pass over tiles that show nothing as small and sharp as an object")
     add("--calibrate-skip", action="store_true", help="measure on --annotations what --skip-empty may pass over, write"
@@ -138,6 +142,8 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
         every=args.every,
         frames=args.frames,
         reconnect=args.reconnect,
+        merge=args.merge,
+        agnostic=args.agnostic,
     )
 
 

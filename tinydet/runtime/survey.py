@@ -24,6 +24,7 @@ from tinydet.runtime.jobs import Job, hashes
 from tinydet.runtime.journal import Journal
 from tinydet.runtime.pipeline import SceneResult, detect, plan_passes
 from tinydet.runtime.scene import Scene, open_scene
+from tinydet.runtime.stitch import Merge
 from tinydet.runtime.video import Frame, Video
 from tinydet.runtime.writers import SceneDetections, write_scenes
 
@@ -43,6 +44,7 @@ class Settings:
         output: file of all scenes, its format by its suffix; None where each scene has its own COCO results.
         resume: go on from journals, and keep them.
         every, frames, reconnect: of a video, see `Video`; `frames` ends it.
+        merge, agnostic: how the tiles' boxes become the scene's, see `pipeline.scan`.
     """
 
     overlap: int
@@ -59,6 +61,8 @@ class Settings:
     every: int = 1
     frames: int | None = None
     reconnect: float = 30.0
+    merge: Merge = "seam"
+    agnostic: bool = False
 
 
 class Survey:
@@ -98,6 +102,8 @@ class Survey:
                         score=self._settings.score,
                         batch=self._settings.batch,
                         readers=self._settings.readers,
+                        merge=self._settings.merge,
+                        agnostic=self._settings.agnostic,
                         worth=self._settings.gate,
                         journal=journal,
                         progress=bar.update,
@@ -180,6 +186,8 @@ class Survey:
             scale=self._scale(frame.scene),
             score=settings.score,
             batch=settings.batch,
+            merge=settings.merge,
+            agnostic=settings.agnostic,
             readers=1,
             worth=settings.gate,
         ).detections
@@ -226,6 +234,8 @@ class Survey:
             "overlap": settings.overlap,
             "scale": scale,
             "score": settings.score,
+            "merge": settings.merge,
+            "agnostic": settings.agnostic,
             "skip": None if gate is None else dataclasses.asdict(gate),
         }
         journal = Journal(job.journal, identity, resume=self._settings.resume)
