@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ import pytest
 from tinydet.runtime.backends import TileOutputs, choose_model, open_model
 from tinydet.runtime.backends.openvino import OpenVINOBackend
 
+ROOT = Path(__file__).resolve().parents[2]
 openvino = pytest.importorskip("openvino", reason="needs tinydet[openvino]")
 
 
@@ -83,6 +86,25 @@ def test_a_compiled_model_is_found_again(model: Path, cache: Path) -> None:
     again = OpenVINOBackend(model, threads=1)
     assert again.from_cache
     assert_same(again.run(tiles(2)), first.run(tiles(2)))
+
+
+CTRL_C = """
+import gc, os, pathlib, signal, sys
+from tinydet.runtime.backends.openvino import OpenVINOBackend
+signal.signal(signal.SIGINT, lambda number, frame: print("interrupted"))
+for _ in range(3):  # each comes before the one that it replaces goes
+    model = OpenVINOBackend(pathlib.Path(sys.argv[1]), threads=1)
+del model
+gc.collect()
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_ctrl_c_is_survived_by_a_process_whose_models_are_gone(model: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", CTRL_C, str(model)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_a_cache_that_cannot_be_is_done_without(model: Path, tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ spread over its streams. So a tile's boxes do not depend on the batch that it ca
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import queue
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,7 +88,8 @@ class OpenVINOBackend:
             hints["LP_TRANSFORMS_MODE"] = False
         try:
             model.reshape({"images": [1, self.spec.tile, self.spec.tile, 3]})
-            self._model = core.compile_model(model, DEVICE, hints)
+            with _own_signal_stack():
+                self._model = core.compile_model(model, DEVICE, hints)
         except RuntimeError as error:
             raise OSError(f"{path}: OpenVINO cannot compile it ({_reason(error)}); use --backend onnx") from error
         streams = max(1, int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
@@ -174,6 +178,25 @@ def _adds_int8_exactly() -> bool:
     except OSError:  # another system: the safe answer
         return False
     return "vnni" in flags or "amx_int8" in flags
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """This thread's alternate signal stack after the block is the one from before.
+
+    A compiled model brings a stack for signals, and when it goes, the one that it found comes back. Where models do not
+    go in the reverse order of their coming, that one is of a model that is gone: the next signal, Ctrl-C even, then ends
+    the process with a segmentation fault. (Seen with OpenVINO 2026.4.)
+    """
+    stack = ctypes.create_string_buffer(64)  # stack_t; what is in it is not ours to know
+    sigaltstack = None if os.name == "nt" else ctypes.CDLL(None).sigaltstack
+    if sigaltstack is not None:
+        sigaltstack(None, stack)
+    try:
+        yield
+    finally:
+        if sigaltstack is not None:
+            sigaltstack(stack, None)
 
 
 def _cache_folder(asked: Path | None) -> Path | None:
