@@ -184,9 +184,9 @@ def _adds_int8_exactly() -> bool:
 def _own_signal_stack() -> Iterator[None]:
     """This thread's alternate signal stack after the block is the one from before.
 
-    A compiled model brings a stack for signals, and when it goes, the one that it found comes back. Where models do not
-    go in the reverse order of their coming, that one is of a model that is gone: the next signal, Ctrl-C even, then ends
-    the process with a segmentation fault. (Seen with OpenVINO 2026.4.)
+    A compiled model brings a stack for signals, and when it goes, the one that it found comes back. Where models do
+    not go in the reverse order of their coming, that one is of a model that is gone: the next signal, be it Ctrl-C,
+    then ends the process with a segmentation fault. (Seen with OpenVINO 2026.4.)
     """
     stack = ctypes.create_string_buffer(64)  # stack_t; what is in it is not ours to know
     sigaltstack = None if os.name == "nt" else ctypes.CDLL(None).sigaltstack
