@@ -20,7 +20,7 @@ from environment import ROOT, environment
 from tinydet._atomic import write_json, write_text
 
 SCENE_SEED = 11
-THIN = ("--channels", "32", "--head-convs", "1", "--validate-every", "5")
+THIN = ("--channels", "32", "--head-convs", "1", "--decay", "cosine", "--validate-every", "3")
 EXPORT = "Export with alpha folded, and build an engine"
 INFERENCE = "Find the people of the scene"
 
