@@ -42,7 +42,11 @@ SCENES = {  # images, objects and detections in each
 
 def main() -> int:
     args = arguments()
-    result: dict[str, Any] = {"command": "python benchmarks/evaluation.py", **environment(), "scenes": {}}
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/evaluation.py --rounds {args.rounds}",
+        **environment(),
+        "scenes": {},
+    }
     for name, (images, objects, detections) in SCENES.items():
         gt, dt = make_scene(images, objects, detections)
         rounds = [{side: measure(run, gt, dt) for side, run in SIDES.items()} for _ in range(args.rounds)]
