@@ -116,6 +116,36 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["manifest.json"]
 
 
+HOLDS = """
+import sys, time
+from pathlib import Path
+from tinydet._atomic import atomic_path
+with atomic_path(Path(sys.argv[1]), part=True) as temporary:
+    temporary.write_text("a long half")
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_taken_over_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "all.json"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "begun\n"
+        with pytest.raises(OSError, match=r"all\.json was not written: another run is writing it"):  # noqa: SIM117
+            with atomic_path(path, part=True):
+                pytest.fail("the work began")
+        other.kill()
+    assert names(tmp_path) == [".all.part.json"]
+    assert (tmp_path / ".all.part.json").read_text() == "a long half"
+    with atomic_path(path, part=True) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["all.json"]
+
+
 def test_a_new_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

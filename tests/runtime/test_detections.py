@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.writers import SceneDetections, write_scenes
+from tinydet.runtime.writers import SceneDetections, open_writers
 from tinydet.spec import ModelSpec
 
 
@@ -29,7 +29,9 @@ def test_a_written_file_holds_every_scene_exactly(tmp_path) -> None:
     detections = {3: some([0.1, 0.7]), 9: Detections.empty(), 4: some([1 / 3])}
     spec = ModelSpec(classes=("a", "b"), category_ids=(5, 6), detector="none", backbone="none", tile=64)
     scenes = [SceneDetections(f"{n}.jpg", n, 100, 100, found) for n, found in detections.items()]
-    write_scenes(tmp_path / "dets.json", scenes, spec)
+    with open_writers([tmp_path / "dets.json"], spec) as write:
+        for found in scenes:
+            write(found)
     rows = json.loads((tmp_path / "dets.json").read_text())
     assert rows == detections[3].to_coco(3, (5, 6)) + detections[4].to_coco(4, (5, 6))
     assert np.float32(rows[2]["score"]) == np.float32(1 / 3)

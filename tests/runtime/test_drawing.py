@@ -45,7 +45,8 @@ def test_every_object_is_ringed_in_the_colour_of_its_class() -> None:
 
 
 def test_an_object_of_one_pixel_shows_in_an_overview(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "MAX_PIXELS", 90_000)
+    monkeypatch.setattr(drawing, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(drawing, "OVERVIEW", 90_000)
     picture = draw(open_scene(np.zeros((3000, 3000, 3), np.uint8)), found(np.array([[1500, 1500, 1501, 1501]])), ("a",))
     assert picture.shape[1] == 300
     marked = np.argwhere((picture[:300] == COLOURS[0]).all(-1))

@@ -279,9 +279,6 @@ def test_frames_of_a_video_are_images_with_times(folder: Path, capsys) -> None:
     assert times == [(1, 0, 0.0), (5, 4, 0.4), (9, 8, 0.8)]
     assert run("--image", "clip.mp4", "--frames", "2", "--output", "two.json", "--score", "0.6") == 0
     assert {image_id for image_id, *_ in rows(folder / "two.json")} == {1, 2}
-    for words, message in ((("--resume",), "a video"), (("--draw", "x.jpg"), "no picture is drawn")):
-        assert run("--image", "clip.mp4", *words) == 2
-        assert message in capsys.readouterr().err
 
 
 def test_tiles_without_structure_are_skipped_once_it_is_measured_what_that_costs(

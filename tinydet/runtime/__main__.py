@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,27 @@ from tinydet._command import command
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.choosing import choose_overlap
 from tinydet.runtime.gate import Gate, calibrate, gate_path
-from tinydet.runtime.jobs import hash_file, plan_jobs
+from tinydet.runtime.jobs import Wanted, hash_file, plan_jobs
 from tinydet.runtime.pipeline import OVERLAP
 from tinydet.runtime.reading import READERS
+from tinydet.runtime.settings import Settings
 from tinydet.runtime.sources import Source, coco_sources, find_sources
 from tinydet.runtime.stitch import MERGES
-from tinydet.runtime.survey import Settings, Survey
+from tinydet.runtime.survey import Survey
+from tinydet.runtime.writers import FORMATS, is_device
 
 MODELS = " and ".join(MODEL_FILES)
 EXAMPLE = """examples:
   python deploy/infer.py --image scene.jpg --tile 640
   python deploy/infer.py --image flight/ "archive/**/*.tif" --overlap auto --scale auto --object-size 0.6m
   python deploy/infer.py --annotations val.json --images val/ --score 0.05 --output results.json
+  python deploy/infer.py --image flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/
+  python deploy/infer.py --image clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4
   python deploy/infer.py --image rtsp://camera/pier --frames 1000 --output pier.json
 
   takes model.engine or model.onnx from the current folder, writes scene.detections.json (COCO results) and
-  scene.detections.jpg beside the scene; with --output or --draw only what they name. Where objects are twice as large
+  scene.detections.jpg beside the scene; with --output, --draw or --crops only what they name. A scene's boxes stand in
+  a file from the best to the weakest, of more than 100 000 in portions of as many. Where objects are twice as large
   as those of the training images, say --scale 0.5. A GeoTIFF may have any size (pip install 'tinydet[geo]'); videos
   and streams need tinydet[video]. A run that was interrupted goes on with --resume.
 """
@@ -41,23 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.calibrate_skip:
         return _calibrate(args)
-    jobs = plan_jobs(_sources(args), args.output, args.draw)  # before the model: a wrong path is said at once
+    # Before the model: a wrong path is said at once.
+    plan = plan_jobs(_sources(args), Wanted(args.output, args.format, args.draw, args.crops))
     if args.batch < 1:
         raise ValueError(f"--batch holds at least one tile, got {args.batch}")
-    if args.resume and any(job.journal is None for job in jobs):
-        raise ValueError(
-            "--resume goes on from a journal beside the results; a video, or a device to write to, has none"
-        )
-    path, backend = _model(args)
+    if args.resume and any(job.journal is None for job in plan.jobs):
+        raise ValueError("--resume goes on from a journal beside the results; a device to write to has none")
+    # What goes to a device may go to the same place as what is said.
+    say = _complain if args.output is not None and is_device(Path(args.output)) else print
+    path, backend = _model(args, say)
     settings = _settings(args, path, backend)
-    survey = Survey(backend, hash_file(path), settings, say=print)
-    for job in jobs:
-        if job.source.moving:
-            survey.scan_video(job)
-        else:
-            survey.scan_scene(job)
-    survey.finish()
+    Survey(backend, hash_file(path), settings, say).run(plan)
     return 0
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,14 +100,22 @@ def _parser() -> argparse.ArgumentParser:
         " comparison (default: seam)")  # fmt: skip
     add("--agnostic", action="store_true", help="boxes of different classes may be one object (default: they may not)")
     add("--readers", type=int, default=READERS, metavar="N", help=f"threads that read a raster (default: {READERS})")
-    add("--skip-empty", action="store_true", help="pass over tiles that show nothing as small and sharp as an object")
+    add("--skip-empty", action="store_true", help="pass over tiles that show nothing as small and sharp as an object,"
+        " and in a video those in which nothing moved")  # fmt: skip
     add("--calibrate-skip", action="store_true", help="measure on --annotations what --skip-empty may pass over, write"
         " MODEL.skip.json, and end")  # fmt: skip
     add = parser.add_argument_group("what becomes of it").add_argument
-    add("--output", type=Path, metavar="FILE", help="all scenes in one file, by its suffix: .json (COCO), .geojson,"
-         " .gpkg, .csv, .parquet, or .txt (YOLO, one scene) (default: SCENE.detections.json)")  # fmt: skip
-    add("--draw", type=Path, metavar="FILE", help="picture; of several scenes a folder (default: SCENE.detections.jpg)")
+    add("--output", metavar="PATH", help="all scenes in one file, by its suffix: .json (COCO), .geojson, .gpkg, .csv,"
+        " .parquet, or .txt (YOLO, one scene); or a folder (its name ends with /) for a file each (default: a file"
+        " beside each scene, SCENE.detections.json)")  # fmt: skip
+    add("--format", type=_formats, metavar="A,B", help=f"several formats at once, of {','.join(FORMATS)} (default:"
+        " that of --output's suffix, or coco)")  # fmt: skip
+    add("--draw", metavar="PATH", help="picture, of a video another video (.mp4, .mkv, .mov); of several scenes a"
+        " folder (default: SCENE.detections.jpg or .mp4; none of a stream)")  # fmt: skip
+    add("--crops", metavar="PATH", help="sheet of what was found, enlarged, from the best to the weakest; of several"
+        " scenes a folder (default: none)")  # fmt: skip
     add("--resume", action="store_true", help="go on from a run that was interrupted; what is done stays as it is")
+    add("--skip-unreadable", action="store_true", help="go on with the next scene where one is damaged, and say which")
     return parser
 
 
@@ -137,8 +149,8 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
         gsd=args.gsd,
         gate=gate,
         bands=args.bands,
-        output=args.output,
         resume=args.resume,
+        skip_unreadable=args.skip_unreadable,
         every=args.every,
         frames=args.frames,
         reconnect=args.reconnect,
@@ -147,7 +159,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
     )
 
 
-def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
+def _model(args: argparse.Namespace, say: Callable[[str], object] = print) -> tuple[Path, Backend]:
     if args.model is not None:
         path: Path = args.model
         if not path.is_file():
@@ -157,7 +169,7 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
         choice = choose_model(args.backend, threads=args.threads)
         path, backend = choice.path, choice.backend
         for reason in choice.passed_over:
-            print(f"Passed over: {reason}")
+            say(f"Passed over: {reason}")
     tile = backend.spec.tile if args.tile == "auto" else _whole(args.tile, "--tile")
     if tile != backend.spec.tile:
         again = "to_trt.py" if path.suffix == ".engine" else "to_onnx.py"
@@ -165,7 +177,7 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
             f"{path} takes tiles of {backend.spec.tile}, not {tile}. "
             f"Export it for {tile}: python export/{again} model.pth --tile {tile}"
         )
-    print(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
+    say(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
     return path, backend
 
 
@@ -193,6 +205,8 @@ def _calibrate(args: argparse.Namespace) -> int:
         f"{gate.saving:.1%} of the {gate.tiles} tiles of {args.annotations}.\n"
         f"Those that are run hold {gate.recall:.2%} of its {gate.objects} objects (at least {gate.recall_bound:.2%} "
         "with 95 % confidence, of images like these).\n"
+        f"Tiles of a video that change by less than {gate.motion} are not run again: {gate.motion_recall:.2%} of these "
+        "objects would change theirs by more where they come.\n"
         f"  {gate_path(path)}, for --skip-empty"
     )
     return 0
@@ -206,6 +220,13 @@ def _whole(value: float, flag: str) -> int:
     if not math.isfinite(value) or value != int(value):
         raise ValueError(f"{flag} is a whole number of pixels, got {value:g}")
     return int(value)
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    kinds = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [kind for kind in kinds if kind not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"formats are {', '.join(FORMATS)}, got {unknown[0]!r}")
+    return kinds
 
 
 def _bands(text: str) -> tuple[int, ...]:

@@ -33,14 +33,13 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
         ValueError: another suffix, or times that do not rise.
         ModuleNotFoundError: PyAV is not installed.
     """
-    if path.suffix.lower() not in CONTAINERS:
-        raise ValueError(f"{path}: cannot write a video as {path.suffix!r}; use {', '.join(CONTAINERS)}")
+    check_video_path(path)
     with needs_extra("video"):
         import av
     shrink = min(1.0, MAX_SIDE / max(width, height))
     size = max(2, round(width * shrink) // 2 * 2), max(2, round(height * shrink) // 2 * 2)
     codec = next(name for name in CODECS if name in av.codecs_available)
-    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
+    with atomic_path(path, part=True) as temporary, av.open(str(temporary), "w") as container:
         stream: Any = container.add_stream(codec, rate=RATE)  # of one of PyAV's classes, by the codec's name
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
@@ -63,3 +62,9 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
 
         yield write
         container.mux(stream.encode())
+
+
+def check_video_path(path: Path) -> None:
+    """Refuse a suffix that is not written, before the work rather than after it."""
+    if path.suffix.lower() not in CONTAINERS:
+        raise ValueError(f"{path}: cannot write a video as {path.suffix!r}; use {', '.join(CONTAINERS)}")

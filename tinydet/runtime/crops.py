@@ -22,12 +22,17 @@ SURROUNDINGS = 3.0  # a crop's side, in sides of the box
 GROUND = 24
 
 
-def crop_sheet(scene: Scene, detections: Detections, classes: Sequence[str], most: int = MOST) -> Image:
+def crop_sheet(
+    scene: Scene, detections: Detections, classes: Sequence[str], most: int = MOST, *, total: int | None = None
+) -> Image:
     """Crops of a scene's detections, best first, row by row; uint8 (H, W, 3) RGB.
 
     Of more than `most` detections those are shown that are evenly spread over their order by score: so that one look
     says down to which score they are right. Each crop is enlarged from the pixels of the scene, with its score and
     its class, and the place of its middle in the scene.
+
+    Args:
+        total: how many there are, where the detections are only the best of them.
     """
     if most < 1:
         raise ValueError(f"a sheet has at least one crop, got {most}")
@@ -37,7 +42,7 @@ def crop_sheet(scene: Scene, detections: Detections, classes: Sequence[str], mos
     rows = -(-len(shown) // columns)
     cell = np.array((SIDE + CAPTION + GAP, SIDE + GAP))
     sheet = np.full((rows * cell[0] + GAP + CAPTION, columns * cell[1] + GAP, 3), GROUND, np.uint8)
-    _caption(sheet, GAP, CAPTION - GAP, f"{scene.name}: {len(shown)} of {len(detections)}", (200, 200, 200))
+    _caption(sheet, GAP, CAPTION - GAP, _title(scene, len(shown), len(detections), total), (200, 200, 200))
     for i in range(len(shown)):
         y, x = np.array(divmod(i, columns)) * cell + (CAPTION + GAP, GAP)
         label = int(shown.labels[i])
@@ -47,6 +52,11 @@ def crop_sheet(scene: Scene, detections: Detections, classes: Sequence[str], mos
         text = f"{shown.scores[i]:.2f} {classes[label][:8]} {middle_x:.0f},{middle_y:.0f}"
         _caption(sheet, x, y + SIDE + CAPTION - 2 * GAP, text, colour)
     return sheet
+
+
+def _title(scene: Scene, shown: int, known: int, total: int | None) -> str:
+    of = f"{known}" if total is None or total == known else f"the best {known} of {total}"
+    return f"{scene.name}: {shown} of {of}"
 
 
 def _crop(scene: Scene, box: np.ndarray, colour: tuple[int, int, int]) -> Image:

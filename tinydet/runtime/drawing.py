@@ -14,7 +14,8 @@ from tinydet.runtime.detections import Detections
 from tinydet.runtime.pixels import Image
 from tinydet.runtime.scene import Scene
 
-MAX_PIXELS = 40_000_000  # of a picture; larger scenes are shown as an overview
+MAX_PIXELS = 40_000_000  # a scene of so many is drawn as it is
+OVERVIEW = 16_000_000  # pixels of the picture of a larger one: a few megabytes, whatever the scene
 MAX_SIDE = 30_000  # JPEG ends at 65535
 LEAST_BOX = 5  # pixels of the picture: a smaller one is drawn as large as this, around its centre
 LABELLED = 300  # the best ones, where there is room
@@ -31,16 +32,23 @@ COLOURS = (  # RGB that neither nature nor towns are made of, each apart from th
 )
 
 
-def draw(scene: Scene, detections: Detections, classes: Sequence[str]) -> Image:
+def draw(scene: Scene, detections: Detections, classes: Sequence[str], counts: Sequence[int] | None = None) -> Image:
     """The scene with a box around each detection, and a legend below it; uint8 (H, W, 3) RGB.
 
     Boxes lie around the objects and never on them. A score stands beside a box only where it covers no other.
+
+    Args:
+        counts: of each class, for the legend, where the detections are only the best of them.
     """
-    shrink = min(1.0, (MAX_PIXELS / (scene.width * scene.height)) ** 0.5, MAX_SIDE / max(scene.width, scene.height))
+    shrink = min(1.0, MAX_SIDE / max(scene.width, scene.height))
+    if scene.width * scene.height > MAX_PIXELS:
+        shrink = min(shrink, (OVERVIEW / (scene.width * scene.height)) ** 0.5)
     size = max(1, round(scene.width * shrink)), max(1, round(scene.height * shrink))
     picture = scene.read(0, 0, scene.width, scene.height, size).copy()
     annotate(picture, detections, shrink)
-    return np.concatenate([picture, _legend(size[0], scene, detections, classes, shrink)])
+    found = np.bincount(detections.labels, minlength=len(classes)).tolist()
+    legend = _legend(size[0], scene, classes, found if counts is None else counts, len(detections), shrink)
+    return np.concatenate([picture, legend])
 
 
 def annotate(picture: Image, detections: Detections, shrink: float = 1.0) -> None:
@@ -119,15 +127,17 @@ def _write_scores(picture: Image, boxes: NDArray[np.int64], detections: Detectio
                 break
 
 
-def _legend(width: int, scene: Scene, detections: Detections, classes: Sequence[str], shrink: float) -> Image:
+def _legend(
+    width: int, scene: Scene, classes: Sequence[str], counts: Sequence[int], drawn: int, shrink: float
+) -> Image:
     """A strip below the picture, so that it hides nothing: each class with its colour and count, then the scene."""
     unit = max(12, min(round(width / 60), 48))  # height of a line of text with its space
-    counts = np.bincount(detections.labels, minlength=len(classes)).tolist()
     items = [
         (f"{name} {count}", COLOURS[i % len(COLOURS)])
         for i, (name, count) in enumerate(zip(classes, counts, strict=True))
     ]
     shown = f", shown at {shrink:.2g}" if shrink < 1 else ""
+    shown += f", the best {drawn}" if drawn < sum(counts) else ""
     items.append((f"{scene.name} {scene.width}x{scene.height}{shown}", (200, 200, 200)))
     scale, line = unit / 34, max(1, unit // 16)
     rows: list[list[tuple[str, tuple[int, int, int], int]]] = [[]]

@@ -4,6 +4,9 @@ The look is the strongest contrast between a spot of an object's size and its su
 much contrast an object has at least is measured on annotated images: at the threshold that `calibrate` chooses, the
 tiles that are run hold the asked share of all objects, 99.5 %. What a tile shows when it is passed over is nowhere
 looked at again, so the gate is off unless it is asked for, and only at the tile and scale it was measured for.
+
+In a video a tile is also worth no run if nothing moved in it, see `still`. How much the picture changes where an object
+comes is measured on the same images: each object is painted over with its surroundings, and the difference is taken.
 """
 
 from __future__ import annotations
@@ -23,14 +26,15 @@ from numpy.typing import NDArray
 from tinydet._atomic import write_json
 from tinydet.runtime.pipeline import OVERLAP, plan_tiles, seen_size
 from tinydet.runtime.pixels import Image
-from tinydet.runtime.scene import open_scene
+from tinydet.runtime.scene import Scene, open_scene
 from tinydet.runtime.sources import coco_sources
 from tinydet.spec import ModelSpec
 
 RECALL = 0.995  # of objects, on the calibration set
 CONFIDENCE = 0.95
 DEFAULT_SIZE = 12.0  # pixels, where a model does not say how large its objects are
-FORMAT = 1
+MOVED = 2  # an object that moved by a part of its side changes less than one that came
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Gate:
         recall_bound: what the recall is at least, with 95 % confidence, if other images are like these.
         objects, tiles: of the calibration set.
         saving: share of its tiles that are passed over.
+        motion: tiles of a video that changed less, 0 to 255, are not run again.
+        motion_recall: share of the objects that change their tile by as much where they come.
     """
 
     threshold: int
@@ -56,6 +62,8 @@ class Gate:
     objects: int
     tiles: int
     saving: float
+    motion: int = 1
+    motion_recall: float = 1.0
 
     def __call__(self, picture: Image) -> bool:
         """Whether a tile (H, W, 3) is worth running."""
@@ -95,12 +103,14 @@ class Gate:
 
 def contrast(picture: Image, size: float) -> int:
     """The strongest difference between a spot of `size` pixels and its surroundings, 0 to 255; a few 100 µs a tile."""
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    height, width = grey.shape
-    half = cv2.resize(grey, (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA)
-    inner, outer = max(1, round(size / 4)), max(3, round(1.5 * size))
-    spot, around = cv2.blur(half, (inner, inner)), cv2.blur(half, (outer, outer))
-    return int(cv2.absdiff(spot, around).max())
+    half = _half(picture)
+    outer = max(3, round(1.5 * size))
+    return int(cv2.absdiff(_spots(half, size), cv2.blur(half, (outer, outer))).max())
+
+
+def spots(picture: Image, size: float) -> Image:
+    """The means of spots of half an object's side, around each second pixel: (H / 2, W / 2)."""
+    return _spots(_half(picture), size)
 
 
 def calibrate(
@@ -131,6 +141,7 @@ def calibrate(
     truth = _boxes_by_image(annotations)
     tile_looks: list[int] = []
     object_looks: list[int] = []
+    changes: list[int] = []
     for source in sources:
         with open_scene(source.path, stretch=spec.stretch) as scene:
             plan = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)
@@ -138,15 +149,18 @@ def calibrate(
                 contrast(scene.read(tile.x, tile.y, tile.width, tile.height, seen_size(plan)), size)
                 for tile in plan.grid.tiles
             ]
+            boxes = truth.get(source.image_id, ())
+            changes += [_change_by(scene, box, size, scale) for box in boxes]
         tile_looks += looks
         bounds = plan.grid.bounds(np.arange(len(plan.grid)))
-        for box in truth.get(source.image_id, ()):
+        for box in boxes:
             object_looks.append(max((looks[i] for i in _holding(bounds, box)), default=0))
         if progress is not None:
             progress(1)
     if not object_looks:
         raise ValueError(f"{annotations} has no objects to measure by; name a file with boxes")
     threshold = highest_threshold(object_looks, recall)
+    motion = max(highest_threshold(changes, recall) // MOVED, 1)
     missed = sum(look < threshold for look in object_looks)
     passed = sum(look < threshold for look in tile_looks)
     return Gate(
@@ -159,6 +173,8 @@ def calibrate(
         len(object_looks),
         len(tile_looks),
         passed / len(tile_looks),
+        motion,
+        sum(change >= motion for change in changes) / len(changes),
     )
 
 
@@ -199,6 +215,32 @@ def recall_bound(missed: int, count: int, confidence: float = CONFIDENCE) -> flo
 def gate_path(model: Path) -> Path:
     """Where the gate of a model lies: model.onnx and model.skip.json."""
     return model.with_name(f"{model.stem}.skip.json")
+
+
+def _half(picture: Image) -> Image:
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    height, width = grey.shape
+    return np.asarray(cv2.resize(grey, (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA))
+
+
+def _spots(half: Image, size: float) -> Image:
+    inner = max(1, round(size / 4))
+    return np.asarray(cv2.blur(half, (inner, inner)))
+
+
+def _change_by(scene: Scene, box: NDArray[np.float64], size: float, scale: float) -> int:
+    """By how much an object changes the spots where there was only what surrounds it."""
+    margin = math.ceil(2 * size / scale)
+    low = np.clip(np.floor(box[:2]) - margin, 0, (scene.width - 1, scene.height - 1)).astype(int)
+    high = np.clip(np.ceil(box[2:]) + margin, low + 1, (scene.width, scene.height)).astype(int)
+    width, height = (max(1, round(float(side) * scale)) for side in high - low)
+    with_it = scene.read(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]), (width, height))
+    inside = np.zeros((height, width), np.uint8)
+    x1, y1 = np.floor((box[:2] - low) * scale).astype(int).tolist()
+    x2, y2 = np.ceil((box[2:] - low) * scale).astype(int).tolist()
+    inside[max(y1, 0) : y2, max(x1, 0) : x2] = 1
+    without = np.asarray(cv2.inpaint(with_it, inside, 3, cv2.INPAINT_TELEA), np.uint8)
+    return int(cv2.absdiff(spots(with_it, size), spots(without, size)).max())
 
 
 def _holding(bounds: NDArray[np.float64], box: NDArray[np.float64]) -> list[int]:

@@ -1,8 +1,8 @@
 """What was found so far, on disk: a run that was cut off goes on from it, and gives what an uncut one gives.
 
 A journal is one file for one scene. It begins with a line of JSON that says what it belongs to, then holds a record for
-each batch, appended in one piece and closed by a checksum. So whatever ends the process, only the batch that was being
-written is lost; it is cut away when the journal is opened again.
+each batch, or each frame of a video, appended in one piece and closed by a checksum. So whatever ends the process, only
+the record that was being written is lost; it is cut away when the journal is opened again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.runtime.detections import Detections
+
 FORMAT = 1
 HEAD = struct.Struct("<4sII")  # mark, length, checksum
 COUNTS = struct.Struct("<IIIIII")  # tiles, empty, plain, boxes, saturated, number of the pass
-BATCH, DONE = b"tile", b"done"
+FRAME_HEAD = struct.Struct("<qdII")  # index, seconds, bytes of the clock, boxes
+BATCH, FRAME, DONE = b"tile", b"fram", b"done"
 
 
 def _no_tiles() -> NDArray[np.int64]:
@@ -90,6 +93,50 @@ class TileBoxes:
         )
 
 
+@dataclass(frozen=True)
+class FrameBoxes:
+    """What a frame of a video gave.
+
+    Attributes:
+        index, seconds: as of a `video.Frame`.
+        clock: when a live source gave it, as ISO 8601; else empty.
+        detections: in its pixels.
+    """
+
+    index: int
+    seconds: float
+    clock: str
+    detections: Detections
+
+    def to_bytes(self) -> bytes:
+        clock, of = self.clock.encode(), self.detections
+        arrays = (of.boxes, of.scores, of.labels, of.tiles, of.seam_distance, of.passes)
+        head = FRAME_HEAD.pack(self.index, self.seconds, len(clock), len(of))
+        return head + clock + b"".join(array.tobytes() for array in arrays)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FrameBoxes:
+        index, seconds, letters, count = FRAME_HEAD.unpack_from(data)
+        position = FRAME_HEAD.size + letters
+        clock = data[FRAME_HEAD.size : position].decode()
+        boxes = np.frombuffer(data, np.float32, 4 * count, position).reshape(-1, 4)
+        rows = np.frombuffer(data, np.int32, 5 * count, position + boxes.nbytes).reshape(5, -1)
+        scores, seam = rows[0].view(np.float32), rows[3].view(np.float32)
+        return cls(index, seconds, clock, Detections(boxes, scores, rows[1], rows[2], seam, rows[4]))
+
+
+class TileStore(Protocol):
+    """Takes what the tiles of a scene gave, and gives what is known of some of them: those are not run again."""
+
+    def records(self, number: int = 0) -> Iterator[TileBoxes]:
+        """What is known of one pass."""
+        ...
+
+    def append(self, found: TileBoxes) -> None:
+        """Take what a batch gave."""
+        ...
+
+
 class Journal:
     """The record of one scene; a context manager.
 
@@ -140,6 +187,13 @@ class Journal:
     def append(self, found: TileBoxes) -> None:
         self._append(BATCH, found.to_bytes())
 
+    def frames(self) -> Iterator[FrameBoxes]:
+        """What earlier runs found in the frames of a video, in their order."""
+        return (FrameBoxes.from_bytes(data) for mark, data in self._marked() if mark == FRAME)
+
+    def append_frame(self, found: FrameBoxes) -> None:
+        self._append(FRAME, found.to_bytes())
+
     def finish(self, outputs: dict[str, str]) -> None:
         """Note that the scene is done, and what was written of it."""
         self.outputs = outputs
@@ -162,13 +216,14 @@ class Journal:
         self.close()
 
     def _all(self) -> Iterator[TileBoxes]:
+        return (TileBoxes.from_bytes(data) for mark, data in self._marked() if mark == BATCH)
+
+    def _marked(self) -> Iterator[tuple[bytes, bytes]]:
         if self._file is None:
             return
         with self.path.open("rb") as file:
             file.seek(self._start)
-            for mark, data in _records(file):
-                if mark == BATCH:
-                    yield TileBoxes.from_bytes(data)
+            yield from _records(file)
 
     def _append(self, mark: bytes, data: bytes) -> None:
         if self._file is None:
@@ -214,7 +269,7 @@ def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     """Sound records up to the end, or to the first that is torn."""
     while len(head := file.read(HEAD.size)) == HEAD.size:
         mark, length, checksum = HEAD.unpack(head)
-        if mark not in (BATCH, DONE):
+        if mark not in (BATCH, FRAME, DONE):
             return
         data = file.read(length)
         if len(data) < length or zlib.crc32(data) != checksum:

@@ -18,7 +18,7 @@ import numpy as np
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.coarse import Coarse, larger_than, plan_coarse
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.journal import Journal, TileBoxes
+from tinydet.runtime.journal import TileBoxes, TileStore
 from tinydet.runtime.pixels import Image
 from tinydet.runtime.reading import READERS, Batch, ReadAhead
 from tinydet.runtime.scene import Scene
@@ -118,7 +118,7 @@ def detect(
     coarse: Coarse | Literal["auto"] | None = "auto",
     readers: int = READERS,
     worth: Callable[[Image], bool] | None = None,
-    journal: Journal | None = None,
+    journal: TileStore | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> SceneResult:
     """Find the objects of a scene of any size. What each argument means is said at `scan`.
@@ -168,7 +168,7 @@ def scan(
     coarse: Coarse | Literal["auto"] | None = "auto",
     readers: int = READERS,
     worth: Callable[[Image], bool] | None = None,
-    journal: Journal | None = None,
+    journal: TileStore | None = None,
 ) -> Iterator[Step]:
     """The objects of a scene of any size, handed out while it runs: a row of tiles at a time, in bounded memory.
 
@@ -246,7 +246,7 @@ def _tile_boxes(
     batch: int,
     readers: int,
     worth: Callable[[Image], bool] | None,
-    journal: Journal | None,
+    journal: TileStore | None,
 ) -> Iterator[tuple[TileBoxes, float]]:
     """What the tiles of one pass give, from the journal and then from the model, with the seconds that it took."""
     todo = np.ones(len(plan.grid), np.bool_)

@@ -14,7 +14,7 @@ import numpy as np
 
 from tinydet._extras import needs_extra
 from tinydet.runtime.pixels import SAMPLE, Image, Limits, check_bands, measure_limits, resized, to_rgb8
-from tinydet.runtime.scene import Scene
+from tinydet.runtime.scene import DamagedSceneError, Scene
 
 MAX_WINDOW = 1 << 24  # pixels of a raster that are read in full before they are averaged
 MAX_BLOCK = 1 << 28  # bytes that GDAL must decode to give a single pixel
@@ -135,8 +135,9 @@ class RasterScene(Scene):
                 return self._file.read(self._bands, out_shape=shape, masked=self._dtype != "uint8", **where)
         except rasterio.errors.RasterioError as error:
             x, y, width, height = window
-            raise ValueError(
-                f"{self._path}: damaged or truncated at ({x}, {y}), {width}x{height} pixels ({error}); get it again"
+            raise DamagedSceneError(
+                f"{self._path}: damaged or truncated at ({x}, {y}), {width}x{height} pixels "
+                f"({error.__cause__ or error}); get it again"
             ) from error
 
     def _opened(self) -> Any:
@@ -172,6 +173,10 @@ class RasterScene(Scene):
             bands = bands[:3] if len(bands) > 2 else bands[:1]
         if not bands or len({self._file.dtypes[i - 1] for i in bands}) != 1:
             raise ValueError(f"{self._path}: expected bands of one number type, got {self._file.dtypes}")
+        if np.dtype(self._file.dtypes[bands[0] - 1]).kind == "c":
+            raise ValueError(
+                f"{self._path}: its numbers are complex, which no picture is; write their magnitude to another file"
+            )
         return bands
 
 

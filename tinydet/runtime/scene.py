@@ -24,6 +24,10 @@ MAX_DECODED = 1 << 28  # pixels; larger files are read by windows, never whole
 MAX_ENCODED = 1 << 29  # bytes of a file that is decoded at once
 
 
+class DamagedSceneError(ValueError):
+    """A scene that cannot be read, or not to its end."""
+
+
 class Scene(ABC):
     """An image to read windows from. Not for two threads at once; a context manager.
 

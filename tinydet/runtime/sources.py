@@ -17,6 +17,7 @@ IMAGES = frozenset(
 )  # what is taken from a folder; a file that is named may be called anything
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
 OUTPUT = re.compile(r"\.detections(\.|$)")  # what we wrote beside a scene is no scene
+LIVE = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "tcp", "srt")
 LOCATION = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -44,6 +45,11 @@ class Source:
         if is_stream(self.location):
             return re.sub(r"[^\w-]+", "-", LOCATION.sub("", self.location)).strip("-") or "stream"
         return self.path.stem
+
+    @property
+    def live(self) -> bool:
+        """Whether it goes on while nobody looks."""
+        return is_live(self.location)
 
 
 def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]:
@@ -98,6 +104,12 @@ def is_stream(location: str) -> bool:
     if LOCATION.match(location) or location.startswith("/dev/video"):
         return True
     return location.isdecimal() and not Path(location).exists()
+
+
+def is_live(location: str) -> bool:
+    """Whether it is a webcam, or of a protocol of streams; a video on a web server is not."""
+    camera = location.startswith("/dev/video") or (location.isdecimal() and not Path(location).exists())
+    return camera or location.partition("://")[0].lower() in LIVE
 
 
 def _expand(word: str) -> list[str]:

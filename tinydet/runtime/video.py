@@ -22,8 +22,8 @@ import numpy as np
 from tinydet._extras import needs_extra
 from tinydet.runtime.pixels import Image
 from tinydet.runtime.scene import Scene, open_scene
+from tinydet.runtime.sources import is_live
 
-LIVE = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "tcp", "srt")
 PATIENCE = 5.0  # seconds that a source may be silent before it counts as broken
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between attempts to open it again
 AHEAD = 2  # frames of a file that are decoded while one is worked on
@@ -78,7 +78,7 @@ class Video:
         self.name = location
         scheme = location.partition("://")[0].lower()
         device = location.startswith("/dev/video") or location.isdecimal()
-        self.live = device or scheme in LIVE if live is None else live
+        self.live = is_live(location) if live is None else live
         self._every, self._reconnect = every, reconnect
         self._open_options: dict[str, Any] = {"timeout": PATIENCE}
         self._location = f"/dev/video{location}" if location.isdecimal() else location

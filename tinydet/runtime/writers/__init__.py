@@ -4,18 +4,19 @@
         for ... in scenes:
             write(SceneDetections(...))
 
-A file is whole or absent, and is written scene by scene: memory holds the boxes of one.
+A file is whole or absent. It may be given a scene in several portions, so that memory holds those of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from tinydet._extras import needs_extra
-from tinydet.runtime.writers.geographic import write_geojson, write_geopackage
+from tinydet.runtime.writers.geographic import nowhere_on_earth, write_geojson, write_geopackage
 from tinydet.runtime.writers.table import SceneDetections, write_csv, write_parquet
 from tinydet.runtime.writers.text import write_coco_results, write_yolo
 from tinydet.spec import ModelSpec
@@ -27,11 +28,14 @@ __all__ = [
     "check_output",
     "format_of",
     "is_device",
+    "nowhere_on_earth",
     "open_writer",
-    "write_scenes",
+    "open_writers",
+    "paths_of",
 ]
 
 Write = Callable[[SceneDetections], None]
+PIECE = 10_000  # boxes that are made to text at once
 
 
 class Format(NamedTuple):
@@ -76,7 +80,38 @@ def format_of(path: Path, kind: str | None = None) -> Format:
         if path.suffix.lower() == form.suffix:
             return form
     known = ", ".join(f"{form.suffix} ({form.summary})" for form in FORMATS.values())
-    raise ValueError(f"{path}: no format has the suffix {path.suffix!r}; there are {known}")
+    raise ValueError(
+        f"{path}: no format has the suffix {path.suffix!r}; there are {known}; a folder's name ends with /, and what "
+        "shows pixels is another option (--draw, --crops)"
+    )
+
+
+def paths_of(path: Path, kinds: Sequence[str] | None = None) -> tuple[Path, ...]:
+    """The files of one name in several formats, `path` the first of them.
+
+    >>> [str(one) for one in paths_of(Path("all.json"), ["coco", "csv"])]
+    ['all.json', 'all.csv']
+
+    Args:
+        kinds: keys of `FORMATS`; None for that of the suffix.
+
+    Raises:
+        ValueError: the suffix is of no format, or of none of these.
+    """
+    if is_device(path):
+        if kinds not in (None, ("coco",)):
+            raise ValueError(f"{path} takes COCO results only; leave out --format")
+        return (path,)
+    own = format_of(path)
+    if kinds is None:
+        return (path,)
+    chosen = [format_of(path, kind) for kind in kinds]
+    if own not in chosen:
+        raise ValueError(
+            f"{path} is {own.summary}, which is none of the formats asked for ({', '.join(kinds)}); call it "
+            f"{path.with_suffix(chosen[0].suffix)}"
+        )
+    return (path, *(path.with_suffix(form.suffix) for form in chosen if form is not own))
 
 
 def check_output(path: Path, scenes: int, kind: str | None = None) -> None:
@@ -119,15 +154,25 @@ def open_writer(path: Path, spec: ModelSpec, kind: str | None = None) -> Abstrac
     return format_of(path, kind).write(path, spec)
 
 
-def write_scenes(path: Path, scenes: Iterable[SceneDetections], spec: ModelSpec) -> None:
-    """Write a file of detections by its suffix; a device or a pipe, such as /dev/stdout, takes COCO results.
+@contextmanager
+def open_writers(paths: Sequence[Path], spec: ModelSpec) -> Iterator[Write]:
+    """Several files as one; each by its suffix, a device as COCO results.
+
+    Large scenes are written in pieces, so that no writer makes all of its text at once.
 
     Raises:
         ValueError, OSError, ModuleNotFoundError: as `open_writer`.
     """
-    with open_writer(path, spec, "coco" if is_device(path) else None) as write:
-        for scene in scenes:
-            write(scene)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(open_writer(path, spec, "coco" if is_device(path) else None)) for path in paths]
+
+        def write(found: SceneDetections) -> None:
+            for start in range(0, len(found.detections), PIECE):
+                piece = replace(found, detections=found.detections[start : start + PIECE])
+                for to_file in writers:
+                    to_file(piece)
+
+        yield write
 
 
 def is_device(path: Path) -> bool:

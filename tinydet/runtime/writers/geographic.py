@@ -31,7 +31,7 @@ WKB_RING = np.dtype(  # a polygon of one closed ring around four corners, little
 @contextmanager
 def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
     """A FeatureCollection for all scenes; a line a box, with the columns of the table as its properties."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_path(path, part=True) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         before = "\n"
 
@@ -63,7 +63,7 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         import pyogrio.raw
         from pyogrio.errors import DataSourceError
 
-    with atomic_path(path) as temporary:
+    with atomic_path(path, part=True) as temporary:
         temporary.unlink()  # GDAL makes its own
 
         def save(rings: NDArray[np.float64], table: dict[str, NDArray[Any]]) -> None:
@@ -90,12 +90,17 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         yield write
 
 
+def nowhere_on_earth(scene: str, path: Path) -> ValueError:
+    """What a user is told whose scene cannot be put on a map."""
+    return ValueError(
+        f"{scene} does not say where it lies on the earth, which {path.name} is to hold; "
+        "write .json, .csv or .parquet, or give the scene a geotransform and a CRS (gdal_edit, gdal_translate)"
+    )
+
+
 def _georeference(path: Path, found: SceneDetections) -> Georeference:
     if found.georeference is None:
-        raise ValueError(
-            f"{found.scene} does not say where it lies on the earth, which {path.name} is to hold; "
-            "write .json, .csv or .parquet, or give the scene a geotransform and a CRS (gdal_edit, gdal_translate)"
-        )
+        raise nowhere_on_earth(found.scene, path)
     return found.georeference
 
 

@@ -73,7 +73,7 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
 def write_csv(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
     """With a header; what is not known is empty."""
     header = list(columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec))
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path, part=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(header)
 
@@ -100,7 +100,7 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
         return pyarrow.table(arrays)
 
     schema = table(SceneDetections("", 0, 1, 1, Detections.empty())).schema
-    with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as file:
+    with atomic_path(path, part=True) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as file:
         yield lambda found: file.write_table(table(found))
 
 

@@ -17,7 +17,7 @@ from tinydet.spec import ModelSpec
 @contextmanager
 def write_coco_results(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
     """One list for all scenes: image_id, category_id, bbox (x, y, width, height), score. A line a box."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_path(path, part=True) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
         before = "\n"
 
@@ -34,7 +34,7 @@ def write_coco_results(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneD
 @contextmanager
 def write_yolo(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
     """A line a box: class, centre, width and height in shares of the scene, score; the class counted from 0."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_path(path, part=True) as temporary, temporary.open("w", encoding="utf-8") as file:
 
         def write(found: SceneDetections) -> None:
             boxes = found.detections.boxes.astype(np.float64) / ((found.width, found.height) * 2)
