@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from tinydet._command import command
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
+from tinydet.runtime.calibrating import calibrate, look_at
 from tinydet.runtime.choosing import choose_overlap
-from tinydet.runtime.gate import Gate, calibrate, gate_path
+from tinydet.runtime.gate import Gate, gate_path
 from tinydet.runtime.jobs import Wanted, hash_file, plan_jobs
 from tinydet.runtime.pipeline import OVERLAP
 from tinydet.runtime.reading import READERS
@@ -191,7 +192,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     if settings.scale is None:
         raise ValueError("--calibrate-skip measures at one scale: name it, --scale 0.5")
     with tqdm(total=len(coco_sources(args.annotations, args.images)), unit="image", disable=None, leave=False) as bar:
-        gate = calibrate(
+        looks = look_at(
             backend.spec,
             args.annotations,
             args.images,
@@ -199,6 +200,7 @@ def _calibrate(args: argparse.Namespace) -> int:
             overlap=settings.overlap,
             progress=bar.update,
         )
+    gate = calibrate(looks, tile=backend.spec.tile, scale=settings.scale)
     gate.save(gate_path(path))
     print(
         f"Tiles whose contrast at {gate.size:.0f} pixels is below {gate.threshold} may be passed over: "

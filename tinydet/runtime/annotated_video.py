@@ -51,7 +51,10 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
             if tick <= last:
                 raise ValueError(f"{path}: the frame at {seconds:.3f} s comes after one of a later time")
             last = tick
-            if shrink == 1:  # cut, not squeezed: a box stays on its pixels
+            if shrink == 1 and (scene.width, scene.height) == (
+                width,
+                height,
+            ):  # cut, not squeezed: a box stays on its pixels
                 picture = scene.read(0, 0, *size).copy()
             else:
                 picture = scene.read(0, 0, scene.width, scene.height, size).copy()

@@ -2,7 +2,7 @@
 
 A tile is compared with itself as it was when it was last run, so that slow changes add up until they count. What is
 compared are means over spots of half an object's side, where the noise of single pixels and of compression mostly
-cancels out. How much of a change an object makes is measured by `gate.calibrate`. In a picture that moves as a whole
+cancels out. How much of a change an object makes is measured by `calibrating`. In a picture that moves as a whole
 everything is run.
 """
 

@@ -50,7 +50,7 @@ class Video:
     """Frames of a video file, a URL, or a webcam; a context manager, to be iterated once.
 
     Attributes:
-        name, width, height: of the first video stream, upright.
+        name, width, height: of the first video stream, as it is stored; its frames are upright.
         frames: how many there will be; 0 where the source does not say.
         live: whether it goes on while nobody looks.
         dropped: frames of a live source that were not taken, so far.

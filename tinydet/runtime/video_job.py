@@ -52,7 +52,8 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
         )
         stopped = _write(_Watched(backend, job, video, settings, journal), say)
         for path in job.outputs:
-            say(f"  {path}")
+            if path.exists():  # there is no video of no frames
+                say(f"  {path}")
         if journal is not None:
             if not settings.resume:
                 journal.remove()
@@ -134,17 +135,19 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> bool:
     with ExitStack() as stack:
         write = stack.enter_context(open_writers(job.results, watched.backend.spec))
         picture = None
-        if job.picture is not None:
-            picture = stack.enter_context(open_video(job.picture, video.width, video.height))
         row = stack.enter_context(_table(job.frames))
         bar = stack.enter_context(tqdm(total=min(limits, default=None), unit="frame", disable=None, leave=False))
         try:
             for found, frame in watched:
                 image_id = job.source.image_id + found.index
-                name = f"{video.name}#{found.index}"
-                write(SceneDetections(name, image_id, video.width, video.height, found.detections))
+                width, height = (
+                    (video.width, video.height) if frame is None else (frame.scene.width, frame.scene.height)
+                )
+                write(SceneDetections(f"{video.name}#{found.index}", image_id, width, height, found.detections))
                 row((image_id, found.index, f"{found.seconds:.3f}", found.clock, len(found.detections)))
-                if picture is not None and frame is not None:
+                if job.picture is not None and frame is not None:
+                    if picture is None:  # only now it is known how a phone was held
+                        picture = stack.enter_context(open_video(job.picture, width, height))
                     picture(frame.scene, found.detections, found.seconds)
                 count, boxes = count + 1, boxes + len(found.detections)
                 bar.update()

@@ -1,0 +1,241 @@
+"""What `--skip-empty` passes over, and what it loses: on images that it was not measured on, and on videos.
+
+    python benchmarks/skip_gate.py
+    python benchmarks/skip_gate.py --model model.onnx          # also what a model finds with the gate and without
+
+Still images: the gate is measured on the training images of a set and applied to its validation images. `recall` is the
+share of their objects whose tile is run, `saving` the share of the tiles that are not.
+
+Video: made from these images, for no annotated one is at hand. One image rests, objects cut from others are moved over
+it by --speed pixels a frame, and each frame gets noise of its own and is encoded as H.264; then `Stills` decides which
+tiles are run. `noticed` is the share of the objects of the images that change their tile enough where they come. With a
+model, `found` is the share of all objects (resting and moving) that it finds at --score, IoU 0.5, with and without.
+
+The data are those of CONTRIBUTING.md, in a folder `shared` beside the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from environment import ROOT, environment
+
+from tinydet._atomic import write_json
+from tinydet.runtime.backends import Backend, open_model
+from tinydet.runtime.calibrating import Looks, calibrate, look_at
+from tinydet.runtime.detections import Detections
+from tinydet.runtime.gate import Gate
+from tinydet.runtime.geometry import iou_of_pairs
+from tinydet.runtime.pipeline import detect
+from tinydet.runtime.scene import Scene, open_scene, read_image
+from tinydet.runtime.still import Stills
+from tinydet.runtime.video import Video
+from tinydet.spec import ModelSpec
+
+SETS = {"hituav": (8.0, 15.0, 40.0), "tinyperson640": (2.3, 5.2, 16.0)}  # object sizes: 1, 50 and 99 %, pixels
+MOVING = 6  # objects of a made video
+RATE = 25
+
+
+def main() -> int:
+    args = arguments()
+    result: dict[str, Any] = {"command": "python benchmarks/skip_gate.py", **environment(), "still": [], "video": []}
+    print("| set | tile | recall | saving | µs a tile |\n| --- | --: | --: | --: | --: |")
+    for name in args.sets:
+        for tile in args.tiles:
+            row, _ = of_stills(name, spec_of(name, tile), args)
+            result["still"].append(row)
+            print(f"| {name} | {tile} | {row['recall']:.4f} | {row['saving']:.3f} | {row['microseconds_a_tile']:.0f} |")
+    if args.model is not None:
+        backend = open_model(args.model, args.backend)
+        row, gate = of_stills("hituav", backend.spec, args)
+        result["model"] = {"tile": backend.spec.tile, "backend": backend.name, **found_in_stills(backend, gate, args)}
+        print(json.dumps(result["model"]))
+        for speed in args.speeds:
+            row = on_video(backend, gate, speed, args)
+            result["video"].append(row)
+            print(json.dumps(row))
+    write_json(args.output, result)
+    print(f"wrote {args.output}")
+    return 0
+
+
+def spec_of(name: str, tile: int) -> ModelSpec:
+    """What the gate asks of a model."""
+    return ModelSpec(("object",), (1,), "none", "none", tile=tile, object_sizes=SETS[name])
+
+
+def of_stills(name: str, spec: ModelSpec, args: argparse.Namespace) -> tuple[dict[str, Any], Gate]:
+    """A gate that was measured on the training images, on the validation images."""
+    overlap = min(64, spec.tile // 4)
+    measured = look_at(spec, args.data / f"{name}-train" / "annotations.json", overlap=overlap)
+    gate = calibrate(measured, tile=spec.tile)
+    seen: Looks = look_at(spec, args.data / f"{name}-val" / "annotations.json", overlap=overlap)
+    missed = [look < gate.threshold for look in seen.objects]
+    picture = np.random.default_rng(0).integers(0, 256, (spec.tile, spec.tile, 3), dtype=np.uint8)
+    times = []
+    for _ in range(200):
+        began = time.process_time()
+        gate(picture)
+        times.append(time.process_time() - began)
+    row = {
+        "set": name,
+        "tile": spec.tile,
+        "overlap": overlap,
+        "threshold": gate.threshold,
+        "motion": gate.motion,
+        "measured_on": {"objects": gate.objects, "tiles": gate.tiles, "recall": round(gate.recall, 4)},
+        "objects": len(seen.objects),
+        "tiles": len(seen.tiles),
+        "recall": round(seen.recall(gate.threshold), 4),
+        "missed": sum(missed),
+        "saving": round(seen.saving(gate.threshold), 4),
+        "noticed": round(seen.motion_recall(gate.motion), 4),
+        "microseconds_a_tile": round(float(np.median(times)) * 1e6, 1),
+    }
+    return row, gate
+
+
+def found_in_stills(backend: Backend, gate: Gate, args: argparse.Namespace) -> dict[str, Any]:
+    """What a model finds in the validation images."""
+    truth, names = annotated(args.data / "hituav-val")
+    counts = np.zeros(3, int)  # objects, found, found with the gate
+    tiles = plain = 0
+    for image_id in list(names)[: args.images]:
+        with open_scene(args.data / "hituav-val" / "images" / names[image_id]) as scene:
+            both = [detect(backend, scene, overlap=64, score=args.score, worth=worth) for worth in (None, gate)]
+        boxes = truth.get(image_id, np.zeros((0, 4)))
+        counts += [len(boxes), *(hits(boxes, one.detections) for one in both)]
+        tiles, plain = tiles + both[1].tiles, plain + both[1].plain
+    return {
+        "objects": int(counts[0]),
+        "found": int(counts[1]),
+        "found_with_gate": int(counts[2]),
+        "saving": round(plain / tiles, 4),
+    }
+
+
+def on_video(backend: Backend, gate: Gate, speed: float, args: argparse.Namespace) -> dict[str, Any]:
+    """What a model finds in a made video, and how many tiles it takes."""
+    counts = np.zeros(3, int)
+    kept = []
+    stills = Stills(gate)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "made.mp4"
+        truth = make_video(path, speed, args)
+        with Video(str(path)) as video:
+            for frame, boxes in zip(video, truth, strict=True):
+                scene: Scene = frame.scene
+                every = detect(backend, scene, overlap=64, score=args.score)
+                stills.look(scene, backend.spec, overlap=64, scale=1.0)
+                some = detect(backend, scene, overlap=64, score=args.score, worth=gate, journal=stills)
+                counts += [len(boxes), hits(boxes, every.detections), hits(boxes, some.detections)]
+                kept.append(agreement(every.detections, some.detections))
+    return {
+        "speed": speed,
+        "frames": len(truth),
+        "objects": int(counts[0]),
+        "found": int(counts[1]),
+        "found_with_gate": int(counts[2]),
+        "detections_kept": round(float(np.mean(kept)), 4),
+        "plain": round(stills.plain / stills.tiles, 4),
+        "still": round(stills.still / stills.tiles, 4),
+        "tiles_run": round(1 - (stills.plain + stills.still) / stills.tiles, 4),
+    }
+
+
+def make_video(path: Path, speed: float, args: argparse.Namespace) -> list[np.ndarray]:
+    """Encode a video; the boxes (N, 4) of each frame."""
+    rng = np.random.default_rng(0)
+    folder = args.data / "hituav-val"
+    truth, names = annotated(folder)
+    counts = {image_id: len(truth.get(image_id, ())) for image_id in names}
+    ground_id = sorted(names, key=lambda image_id: counts[image_id])[len(names) // 2]
+    ground = read_image(folder / "images" / names[ground_id])
+    height, width = ground.shape[:2]
+    others = [image_id for image_id in names if image_id != ground_id and counts[image_id]]
+    pieces, starts, ways = [], [], []
+    for image_id in rng.choice(others, MOVING, replace=False).tolist():
+        x1, y1, x2, y2 = truth[image_id][0].round().astype(int).tolist()
+        pieces.append(read_image(folder / "images" / names[image_id])[y1:y2, x1:x2])
+        starts.append(rng.uniform((0.2 * width, 0.2 * height), (0.8 * width, 0.8 * height)))
+        angle = rng.uniform(0, 2 * np.pi)
+        ways.append(speed * np.array([np.cos(angle), np.sin(angle)]))
+    boxes = []
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=RATE, options={"crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(args.frames):
+            picture, here = ground.copy(), [*truth.get(ground_id, ())]
+            for piece, start, way in zip(pieces, starts, ways, strict=True):
+                x, y = np.mod(start + index * way, (width, height)).round().astype(int).tolist()
+                part = piece[: height - y, : width - x]
+                picture[y : y + part.shape[0], x : x + part.shape[1]] = part
+                if part.shape == piece.shape:
+                    here.append(np.array([x, y, x + part.shape[1], y + part.shape[0]], float))
+            noisy = picture + rng.normal(0, args.noise, (height, width, 1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy.clip(0, 255).astype(np.uint8), "rgb24")))
+            boxes.append(np.array(here).reshape(-1, 4))
+        container.mux(stream.encode())
+    return boxes
+
+
+def annotated(folder: Path) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+    """Boxes (N, 4) xyxy of the objects that count, and the file name, of each image of a COCO folder."""
+    document = json.loads((folder / "annotations.json").read_text())
+    boxes: dict[int, list[list[float]]] = {}
+    for entry in document["annotations"]:
+        if not (entry.get("ignore") or entry.get("iscrowd")):
+            x, y, width, height = entry["bbox"]
+            boxes.setdefault(entry["image_id"], []).append([x, y, x + width, y + height])
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    return {image_id: np.array(held, float) for image_id, held in boxes.items()}, names
+
+
+def hits(boxes: np.ndarray, found: Detections) -> int:
+    """How many boxes a detection lies on, IoU 0.5."""
+    return sum(1 for box in boxes if len(found) and iou_of_pairs(box[None], found.boxes.astype(float)).max() >= 0.5)
+
+
+def agreement(every: Detections, some: Detections) -> float:
+    """Share of the detections of one that the other has too, IoU 0.5."""
+    return hits(every.boxes.astype(float), some) / len(every) if len(every) else 1.0
+
+
+def tiles(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
+    add("--sets", nargs="+", choices=SETS, default=list(SETS), help="data sets (default: all)")
+    add("--tiles", type=tiles, default=[128, 256, 640], help="sides of tiles, by commas (default 128,256,640)")
+    add("--model", type=Path, help="exported model of thermal frames (default: none, no `found` and no video)")
+    add("--backend", default="auto", help="what runs it (default auto)")
+    add("--images", type=int, default=100, help="validation images that the model looks at (default 100)")
+    add("--score", type=float, default=0.3, help="least score of what it finds (default 0.3)")
+    add("--frames", type=int, default=50, help="frames of a made video (default 50)")
+    add("--speeds", type=float, nargs="+", default=[0.5, 2.0], help="pixels a frame (default 0.5 2)")
+    add("--noise", type=float, default=2.0, help="standard deviation of the noise of a made video (default 2)")
+    add("--quick", dest="sets", action="store_const", const=["tinyperson640"], help="the same as --sets tinyperson640")
+    add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "skip_gate.json",
+        help="JSON file (default benchmarks/results/skip_gate.json)")  # fmt: skip
+    args = parser.parse_args()
+    if not (args.data / "hituav-val").is_dir():
+        parser.error(f"the data sets are not in {args.data}; name their folder: --data DIR")
+    cv2.setNumThreads(1)
+    return args
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
