@@ -196,7 +196,9 @@ def test_help_names_every_flag_with_its_default(capsys) -> None:
         "batch",
         "threads",
         "output",
+        "format",
         "draw",
+        "crops",
     ):
         assert f"--{flag} " in said
     assert "python deploy/infer.py --image scene.jpg --tile 640" in said

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from tinydet.runtime.jobs import Wanted, plan_jobs
 from tinydet.runtime.pipeline import Step
 from tinydet.runtime.portions import Best, portions
 from tinydet.runtime.sources import find_sources
+from tinydet.runtime.writers import SceneDetections, open_writers
+from tinydet.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
+SPEC = ModelSpec(("square",), (1,), "d", "b", tile=64)
 BOXES = {"a": [[16, 24, 8, 8], [80, 8, 8, 8]], "b": [[160, 112, 8, 8]], "c": []}
 
 
@@ -187,6 +191,21 @@ def test_portions_are_the_same_however_the_scan_was_cut_and_each_is_best_first(c
     (whole,) = portions(parts, 1000)
     assert np.array_equal(whole.boxes, Detections.concatenate([part.detections for part in parts]).by_score().boxes)
     assert list(portions([], 10)) == []
+
+
+def test_memory_does_not_grow_with_the_number_of_objects(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        with open_writers([tmp_path / "all.json", tmp_path / "all.csv"], SPEC) as write:
+            for portion in portions(steps(np.random.default_rng(0), [500] * (count // 500)), 2000):
+                write(SceneDetections("scene", 1, 1000, 1000, portion))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(json.loads((tmp_path / "all.json").read_text())) == count
+        return most
+
+    peak(500)  # what is made once
+    assert peak(20_000) < 1.2 * peak(4000)
 
 
 def test_a_picture_keeps_the_best_of_all_portions() -> None:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -69,6 +69,16 @@ class Step:
     plain: int
     saturated: int
     busy: float
+
+
+class Sized(Protocol):
+    """What has the size of a scene."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -219,7 +229,7 @@ def scan(
 
 
 def plan_passes(
-    scene: Scene,
+    scene: Sized,
     spec: ModelSpec,
     *,
     overlap: int = OVERLAP,

@@ -9,6 +9,7 @@ from tinydet.runtime.coarse import plan_coarse
 from tinydet.runtime.pipeline import plan_passes
 from tinydet.runtime.portions import Tally
 from tinydet.runtime.scene import Scene
+from tinydet.runtime.video import Video
 from tinydet.spec import ModelSpec
 
 
@@ -50,6 +51,26 @@ def plan_lines(
         yield f"  The model itself leaves out what scores below {spec.score_floor}"
     if warning := plan_coarse(spec, grid, overlap=overlap, scale=scale).warning:
         yield f"  {warning[0].upper()}{warning[1:]}"
+
+
+def video_line(
+    video: Video, spec: ModelSpec, *, overlap: int, scale: float | None, batch: int, frames: int, seconds: float = 0.0
+) -> str:
+    """What will be done with a video.
+
+    Args:
+        scale: None where it depends on the frames.
+        frames: that will be looked at; 0 where it is not known.
+        seconds: that the model takes for a batch; 0 where the video is short or its end is not known.
+    """
+    line = f"{video.name}: {video.width}x{video.height}, {float(video.rate):.4g} frames/s, "
+    line += f"{frames or 'unknown number of'} frames to look at{', live' if video.live else ''}"
+    if scale is None:
+        return line
+    grids = [len(plan.grid) for plan, _ in plan_passes(video, spec, overlap=overlap, scale=scale)]
+    batches = sum(-(-tiles // batch) for tiles in grids)
+    line += f", {sum(grids)} tiles of {spec.tile} each, overlap {overlap}, {batches} batches of {batch}"
+    return line + (f", {duration(seconds * batches * frames)} at most" if seconds else "")
 
 
 def result_lines(tally: Tally, spec: ModelSpec, *, known: int, seconds: float) -> Iterator[str]:

@@ -15,14 +15,17 @@ from tqdm import tqdm
 from tinydet._atomic import atomic_path
 from tinydet.runtime.annotated_video import open_video
 from tinydet.runtime.backends import Backend
+from tinydet.runtime.choosing import seconds_per_batch
 from tinydet.runtime.jobs import Job, hashes
 from tinydet.runtime.journal import FrameBoxes, Journal
 from tinydet.runtime.pipeline import detect
+from tinydet.runtime.reports import video_line
 from tinydet.runtime.settings import Settings
 from tinydet.runtime.still import Stills
 from tinydet.runtime.video import Frame, Video
 from tinydet.runtime.writers import SceneDetections, open_writers
 
+MANY = 16  # frames of a video for which it is worth a batch to say how long it will take
 COLUMNS = ("image_id", "frame", "seconds", "clock", "detections")
 
 
@@ -42,13 +45,22 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
         if job.journal is not None:
             identity = _identity(job, video, model_hash, settings)
             journal = stack.enter_context(Journal(job.journal, identity, resume=settings.resume))
-        limit = {} if settings.frames is None else {"--frames": str(settings.frames)}
-        if journal is not None and journal.outputs == {**(hashes(job.outputs) or {}), **limit}:
+        limited = {} if settings.frames is None else {"--frames": str(settings.frames)}
+        if journal is not None and journal.outputs == {**(hashes(job.outputs) or {}), **limited}:
             say(f"{video.name}: done before, {', '.join(map(str, job.outputs))} unchanged")
             return
+        frames = min((limit for limit in (video.frames, settings.frames) if limit), default=0)
+        seconds = seconds_per_batch(backend, settings.batch) if frames > MANY else 0.0
         say(
-            f"{video.name}: {video.width}x{video.height}, {float(video.rate):.4g} frames/s, "
-            f"{video.frames or 'unknown number of'} frames to look at{', live' if video.live else ''}"
+            video_line(
+                video,
+                backend.spec,
+                overlap=settings.overlap,
+                scale=settings.scale,
+                batch=settings.batch,
+                frames=frames,
+                seconds=seconds,
+            )
         )
         stopped = _write(_Watched(backend, job, video, settings, journal), say)
         for path in job.outputs:
@@ -58,7 +70,7 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
             if not settings.resume:
                 journal.remove()
             elif not stopped:
-                journal.finish({**(hashes(job.outputs) or {}), **limit})
+                journal.finish({**(hashes(job.outputs) or {}), **limited})
         if stopped:
             raise KeyboardInterrupt
 
@@ -131,12 +143,12 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> bool:
     """Write the files of a video; whether it was a stream that somebody ended."""
     job, video, settings = watched.job, watched.video, watched.settings
     stopped, count, boxes, began = False, 0, 0, time.perf_counter()
-    limits = [limit for limit in (video.frames, settings.frames) if limit]
+    total = min((limit for limit in (video.frames, settings.frames) if limit), default=None)
     with ExitStack() as stack:
         write = stack.enter_context(open_writers(job.results, watched.backend.spec))
         picture = None
         row = stack.enter_context(_table(job.frames))
-        bar = stack.enter_context(tqdm(total=min(limits, default=None), unit="frame", disable=None, leave=False))
+        bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None, leave=False))
         try:
             for found, frame in watched:
                 image_id = job.source.image_id + found.index
