@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import pytest
 from tinydet.runtime.__main__ import main
 from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from tinydet.runtime.drawing import COLOURS
+from tinydet.runtime.video_job import whole
 
 av = pytest.importorskip("av")
 COUNT = 10
@@ -110,6 +113,15 @@ def test_what_a_video_cannot_become_is_said_before_the_work(
     assert captured.out == ""
 
 
+def test_a_damaged_video_in_a_folder_is_skipped_and_named(folder: Path, capsys) -> None:
+    (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:900])
+    assert run("--image", "cut.mp4", "clip.mp4", "--output", "found/", "--skip-unreadable") == 0
+    assert "1 of 2 scenes were skipped, for they cannot be read, first cut.mp4" in capsys.readouterr().out
+    assert sorted(path.name for path in (folder / "found").iterdir()) == [
+        "clip.detections.frames.csv", "clip.detections.json"
+    ]  # fmt: skip
+
+
 def test_an_interrupted_video_goes_on_and_a_second_run_changes_nothing(
     folder: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -142,6 +154,15 @@ def test_an_interrupted_video_goes_on_and_a_second_run_changes_nothing(
     assert [path.stat().st_mtime_ns for path in outputs] == changed
     assert run("--image", "clip.mp4", "--resume", "--every", "2") == 2
     assert "every was 1" in capsys.readouterr().err
+
+
+def test_ctrl_c_comes_behind_a_row_that_is_being_written() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), whole():  # noqa: PT012 - the block is what is tested
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("row")
+    assert done == ["row"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_stream_that_was_cut_off_goes_on_where_it_is_now(folder: Path, runs: list[int], capsys) -> None:

@@ -87,10 +87,10 @@ class Survey:
             self._close(plan, plan.journals, identity)
 
     def _do(self, job: Job, shared: Write | None, several: bool) -> None:
-        if job.source.moving:
-            scan_video(self._backend, self._hash, job, self._settings, self._say)
-            return
         try:
+            if job.source.moving:
+                scan_video(self._backend, self._hash, job, self._settings, self._say)
+                return
             with self._opened(job) as scene:
                 self._scan(job, scene, shared)
         except DamagedSceneError as error:

@@ -21,7 +21,7 @@ import numpy as np
 
 from tinydet._extras import needs_extra
 from tinydet.runtime.pixels import Image
-from tinydet.runtime.scene import Scene, open_scene
+from tinydet.runtime.scene import DamagedSceneError, Scene, open_scene
 from tinydet.runtime.sources import is_live
 
 PATIENCE = 5.0  # seconds that a source may be silent before it counts as broken
@@ -130,11 +130,11 @@ class Video:
         try:
             container = self._av.open(self._location, **self._open_options)
         except (self._av.error.FFmpegError, OSError) as error:
-            kind = ValueError if isinstance(error, self._av.error.InvalidDataError) else OSError
+            kind = DamagedSceneError if isinstance(error, self._av.error.InvalidDataError) else OSError
             raise kind(f"{self.name}: cannot be opened as a video ({_reason(error)})") from error
         if not container.streams.video:
             container.close()
-            raise ValueError(f"{self.name} has no video stream; name another file")
+            raise DamagedSceneError(f"{self.name} has no video stream; name another file")
         container.streams.video[0].thread_type = "SLICE" if self.live else "AUTO"  # frames in flight are a delay
         return container
 
@@ -167,7 +167,7 @@ class Video:
                     if self._closed.is_set():
                         return
         except self._av.error.FFmpegError as error:
-            kind = OSError if self.live else ValueError
+            kind = OSError if self.live else DamagedSceneError
             raise kind(f"{self.name}: broken after {seconds:.1f} s ({_reason(error)}); get it again") from error
 
     def _reconnecting(self) -> Iterator[Frame]:

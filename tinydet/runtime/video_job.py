@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from tinydet.runtime.video import Frame, Video
 from tinydet.runtime.writers import SceneDetections, open_writers
 
 MANY = 16  # frames of a video for which it is worth a batch to say how long it will take
+LEAST = 0.001  # seconds from a frame of a video that is drawn to the next
 COLUMNS = ("image_id", "frame", "seconds", "clock", "detections")
 
 
@@ -146,7 +148,7 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> bool:
     total = min((limit for limit in (video.frames, settings.frames) if limit), default=None)
     with ExitStack() as stack:
         write = stack.enter_context(open_writers(job.results, watched.backend.spec))
-        picture = None
+        picture, shown = None, -LEAST
         row = stack.enter_context(_table(job.frames))
         bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None, leave=False))
         try:
@@ -155,13 +157,16 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> bool:
                 width, height = (
                     (video.width, video.height) if frame is None else (frame.scene.width, frame.scene.height)
                 )
-                write(SceneDetections(f"{video.name}#{found.index}", image_id, width, height, found.detections))
-                row((image_id, found.index, f"{found.seconds:.3f}", found.clock, len(found.detections)))
+                with whole():
+                    write(SceneDetections(f"{video.name}#{found.index}", image_id, width, height, found.detections))
+                    row((image_id, found.index, f"{found.seconds:.3f}", found.clock, len(found.detections)))
+                    count, boxes = count + 1, boxes + len(found.detections)
                 if job.picture is not None and frame is not None:
                     if picture is None:  # only now it is known how a phone was held
                         picture = stack.enter_context(open_video(job.picture, width, height))
-                    picture(frame.scene, found.detections, found.seconds)
-                count, boxes = count + 1, boxes + len(found.detections)
+                    shown = max(found.seconds, shown + LEAST)  # sources repeat a time now and then
+                    with whole():
+                        picture(frame.scene, found.detections, shown)
                 bar.update()
                 if settings.frames is not None and count >= settings.frames:
                     break
@@ -183,6 +188,23 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> bool:
         for tiles, reason in ((stills.plain, "show nothing of an object's size"), (stills.still, "show no motion")):
             say(f"  {tiles} of {stills.tiles} tiles that {reason} were not run ({tiles / stills.tiles:.0%})")
     return stopped
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Ctrl-C inside of the block comes behind it, so that what is written there is never cut in two."""
+    came: list[int] = []
+    try:
+        before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    except ValueError:  # not in the main thread, where Ctrl-C does not come
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager
