@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.runtime.calibrating import Looks, calibrate, highest_threshold, look_at, recall_bound
+from tinydet.runtime.calibrating import MARGIN, Looks, calibrate, highest_threshold, look_at, recall_bound
 from tinydet.runtime.gate import Gate, contrast, gate_path
 from tinydet.spec import ModelSpec
 
@@ -32,7 +32,8 @@ def test_thresholds_hold_the_recall_that_was_asked_for() -> None:
         looks = Looks(8, [0, 255], rng.integers(2, 200, count).tolist(), rng.integers(2, 200, count).tolist())
         gate = calibrate(looks, tile=64)
         assert looks.recall(gate.threshold) >= 0.995
-        assert looks.recall(gate.threshold + 1) < 0.995
+        assert looks.recall(int(gate.threshold / MARGIN)) >= 0.995, "objects that are fainter by the margin still count"
+        assert looks.recall(int((gate.threshold + 1) / MARGIN) + 1) < 0.995, "the highest such threshold"
         assert looks.motion_recall(gate.motion) >= 0.995
         assert gate.recall_bound <= gate.recall
     assert highest_threshold([5], 0.995) == 5

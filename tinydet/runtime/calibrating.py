@@ -22,6 +22,7 @@ from tinydet.spec import ModelSpec
 
 RECALL = 0.995  # of objects, on the calibration set
 CONFIDENCE = 0.95
+MARGIN = 0.7  # of the threshold: other images may be fainter than those that it was measured on
 DEFAULT_SIZE = 12.0  # pixels, where a model does not say how large its objects are
 MOVED = 2  # an object that moved by a part of its side changes less than one that came
 
@@ -104,13 +105,13 @@ def look_at(
 
 
 def calibrate(looks: Looks, *, tile: int, scale: float = 1.0, recall: float = RECALL) -> Gate:
-    """The gate at which `recall` of the objects are still looked at.
+    """The gate at which `recall` of the objects are still looked at, also where they are fainter by `MARGIN`.
 
     Args:
         looks: at images that the model was not trained on, and that are like those to come.
         tile, scale: with which they were looked at.
     """
-    threshold = highest_threshold(looks.objects, recall)
+    threshold = int(MARGIN * highest_threshold(looks.objects, recall))
     motion = max(highest_threshold(looks.changes, recall) // MOVED, 1)
     missed = sum(look < threshold for look in looks.objects)
     return Gate(
