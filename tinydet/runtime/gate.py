@@ -2,8 +2,9 @@
 
 The look is the strongest contrast between a spot of an object's size and its surroundings, anywhere in the tile. How
 much contrast an object has at least is measured on annotated images: at the threshold that `calibrating` chooses, the
-tiles that are run would hold the asked share of all objects, 99.5 %, even if all were fainter by a third. What a tile shows when it is passed over is nowhere
-looked at again, so the gate is off unless it is asked for, and only at the tile and scale it was measured for.
+tiles that are run would hold the asked share of all objects, 99.5 %, even if all were fainter by a third. What a tile
+shows when it is passed over is nowhere looked at again, so the gate is off unless it is asked for, and only at the tile
+and scale it was measured for.
 
 In a video a tile is also worth no run if nothing moved in it, see `still`. How much the picture changes where an object
 comes is measured on the same images: each object is painted over with its surroundings, and the difference is taken.
