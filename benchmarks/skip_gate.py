@@ -6,10 +6,11 @@
 Still images: the gate is measured on the training images of a set and applied to its validation images. `recall` is the
 share of their objects whose tile is run, `saving` the share of the tiles that are not.
 
-Video: made from these images, for no annotated one is at hand. One image rests, objects cut from others are moved over
-it by --speed pixels a frame, and each frame gets noise of its own and is encoded as H.264; then `Stills` decides which
-tiles are run. `noticed` is the share of the objects of the images that change their tile enough where they come. With a
-model, `found` is the share of all objects (resting and moving) that it finds at --score, IoU 0.5, with and without.
+Video: made from these images, for no annotated one is at hand. Six of them, side by side, rest; objects cut from others
+are moved over them by --speeds pixels a frame, and each frame gets noise of its own and is encoded as H.264; then
+`Stills` decides which tiles are run. `noticed` is the share of the objects of the images that change their tile enough
+where they come. With a model, `found` is the share of all objects (resting and moving) that it finds at --score, IoU
+0.5, with and without.
 
 The data are those of CONTRIBUTING.md, in a folder `shared` beside the repository.
 """
@@ -41,7 +42,8 @@ from tinydet.runtime.video import Video
 from tinydet.spec import ModelSpec
 
 SETS = {"hituav": (8.0, 15.0, 40.0), "tinyperson640": (2.3, 5.2, 16.0)}  # object sizes: 1, 50 and 99 %, pixels
-MOVING = 6  # objects of a made video
+MOVING = 3  # objects of a made video
+GROUND = 2, 3  # rows and columns of images that it is made of
 RATE = 25
 
 
@@ -157,11 +159,18 @@ def make_video(path: Path, speed: float, args: argparse.Namespace) -> list[np.nd
     rng = np.random.default_rng(0)
     folder = args.data / "hituav-val"
     truth, names = annotated(folder)
-    counts = {image_id: len(truth.get(image_id, ())) for image_id in names}
-    ground_id = sorted(names, key=lambda image_id: counts[image_id])[len(names) // 2]
-    ground = read_image(folder / "images" / names[ground_id])
+    rows, columns = GROUND
+    used = rng.choice(list(names), rows * columns, replace=False).tolist()
+    images = [read_image(folder / "images" / names[image_id]) for image_id in used]
+    down, right = images[0].shape[:2]  # all have one size
+    ground = np.concatenate([np.concatenate(images[i * columns :][:columns], axis=1) for i in range(rows)])
     height, width = ground.shape[:2]
-    others = [image_id for image_id in names if image_id != ground_id and counts[image_id]]
+    resting = [
+        box + np.array([i % columns * right, i // columns * down] * 2, float)
+        for i, image_id in enumerate(used)
+        for box in truth.get(image_id, ())
+    ]
+    others = [image_id for image_id in names if image_id not in used and len(truth.get(image_id, ()))]
     pieces, starts, ways = [], [], []
     for image_id in rng.choice(others, MOVING, replace=False).tolist():
         x1, y1, x2, y2 = truth[image_id][0].round().astype(int).tolist()
@@ -174,7 +183,7 @@ def make_video(path: Path, speed: float, args: argparse.Namespace) -> list[np.nd
         stream: Any = container.add_stream("libx264", rate=RATE, options={"crf": "23"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(args.frames):
-            picture, here = ground.copy(), [*truth.get(ground_id, ())]
+            picture, here = ground.copy(), [*resting]
             for piece, start, way in zip(pieces, starts, ways, strict=True):
                 x, y = np.mod(start + index * way, (width, height)).round().astype(int).tolist()
                 part = piece[: height - y, : width - x]
@@ -222,9 +231,9 @@ def arguments() -> argparse.Namespace:
     add("--tiles", type=tiles, default=[128, 256, 640], help="sides of tiles, by commas (default 128,256,640)")
     add("--model", type=Path, help="exported model of thermal frames (default: none, no `found` and no video)")
     add("--backend", default="auto", help="what runs it (default auto)")
-    add("--images", type=int, default=100, help="validation images that the model looks at (default 100)")
+    add("--images", type=int, default=40, help="validation images that the model looks at (default 40)")
     add("--score", type=float, default=0.3, help="least score of what it finds (default 0.3)")
-    add("--frames", type=int, default=50, help="frames of a made video (default 50)")
+    add("--frames", type=int, default=25, help="frames of a made video (default 25)")
     add("--speeds", type=float, nargs="+", default=[0.5, 2.0], help="pixels a frame (default 0.5 2)")
     add("--noise", type=float, default=2.0, help="standard deviation of the noise of a made video (default 2)")
     add("--quick", dest="sets", action="store_const", const=["tinyperson640"], help="the same as --sets tinyperson640")
