@@ -56,16 +56,18 @@ def main() -> int:
             row, _ = of_stills(name, spec_of(name, tile), args)
             result["still"].append(row)
             print(f"| {name} | {tile} | {row['recall']:.4f} | {row['saving']:.3f} | {row['microseconds_a_tile']:.0f} |")
+            write_json(args.output, result)  # each row, for it takes long
     if args.model is not None:
         backend = open_model(args.model, args.backend)
         row, gate = of_stills("hituav", backend.spec, args)
         result["model"] = {"tile": backend.spec.tile, "backend": backend.name, **found_in_stills(backend, gate, args)}
         print(json.dumps(result["model"]))
+        write_json(args.output, result)
         for speed in args.speeds:
             row = on_video(backend, gate, speed, args)
             result["video"].append(row)
             print(json.dumps(row))
-    write_json(args.output, result)
+            write_json(args.output, result)
     print(f"wrote {args.output}")
     return 0
 
