@@ -9,8 +9,9 @@ share of their objects whose tile is run, `saving` the share of the tiles that a
 Video: made from these images, for no annotated one is at hand. Six of them, side by side, rest; objects cut from others
 are moved over them by --speeds pixels a frame, and each frame gets noise of its own and is encoded as H.264; then
 `Stills` decides which tiles are run. `noticed` is the share of the objects of the images that change their tile enough
-where they come. With a model, `found` is the share of all objects (resting and moving) that it finds at --score, IoU
-0.5, with and without.
+where they come; `current` the share of the moving objects, frame by frame, of which a tile that shows them was last run
+while they were where they are, IoU 0.5. With a model, `found` is the share of all objects (resting and moving) that it
+finds at --score, IoU 0.5, with and without.
 
 The data are those of CONTRIBUTING.md, in a folder `shared` beside the repository.
 """
@@ -30,18 +31,20 @@ import numpy as np
 from environment import ROOT, environment
 
 from tinydet._atomic import write_json
-from tinydet.runtime.backends import Backend, open_model
+from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.calibrating import Looks, calibrate, look_at
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.gate import Gate
 from tinydet.runtime.geometry import iou_of_pairs
-from tinydet.runtime.pipeline import detect
+from tinydet.runtime.journal import TileBoxes
+from tinydet.runtime.pipeline import detect, plan_tiles
 from tinydet.runtime.scene import Scene, open_scene, read_image
 from tinydet.runtime.still import Stills
 from tinydet.runtime.video import Video
 from tinydet.spec import ModelSpec
 
 SETS = {"hituav": (8.0, 15.0, 40.0), "tinyperson640": (2.3, 5.2, 16.0)}  # object sizes: 1, 50 and 99 %, pixels
+VIDEO = "hituav"  # the set that videos are made of
 MOVING = 3  # objects of a made video
 GROUND = 2, 3  # rows and columns of images that it is made of
 RATE = 25
@@ -51,23 +54,29 @@ def main() -> int:
     args = arguments()
     result: dict[str, Any] = {"command": "python benchmarks/skip_gate.py", **environment(), "still": [], "video": []}
     print("| set | tile | recall | saving | µs a tile |\n| --- | --: | --: | --: | --: |")
+    gates: dict[tuple[str, int], Gate] = {}
     for name in args.sets:
         for tile in args.tiles:
-            row, _ = of_stills(name, spec_of(name, tile), args)
+            row, gates[name, tile] = of_stills(name, spec_of(name, tile), args)
             result["still"].append(row)
             print(f"| {name} | {tile} | {row['recall']:.4f} | {row['saving']:.3f} | {row['microseconds_a_tile']:.0f} |")
             write_json(args.output, result)  # each row, for it takes long
+    for name, tile in [key for key in gates if key[0] == VIDEO]:
+        gate = gates[name, tile]
+        for speed in args.speeds:
+            result["video"].append(on_video(Nothing(spec_of(name, tile)), gate, speed, args))
+            print(json.dumps(result["video"][-1]))
+            write_json(args.output, result)
     if args.model is not None:
         backend = open_model(args.model, args.backend)
-        row, gate = of_stills("hituav", backend.spec, args)
+        _, gate = of_stills(VIDEO, backend.spec, args)
         result["model"] = {"tile": backend.spec.tile, "backend": backend.name, **found_in_stills(backend, gate, args)}
         print(json.dumps(result["model"]))
-        write_json(args.output, result)
         for speed in args.speeds:
-            row = on_video(backend, gate, speed, args)
-            result["video"].append(row)
-            print(json.dumps(row))
+            result["video"].append({"model": backend.name, **on_video(backend, gate, speed, args)})
+            print(json.dumps(result["video"][-1]))
             write_json(args.output, result)
+    write_json(args.output, result)
     print(f"wrote {args.output}")
     return 0
 
@@ -110,11 +119,11 @@ def of_stills(name: str, spec: ModelSpec, args: argparse.Namespace) -> tuple[dic
 
 def found_in_stills(backend: Backend, gate: Gate, args: argparse.Namespace) -> dict[str, Any]:
     """What a model finds in the validation images."""
-    truth, names = annotated(args.data / "hituav-val")
+    truth, names = annotated(args.data / f"{VIDEO}-val")
     counts = np.zeros(3, int)  # objects, found, found with the gate
     tiles = plain = 0
     for image_id in list(names)[: args.images]:
-        with open_scene(args.data / "hituav-val" / "images" / names[image_id]) as scene:
+        with open_scene(args.data / f"{VIDEO}-val" / "images" / names[image_id]) as scene:
             both = [detect(backend, scene, overlap=64, score=args.score, worth=worth) for worth in (None, gate)]
         boxes = truth.get(image_id, np.zeros((0, 4)))
         counts += [len(boxes), *(hits(boxes, one.detections) for one in both)]
@@ -127,39 +136,84 @@ def found_in_stills(backend: Backend, gate: Gate, args: argparse.Namespace) -> d
     }
 
 
+class Nothing:
+    """A backend that finds nothing, for what is not about finding."""
+
+    name = "nothing"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def run(self, images: np.ndarray) -> TileOutputs:
+        n, slots = len(images), self.spec.max_detections
+        scores, labels = np.zeros((n, slots), np.float32), np.full((n, slots), -1, np.int32)
+        return TileOutputs(np.zeros((n, slots, 4), np.float32), scores, labels, np.zeros(n, np.int32))
+
+
+class LastRuns(Stills):
+    """Also remembers at which frame each tile was last run."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(gate)
+        self.frame = 0
+        self.last: dict[int, int] = {}
+
+    def append(self, found: TileBoxes) -> None:
+        super().append(found)
+        self.last.update(dict.fromkeys(found.tiles.tolist(), self.frame))
+
+
 def on_video(backend: Backend, gate: Gate, speed: float, args: argparse.Namespace) -> dict[str, Any]:
-    """What a model finds in a made video, and how many tiles it takes."""
+    """How many tiles of a made video are run, whether what is taken over is current, and what a model finds."""
     counts = np.zeros(3, int)
-    kept = []
-    stills = Stills(gate)
+    current: list[float] = []
+    stills = LastRuns(gate)
+    tile = backend.spec.tile
+    overlap = min(64, tile // 4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "made.mp4"
-        truth = make_video(path, speed, args)
+        resting, moving = make_video(path, speed, args)
         with Video(str(path)) as video:
-            for frame, boxes in zip(video, truth, strict=True):
+            for frame, boxes in zip(video, moving, strict=True):
                 scene: Scene = frame.scene
-                every = detect(backend, scene, overlap=64, score=args.score)
-                stills.look(scene, backend.spec, overlap=64, scale=1.0)
-                some = detect(backend, scene, overlap=64, score=args.score, worth=gate, journal=stills)
-                counts += [len(boxes), hits(boxes, every.detections), hits(boxes, some.detections)]
-                kept.append(agreement(every.detections, some.detections))
-    return {
+                stills.frame = frame.index
+                stills.look(scene, backend.spec, overlap=overlap, scale=1.0)
+                some = detect(
+                    backend, scene, overlap=overlap, score=args.score, worth=gate, journal=stills, coarse=None
+                )
+                bounds = plan_tiles(scene.width, scene.height, tile=tile, overlap=overlap).grid
+                edges = bounds.bounds(np.arange(len(bounds)))
+                for number, box in boxes.items():
+                    whole = np.flatnonzero((edges[:, :2] <= box[:2]).all(1) & (edges[:, 2:] >= box[2:]).all(1)).tolist()
+                    then = [moving[stills.last[at]].get(number) for at in whole if at in stills.last]
+                    current.append(max((float(iou_of_pairs(one, box)) for one in then if one is not None), default=0.0))
+                if backend.name != Nothing.name:
+                    every = detect(backend, scene, overlap=overlap, score=args.score, coarse=None)
+                    there = np.array([*resting, *boxes.values()])
+                    counts += [len(there), hits(there, every.detections), hits(there, some.detections)]
+    row = {
+        "tile": tile,
         "speed": speed,
-        "frames": len(truth),
-        "objects": int(counts[0]),
-        "found": int(counts[1]),
-        "found_with_gate": int(counts[2]),
-        "detections_kept": round(float(np.mean(kept)), 4),
+        "frames": len(moving),
+        "tiles": stills.tiles,
         "plain": round(stills.plain / stills.tiles, 4),
         "still": round(stills.still / stills.tiles, 4),
-        "tiles_run": round(1 - (stills.plain + stills.still) / stills.tiles, 4),
+        "run": round(1 - (stills.plain + stills.still) / stills.tiles, 4),
+        "moving_objects": len(current),
+        "current": round(float(np.mean(np.array(current) >= 0.5)), 4),
+        "mean_iou": round(float(np.mean(current)), 4),
     }
+    if counts[0]:
+        row |= dict(zip(("objects", "found", "found_with_gate"), counts.tolist(), strict=True))
+    return row
 
 
-def make_video(path: Path, speed: float, args: argparse.Namespace) -> list[np.ndarray]:
-    """Encode a video; the boxes (N, 4) of each frame."""
+def make_video(
+    path: Path, speed: float, args: argparse.Namespace
+) -> tuple[list[np.ndarray], list[dict[int, np.ndarray]]]:
+    """Encode a video; the boxes that rest, and for each frame those that move, by their number."""
     rng = np.random.default_rng(0)
-    folder = args.data / "hituav-val"
+    folder = args.data / f"{VIDEO}-val"
     truth, names = annotated(folder)
     rows, columns = GROUND
     used = rng.choice(list(names), rows * columns, replace=False).tolist()
@@ -180,23 +234,23 @@ def make_video(path: Path, speed: float, args: argparse.Namespace) -> list[np.nd
         starts.append(rng.uniform((0.2 * width, 0.2 * height), (0.8 * width, 0.8 * height)))
         angle = rng.uniform(0, 2 * np.pi)
         ways.append(speed * np.array([np.cos(angle), np.sin(angle)]))
-    boxes = []
+    moving = []
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=RATE, options={"crf": "23"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(args.frames):
-            picture, here = ground.copy(), [*resting]
-            for piece, start, way in zip(pieces, starts, ways, strict=True):
+            picture, here = ground.copy(), {}
+            for number, (piece, start, way) in enumerate(zip(pieces, starts, ways, strict=True)):
                 x, y = np.mod(start + index * way, (width, height)).round().astype(int).tolist()
                 part = piece[: height - y, : width - x]
                 picture[y : y + part.shape[0], x : x + part.shape[1]] = part
                 if part.shape == piece.shape:
-                    here.append(np.array([x, y, x + part.shape[1], y + part.shape[0]], float))
+                    here[number] = np.array([x, y, x + part.shape[1], y + part.shape[0]], float)
             noisy = picture + rng.normal(0, args.noise, (height, width, 1))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy.clip(0, 255).astype(np.uint8), "rgb24")))
-            boxes.append(np.array(here).reshape(-1, 4))
+            moving.append(here)
         container.mux(stream.encode())
-    return boxes
+    return resting, moving
 
 
 def annotated(folder: Path) -> tuple[dict[int, np.ndarray], dict[int, str]]:
@@ -216,11 +270,6 @@ def hits(boxes: np.ndarray, found: Detections) -> int:
     return sum(1 for box in boxes if len(found) and iou_of_pairs(box[None], found.boxes.astype(float)).max() >= 0.5)
 
 
-def agreement(every: Detections, some: Detections) -> float:
-    """Share of the detections of one that the other has too, IoU 0.5."""
-    return hits(every.boxes.astype(float), some) / len(every) if len(every) else 1.0
-
-
 def tiles(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -231,7 +280,7 @@ def arguments() -> argparse.Namespace:
     add("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
     add("--sets", nargs="+", choices=SETS, default=list(SETS), help="data sets (default: all)")
     add("--tiles", type=tiles, default=[128, 256, 640], help="sides of tiles, by commas (default 128,256,640)")
-    add("--model", type=Path, help="exported model of thermal frames (default: none, no `found` and no video)")
+    add("--model", type=Path, help="exported model of thermal frames (default: none, and no `found`)")
     add("--backend", default="auto", help="what runs it (default auto)")
     add("--images", type=int, default=40, help="validation images that the model looks at (default 40)")
     add("--score", type=float, default=0.3, help="least score of what it finds (default 0.3)")
@@ -242,7 +291,7 @@ def arguments() -> argparse.Namespace:
     add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "skip_gate.json",
         help="JSON file (default benchmarks/results/skip_gate.json)")  # fmt: skip
     args = parser.parse_args()
-    if not (args.data / "hituav-val").is_dir():
+    if not (args.data / f"{VIDEO}-val").is_dir():
         parser.error(f"the data sets are not in {args.data}; name their folder: --data DIR")
     cv2.setNumThreads(1)
     return args
