@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,8 @@ class Video:
         try:
             container = self._av.open(self._location, **self._open_options)
         except (self._av.error.FFmpegError, OSError) as error:
-            kind = DamagedSceneError if isinstance(error, self._av.error.InvalidDataError) else OSError
+            there = Path(self._location).is_file() and not isinstance(error, PermissionError)
+            kind = DamagedSceneError if there else OSError
             raise kind(f"{self.name}: cannot be opened as a video ({_reason(error)})") from error
         if not container.streams.video:
             container.close()
