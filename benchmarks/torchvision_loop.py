@@ -105,7 +105,7 @@ def steps(
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
                 losses = model(images, targets)
                 total = sum(losses.values())
-            loss = float(total)
+            loss = float(total.detach())
             if not math.isfinite(loss):
                 raise ValueError(f"torchvision's loss is not finite any more: {losses}")
             optimizer.zero_grad()

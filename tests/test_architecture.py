@@ -73,6 +73,7 @@ RINGS = {
     "tinydet.matching": NETWORK,
     "tinydet.processes": NETWORK,
     "tinydet.retinanet": NETWORK,
+    "tinydet.windows": NETWORK,
 }
 # `evaluate model.pth` needs the network, and only then.
 UPWARD = {("tinydet.evaluate", "tinydet.torch_backend")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from tinydet.anchors import AnchorDesign
 from tinydet.backbone import PIXEL_MEAN, PIXEL_STD
 from tinydet.data.training import Sample, pad_together
 from tinydet.losses import Losses, retinanet_loss
-from tinydet.matching import ignored_by_regions, match_anchors
+from tinydet.matching import Matches, ignored_by_regions, match_anchors
 from tinydet.spec import PAD_VALUE
 
 if TYPE_CHECKING:
@@ -64,12 +64,30 @@ def collate(
     return Batch(images, boxes, labels, owner, regions, region_owner, sizes)
 
 
-def loss_of(outputs: HeadOutputs, batch: Batch, design: AnchorDesign) -> Losses:
-    """RetinaNet's loss, by level."""
+class Targets(NamedTuple):
+    """What the anchors of a batch are to learn."""
+
+    anchors: Tensor  # (N, 4) of one image
+    matches: Matches
+    ignored: Tensor  # flat indices of the anchors that ignore regions silence
+
+    def loss(self, logits: Sequence[Tensor], deltas: Tensor, batch: Batch) -> Losses:
+        """RetinaNet's loss, by level, from the logits of each level and the (P, 4) offsets of the positive anchors."""
+        return retinanet_loss(logits, deltas, self.anchors, self.matches, batch.boxes, batch.labels, self.ignored)
+
+
+def targets_of(batch: Batch, design: AnchorDesign) -> Targets:
+    """The anchors of RetinaNet, matched with the objects of a batch."""
     anchors = anchors_of(design, batch.size, batch.images.device)
     matches = match_anchors(batch.boxes, batch.owner, design, anchors, batch.size)
-    ignored = ignored_by_regions(batch.regions, batch.region_owner, design, batch.size)
-    return retinanet_loss(outputs, anchors, matches, batch.boxes, batch.labels, ignored)
+    return Targets(anchors, matches, ignored_by_regions(batch.regions, batch.region_owner, design, batch.size))
+
+
+def loss_of(outputs: HeadOutputs, batch: Batch, design: AnchorDesign) -> Losses:
+    """RetinaNet's loss, by level, of answers for all anchors."""
+    targets = targets_of(batch, design)
+    deltas = torch.cat(outputs.deltas, dim=1).reshape(-1, 4)[targets.matches.positive]
+    return targets.loss(outputs.logits, deltas, batch)
 
 
 @functools.lru_cache(maxsize=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,6 @@ from torchvision.ops import sigmoid_focal_loss
 from tinydet.boxes import encode
 from tinydet.matching import Matches
 from tinydet.processes import over_all
-
-if TYPE_CHECKING:
-    from tinydet.retinanet import HeadOutputs
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 SMOOTH_L1_BETA = 0.11
@@ -62,18 +59,25 @@ DetectorLosses: TypeAlias = Losses | TwoStageLosses
 
 
 def retinanet_loss(
-    outputs: HeadOutputs, anchors: Tensor, matches: Matches, boxes: Tensor, labels: Tensor, ignored: Tensor
+    levels: Sequence[Tensor],
+    deltas: Tensor,
+    anchors: Tensor,
+    matches: Matches,
+    boxes: Tensor,
+    labels: Tensor,
+    ignored: Tensor,
 ) -> Losses:
     """Focal loss / (positives + images) and smooth L1 / (4 * positives), counted over all processes of the run.
 
     Args:
+        levels: (B, N_level, C) logits of each level, finest first.
+        deltas: (P, 4) box offsets of `matches.positive`.
         anchors: (N, 4) of all levels, finest first, xyxy in input pixels.
         boxes: (M, 4) objects of the batch; `labels`: (M,) their classes.
         ignored: flat anchor indices that learn nothing besides `matches.ignored` (ignore regions).
     """
-    sizes = [level.shape[1] for level in outputs.logits]
-    logits = torch.cat(outputs.logits, dim=1).float()
-    deltas = torch.cat(outputs.deltas, dim=1)
+    sizes = [level.shape[1] for level in levels]
+    logits = torch.cat(list(levels), dim=1).float()
     images, count, classes = logits.shape
     targets = torch.zeros_like(logits).view(-1, classes)
     weights = logits.new_ones(images * count, 1)
@@ -86,8 +90,7 @@ def retinanet_loss(
 
     anchor = matches.positive % count
     wanted = encode(boxes[matches.objects], anchors[anchor])
-    given = deltas.reshape(-1, 4)[matches.positive].float()
-    distance = F.smooth_l1_loss(given, wanted, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=1)
+    distance = F.smooth_l1_loss(deltas.float(), wanted, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=1)
     ends = torch.tensor(sizes, device=anchor.device).cumsum(0)
     level = torch.bucketize(anchor, ends, right=True)
     boxes_by_level = distance.new_zeros(len(sizes)).index_add(0, level, distance)

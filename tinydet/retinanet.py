@@ -14,9 +14,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from tinydet.anchors import RETINANET, RETINANET_P3P7, AnchorDesign
 from tinydet.backbone import Backbone, Norm
-from tinydet.batch import Batch, loss_of
+from tinydet.batch import Batch, targets_of
 from tinydet.fpn import Fusion, FusionFPN, PlainFPN
 from tinydet.losses import Losses
+from tinydet.windows import deltas_at
 
 HeadInit = Literal["paper", "he"]
 
@@ -84,10 +85,16 @@ class RetinaNet(nn.Module):
         return levels
 
     def loss(self, batch: Batch) -> Losses:
-        """The loss of one batch, by level. Under autocast the network alone takes part in it."""
-        outputs = self(batch.images)
+        """The loss of one batch, by level. Under autocast the network alone takes part in it.
+
+        Boxes are asked for where an anchor learns one, and nowhere else.
+        """
+        targets = targets_of(batch, self.design)
+        levels = self.pyramid(self.backbone(batch.images))
+        logits = [self.head.classification_head([level]) for level in levels]
+        deltas = deltas_at(self.head.regression_head, levels, targets.matches.positive, len(self.design.shapes[0]))
         with torch.autocast(batch.images.device.type, enabled=False):
-            return loss_of(outputs, batch, self.design)
+            return targets.loss(logits, deltas, batch)
 
 
 class RetinaNetP3P7(RetinaNet):
