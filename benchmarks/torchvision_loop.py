@@ -42,9 +42,7 @@ class Levels(nn.Module):
         return levels
 
 
-def build(
-    backbone: str, channels: int, head_convs: int, classes: int, freeze: int, size: tuple[int, int]
-) -> RetinaNet:
+def build(backbone: str, channels: int, head_convs: int, classes: int, freeze: int, size: tuple[int, int]) -> RetinaNet:
     """torchvision's RetinaNet with the anchors of the paper, for images of `size` (height, width)."""
     body = Backbone(backbone, norm="frozen")
     body.freeze(freeze)

@@ -207,8 +207,12 @@ def table(case: dict[str, Any]) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "hituav-train",
-                        help="COCO folder of images of one size, at most 640 pixels (default: ../shared/data/hituav-train)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data" / "hituav-train",
+        help="COCO folder of images of one size, at most 640 pixels (default: ../shared/data/hituav-train)",
+    )
     parser.add_argument("--categories", default="person", help="by name (default: person)")
     parser.add_argument("--backbone", default="mobilenet_v2", help="default: mobilenet_v2")
     parser.add_argument("--channels", type=int, default=64, help="of pyramid and head (default: 64)")
@@ -219,11 +223,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes that read torchvision's data (default: 2)")
     parser.add_argument("--rounds", type=int, default=6, help="default: 6")
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round (default: 4)")
-    parser.add_argument("--sides", type=lambda text: tuple(SIDES[int(n)] for n in text.split(",")), default=SIDES[:4],
-                        help="some of 0,1,2,3,4: " + "; ".join(SIDES) + " (default: 0,1,2,3)")
+    parser.add_argument(
+        "--sides",
+        type=lambda text: tuple(SIDES[int(n)] for n in text.split(",")),
+        default=SIDES[:4],
+        help="some of 0,1,2,3,4: " + "; ".join(SIDES) + " (default: 0,1,2,3)",
+    )
     parser.add_argument("--quick", action="store_true", help="two rounds of one step with two images, for a look")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "training_speed.json",
-                        help="default: benchmarks/results/training_speed.json; --quick writes none")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "benchmarks" / "results" / "training_speed.json",
+        help="default: benchmarks/results/training_speed.json; --quick writes none",
+    )
     args = parser.parse_args()
     if args.sides[:2] != SIDES[:2]:
         parser.error("--sides begins with 0,1")

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 NOT_WRITTEN = "was not written"
+
+STEM = 40  # characters of a file's stem that its temporary name keeps
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {target.parent} does not exist; create it or name another output")
-    name = f"{target.stem}.part" if part else f"{target.stem[:40]}.{secrets.token_hex(4)}"
+    name = f"{target.stem}.part" if part else f"{target.stem[:STEM]}.{secrets.token_hex(4)}"
     temporary = target.with_name(f".{name}{target.suffix}")
     try:
         # Created here, with the umask's permissions, so that a folder without write access is found before the work.
@@ -66,6 +69,22 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
             raise _not_written(path, target, temporary, error) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> list[Path]:
+    """Remove the temporary files of `atomic_path` that killed processes left beside `path`; returns them.
+
+    Only for a program that knows itself alone to write `path`. Names of more than 40 characters are cut in temporary
+    ones and could be another file's: these are left.
+    """
+    target = Path(os.path.realpath(path))
+    if len(target.stem) > STEM:
+        return []
+    temporary = re.compile(re.escape(f".{target.stem}.") + "[0-9a-f]{8}" + re.escape(target.suffix))
+    found = [other for other in target.parent.iterdir() if temporary.fullmatch(other.name) and other.is_file()]
+    for other in found:
+        other.unlink(missing_ok=True)
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -60,12 +60,7 @@ class Checkpoint:
     @property
     def alpha(self) -> tuple[float, ...]:
         """Fusion factors, finest first: the mean over channels where each has its own, empty for attention."""
-        if "fpn.alpha" not in self.weights:
-            return ()
-        alpha = self.weights["fpn.alpha"].double()
-        edges = DESIGNS[self.detector.detector].edges
-        per_edge = alpha.reshape(len(alpha), -1).mean(dim=1).expand(len(edges))
-        return tuple(round(a, 6) for a in per_edge.tolist())
+        return fusion_factors(self.weights.get("fpn.alpha"), len(DESIGNS[self.detector.detector].edges))
 
     def build(self) -> Detector:
         """The detector with its weights, on the CPU, in eval mode."""
@@ -90,6 +85,15 @@ class Checkpoint:
             object_sizes=self.object_sizes,
             versions=current_versions(),
         )
+
+
+def fusion_factors(alpha: Tensor | None, edges: int) -> tuple[float, ...]:
+    """The factor of each fused edge, finest first, from a pyramid's `alpha`: (1,), (edges,) or (edges, channels)."""
+    if alpha is None:
+        return ()
+    values = alpha.detach().cpu().double()
+    per_edge = values.reshape(len(values), -1).mean(dim=1).expand(edges)
+    return tuple(round(a, 6) for a in per_edge.tolist())
 
 
 def current_versions() -> dict[str, str]:

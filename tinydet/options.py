@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, TypedDict, get_args
 
 import torch
 
@@ -19,8 +20,87 @@ from tinydet.fusion import ALPHA_RANGE
 from tinydet.recipe import FASTER_RCNN_LR, PRESETS
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class TrainOptions(TypedDict, total=False):
+    """The flags as options of `tinydet.train.train`, for those who check types."""
+
+    data: str | Path
+    val: str | Path
+    annotations: str | Path
+    images: str | Path
+    val_annotations: str | Path
+    val_images: str | Path
+    categories: Sequence[str]
+    tile: int
+    overlap: int
+    no_flip: bool
+    no_empty_tiles: bool
+    dense: int
+    scale_match: str | Path
+    augment: Sequence[str]
+    group_shapes: bool
+    skip_unreadable: bool
+    salpha: bool
+    alpha: float | Sequence[float] | str
+    alpha_range: tuple[float, float]
+    sigma_power: float
+    detector: str
+    preset: str
+    backbone: str
+    weights_backbone: str | Path
+    init: str | Path
+    norm: str
+    freeze: int
+    channels: int
+    head_convs: int
+    head_init: str
+    straddling: bool
+    roi_align: str
+    canonical_scale: int
+    recipe: str
+    decay: str
+    ema: float
+    epochs: int
+    batch: int
+    lr: float
+    clip_norm: float
+    validate_every: int
+    precision: str
+    device: str
+    threads: int
+    seed: int
+    resume: bool
+    output: str | Path
+    json: str | Path
+    logdir: str | Path
+    no_tensorboard: bool
+
+
+class RaisingParser(argparse.ArgumentParser):
+    """One that raises ValueError in place of ending the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def flags_of(options: TrainOptions) -> list[str]:
+    """The command's arguments for some options.
+
+    >>> flags_of({"salpha": True, "epochs": 3, "no_flip": False, "categories": ["person", "car"]})
+    ['--salpha', '--epochs=3', '--categories=person,car']
+    """
+    flags = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            flags.append(flag)
+        elif value is not None and value is not False:
+            together = isinstance(value, Sequence) and not isinstance(value, str)
+            flags.append(f"{flag}={','.join(map(str, value)) if together else value}")  # type: ignore[call-overload]
+    return flags
+
+
+def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser = kind(
         prog="tinydet train",
         description="Train a detector for tiny objects; --salpha counts its fusion factors from the annotations "
         "first. Without --data it trains on the embedded synthetic scenes.",

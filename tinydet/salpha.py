@@ -20,7 +20,7 @@ from tinydet._command import command
 from tinydet.anchors import DESIGNS, AnchorDesign, released_design, torchvision_design
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.data.training import VISIBLE, TrainingTiles, clip_to_tile, share_out
+from tinydet.data.training import VISIBLE, TrainingTiles, clip_to_tile
 from tinydet.fusion import ALPHA_RANGE, CountRule, FusionStatistics, count_levels, released_clipping
 from tinydet.runtime.pipeline import OVERLAP, plan_tiles
 
@@ -72,10 +72,8 @@ def statistics_of_tiles(
     start = time.perf_counter()
     boxes: list[NDArray[np.float64]] = []
     index: list[NDArray[np.int64]] = []
-    for number, (image, tile) in enumerate(tiles.tiles):
-        found = tiles.dataset.of_image(image)
-        clipped, visible = clip_to_tile(found.boxes, tile)
-        objects, _ = share_out(found.ignore, visible, tiles.slivers)
+    for number in range(len(tiles)):
+        clipped, objects, _ = tiles.shown(number)
         boxes.append(clipped[objects])
         index.append(np.full(int(objects.sum()), number))
     sizes = np.array([(tile.width, tile.height) for _, tile in tiles.tiles], np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset
-from tinydet.data.training import TrainingTiles, clip_to_tile, epoch_batches, share_out
+from tinydet.data.training import TrainingTiles, epoch_batches
 from tinydet.runtime.tiles import Tile
 
 
@@ -47,12 +47,7 @@ def without_empty(tiles: TrainingTiles) -> list[tuple[int, Tile]]:
     Raises:
         ValueError: where none does.
     """
-    kept = []
-    for image, tile in tiles.tiles:
-        found = tiles.dataset.of_image(image)
-        objects, _ = share_out(found.ignore, clip_to_tile(found.boxes, tile)[1], tiles.slivers)
-        if objects.any():
-            kept.append((image, tile))
+    kept = [tile for index, tile in enumerate(tiles.tiles) if tiles.shown(index)[1].any()]
     if not kept:
         raise ValueError(f"{tiles.dataset.source}: no tile shows an object; train on all of them")
     return kept

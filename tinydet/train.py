@@ -1,4 +1,4 @@
-"""`python -m tinydet.train --salpha`: from annotated images to model.pth.
+"""`python -m tinydet.train --salpha`, and `train()` from Python: from annotated images to model.pth.
 
 The fusion factors are counted from the annotations before training (Algorithm 1), live in the checkpoint, and
 dissolve into the convolutions on export.
@@ -7,13 +7,12 @@ dissolve into the convolutions on export.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from tinydet._atomic import write_json
 from tinydet._command import command
 from tinydet.anchors import DESIGNS
 from tinydet.backbone import Norm, load_pretrained
-from tinydet.batch import collate
 from tinydet.checkpoint import Checkpoint
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
@@ -35,30 +33,80 @@ from tinydet.detector import DetectorConfig, build_detector
 from tinydet.fpn import initialise_sigma_power
 from tinydet.fusion import FusionStatistics
 from tinydet.initial import Source, initialise, read_source
-from tinydet.options import parser
+from tinydet.options import RaisingParser, TrainOptions, flags_of, parser
 from tinydet.origin import code_state, data_hash
-from tinydet.plan import multiply_adds, training_bytes
 from tinydet.processes import Processes, join_processes, leave_processes
 from tinydet.recipe import NEW_OPTIONS, TrainConfig, config_of
 from tinydet.salpha import statistics_of, statistics_of_tiles
 from tinydet.selection import without_dense, without_empty
+from tinydet.train_report import cost_lines, plan_lines, result_lines, run_record, seconds_per_step
 from tinydet.trainer import DivergedError, Schedule, Trainer
 from tinydet.unusable import SkippingTiles
 from tinydet.validation import Validation
 
-NAMES = {"retinanet": "RetinaNet", "retinanet-p3p7": "RetinaNet on P3-P7", "faster_rcnn": "Faster R-CNN"}
-LONG_MINUTES = 60  # beyond it the plan names the small preset
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class StoppedError(KeyboardInterrupt):
+    """Ctrl-C in the middle of a run whose state is saved; says how it goes on."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to.
+
+    Attributes:
+        output: the checkpoint: the best weights on the validation set, or the last ones where there is none.
+        alpha: its fusion factors, finest first, empty for attention; `alpha_source`: where they come from, in words.
+        history: the scores of each validation, with its epoch; -1 where there is no object.
+        seconds: that the run took, with the earlier parts of a resumed one.
+    """
+
+    output: Path
+    alpha: tuple[float, ...]
+    alpha_source: str
+    history: tuple[dict[str, Any], ...]
+    seconds: float
 
 
 @command("train")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    try:
+        _train(parser().parse_args(argv), lambda line: print(line, flush=True))
+    except StoppedError as stopped:
+        print(f"\n{stopped}" if str(stopped) else "", end="\n" if str(stopped) else "")
+        return 130
+    return 0
+
+
+def train(*, report: Callable[[str], None] | None = None, **options: Unpack[TrainOptions]) -> Trained:
+    """Train a detector, as `tinydet train` does.
+
+    Args:
+        report: takes the plan and the news line by line, such as `print`; None: nobody.
+        options: the flags of the command by their names, `validate_every=2` for `--validate-every 2`; what is left out
+            has the command's default. Lists stand for what the command takes with commas.
+
+    Raises:
+        TypeError: for an option that there is not.
+        ValueError: for what the command ends with a line for: options that do not go together, faults of the data, a
+            loss that is not finite any more (`tinydet.trainer.DivergedError`).
+        OSError: where a file cannot be read or written.
+        KeyboardInterrupt: on Ctrl-C. The state is saved, and the same call with `resume=True` goes on.
+    """
+    if unknown := sorted(options.keys() - TrainOptions.__annotations__.keys()):
+        raise TypeError(f"train() has no option {unknown[0]!r}; they are named as the flags of `tinydet train --help`")
+    return _train(parser(RaisingParser).parse_args(flags_of(options)), report or (lambda line: None))
+
+
+def _train(args: argparse.Namespace, say: Callable[[str], None]) -> Trained:
     config = config_of(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     processes, device = join_processes(torch.device(args.device))
     try:
-        return run(args, config, processes, device)
+        return run(args, config, processes, device, say if processes.first else lambda line: None)
     except RuntimeError as error:
         if processes.count == 1 or ("peer" not in str(error) and "NCCL" not in str(error)):
             raise
@@ -70,8 +118,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         leave_processes()
 
 
-def run(args: argparse.Namespace, config: TrainConfig, processes: Processes, device: torch.device) -> int:
-    """One process of a run, from the data to the trained model."""
+def run(
+    args: argparse.Namespace,
+    config: TrainConfig,
+    processes: Processes,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Trained:
+    """One process of a run, from the data to the trained model; with `args.dry_run` it ends with the plan."""
     torch.manual_seed(config.seed)
 
     train, val = load_data(config)
@@ -133,7 +187,7 @@ def run(args: argparse.Namespace, config: TrainConfig, processes: Processes, dev
         output=args.output,
         device=device,
         autocast=use_bfloat16(config.precision, device),
-        report=lambda line: print(line, flush=True),
+        report=say,
         logdir=None if args.no_tensorboard else args.logdir / args.output.stem,
         processes=processes,
         new_options=NEW_OPTIONS,
@@ -146,34 +200,29 @@ def run(args: argparse.Namespace, config: TrainConfig, processes: Processes, dev
         trainer.show = validation.show
     if args.resume:
         trainer.resume()
-    elif trainer.state_path.exists() and processes.first:
-        print(f"note: {trainer.state_path} is of an unfinished run; --resume goes on with it, this run replaces it")
-    seconds = _seconds_per_step(trainer)
-    if processes.first:
-        _print_plan(config, trainer, train, val, statistics, alpha_source, taken, seconds)
+    elif trainer.state_path.exists():
+        say(f"note: {trainer.state_path} is of an unfinished run; --resume goes on with it, this run replaces it")
+    seconds = seconds_per_step(trainer)
+    for line in plan_lines(config, trainer, train, val, statistics, alpha_source, taken, seconds):
+        say(line)
     if args.dry_run:
-        if processes.first:
-            _print_costs(trainer)
-        return 0
+        for line in cost_lines(trainer):
+            say(line)
+        return _trained(trainer)
     try:
         trainer.fit()
-    except KeyboardInterrupt:
-        if not processes.first:
-            return 130
-        print(
-            f"\nInterrupted. {args.output} can be used as it is; the same command with --resume goes on from "
-            f"{trainer.state_path}."
-        )
-        return 130
+    except KeyboardInterrupt as pressed:
+        told = f"Interrupted. {args.output} can be used as it is; the same command with --resume goes on from "
+        raise StoppedError(f"{told}{trainer.state_path}." if processes.first else "") from pressed
     except DivergedError as error:
         if args.json and processes.first:
             write_json(args.json, run_record(trainer, diverged=str(error)))
         raise
-    if processes.first:
-        if args.json:
-            write_json(args.json, run_record(trainer))
-        _print_result(trainer, val)
-    return 0
+    if args.json and processes.first:
+        write_json(args.json, run_record(trainer))
+    for line in result_lines(trainer, val):
+        say(line)
+    return _trained(trainer)
 
 
 def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
@@ -270,18 +319,6 @@ def object_sizes(dataset: Dataset) -> tuple[float, float, float]:
     return round(float(low), 2), round(float(middle), 2), round(float(high), 2)
 
 
-def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, Any]:
-    """How a run went, for other programs: `history` has the scores of each validation, -1 where there is no object."""
-    return {
-        "alpha": list(trainer.alpha),
-        "alpha_source": trainer.checkpoint.alpha_source,
-        "history": trainer.history,
-        "diverged": diverged,
-        "seconds": round(trainer.seconds, 1),
-        "cpu_seconds": round(time.process_time(), 1),  # of this process: without earlier parts of a resumed run
-    }
-
-
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether to run convolutions in bfloat16: where asked for, or where the hardware gains from it."""
     if precision != "auto":
@@ -291,94 +328,9 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _print_plan(
-    config: TrainConfig,
-    trainer: Trainer,
-    train: Dataset,
-    val: Dataset | None,
-    statistics: FusionStatistics | None,
-    alpha_source: str,
-    taken: Sequence[str],
-    seconds: float,
-) -> None:
-    low, middle, high = trainer.checkpoint.object_sizes or (0, 0, 0)
-    clipped = f", {train.clipped} boxes clipped to their image" if train.clipped else ""
-    _row("data", f"{len(train.images)} images, {int(train.objects.sum())} objects ({', '.join(train.classes)})")
-    _row("", f"sizes at percentiles 1, 50, 99: {low:g}, {middle:g}, {high:g} px{clipped}")
-    if val:
-        _row("validate", f"{len(val.images)} images, after every {config.validate_every} epochs")
-    else:
-        _row("validate", "no; the last weights are kept (--val names a set that chooses the best)")
-    alpha = ", ".join(f"{a:.3f}" for a in trainer.alpha) or "from the features"
-    _row("alpha", f"{alpha} ({', '.join(trainer.detector.design.edges)}): {alpha_source}")
-    for warning in statistics.warnings if statistics else ():
-        _row("", warning)
-    parameters = sum(p.numel() for p in trainer.detector.parameters()) / 1e6
-    named = f"{NAMES[config.detector]}, {config.backbone} (weights: {config.init or config.weights_backbone})"
-    _row("model", f"{named}, {config.channels} channels")
-    for line in taken:
-        _row("", line)
-    precision = "bfloat16" if trainer.autocast else "float32"
-    _row("", f"{parameters:.2f} M parameters, {precision} on {trainer.device}")
-    minutes = seconds * trainer.steps_left / 60
-    _row(
-        "plan",
-        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, {config.batch} tiles a step, lr {config.lr:g}",
-    )
-    _row("", f"about {_duration(minutes)} to go, and the validation")
-    if minutes > LONG_MINUTES and config.preset != "small":
-        _row("", f"that is long: --preset small trains many times faster than {config.preset}")
-    sys.stdout.flush()
-
-
-def _print_costs(trainer: Trainer) -> None:
-    """What the plan costs, part by part."""
-    design, batch = trainer.detector.design, trainer.schedule.batch
-    tiles = [tile for _, tile in trainer.tiles.tiles]
-    height, width = (-(-max(getattr(tile, side) for tile in tiles) // 32) * 32 for side in ("height", "width"))
-    for n, (level, stride, shapes) in enumerate(zip(design.levels, design.strides, design.shapes, strict=True)):
-        sides = sorted((w * h) ** 0.5 for w, h in shapes)
-        spread = f"{sides[0]:.3g}" if sides[-1] - sides[0] < 0.01 else f"{sides[0]:.3g} to {sides[-1]:.3g}"
-        _row("" if n else "anchors", f"{level}: every {stride} px {len(shapes)} anchors, sqrt(area) {spread} px")
-    counts = multiply_adds(trainer.detector, (height, width))
-    total = sum(counts.values())
-    for n, (part, count) in enumerate(counts.items()):
-        _row("" if n else "work", f"{part:<10} {count / 1e9:8.2f} G multiply-adds  {count / total:6.1%}")
-    _row("", f"{'forward':<10} {total / 1e9:8.2f} G multiply-adds for a tile of {width}x{height}")
-    memory = training_bytes(trainer.detector, -(-batch // trainer.processes.count), (height, width))
-    _row("memory", f"about {memory / 2**30:.2f} GiB a step in float32, and what the loss needs")
-
-
-def _row(name: str, text: str) -> None:
-    print(f"{name:<9} {text}")
-
-
-def _print_result(trainer: Trainer, val: Dataset | None) -> None:
-    print(
-        f"wrote {trainer.output} after {_duration(trainer.seconds / 60)}"
-        + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose it" if val else "")
-    )
-    print(f"next: python -m tinydet.evaluate --model {trainer.output}   python export/to_trt.py {trainer.output}")
-
-
-def _seconds_per_step(trainer: Trainer) -> float:
-    """Time of one forward and backward pass, on a copy, so that measuring changes nothing."""
-    probe = copy.deepcopy(trainer.detector).train()
-    indices = trainer.processes.share(range(max(trainer.schedule.batch, trainer.processes.count)))
-    samples = [trainer.tiles.sample(i % len(trainer.tiles), seed=0, epoch=0) for i in indices]
-    seconds = []
-    for _ in range(2):  # the first also pays for setting up kernels
-        begun = time.perf_counter()
-        batch = collate(samples, trainer.device, trainer.layout)
-        with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.autocast):
-            losses = probe.loss(batch)
-        losses.total().backward()
-        seconds.append(time.perf_counter() - begun)
-    return seconds[-1]
-
-
-def _duration(minutes: float) -> str:
-    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+def _trained(trainer: Trainer) -> Trained:
+    source, history = trainer.checkpoint.alpha_source, tuple(trainer.history)
+    return Trained(trainer.output, trainer.alpha, source, history, round(trainer.seconds, 1))
 
 
 def _chosen(config: TrainConfig, train: Dataset) -> Dataset:

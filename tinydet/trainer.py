@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from tinydet._atomic import remove_leftovers
 from tinydet._extras import needs_extra
 from tinydet.batch import Batch, collate
-from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tinydet.checkpoint import Checkpoint, fusion_factors, load_checkpoint, save_checkpoint
 from tinydet.data.training import Sample, TrainingTiles, epoch_batches, stream
 from tinydet.detector import Detector
 from tinydet.losses import DetectorLosses
@@ -157,7 +158,7 @@ class Trainer:
     @property
     def alpha(self) -> tuple[float, ...]:
         """Fusion factors as they are now, finest first; empty for attention."""
-        return self._snapshot(self.judged).alpha
+        return fusion_factors(getattr(self.judged.fpn, "alpha", None), len(self.detector.design.edges))
 
     @property
     def steps_left(self) -> int:
@@ -169,10 +170,14 @@ class Trainer:
         Raises:
             DivergedError: where the loss is not finite any more, naming the images; the batch is kept for inspection.
         """
+        if self.processes.first:
+            for path in (self.output, self.state_path):
+                remove_leftovers(path)  # of a run that was killed while it wrote
         if self._step == 0:
             self.save_state()  # a run that is killed before the next one can be resumed too
         steps = self.schedule.epochs * self.steps_per_epoch
         writer = _tensorboard(self.logdir if self.processes.first else None)
+        learned = isinstance(getattr(self.detector.fpn, "alpha", None), nn.Parameter)
         started = saved = reported = time.monotonic() - self.seconds
         quiet = None if self.processes.first else True
         bar = tqdm(total=steps, initial=self._step, unit="step", dynamic_ncols=True, disable=quiet, smoothing=0.05)
@@ -200,7 +205,10 @@ class Trainer:
                         self.report(self._line(loss, rate, speed, steps))
                     if writer is not None:
                         scalars = {"loss": loss, "lr": rate, "images per second": speed}
-                        _write(writer, self._step, {**scalars, **losses.scalars(self.detector.design.levels)})
+                        scalars |= losses.scalars(self.detector.design.levels)
+                        if learned:
+                            scalars |= self._alphas()
+                        _write(writer, self._step, scalars)
                     if now - saved > SAVE_EVERY:
                         saved = now
                         self.save_state()
@@ -307,8 +315,14 @@ class Trainer:
     def _step(self) -> int:
         return self.epoch * self.steps_per_epoch + self.done
 
+    def _alphas(self) -> dict[str, float]:
+        """The fusion factors by name, as TensorBoard shows them; none for attention."""
+        edges = self.detector.design.edges
+        return {f"alpha/{edge}": alpha for edge, alpha in zip(edges, self.alpha, strict=False)}
+
     def _end_of_epoch(self, writer: Any, bar: Any) -> None:
         last = self.epoch == self.schedule.epochs
+        _write(writer, self._step, self._alphas())
         if self.validate is None:
             if last:
                 self.save_model()
@@ -323,8 +337,6 @@ class Trainer:
             self.best, note = score, "  best, saved"
             self.save_model()
         _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
-        edges = self.detector.design.edges
-        _write(writer, self._step, {f"alpha/{edge}": a for edge, a in zip(edges, self.alpha, strict=False)})
         if writer is not None and self.show is not None:
             self.show(writer, self._step)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0 and "/" not in name)

@@ -88,13 +88,11 @@ class TrainingTiles:
         """
         image, tile = self.tiles[index]
         pixels = self._pixels(image)[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
-        found = self.dataset.of_image(image)
-        boxes, visible = clip_to_tile(found.boxes, tile, found.areas if self.slivers == "drop" else None)
-        objects, regions = share_out(found.ignore, visible, self.slivers)
+        boxes, objects, regions = self.shown(index)
         sample = Sample(
             pixels,
             boxes[objects].astype(np.float32),
-            found.labels[objects],
+            self.dataset.of_image(image).labels[objects],
             boxes[regions].astype(np.float32),
         )
         if self.transform is not None:
@@ -102,6 +100,14 @@ class TrainingTiles:
         if self.flip and np.random.default_rng((seed, epoch, index)).random() < 0.5:
             sample = flip_horizontally(sample)
         return sample
+
+    def shown(self, index: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """What tile `index` shows of its image's boxes: (M, 4) clipped, in its pixels; which are its objects (M,), and
+        which its ignore regions (M,)."""
+        image, tile = self.tiles[index]
+        found = self.dataset.of_image(image)
+        boxes, visible = clip_to_tile(found.boxes, tile, found.areas if self.slivers == "drop" else None)
+        return boxes, *share_out(found.ignore, visible, self.slivers)
 
     def _pixels(self, image: int) -> npt.NDArray[np.uint8]:
         if image in self._cache:
