@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,31 @@ def test_the_best_weights_on_validation_are_kept(squares: Path, tmp_path: Path) 
     assert [entry["AP50"] for entry in run.history] == [0.2, 0.6, 0.4]
 
 
+@pytest.mark.parametrize("pressed_at", [1, 3])  # the last of three epochs, too
+def test_a_validation_that_ctrl_c_ended_is_made_up_for_on_resuming(
+    squares: Path, tmp_path: Path, pressed_at: int
+) -> None:
+    def scoring(run: Trainer, stop: int = 0):
+        def validate(detector) -> dict[str, float]:
+            if run.epoch == stop:
+                raise KeyboardInterrupt
+            return {"AP50": float(detector.state_dict()["head.regression_head.bbox_reg.bias"].abs().sum())}
+
+        return validate
+
+    straight, first, second = (trainer(squares, tmp_path / name) for name in ("straight.pth", "parts.pth", "parts.pth"))
+    straight.validate = scoring(straight)
+    straight.fit()
+    first.validate, second.validate = scoring(first, stop=pressed_at), scoring(second)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second.resume()
+    second.fit()
+    assert second.history == straight.history and second.best == straight.best
+    ours, wanted = (load_checkpoint(tmp_path / name).weights for name in ("parts.pth", "straight.pth"))
+    assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
+
+
 def test_resuming_with_other_arguments_names_them(squares: Path, tmp_path: Path) -> None:
     stopping = tiles_of(squares, StopsAt)
     stopping.left = 5
@@ -205,6 +231,22 @@ def test_what_is_kept_with_ema_is_the_moving_average_of_the_weights(squares: Pat
         wanted = 0.75 * wanted + 0.25 * weights
     assert len(seen) == 3 and not torch.allclose(wanted, seen[-1])
     torch.testing.assert_close(load_checkpoint(tmp_path / "model.pth").weights[key], wanted)
+
+
+@pytest.mark.parametrize(("fusion", "points"), [("fixed", 1), ("three", 4)])  # three steps and the end of the epoch
+def test_tensorboard_shows_learned_factors_at_every_step(
+    squares: Path, tmp_path: Path, fusion: str, points: int
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = replace(CONFIG, fusion=fusion)
+    run = trainer(squares, tmp_path / "model.pth", config=config, epochs=1)
+    run.logdir = tmp_path / "runs"
+    run.fit()
+    events = EventAccumulator(str(run.logdir)).Reload()
+    shown = [event.value for event in events.Scalars("alpha/P4->P3")]
+    assert len(shown) == points and shown[-1] == pytest.approx(run.alpha[1], abs=1e-6)
+    assert (len(set(shown)) > 1) == (fusion == "three")
 
 
 def test_a_run_does_not_go_on_with_other_data(squares: Path, tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ def seconds_per_step(trainer: Trainer) -> float:
         with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.autocast):
             losses = probe.loss(batch)
         losses.total().backward()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
         seconds.append(time.perf_counter() - begun)
     return seconds[-1]
 

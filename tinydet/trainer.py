@@ -325,17 +325,23 @@ class Trainer:
         _write(writer, self._step, self._alphas())
         if self.validate is None:
             if last:
-                self.save_model()
+                with _whole():
+                    self.save_model()
             return
         if not last and self.epoch % self.schedule.validate_every:
             return
-        metrics = self.validate(self.judged)
-        self.history.append({"epoch": self.epoch, **metrics})
-        score = metrics["AP50"]
-        note = ""
-        if score >= self.best:
-            self.best, note = score, "  best, saved"
-            self.save_model()
+        try:
+            metrics = self.validate(self.judged)
+        except KeyboardInterrupt:
+            # All steps of the epoch are done, its end is not: that is where a resumed run goes on.
+            self.epoch, self.done = self.epoch - 1, self.steps_per_epoch
+            raise
+        with _whole():
+            self.history.append({"epoch": self.epoch, **metrics})
+            note = ""
+            if metrics["AP50"] >= self.best:
+                self.best, note = metrics["AP50"], "  best, saved"
+                self.save_model()
         _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
         if writer is not None and self.show is not None:
             self.show(writer, self._step)
