@@ -235,10 +235,9 @@ class Trainer:
         torch.manual_seed(((self.processes.rank << 56) + (self.schedule.seed << 32) + self._step) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_factor"]
-        losses = self.loss(samples)
         self.optimizer.zero_grad(set_to_none=True)
-        total = losses.total()
-        (total * self.processes.count).backward()  # the mean of these is the gradient of the sum of all shares
+        losses = self.loss(samples)
+        (losses.total() * self.processes.count).backward()  # the mean of these is the gradient of the sum of all shares
         if self.schedule.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.schedule.clip_norm)
         losses = type(losses)(*(over_all(part.detach()) for part in losses))
