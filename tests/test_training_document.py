@@ -16,20 +16,28 @@ TEXT = DOCUMENT.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
 
 
+@pytest.mark.parametrize(
+    "blocks", [BLOCKS[:2], pytest.param(BLOCKS, marks=pytest.mark.slow)], ids=["without the export", "all"]
+)
 def test_every_block_runs_in_turn(
-    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    blocks: list[str],
+    squares: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("onnx")
     for name in ("train", "val"):
         shutil.copytree(squares, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "document"}
-    for block in BLOCKS:
+    for block in blocks:
         exec(compile(block, str(DOCUMENT), "exec"), names)
     printed = capsys.readouterr().out
-    assert len(BLOCKS) == 3 and "0 operators added by alpha" in printed
+    assert len(BLOCKS) == 3 and "S-alpha" in printed
     assert load_checkpoint(tmp_path / "model.pth").classes == ("square",)
-    assert (tmp_path / "model.onnx").is_file() and (tmp_path / "model.json").is_file()
+    if blocks == BLOCKS:
+        assert "0 operators added by alpha" in printed
+        assert (tmp_path / "model.onnx").is_file() and (tmp_path / "model.json").is_file()
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -40,7 +48,7 @@ def test_every_block_runs_in_turn(
     assert {"loss", "lr", "images per second", "alpha/P3->P2", "validation/AP50", "validation/AP50-tiny"} <= scalars
     assert {f"{kind}/P{n}" for kind in ("classification", "regression") for n in range(2, 7)} <= scalars
     assert tags["images"] and {"precision-recall/all", "precision-recall/tiny"} <= {*tags["tensors"]}
-    assert len(events.Scalars("alpha/P3->P2")) == 2  # fixed: once an epoch
+    assert len(events.Scalars("alpha/P3->P2")) == 1  # fixed: once an epoch
 
 
 def test_every_flag_that_the_page_names_is_one() -> None:
