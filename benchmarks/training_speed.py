@@ -213,8 +213,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data",
         type=Path,
-        help="COCO folder of images of one size, at most 640 pixels (default: ../shared/data/hituav-train, thermal drone "
-        "frames of 640x512; where that is missing the embedded scenes)",
+        help="COCO folder of images of one size, at most 640 pixels (default: ../shared/data/hituav-train, thermal "
+        "drone frames of 640x512; where that is missing the embedded scenes)",
     )
     parser.add_argument("--categories", default="person", help="by name (default: person)")
     parser.add_argument("--backbone", default="mobilenet_v2", help="default: mobilenet_v2")
