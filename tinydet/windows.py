@@ -53,10 +53,10 @@ def deltas_at(head: RetinaNetRegressionHead, levels: Sequence[Tensor], anchors: 
         return answers.reshape(-1, 4)[anchors]
     blocks = choices[cheapest]
     x, inside = windows_of(levels, blocks, reach)
-    if on_cpu := x.device.type == "cpu":
+    if x.device.type == "cpu":
         # Of some small windows oneDNN takes the bfloat16 gradient with its reference kernels, a hundred times slower.
         x, inside = x.float(), inside.float()
-    with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not on_cpu):
+    with torch.autocast("cpu", enabled=False):
         for layer, conv in enumerate(convolutions, start=1):
             x = F.conv2d(x, conv.weight, conv.bias)
             if layer < reach:
