@@ -138,7 +138,8 @@ def ours(
     from tinydet.checkpoint import Checkpoint
     from tinydet.data.training import epoch_batches, stream
     from tinydet.detector import DetectorConfig, build_detector
-    from tinydet.trainer import Schedule, Trainer
+    from tinydet.schedule import Schedule
+    from tinydet.trainer import Trainer
 
     classes = tiles.dataset.classes
     config = DetectorConfig(**network, norm="frozen", classes=len(classes))

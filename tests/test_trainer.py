@@ -18,7 +18,8 @@ from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.training import TrainingTiles, epoch_batches, flip_horizontally, pad_together, stream
 from tinydet.detector import DetectorConfig, build_detector
 from tinydet.runtime.tiles import TileGrid
-from tinydet.trainer import Schedule, Trainer, parameter_groups
+from tinydet.schedule import Schedule, parameter_groups
+from tinydet.trainer import Trainer
 
 CONFIG = DetectorConfig("mobilenet_v2", channels=16, head_convs=1, head_init="he", norm="frozen", classes=1)
 

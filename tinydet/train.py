@@ -38,9 +38,10 @@ from tinydet.origin import code_state, data_hash
 from tinydet.processes import Processes, join_processes, leave_processes
 from tinydet.recipe import NEW_OPTIONS, TrainConfig, config_of
 from tinydet.salpha import statistics_of, statistics_of_tiles
+from tinydet.schedule import Schedule
 from tinydet.selection import without_dense, without_empty
 from tinydet.train_report import cost_lines, plan_lines, result_lines, run_record, seconds_per_step
-from tinydet.trainer import DivergedError, Schedule, Trainer
+from tinydet.trainer import DivergedError, Trainer
 from tinydet.unusable import SkippingTiles
 from tinydet.validation import Validation
 

@@ -1,0 +1,65 @@
+"""How a run learns: SGD, its rate over the steps, and which parameters decay, as in the released recipe."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+WARMUP_STEPS, WARMUP_START = 500, 1 / 3
+DECAY_AT = (6 / 12, 10 / 12)  # of all steps; a tenth at each
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """SGD as in the released recipe; `lr` is for one step of `batch` tiles.
+
+    `decay` "cosine" falls to 0 along half a cosine in place of the two steps. With `ema` > 0 what is validated and
+    kept is the moving average of the weights with this decay. `grouped` keeps wide tiles and others in batches apart.
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.0  # 0: no clipping; the norm is taken in alpha coordinates, as all gradients here are
+    seed: int = 0
+    validate_every: int = 1  # epochs
+    decay: Literal["steps", "cosine"] = "steps"
+    ema: float = 0.0
+    grouped: bool = False
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` of `steps`: linear warm-up from a third, then a tenth at 6/12 and at 10/12."""
+        warmup = min(WARMUP_STEPS, steps // 10)
+        if self.decay == "cosine":
+            factor = (1 + math.cos(math.pi * max(step - warmup, 0) / max(steps - warmup, 1))) / 2
+        else:
+            factor = 0.1 ** sum(step >= milestone * steps for milestone in DECAY_AT)
+        if step < warmup:
+            factor *= WARMUP_START + (1 - WARMUP_START) * step / warmup
+        return self.lr * factor
+
+
+def parameter_groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Biases learn at twice the rate and without decay (the released recipe), norm layers and alpha without decay."""
+    weights, undecayed, biases = [], [], []
+    for module in detector.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm) or name == "alpha":
+                undecayed.append(parameter)
+            elif name == "bias":
+                biases.append(parameter)
+            else:
+                weights.append(parameter)
+    groups = [
+        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
+        {"params": undecayed, "weight_decay": 0.0, "lr_factor": 1.0},
+        {"params": biases, "weight_decay": 0.0, "lr_factor": 2.0},
+    ]
+    return [group for group in groups if group["params"]]
