@@ -48,12 +48,14 @@ def main() -> int:
     if len({facts["trained_parameters"] for facts in about.values()}) > 1:
         raise AssertionError(f"the networks differ: {about}")
     rounds: dict[str, list[float]] = {side: [] for side in args.sides}
+    work_of: dict[str, list[float]] = {side: [] for side in args.sides}
     for turn in range(args.rounds + 1):  # the first warms up
         for side, pipe in pipes.items():
             pipe.send(args.steps)
-            speed = pipe.recv()
+            speed, seconds = pipe.recv()
             if turn:
                 rounds[side].append(speed)
+                work_of[side].append(seconds)
         if sys.stderr.isatty() or turn in (0, args.rounds):
             print(f"round {turn}/{args.rounds}", file=sys.stderr)
     for pipe in pipes.values():
@@ -65,7 +67,12 @@ def main() -> int:
         **about[args.sides[0]],
         **{key: options[key] for key in ("backbone", "channels", "head_convs", "batch", "threads", "rounds", "steps")},
         "sides": {
-            side: {"images_per_second": summary(rounds[side]), "peak_memory_mib": memory[side]} for side in args.sides
+            side: {
+                "images_per_second": summary(rounds[side]),
+                "cpu_seconds_per_image": summary(work_of[side]),  # of this process alone
+                "peak_memory_mib": memory[side],
+            }
+            for side in args.sides
         },
         "ratios_to_torchvision_fp32": {
             side: summary([ours / theirs for ours, theirs in zip(rounds[side], rounds[TORCHVISION], strict=True)])
@@ -85,7 +92,7 @@ def main() -> int:
 
 
 def work(pipe: Any, side: str, options: dict[str, Any]) -> None:
-    """A process of one side: facts first, then the speed of as many steps as it is asked for; 0 asks for the memory."""
+    """A process of one side: facts first, then speed and work of as many steps as are asked for; 0 asks for the memory."""
     import torch
 
     torch.set_num_threads(options["threads"])
@@ -93,9 +100,9 @@ def work(pipe: Any, side: str, options: dict[str, Any]) -> None:
     steps, facts = prepared(side, options)
     pipe.send(facts)
     while count := pipe.recv():
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         images = sum(next(steps)[0] for _ in range(count))
-        pipe.send(images / (time.perf_counter() - begun))
+        pipe.send((images / (time.perf_counter() - begun), (time.process_time() - used) / images))
     pipe.send(peak_memory())
     steps.close()
 
