@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def work(pipe: Any, side: str, options: dict[str, Any]) -> None:
-    """A process of one side: facts first, then speed and work of as many steps as are asked for; 0 asks for the memory."""
+    """One side: facts first, then speed and work of as many steps as are asked for; 0 asks for the memory."""
     import torch
 
     torch.set_num_threads(options["threads"])
@@ -205,13 +205,14 @@ def record(path: Path, name: str, case: dict[str, Any]) -> None:
 
 def table(case: dict[str, Any]) -> str:
     """Markdown."""
-    lines = ["| side | images/s | least..most | to torchvision fp32 | peak MiB |", "| --- | --: | --: | --: | --: |"]
+    lines = ["| side | images/s | least..most | to torchvision fp32 | CPU s/image | peak MiB |"]
+    lines.append("| --- | --: | --: | --: | --: | --: |")
     for side, found in case["sides"].items():
         speed, ratio = found["images_per_second"], case["ratios_to_torchvision_fp32"].get(side)
         against = f"{ratio['mean']:.2f} ({ratio['least']:.2f}..{ratio['most']:.2f})" if ratio else ""
         lines.append(
             f"| {side} | {speed['mean']:.2f} | {speed['least']:.2f}..{speed['most']:.2f} | {against} "
-            f"| {found['peak_memory_mib']:.0f} |"
+            f"| {found['cpu_seconds_per_image']['mean']:.2f} | {found['peak_memory_mib']:.0f} |"
         )
     return "\n".join([*lines, *(f"{mark}: {'yes' if held else 'NO'}" for mark, held in case["reached"].items())])
 
