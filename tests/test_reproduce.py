@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,18 +65,20 @@ def test_every_run_of_the_tables_has_its_command_and_starts_from_one() -> None:
     assert needed <= made
 
 
-def distinct() -> list[list[str]]:
-    """One training of each kind: what it learns, not from which data; those that start from another are left out."""
+def distinct() -> list[Any]:
+    """One training of each kind: what it learns, not from which data; those that start from another are left out. The
+    first by the recipe with S-alpha and those of the other detectors are run by default."""
     kinds = {}
     for flags in TRAININGS:
         data = ("--data", "--output", "--init", "--backbone", "--scale-match")
         kind = [flag for n, flag in enumerate(flags) if flag not in data and (n == 0 or flags[n - 1] not in data)]
         if "--init" not in flags:
             kinds.setdefault(tuple(kind), flags)
-    return list(kinds.values())
+    quick = ("r6.pth", "r9.pth", "f1.pth")
+    return [flags if flags[-1] in quick else pytest.param(flags, marks=pytest.mark.slow) for flags in kinds.values()]
 
 
-@pytest.mark.parametrize("flags", distinct(), ids=" ".join)
+@pytest.mark.parametrize("flags", distinct(), ids=lambda flags: flags[-1])
 def test_the_plan_of_each_kind_of_training_is_made(
     flags: list[str], squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,7 +162,7 @@ def test_the_best_weights_on_validation_are_kept(squares: Path, tmp_path: Path) 
     assert [entry["AP50"] for entry in run.history] == [0.2, 0.6, 0.4]
 
 
-@pytest.mark.parametrize("pressed_at", [1, 3])  # the last of three epochs, too
+@pytest.mark.parametrize("pressed_at", [pytest.param(1, marks=pytest.mark.slow), 3])  # 3: of the last epoch
 def test_a_validation_that_ctrl_c_ended_is_made_up_for_on_resuming(
     squares: Path, tmp_path: Path, pressed_at: int
 ) -> None:
@@ -240,8 +240,8 @@ def test_tensorboard_shows_learned_factors_at_every_step(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = replace(CONFIG, fusion=fusion)
-    run = trainer(squares, tmp_path / "model.pth", config=config, epochs=1)
+    config = replace(CONFIG, fusion=fusion, norm="batch")
+    run = trainer(squares, tmp_path / "model.pth", config=config, epochs=1, lr=0.1)
     run.logdir = tmp_path / "runs"
     run.fit()
     events = EventAccumulator(str(run.logdir)).Reload()
