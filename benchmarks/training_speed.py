@@ -184,9 +184,11 @@ def peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def summary(values: Sequence[float]) -> dict[str, float]:
+def summary(values: Sequence[float]) -> dict[str, Any]:
     return {
+        "rounds": [round(value, 3) for value in values],
         "mean": round(statistics.mean(values), 3),
+        "median": round(statistics.median(values), 3),
         "least": round(min(values), 3),
         "most": round(max(values), 3),
         "deviation": round(statistics.stdev(values), 3) if len(values) > 1 else 0.0,
