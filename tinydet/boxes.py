@@ -21,14 +21,15 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     return offsets * offsets.new_tensor(CODER_WEIGHTS)
 
 
-def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+def decode(
+    deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = CODER_WEIGHTS
+) -> Tensor:
     """The inverse of `encode`, for any leading shape (..., 4); sizes are capped at `MAX_LOG_SIZE`."""
-    wx, wy, ww, wh = CODER_WEIGHTS
-    dx, dy, dw, dh = deltas.unbind(-1)
+    dx, dy, dw, dh = (d if w == 1 else d / w for d, w in zip(deltas.unbind(-1), weights, strict=True))
     x0, y0, x1, y1 = anchors.unbind(-1)
     w, h = x1 - x0, y1 - y0
-    cx = x0 + 0.5 * w + dx / wx * w
-    cy = y0 + 0.5 * h + dy / wy * h
-    half_w = 0.5 * w * torch.exp(torch.clamp(dw / ww, max=MAX_LOG_SIZE))
-    half_h = 0.5 * h * torch.exp(torch.clamp(dh / wh, max=MAX_LOG_SIZE))
+    cx = x0 + 0.5 * w + dx * w
+    cy = y0 + 0.5 * h + dy * h
+    half_w = 0.5 * w * torch.exp(torch.clamp(dw, max=MAX_LOG_SIZE))
+    half_h = 0.5 * h * torch.exp(torch.clamp(dh, max=MAX_LOG_SIZE))
     return torch.stack([cx - half_w, cy - half_h, cx + half_w, cy + half_h], dim=-1)

@@ -78,7 +78,6 @@ class Checkpoint:
             tile=tile or self.tile,
             max_batch=max_batch,
             max_detections=max_detections,
-            nms_in_graph=self.detector.detector == "faster_rcnn",  # a two-stage detector suppresses by itself
             stretch=self.stretch,
             alpha=self.alpha,
             alpha_source=self.alpha_source,

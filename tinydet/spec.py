@@ -11,6 +11,7 @@ from typing import Any
 PAD_VALUE = (124, 116, 104)  # RGB beyond the scene: the mean that pixels are normalised with, so that it becomes zero
 FORMAT = 1  # of the JSON; raised when a reader of the old one would go wrong
 PRECISIONS = ("fp32", "fp16", "int8")
+NMS_ROUNDS = 16  # of suppression among proposals, where nobody asks for another number
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class ModelSpec:
         score_floor: boxes below it were dropped inside the graph.
         nms_iou: IoU above which two boxes of one class on one tile are the same object; the runtime applies it
             where `nms_in_graph` is false.
+        nms_rounds: of the suppression among the proposals of a two-stage detector, inside its graph; where above 0 the
+            model has an output more, `unconverged`, which must be 0.
         pad: RGB value of the pixels beyond the scene (the training mean, so that they normalise to zero).
         stretch: percentiles of a scene that map to 0 and 255 where its pixels are wider than 8 bits.
         alpha: fusion factors, finest first; they are folded into the weights and say how the model was trained.
@@ -48,6 +51,7 @@ class ModelSpec:
     score_floor: float = 0.05
     nms_iou: float = 0.5
     nms_in_graph: bool = False
+    nms_rounds: int = 0
     pad: tuple[int, int, int] = PAD_VALUE
     stretch: tuple[float, float] = (0.5, 99.5)
     alpha: tuple[float, ...] = ()
@@ -75,6 +79,7 @@ class ModelSpec:
             ("max_batch", self.max_batch >= 1, "1 or more"),
             ("max_detections", self.max_detections >= 1, "1 or more"),
             ("score_floor", 0 <= self.score_floor < 1, "at least 0 and below 1"),
+            ("nms_rounds", self.nms_rounds >= 0, "at least 0"),
             ("nms_iou", 0 < self.nms_iou <= 1, "above 0 and at most 1"),
             ("pad", rgb, "three values from 0 to 255"),
             ("stretch", rising, "two rising percentiles"),

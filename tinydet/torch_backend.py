@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tinydet.checkpoint import load_checkpoint
-from tinydet.detector import PIXEL_MEAN, PIXEL_STD, Detector
-from tinydet.export.graph import InferenceGraph
+from tinydet.detector import Detector
+from tinydet.export.graph import InferenceGraph, Pixels, deployed
 from tinydet.faster_rcnn import FasterRCNN
-from tinydet.fpn import FusionFPN, fold_alpha
 from tinydet.runtime.backends import TileOutputs
 from tinydet.spec import ModelSpec
 
@@ -42,51 +41,46 @@ class TorchBackend:
         return TileOutputs(boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy(), candidates.cpu().numpy())
 
 
-def graph_of(detector: Detector, spec: ModelSpec) -> nn.Module:
-    """What runs on the host's tiles: `InferenceGraph`, or for Faster R-CNN torchvision's own inference."""
-    return TwoStageGraph(detector, spec) if isinstance(detector, FasterRCNN) else InferenceGraph(detector, spec)
+def graph_of(detector: Detector, spec: ModelSpec, *, fold: bool = True) -> nn.Module:
+    """What runs on the host's tiles: `InferenceGraph`, or for Faster R-CNN torchvision's own inference.
+
+    Args:
+        fold: dissolve alpha into the convolutions, as an exported model has it.
+    """
+    if isinstance(detector, FasterRCNN):
+        return TorchvisionGraph(detector, spec, fold=fold)
+    return InferenceGraph(detector, spec, fold=fold)
 
 
-class TwoStageGraph(nn.Module):
-    """Faster R-CNN behind the contract of an exported model, with torchvision's RoIAlign and suppression inside.
+class TorchvisionGraph(nn.Module):
+    """Faster R-CNN behind the contract of an exported model, with torchvision's RoIAlign and proposals inside.
 
-    Wraps a copy of the detector in eval mode, alpha folded. Not to be exported: its inner shapes depend on the image.
+    Wraps a copy of the detector in eval mode. Not to be exported: its inner shapes depend on the image. Overlaps are
+    left to the runtime, as in all models: see `tinydet.export.two_stage`, which is compared with this.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, detector: FasterRCNN, spec: ModelSpec) -> None:
+    def __init__(self, detector: FasterRCNN, spec: ModelSpec, *, fold: bool = True) -> None:
         super().__init__()
-        if spec.tile % 32 or spec.tile < 64:
-            raise ValueError(
-                f"the tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {spec.tile}"
-            )
-        if not spec.nms_in_graph:
-            raise ValueError("Faster R-CNN suppresses by itself; its spec must say nms_in_graph")
-        self.detector = copy.deepcopy(detector).eval().requires_grad_(False)
-        if isinstance(self.detector.fpn, FusionFPN) and self.detector.fpn.fusion != "attention":
-            self.detector.fpn = fold_alpha(self.detector.fpn)
+        self.detector = deployed(detector, spec, fold=fold)
+        self.pixels = Pixels()
         self.slots = spec.max_detections
         heads = self.detector.roi_heads
-        heads.score_thresh, heads.nms_thresh = spec.score_floor, spec.nms_iou
-        # All that suppression leaves, so that a tile with more than K objects is seen and counted.
+        heads.score_thresh, heads.nms_thresh = spec.score_floor, math.inf
+        # All of them, so that a tile with more than K is seen and counted.
         heads.detections_per_img = None
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `InferenceGraph`: boxes (N, K, 4), scores (N, K), labels (N, K), candidates (N,), the last after
-        suppression."""
-        found = self.detector((images.float().permute(0, 3, 1, 2) - self.mean) / self.std)
-        boxes = self.mean.new_zeros(len(found), self.slots, 4)
-        scores = self.mean.new_zeros(len(found), self.slots)
-        labels = torch.full((len(found), self.slots), -1, dtype=torch.int32, device=images.device)
+        """As `InferenceGraph`: boxes (N, K, 4), scores (N, K), labels (N, K), candidates (N,)."""
+        found = self.detector(self.pixels(images))
+        device = images.device
+        boxes = torch.zeros(len(found), self.slots, 4, device=device)
+        scores = torch.zeros(len(found), self.slots, device=device)
+        labels = torch.full((len(found), self.slots), -1, dtype=torch.int32, device=device)
         for i, tile in enumerate(found):
             kept = min(len(tile.scores), self.slots)
             boxes[i, :kept], scores[i, :kept] = tile.boxes[:kept], tile.scores[:kept]
             labels[i, :kept] = tile.labels[:kept].to(torch.int32)
-        candidates = torch.tensor([len(tile.scores) for tile in found], dtype=torch.int32, device=images.device)
+        candidates = torch.tensor([len(tile.scores) for tile in found], dtype=torch.int32, device=device)
         return boxes, scores, labels, candidates
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,10 @@ def run_engine(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_shape(arguments: argparse.Namespace) -> None:
-    if arguments.tile or arguments.max_detections:
+    if arguments.tile or arguments.max_detections or arguments.nms_rounds:
         raise ValueError(
-            f"{arguments.model}: tile and slots are fixed in an ONNX file; export the checkpoint with the ones you want"
+            f"{arguments.model}: tile, slots and rounds are fixed in an ONNX file; export the checkpoint with the ones "
+            "you want"
         )
 
 
@@ -194,16 +196,17 @@ def _write_onnx(
     """Export a checkpoint and tell what came of it; also gives its training configuration."""
     with needs_extra("train"):
         from tinydet.checkpoint import load_checkpoint
-        from tinydet.retinanet import RetinaNet, RetinaNetP3P7
+        from tinydet.faster_rcnn import FasterRCNN
         from tinydet.torch_backend import TorchBackend
     from tinydet.export.onnx_file import export_onnx
 
     checkpoint = load_checkpoint(model)
     detector = checkpoint.build()
-    if not isinstance(detector, RetinaNet) or isinstance(detector, RetinaNetP3P7):
-        raise ValueError(f"{model}: a {checkpoint.detector.detector} cannot be exported yet; tinydet evaluate runs it")
+    if arguments.nms_rounds and not isinstance(detector, FasterRCNN):
+        raise ValueError(f"{model}: --nms-rounds is for faster_rcnn; a {checkpoint.detector.detector} has no proposals")
     slots = arguments.max_detections or 1000
     spec = checkpoint.spec(tile=arguments.tile, max_batch=batch, max_detections=slots)
+    spec = replace(spec, nms_rounds=arguments.nms_rounds or 0)  # 0: as many as the exporter deems enough
     images, dataset = _gate_images(arguments, checkpoint.config, spec)
     with _progress("exporting") as progress:
 
@@ -219,6 +222,8 @@ def _write_onnx(
     print(f"              {output.with_suffix('.json')}")
     print(f"input         uint8 (N, {spec.tile}, {spec.tile}, 3), N up to {spec.max_batch}")
     print(f"output        up to {spec.max_detections} boxes a tile, of: {', '.join(spec.classes)}")
+    if spec.nms_rounds:
+        print(f"proposals     suppressed in {spec.nms_rounds} rounds, which was enough for every tile compared")
     alpha = ", ".join(f"{a:.3g}" for a in spec.alpha) or "from the features (attention)"
     print(f"alpha         {alpha}; operators added by it: {report.operators_added}")
     for edge in report.deleted_edges:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tinydet.export.precision import METHODS
 from tinydet.export.verify import MAX_DROP
 from tinydet.runtime.backends import BACKENDS
-from tinydet.spec import PRECISIONS
+from tinydet.spec import NMS_ROUNDS, PRECISIONS
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -19,7 +19,8 @@ def make_parser() -> argparse.ArgumentParser:
     onnx = commands.add_parser(
         "onnx",
         help="model.pth -> model.onnx, compared with torch",
-        description="Write model.onnx and model.json: alpha folded away, boxes decoded, compared with torch.",
+        description="Write model.onnx and model.json: alpha folded away, boxes decoded, compared with torch. Every "
+        "detector becomes one graph without plugins; Faster R-CNN with its proposals and RoIAlign inside.",
         epilog="example: tinydet export onnx model.pth --tile 640",
     )
     onnx.add_argument(
@@ -178,6 +179,13 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-detections", type=_positive, metavar="K", help="boxes a tile can give, up to 3840 (default: 1000)"
+    )
+    parser.add_argument(
+        "--nms-rounds",
+        type=_positive,
+        metavar="N",
+        help="Faster R-CNN: rounds of suppression among its proposals; the comparison fails where they are too few "
+        f"(default: {NMS_ROUNDS})",
     )
 
 

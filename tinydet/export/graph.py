@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tinydet.boxes import decode
-from tinydet.detector import PIXEL_MEAN, PIXEL_STD
+from tinydet.detector import PIXEL_MEAN, PIXEL_STD, Detector
 from tinydet.fpn import FusionFPN, fold_alpha
 from tinydet.retinanet import RetinaNet
 from tinydet.spec import ModelSpec
 
 MAX_TOPK = 3840  # TensorRT's TopK takes k <= 3840
+
+DetectorType = TypeVar("DetectorType", bound=Detector)
 
 
 class InferenceGraph(nn.Module):
@@ -31,26 +34,17 @@ class InferenceGraph(nn.Module):
         ValueError: where the spec asks for what no runtime takes.
     """
 
-    mean: Tensor
-    std: Tensor
     anchors: Tensor
 
     def __init__(self, detector: RetinaNet, spec: ModelSpec, *, fold: bool = True) -> None:
         super().__init__()
-        if spec.tile % 32 or spec.tile < 64:
-            raise ValueError(
-                f"the tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {spec.tile}"
-            )
         if not 0 < spec.max_detections <= MAX_TOPK:
             raise ValueError(f"max_detections must be 1..{MAX_TOPK} (TensorRT's TopK), got {spec.max_detections}")
-        self.detector = copy.deepcopy(detector).eval().requires_grad_(False)
-        if fold and isinstance(self.detector.fpn, FusionFPN) and self.detector.fpn.fusion != "attention":
-            self.detector.fpn = fold_alpha(self.detector.fpn)
+        self.detector = deployed(detector, spec, fold=fold)
+        self.pixels = Pixels()
         self.max_detections = spec.max_detections
         # Compared before the sigmoid, so that only what is kept is squashed.
         self.logit_floor = math.log(spec.score_floor / (1 - spec.score_floor))
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
         levels = [torch.from_numpy(a) for a in detector.design.grid_anchors(spec.tile, spec.tile)]
         self.level_sizes = [len(level) for level in levels]
         self.register_buffer("anchors", torch.cat(levels))
@@ -58,9 +52,7 @@ class InferenceGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, T, T, 3) uint8 RGB -> boxes (N, K, 4) xyxy in tile pixels, scores (N, K) descending, labels (N, K)
         int32 with -1 for an empty slot, candidates (N,) int32: boxes over the score floor before the cut to K."""
-        # Cast first: TensorRT's parser refuses a Transpose of uint8.
-        pixels = (images.float().permute(0, 3, 1, 2) - self.mean) / self.std
-        outputs = self.detector(pixels)
+        outputs = self.detector(self.pixels(images))
         boxes, logits, labels = [], [], []
         candidates = torch.zeros(images.shape[0], dtype=torch.int32, device=images.device)
         for level_logits, deltas, anchors in zip(
@@ -85,3 +77,35 @@ class InferenceGraph(nn.Module):
             torch.where(filled, all_labels, -1),
             candidates,
         )
+
+
+class Pixels(nn.Module):
+    """(N, T, T, 3) uint8 RGB -> (N, 3, T, T) as the backbone takes them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Cast first: TensorRT's parser refuses a Transpose of uint8.
+        return (images.float().permute(0, 3, 1, 2) - self.mean) / self.std
+
+
+def deployed(detector: DetectorType, spec: ModelSpec, *, fold: bool = True) -> DetectorType:
+    """A copy in eval mode, alpha folded into its convolutions; attention, whose factors depend on the image, is kept.
+
+    Raises:
+        ValueError: where the pyramid does not divide the spec's tile.
+    """
+    if spec.tile % 32 or spec.tile < 64:
+        raise ValueError(
+            f"the tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {spec.tile}"
+        )
+    ready = copy.deepcopy(detector).eval().requires_grad_(False)
+    if fold and isinstance(ready.fpn, FusionFPN) and ready.fpn.fusion != "attention":
+        ready.fpn = fold_alpha(ready.fpn)
+    return ready

@@ -5,6 +5,7 @@ Nothing is written before the proof is in: the file is made beside its name, exa
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 import warnings
@@ -23,18 +24,20 @@ from tinydet._atomic import atomic_path, write_text
 from tinydet._extras import needs_extra
 from tinydet.data.synthetic import render_scene
 from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
+from tinydet.detector import Detector
 from tinydet.export.graph import MAX_TOPK, InferenceGraph
+from tinydet.export.two_stage import TwoStageInferenceGraph
 from tinydet.export.verify import TOLERANCES, Parity, Verification, compare, write_report
-from tinydet.fpn import FUSED_EDGES, FoldedFPN, PlainFPN
-from tinydet.retinanet import RetinaNet
-from tinydet.runtime.backends import Backend, TileOutputs, open_model
-from tinydet.spec import ModelSpec
+from tinydet.faster_rcnn import FasterRCNN
+from tinydet.fpn import FoldedFPN, PlainFPN
+from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
+from tinydet.spec import NMS_ROUNDS, ModelSpec
+from tinydet.torch_backend import graph_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 OPSET = 18  # read by ONNX Runtime 1.14, TensorRT 10.0 and all later ones
-OUTPUTS = TileOutputs._fields
 
 # Shapes that depend on the data, control flow, or plugins somewhere: TensorRT, RTX and OpenVINO do not all take them.
 FORBIDDEN = frozenset(
@@ -68,7 +71,7 @@ class ExportReport:
 
 
 def export_onnx(
-    detector: RetinaNet,
+    detector: Detector,
     spec: ModelSpec,
     output: Path,
     *,
@@ -78,6 +81,7 @@ def export_onnx(
     """Write `output` and the `.json` beside it; with a gate also its report.
 
     Args:
+        spec: without `nms_rounds`, Faster R-CNN gets `NMS_ROUNDS`.
         gate: is given the finished model, opened, before it gets its name; nothing is written unless it passes.
 
     Raises:
@@ -91,12 +95,18 @@ def export_onnx(
     sidecar = description_of(output, ".onnx")
     with atomic_path(output) as temporary:
         say("tracing the detector")
-        graph = InferenceGraph(detector, spec)
+        graph: InferenceGraph | TwoStageInferenceGraph
+        if isinstance(detector, FasterRCNN):
+            spec = replace(spec, nms_rounds=spec.nms_rounds or NMS_ROUNDS)
+            graph = TwoStageInferenceGraph(detector, spec)
+        else:
+            graph = InferenceGraph(detector, spec)
         images = torch.zeros((2, spec.tile, spec.tile, 3), dtype=torch.uint8)  # a batch of 1 would become a constant
-        model = trace(graph, (images,), ("images",), OUTPUTS)
+        model = trace(graph, (images,), ("images",), tuple(output_shapes(spec)))
         fpn = graph.detector.fpn
-        deleted = tuple(name for name, there in zip(FUSED_EDGES, fpn.edges, strict=True) if not there)
-        kept = tuple(FUSED_EDGES[i] for i in fpn.kept) if isinstance(fpn, FoldedFPN) else FUSED_EDGES
+        edges = detector.design.edges
+        deleted = tuple(name for name, there in zip(edges, fpn.edges, strict=True) if not there)
+        kept = tuple(edges[i] for i in fpn.kept) if isinstance(fpn, FoldedFPN) else edges
         pyramid, conventional = pyramid_operators(model.graph), conventional_operators(detector)
         if isinstance(fpn, FoldedFPN):
             added = operators_added(pyramid, conventional, len(deleted), len(kept))
@@ -113,8 +123,10 @@ def export_onnx(
         onnx.checker.check_model(str(temporary), full_check=True)
 
         say("comparing ONNX Runtime with torch")
-        parity = _parity_of(temporary, InferenceGraph(detector, spec, fold=False), spec)
+        parity = _parity_of(temporary, graph_of(detector, spec, fold=False), spec)
         tolerance = TOLERANCES["fp32"]
+        if parity.unconverged:
+            raise ValueError(f"{output} was not written: {unsettled(parity, spec.nms_rounds)}")
         if parity.unmatched:
             raise ValueError(
                 f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "
@@ -147,6 +159,8 @@ def trace(
     """A module as ONNX, with a free batch axis for each input."""
     with needs_extra("export"):
         import onnxscript  # noqa: F401 - torch asks for it late and in words of its own
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's deprecations of its own code
         program = torch.onnx.export(
@@ -156,7 +170,7 @@ def trace(
             opset_version=OPSET,
             input_names=list(input_names),
             output_names=list(output_names),
-            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs),
+            dynamic_shapes=(shapes,) if variadic else shapes,
             verbose=False,
         )
     assert program is not None
@@ -165,7 +179,7 @@ def trace(
 
 
 def pyramid_operators(graph: GraphProto) -> Counter[str]:
-    """Operators of a freshly traced `InferenceGraph` that come from its pyramid, by type."""
+    """Operators of a freshly traced graph that come from its pyramid, by type."""
     return Counter(
         node.op_type
         for node in graph.node
@@ -173,12 +187,15 @@ def pyramid_operators(graph: GraphProto) -> Counter[str]:
     )
 
 
-def conventional_operators(detector: RetinaNet) -> Counter[str]:
+def conventional_operators(detector: Detector) -> Counter[str]:
     """Operators of a conventional pyramid of the same levels, by type."""
-    channels = detector.backbone.channels
-    levels = tuple(torch.zeros((2, c, 32 >> i, 32 >> i)) for i, c in enumerate(channels))
-    graph = trace(_Pyramid(channels), levels, ("C2", "C3", "C4", "C5"), ("P2", "P3", "P4", "P5", "P6")).graph
-    return Counter(node.op_type for node in graph.node)
+    pooled = detector.design.unfused == 1  # P6; on P3..P7 it is a convolution of the detector's own
+    channels = detector.backbone.channels[len(detector.backbone.channels) - len(detector.design.edges) - 1 :]
+    sides = [32 >> i for i in range(len(channels))]
+    levels = tuple(torch.zeros((2, c, side, side)) for c, side in zip(channels, sides, strict=True))
+    inputs = [f"C{5 - i}" for i in reversed(range(len(channels)))]
+    graph = trace(_Pyramid(channels, pooled), levels, inputs, [*(f"P{name[1]}" for name in inputs), *["P6"] * pooled])
+    return Counter(node.op_type for node in graph.graph.node)
 
 
 def operators_added(pyramid: Counter[str], conventional: Counter[str], deleted_edges: int, kept_edges: int = 0) -> int:
@@ -230,7 +247,7 @@ def lint(model: ModelProto, spec: ModelSpec) -> list[str]:
     return faults
 
 
-def _parity_of(path: Path, graph: InferenceGraph, spec: ModelSpec) -> Parity:
+def _parity_of(path: Path, graph: torch.nn.Module, spec: ModelSpec) -> Parity:
     """ONNX Runtime against torch: one scene alone; noise, another scene and an empty tile as a batch."""
     tile = spec.tile
     scenes = [render_scene(tile, tile, seed=seed)[0] for seed in (7, 8)]
@@ -250,25 +267,27 @@ def _parity_of(path: Path, graph: InferenceGraph, spec: ModelSpec) -> Parity:
 
 
 class _Pyramid(torch.nn.Module):
-    """A conventional pyramid by itself, with an argument for each level."""
+    """A conventional pyramid by itself, with an argument for each level.
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    Args:
+        pooled: whether P6, which is pooled from P5, is one of its outputs.
+    """
+
+    def __init__(self, channels: Sequence[int], pooled: bool) -> None:
         super().__init__()
-        self.fpn = PlainFPN(channels, 16)
+        self.fpn = PlainFPN(channels, 16, edges=(True,) * (len(channels) - 1))
+        self.outputs = len(channels) + pooled
 
-    def forward(self, c2: Tensor, c3: Tensor, c4: Tensor, c5: Tensor) -> list[Tensor]:
-        return list(self.fpn([c2, c3, c4, c5]))
+    def forward(self, *levels: Tensor) -> list[Tensor]:
+        return list(self.fpn(levels))[: self.outputs]
 
 
 def _contract_faults(graph: GraphProto, spec: ModelSpec) -> list[str]:
     """Inputs and outputs that are not those of an exported model."""
-    slots = spec.max_detections
-    expected = {
-        "images": f"UINT8 (N, {spec.tile}, {spec.tile}, 3)",
-        "boxes": f"FLOAT (N, {slots}, 4)",
-        "scores": f"FLOAT (N, {slots})",
-        "labels": f"INT32 (N, {slots})",
-        "candidates": "INT32 (N)",
+    kinds = {np.float32: "FLOAT", np.int32: "INT32"}
+    expected = {"images": f"UINT8 (N, {spec.tile}, {spec.tile}, 3)"} | {
+        name: f"{kinds[OUTPUT_TYPES[name]]} ({', '.join(['N', *map(str, shape)])})"
+        for name, shape in output_shapes(spec).items()
     }
     found = {value.name: _described(value) for value in (*graph.input, *graph.output)}
     return (
@@ -287,11 +306,11 @@ def _described(value: ValueInfoProto) -> str:
 
 
 def _divided(name: str, makers: dict[str, NodeProto]) -> bool:
-    """Whether a division lies on the way to the value `name`, from where indices are made."""
+    """Whether a division lies on the way to the value `name` from what the network says, or where indices are made."""
     pending, seen = [name], set()
     while pending:
         node = makers.get(pending.pop())
-        if node is None or id(node) in seen or node.op_type in ("TopK", "ArgMax", "Shape"):
+        if node is None or id(node) in seen or node.op_type in ("TopK", "ArgMax", "Shape", "Conv"):
             continue
         if node.op_type == "Div":
             return True

@@ -66,6 +66,7 @@ class Parity:
             cut off (score floor, K) is forgiven.
         score_difference, box_difference: largest of all pairs; box coordinates in pixels.
         candidates_difference: largest of all tiles, as a part of the tile's candidates.
+        unconverged: proposals whose suppression inside the other side's graph had not settled, of all tiles.
     """
 
     tiles: int
@@ -74,6 +75,7 @@ class Parity:
     score_difference: float
     box_difference: float
     candidates_difference: float
+    unconverged: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ def verify(
         known = all_wanted
         again = TileOutputs(known.boxes[order], known.scores[order], known.labels[order], known.candidates[order])
         parity[f"all of them, batch {size}"] = compare(again, answers, ours.score_floor, tolerance)
-    faults = [fault for what, found in parity.items() for fault in _parity_faults(what, found, tolerance)]
+    faults = [
+        fault for what, found in parity.items() for fault in _parity_faults(what, found, tolerance, ours.nms_rounds)
+    ]
 
     precision: dict[str, tuple[float, float]] = {}
     looked_at = 0
@@ -219,6 +223,15 @@ def compare(
         score_difference=float(np.abs(scores[first[pairs]] - scores[second[pairs]]).max(initial=0.0)),
         box_difference=float(distance[pairs].max(initial=0.0)),
         candidates_difference=float(candidates.max(initial=0.0)),
+        unconverged=int(other.unconverged.sum()),
+    )
+
+
+def unsettled(found: Parity, rounds: int) -> str:
+    """What is wrong where suppression among proposals did not settle, and the way out."""
+    return (
+        f"{found.unconverged} proposals still changed in the last of {rounds} rounds of suppression; "
+        f"export with more: --nms-rounds {2 * rounds}"
     )
 
 
@@ -344,8 +357,8 @@ def format_report(verification: Verification) -> str:
     return "\n".join(lines)
 
 
-def _parity_faults(what: str, found: Parity, tolerance: Tolerance) -> list[str]:
-    faults = []
+def _parity_faults(what: str, found: Parity, tolerance: Tolerance, rounds: int) -> list[str]:
+    faults = [f"{what}: {unsettled(found, rounds)}"] if found.unconverged else []
     if found.unmatched > tolerance.unmatched * found.detections:
         faults.append(
             f"{what}: {found.unmatched} detections have no partner, of the reference's {found.detections} "

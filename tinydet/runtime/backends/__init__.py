@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +36,36 @@ class TileOutputs(NamedTuple):
         scores: (N, K) float32, descending.
         labels: (N, K) int32, index into the classes; -1 for an empty slot.
         candidates: (N,) int32, how many boxes passed the score floor before the cut to K.
+        unconverged: (N,) int32, of a model that suppresses among proposals (`ModelSpec.nms_rounds`): how many its last
+            round still changed. Others leave it out: (0,).
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int32]
     candidates: NDArray[np.int32]
+    unconverged: NDArray[np.int32] = np.zeros(0, np.int32)
+
+
+OUTPUT_TYPES: dict[str, type[Any]] = {
+    "boxes": np.float32,
+    "scores": np.float32,
+    "labels": np.int32,
+    "candidates": np.int32,
+    "unconverged": np.int32,
+}
+
+
+def output_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The outputs of a model in their order, without the batch axis; their types are `OUTPUT_TYPES`."""
+    slots = spec.max_detections
+    shapes: dict[str, tuple[int, ...]] = {
+        "boxes": (slots, 4),
+        "scores": (slots,),
+        "labels": (slots,),
+        "candidates": (),
+    }
+    return {**shapes, "unconverged": ()} if spec.nms_rounds else shapes
 
 
 class Backend(Protocol):

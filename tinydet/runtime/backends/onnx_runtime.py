@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._extras import needs_extra
-from tinydet.runtime.backends import TileOutputs, check_tiles
+from tinydet.runtime.backends import OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
 from tinydet.spec import ModelSpec
 
 METADATA_KEY = "tinydet"  # of metadata_props; the value is ModelSpec's JSON
@@ -29,6 +29,7 @@ TYPES = {
     "scores": "tensor(float)",
     "labels": "tensor(int32)",
     "candidates": "tensor(int32)",
+    "unconverged": "tensor(int32)",
 }
 ERRORS_ONLY = 3  # ONNX Runtime's severity
 
@@ -94,7 +95,8 @@ class OnnxRuntimeBackend:
         """
         check_tiles(images, self.spec)
         if self._device == "cpu" or len(images) == 0:
-            return TileOutputs(*self._session.run(TileOutputs._fields, {"images": images}))
+            names = list(output_shapes(self.spec))
+            return TileOutputs(**dict(zip(names, self._session.run(names, {"images": images}), strict=True)))
         lanes: dict[int, BoundTensors] = self._lanes.__dict__.setdefault("lanes", {})
         lane = lanes.get(len(images))
         if lane is None:
@@ -109,17 +111,12 @@ class BoundTensors:
         import onnxruntime
 
         make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
-        slots = spec.max_detections
-        shapes: dict[str, tuple[tuple[int, ...], type[Any]]] = {
-            "boxes": ((count, slots, 4), np.float32),
-            "scores": ((count, slots), np.float32),
-            "labels": ((count, slots), np.int32),
-            "candidates": ((count,), np.int32),
-        }
         self._session = session
         self._binding = session.io_binding()
         self._input = make((count, spec.tile, spec.tile, 3), np.uint8, device, 0)
-        self._outputs = {name: make(shape, kind, device, 0) for name, (shape, kind) in shapes.items()}
+        self._outputs = {
+            name: make((count, *shape), OUTPUT_TYPES[name], device, 0) for name, shape in output_shapes(spec).items()
+        }
         self._binding.bind_ortvalue_input("images", self._input)
         for name, value in self._outputs.items():
             self._binding.bind_ortvalue_output(name, value)
@@ -154,8 +151,9 @@ def described_model(path: Path, text: str | None, found: Mapping[str, str], size
             "export a trained model: python export/to_onnx.py model.pth"
         )
     spec = ModelSpec.from_json(text, source=path)
-    if found != TYPES:
-        raise ValueError(f"{path}: expected inputs and outputs {TYPES}, got {found}; export the model again")
+    expected = {name: TYPES[name] for name in ("images", *output_shapes(spec))}
+    if found != expected:
+        raise ValueError(f"{path}: expected inputs and outputs {expected}, got {found}; export the model again")
     if sizes[1:] != [spec.tile, spec.tile, 3]:
         raise ValueError(f"{path}: its input is {sizes}, its description says tiles of {spec.tile}; export it again")
     return spec

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._extras import needs_extra
-from tinydet.runtime.backends import TileOutputs, check_tiles
+from tinydet.runtime.backends import OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.onnx_runtime import METADATA_KEY, described_model
 from tinydet.spec import ModelSpec
 
@@ -115,13 +115,10 @@ class OpenVINOBackend:
         """
         check_tiles(images, self.spec)
         images = np.ascontiguousarray(images)
-        count, slots = len(images), self.spec.max_detections
-        outputs = TileOutputs(
-            np.empty((count, slots, 4), np.float32),
-            np.empty((count, slots), np.float32),
-            np.empty((count, slots), np.int32),
-            np.empty(count, np.int32),
-        )
+        count = len(images)
+        outputs = {
+            name: np.empty((count, *shape), OUTPUT_TYPES[name]) for name, shape in output_shapes(self.spec).items()
+        }
         running: deque[tuple[int, Any]] = deque()
         try:
             for i in range(count):
@@ -135,9 +132,9 @@ class OpenVINOBackend:
             for _, request in running:  # of a run that was broken off: nobody else may get them while they work
                 request.wait()
                 self._idle.put(request)
-        return outputs
+        return TileOutputs(**outputs)
 
-    def _request(self, outputs: TileOutputs, running: deque[tuple[int, Any]]) -> Any:
+    def _request(self, outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -> Any:
         """An idle request: the oldest of one's own before waiting for those of other threads."""
         try:
             return self._idle.get_nowait()
@@ -145,11 +142,11 @@ class OpenVINOBackend:
             return _finish(outputs, running) if running else self._idle.get()
 
 
-def _finish(outputs: TileOutputs, running: deque[tuple[int, Any]]) -> Any:
+def _finish(outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -> Any:
     """Wait for the oldest request, keep its answers, and give it back."""
     i, request = running[0]
     request.wait()
-    for name, values in zip(TileOutputs._fields, outputs, strict=True):
+    for name, values in outputs.items():
         values[i] = request.get_tensor(name).data[0]
     running.popleft()
     return request

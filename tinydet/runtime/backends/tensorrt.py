@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._extras import needs_extra
-from tinydet.runtime.backends import TileOutputs, check_tiles
+from tinydet.runtime.backends import TileOutputs, check_tiles, output_shapes
 from tinydet.spec import ModelSpec
 
 Flavour = Literal["tensorrt", "rtx"]
@@ -39,6 +39,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "scores": np.dtype(np.float32),
     "labels": np.dtype(np.int32),
     "candidates": np.dtype(np.int32),
+    "unconverged": np.dtype(np.int32),
 }
 
 
@@ -248,10 +249,11 @@ class _Lane:
         self._copy(INPUT, batch, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
         if not context.execute_async_v3(int(self.stream)):
             raise OSError("TensorRT could not run the engine")
-        for name in TileOutputs._fields:
+        answers = [name for name in self.host if name != INPUT]
+        for name in answers:
             self._copy(name, batch, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
         self._checked(cudart.cudaStreamSynchronize(self.stream))
-        return TileOutputs(**{name: self.host[name][:count].copy() for name in TileOutputs._fields})
+        return TileOutputs(**{name: self.host[name][:count].copy() for name in answers})
 
     def _copy(self, name: str, batch: int, kind: Any) -> None:
         host = self.host[name]
@@ -298,14 +300,7 @@ def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
 
 def _checked_shapes(engine: Any, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of inputs and outputs without the batch axis, once they are those of an exported model."""
-    slots = spec.max_detections
-    expected: dict[str, tuple[int, ...]] = {
-        INPUT: (spec.tile, spec.tile, 3),
-        "boxes": (slots, 4),
-        "scores": (slots,),
-        "labels": (slots,),
-        "candidates": (),
-    }
+    expected: dict[str, tuple[int, ...]] = {INPUT: (spec.tile, spec.tile, 3), **output_shapes(spec)}
     names = {"uint8": "UINT8", "float32": "FLOAT", "int32": "INT32"}
     wanted = {
         name: f"{names[DTYPES[name].name]} (N{''.join(f', {n}' for n in shape)})" for name, shape in expected.items()

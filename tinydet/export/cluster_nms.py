@@ -1,0 +1,40 @@
+"""Greedy non-maximum suppression in fixed shapes: rounds of one matrix product each, exact once they settle.
+
+NonMaxSuppression gives as many boxes as the image has, which TensorRT-RTX does not build and TensorRT runs slowly.
+The idea is Cluster-NMS (Zheng et al., 2020).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cluster_nms(boxes: Tensor, valid: Tensor, iou: float, rounds: int) -> tuple[Tensor, Tensor]:
+    """What greedy suppression keeps, where the rounds were enough.
+
+    In each round a box is kept unless a better one that the round before kept overlaps it by more than `iou`. The first
+    round is right about the best box, and each is right about all boxes before the first that the next one changes; so
+    a round that changes nothing is the answer. As many are needed as boxes suppress, or spare, each other in a chain.
+
+    Args:
+        boxes: (N, M, 4) xyxy, best first.
+        valid: (N, M) bool, which of them there are; the others suppress nothing and are not kept.
+
+    Returns:
+        (N, M) bool, the kept ones; (N,) int32, how many of an image the last round still changed: 0 proves the answer.
+    """
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    width = torch.minimum(x1[:, :, None], x1[:, None]) - torch.maximum(x0[:, :, None], x0[:, None])
+    height = torch.minimum(y1[:, :, None], y1[:, None]) - torch.maximum(y0[:, :, None], y0[:, None])
+    common = width.clamp(min=0) * height.clamp(min=0)
+    area = (x1 - x0) * (y1 - y0)
+    rank = torch.arange(boxes.shape[1], device=boxes.device)
+    better = rank[:, None] > rank  # the column is better than the row
+    suppresses = ((common / (area[:, :, None] + area[:, None] - common) > iou) & better).float()
+    kept = before = valid
+    for _ in range(rounds):
+        before = kept
+        # A sum of ones, so it is exact in any precision that counts to M.
+        kept = valid & (suppresses @ before.float().unsqueeze(2) < 0.5).squeeze(2)
+    return kept, (kept != before).sum(dim=1, dtype=torch.int32)

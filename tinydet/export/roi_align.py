@@ -1,0 +1,106 @@
+"""Multi-level RoIAlign from gathers: no plugin, no control flow, all proposals of a batch at once.
+
+The ONNX operator RoiAlign is a plugin in TensorRT and none in TensorRT-RTX, and the choice of a level makes an `If` of
+torchvision's. GridSample would do, but its results were wrong in TensorRT 11.1 (NVIDIA/TensorRT#4813).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVEL_EPSILON = 1e-6  # torchvision's: a box of exactly the side where a level begins belongs to it
+
+
+class GatheredRoIAlign(nn.Module):
+    """What torchvision's `MultiScaleRoIAlign` pools, channels last, but for rounding.
+
+    Every level of every image is a part of one table of cells, so that a proposal of any level is a place in it. A bin
+    is the mean of samples, a sample interpolates four cells; rows and columns are weighed apart, then multiplied.
+
+    Args:
+        tile: side of the square input in pixels.
+        first_level: number of the finest level, whose stride is 2 ** first_level; the others follow, each half as fine.
+        levels: how many.
+        size: bins on a side.
+        sampling: samples on a side of a bin.
+        canonical_scale, canonical_level: side of the boxes that this level is for, in pixels (FPN, Eq. 1).
+        aligned: False: as torchvision's detectors pool, half a cell off, and no box smaller than a cell.
+    """
+
+    sides: Tensor
+    scales: Tensor
+    widths: Tensor
+    starts: Tensor
+    smallest_areas: Tensor
+    places: Tensor
+
+    def __init__(
+        self,
+        tile: int,
+        *,
+        first_level: int,
+        levels: int,
+        size: int,
+        sampling: int,
+        canonical_scale: float,
+        canonical_level: int,
+        aligned: bool,
+    ) -> None:
+        super().__init__()
+        self.size, self.taps, self.aligned = size, 2 * sampling, aligned
+        numbers = range(first_level, first_level + levels)
+        sides = [tile >> number for number in numbers]
+        self.cells = sum(side * side for side in sides)  # of one image
+        self.register_buffer("sides", torch.tensor(sides, dtype=torch.float32))
+        self.register_buffer("widths", torch.tensor(sides))
+        self.register_buffer("starts", torch.tensor([sum(s * s for s in sides[:i]) for i in range(levels)]))
+        self.register_buffer("scales", torch.tensor([2.0**-number for number in numbers]))
+        # floor(canonical_level + log2(side / canonical_scale) + epsilon), as bounds of the area: nothing is divided.
+        bounds = [canonical_scale * 2.0 ** (number - canonical_level - LEVEL_EPSILON) for number in numbers[1:]]
+        self.register_buffer("smallest_areas", torch.tensor([bound**2 for bound in bounds]))
+        samples = torch.arange(size * sampling)
+        self.register_buffer("places", (samples + 0.5) / (size * sampling))  # along a box
+
+    def forward(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """(N, C, side, side) of each level, finest first; (N, R, 4) xyxy in tile pixels -> (N, R, size, size, C)."""
+        table = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1).flatten(0, 1)
+        x0, y0, x1, y1 = boxes.unbind(-1)
+        level = ((x1 - x0) * (y1 - y0)).unsqueeze(-1).ge(self.smallest_areas).sum(dim=-1)
+        columns, of_columns = self._taps(x0, x1, level)
+        rows, of_rows = self._taps(y0, y1, level)
+        image = torch.arange(boxes.shape[0], device=boxes.device) * self.cells
+        first = (image.unsqueeze(1) + _look_up(self.starts, level))[:, :, None, None]
+        rows = first + rows * _look_up(self.widths, level)[:, :, None, None]
+        pooled = torch.zeros((), device=boxes.device)
+        for row, of_row in zip(rows.unbind(-1), of_rows.unbind(-1), strict=True):
+            for column, of_column in zip(columns.unbind(-1), of_columns.unbind(-1), strict=True):
+                weight = of_row.unsqueeze(3) * of_column.unsqueeze(2)
+                cells = F.embedding(row.unsqueeze(3) + column.unsqueeze(2), table)
+                pooled = pooled + cells.float() * weight.unsqueeze(4)
+        return pooled
+
+    def _taps(self, low: Tensor, high: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells that a bin is made of along one axis, and their weights: (N, R, size, taps) each."""
+        scale, side = _look_up(self.scales, level), _look_up(self.sides, level).unsqueeze(2)
+        offset = 0.5 if self.aligned else 0.0
+        start, end = low * scale - offset, high * scale - offset
+        extent = end - start if self.aligned else (end - start).clamp(min=1.0)
+        at = start.unsqueeze(2) + extent.unsqueeze(2) * self.places
+        inside = ((at >= -1.0) & (at <= side)).float()
+        at = torch.minimum(at.clamp(min=0.0), side - 1.0)
+        cell = at.floor()
+        rest = at - cell
+        share = inside * (2 / self.taps)  # the samples of a bin are averaged
+        cells = torch.stack([cell, torch.minimum(cell + 1.0, side - 1.0)], dim=-1)
+        weights = torch.stack([(1.0 - rest) * share, rest * share], dim=-1)
+        shape = (*low.shape, self.size, self.taps)
+        return cells.to(torch.int64).reshape(shape), weights.reshape(shape)
+
+
+def _look_up(values: Tensor, index: Tensor) -> Tensor:
+    """values[index], as one Gather."""
+    return values.index_select(0, index.flatten()).view_as(index)
