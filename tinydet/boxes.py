@@ -21,9 +21,7 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     return offsets * offsets.new_tensor(CODER_WEIGHTS)
 
 
-def decode(
-    deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = CODER_WEIGHTS
-) -> Tensor:
+def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = CODER_WEIGHTS) -> Tensor:
     """The inverse of `encode`, for any leading shape (..., 4); sizes are capped at `MAX_LOG_SIZE`."""
     dx, dy, dw, dh = (d if w == 1 else d / w for d, w in zip(deltas.unbind(-1), weights, strict=True))
     x0, y0, x1, y1 = anchors.unbind(-1)

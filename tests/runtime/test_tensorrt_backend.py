@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tinydet.runtime.backends import TileOutputs, open_model
+from tinydet.runtime.backends import TileOutputs, open_model, output_shapes
 from tinydet.runtime.backends.tensorrt import TensorRTBackend, open_engine
 from tinydet.spec import ModelSpec
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from tinydet.boxes import decode
-from tinydet.detector import PIXEL_MEAN, PIXEL_STD, Detector
+from tinydet.detector import PIXEL_MEAN, PIXEL_STD
+from tinydet.faster_rcnn import FasterRCNN
 from tinydet.fpn import FusionFPN, fold_alpha
 from tinydet.retinanet import RetinaNet
 from tinydet.spec import ModelSpec
 
 MAX_TOPK = 3840  # TensorRT's TopK takes k <= 3840
 
-DetectorType = TypeVar("DetectorType", bound=Detector)
+DetectorType = TypeVar("DetectorType", RetinaNet, FasterRCNN)
 
 
 class InferenceGraph(nn.Module):

@@ -23,11 +23,11 @@ from torch import Tensor
 from tinydet._atomic import atomic_path, write_text
 from tinydet._extras import needs_extra
 from tinydet.data.synthetic import render_scene
-from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
 from tinydet.detector import Detector
+from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
 from tinydet.export.graph import MAX_TOPK, InferenceGraph
 from tinydet.export.two_stage import TwoStageInferenceGraph
-from tinydet.export.verify import TOLERANCES, Parity, Verification, compare, write_report
+from tinydet.export.verify import TOLERANCES, Parity, Verification, compare, unsettled, write_report
 from tinydet.faster_rcnn import FasterRCNN
 from tinydet.fpn import FoldedFPN, PlainFPN
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes

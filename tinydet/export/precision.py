@@ -45,6 +45,7 @@ METHODS = {"max": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}  #
 SEARCH_IMAGES = 30  # that a search looks at, at most
 HALF_MAX = 65504.0
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what has weights to convert
+QUANTISED = ("Conv", "Gemm", "Add")  # what INT8 takes of them, and the sums between convolutions
 # TensorRT takes INT8 with zero points of 0 only, and no INT32 biases behind a DequantizeLinear.
 QDQ_OPTIONS = {
     "ActivationSymmetric": True,
@@ -311,7 +312,7 @@ def calibrate(source: Path, images: Iterable[Path], spec: ModelSpec, method: Met
     with TemporaryDirectory(prefix="tinydet-") as folder, _quiet():
         calibrator = create_calibrator(
             source,
-            ["Conv", "Add"],
+            list(QUANTISED),
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
             calibrate_method=getattr(CalibrationMethod, METHODS[method]),
             providers=["CPUExecutionProvider"],
@@ -323,7 +324,7 @@ def calibrate(source: Path, images: Iterable[Path], spec: ModelSpec, method: Met
 
 
 def to_int8(model: ModelProto, ranges: Any, kept: Collection[str] = ()) -> ModelProto:
-    """A copy with Q/DQ around its convolutions and the sums between them: symmetric, weights per channel."""
+    """A copy with Q/DQ around its layers and the sums between convolutions: symmetric, weights per channel."""
     with needs_extra("export"), _quiet():
         import onnx
         from onnxruntime.quantization import QuantType
@@ -331,12 +332,12 @@ def to_int8(model: ModelProto, ranges: Any, kept: Collection[str] = ()) -> Model
 
     copy = onnx.shape_inference.infer_shapes(model, data_prop=True)
     chosen = _convertible(copy.graph, kept)
-    wanted = [node.name for node in copy.graph.node if node.name in chosen and node.op_type in ("Conv", "Add")]
+    wanted = [node.name for node in copy.graph.node if node.name in chosen and node.op_type in QUANTISED]
     if not wanted:
         return copy
     with _quiet():
         quantizer = QDQQuantizer(
-            copy, True, False, QuantType.QInt8, QuantType.QInt8, ranges, wanted, [], ["Conv", "Add"], dict(QDQ_OPTIONS)
+            copy, True, False, QuantType.QInt8, QuantType.QInt8, ranges, wanted, [], list(QUANTISED), dict(QDQ_OPTIONS)
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
