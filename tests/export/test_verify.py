@@ -25,9 +25,11 @@ class Squares:
 
     name = "squares"
 
-    def __init__(self, shift: float = 0.0, miss: int = 0, spoilt_batch: int = 0, **changes: Any) -> None:
+    def __init__(
+        self, shift: float = 0.0, miss: int = 0, spoilt_batch: int = 0, unsettled: int = 0, **changes: Any
+    ) -> None:
         self.spec = dataclasses.replace(SPEC, **changes)
-        self.shift, self.miss, self.spoilt_batch = shift, miss, spoilt_batch
+        self.shift, self.miss, self.spoilt_batch, self.unsettled = shift, miss, spoilt_batch, unsettled
         self.batches: list[int] = []
 
     def run(self, images: np.ndarray) -> TileOutputs:
@@ -44,7 +46,9 @@ class Squares:
                 scores[i, k] = 0.9 - 0.01 * k
         if len(images) == self.spoilt_batch:
             boxes[-1] += 20
-        return TileOutputs(boxes, scores, np.where(scores > 0, 0, -1).astype(np.int32), candidates)
+        rest = np.zeros(len(images) if self.spec.nms_rounds else 0, np.int32)
+        rest[-1:] = self.unsettled
+        return TileOutputs(boxes, scores, np.where(scores > 0, 0, -1).astype(np.int32), candidates, rest)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,14 @@ def test_boxes_that_moved_are_stopped_and_named(pictures: list[Path]) -> None:
 def test_a_fault_of_one_batch_size_is_found(pictures: list[Path]) -> None:
     seen = verify(Squares(), Squares(spoilt_batch=3), pictures)
     assert seen.faults and all(fault.startswith("all of them, batch 3: ") for fault in seen.faults)
+
+
+def test_suppression_that_did_not_settle_is_stopped_whatever_was_found(pictures: list[Path]) -> None:
+    assert verify(Squares(), Squares(nms_rounds=8), pictures).passed
+    seen = verify(Squares(), Squares(nms_rounds=8, unsettled=3), pictures)
+    assert all(found.unmatched == 0 for found in seen.parity.values())
+    assert "empty tile, batch 1: 3 proposals still changed in the last of 8 rounds" in seen.faults[1]
+    assert len(seen.faults) == len(seen.parity) and "--nms-rounds 16" in seen.faults[0]
 
 
 def test_int8_may_move_a_box_by_a_part_of_a_pixel_but_not_lose_precision(data: Dataset, pictures: list[Path]) -> None:

@@ -70,6 +70,7 @@ def make_onnx() -> Callable[..., Path]:
     def make(
         path: Path, *, spec: ModelSpec | None = None, metadata: str | None = "spec", labels: str = "labels"
     ) -> Path:
+        """Where the spec says that proposals are suppressed inside, as many do not settle as there are candidates."""
         spec = spec or dataclasses.replace(SPEC, detector="cells", nms_in_graph=True)
         cells = spec.tile // 8
         y, x = np.divmod(np.arange(cells * cells), cells)
@@ -100,6 +101,8 @@ def make_onnx() -> Callable[..., Path]:
             node("Cast", ["passed"], ["counted"], to=Type.INT32),
             node("ReduceSum", ["counted", "one"], ["candidates"], keepdims=0),
         ]
+        more = ["unconverged"] if spec.nms_rounds and labels == "labels" else []
+        nodes += [node("Identity", ["candidates"], [name]) for name in more]
         k = spec.max_detections
         info = helper.make_tensor_value_info
         graph = helper.make_graph(
@@ -111,6 +114,7 @@ def make_onnx() -> Callable[..., Path]:
                 info("scores", Type.FLOAT, ["N", k]),
                 info(labels, Type.INT32, ["N", k]),
                 info("candidates", Type.INT32, ["N"]),
+                *(info(name, Type.INT32, ["N"]) for name in more),
             ],
             [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
         )

@@ -49,12 +49,30 @@ def test_outputs_keep_the_contract_of_an_exported_model(make_onnx: Callable, tmp
     for count in (1, 3):
         outputs = backend.run(np.full((count, 64, 64, 3), 255, np.uint8))
         assert outputs.boxes.shape == (count, 50, 4)
-        assert [array.dtype for array in outputs] == [np.float32, np.float32, np.int32, np.int32]
+        assert [array.dtype for array in outputs[:4]] == [np.float32, np.float32, np.int32, np.int32]
+        assert outputs.unconverged.shape == (0,)  # this model suppresses nothing inside
         assert outputs.candidates.tolist() == [64] * count  # 64 white cells for 50 slots: seen, and counted
     assert (outputs.labels == 0).all()
     dark = backend.run(np.zeros((1, 64, 64, 3), np.uint8))
     assert (dark.labels == -1).all()
     assert dark.candidates.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_what_did_not_settle_inside_a_model_is_told_where_it_has_such_an_output(
+    make_onnx: Callable, tmp_path: Path, name: str
+) -> None:
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="needs tinydet[openvino]")
+    spec = dataclasses.replace(open_model(make_onnx(tmp_path / "plain.onnx"), "onnx").spec, nms_rounds=8)
+    backend = open_model(make_onnx(tmp_path / "model.onnx", spec=spec), name, threads=1)
+    images = np.zeros((3, 64, 64, 3), np.uint8)
+    images[1, :16] = 255
+    outputs = backend.run(images)
+    assert outputs.unconverged.tolist() == [0, 16, 0] and outputs.unconverged.dtype == np.int32
+    without = make_onnx(tmp_path / "without.onnx", metadata=spec.to_json())
+    with pytest.raises(ValueError, match="expected inputs and outputs .*unconverged.*export the model again"):
+        open_model(without, name)
 
 
 def test_tensors_that_stay_on_a_device_give_what_a_run_gives(make_onnx: Callable, tmp_path: Path) -> None:

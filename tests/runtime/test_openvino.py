@@ -51,7 +51,7 @@ def test_it_answers_as_onnx_runtime_does_in_every_batch(model: Path, backend: st
     for count in (1, 3, 4):
         outputs = ours.run(tiles(count))
         assert_same(outputs, theirs.run(tiles(count)))
-        assert [array.dtype for array in outputs] == [np.float32, np.float32, np.int32, np.int32]
+        assert [array.dtype for array in outputs[:4]] == [np.float32, np.float32, np.int32, np.int32]
         assert len(set(outputs.candidates.tolist())) == 1 and outputs.candidates[0] > 40
 
 
