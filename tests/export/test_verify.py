@@ -189,6 +189,18 @@ def test_one_box_cannot_stand_for_two() -> None:
     assert parity.candidates_difference == pytest.approx(1 / 8)
 
 
+def test_a_duplicate_that_suppression_removes_may_be_missing_and_what_it_keeps_may_not() -> None:
+    """The first two are one object: without the second nothing is lost, without the third an object is."""
+    fewer = outputs([BOXES[0], BOXES[2]], [0.9, 0.6], [0, 1])
+    assert [compare(REFERENCE, fewer, FLOOR, nms_iou=iou).unmatched for iou in (None, 0.5, 0.99)] == [1, 0, 1]
+    assert [compare(fewer, REFERENCE, FLOOR, nms_iou=iou).unmatched for iou in (None, 0.5, 0.99)] == [1, 0, 1]
+    lost = outputs(BOXES[:2], [0.9, 0.8999], [0, 0])
+    assert compare(REFERENCE, lost, FLOOR, nms_iou=0.5).unmatched == 1
+    # The survivor may be the other one of a pair, as long as the first is there too.
+    turned = outputs([BOXES[1], BOXES[0], BOXES[2]], [0.9, 0.8999, 0.6], [0, 0, 1])
+    assert compare(REFERENCE, turned, FLOOR, nms_iou=0.5).unmatched == 0
+
+
 def test_a_box_of_another_tile_does_not_count() -> None:
     empty = outputs([], [], [])
     two = [

@@ -263,7 +263,8 @@ def _parity_of(path: Path, graph: torch.nn.Module, spec: ModelSpec) -> Parity:
     def run_torch(tiles: NDArray[np.uint8]) -> TileOutputs:
         return TileOutputs(*(output.numpy() for output in graph(torch.from_numpy(tiles))))
 
-    return compare(answers(run_torch), answers(open_model(path, "onnx").run), spec.score_floor)
+    nms_iou = spec.nms_iou if spec.nms_rounds else None
+    return compare(answers(run_torch), answers(open_model(path, "onnx").run), spec.score_floor, nms_iou=nms_iou)
 
 
 class _Pyramid(torch.nn.Module):

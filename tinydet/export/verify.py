@@ -22,7 +22,7 @@ from tinydet.evaluation.backend import detect_dataset, score_dataset
 from tinydet.evaluation.protocols import choose_protocol
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.scene import open_scene
-from tinydet.runtime.suppress import conflicts
+from tinydet.runtime.suppress import conflicts, suppress
 from tinydet.spec import ModelSpec
 
 PROTOCOL = "coco"
@@ -90,6 +90,7 @@ class Verification:
             Empty where the images have no annotations.
         images: how many AP was measured on; `source`: what they are.
         faults: why the model must not be used; empty when the gate is passed.
+        nms_iou: of the suppression that forgives a box without a partner, see `compare`; None: it forgives none.
     """
 
     model: str
@@ -103,6 +104,7 @@ class Verification:
     source: str
     seconds: float
     faults: tuple[str, ...]
+    nms_iou: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -146,8 +148,11 @@ def verify(
     say("comparing detections")
     kinds = gate_tiles(reference, images)
     wanted = {kind: run_in_batches(reference, tiles, 1) for kind, tiles in kinds.items()}
+    nms_iou = ours.nms_iou if ours.nms_rounds else None
     parity = {
-        f"{kind}, batch 1": compare(wanted[kind], run_in_batches(candidate, tiles, 1), ours.score_floor, tolerance)
+        f"{kind}, batch 1": compare(
+            wanted[kind], run_in_batches(candidate, tiles, 1), ours.score_floor, tolerance, nms_iou=nms_iou
+        )
         for kind, tiles in kinds.items()
     }
     all_tiles, all_wanted = np.concatenate(list(kinds.values())), _joined(list(wanted.values()))
@@ -156,7 +161,7 @@ def verify(
         answers = run_in_batches(candidate, all_tiles[order], size)
         known = all_wanted
         again = TileOutputs(known.boxes[order], known.scores[order], known.labels[order], known.candidates[order])
-        parity[f"all of them, batch {size}"] = compare(again, answers, ours.score_floor, tolerance)
+        parity[f"all of them, batch {size}"] = compare(again, answers, ours.score_floor, tolerance, nms_iou=nms_iou)
     faults = [
         fault for what, found in parity.items() for fault in _parity_faults(what, found, tolerance, ours.nms_rounds)
     ]
@@ -184,13 +189,24 @@ def verify(
         source=str(dataset.source) if dataset is not None else f"{len(images)} images without annotations",
         seconds=time.monotonic() - started,
         faults=tuple(faults),
+        nms_iou=nms_iou,
     )
 
 
 def compare(
-    reference: TileOutputs, other: TileOutputs, score_floor: float, tolerance: Tolerance = TOLERANCES["fp32"]
+    reference: TileOutputs,
+    other: TileOutputs,
+    score_floor: float,
+    tolerance: Tolerance = TOLERANCES["fp32"],
+    *,
+    nms_iou: float | None = None,
 ) -> Parity:
-    """Two runs on the same tiles, as sets: the order within a tile means nothing."""
+    """Two runs on the same tiles, as sets: the order within a tile means nothing.
+
+    Args:
+        nms_iou: forgive a box without a partner where suppression at this IoU removes it from its own side. For models
+            with proposals: which duplicates of an object become proposals is for rounding to decide.
+    """
     tiles, slots = reference.scores.shape
     sides = [_flattened(reference), _flattened(other)]
     count = len(sides[0][1])
@@ -213,6 +229,10 @@ def compare(
     for outputs in (reference, other):
         cut = np.maximum(cut, np.where(outputs.labels[:, -1] >= 0, outputs.scores[:, -1], 0.0))
     forgiven = scores <= cut[tile] + tolerance.score
+    if nms_iou is not None:
+        removed = np.ones(len(boxes), np.bool_)
+        removed[suppress(boxes, scores, nms_iou, same=2 * cells + side)] = False
+        forgiven |= removed
     candidates = np.abs(reference.candidates.astype(np.int64) - other.candidates) / np.maximum(
         reference.candidates, slots
     )
@@ -328,7 +348,8 @@ def format_report(verification: Verification) -> str:
         *(f"- {fault}" for fault in v.faults),
         *([""] if v.faults else []),
         f"Two detections are the same where their class is, IoU > {tolerance.iou} and scores differ by at most "
-        f"{tolerance.score}; {tolerance.unmatched:.0%} may lack a partner. The crowded tile "
+        f"{tolerance.score}; {tolerance.unmatched:.0%} may lack a partner"
+        f"{'' if v.nms_iou is None else f', beside those that suppression at IoU {v.nms_iou} removes'}. The crowded tile "
         f"{'had' if v.saturated else 'did not have'} more candidates than the model has slots.",
         "",
         "| compared on | tiles | detections | unmatched | score, largest difference | box, pixels |",
