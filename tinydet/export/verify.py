@@ -340,6 +340,7 @@ def write_report(verification: Verification, model: Path, more: Mapping[str, Any
 def format_report(verification: Verification) -> str:
     """The report as Markdown."""
     v, tolerance = verification, verification.tolerance
+    forgiven = "" if v.nms_iou is None else f", and so may what suppression at IoU {v.nms_iou} removes"
     lines = [
         f"# {'Passed' if v.passed else 'Failed'}: {v.model}",
         "",
@@ -348,8 +349,7 @@ def format_report(verification: Verification) -> str:
         *(f"- {fault}" for fault in v.faults),
         *([""] if v.faults else []),
         f"Two detections are the same where their class is, IoU > {tolerance.iou} and scores differ by at most "
-        f"{tolerance.score}; {tolerance.unmatched:.0%} may lack a partner"
-        f"{'' if v.nms_iou is None else f', beside those that suppression at IoU {v.nms_iou} removes'}. The crowded tile "
+        f"{tolerance.score}; {tolerance.unmatched:.0%} may lack a partner{forgiven}. The crowded tile "
         f"{'had' if v.saturated else 'did not have'} more candidates than the model has slots.",
         "",
         "| compared on | tiles | detections | unmatched | score, largest difference | box, pixels |",
