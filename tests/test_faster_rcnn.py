@@ -18,7 +18,7 @@ from tinydet.batch import Batch, anchors_of, collate
 from tinydet.checkpoint import Checkpoint
 from tinydet.data.training import Sample
 from tinydet.detector import DetectorConfig, build_detector
-from tinydet.faster_rcnn import FasterRCNN, TileDetections, _AlignedRoIAlign, _centred_in, _outside_regions
+from tinydet.faster_rcnn import AlignedRoIAlign, FasterRCNN, TileDetections, _centred_in, _outside_regions
 from tinydet.torch_backend import TorchBackend, TorchvisionGraph
 
 SIZE, CLASSES, CHANNELS = 128, 2, 16
@@ -173,7 +173,7 @@ def test_centres_on_a_regions_lower_edge_belong_to_it_and_on_its_upper_do_not() 
 def test_aligned_pooling_is_roi_align_aligned_level_by_level() -> None:
     torch.manual_seed(0)
     features = {f"P{i}": torch.randn(2, 4, SIZE >> i, SIZE >> i) for i in range(2, 6)}
-    align = _AlignedRoIAlign(["P2", "P3", "P4", "P5"], 7, 2, canonical_scale=32)
+    align = AlignedRoIAlign(["P2", "P3", "P4", "P5"], 7, 2, canonical_scale=32)
     boxes = [torch.tensor([[5.0, 5, 9, 8], [10, 20, 40, 52]]), torch.tensor([[0.0, 0, 127, 127]])]
     pooled = align(features, boxes, [(SIZE, SIZE)] * 2)
     # 4 * 3 px: P2. 30 * 32: just below P4's 32. 127 * 127: P4 + 1.

@@ -98,7 +98,7 @@ class FasterRCNN(nn.Module):
             nms_thresh=PROPOSAL_NMS,
         )
         self.rpn.straddling = straddling
-        align = _AlignedRoIAlign if roi_rule == "aligned" else MultiScaleRoIAlign
+        align = AlignedRoIAlign if roi_rule == "aligned" else MultiScaleRoIAlign
         self.roi_heads = RoIHeads(
             align(list(ROI_LEVELS), ROI_SIZE, ROI_SAMPLING, canonical_scale=canonical_scale),
             TwoMLPHead(channels * ROI_SIZE**2, 4 * channels),
@@ -207,7 +207,7 @@ class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         return of_objectness, of_boxes
 
 
-class _AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
+class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     """`MultiScaleRoIAlign` with `aligned=True`, which torchvision's does not offer."""
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:

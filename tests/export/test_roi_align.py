@@ -7,11 +7,11 @@ import torch
 from torchvision.ops import MultiScaleRoIAlign
 
 from tinydet.export.roi_align import GatheredRoIAlign
-from tinydet.faster_rcnn import _AlignedRoIAlign
+from tinydet.faster_rcnn import AlignedRoIAlign
 
 TILE = 128
 NAMES = ("P2", "P3", "P4", "P5")
-RULES = {"torchvision": MultiScaleRoIAlign, "aligned": _AlignedRoIAlign}
+RULES = {"torchvision": MultiScaleRoIAlign, "aligned": AlignedRoIAlign}
 
 
 def gathered(aligned: bool, canonical_scale: float) -> GatheredRoIAlign:

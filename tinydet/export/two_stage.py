@@ -10,7 +10,7 @@ from tinydet.boxes import decode
 from tinydet.export.cluster_nms import cluster_nms
 from tinydet.export.graph import MAX_TOPK, Pixels, deployed
 from tinydet.export.roi_align import GatheredRoIAlign
-from tinydet.faster_rcnn import FasterRCNN, _AlignedRoIAlign
+from tinydet.faster_rcnn import AlignedRoIAlign, FasterRCNN
 from tinydet.spec import ModelSpec
 
 PROPOSAL_CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # torchvision's and the released code's
@@ -71,7 +71,7 @@ class TwoStageInferenceGraph(nn.Module):
             sampling=align.sampling_ratio,
             canonical_scale=align.canonical_scale,
             canonical_level=align.canonical_level,
-            aligned=isinstance(align, _AlignedRoIAlign),
+            aligned=isinstance(align, AlignedRoIAlign),
         )
         # Pooled features come channels last; the first layer takes them so, which saves moving them.
         first = head.box_head.fc6
