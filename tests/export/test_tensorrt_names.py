@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [ROOT / "tinydet/export/engine.py", ROOT / "tinydet/runtime/backends/tensorrt.py"]
+BACKENDS = ROOT / "tinydet/runtime/backends"
+SOURCES = [ROOT / "tinydet/export/engine.py", BACKENDS / "tensorrt.py", BACKENDS / "cuda_lane.py"]
 RECORD = json.loads((Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8"))
 
 # In the sources a variable or attribute of one of these names (without leading underscores) is an object of the class.
@@ -27,6 +28,7 @@ OBJECTS = {
     "cache": "ITimingCache",
     "tensor": "ITensor",
     "runtime": "Runtime",
+    "runtime_config": "IRuntimeConfig",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
 }
@@ -40,6 +42,7 @@ MAKERS = {
     "get_output": "ITensor",
     "deserialize_cuda_engine": "ICudaEngine",
     "create_execution_context": "IExecutionContext",
+    "create_runtime_config": "IRuntimeConfig",
 }
 
 
@@ -156,10 +159,11 @@ def test_tensorrt_rtx_has_them_all_and_its_own() -> None:
 
 def test_cuda_python_has_the_names_that_are_used() -> None:
     cudart = pytest.importorskip("cuda.bindings.runtime")
-    source = ast.parse(SOURCES[1].read_text(encoding="utf-8"))
-    chains = [n for n in ast.walk(source) if isinstance(n, ast.Attribute) and owner(n.value) in ("cudart", "attribute")]
-    assert len({node.attr for node in chains}) > 15
+    nodes = [n for source in SOURCES[1:] for n in ast.walk(ast.parse(source.read_text(encoding="utf-8")))]
+    chains = [n for n in nodes if isinstance(n, ast.Attribute) and owner(n.value) in ("cudart", "attribute")]
+    assert len({node.attr for node in chains}) > 25
     for node in chains:
         assert hasattr(cudart if owner(node.value) == "cudart" else cudart.cudaDeviceAttr, node.attr), node.attr
-    kinds = {n.attr for n in ast.walk(source) if isinstance(n, ast.Attribute) and owner(n.value) == "cudaMemcpyKind"}
-    assert kinds and all(hasattr(cudart.cudaMemcpyKind, kind) for kind in kinds)
+    for enum in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+        members = {n.attr for n in nodes if isinstance(n, ast.Attribute) and owner(n.value) == enum}
+        assert members and all(hasattr(getattr(cudart, enum), member) for member in members)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from tinydet._atomic import atomic_path, write_text
 from tinydet._extras import needs_extra
 from tinydet.runtime.backends import tensorrt as backend
+from tinydet.runtime.backends.cuda_lane import INPUT
 from tinydet.runtime.backends.tensorrt import PRODUCTS, Flavour
 from tinydet.spec import ModelSpec
 
@@ -273,7 +274,7 @@ class _Build:
     def set_batch(self, config: Any, tile: int, batch: tuple[int, int, int]) -> None:
         builder = self._builder
         profile = builder.create_optimization_profile()
-        profile.set_shape(backend.INPUT, *((n, tile, tile, 3) for n in batch))
+        profile.set_shape(INPUT, *((n, tile, tile, 3) for n in batch))
         if config.add_optimization_profile(profile) < 0:
             raise ValueError(f"{PRODUCTS[self.flavour]} refuses the batch sizes {batch}: {self._said()}")
 

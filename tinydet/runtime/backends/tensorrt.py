@@ -10,12 +10,9 @@ them is not so here.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import math
 import platform
 import threading
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +22,7 @@ from numpy.typing import NDArray
 
 from tinydet._extras import needs_extra
 from tinydet.runtime.backends import TileOutputs, check_tiles, output_shapes
+from tinydet.runtime.backends.cuda_lane import DTYPES, INPUT, Execution, Lane, checked
 from tinydet.spec import ModelSpec
 
 Flavour = Literal["tensorrt", "rtx"]
@@ -32,29 +30,23 @@ Flavour = Literal["tensorrt", "rtx"]
 PRODUCTS: dict[Flavour, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 MAGIC: dict[bytes, Flavour] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}  # the first bytes of a plan
 
-INPUT = "images"
-DTYPES: dict[str, np.dtype[Any]] = {
-    "images": np.dtype(np.uint8),
-    "boxes": np.dtype(np.float32),
-    "scores": np.dtype(np.float32),
-    "labels": np.dtype(np.int32),
-    "candidates": np.dtype(np.int32),
-    "unconverged": np.dtype(np.int32),
-}
-
 
 class TensorRTBackend:
-    """One engine; each thread that calls `run` gets its own execution context, stream and buffers.
+    """One engine; each thread that calls `run` gets its own execution contexts, stream and buffers.
 
     The engine sees few batch sizes only, the powers of two up to the largest: every size costs it a choice of
-    kernels. A batch in between is padded, and what the padding yields is cut off.
+    kernels, and a CUDA graph once it comes again. A batch in between is padded, and what the padding yields is cut
+    off.
     """
 
-    def __init__(self, engine: Any, spec: ModelSpec, cudart: Any, *, name: str, keep: object = None) -> None:
+    def __init__(
+        self, engine: Any, spec: ModelSpec, cudart: Any, execution: Execution, *, name: str, keep: object = None
+    ) -> None:
         """
         Args:
             engine: a deserialised ICudaEngine with the inputs and outputs of an exported model.
             cudart: the runtime module of cuda-python.
+            execution: how contexts of the engine are made.
             keep: what must live as long as the engine (its Runtime and logger).
 
         Raises:
@@ -63,6 +55,7 @@ class TensorRTBackend:
         self.name = name
         self.spec = spec
         self._engine = engine
+        self._execution = execution
         self._keep = keep  # after the engine: attributes are dropped in this order
         self._cudart = cudart
         smallest, _, largest = (int(shape[0]) for shape in engine.get_tensor_profile_shape(INPUT, 0))
@@ -85,10 +78,22 @@ class TensorRTBackend:
         if len(images) == 0:
             empty = {n: np.zeros((0, *shape), DTYPES[n]) for n, shape in self._shapes.items() if n != INPUT}
             return TileOutputs(**empty)
-        lane: _Lane | None = getattr(self._lanes, "lane", None)
+        return self._lane().run(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
+
+    def stage_times(self, images: NDArray[np.uint8]) -> dict[str, float]:
+        """Milliseconds on the GPU of one run, by CUDA events: "copy in", "execute", "copy out". For measuring: without
+        a CUDA graph, which would hide where one stage ends. Raises as `run`, and for no tiles at all.
+        """
+        check_tiles(images, self.spec)
+        if len(images) == 0:
+            raise ValueError("no tiles: there is nothing to time")
+        return self._lane().stage_times(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
+
+    def _lane(self) -> Lane:
+        lane: Lane | None = getattr(self._lanes, "lane", None)
         if lane is None:
-            lane = self._lanes.lane = _Lane(self._engine, self._cudart, self._shapes, self.spec.max_batch)
-        return lane.run(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
+            lane = self._lanes.lane = Lane(self._cudart, self._execution, self._shapes, self.spec.max_batch)
+        return lane
 
 
 def open_engine(path: Path) -> TensorRTBackend:
@@ -125,7 +130,9 @@ def open_engine(path: Path) -> TensorRTBackend:
             f"between none of these; build it here: python export/to_trt.py {path.with_suffix('.onnx')}. "
             f"{product} says: {' | '.join(logger.errors) or 'nothing'}"
         )
-    return TensorRTBackend(engine, spec, cudart, name=f"{product} {trt.__version__}", keep=(runtime, logger))
+    execution = (_execution_rtx if flavour == "rtx" else _execution)(trt, engine)
+    name = f"{product} {trt.__version__}, {gpu}"
+    return TensorRTBackend(engine, spec, cudart, execution, name=name, keep=(runtime, logger))
 
 
 def plan_flavour(plan: bytes) -> Flavour | None:
@@ -197,9 +204,9 @@ def gpu_description(cudart: Any) -> str | None:
     if error != cudart.cudaError_t.cudaSuccess or count == 0:
         return None
     attribute = cudart.cudaDeviceAttr
-    major = _checked(cudart, cudart.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMajor, 0))
-    minor = _checked(cudart, cudart.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, 0))
-    name = _checked(cudart, cudart.cudaGetDeviceProperties(0)).name
+    major = checked(cudart, cudart.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMajor, 0))
+    minor = checked(cudart, cudart.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, 0))
+    name = checked(cudart, cudart.cudaGetDeviceProperties(0)).name
     return f"{name.decode() if isinstance(name, bytes) else name} ({major}.{minor})"
 
 
@@ -208,77 +215,18 @@ def platform_name() -> str:
     return f"{platform.system().lower()}-{platform.machine().lower()}"
 
 
-class _Lane:
-    """What one thread needs to run the engine: context, stream, pinned host buffers and device buffers, all kept."""
-
-    def __init__(self, engine: Any, cudart: Any, shapes: dict[str, tuple[int, ...]], capacity: int) -> None:
-        self.cudart = cudart
-        self.batch = 0
-        self.host: dict[str, NDArray[Any]] = {}
-        self.device: dict[str, int] = {}
-        self._owned: list[tuple[Callable[[int], Any], int]] = []
-        weakref.finalize(self, _release, self._owned)  # before the first allocation: a later one may fail
-
-        self.stream = self._checked(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
-        self._owned.append((cudart.cudaStreamDestroy, self.stream))
-        for name, shape in shapes.items():
-            size = capacity * math.prod(shape) * DTYPES[name].itemsize
-            pinned = int(self._checked(cudart.cudaMallocHost(size)))
-            self._owned.append((cudart.cudaFreeHost, pinned))
-            self.device[name] = int(self._checked(cudart.cudaMalloc(size)))
-            self._owned.append((cudart.cudaFree, self.device[name]))
-            memory = (ctypes.c_uint8 * size).from_address(pinned)
-            self.host[name] = np.ctypeslib.as_array(memory).view(DTYPES[name]).reshape(capacity, *shape)
-        self.host[INPUT][:] = 0
-
-        self.context = engine.create_execution_context()
-        if self.context is None:
-            raise OSError("TensorRT made no execution context: the GPU's memory is used up; close other programs")
-        for name, address in self.device.items():
-            if not self.context.set_tensor_address(name, address):
-                raise OSError(f"TensorRT refused the buffer of {name!r}")
-
-    def run(self, images: NDArray[np.uint8], batch: int) -> TileOutputs:
-        """Copy in, execute, copy out, all on the lane's own stream; `images` fill the first of `batch` places."""
-        cudart, context, count = self.cudart, self.context, len(images)
-        self.host[INPUT][:count] = images  # the padding keeps older tiles; nobody reads what they yield
-        if batch != self.batch:
-            if not context.set_input_shape(INPUT, (batch, *images.shape[1:])) or context.infer_shapes():
-                raise OSError(f"TensorRT refused a batch of {batch}; build the engine again")
-            self.batch = batch
-        self._copy(INPUT, batch, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
-        if not context.execute_async_v3(int(self.stream)):
-            raise OSError("TensorRT could not run the engine")
-        answers = [name for name in self.host if name != INPUT]
-        for name in answers:
-            self._copy(name, batch, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
-        self._checked(cudart.cudaStreamSynchronize(self.stream))
-        return TileOutputs(**{name: self.host[name][:count].copy() for name in answers})
-
-    def _copy(self, name: str, batch: int, kind: Any) -> None:
-        host = self.host[name]
-        ends = (self.device[name], host.ctypes.data)
-        target, source = ends if name == INPUT else ends[::-1]
-        self._checked(self.cudart.cudaMemcpyAsync(target, source, host[:batch].nbytes, kind, self.stream))
-
-    def _checked(self, answer: tuple[Any, ...]) -> Any:
-        return _checked(self.cudart, answer)
+def _execution(trt: Any, engine: Any) -> Execution:
+    """A context for each batch size, all in one memory: a CUDA graph belongs to one shape and one context."""
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    return Execution(lambda: engine.create_execution_context(strategy), int(engine.device_memory_size_v2), True)
 
 
-def _checked(cudart: Any, answer: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call, whose answer is (error, value) or (error,)."""
-    error, *values = answer
-    if error != cudart.cudaError_t.cudaSuccess:
-        text = cudart.cudaGetErrorString(error)[1]
-        raise OSError(f"CUDA: {text.decode() if isinstance(text, bytes) else text} ({error.name})")
-    return values[0] if values else None
-
-
-def _release(owned: list[tuple[Callable[[int], Any], int]]) -> None:
-    """Give back in reverse order; at exit the driver may be gone already, so answers are not read."""
-    while owned:
-        free, what = owned.pop()
-        free(what)
+def _execution_rtx(trt: Any, engine: Any) -> Execution:
+    """One context for all sizes. TensorRT-RTX compiles kernels for a size while others run, and captures graphs itself
+    once it has them; only it knows when."""
+    runtime_config = engine.create_runtime_config()
+    runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return Execution(lambda: engine.create_execution_context(runtime_config), 0, False)
 
 
 def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:

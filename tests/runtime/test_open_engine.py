@@ -1,0 +1,179 @@
+"""Opening an engine: it runs where all of it fits, else one line says what does not, and the way out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinydet.runtime.backends import open_model
+from tinydet.runtime.backends.tensorrt import open_engine
+
+_file = Path(__file__).with_name("cuda_stand_in.py")
+_spec = importlib.util.spec_from_file_location("cuda_stand_in", _file)
+assert _spec is not None and _spec.loader is not None
+cuda = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cuda)
+Driver, Engine = cuda.Driver, cuda.Engine
+SPEC, tiles, brightest, assert_equal = cuda.SPEC, cuda.tiles, cuda.brightest, cuda.assert_equal
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+@pytest.fixture
+def engine(driver: Driver) -> Engine:
+    return Engine(driver)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """`model.engine` and its description; the engine is the first bytes of one."""
+    path = tmp_path / "model.engine"
+    write(path, b"vtrt and the rest")
+    return path
+
+
+def write(path: Path, plan: bytes, **changes: Any) -> None:
+    engine = {"flavour": "rtx", "version": "1.7", "gpu": "compute capability 8.6", "platform": "linux-x86_64"}
+    engine |= {"bytes": len(plan), "sha256": hashlib.sha256(plan).hexdigest(), **changes}
+    path.write_bytes(plan)
+    path.with_suffix(".json").write_text(replace(SPEC, engine=engine).to_json())
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, driver: Driver, engine: Engine) -> types.ModuleType:
+    """cuda-python and `tensorrt_rtx` as far as opening an engine goes; `engine` is what a plan becomes."""
+    for name, module in {"cuda": types.ModuleType("cuda"), "cuda.bindings": types.ModuleType("cuda.bindings")}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", driver)  # type: ignore[arg-type]
+    rtx = types.ModuleType("tensorrt_rtx")
+
+    class Logger:
+        INTERNAL_ERROR, ERROR = types.SimpleNamespace(name="INTERNAL_ERROR"), types.SimpleNamespace(name="ERROR")
+
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Any:
+            if rtx.engine is None:
+                self.logger.log(Logger.ERROR, "the plan is of\n another version")
+            return rtx.engine
+
+    rtx.__dict__.update(ILogger=Logger, Runtime=Runtime, engine=engine, __version__="1.8")
+    rtx.__dict__["CudaGraphStrategy"] = types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
+    rtx.__dict__["ExecutionContextAllocationStrategy"] = types.SimpleNamespace(USER_MANAGED="user managed")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
+    monkeypatch.setitem(sys.modules, "tensorrt", rtx)
+    return rtx
+
+
+def test_an_engine_that_fits_is_opened_and_runs(installed: types.ModuleType, files: Path, engine: Engine) -> None:
+    backend = open_model(files)
+    assert backend.name == "TensorRT-RTX 1.8, Stand-in (8.9)"
+    assert backend.spec.classes == ("light",)
+    assert_equal(backend.run(tiles(2)), brightest(tiles(2)))
+    assert engine.contexts[0].how.cuda_graph_strategy == "whole graph"
+
+
+def test_graphs_are_captured_by_rtx_itself_and_for_tensorrt_by_us(
+    installed: types.ModuleType, files: Path, engine: Engine, driver: Driver
+) -> None:
+    for magic, flavour, graphs in ((b"vtrt", "rtx", 0), (b"ftrt", "tensorrt", 2)):
+        write(files, magic + b" and the rest", flavour=flavour)
+        driver.calls.clear()
+        backend = open_engine(files)
+        for _ in range(3):
+            assert_equal(backend.run(tiles(2)), brightest(tiles(2)))
+        assert [call[0] for call in driver.calls].count("graph") == graphs
+
+
+def test_an_engine_of_another_version_or_gpu_is_explained(installed: Any, files: Path) -> None:
+    installed.engine = None
+    with pytest.raises(OSError, match="cannot be loaded") as refused:
+        open_engine(files)
+    text = str(refused.value)
+    assert "Built by TensorRT-RTX 1.7 for compute capability 8.6 on linux-x86_64" in text
+    assert "here: TensorRT-RTX 1.8, Stand-in (8.9)" in text
+    assert f"python export/to_trt.py {files.with_suffix('.onnx')}" in text
+    assert "the plan is of another version" in text
+
+
+def test_an_engine_without_a_gpu_says_what_it_needs(installed: Any, files: Path, driver: Driver) -> None:
+    driver.gpus = 0
+    with pytest.raises(OSError, match=r"model\.engine is a TensorRT-RTX engine and needs an NVIDIA GPU"):
+        open_engine(files)
+
+
+def test_this_machine_without_a_gpu_says_the_same(files: Path) -> None:
+    cudart = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+    if cudart.cudaGetDeviceCount()[0] == cudart.cudaError_t.cudaSuccess:
+        pytest.skip("there is a GPU")
+    with pytest.raises(OSError, match="needs an NVIDIA GPU with its driver"):
+        open_engine(files)
+
+
+@pytest.mark.parametrize("absent", [("cuda",), ("tensorrt_rtx",)])
+def test_a_missing_package_is_an_instruction(
+    installed: Any, files: Path, absent: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in absent:
+            monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+    with pytest.raises(ModuleNotFoundError, match=r"Run: pip install 'tinydet\[rtx\]'"):
+        open_engine(files)
+
+
+def test_an_older_cuda_python_is_found_under_its_older_name(
+    installed: Any, files: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cuda.cudart", driver)  # type: ignore[arg-type]
+    assert_equal(open_engine(files).run(tiles(1)), brightest(tiles(1)))
+
+
+def test_a_file_that_is_no_engine_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.engine"
+    for content in (b"", b"PK\x03\x04 a zip", b"ONNX"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.engine is not a TensorRT engine"):
+            open_engine(path)
+
+
+def test_an_engine_needs_its_own_description(files: Path) -> None:
+    sidecar = files.with_suffix(".json")
+    sidecar.write_text(SPEC.to_json())
+    with pytest.raises(ValueError, match="exported again after"):
+        open_engine(files)
+    write(files, b"vtrt of another model with the same length", sha256="0" * 64)
+    with pytest.raises(ValueError, match="copied in part, or mixed up"):
+        open_engine(files)
+    sidecar.unlink()
+    with pytest.raises(ValueError, match=r"lacks its description .*model\.json"):
+        open_engine(files)
+
+
+def test_the_code_of_a_version_compatible_plan_is_run_only_when_its_description_says_so(
+    installed: Any, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes: list[Any] = []
+    original = installed.Runtime.__init__
+    monkeypatch.setattr(
+        installed.Runtime, "__init__", lambda self, logger: (original(self, logger), runtimes.append(self))[0]
+    )
+    open_engine(files)
+    write(files, b"vtrt", version_compatible=True)
+    open_engine(files)
+    assert [runtime.engine_host_code_allowed for runtime in runtimes] == [False, True]
