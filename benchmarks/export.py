@@ -1,0 +1,356 @@
+"""What an export gives: size, build time, latency and parity, by detector, backbone and precision.
+
+    python benchmarks/export.py --data val --calibration train/images --models model.pth
+    python benchmarks/export.py --only latency --minutes 7     # the rest of one step, for as long
+
+Each cell is a detector (RetinaNet, Faster R-CNN) over a backbone in FP32, FP16 or INT8. A checkpoint among --models
+stands for its detector and backbone and is measured as trained; the others have seeded random weights, of --preset
+small or paper. Three steps, each of which is recorded as soon as it is done and not repeated:
+
+convert   ONNX by `tinydet export onnx` with its gate; then the other precisions. Of a trained model they pass the gate
+          too, with AP-tiny on --data, and keep layers in FP32 where they must. Of a random model every layer is
+          converted and the differences are only told: what it finds is noise, and no layer is worth keeping for it.
+build     a TensorRT-RTX engine for batches of 1, 8 and 16, --builds times; it needs no GPU.
+latency   one real tile, on each backend of this machine, the sides in turns of five (see timing.py).
+
+What cannot be exported stands in the table with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from environment import ROOT, environment
+from timing import interleaved, summary, warm_up
+
+from tinydet._atomic import write_json
+from tinydet._extras import needs_extra
+from tinydet.data.coco import find_dataset, load_dataset
+from tinydet.data.synthetic import embedded_dataset
+from tinydet.runtime.backends import open_model
+from tinydet.spec import PRECISIONS, ModelSpec
+
+DETECTORS = ("retinanet", "faster_rcnn")
+BACKBONES = ("mobilenet_v2", "resnet18", "resnet50")
+BACKENDS = ("onnx-cpu", "openvino", "openvino-bf16")
+BATCH = (1, 8, 16)
+STEPS = ("convert", "build", "latency")
+NAMES = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN"}
+NAMES |= {"mobilenet_v2": "MobileNetV2", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
+
+
+def main() -> int:
+    args = arguments()
+    began = time.monotonic()
+    result = json.loads(args.output.read_text()) if args.output.is_file() else {"cells": {}}
+    result = {"command": "python benchmarks/export.py", **environment(), **result}
+    for step, (model, name) in itertools.product(args.only, checkpoints(args)):
+        if time.monotonic() - began > args.minutes * 60:
+            print("time is up; the same command goes on from here")
+            break
+        work: Callable[..., Iterator[None]] = {"convert": convert, "build": build, "latency": latency}[step]
+        for _ in work(result["cells"], name, model, args):
+            write_json(args.output, result)
+    print(table(result), f"\nwrote {args.output}")
+    return 0
+
+
+def checkpoints(args: argparse.Namespace) -> list[tuple[Path, str]]:
+    """A checkpoint of every detector and backbone: trained where one was named, else random; and its row's name."""
+    from tinydet.checkpoint import load_checkpoint
+
+    trained = {}
+    for path in args.models:
+        design = load_checkpoint(path).detector
+        trained[design.detector, design.backbone] = path
+    found = []
+    for detector, backbone in itertools.product(args.detectors, args.backbones):
+        name = f"{detector} {backbone} {args.preset}"
+        path = trained.get((detector, backbone))
+        found.append((path, f"{name} trained") if path else (random_checkpoint(detector, backbone, args), name))
+    return found
+
+
+def random_checkpoint(detector: str, backbone: str, args: argparse.Namespace) -> Path:
+    """Seeded weights; batch norms know the scale of their layer, so that activations are of the usual size."""
+    path: Path = args.work / f"{detector}-{backbone}-{args.preset}.pth"
+    if path.is_file():
+        return path
+    import torch
+
+    from tinydet.checkpoint import Checkpoint, save_checkpoint
+    from tinydet.detector import DetectorConfig, build_detector
+    from tinydet.recipe import PRESETS
+
+    preset = PRESETS[args.preset]
+    torch.manual_seed(0)
+    config = DetectorConfig(backbone, preset.channels, preset.head_convs, "he", "batch", classes=2, detector=detector)
+    network = build_detector(config, (0.368, 0.387, 0.367))
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # the mean of all that it has seen
+    with torch.no_grad():
+        network.backbone.train()(torch.randn(2, 3, 320, 320))
+    for name, values in network.named_parameters():  # far enough from zero that there is something to compare
+        if name.endswith(("cls_logits.weight", "bbox_reg.weight", "cls_score.weight", "bbox_pred.weight")):
+            torch.nn.init.normal_(values, std=0.05)
+        if name.endswith("cls_logits.bias"):
+            torch.nn.init.constant_(values, -3.0)
+    save_checkpoint(Checkpoint(config, network.state_dict(), ("person", "car"), (1, 2), tile=args.tile), path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------- the steps
+
+
+def convert(cells: dict[str, Any], name: str, model: Path, args: argparse.Namespace) -> Iterator[None]:
+    """Files of all precisions under --work, and how each differs from the one before."""
+    for precision in PRECISIONS:
+        key = f"{name} {precision}"
+        if "convert" in cells.get(key, {}):
+            continue
+        print(f"{key}: convert", flush=True)
+        source, output = onnx_file(name, "fp32", args), onnx_file(name, precision, args)
+        began = time.perf_counter()
+        if precision == "fp32":
+            made = by_command(model, output, name, args)
+        elif not source.is_file():
+            made = {"not_exported": cells[f"{name} fp32"]["convert"]["not_exported"]}
+        elif "trained" in name:
+            made = by_gate(source, output, precision, args)
+        else:
+            made = whole(source, output, precision, args)
+        made["seconds"] = round(time.perf_counter() - began, 1)
+        cells.setdefault(key, {})["convert"] = {**when(), **made}
+        yield
+
+
+def by_command(model: Path, output: Path, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    words = ["export", "onnx", str(model), "--output", str(output), "--batch", str(BATCH[2]), "--tile", str(args.tile)]
+    if "trained" in name and args.data:
+        words += ["--data", str(args.data), "--limit", str(args.limit)]
+    else:
+        words += ["--images", *map(str, pictures(args)[:8])]
+    done = subprocess.run([sys.executable, "-m", "tinydet", *words], capture_output=True, text=True)
+    if done.returncode:
+        return {"not_exported": done.stderr.strip().splitlines()[-1].removeprefix("tinydet export: error: ")
+                .replace(str(model), model.name).replace(str(output), output.name)}  # fmt: skip
+    report = json.loads(output.with_suffix(".verify.json").read_text())
+    return {**parity(report), "megabytes": megabytes(output), "kept_in_fp32": []}
+
+
+def by_gate(source: Path, output: Path, precision: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """A trained model: layers stay in FP32 until AP-tiny is within the allowed drop."""
+    from tinydet.export.precision import convert
+
+    folder = args.data or embedded_dataset("val")
+    spec = open_model(source, "onnx-cpu").spec
+    dataset = load_dataset(*find_dataset(folder), categories=spec.classes)
+    images = [dataset.image_path(i) for i in range(len(dataset.images))]
+    calibration = sorted(p for p in args.calibration.iterdir() if p.is_file()) if args.calibration else images
+    try:
+        made = convert(source, output, precision, images, dataset, calibration=calibration, method=args.method,
+                       limit=args.limit, max_drop=args.max_drop)  # fmt: skip
+    except ValueError as error:
+        return {"not_exported": str(error).replace(str(output), output.name)}
+    report = asdict(made.verification)
+    return {**parity(report), "megabytes": megabytes(output), "layers": made.layers, "kept_in_fp32": list(made.kept),
+            "calibration": {"method": args.method, "pictures": len(calibration)} if precision == "int8" else None,
+            "weights": made.weights}  # fmt: skip
+
+
+def whole(source: Path, output: Path, precision: str, args: argparse.Namespace) -> dict[str, Any]:
+    """A random model: every layer, and what that changes."""
+    with needs_extra("export"):
+        import onnx
+    from tinydet.export.engine import METADATA_KEY, graph_precision
+    from tinydet.export.precision import calibrate, to_fp16, to_int8
+    from tinydet.export.verify import verify
+
+    model, spec, images = onnx.load(str(source)), open_model(source, "onnx-cpu").spec, pictures(args)[:8]
+    made = to_fp16(model) if precision == "fp16" else to_int8(model, calibrate(source, images, spec, args.method))
+    weights, proved = graph_precision(made.graph)
+    del made.metadata_props[:]
+    made.metadata_props.add(key=METADATA_KEY, value=replace(spec, precision=proved, onnx_sha256=None).to_json())
+    output.write_bytes(made.SerializeToString())
+    report = asdict(verify(open_model(source, "onnx-cpu"), open_model(output, "onnx-cpu"), images))
+    return {**parity(report), "megabytes": megabytes(output), "kept_in_fp32": [], "weights": weights}
+
+
+def build(cells: dict[str, Any], name: str, model: Path, args: argparse.Namespace) -> Iterator[None]:
+    """A TensorRT-RTX engine of each file."""
+    from tinydet.export.engine import build_engine
+
+    for precision, path, cell in files(cells, name, args):
+        if "build" in cell:
+            continue
+        print(f"{name} {precision}: build", flush=True)
+        specs: list[ModelSpec] = [
+            build_engine(path, path.with_suffix(".engine"), target="rtx", batch=BATCH) for _ in range(args.builds)
+        ]
+        built = specs[-1].engine
+        cell["build"] = {**when(), "seconds": [spec.engine["seconds"] for spec in specs], "bytes": built["bytes"],
+                         "flavour": built["flavour"], "version": built["version"], "gpu": built["gpu"]}  # fmt: skip
+        path.with_suffix(".engine").unlink()
+        yield
+
+
+def latency(cells: dict[str, Any], name: str, model: Path, args: argparse.Namespace) -> Iterator[None]:
+    """One tile, all precisions and backends of a detector in turns; bfloat16 only where it is not INT8."""
+    from tinydet.export.verify import middle_tile
+
+    found = files(cells, name, args)
+    if not found or all("latency" in cell for _, _, cell in found):
+        return
+    print(f"{name}: latency", flush=True)
+    sides, backends = {}, {}
+    for precision, path, _ in found:
+        for backend in BACKENDS:
+            if backend == "openvino-bf16" and precision != "fp32":  # it is the FP32 file in another type
+                continue
+            try:
+                opened = open_model(path, backend)
+            except (OSError, ImportError) as error:
+                print(f"{backend} is left out: {error}")
+                continue
+            tile = middle_tile(pictures(args)[0], opened.spec)[None]
+            backends[precision, backend] = opened
+            sides[f"{precision} {backend}"] = functools.partial(opened.run, tile)
+    for side in sides.values():
+        warm_up(side, seconds=args.warm_up)
+    times = interleaved(sides, seconds=args.seconds)
+    for precision, _, cell in found:
+        cell["latency"] = {**when(), "tile": args.tile, "batch": 1} | {
+            backend: {"runs": opened.name, **summary(times[f"{precision} {backend}"])}
+            for (of, backend), opened in backends.items()
+            if of == precision
+        }
+    yield
+
+
+def files(cells: dict[str, Any], name: str, args: argparse.Namespace) -> list[tuple[str, Path, dict[str, Any]]]:
+    """The ONNX files of a row that are there: precision, path, cell."""
+    rows = [(precision, onnx_file(name, precision, args), cells.get(f"{name} {precision}")) for precision in PRECISIONS]
+    return [(precision, path, cell) for precision, path, cell in rows if cell is not None and path.is_file()]
+
+
+def onnx_file(name: str, precision: str, args: argparse.Namespace) -> Path:
+    stem = name.replace(" ", "-")
+    folder: Path = args.work
+    return folder / (f"{stem}.onnx" if precision == "fp32" else f"{stem}.{precision}.onnx")
+
+
+@functools.cache
+def _pictures(folder: Path) -> tuple[Path, ...]:
+    dataset = load_dataset(*find_dataset(folder))
+    return tuple(dataset.image_path(i) for i in range(len(dataset.images)))
+
+
+def pictures(args: argparse.Namespace) -> tuple[Path, ...]:
+    return _pictures(args.data or embedded_dataset("val"))
+
+
+def parity(report: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a gate's report, over all that it compared."""
+    kinds = report["parity"].values()
+    return {
+        "detections": sum(k["detections"] for k in kinds),
+        "unmatched": sum(k["unmatched"] for k in kinds),
+        "score_difference": max(k["score_difference"] for k in kinds),
+        "box_difference": max(k["box_difference"] for k in kinds),
+        "AP": {name: [before, after] for name, (before, after) in report["precision"].items() if before >= 0},
+        "images": report["images"],
+    }
+
+
+def when() -> dict[str, Any]:
+    """Each cell may be of another day and commit."""
+    told = environment()
+    return {"date": told["date"], "commit": told["commit"], "load_at_start": told["machine"]["load_at_start"]}
+
+
+def megabytes(path: Path) -> float:
+    return round(path.stat().st_size / 1e6, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown. Latencies are medians of one tile in milliseconds."""
+    lines = [
+        "| model | weights | precision | ONNX, MB | unmatched | AP-tiny | engine, MB | build, s | "
+        "ONNX Runtime, ms | OpenVINO, ms | OpenVINO bf16, ms |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    refused: dict[str, list[str]] = {}
+    for key, cell in result["cells"].items():
+        detector, backbone, preset, *trained, precision = key.split()
+        made, built, timed = (cell.get(step, {}) for step in STEPS)
+        model = f"{NAMES[detector]}, {NAMES[backbone]}, {preset}"
+        if "not_exported" in made:
+            refused.setdefault(made["not_exported"], []).append(f"{model}, {precision}")
+            continue
+        tiny = made.get("AP", {}).get("tiny")
+        seconds = built.get("seconds")
+        row = [
+            model,
+            "trained" if trained else "random",
+            precision,
+            f"{made['megabytes']:.1f}",
+            f"{made['unmatched']} of {made['detections']}",
+            f"{100 * tiny[1]:.2f}" if tiny else "–",
+            f"{built['bytes'] / 1e6:.1f}" if built else "–",
+            f"{sorted(seconds)[len(seconds) // 2]:.1f}" if seconds else "–",
+            *(f"{timed[backend]['median']:.0f}" if backend in timed else "–" for backend in BACKENDS),
+        ]
+        lines.append(f"| {' | '.join(row)} |")
+    for reason, models in refused.items():
+        lines += ["", f"Not exported ({reason}): {'; '.join(models)}."]
+    return "\n".join(lines)
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", type=Path, nargs="+", default=[], metavar="MODEL.pth", help="trained checkpoints (default: none)")
+    add("--data", type=Path, metavar="DIR", help="COCO folder for tiles and AP (default: the embedded data)")
+    add("--calibration", type=Path, metavar="DIR", help="pictures that INT8 ranges come from (default: of --data)")
+    add("--method", choices=("max", "entropy", "percentile"), default="max", help="of calibration (default: max)")
+    add("--max-drop", type=float, default=0.005, help="of AP-tiny, for trained models (default: 0.005)")
+    add("--limit", type=int, default=1000, help="AP on the first so many images (default: 1000)")
+    add("--detectors", nargs="+", choices=DETECTORS, default=DETECTORS, help="default: both")
+    add("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="default: all three")
+    add("--preset", choices=("small", "paper"), default="small", help="64 or 256 channels (default: small)")
+    add("--tile", type=int, default=640, help="default: 640")
+    add("--only", nargs="+", choices=STEPS, default=STEPS, help="some of the steps (default: all)")
+    add("--minutes", type=float, default=float("inf"), help="begin nothing after so long (default: no limit)")
+    add("--builds", type=int, default=3, help="how often each engine is built (default: 3)")
+    add("--warm-up", type=float, default=30, help="seconds for each side at most (default: 30)")
+    add("--seconds", type=float, default=10, help="of measuring for each side (default: 10)")
+    add("--work", type=Path, default=ROOT / "runs" / "export", help="keeps the models (default: runs/export)")
+    add("--quick", action="store_true", help="MobileNetV2 at 128 pixels, a glance, in a temporary file")
+    add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "export.json",
+        help="default: benchmarks/results/export.json")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.backbones, args.tile, args.builds, args.seconds, args.warm_up = ("mobilenet_v2",), 128, 1, 0.2, 0.2
+        args.work = args.work / "quick"
+        args.output = args.work / "export.json"
+        args.output.unlink(missing_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
