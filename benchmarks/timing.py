@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ WINDOW = 20  # runs whose median must have settled
 SETTLED = 0.02
 WARM_RUNS, WARM_SECONDS = 10, 30.0
 RUNS, SECONDS = 200, 10.0
+Side = TypeVar("Side", bound=Hashable)
 TURN = 5  # runs of one side before the next has its turn; the first of them is not counted
 
 
@@ -39,13 +41,13 @@ def settled(times: Sequence[float]) -> bool:
 
 
 def interleaved(
-    sides: Mapping[str, Callable[[], object]], *, runs: int = RUNS, seconds: float = SECONDS
-) -> dict[str, list[float]]:
+    sides: Mapping[Side, Callable[[], object]], *, runs: int = RUNS, seconds: float = SECONDS
+) -> dict[Side, list[float]]:
     """Milliseconds of each side, in turns of five runs, until each has `runs` or used `seconds`; two turns at least.
 
     The first run of a turn is not counted: the threads of the side before may still spin.
     """
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[Side, list[float]] = {name: [] for name in sides}
     used = dict.fromkeys(sides, 0.0)
     turns = 0
     while True:

@@ -12,7 +12,7 @@ import pytest
 
 MADE = {"megabytes": 8.9, "unmatched": 2, "detections": 1500, "AP": {"tiny": [0.5, 0.4951]}, "kept_in_fp32": []}
 BUILT = {"seconds": [3.0, 1.0, 2.0], "bytes": 12_500_000}
-TIMED = {"onnx-cpu": {"median": 226.4}, "openvino": {"median": 193.4}}
+TIMED = {"onnx-cpu, batch 1": {"median": 226.4}, "openvino, batch 4": {"median": 400.0}}
 
 
 @pytest.fixture
@@ -36,10 +36,13 @@ def cells() -> dict[str, Any]:
 
 def test_the_table_has_medians_and_names_what_was_not_exported(program: ModuleType, cells: dict[str, Any]) -> None:
     rows = program.table({"cells": cells}).splitlines()
-    assert rows[2] == (
-        "| RetinaNet, MobileNetV2, small | trained | int8 | 8.9 | 2 of 1500 | 49.51 | 12.5 | 2.0 | 226 | 193 | – |"
+    assert rows[2].startswith(
+        "| RetinaNet, MobileNetV2, small | trained | int8 | 8.9 | 2 of 1500 | 49.51 | 12.5 | 2.0 |"
     )
-    assert rows[3] == "| RetinaNet, ResNet-18, small | random | fp32 | 8.9 | 2 of 1500 | – | – | – | – | – | – |"
+    assert rows[2].endswith("| 2.0 | 226 | – | – | 100 | – |")
+    assert (
+        rows[3] == "| RetinaNet, ResNet-18, small | random | fp32 | 8.9 | 2 of 1500 | – | – | – | – | – | – | – | – |"
+    )
     assert rows[-1] == (
         "Not exported (not yet): Faster R-CNN, ResNet-50, small, fp32; Faster R-CNN, ResNet-50, small, fp16."
     )

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tinydet.export.__main__ import main
+from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import plan_flavour
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +91,24 @@ def test_a_model_can_be_verified_again_by_another_backend(
     assert (tmp_path / "copy.verify.md").is_file()
     assert main(["verify", str(copy)]) == 2
     assert "name it with --reference FILE" in capsys.readouterr().err
+
+
+def test_bfloat16_is_verified_by_what_it_can_keep_and_boxes_are_decoded_in_float32(
+    exported: Any, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At coordinate 100 a step of bfloat16 is half a pixel."""
+    openvino = pytest.importorskip("openvino", reason="needs tinydet[openvino]")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("the processor has no bfloat16")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    copy, source = tmp_path / "copy.onnx", exported.folder / "model.onnx"
+    shutil.copy(source, copy)
+    words = ["verify", str(copy), "--reference", str(source), "--images", str(picture), "--backend", "openvino-bf16"]
+    assert main(words) == 0, capsys.readouterr()
+    seen = json.loads((tmp_path / "copy.verify.json").read_text())["parity"]["real tiles, batch 1"]
+    assert seen["detections"] > 50 and seen["unmatched"] == 0 and 0 < seen["score_difference"] < 0.03
+    boxes = open_model(copy, "openvino-bf16").run(np.full((1, 128, 128, 3), 90, np.uint8)).boxes
+    assert ((boxes.view(np.uint32) & 0xFFFF) != 0).mean() > 0.5  # what bfloat16 lacks of a float32
 
 
 def test_a_door_builds_without_torch_and_from_any_folder(

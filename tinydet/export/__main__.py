@@ -21,6 +21,7 @@ from tinydet.export.arguments import make_parser
 from tinydet.export.engine import build_engine, parse_only, read_onnx
 from tinydet.export.precision import SEARCH_IMAGES, Precision, convert
 from tinydet.export.verify import (
+    TOLERANCES,
     Verification,
     deciding_range,
     format_report,
@@ -152,6 +153,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     else:
         other = open_model(reference, "onnx" if reference.suffix == ".onnx" else "auto")
     images, dataset = _gate_images(arguments, trained, candidate.spec)
+    halved = arguments.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
     with _progress("verifying") as progress:
         verification = verify(
             other,
@@ -160,6 +162,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
             dataset,
             limit=arguments.limit,
             max_drop=arguments.max_drop,
+            tolerance=TOLERANCES["fp16"] if halved else None,
             progress=progress,
         )
     print(format_report(verification))

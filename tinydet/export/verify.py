@@ -120,6 +120,7 @@ def verify(
     limit: int | None = None,
     max_drop: float = MAX_DROP,
     before: Mapping[str, float] | None = None,
+    tolerance: Tolerance | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
     """Compare `candidate` with `reference`.
@@ -130,6 +131,7 @@ def verify(
         limit: the first so many images of it only; None for all.
         max_drop: of AP-tiny (of AP of all sizes where the data has nothing tiny), as a fraction.
         before: the reference's `precision_by_size` on the same images, where it is known.
+        tolerance: None: that of the candidate's precision; its backend may compute in a lower one.
         progress: is told what is going on.
 
     Raises:
@@ -144,7 +146,7 @@ def verify(
             )
     say = progress or (lambda _: None)
     started = time.monotonic()
-    tolerance = TOLERANCES[ours.precision]
+    tolerance = tolerance or TOLERANCES[ours.precision]
     say("comparing detections")
     kinds = gate_tiles(reference, images)
     wanted = {kind: run_in_batches(reference, tiles, 1) for kind, tiles in kinds.items()}

@@ -76,6 +76,7 @@ class Lane:
     def __init__(self, cudart: Any, execution: Execution, shapes: dict[str, tuple[int, ...]], capacity: int) -> None:
         self.cudart = cudart
         self.execution = execution
+        self.outputs = [name for name in shapes if name != INPUT]
         self.host: dict[str, NDArray[Any]] = {}
         self.device: dict[str, int] = {}
         self.sizes: dict[int, _Size] = {}
@@ -107,7 +108,7 @@ class Lane:
             self._checked(cudart.cudaGraphLaunch(size.graph, self.stream))
         self._checked(cudart.cudaStreamSynchronize(self.stream))
         size.ran = True
-        return TileOutputs(**{name: self.host[name][:count].copy() for name in TileOutputs._fields})
+        return TileOutputs(**{name: self.host[name][:count].copy() for name in self.outputs})
 
     def stage_times(self, images: NDArray[np.uint8], batch: int) -> dict[str, float]:
         """Milliseconds of one run without a graph, by CUDA events between its stages."""
@@ -184,7 +185,7 @@ class Lane:
             raise OSError("TensorRT could not run the engine")
 
     def _copy_out(self, size: _Size) -> None:
-        for name in TileOutputs._fields:
+        for name in self.outputs:
             self._copy(name, size.batch, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
     def _copy(self, name: str, batch: int, kind: Any) -> None:
