@@ -134,7 +134,8 @@ def convert(cells: dict[str, Any], name: str, model: Path, args: argparse.Namesp
     """Files of all precisions under --work, and how each differs from the one before."""
     for precision in PRECISIONS:
         key = f"{name} {precision}"
-        if "convert" in cells.get(key, {}):
+        known = cells.get(key, {}).get("convert", {"not_exported": "not tried"})
+        if "not_exported" not in known or "layers" in known:  # what the gate refused is not tried again
             continue
         print(f"{key}: convert", flush=True)
         source, output = onnx_file(name, "fp32", args), onnx_file(name, precision, args)
@@ -183,7 +184,8 @@ def by_gate(
         made = convert(source, output, precision, images, dataset, calibration=calibration, method=args.method,
                        limit=SEARCH_IMAGES, max_drop=args.max_drop)  # fmt: skip
     except ValueError as error:
-        return {"not_exported": str(error).replace(str(output), output.name)}
+        said = str(error).replace(str(output), output.name)
+        return {"not_exported": said, "layers": "none within the allowed drop"}
     after = precision_by_size(open_model(output, "onnx-cpu"), dataset, args.limit)
     return {
         **parity(asdict(made.verification)),
