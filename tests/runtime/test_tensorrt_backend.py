@@ -63,8 +63,8 @@ def test_tiles_need_not_be_contiguous(backend: TensorRTBackend) -> None:
 
 def test_an_empty_batch_asks_nothing_of_the_gpu(backend: TensorRTBackend, driver: Driver) -> None:
     outputs = backend.run(tiles(0))
-    assert [part.shape for part in outputs] == [(0, SLOTS, 4), (0, SLOTS), (0, SLOTS), (0,)]
-    assert [part.dtype for part in outputs] == [np.float32, np.float32, np.int32, np.int32]
+    assert [part.shape for part in outputs[:4]] == [(0, SLOTS, 4), (0, SLOTS), (0, SLOTS), (0,)]
+    assert [part.dtype for part in outputs[:4]] == [np.float32, np.float32, np.int32, np.int32]
     assert driver.made == 0
 
 
