@@ -153,6 +153,20 @@ def test_conflicts_are_the_pairs_above_the_threshold() -> None:
         assert found == [tuple(pair) for pair in np.argwhere(np.triu(above, 1)).tolist()]
 
 
+def test_cells_of_one_size_and_of_several_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(8):
+        boxes, scores = crowd(seed)
+        of_one = pairs(boxes), suppress(boxes, scores, 0.4).tolist()
+        monkeypatch.setattr(module, "FEW", 0)
+        assert (pairs(boxes), suppress(boxes, scores, 0.4).tolist()) == of_one
+        monkeypatch.undo()
+
+
+def pairs(boxes: np.ndarray) -> set[tuple[int, int]]:
+    first, second = conflicts(boxes, 0.4)
+    return set(zip(first.tolist(), second.tolist(), strict=True))
+
+
 def test_what_is_decided_while_boxes_wait_stays_true_whatever_becomes_of_them() -> None:
     pairs = list(itertools.combinations(range(4), 2))
     flags = list(itertools.product([False, True], repeat=4))

@@ -310,6 +310,8 @@ def _on_scene(outputs: TileOutputs | None, read: Batch, plan: TilePlan, number: 
     slots = outputs.scores.shape[1]
     saturated = int(((outputs.candidates > slots) & (outputs.scores[:, -1] >= score)).sum())
     which, slot = np.nonzero((outputs.labels >= 0) & (outputs.scores >= score))
+    if not len(which):
+        return TileBoxes(index, empty, plain, saturated=saturated, number=number)
     seen = np.array(seen_size(plan) * 2, np.float64)
     size = np.array((plan.grid.tile_width, plan.grid.tile_height) * 2, np.float64)
     boxes = np.clip(outputs.boxes[which, slot].astype(np.float64), 0, seen) * (size / seen)

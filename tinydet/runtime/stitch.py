@@ -34,6 +34,7 @@ from tinydet.runtime.tiles import TileGrid
 
 Merge = Literal["seam", "nms", "nmm", "wbf", "soft-nms"]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+_Found = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32], NDArray[np.int32]]  # as `add` takes them
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
 SAME_OBJECT = 0.5  # IoU of two views of one object
@@ -74,7 +75,7 @@ class Stitcher:
         self._known = _Boxes.known(Detections.empty() if known is None else known)
         self._edge, self._jitter = EDGE * pixel, JITTER * pixel
         self._missing = [grid.columns] * grid.rows
-        self._rows: dict[int, list[_Boxes]] = {}
+        self._rows: dict[int, list[_Found]] = {}
         self._next = 0
         self._pool = _Boxes.empty()
 
@@ -99,18 +100,19 @@ class Stitcher:
         """
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise ValueError("the model gave boxes that are NaN or infinite; export it again and compare it with torch")
-        rows = sources // self._grid.columns
-        for row in np.unique(rows).tolist():
-            of_row = rows == row
-            self._rows.setdefault(row, []).append(
-                self._boxes(sources[of_row], boxes[of_row], scores[of_row], labels[of_row])
-            )
+        if len(scores):
+            rows = sources // self._grid.columns
+            first, last = int(rows.min()), int(rows.max())
+            for row in range(first, last + 1):
+                of_row = slice(None) if first == last else rows == row
+                pieces = sources[of_row], boxes[of_row], scores[of_row], labels[of_row]
+                self._rows.setdefault(row, []).append(pieces)
         for tile in tiles:
             self._missing[tile // self._grid.columns] -= 1
         done = []
         while self._next < self._grid.rows and self._missing[self._next] == 0:
             done.append(self._finish_row())
-        return Detections.concatenate(done)
+        return done[0] if len(done) == 1 else Detections.concatenate(done)
 
     def _boxes(
         self,
@@ -128,18 +130,23 @@ class Stitcher:
         return _Boxes(corners, score, label.astype(np.int64), tile, seam, part)
 
     def _finish_row(self) -> Detections:
-        parts = self._rows.pop(self._next, [])
+        pieces = self._rows.pop(self._next, [])
         self._next += 1
         horizon = float(self._grid.ys[self._next]) if self._next < self._grid.rows else np.inf
-        row = _Boxes.concatenate(parts)
+        if not pieces and not len(self._pool) and not len(self._known):
+            return Detections.empty()
+        # A row at a time: on arrays as short as a batch's, each step costs as much as on ten times as many boxes.
+        row = self._boxes(*map(np.concatenate, zip(*pieces, strict=True))) if pieces else _Boxes.empty()
         if self._nms_iou is not None:
             kind = self._kind(row)
             group = row.tile * (int(kind.max(initial=0)) + 1) + kind
             row = row[np.sort(suppress(row.corners, row.score, self._nms_iou, same=group))]
         row = row[~(row.part & self._seen_better(row.corners, row.tile))]
-        above = self._known.corners[:, 1] < horizon  # the others touch nothing that is final now
-        pool = _Boxes.concatenate([self._pool, row, self._known[above]])
-        self._known = self._known[~above]
+        pool = _Boxes.concatenate([self._pool, row])
+        if len(self._known):
+            above = self._known.corners[:, 1] < horizon  # the others touch nothing that is final now
+            pool = _Boxes.concatenate([pool, self._known[above]])
+            self._known = self._known[~above]
         settle = self._settle if self._merge in ("seam", "nms") else self._settle_clusters
         final, self._pool = settle(pool, horizon)
         return final.detections()
@@ -189,6 +196,8 @@ class Stitcher:
         )
         stays = verdict.kept | verdict.undecided
         links = stays[first] & stays[second]
+        if not links.any():
+            return pool[verdict.kept], pool[verdict.undecided]
         group = components(len(pool), first[links], second[links])
         held = np.zeros(len(pool), np.bool_)
         held[group[verdict.undecided]] = True
@@ -359,9 +368,11 @@ def _each_others_best(
 ) -> NDArray[np.bool_]:
     """Pairs in which each box is the most alike that the other has in that tile; of equal ones the first."""
     box, other = np.concatenate([first, second]), np.concatenate([second, first])
-    order = np.lexsort((np.concatenate([-iou, -iou]), tile[other], box))
+    of = tile[other]
+    order = np.lexsort((other, np.concatenate([-iou, -iou]), of, box))
+    box, of = box[order], of[order]
     new = np.ones(len(box), np.bool_)
-    new[1:] = (np.diff(box[order]) != 0) | (np.diff(tile[other][order]) != 0)
+    new[1:] = (box[1:] != box[:-1]) | (of[1:] != of[:-1])
     best = np.zeros(len(box), np.bool_)
     best[order] = new
     return best[: len(iou)] & best[len(iou) :]

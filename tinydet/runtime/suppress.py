@@ -23,6 +23,8 @@ PAIRS_AT_ONCE = 1 << 24  # where boxes are denser the best half goes first; most
 PAIRS_IN_MEMORY = 1 << 20
 MARGIN = 1e-4  # the bounds above hold for real numbers, IoU is computed in floats
 ROUNDS = 64  # before long chains are walked box by box
+FEW = 1 << 14  # boxes for which one size of cell is tried first: there arrays are so short that each step costs alike
+FEW_PAIRS = 16  # for each of them, beyond which cells of several sizes are the faster way
 ROW = 1 << 32  # keys of cells one above the other differ by this
 FAR = 1 << 30  # cells beyond are one cell: slower, and still right
 
@@ -180,10 +182,14 @@ class _Neighbours:
 
     def within(self, members: NDArray[np.int64]) -> list[_Join]:
         """Joins that hold each pair of `members` that may conflict, once."""
+        if 0 < len(members) <= FEW:
+            join = self._inside(members, self.reach * 2.0 ** int(self.level[members].max()))
+            if join.pairs <= FEW_PAIRS * len(members):
+                return [join]
         by_level = self._by_level(members)
         joins = []
         for large, first in by_level.items():
-            joins += self._inside(first, self.reach * 2.0**large)
+            joins.append(self._inside(first, self.reach * 2.0**large))
             for small, second in by_level.items():
                 if small < large < small + self.levels_apart:
                     joins += self._between(first, second, self.reach * (2.0**large + 2.0**small) / 2)
@@ -219,14 +225,14 @@ class _Neighbours:
         column, row = (np.clip(np.floor(c[members] / cell), -FAR, FAR) for c in (self.centre_x, self.centre_y))
         return row.astype(np.int64) * ROW + column.astype(np.int64)
 
-    def _inside(self, members: NDArray[np.int64], cell: float) -> list[_Join]:
+    def _inside(self, members: NDArray[np.int64], cell: float) -> _Join:
         keys = self._keys(members, cell)
-        order = np.argsort(keys, kind="stable")
+        order = keys.argsort(kind="stable")
         members, keys = members[order], keys[order]
         # To the right and below; left and above are met from the other side.
-        own = _Join(members, members, np.arange(1, len(keys) + 1), np.searchsorted(keys, keys + 1, "right"))
-        below = _Join(members, members, *_ranges(keys, keys + ROW))
-        return [own, below]
+        right = np.arange(1, len(keys) + 1), keys.searchsorted(keys + 1, "right")
+        ranges = zip(right, _ranges(keys, keys + ROW), strict=True)
+        return _Join(np.concatenate([members, members]), members, *map(np.concatenate, ranges))
 
     def _between(self, first: NDArray[np.int64], second: NDArray[np.int64], cell: float) -> list[_Join]:
         if len(first) > len(second):
@@ -258,4 +264,4 @@ class _Neighbours:
 
 def _ranges(keys: NDArray[np.int64], cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the sorted `keys` hold a cell with its left and right neighbour."""
-    return np.searchsorted(keys, cells - 1, "left"), np.searchsorted(keys, cells + 1, "right")
+    return keys.searchsorted(cells - 1, "left"), keys.searchsorted(cells + 1, "right")
