@@ -1,12 +1,16 @@
 """Scan a BigTIFF of 50 000 x 50 000 pixels: memory, how busy the backend is, tiles a second.
 
     python benchmarks/huge_scene.py                       the whole scene, with a backend that does nothing
-    python benchmarks/huge_scene.py --model model.onnx --rows 3
+    python benchmarks/huge_scene.py --model model.int8.onnx --data my/val --minutes 8 --work huge/
     python benchmarks/huge_scene.py --heights 4,16        does memory grow with the height?
 
-The scene is written as tiles of 512, zstd, with noise and bright spots in every `--filled`-th row of blocks; the other
-blocks are left out of the file (sparse), as in a mosaic. They read as zeros and are run like all others. `--rows` looks
-at the first rows of tiles only, for a run that fits a coffee.
+The scene is written as tiles of 512, zstd, with content in every `--filled`-th row of blocks: noise and bright spots,
+or with `--data` pieces of the pictures of a COCO folder. The other blocks are left out of the file (sparse), as in a
+mosaic. They read as zeros and are run like all others: nothing is skipped. `--rows` looks at the first rows of tiles
+only, for a run that fits a coffee; with `--filled 1` that is a dense part.
+
+With `--minutes` a run stops in time, and the same command goes on from its journal in `--work`; peak memory and shares
+are of each part.
 
 Also measured: what a tile costs beside the model, from memory, with a backend that does nothing (processor time of
 all threads, and wall time).
@@ -20,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +34,10 @@ from environment import ROOT, environment
 from tinydet._atomic import write_json
 from tinydet._extras import needs_extra
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
+from tinydet.runtime.journal import Journal
 from tinydet.runtime.pipeline import plan_tiles, scan
 from tinydet.runtime.pixels import Image
-from tinydet.runtime.scene import Scene, open_scene
+from tinydet.runtime.scene import Scene, open_scene, read_image
 from tinydet.spec import ModelSpec
 
 BLOCK = 512
@@ -78,18 +84,23 @@ def main() -> int:
         print(json.dumps(measure(args)))
         return 0
     result: dict[str, Any] = {"command": "python " + " ".join(["benchmarks/huge_scene.py", *sys.argv[1:]]),
-                              **environment(), "side": args.side, "runs": []}  # fmt: skip
+                              **environment(), "side": args.side, "filled": args.filled, "runs": []}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        path = args.scene or Path(folder) / "huge.tif"
+        path = args.scene or (args.work or Path(folder)) / "huge.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             began = time.perf_counter()
-            write_scene(path, args.side, args.filled)
+            write_scene(path, args.side, args.filled, args.data, args.rows and args.rows * 1024)
             print(f"{path}: {args.side}x{args.side}, {path.stat().st_size / 2**20:.0f} MiB on disk, "
                   f"written in {time.perf_counter() - began:.0f} s")  # fmt: skip
         heights = args.heights or [args.rows]
         for rows in heights:
-            result["runs"].append(in_a_process_of_its_own(path, rows))
-            print(line(result["runs"][-1]))
+            run = in_a_process_of_its_own(path, rows)
+            print(line(run))
+            if args.work is not None:
+                run = with_earlier_parts(run, args.work / "parts.json")
+                print(f"{run['all_tiles']} of {run['tiles_in_all']} tiles in {len(run['parts'])} parts")
+            result["runs"].append(run)
     result["overhead"] = overhead(args.quick)
     print(
         f"beside the model, from memory: {result['overhead']['cpu_ms_per_tile']:.3f} ms of processor, "
@@ -101,25 +112,59 @@ def main() -> int:
     return 0
 
 
-def write_scene(path: Path, side: int, filled: int) -> None:
-    """A sparse BigTIFF; some rows of blocks hold noise with bright spots."""
+def write_scene(path: Path, side: int, filled: int, data: Path | None = None, height: int | None = None) -> None:
+    """A sparse BigTIFF; some rows of blocks, down to `height`, have content."""
     with needs_extra("geo"):
         import rasterio
+    pieces = [np.moveaxis(piece, -1, 0) for piece in (spots() if data is None else pieces_of(data))]
+    profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True,
+               "blockxsize": BLOCK, "blockysize": BLOCK, "BIGTIFF": "YES", "SPARSE_OK": True, "compress": "zstd",
+               "crs": "EPSG:32635", "interleave": "pixel",
+               "transform": rasterio.transform.from_origin(500_000, 6_000_000, 0.05, 0.05)}  # fmt: skip
+    with rasterio.open(path, "w", **profile) as file:
+        places = [(x, y) for y in range(0, min(side - BLOCK, height or side), BLOCK * filled)
+                  for x in range(0, side - BLOCK, BLOCK)]  # fmt: skip
+        for i, (x, y) in enumerate(places):
+            file.write(pieces[i % len(pieces)], window=rasterio.windows.Window(x, y, BLOCK, BLOCK))
+
+
+def spots() -> list[np.ndarray]:
+    """Blocks of noise with bright spots."""
     rng = np.random.default_rng(0)
     pieces = []
     for _ in range(8):
         noise = rng.integers(40, 90, (BLOCK, BLOCK, 1), dtype=np.uint8).repeat(3, axis=2)
         for x, y in rng.integers(0, BLOCK - SPOT, (20, 2)):
             noise[y : y + SPOT, x : x + SPOT] = 230
-        pieces.append(np.moveaxis(noise, -1, 0))
-    profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True,
-               "blockxsize": BLOCK, "blockysize": BLOCK, "BIGTIFF": "YES", "SPARSE_OK": True, "compress": "zstd",
-               "crs": "EPSG:32635", "interleave": "pixel",
-               "transform": rasterio.transform.from_origin(500_000, 6_000_000, 0.05, 0.05)}  # fmt: skip
-    with rasterio.open(path, "w", **profile) as file:
-        for y in range(0, side - BLOCK, BLOCK * filled):
-            for i, x in enumerate(range(0, side - BLOCK, BLOCK)):
-                file.write(pieces[i % len(pieces)], window=rasterio.windows.Window(x, y, BLOCK, BLOCK))
+        pieces.append(noise)
+    return pieces
+
+
+def pieces_of(data: Path) -> list[np.ndarray]:
+    """The first block of each picture that is large enough."""
+    paths = sorted((data / "images").iterdir())
+    pieces = [read_image(path)[:BLOCK, :BLOCK] for path in paths]
+    pieces = [piece for piece in pieces if piece.shape[:2] == (BLOCK, BLOCK)]
+    if not pieces:
+        raise SystemExit(f"{data / 'images'} has no picture of {BLOCK}x{BLOCK} pixels or more")
+    return pieces
+
+
+def with_earlier_parts(run: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A run that goes on from others, with what they measured."""
+    parts = [*(json.loads(path.read_text()) if path.is_file() else []), {**environment(), **run}]
+    write_json(path, parts)
+    tiles, seconds = sum(part["tiles"] for part in parts), sum(part["seconds"] for part in parts)
+    busy = sum(part["busy_share"] * part["seconds"] for part in parts)
+    return {
+        **run,
+        "all_tiles": tiles,
+        "all_seconds": round(seconds, 1),
+        "all_tiles_per_second": round(tiles / seconds, 2),
+        "all_busy_share": round(busy / seconds, 4),
+        "highest_peak_mib": max(part["peak_mib"] for part in parts),
+        "parts": parts,
+    }
 
 
 def in_a_process_of_its_own(path: Path, rows: int | None) -> dict[str, Any]:
@@ -147,14 +192,29 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         tiles = found = 0
         busy = 0.0
         began = time.perf_counter()
-        for step in scan(backend, scene, overlap=args.overlap, batch=args.batch, readers=args.readers, score=0.3):
-            tiles, busy, found = tiles + step.tiles, busy + step.busy, found + len(step.detections)
-        seconds = time.perf_counter() - began
+        with journal_of(args, scene, backend) as journal:
+            earlier = 0 if journal is None else journal.tiles()
+            for step in scan(backend, scene, overlap=args.overlap, batch=args.batch, readers=args.readers, score=0.3,
+                             coarse=None, journal=journal):  # fmt: skip
+                tiles, busy, found = tiles + step.tiles, busy + step.busy, found + len(step.detections)
+                if args.minutes is not None and time.perf_counter() - began > 60 * args.minutes:
+                    break
+            seconds = time.perf_counter() - began
+        tiles -= earlier
+        in_all = len(plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=args.overlap).grid)
     return {"backend": backend.name, "width": scene.width, "height": scene.height, "tile": spec.tile,
-            "batch": args.batch, "readers": args.readers, "tiles": tiles, "detections": found,
+            "precision": spec.precision, "backbone": spec.backbone, "batch": args.batch, "readers": args.readers,
+            "threads": args.threads, "tiles": tiles, "tiles_in_all": in_all, "detections": found,
             "seconds": round(seconds, 2),
             "tiles_per_second": round(tiles / seconds, 2), "busy_share": round(busy / seconds, 4),
             "peak_mib_before": round(before / 2**20), "peak_mib": round(peak_bytes() / 2**20)}  # fmt: skip
+
+
+def journal_of(args: argparse.Namespace, scene: Scene, backend: Backend) -> AbstractContextManager[Journal | None]:
+    if args.work is None:
+        return nullcontext()
+    identity = {"scene": [scene.name, scene.width, scene.height], "model": str(args.model), "tile": backend.spec.tile}
+    return Journal(args.work / "huge.journal", identity, resume=True)
 
 
 def overhead(quick: bool) -> dict[str, Any]:
@@ -199,11 +259,16 @@ def arguments() -> argparse.Namespace:
     add("--readers", type=int, default=2, help="threads that read (default 2)")
     add("--threads", type=int, help="of the model (default: all)")
     add("--rows", type=int, help="look at the first so many rows of tiles (default: all)")
+    add("--data", type=Path, help="COCO folder whose pictures are the content (default: noise with spots)")
+    add("--work", type=Path, help="folder of the scene and of the journal that the same command goes on from")
+    add("--minutes", type=float, help="stop after so many")
     add("--heights", type=lambda text: [int(part) for part in text.split(",")], help="a run for each number of rows")
     add("--quick", action="store_true", help="a scene of 8000 pixels, two rows")
     add("--output", type=Path, help=f"JSON (a full run: {ROOT / 'benchmarks/results/huge_scene.json'})")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.minutes is not None and args.work is None:
+        parser.error("--minutes needs --work, the folder to go on from")
     if args.quick:
         args.side, args.rows = 8000, args.rows or 2
     return args

@@ -1,0 +1,312 @@
+"""Where the time goes, from the scene to its boxes: by stage, for each model, backend and batch.
+
+    python benchmarks/latency.py --models model.onnx model.int8.onnx
+    python benchmarks/latency.py --models *.onnx --backends openvino onnx-cpu --batches 1 4 16 --minutes 7
+
+Models of other tiles and precisions come from `python export/to_onnx.py model.pth --tile 320` and `--precision int8`.
+What is in the result file already is not measured again (`--again` does), so that a long sweep can be cut into parts:
+with `--minutes` it stops in time, and the same command goes on.
+
+Each cell runs in a process of its own. It warms up until the median of the model's time moves less than 2 % over 20
+runs (at least 10 runs, at most 30 s), then scans the scene again and again for 200 runs of the model or `--seconds`.
+
+    open        the scene, once
+    read        the window of one tile, in a thread that reads ahead
+    prepare     that window into the batch, in the same thread (batches of one: not known)
+    wait        for a batch that is not read yet: what reading ahead did not hide
+    model       one batch: normalisation, network, decoding and top-K are in the graph
+    stitch      what a batch gave: to scene pixels, NMS, tiles joined; a row of tiles at a time, so mostly little
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environment import ROOT, environment
+from huge_scene import peak_bytes
+from mosaic import mosaic
+
+from tinydet._atomic import atomic_path, write_json, write_text
+from tinydet._extras import needs_extra
+from tinydet.data.synthetic import embedded_dataset
+from tinydet.runtime.backends import Backend, TileOutputs, open_model
+from tinydet.runtime.pipeline import scan
+from tinydet.runtime.pixels import Image
+from tinydet.runtime.scene import Scene, open_scene
+
+STAGES = ("read", "prepare", "wait", "model", "stitch")
+WARM, STEADY, LONGEST = 10, 0.02, 30.0
+ENOUGH = 200
+
+
+class TimedScene(Scene):
+    """Notes how long each window takes, and how long it is until the same thread asks for the next one."""
+
+    def __init__(self, scene: Scene, batch: int, times: dict[str, list[float]]) -> None:
+        self.name, self.width, self.height, self.gsd = scene.name, scene.width, scene.height, scene.gsd
+        self._scene, self._batch, self._times, self._thread = scene, batch, times, threading.local()
+
+    def is_empty(self, x: int, y: int, width: int, height: int) -> bool:
+        ended, number = getattr(self._thread, "last", (0.0, 0))
+        if number % self._batch:  # between batches a thread may have nothing to do
+            self._times["prepare"].append(time.perf_counter() - ended)
+        return self._scene.is_empty(x, y, width, height)
+
+    def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
+        began = time.perf_counter()
+        picture = self._scene.read(x, y, width, height, size)
+        ended = time.perf_counter()
+        self._times["read"].append(ended - began)
+        self._thread.last = ended, getattr(self._thread, "last", (0.0, 0))[1] + 1
+        return picture
+
+    def another(self) -> Scene | None:
+        more = self._scene.another()
+        return None if more is None else TimedScene(more, self._batch, self._times)
+
+    def close(self) -> None:
+        self._scene.close()
+
+
+class TimedBackend:
+    """Notes when the model runs."""
+
+    def __init__(self, backend: Backend, times: dict[str, list[float]]) -> None:
+        self.spec, self.name, self._backend, self._times = backend.spec, backend.name, backend, times
+        self.asked = self.ended = 0.0
+
+    def run(self, images: Image) -> TileOutputs:
+        began = time.perf_counter()
+        outputs = self._backend.run(images)
+        self.ended = time.perf_counter()
+        self._times["wait"].append(began - self.asked)
+        self._times["model"].append(self.ended - began)
+        return outputs
+
+
+def main() -> int:
+    args = arguments()
+    if args.worker:
+        print(json.dumps(measure(args.models[0], args.backends[0], args.batches[0], args.scene, args.seconds)))
+        return 0
+    missing = [str(model) for model in args.models if not model.is_file()]
+    if missing:
+        print(f"no {', '.join(missing)}; name models with --models, or make one: python export/to_onnx.py model.pth")
+        return 0 if args.quick else 2
+    result: dict[str, Any] = json.loads(args.output.read_text()) if args.output.is_file() else {"cells": []}
+    began, left = time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        scene = args.scene or write_scene(Path(folder) / "scene.png", *args.pictures)
+        for model, backend, batch in [(m, b, n) for m in args.models for b in args.backends for n in args.batches]:
+            key = {"model": model.name, "sha256": sha256(model), "backend": backend, "batch": batch}
+            same = [cell for cell in result["cells"] if all(cell[name] == value for name, value in key.items())]
+            if same and not args.again:
+                continue
+            if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
+                left += 1
+                continue
+            now = {
+                **environment(),
+                **key,
+                "scene": args.scene.name if args.scene else "embedded",
+                "seconds": args.seconds,
+            }
+            cell = {**now, **in_a_process_of_its_own(model, backend, batch, scene, args.seconds)}
+            result["cells"] = [one for one in result["cells"] if one not in same] + [cell]
+            result["command"] = "python benchmarks/latency.py --models ..."
+            write_json(args.output, result)
+            print(row(cell), flush=True)
+    write_text(args.output.with_suffix(".md"), markdown(result))
+    plot(result, args.output.with_suffix(".png"))
+    print(f"wrote {args.output}, and .md and .png beside it")
+    if left:
+        print(f"{left} cells are left: the same command goes on with them")
+    return 0
+
+
+def write_scene(path: Path, columns: int, rows: int) -> Path:
+    """Pictures of the embedded data set, side by side."""
+    import cv2
+
+    cv2.imwrite(str(path), mosaic(embedded_dataset("val"), columns, rows)[0][..., ::-1])
+    return path
+
+
+def in_a_process_of_its_own(model: Path, backend: str, batch: int, scene: Path, seconds: float) -> dict[str, Any]:
+    """Peak memory is that of a process."""
+    words = [sys.executable, str(Path(__file__).resolve()), "--worker", "--models", str(model), "--backends", backend]
+    words += ["--batches", str(batch), "--scene", str(scene), "--seconds", str(seconds)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    cell: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return cell
+
+
+def measure(model: Path, backend: str, batch: int, source: Path, seconds: float) -> dict[str, Any]:
+    """One cell."""
+    began = time.perf_counter()
+    opened = open_model(model, backend)
+    loading = time.perf_counter() - began
+    spec = opened.spec
+    warm = warm_up(opened, min(batch, spec.max_batch))
+    times: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    rates, opening, boxes = [], [], 0
+    began = time.perf_counter()
+    while len(times["model"]) < ENOUGH and (time.perf_counter() - began < seconds or not rates):
+        start = time.perf_counter()
+        with open_scene(source, stretch=spec.stretch) as scene:
+            opening.append(time.perf_counter() - start)
+            timed = TimedBackend(opened, times)
+            tiles = boxes = 0
+            busy = 0.0
+            timed.asked = start_of_scan = time.perf_counter()
+            for step in scan(timed, TimedScene(scene, batch, times), batch=batch, score=0.3, coarse=None):
+                now = time.perf_counter()
+                times["stitch"].append(now - timed.ended)
+                timed.asked = now
+                tiles, boxes, busy = tiles + step.tiles, boxes + len(step.detections), busy + step.busy
+            took = time.perf_counter() - start_of_scan
+            rates.append((tiles / took, scene.width * scene.height / 1e6 / took, busy / took))
+    rate = np.asarray(rates)
+    return {
+        "name": opened.name, "backbone": spec.backbone, "precision": spec.precision, "tile": spec.tile,
+        "largest_batch": spec.max_batch, "megapixels": round(scene.width * scene.height / 1e6, 2), "tiles": tiles,
+        "boxes": boxes, "scans": len(rates), "load_at_end": [round(x, 2) for x in os.getloadavg()],
+        "loading_seconds": round(loading, 2), "warm_up_runs": warm, "open_ms": spread(opening),
+        "stages_ms": {stage: spread(values) for stage, values in times.items()},
+        "tiles_per_second": round(float(np.median(rate[:, 0])), 2),
+        "megapixels_per_second": round(float(np.median(rate[:, 1])), 2),
+        "busy_share": round(float(np.median(rate[:, 2])), 4), "peak_mib": round(peak_bytes() / 2**20),
+    }  # fmt: skip
+
+
+def warm_up(backend: Backend, batch: int) -> int:
+    """Run until the median settles; returns how often."""
+    tiles = np.random.default_rng(0).integers(0, 255, (batch, *[backend.spec.tile] * 2, 3), dtype=np.uint8)
+    began, taken, medians = time.perf_counter(), [], []
+    while time.perf_counter() - began < LONGEST:
+        start = time.perf_counter()
+        backend.run(tiles)
+        taken.append(time.perf_counter() - start)
+        medians.append(float(np.median(taken)))
+        past = medians[-20:]
+        if len(taken) >= WARM + len(past) and max(past) - min(past) < STEADY * medians[-1]:
+            break
+    return len(taken)
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Milliseconds: percentiles, and the interval that holds the median at 95 % (bootstrap)."""
+    if not seconds:
+        return None
+    values = np.asarray(seconds) * 1e3
+    again = np.random.default_rng(0).choice(values, (1000, len(values)))
+    low, high = np.percentile(np.median(again, axis=1), (2.5, 97.5))
+    names = ("p5", "median", "p90", "p95", "p99", "max")
+    numbers = dict(zip(names, np.percentile(values, (5, 50, 90, 95, 99, 100)).tolist(), strict=True))
+    numbers = {"mean": float(values.mean()), **numbers, "median_low": float(low), "median_high": float(high)}
+    return {"n": len(values), **{name: round(value, 4) for name, value in numbers.items()}}
+
+
+def row(cell: dict[str, Any]) -> str:
+    of = cell["stages_ms"]
+    shown = " | ".join("–" if of[stage] is None else f"{of[stage]['median']:.2f}" for stage in STAGES)
+    model = of["model"]
+    return (
+        f"| {cell['backbone']} | {cell['tile']} | {cell['precision']} | {cell['backend']} | {cell['batch']} | "
+        f"{shown} | "
+        f"{model['p5']:.1f} / {model['p95']:.1f} / {model['p99']:.1f} | {cell['tiles_per_second']} | "
+        f"{cell['megapixels_per_second']} | {cell['busy_share']:.1%} | {cell['peak_mib']} |"
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    cells = sorted(result["cells"], key=lambda c: (c["backbone"], c["tile"], c["precision"], c["backend"], c["batch"]))
+    last = cells[-1]
+    columns = ("model", "tile", "precision", "backend", "batch", *(f"{stage}, ms" for stage in STAGES))
+    columns += ("model p5 / p95 / p99", "tiles/s", "MP/s", "busy", "peak MiB")
+    machine = f"{last['machine']['processor']}, {last['machine']['cores']} cores"
+    lines = [
+        "# Latency by stage",
+        "",
+        f"`{result['command']}`, {last['date'][:10]}, {machine}; a scene of {last['megapixels']} megapixels. Medians; "
+        "read and prepare are for a tile, the other stages for a batch. MP/s are those of the scene; busy is the share "
+        "of wall time in the backend. How it is measured is said in benchmarks/latency.py.",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"| --- | --- | --- | --- |{' --: |' * (len(columns) - 4)}",
+        *map(row, cells),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Tiles a second by batch, a panel for each tile."""
+    with needs_extra("plots"):
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    tiles = sorted({cell["tile"] for cell in result["cells"]})
+    figure, panels = pyplot.subplots(1, len(tiles), figsize=(4.5 * len(tiles), 4), squeeze=False, layout="constrained")
+    for tile, panel in zip(tiles, panels[0], strict=True):
+        cells = [cell for cell in result["cells"] if cell["tile"] == tile]
+        for line in sorted({(cell["backbone"], cell["backend"], cell["precision"]) for cell in cells}):
+            of = sorted(
+                (cell["batch"], cell["tiles_per_second"])
+                for cell in cells
+                if (cell["backbone"], cell["backend"], cell["precision"]) == line
+            )
+            panel.plot(*zip(*of, strict=True), "o-", label=", ".join(line))
+        panel.set(title=f"tile {tile}", xlabel="batch", ylabel="tiles/s", xscale="log", ylim=(0, None))
+        batches = sorted({cell["batch"] for cell in cells})
+        panel.set_xticks(batches, batches)
+        panel.minorticks_off()
+        panel.legend(fontsize=7)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=100, format="png")
+    pyplot.close(figure)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", type=Path, nargs="+", default=[Path("model.onnx")], metavar="FILE", help="default model.onnx")
+    add("--backends", nargs="+", default=["openvino", "openvino-latency", "onnx-cpu"], metavar="NAME",
+        help="as in `tinydet infer --backend` (default openvino openvino-latency onnx-cpu)")  # fmt: skip
+    add("--batches", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="default 1 4 16")
+    add("--scene", type=Path, help="image or raster (default: embedded pictures, side by side, as PNG)")
+    add("--pictures", type=lambda text: [int(n) for n in text.split("x")], default=[8, 8], metavar="CxR",
+        help="of that scene (default 8x8)")  # fmt: skip
+    add("--seconds", type=float, default=10.0, help="for each cell, after warming up (default 10)")
+    add("--minutes", type=float, help="begin no cell after so many (default: no limit)")
+    add("--again", action="store_true", help="measure what is there already, too")
+    add("--quick", action="store_true", help="2 s a cell, batches of 1 and 4, a scene of 4x4 pictures")
+    add("--output", type=Path, default=ROOT / "benchmarks/results/latency.json",
+        help="JSON; .md and .png go beside it (default benchmarks/results/latency.json)")  # fmt: skip
+    add("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.quick:
+        args.seconds, args.batches, args.pictures = 2.0, [1, 4], [4, 4]
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
