@@ -127,7 +127,10 @@ def on_tile(backend: Backend, tile: np.ndarray, score: float) -> Answer:
     spec = backend.spec
     outputs = backend.run(np.ascontiguousarray(tile[None]))
     good = (outputs.labels[0] >= 0) & (outputs.scores[0] >= score)
-    boxes, scores, labels = outputs.boxes[0, good], outputs.scores[0, good], outputs.labels[0, good]
+    scores, labels = outputs.scores[0, good], outputs.labels[0, good]
+    boxes = np.clip(outputs.boxes[0, good], 0, spec.tile)  # SAHI refuses what reaches beyond
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    boxes, scores, labels = boxes[inside], scores[inside], labels[inside]
     if not spec.nms_in_graph and len(scores):
         kept = suppress(boxes, scores, spec.nms_iou, same=labels)
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]

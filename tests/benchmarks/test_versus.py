@@ -68,7 +68,7 @@ def test_a_mark_that_is_missed_is_said_to_be() -> None:
     from versus import marks
 
     def result(milliseconds: float) -> dict[str, object]:
-        cost = {"milliseconds_a_tile": {"median": milliseconds}, "microseconds_a_box": {"5 a tile": {"median": 5.0}}}
+        cost = {"milliseconds_a_tile": {"least": milliseconds}, "microseconds_a_box": {"5 a tile": {"least": 5.0}}}
         return {"models": {}, "beside_the_model": {"tools": {"tinydet": cost}}}
 
     assert [mark["held"] for mark in marks(result(0.2))] == [True, True]
