@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,10 @@ def share_beside_the_model(backend: Backend, scene: np.ndarray, rounds: int) -> 
             sources["tiled TIFF"] = Path(folder) / "scene.tif"
             shape = {"height": scene.shape[0], "width": scene.shape[1], "count": 3, "dtype": "uint8"}
             layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "interleave": "pixel", "compress": "deflate"}
-            with rasterio.open(sources["tiled TIFF"], "w", driver="GTiff", **shape, **layout) as file:
-                file.write(np.moveaxis(scene, -1, 0))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                with rasterio.open(sources["tiled TIFF"], "w", driver="GTiff", **shape, **layout) as file:
+                    file.write(np.moveaxis(scene, -1, 0))
         except ImportError:
             print("tiled TIFF: not measured without rasterio")
         for _ in range(rounds):
