@@ -299,10 +299,14 @@ def arguments() -> argparse.Namespace:
     add("--minutes", type=float, help="begin no cell after so many (default: no limit)")
     add("--again", action="store_true", help="measure what is there already, too")
     add("--quick", action="store_true", help="2 s a cell, batches of 1 and 4, a scene of 4x4 pictures")
-    add("--output", type=Path, default=ROOT / "benchmarks/results/latency.json",
-        help="JSON; .md and .png go beside it (default benchmarks/results/latency.json)")  # fmt: skip
+    add("--output", type=Path, help="JSON; .md and .png go beside it (default benchmarks/results/latency.json, "
+        "of a quick run a temporary one)")  # fmt: skip
     add("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.output is None:
+        args.output = (
+            Path(tempfile.mkdtemp()) / "latency.json" if args.quick else ROOT / "benchmarks/results/latency.json"
+        )
     if args.quick:
         args.seconds, args.batches, args.pictures = 2.0, [1, 4], [4, 4]
     return args

@@ -316,9 +316,13 @@ def arguments() -> argparse.Namespace:
     add("--side", type=int, default=10_304, help="of the scene without a model, pixels (default 10304: 400 tiles)")
     add("--no-overhead", action="store_true", help="only with models")
     add("--quick", action="store_true", help="two rounds, 3x2 pictures, 36 tiles without a model")
-    add("--output", type=Path, default=ROOT / "benchmarks/results/versus.json",
-        help="JSON, added to where it exists (default benchmarks/results/versus.json)")  # fmt: skip
+    add("--output", type=Path, help="JSON, added to where it exists (default benchmarks/results/versus.json, "
+        "of a quick run a temporary one)")  # fmt: skip
     args = parser.parse_args()
+    if args.output is None:
+        args.output = (
+            Path(tempfile.mkdtemp()) / "versus.json" if args.quick else ROOT / "benchmarks/results/versus.json"
+        )
     if args.quick:
         args.rounds, args.pictures, args.side = 2, [3, 2], 3072
     return args
