@@ -293,8 +293,8 @@ def arguments() -> argparse.Namespace:
         help="as in `tinydet infer --backend` (default openvino openvino-latency onnx-cpu)")  # fmt: skip
     add("--batches", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="default 1 4 16")
     add("--scene", type=Path, help="image or raster (default: embedded pictures, side by side, as PNG)")
-    add("--pictures", type=lambda text: [int(n) for n in text.split("x")], default=[8, 8], metavar="CxR",
-        help="of that scene (default 8x8)")  # fmt: skip
+    add("--pictures", type=lambda text: [int(n) for n in text.split("x")], default=[8, 7], metavar="CxR",
+        help="of that scene (default 8x7)")  # fmt: skip
     add("--seconds", type=float, default=10.0, help="for each cell, after warming up (default 10)")
     add("--minutes", type=float, help="begin no cell after so many (default: no limit)")
     add("--again", action="store_true", help="measure what is there already, too")
