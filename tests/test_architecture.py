@@ -405,6 +405,7 @@ def test_a_wheel_installs_tinydet_and_nothing_beside_it(wheel: zipfile.ZipFile) 
 
 def test_a_wheel_holds_every_module_and_the_mark_of_a_typed_package(wheel: zipfile.ZipFile) -> None:
     expected = {path.relative_to(ROOT).as_posix() for path in MODULES.values()} | {"tinydet/py.typed"}
+    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tinydet" / "bundled").iterdir()}
     assert expected <= set(wheel.namelist())
 
 

@@ -19,6 +19,7 @@ from tinydet.evaluation.report import format_scores
 from tinydet.evaluation.score import Scores, score_detections
 from tinydet.evaluation.subimages import corners_by_file, merge_sub_images
 from tinydet.evaluation.tables import read_json
+from tinydet.runtime.bundled import BUNDLED, model_path
 
 if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
@@ -184,8 +185,10 @@ def _check(args: argparse.Namespace) -> None:
                 f"no --model, and no {DEFAULT_MODEL} here; name a .pth or .onnx file, train one with "
                 "`python -m tinydet.train --salpha`, or score results with --gt and --detections"
             )
-        if not (args.model or DEFAULT_MODEL).is_file():
-            raise ValueError(f"{args.model}: no such model; name a .pth or .onnx file")
+        if not model_path(args.model or DEFAULT_MODEL).is_file():
+            raise ValueError(
+                f"{args.model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}"
+            )
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit is {args.limit}; look at 1 image at least")
 
@@ -203,7 +206,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("a model on a data set")
     model.add_argument(
-        "--model", type=Path, metavar="FILE", help="checkpoint (.pth) or exported model (default: model.pth)"
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help=f"checkpoint (.pth), exported model, or a bundled one: {', '.join(BUNDLED)} (default: model.pth)",
     )
     model.add_argument(
         "--data", type=Path, metavar="DIR", help="annotations.json and images/ (default: the embedded data)"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
@@ -21,6 +20,7 @@ from tinydet.boxes import CODER_WEIGHTS
 from tinydet.checkpoint import FORMAT, Checkpoint, load_checkpoint
 from tinydet.detector import Detector
 from tinydet.retinanet import RetinaNet, RetinaNetP3P7
+from tinydet.runtime.bundled import BUNDLED, model_path
 
 BACKGROUND = "__background__"
 # Published COCO weights by detector; each is of a ResNet-50 with 256 channels.
@@ -58,7 +58,9 @@ class Source:
 
 
 def read_source(source: str, detector: str) -> Source:
-    """Weights from a checkpoint of ours, a state dict of torchvision's RetinaNet or Faster R-CNN, or "coco".
+    """Weights from a checkpoint of ours, a state dict of torchvision's RetinaNet or Faster R-CNN, or by a name.
+
+    The names are "coco" and those of the bundled models.
 
     Args:
         detector: name of the detector to be trained; it decides which weights "coco" downloads.
@@ -75,9 +77,12 @@ def read_source(source: str, detector: str) -> Source:
                 f"fetch {_COCO[detector].url} elsewhere and name the file with --init FILE"
             ) from error
         return _of_torchvision(state, "torchvision's COCO weights")
-    path = Path(source)
+    path = model_path(source, ".pth")
     if not path.is_file():
-        raise ValueError(f"{source}: no such file; --init takes coco, a checkpoint, or a file of torchvision weights")
+        raise ValueError(
+            f"{source}: no such file; --init takes coco, a checkpoint, a file of torchvision weights, or a bundled "
+            f"model ({', '.join(BUNDLED)})"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a file that is not one of its own

@@ -209,9 +209,10 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
     )
     model.add_argument(
         "--init",
-        metavar="coco|FILE",
+        metavar="coco|FILE|NAME",
         help="start from a whole detector: torchvision's download for COCO, a file of its RetinaNet or Faster R-CNN "
-        "weights, or a checkpoint, also one of other classes; what does not fit starts anew and is named",
+        "weights, a checkpoint, also one of other classes, or a bundled model, as thermal; what does not fit starts "
+        "anew and is named",
     )
     model.add_argument(
         "--norm",

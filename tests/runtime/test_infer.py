@@ -165,14 +165,6 @@ def test_a_users_fault_is_one_line_that_says_what_to_do(
     assert not list(scene.parent.glob("*.detections.*"))
 
 
-def test_a_folder_without_a_model_says_which_command_makes_one(
-    scene: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["--image", "scene.png"]) == 2
-    assert "python export/to_onnx.py model.pth (model.onnx) or python export/to_trt.py" in capsys.readouterr().err
-
-
 def test_a_folder_that_cannot_be_written_asks_for_output(scene: Path, model: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere, so no chmod shows it
     assert run("--image", scene) == 2

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from tinydet._command import command
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
+from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
 from tinydet.runtime.calibrating import calibrate, look_at
 from tinydet.runtime.choosing import choose_overlap
 from tinydet.runtime.gate import Gate, gate_path
@@ -25,7 +26,7 @@ from tinydet.runtime.stitch import MERGES
 from tinydet.runtime.survey import Survey
 from tinydet.runtime.writers import FORMATS, is_device
 
-MODELS = " and ".join(MODEL_FILES)
+MODELS, MODELS_OR = " and ".join(MODEL_FILES), " or ".join(MODEL_FILES)
 EXAMPLE = """examples:
   python deploy/infer.py --image scene.jpg --tile 640
   python deploy/infer.py --image flight/ "archive/**/*.tif" --overlap auto --scale auto --object-size 0.6m
@@ -34,11 +35,12 @@ EXAMPLE = """examples:
   python deploy/infer.py --image clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4
   python deploy/infer.py --image rtsp://camera/pier --frames 1000 --output pier.json
 
-  takes model.engine or model.onnx from the current folder, writes scene.detections.json (COCO results) and
-  scene.detections.jpg beside the scene; with --output, --draw or --crops only what they name. A scene's boxes stand in
-  a file from the best to the weakest, of more than 100 000 in portions of as many. Where objects are twice as large
-  as those of the training images, say --scale 0.5. A GeoTIFF may have any size (pip install 'tinydet[geo]'); videos
-  and streams need tinydet[video]. A run that was interrupted goes on with --resume.
+  takes model.engine or model.onnx from the current folder (where there is neither, the bundled model for thermal drone
+  frames), writes scene.detections.json (COCO results) and scene.detections.jpg beside the scene; with --output, --draw
+  or --crops only what they name. A scene's boxes stand in a file from the best to the weakest, of more than 100 000 in
+  portions of as many. Where objects are twice as large as those of the training images, say --scale 0.5. A GeoTIFF may
+  have any size (pip install 'tinydet[geo]'); videos and streams need tinydet[video]. A run that was interrupted goes on
+  with --resume.
 """
 
 
@@ -84,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--frames", type=int, metavar="N", help="of a video, stop after N frames (default: at its end, or Ctrl-C)")
     add("--reconnect", type=float, default=30.0, metavar="S", help="seconds to try a broken stream again (default: 30)")
     add = parser.add_argument_group("how").add_argument
-    add("--model", type=Path, metavar="FILE", help=f"exported model (default: the first that can run of {MODELS})")
+    add("--model", type=Path, metavar="FILE", help=f"exported model, or the name of a bundled"
+        f" one: {', '.join(BUNDLED)} (default: the first that can run of {MODELS}, else {DEFAULT})")  # fmt: skip
     add("--backend", choices=BACKENDS, default="auto", help="what runs the model (default: auto, the fastest here)")
     add("--tile", type=_number_or_auto, default="auto", metavar="PX", help="the tile that you expect the model to take"
         " (default: auto, the model's own)")  # fmt: skip
@@ -162,9 +165,13 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
 
 def _model(args: argparse.Namespace, say: Callable[[str], object] = print) -> tuple[Path, Backend]:
     if args.model is not None:
-        path: Path = args.model
+        path = model_path(args.model)
         if not path.is_file():
             raise FileNotFoundError(f"--model {path} does not exist; make one: python export/to_onnx.py model.pth")
+        backend = open_model(path, args.backend, threads=args.threads)
+    elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
+        say(f"No {MODELS_OR} here; taking the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}")
+        path = model_path(DEFAULT)
         backend = open_model(path, args.backend, threads=args.threads)
     else:
         choice = choose_model(args.backend, threads=args.threads)

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from tinydet._atomic import write_json
+from tinydet.runtime.bundled import FOLDER
 from tinydet.runtime.pixels import Image
 
 FORMAT = 2
@@ -103,7 +104,9 @@ def spots(picture: Image, size: float) -> Image:
 
 
 def gate_path(model: Path) -> Path:
-    """Where the gate of a model lies: model.onnx and model.skip.json."""
+    """Where the gate of a model lies: model.onnx and model.skip.json; of a bundled model in the current folder."""
+    if model.parent == FOLDER:
+        return Path(f"{model.stem}.skip.json")
     return model.with_name(f"{model.stem}.skip.json")
 
 

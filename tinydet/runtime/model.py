@@ -247,7 +247,8 @@ def load(
     """Open an exported model.
 
     Args:
-        path: `model.onnx` or `model.engine`; None for the best one in the current folder.
+        path: `model.onnx` or `model.engine`, or the name of a bundled model; None for the best one in the current
+            folder.
         backend: what runs it; "auto" by the kind of file.
         threads: CPU threads; None for all that are usable.
         overlap, scale, score, batch, merge, agnostic, coarse: see `Model`.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.runtime.bundled import model_path
 from tinydet.spec import ModelSpec
 
 # By name: what runs a file, and on what. All but tensorrt run an ONNX file.
@@ -97,7 +98,7 @@ def open_model(path: Path | None = None, backend: str = "auto", *, threads: int 
     """Open an exported model, or without a path the best one in the current folder.
 
     Args:
-        path: `.onnx`, or a TensorRT engine with its `.json` beside it.
+        path: `.onnx`, or a TensorRT engine with its `.json` beside it; or the name of a bundled model.
         backend: one of BACKENDS. "auto" is the fastest that works here: TensorRT for an engine; for an ONNX file ONNX
             Runtime on an NVIDIA GPU, else OpenVINO where it is installed, else ONNX Runtime on the CPU. "onnx" is ONNX
             Runtime, on the GPU if it can.
@@ -110,7 +111,7 @@ def open_model(path: Path | None = None, backend: str = "auto", *, threads: int 
     """
     if path is None:
         return choose_model(backend, threads=threads).backend
-    path = Path(path)
+    path = model_path(path)
     kind = _kind(path)
     if backend not in BACKENDS:
         raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")

@@ -1,0 +1,67 @@
+"""The bundled models: found by name, small, and of use on what they were made for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinydet.runtime import load
+from tinydet.runtime.__main__ import main
+from tinydet.runtime.bundled import BUNDLED, DEFAULT, FOLDER, model_path
+
+FRAMES = Path(__file__).parents[3] / "shared" / "data" / "hituav-val"
+
+
+def test_a_file_of_the_users_own_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert model_path(DEFAULT) == FOLDER / f"{DEFAULT}.onnx"
+    assert model_path(DEFAULT, ".pth") == FOLDER / f"{DEFAULT}.pth"
+    Path(DEFAULT).write_bytes(b"mine")
+    assert model_path(DEFAULT) == Path(DEFAULT)
+    assert model_path("elsewhere/model.onnx") == Path("elsewhere/model.onnx")
+
+
+def test_every_bundled_model_is_there_with_its_card_and_all_are_small() -> None:
+    for name in BUNDLED:
+        assert model_path(name).is_file() and model_path(name, ".pth").is_file()
+        assert (Path(__file__).parents[2] / "docs" / f"{name}.md").is_file()
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 12e6
+
+
+def test_the_checkpoint_and_the_graph_are_one_model_and_name_no_file() -> None:
+    checkpoint = pytest.importorskip("tinydet.checkpoint", reason="a checkpoint needs torch")
+    stored = checkpoint.load_checkpoint(model_path(DEFAULT, ".pth"))
+    spec = load(DEFAULT, backend="onnx", threads=1).spec
+    assert (spec.classes, spec.alpha, spec.tile) == (stored.classes, stored.alpha, stored.tile)
+    assert spec.precision == "fp16"
+    assert not [value for value in stored.config.values() if "/" in str(value)]
+
+
+def test_infer_without_a_model_takes_the_bundled_one_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame, annotations = frame_of_many_persons()
+    monkeypatch.chdir(tmp_path)
+    assert main(["--image", str(frame), "--output", "found.json", "--threads", "1"]) == 0
+    assert "No model.engine or model.onnx here; taking the bundled model `thermal`" in capsys.readouterr().out
+    found = np.array([d["bbox"] for d in json.loads(Path("found.json").read_text()) if d["category_id"] == 1])
+    centres = found[:, :2] + found[:, 2:] / 2
+    hit = [np.abs(centres - (x + w / 2, y + h / 2)).max(axis=1).min() < 6 for x, y, w, h in annotations]
+    assert np.mean(hit) > 0.6  # most of those who are there
+    assert len(found) < 2 * len(annotations)  # and not everywhere
+
+
+def frame_of_many_persons() -> tuple[Path, list[list[float]]]:
+    if not FRAMES.is_dir():
+        pytest.skip("needs ../shared/data/hituav-val, which is not part of the repository")
+    document = json.loads((FRAMES / "annotations.json").read_text())
+    persons: dict[int, list[list[float]]] = {}
+    for a in document["annotations"]:
+        if a["category_id"] == 1:
+            persons.setdefault(a["image_id"], []).append(a["bbox"])
+    image_id = max(persons, key=lambda i: len(persons[i]))
+    (name,) = (image["file_name"] for image in document["images"] if image["id"] == image_id)
+    return FRAMES / "images" / name, persons[image_id]
