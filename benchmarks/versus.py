@@ -11,8 +11,8 @@ beside it, as these make them:
 The scene is made of the first annotated pictures of `--data`, side by side, and lies in memory. All sides run the same
 number of tiles, ours in batches of 4 as by default; they take turns, and each round begins with another. Times are
 taken at score 0.3, which is everybody's default; average precision is measured apart, at 0.05, where SAHI goes over to
-NMS by itself. What is asked for is judged by the fastest round of each side, as it must be on a machine with other work. A
-model that is named again is measured anew; what the result file says of others stays.
+NMS by itself. What is asked for is judged by the fastest round of each side, as it must be on a machine with other
+work. A model that is named again is measured anew; what the result file says of others stays.
 
 Then, without a model: what a tile and a box cost beside it. The backend gives boxes that are made before.
 """
