@@ -116,6 +116,21 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["manifest.json"]
 
 
+def test_what_the_next_run_writes_is_not_removed_by_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.replace
+
+    def then_another_begins(self: Path, target: Path) -> Path:
+        done = rename(self, target)
+        self.write_text("of the next run")
+        return done
+
+    monkeypatch.setattr(Path, "replace", then_another_begins)
+    with atomic_path(tmp_path / "a.json", part=True) as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a.json").read_text() == "whole"
+    assert temporary.read_text() == "of the next run"
+
+
 HOLDS = """
 import sys, time
 from pathlib import Path

@@ -63,12 +63,13 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
             if target.exists():
                 temporary.chmod(target.stat().st_mode & 0o777)
             temporary.replace(target)
-        except OSError as error:
+        except BaseException as error:  # after success the name is free, for whoever writes `path` next
+            temporary.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             if part and (error.errno is None or NOT_WRITTEN in str(error)):
                 raise  # another file's fault, in hours of work; its message says all
             raise _not_written(path, target, temporary, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,39 @@ def test_a_failure_leaves_the_older_file(name: str, tmp_path: Path) -> None:
         interrupted()
     assert path.read_text() == "older"
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", [f"found{form.suffix}" for form in FORMATS.values()])
+def test_a_second_writer_of_a_file_is_refused_and_the_first_loses_nothing(name: str, tmp_path: Path) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    pytest.importorskip("pyarrow")
+    expected = save(tmp_path / f"alone{Path(name).suffix}", scene("a.tif", 1, 8, NORTH_UP)).read_bytes()
+    found = scene("a.tif", 1, 8, NORTH_UP)
+    with open_writer(tmp_path / name, SPEC) as write:
+        write(replace(found, detections=found.detections[:5]))
+        with pytest.raises(OSError, match="another run is writing it"), open_writer(tmp_path / name, SPEC):
+            pytest.fail("two write one file")
+        write(replace(found, detections=found.detections[5:]))
+    if name.endswith(".gpkg"):
+        assert pyogrio.read_info(tmp_path / name)["features"] == 8
+    elif not name.endswith(".parquet"):
+        assert (tmp_path / name).read_bytes() == expected
+
+
+def test_a_geopackage_that_vanished_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("pyogrio")
+    pytest.importorskip("rasterio")
+
+    def vanishing() -> None:
+        with open_writer(tmp_path / "found.gpkg", SPEC) as write:
+            write(scene("a.tif", 1, 5, NORTH_UP))
+            for path in tmp_path.iterdir():
+                path.unlink()
+            write(scene("b.tif", 2, 3, NORTH_UP))
+
+    with pytest.raises(OSError, match=r"found\.gpkg was not written"):
+        vanishing()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_and_a_raster_that_lies_nowhere_have_no_georeference(tmp_path: Path) -> None:

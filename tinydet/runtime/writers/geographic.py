@@ -5,9 +5,10 @@ The corners of a box go through the geotransform one by one, so that boxes of a 
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,20 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         import pyogrio.raw
         from pyogrio.errors import DataSourceError
 
-    with atomic_path(path, part=True) as temporary:
-        temporary.unlink()  # GDAL makes its own
+    with ExitStack() as held, atomic_path(path, part=True) as temporary, ExitStack() as of_gdal:
+        # GDAL makes its file itself; `temporary`, which is locked, lies there until it is whole.
+        own = temporary.with_name(f"{temporary.stem}.gdal{temporary.suffix}")
+        remains = [own, *(own.with_name(f"{own.name}{more}") for more in ("-journal", "-wal", "-shm"))]
+        for one in remains:
+            one.unlink(missing_ok=True)  # of a killed process
+            of_gdal.callback(one.unlink, missing_ok=True)
 
-        def save(rings: NDArray[np.float64], table: dict[str, NDArray[Any]]) -> None:
+        def save(rings: NDArray[np.float64], table: dict[str, NDArray[Any]], *, append: bool = True) -> None:
+            if append and not own.exists():  # GDAL would begin anew
+                raise OSError(f"{path} was not written ({own} vanished)")
             try:
                 pyogrio.raw.write(
-                    str(temporary),
+                    str(own),
                     geometry=_wkb(rings),
                     field_data=list(table.values()),
                     fields=list(table),
@@ -77,7 +85,7 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
                     driver="GPKG",
                     geometry_type="Polygon",
                     crs="EPSG:4326",  # a GeoPackage holds it longitude first
-                    append=temporary.exists(),
+                    append=append,
                     promote_to_multi=False,
                 )
             except DataSourceError as error:
@@ -86,8 +94,10 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         def write(found: SceneDetections) -> None:
             save(_georeference(path, found).rings(found.detections.boxes), columns(found, spec))
 
-        save(np.zeros((0, 5, 2)), columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec))
+        save(np.zeros((0, 5, 2)), columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec), append=False)
         yield write
+        fcntl.flock(held.enter_context(own.open("rb")), fcntl.LOCK_EX)  # before it has a name that others look for
+        own.replace(temporary)
 
 
 def nowhere_on_earth(scene: str, path: Path) -> ValueError:
