@@ -114,6 +114,8 @@ def test_chosen_bands_are_what_the_model_sees(folder: Path, capsys) -> None:
     assert rows(folder / "all.json") == [(1, 32, 16, 8, 8)]
     assert run("--image", "a.tif", "--bands", "6") == 2
     assert "a.tif: bands are one (grey) or three" in capsys.readouterr().err
+    assert run("--image", "a.tif", "--bands", "6", "--skip-unreadable") == 2  # the choice is at fault
+    assert "a.tif: bands are one (grey) or three" in capsys.readouterr().err
 
 
 def test_tiles_without_data_are_not_run_and_counted(folder: Path, capsys, runs: list[int]) -> None:
@@ -182,6 +184,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
         assert run(*words) == 130
     assert "40 of 361 tiles are kept in all.journal; --resume goes on from there" in capsys.readouterr().out
     assert not (folder / "all.json").exists()
+    assert run(*words, "--resume", "--bands", "1,2,9") == 2  # which costs nothing of what was found
     runs.clear()
     assert run(*words, "--resume") == 0
     assert "40 of 361 tiles are known from an earlier run" in capsys.readouterr().out

@@ -59,14 +59,18 @@ def to_rgb8(pixels: Pixels, stretch: tuple[float, float] | Limits = STRETCH) -> 
     return np.ascontiguousarray(rgb, np.uint8)
 
 
+class BandsError(ValueError):
+    """Bands that a scene does not have."""
+
+
 def check_bands(bands: Sequence[int], available: int, name: str) -> None:
     """Refuse a choice of bands, counted from 1, that a scene of `available` bands does not have.
 
     Raises:
-        ValueError: naming the scene, the rule and the choice.
+        BandsError: naming the scene, the rule and the choice.
     """
     if len(bands) not in (1, 3) or not all(1 <= band <= available for band in bands):
-        raise ValueError(
+        raise BandsError(
             f"{name}: bands are one (grey) or three (red, green, blue) of 1 to {available}, got "
             f"{','.join(map(str, bands))}"
         )

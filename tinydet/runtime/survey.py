@@ -25,6 +25,7 @@ from tinydet.runtime.georeference import georeference_of
 from tinydet.runtime.jobs import Job, Plan, hashes
 from tinydet.runtime.journal import Journal
 from tinydet.runtime.pipeline import Step, plan_passes, scan
+from tinydet.runtime.pixels import BandsError
 from tinydet.runtime.portions import Best, Tally, portions
 from tinydet.runtime.reports import plan_lines, result_lines
 from tinydet.runtime.scene import DamagedSceneError, Scene, open_scene
@@ -94,8 +95,6 @@ class Survey:
             with self._opened(job) as scene:
                 self._scan(job, scene, shared)
         except DamagedSceneError as error:
-            if job.journal is not None:
-                job.journal.unlink(missing_ok=True)  # of a file that will be another one
             if not self._settings.skip_unreadable:
                 hint = "; --skip-unreadable goes on with the other scenes" if several else ""
                 raise DamagedSceneError(f"{error}{hint}") from error
@@ -105,6 +104,8 @@ class Survey:
     def _opened(self, job: Job) -> Scene:
         try:
             return open_scene(job.source.path, stretch=self._spec.stretch, bands=self._settings.bands)
+        except BandsError:
+            raise  # the choice is at fault, not the scene
         except (ValueError, OSError) as error:
             raise DamagedSceneError(str(error)) from error
 
