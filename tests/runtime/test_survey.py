@@ -216,6 +216,47 @@ def test_a_second_run_changes_nothing_and_a_missing_output_is_made_again_without
     assert "unchanged" in capsys.readouterr().out
 
 
+def test_scenes_that_were_finished_before_ctrl_c_are_not_run_again(
+    folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, runs: list[int]
+) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        paint(folder / "flight" / name, lattice(1, 192, 128, 9))
+    counted = OnnxRuntimeBackend.run
+
+    def stops(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
+        if len(runs) == 8:
+            raise KeyboardInterrupt
+        return counted(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeBackend, "run", stops)
+        assert run("--image", "flight") == 130
+    assert sum(runs) == 8 * 4  # 12 tiles a scene: two are done, and two batches of the third
+    runs.clear()
+    capsys.readouterr()
+    assert run("--image", "flight", "--resume") == 0
+    assert capsys.readouterr().out.count("done before") == 2
+    assert sum(runs) == 4
+    assert run("--image", "flight") == 0
+    assert not list(folder.rglob("*.journal"))
+
+
+def test_files_follow_a_change_of_image_ids(folder: Path, runs: list[int]) -> None:
+    paint(folder / "flight" / "b.png", lattice(1, 192, 128, 9))
+
+    def ids() -> list[set[int]]:
+        return [{image_id for image_id, *_ in rows(path)} for path in sorted(folder.rglob("*.detections.json"))]
+
+    assert run("--image", "flight", "--resume") == 0
+    paint(folder / "flight" / "a.png", lattice(2, 192, 128, 9))
+    assert run("--image", "flight", "--resume") == 0
+    assert ids() == [{1}, {2}]
+    runs.clear()
+    assert run("--image", "flight", "--image-id", "7", "--resume") == 0
+    assert ids() == [{7}, {8}]
+    assert runs == []
+
+
 def test_other_settings_or_another_scene_do_not_resume(folder: Path, capsys) -> None:
     paint(folder / "a.png", lattice(1, 192, 128, 9))
     words = ("--image", "a.png", "--output", "all.json", "--resume")

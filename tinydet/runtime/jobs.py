@@ -64,6 +64,10 @@ class Job:
         """All files that are of this scene alone."""
         return (*self.results, *(path for path in (self.picture, self.crops, self.frames) if path is not None))
 
+    def written(self) -> dict[str, str]:
+        """What its files hold now, for its journal: a scene is done where that is as it was."""
+        return {**(hashes(self.outputs) or {}), "--image-id": str(self.source.image_id)}
+
 
 @dataclass(frozen=True)
 class Plan:

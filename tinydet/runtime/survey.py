@@ -84,8 +84,7 @@ class Survey:
                 self._do(job, write if plan.shared else None, len(plan.jobs) > 1)
         for path in plan.shared:
             self._say(f"  {path}")
-        if plan.journals is not None:
-            self._close(plan, plan.journals, identity)
+        self._close(plan, identity)
 
     def _do(self, job: Job, shared: Write | None, several: bool) -> None:
         try:
@@ -120,7 +119,7 @@ class Survey:
                 journal = stack.enter_context(
                     Journal(job.journal, self._scene_identity(job, scene, scale), resume=settings.resume)
                 )
-            if journal is not None and shared is None and journal.outputs == (hashes(job.outputs) or {}):
+            if journal is not None and shared is None and journal.outputs == job.written():
                 self._say(f"{scene.name}: done before, {', '.join(map(str, job.outputs))} unchanged")
                 return
             known = 0 if journal is None else journal.tiles()
@@ -147,10 +146,7 @@ class Survey:
                 save_picture(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
                 self._say(f"  {job.crops}")
             if journal is not None and shared is None:
-                if settings.resume:
-                    journal.finish(hashes(job.outputs) or {})
-                else:
-                    journal.remove()
+                journal.finish(job.written())  # also without --resume: a later scene may be interrupted
 
     def _write(
         self, job: Job, scene: Scene, scale: float, tiles: int, journal: Journal | None, shared: Write | None
@@ -228,16 +224,16 @@ class Survey:
         )
         return identity
 
-    def _close(self, plan: Plan, journals: Path, identity: dict[str, Any]) -> None:
-        """Let the journals of a run with shared files go; with --resume they stay, and it is noted what was written."""
-        if self._settings.resume and not self._unreadable:
-            outputs = hashes((*plan.shared, *(path for job in plan.jobs for path in job.outputs)))
-            write_json(journals / DONE, {"identity": identity, "outputs": outputs})
+    def _close(self, plan: Plan, identity: dict[str, Any]) -> None:
+        """Let the journals go when all is written; with --resume they stay, and of shared files it is noted what was."""
+        done = None if plan.journals is None else plan.journals / DONE
         if not self._settings.resume:
-            for job in plan.jobs:
-                if job.journal is not None:
-                    job.journal.unlink(missing_ok=True)
-            (journals / DONE).unlink(missing_ok=True)
+            for path in (*(job.journal for job in plan.jobs), done):
+                if path is not None:
+                    path.unlink(missing_ok=True)
+        elif done is not None and not self._unreadable:
+            outputs = hashes((*plan.shared, *(path for job in plan.jobs for path in job.outputs)))
+            write_json(done, {"identity": identity, "outputs": outputs})
 
 
 def _is_done(plan: Plan, identity: dict[str, Any]) -> bool:

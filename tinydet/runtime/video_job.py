@@ -17,7 +17,7 @@ from tinydet._atomic import atomic_path
 from tinydet.runtime.annotated_video import open_video
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.choosing import seconds_per_batch
-from tinydet.runtime.jobs import Job, hashes
+from tinydet.runtime.jobs import Job
 from tinydet.runtime.journal import FrameBoxes, Journal
 from tinydet.runtime.pipeline import detect
 from tinydet.runtime.reports import video_line
@@ -48,7 +48,7 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
             identity = _identity(job, video, model_hash, settings)
             journal = stack.enter_context(Journal(job.journal, identity, resume=settings.resume))
         limited = {} if settings.frames is None else {"--frames": str(settings.frames)}
-        if journal is not None and journal.outputs == {**(hashes(job.outputs) or {}), **limited}:
+        if journal is not None and journal.outputs == {**job.written(), **limited}:
             say(f"{video.name}: done before, {', '.join(map(str, job.outputs))} unchanged")
             return
         frames = min((limit for limit in (video.frames, settings.frames) if limit), default=0)
@@ -69,10 +69,10 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
             if path.exists():  # there is no video of no frames
                 say(f"  {path}")
         if journal is not None:
-            if not settings.resume:
+            if not stopped:
+                journal.finish({**job.written(), **limited})
+            elif not settings.resume:
                 journal.remove()
-            elif not stopped:
-                journal.finish({**(hashes(job.outputs) or {}), **limited})
         if stopped:
             raise KeyboardInterrupt
 
