@@ -190,3 +190,39 @@ def test_a_stream_that_was_cut_off_goes_on_where_it_is_now(folder: Path, runs: l
     assert rows == sorted(rows)
     assert len(dict(rows)) == len(rows)
     assert f"{first} frames are known from an earlier run" in capsys.readouterr().out
+
+
+def test_a_stream_that_is_lost_leaves_its_files_and_resuming_does_not_replace_its_video(folder: Path, capsys) -> None:
+    data = write_clip(folder / "live.ts", format="mpegts").read_bytes()
+
+    def serve_once(port: int = 0) -> tuple[int, threading.Thread]:
+        server = socket.create_server(("127.0.0.1", port))
+
+        def serve() -> None:
+            client, _ = server.accept()
+            server.close()
+            with client:
+                client.sendall(data)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        return server.getsockname()[1], thread
+
+    port, thread = serve_once()
+    words = ["--image", f"tcp://127.0.0.1:{port}", "--output", "live.json", "--draw", "live.mp4", "--resume"]
+    assert run(*words, "--reconnect", "0.1") == 2
+    assert "see whether it runs" in capsys.readouterr().err
+    thread.join()
+    first = places(folder / "live.json")
+    assert first
+    assert cv2.VideoCapture("live.mp4").read()[0]
+    _, thread = serve_once(port)
+    assert run(*words, "--reconnect", "0") == 2
+    assert "live.mp4 shows the frames before the interruption" in capsys.readouterr().err
+    thread.join()
+    (folder / "live.mp4").rename("before.mp4")
+    _, thread = serve_once(port)
+    assert run(*words, "--reconnect", "0") == 0
+    thread.join()
+    assert places(folder / "live.json")[: len(first)] == first
+    assert cv2.VideoCapture("live.mp4").read()[0]

@@ -30,6 +30,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between attempts to open it aga
 AHEAD = 2  # frames of a file that are decoded while one is worked on
 
 
+class LostStreamError(OSError):
+    """A live source that does not come back."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """One picture of a video.
@@ -100,7 +104,7 @@ class Video:
 
         Raises:
             ValueError: the file is damaged.
-            OSError: a live source stays silent for longer than `reconnect`.
+            LostStreamError: a live source stays silent for longer than `reconnect`.
         """
         newest = _Newest() if self.live else None
         line = newest or _Line()
@@ -190,7 +194,9 @@ class Video:
                 if self._closed.is_set() or self._reconnect <= 0:
                     return
                 if time.monotonic() - last > self._reconnect:
-                    raise OSError(f"{self.name}: no frame for {self._reconnect:.0f} s ({problem}); see whether it runs")
+                    raise LostStreamError(
+                        f"{self.name}: no frame for {self._reconnect:.0f} s ({problem}); see whether it runs"
+                    )
                 self._closed.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 try:

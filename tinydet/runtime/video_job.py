@@ -23,7 +23,7 @@ from tinydet.runtime.pipeline import detect
 from tinydet.runtime.reports import video_line
 from tinydet.runtime.settings import Settings
 from tinydet.runtime.still import Stills
-from tinydet.runtime.video import Frame, Video
+from tinydet.runtime.video import Frame, LostStreamError, Video
 from tinydet.runtime.writers import SceneDetections, open_writers
 
 MANY = 16  # frames of a video for which it is worth a batch to say how long it will take
@@ -39,7 +39,8 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
     journal are not run again; a live stream goes on where it is now.
 
     Raises:
-        ValueError, OSError: the source cannot be read, or breaks.
+        ValueError, OSError: the source cannot be read, or breaks; of a live stream after its files were written. Or its
+            annotated video would be replaced by one of the frames from now on.
         KeyboardInterrupt: again, after the files of a live stream were written: Ctrl-C is the way to end it.
     """
     with Video(job.source.location, every=settings.every, reconnect=settings.reconnect) as video, ExitStack() as stack:
@@ -51,6 +52,11 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
         if journal is not None and journal.outputs == {**job.written(), **limited}:
             say(f"{video.name}: done before, {', '.join(map(str, job.outputs))} unchanged")
             return
+        if video.live and job.picture is not None and job.picture.exists() and journal is not None:
+            if next(journal.frames(), None) is not None:
+                raise ValueError(
+                    f"{job.picture} shows the frames before the interruption and would be replaced; move it away"
+                )
         frames = min((limit for limit in (video.frames, settings.frames) if limit), default=0)
         seconds = seconds_per_batch(backend, settings.batch) if frames > MANY else 0.0
         say(
@@ -69,12 +75,12 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
             if path.exists():  # there is no video of no frames
                 say(f"  {path}")
         if journal is not None:
-            if not stopped:
+            if stopped is None:
                 journal.finish({**job.written(), **limited})
             elif not settings.resume:
                 journal.remove()
-        if stopped:
-            raise KeyboardInterrupt
+        if stopped is not None:
+            raise stopped
 
 
 class _Watched:
@@ -141,10 +147,11 @@ class _Watched:
         ).detections
 
 
-def _write(watched: _Watched, say: Callable[[str], object]) -> bool:
-    """Write the files of a video; whether it was a stream that somebody ended."""
+def _write(watched: _Watched, say: Callable[[str], object]) -> KeyboardInterrupt | LostStreamError | None:
+    """Write the files of a video; what ended it, if it is a stream that did not end by itself."""
     job, video, settings = watched.job, watched.video, watched.settings
-    stopped, count, boxes, began = False, 0, 0, time.perf_counter()
+    stopped: KeyboardInterrupt | LostStreamError | None = None
+    count, boxes, began = 0, 0, time.perf_counter()
     total = min((limit for limit in (video.frames, settings.frames) if limit), default=None)
     with ExitStack() as stack:
         write = stack.enter_context(open_writers(job.results, watched.backend.spec))
@@ -170,12 +177,14 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> bool:
                 bar.update()
                 if settings.frames is not None and count >= settings.frames:
                     break
-        except KeyboardInterrupt:
-            if not video.live:
+        except LostStreamError as error:
+            stopped = error
+        except (KeyboardInterrupt, OSError) as error:
+            if not video.live or not isinstance(error, KeyboardInterrupt):
                 if job.journal is not None and job.journal.exists():
                     say(f"  {count} frames are kept in {job.journal}; --resume goes on from there")
                 raise
-            stopped = True
+            stopped = error
     rate = (count - watched.known) / (time.perf_counter() - began)
     say(
         f"  {boxes} detections in {count} frames, {rate:.1f} frames/s; {video.dropped} frames dropped, "
