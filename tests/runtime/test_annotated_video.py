@@ -47,6 +47,21 @@ def test_a_huge_frame_is_shown_smaller(tmp_path: Path) -> None:
     assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_WIDTH) == 3840
 
 
+def test_boxes_stay_on_their_object_where_the_frame_size_changes(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with open_video(path, 160, 96) as write:
+        for i, (width, height) in enumerate([(160, 96), (320, 96), (96, 160)]):
+            box = [width / 4, height / 4, width / 2, height / 2]
+            write(open_scene(np.full((height, width, 3), 90, np.uint8)), found(box), i / 10)
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            near = np.abs(frame.to_ndarray(format="rgb24").astype(int) - COLOURS[0]).sum(-1) < 180
+            columns = np.flatnonzero(near[28:44].any(axis=0))
+            rows = np.flatnonzero(near[:, 44:76].any(axis=1))
+            assert (columns.min(), columns.max()) == pytest.approx((40, 80), abs=4)
+            assert rows.max() == pytest.approx(48, abs=4)
+
+
 def test_a_wrong_suffix_and_times_that_go_back_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     scene = open_scene(np.zeros((64, 64, 3), np.uint8))
 

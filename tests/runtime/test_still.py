@@ -61,6 +61,22 @@ def test_a_slow_change_adds_up_until_the_tile_is_run(white_squares: Callable) ->
     assert 2 <= sum(runs[1:]) <= 60 // GATE.motion
 
 
+def test_frames_of_another_size_or_scale_are_looked_at_anew(white_squares: Callable) -> None:
+    backend, stills = white_squares(), Stills(GATE)
+    # Sizes that move tiles that are there in both, and one that changes the size of the only tile.
+    for width, height, scale in ((120, 64, 1.0), (116, 64, 1.0), (40, 64, 1.0), (64, 40, 1.0), (64, 40, 0.5)):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[20:28, 20:28] = 255
+        scene = open_scene(pixels)
+        found = {}
+        for name, journal in (("again", stills), ("anew", None)):
+            if journal is not None:
+                stills.look(scene, backend.spec, overlap=16, scale=scale)
+            found[name] = detect(backend, scene, overlap=16, scale=scale, journal=journal).detections.boxes
+        assert np.array_equal(found["again"], found["anew"])
+        assert stills.still == 0
+
+
 def test_a_tile_that_moves_as_a_whole_is_run_each_time(white_squares: Callable) -> None:
     backend, stills = white_squares(), Stills(GATE)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tinydet._atomic import atomic_path
 from tinydet._extras import needs_extra
@@ -27,7 +30,8 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
 
     Args:
         path: `.mp4`, `.mkv` or `.mov`.
-        width, height: of all frames. An odd one loses its last column or row, for the codecs count in twos.
+        width, height: of the video. An odd one loses its last column or row, for the codecs count in twos; frames of
+            another size are stretched to it.
 
     Raises:
         ValueError: another suffix, or times that do not rise.
@@ -51,14 +55,14 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
             if tick <= last:
                 raise ValueError(f"{path}: the frame at {seconds:.3f} s comes after one of a later time")
             last = tick
-            if shrink == 1 and (scene.width, scene.height) == (
-                width,
-                height,
-            ):  # cut, not squeezed: a box stays on its pixels
-                picture = scene.read(0, 0, *size).copy()
+            shown = detections
+            if shrink == 1 and (scene.width, scene.height) == (width, height):
+                picture = scene.read(0, 0, *size).copy()  # cut, not squeezed: a box stays on its pixels
             else:
                 picture = scene.read(0, 0, scene.width, scene.height, size).copy()
-            annotate(picture, detections, shrink)
+                across, down = size[0] / scene.width, size[1] / scene.height
+                shown = replace(detections, boxes=detections.boxes * np.array([across, down, across, down], np.float32))
+            annotate(picture, shown)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = tick, stream.time_base
             container.mux(stream.encode(frame))

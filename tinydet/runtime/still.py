@@ -37,6 +37,7 @@ class Stills:
         self._boxes: dict[Key, TileBoxes] = {}
         self._seen: dict[Key, Image] = {}
         self._unmoved: list[Key] = []
+        self._shape: tuple[int, int, float] | None = None
 
     def look(self, scene: Scene, spec: ModelSpec, *, overlap: int, scale: float) -> None:
         """Find the tiles of a frame in which nothing moved since they were last run.
@@ -45,6 +46,9 @@ class Stills:
             overlap, scale: with which it is going to be scanned.
         """
         self._seen, self._unmoved = {}, []
+        shape = scene.width, scene.height, scale
+        if shape != self._shape:  # a phone was turned, or a stream came back in another size: tiles lie elsewhere
+            self._reference, self._boxes, self._shape = {}, {}, shape
         for number, (plan, _) in enumerate(plan_passes(scene, spec, overlap=overlap, scale=scale)):
             size = seen_size(plan)
             for tile in plan.grid.tiles:
