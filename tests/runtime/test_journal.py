@@ -53,6 +53,13 @@ def test_a_record_that_was_cut_anywhere_is_lost_alone_and_writing_goes_on(tmp_pa
         whole = (tmp_path / "j").stat().st_size
         journal.append(boxes(2))
     data = (tmp_path / "j").read_bytes()
+    head = data.index(b"\n") + 1
+    for end in range(head):
+        (tmp_path / "j").write_bytes(data[:end])
+        with Journal(tmp_path / "j", IDENTITY, resume=True) as journal:
+            assert list(journal.records()) == []
+            journal.append(boxes(0))
+        assert (tmp_path / "j").read_bytes() == data[:whole]
     for end in range(whole, len(data)):
         (tmp_path / "j").write_bytes(data[:end])
         with Journal(tmp_path / "j", IDENTITY, resume=True) as journal:

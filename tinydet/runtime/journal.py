@@ -26,6 +26,7 @@ FORMAT = 1
 HEAD = struct.Struct("<4sII")  # mark, length, checksum
 COUNTS = struct.Struct("<IIIIII")  # tiles, empty, plain, boxes, saturated, number of the pass
 FRAME_HEAD = struct.Struct("<qdII")  # index, seconds, bytes of the clock, boxes
+BEGINNING = b'{"format": '  # of the first line
 BATCH, FRAME, DONE = b"tile", b"fram", b"done"
 
 
@@ -229,9 +230,11 @@ class Journal:
         if self._file is None:
             self._file = self.path.open("x+b", buffering=0)
             _lock(self._file, self.path)
-            self._file.write(json.dumps(self._identity).encode() + b"\n")
-            self._start = self._file.tell()
-        piece = memoryview(HEAD.pack(mark, len(data), zlib.crc32(data)) + data)
+        record = HEAD.pack(mark, len(data), zlib.crc32(data)) + data
+        if not self._start:
+            head = json.dumps(self._identity).encode() + b"\n"
+            self._start, record = len(head), head + record
+        piece = memoryview(record)
         while piece:
             piece = piece[self._file.write(piece) :]
 
@@ -239,7 +242,10 @@ class Journal:
         assert self._file is not None
         with self.path.open("rb") as file:
             line = file.readline(1 << 20)
-            self._start = file.tell()
+        if not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]:
+            self._file.truncate(0)  # the process ended within the first line: nothing is known
+            return
+        self._start = len(line)
         try:
             written = json.loads(line)
             different = [key for key in {**written, **self._identity} if written.get(key) != self._identity.get(key)]
