@@ -114,6 +114,25 @@ def test_a_scene_without_a_place_is_refused_before_any_is_looked_at(flight: Path
     assert files(flight) == ["flight/a.png", "flight/b.png", "flight/c.png", "model.onnx"]
 
 
+def test_what_the_run_reads_is_not_overwritten(flight: Path, capsys) -> None:
+    images = [{"id": 1, "file_name": "a.png"}]
+    (flight / "val.json").write_text(json.dumps({"images": images}))
+    for name in ("model.engine", "model.json", "model.skip.json"):
+        (flight / name).write_text("{}")
+    before = {path: path.read_bytes() for path in flight.glob("*.*")}
+    annotated = ("--annotations", "val.json", "--images", "flight")
+    for words in (
+        (*annotated, "--output", "val.json"),
+        (*annotated, "--output", "val.csv", "--format", "csv,coco"),
+        ("--image", "flight", "--output", "./model.json"),
+        ("--image", "flight", "--output", "model.json", "--model", "model.engine"),
+        ("--image", "flight", "--output", "model.skip.json"),
+    ):
+        assert run(*words) == 2
+        assert ".json is read by this run and would be overwritten" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in flight.glob("*.*")} == before
+
+
 def test_what_goes_to_a_pipe_is_the_results_and_nothing_else(flight: Path) -> None:
     words = ["--image", "flight/a.png", "--output", "/dev/stdout", "--overlap", "8", "--backend", "onnx"]
     done = subprocess.run(

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.calibrate_skip:
         return _calibrate(args)
     # Before the model: a wrong path is said at once.
-    plan = plan_jobs(_sources(args), Wanted(args.output, args.format, args.draw, args.crops))
+    plan = plan_jobs(_sources(args), Wanted(args.output, args.format, args.draw, args.crops), _inputs(args))
     if args.batch < 1:
         raise ValueError(f"--batch holds at least one tile, got {args.batch}")
     if args.resume and any(job.journal is None for job in plan.jobs):
@@ -131,6 +131,17 @@ def _sources(args: argparse.Namespace) -> list[Source]:
     if args.annotations is not None:
         return coco_sources(args.annotations, args.images)
     return find_sources(args.image, args.image_id)
+
+
+def _inputs(args: argparse.Namespace) -> list[Path]:
+    """What is read beside the scenes: annotations, and models with what lies beside them."""
+    models = [Path(name) for name in MODEL_FILES] if args.model is None else [model_path(args.model)]
+    found = [] if args.annotations is None else [args.annotations]
+    for model in filter(Path.is_file, models):
+        found += [model, gate_path(model)]
+        if model.suffix == ".engine":
+            found.append(model.with_suffix(".json"))
+    return found
 
 
 def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:

@@ -84,11 +84,14 @@ class Plan:
     journals: Path | None = None
 
 
-def plan_jobs(sources: Sequence[Source], wanted: Wanted) -> Plan:
+def plan_jobs(sources: Sequence[Source], wanted: Wanted, inputs: Sequence[Path] = ()) -> Plan:
     """A job for each scene.
 
+    Args:
+        inputs: what else the run reads, which it must not overwrite.
+
     Raises:
-        ValueError, OSError: a place that cannot be written, would be written twice, or is a scene; a format that cannot
+        ValueError, OSError: a place that cannot be written, would be written twice, or is read; a format that cannot
             hold what the scenes give.
     """
     several = len(sources) > 1
@@ -110,7 +113,7 @@ def plan_jobs(sources: Sequence[Source], wanted: Wanted) -> Plan:
     jobs = _jobs(sources, wanted, folder, None if shared else output)
     targets = [path for job in jobs for path in job.outputs] + list(shared)
     named = [text for text in (wanted.output, wanted.draw, wanted.crops) if text is not None and _is_folder(text)]
-    _check_targets(targets, sources, set(map(Path, named)))
+    _check_targets(targets, sources, set(map(Path, named)), inputs)
     _check_formats(shared, sources)
     for job in jobs:
         _check_formats(job.results, [job.source])
@@ -220,11 +223,14 @@ def _in_folder(job: Job, journals: Path | None) -> Job:
     return Job(job.source, job.results, job.picture, job.crops, journal)
 
 
-def _check_targets(targets: Sequence[Path], sources: Sequence[Source], folders: set[Path]) -> None:
+def _check_targets(
+    targets: Sequence[Path], sources: Sequence[Source], folders: set[Path], inputs: Sequence[Path]
+) -> None:
     """Args:
     folders: that the user named as such; of these a missing one is made.
     """
     scenes = {Path(source.location).resolve() for source in sources}
+    others = {path.resolve() for path in inputs}
     counts = Counter(targets)
     for target in targets:
         folder = target.parent
@@ -234,6 +240,8 @@ def _check_targets(targets: Sequence[Path], sources: Sequence[Source], folders: 
             raise FileNotFoundError(f"{target}: the folder {folder} does not exist; create it or name another")
         if target.resolve() in scenes:
             raise ValueError(f"{target} is a scene and would be overwritten; name another --draw or --output")
+        if target.resolve() in others:
+            raise ValueError(f"{target} is read by this run and would be overwritten; name another --output or --draw")
         if counts[target] > 1:
             raise ValueError(f"{target} would be written twice; name another --output, --draw or --crops")
 
