@@ -99,6 +99,8 @@ def test_named_outputs_are_the_only_ones_and_a_phone_that_was_held_upright_is_dr
     [
         (["--draw", "out.gif"], "cannot write a video as '.gif'; use .mp4, .mkv, .mov"),
         (["--crops", "out.jpg"], "--crops shows one picture, and clip.mp4 has frames"),
+        (["still.png", "--crops", "cr/"], "clip.mp4 has frames, of which nothing would be written; leave it out, or"),
+        (["still.png", "--crops", "cr/", "--resume"], "clip.mp4 has frames, of which nothing would be written"),
         (["--output", "a.txt"], "a.txt cannot hold the frames of clip.mp4; write .json, .csv or .parquet"),
         (["model.onnx", "--output", "all.json"], "name a folder for a file each, --output all/"),
     ],
@@ -106,6 +108,7 @@ def test_named_outputs_are_the_only_ones_and_a_phone_that_was_held_upright_is_dr
 def test_what_a_video_cannot_become_is_said_before_the_work(
     folder: Path, words: list[str], message: str, capsys
 ) -> None:
+    assert cv2.imwrite("still.png", np.zeros((64, 64), np.uint8))
     assert run("--image", "clip.mp4", *words) == 2
     captured = capsys.readouterr()
     assert message in captured.err

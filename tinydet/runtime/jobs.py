@@ -163,6 +163,11 @@ def _jobs(sources: Sequence[Source], wanted: Wanted, folder: Path | None, output
         if source.moving and crops is not None:
             if len(sources) == 1:
                 raise ValueError(f"--crops shows one picture, and {source.location} has frames; leave it out")
+            if wanted.output is None and wanted.draw is None and not beside:
+                raise ValueError(
+                    f"--crops shows one picture, and {source.location} has frames, of which nothing would be written; "
+                    "leave it out, or name --output or --draw too"
+                )
             crops = None
         if folder is not None:
             results = tuple(folder / f"{name}{MARK}{suffix}" for suffix in suffixes)
