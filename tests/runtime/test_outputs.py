@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import os
@@ -154,6 +155,27 @@ def test_a_damaged_scene_ends_the_run_or_is_skipped_and_named(flight: Path, caps
     assert run(*words, "--skip-unreadable") == 0
     assert coco(flight / "all.json") == sorted(BOXES["a"])
     assert "1 of 3 scenes were skipped, for they cannot be read, first flight/b.png" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_of_a_scene_that_is_damaged_further_down_it_is_said_how_many_boxes_were_written(
+    flight: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.zeros((1, 4096, 64), np.uint8)
+    for y in range(16, 4096, 32):
+        pixels[:, y : y + 8, 16:24] = 255
+    shape = {"count": 1, "dtype": "uint8", "width": 64, "height": 4096, "blockysize": 16}
+    with rasterio.open("flight/d.tif", "w", driver="GTiff", **shape) as file:
+        file.write(pixels)
+    whole = (flight / "flight" / "d.tif").read_bytes()
+    (flight / "flight" / "d.tif").write_bytes(whole[: len(whole) * 9 // 10])
+    monkeypatch.setattr("tinydet.runtime.survey.portions", functools.partial(portions, size=1))
+    assert run("--image", "flight", "--output", "all.json", "--skip-unreadable") == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "d.tif: skipped" in line)
+    written = len(coco(flight / "all.json")) - sum(map(len, BOXES.values()))
+    assert written > 0
+    assert line.endswith(f"; {written} of its boxes were written before")
 
 
 def test_a_scene_that_was_added_is_all_that_is_run(flight: Path, capsys) -> None:

@@ -87,17 +87,26 @@ class Survey:
         self._close(plan, identity)
 
     def _do(self, job: Job, shared: Write | None, several: bool) -> None:
+        written = 0
+
+        def counted(found: SceneDetections) -> None:
+            nonlocal written
+            assert shared is not None
+            shared(found)
+            written += len(found.detections)
+
         try:
             if job.source.moving:
                 scan_video(self._backend, self._hash, job, self._settings, self._say)
                 return
             with self._opened(job) as scene:
-                self._scan(job, scene, shared)
+                self._scan(job, scene, None if shared is None else counted)
         except DamagedSceneError as error:
             if not self._settings.skip_unreadable:
                 hint = "; --skip-unreadable goes on with the other scenes" if several else ""
                 raise DamagedSceneError(f"{error}{hint}") from error
-            self._say(f"{job.source.location}: skipped: {error}")
+            left = f"; {written} of its boxes were written before" if written else ""
+            self._say(f"{job.source.location}: skipped: {error}{left}")
             self._unreadable.append(job.source.location)
 
     def _opened(self, job: Job) -> Scene:
