@@ -102,6 +102,15 @@ def test_parquet_is_read_by_pyarrow_and_pandas_with_types(tmp_path: Path) -> Non
     assert frame.groupby("scene").size().to_dict() == {"a.tif": 6, "c.jpg": 2}
 
 
+def test_parquet_has_few_groups_of_rows_however_many_frames_there_are(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    frames = [scene(f"clip.mp4#{i}", i, 300) for i in range(70)]
+    file = parquet.ParquetFile(save(tmp_path / "found.parquet", *frames))
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert sizes == [10_200, 10_200, 600]
+    assert file.read()["x1"].to_pylist() == np.concatenate([f.detections.boxes[:, 0] for f in frames]).tolist()
+
+
 def test_yolo_lines_are_shares_of_the_scene(tmp_path: Path) -> None:
     found = scene("a.jpg", 1, 5)
     rows = np.loadtxt(save(tmp_path / "a.txt", found))

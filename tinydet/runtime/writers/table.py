@@ -18,6 +18,8 @@ from tinydet.runtime.detections import Detections
 from tinydet.runtime.georeference import Georeference
 from tinydet.spec import ModelSpec
 
+GROUP = 10_000  # rows; a group for each frame of a video would make a file of little but descriptions
+
 
 @dataclass(frozen=True)
 class SceneDetections:
@@ -87,7 +89,7 @@ def write_csv(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections
 
 @contextmanager
 def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """One group of rows a scene; what is not known is null."""
+    """Groups of at least `GROUP` rows; what is not known is null."""
     with needs_extra("tables"):
         import pyarrow
         import pyarrow.parquet
@@ -101,7 +103,20 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
     schema = table(SceneDetections("", 0, 1, 1, Detections.empty())).schema
     with atomic_path(path, part=True) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as file:
-        yield lambda found: file.write_table(table(found))
+        waiting: list[Any] = []
+
+        def flush() -> None:
+            if waiting:
+                file.write_table(pyarrow.concat_tables(waiting))
+            waiting.clear()
+
+        def write(found: SceneDetections) -> None:
+            waiting.append(table(found))
+            if sum(map(len, waiting)) >= GROUP:
+                flush()
+
+        yield write
+        flush()
 
 
 def _text(value: Any) -> str:
