@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import cv2
@@ -67,6 +68,29 @@ def test_a_gate_is_read_as_it_was_written_and_no_other_file_is_one(tmp_path: Pat
     path.write_text(json.dumps({"format": 1, **dataclasses.asdict(gate)}))
     with pytest.raises(ValueError, match="not written by --calibrate-skip"):
         Gate.load(path)
+
+
+def test_a_gate_is_measured_on_the_bands_that_are_asked_for_and_used_for_no_others(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.full((4, 64, 64), 60, np.uint8)
+    pixels[3, 20:28, 20:28] = 160
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has no geotransform
+        with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=4, dtype="uint8", width=64, height=64) as file:
+            file.write(pixels)
+    boxes = [{"image_id": 1, "bbox": [20, 20, 8, 8]}]
+    (tmp_path / "val.json").write_text(
+        json.dumps({"images": [{"id": 1, "file_name": "a.tif"}], "annotations": boxes})
+    )
+    assert look_at(SPEC, tmp_path / "val.json", overlap=16).objects == [0]
+    looks = look_at(SPEC, tmp_path / "val.json", overlap=16, bands=(4, 4, 4))
+    assert looks.objects[0] > 50
+    calibrate(looks, tile=64).save(tmp_path / "model.skip.json")
+    gate = Gate.load(tmp_path / "model.skip.json")
+    gate.check(64, 1.0, (4, 4, 4))
+    for bands, said in ((None, "no --bands"), ((1, 2, 3), "--bands 1,2,3")):
+        with pytest.raises(ValueError, match=f"measured with --bands 4,4,4, not with {said}; measure it again"):
+            gate.check(64, 1.0, bands)
 
 
 @pytest.mark.slow

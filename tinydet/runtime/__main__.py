@@ -216,6 +216,7 @@ def _calibrate(args: argparse.Namespace) -> int:
             args.images,
             scale=settings.scale,
             overlap=settings.overlap,
+            bands=settings.bands,
             progress=bar.update,
         )
     gate = calibrate(looks, tile=backend.spec.tile, scale=settings.scale)

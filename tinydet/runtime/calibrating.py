@@ -36,12 +36,14 @@ class Looks:
         tiles: contrast of each tile.
         objects: of each object the contrast of the tile that shows it best.
         changes: by how much each object changes the spots where there was only what surrounds it.
+        bands: of the images; None for those that call themselves red, green and blue.
     """
 
     size: float
     tiles: list[int]
     objects: list[int]
     changes: list[int]
+    bands: tuple[int, ...] | None = None
 
     def recall(self, threshold: int) -> float:
         """Share of the objects whose tile is run."""
@@ -63,6 +65,7 @@ def look_at(
     *,
     scale: float = 1.0,
     overlap: int = OVERLAP,
+    bands: tuple[int, ...] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Looks:
     """Measure the contrast of tiles and objects.
@@ -73,6 +76,7 @@ def look_at(
     Args:
         annotations: COCO file of images.
         images: their folder.
+        bands: of them, see `open_scene`.
         progress: called with 1 for each image.
 
     Raises:
@@ -85,7 +89,7 @@ def look_at(
     object_looks: list[int] = []
     changes: list[int] = []
     for source in sources:
-        with open_scene(source.path, stretch=spec.stretch) as scene:
+        with open_scene(source.path, stretch=spec.stretch, bands=bands) as scene:
             plan = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)
             looks = [
                 contrast(scene.read(tile.x, tile.y, tile.width, tile.height, seen_size(plan)), size)
@@ -101,7 +105,7 @@ def look_at(
             progress(1)
     if not object_looks:
         raise ValueError(f"{annotations} has no objects to measure by; name a file with boxes")
-    return Looks(size, tile_looks, object_looks, changes)
+    return Looks(size, tile_looks, object_looks, changes, bands)
 
 
 def calibrate(looks: Looks, *, tile: int, scale: float = 1.0, recall: float = RECALL) -> Gate:
@@ -126,6 +130,7 @@ def calibrate(looks: Looks, *, tile: int, scale: float = 1.0, recall: float = RE
         looks.saving(threshold),
         motion,
         looks.motion_recall(motion),
+        looks.bands,
     )
 
 

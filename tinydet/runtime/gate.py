@@ -2,7 +2,7 @@
 
 The look is the strongest contrast between a spot of an object's size and its surroundings, anywhere in the tile. How
 much contrast an object has at least is measured on annotated images: at the threshold that `calibrating` chooses, the
-tiles that are run would hold the asked share of all objects, 99.5 %, even if all were fainter by a third. What a tile
+tiles that are run would hold the asked share of all objects, 99.5 %, even if all were fainter by 30 %. What a tile
 shows when it is passed over is nowhere looked at again, so the gate is off unless it is asked for, and only at the tile
 and scale it was measured for.
 
@@ -41,6 +41,7 @@ class Gate:
         saving: share of its tiles that are passed over.
         motion: tiles of a video that changed less, 0 to 255, are not run again.
         motion_recall: share of the objects that change their tile by as much where they come.
+        bands: that were looked at; None for those that the images call red, green and blue.
     """
 
     threshold: int
@@ -54,6 +55,7 @@ class Gate:
     saving: float
     motion: int = 1
     motion_recall: float = 1.0
+    bands: tuple[int, ...] | None = None
 
     def __call__(self, picture: Image) -> bool:
         """Whether a tile (H, W, 3) is worth running."""
@@ -78,16 +80,24 @@ class Gate:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values.pop("format") != FORMAT:
                 raise ValueError("another format")
+            if values.get("bands") is not None:
+                values["bands"] = tuple(values["bands"])
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: not written by --calibrate-skip ({error}); run that again") from error
 
-    def check(self, tile: int, scale: float) -> None:
-        """Refuse to be used for another tile or scale than it was measured for."""
+    def check(self, tile: int, scale: float, bands: tuple[int, ...] | None = None) -> None:
+        """Refuse to be used for another tile, scale or choice of bands than it was measured for."""
         if tile != self.tile or not math.isclose(scale, self.scale, rel_tol=0.02):
             raise ValueError(
                 f"which tiles may be skipped was measured for tiles of {self.tile} at scale {self.scale:g}, not for "
                 f"{tile} at {scale:g}; measure it again: tinydet infer --calibrate-skip --scale {scale:g} ..."
+            )
+        if bands != self.bands:
+            was, now = ("no --bands" if of is None else f"--bands {','.join(map(str, of))}" for of in (self.bands, bands))
+            raise ValueError(
+                f"which tiles may be skipped was measured with {was}, not with {now}; measure it again with the same: "
+                "tinydet infer --calibrate-skip ..."
             )
 
 

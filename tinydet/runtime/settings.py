@@ -57,7 +57,7 @@ class Settings:
             gsd = self.gsd if self.gsd is not None else scene.gsd
             scale = choose_scale(spec, object_pixels(self.object_size, gsd, scene.name))
         if self.gate is not None:
-            self.gate.check(spec.tile, scale)
+            self.gate.check(spec.tile, scale, self.bands)
         return scale
 
     def identity(self) -> dict[str, Any]:
