@@ -47,6 +47,7 @@ RINGS = {
     "tinydet._atomic": RUNTIME,
     "tinydet._command": RUNTIME,
     "tinydet._extras": RUNTIME,
+    "tinydet._interrupt": RUNTIME,
     "tinydet.export.__init__": RUNTIME,
     "tinydet.export.engine": RUNTIME,
     "tinydet.runtime": RUNTIME,

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +18,7 @@ from tqdm import tqdm
 
 from tinydet._atomic import remove_leftovers
 from tinydet._extras import needs_extra
+from tinydet._interrupt import whole
 from tinydet.batch import Batch, collate
 from tinydet.checkpoint import Checkpoint, fusion_factors, load_checkpoint, save_checkpoint
 from tinydet.data.training import Sample, TrainingTiles, epoch_batches, stream
@@ -156,7 +154,7 @@ class Trainer:
                 for batch, samples in zip(batches, stream(self.tiles, batches, seed=seed, epoch=epoch), strict=True):
                     begun = time.monotonic()
                     rate = self.schedule.rate(self._step, steps)
-                    with _whole():
+                    with whole():
                         losses = self.step(samples, rate)
                         loss = float(losses.total())
                         if not math.isfinite(loss):
@@ -291,7 +289,7 @@ class Trainer:
         _write(writer, self._step, self._alphas())
         if self.validate is None:
             if last:
-                with _whole():
+                with whole():
                     self.save_model()
             return
         if not last and self.epoch % self.schedule.validate_every:
@@ -302,7 +300,7 @@ class Trainer:
             # All steps of the epoch are done, its end is not: that is where a resumed run goes on.
             self.epoch, self.done = self.epoch - 1, self.steps_per_epoch
             raise
-        with _whole():
+        with whole():
             self.history.append({"epoch": self.epoch, **metrics})
             note = ""
             if metrics["AP50"] >= self.best:
@@ -353,22 +351,6 @@ class _Objective(nn.Module):
 def resume_path(output: Path) -> Path:
     """Where the state of an unfinished run lies: model.pth -> model.resume.pth."""
     return output.with_suffix(".resume" + output.suffix)
-
-
-@contextmanager
-def _whole() -> Iterator[None]:
-    """Ctrl-C waits until the block is done: half a step would not resume to the same weights."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread only
-        return
-    pressed: list[int] = []
-    usual = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 def _tensorboard(logdir: Path | None) -> Any:

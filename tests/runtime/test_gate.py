@@ -76,12 +76,12 @@ def test_a_gate_is_measured_on_the_bands_that_are_asked_for_and_used_for_no_othe
     pixels[3, 20:28, 20:28] = 160
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has no geotransform
-        with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=4, dtype="uint8", width=64, height=64) as file:
+        with rasterio.open(
+            tmp_path / "a.tif", "w", driver="GTiff", count=4, dtype="uint8", width=64, height=64
+        ) as file:
             file.write(pixels)
     boxes = [{"image_id": 1, "bbox": [20, 20, 8, 8]}]
-    (tmp_path / "val.json").write_text(
-        json.dumps({"images": [{"id": 1, "file_name": "a.tif"}], "annotations": boxes})
-    )
+    (tmp_path / "val.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "a.tif"}], "annotations": boxes}))
     assert look_at(SPEC, tmp_path / "val.json", overlap=16).objects == [0]
     looks = look_at(SPEC, tmp_path / "val.json", overlap=16, bands=(4, 4, 4))
     assert looks.objects[0] > 50

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -18,7 +16,6 @@ import pytest
 from tinydet.runtime.__main__ import main
 from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from tinydet.runtime.drawing import COLOURS
-from tinydet.runtime.video_job import whole
 
 av = pytest.importorskip("av")
 COUNT = 10
@@ -157,15 +154,6 @@ def test_an_interrupted_video_goes_on_and_a_second_run_changes_nothing(
     assert [path.stat().st_mtime_ns for path in outputs] == changed
     assert run("--image", "clip.mp4", "--resume", "--every", "2") == 2
     assert "every was 1" in capsys.readouterr().err
-
-
-def test_ctrl_c_comes_behind_a_row_that_is_being_written() -> None:
-    done = []
-    with pytest.raises(KeyboardInterrupt), whole():  # noqa: PT012 - the block is what is tested
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append("row")
-    assert done == ["row"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_stream_that_was_cut_off_goes_on_where_it_is_now(folder: Path, runs: list[int], capsys) -> None:

@@ -87,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--reconnect", type=float, default=30.0, metavar="S", help="seconds to try a broken stream again (default: 30)")
     add = parser.add_argument_group("how").add_argument
     add("--model", type=Path, metavar="FILE", help=f"exported model, or the name of a bundled"
-        f" one: {', '.join(BUNDLED)} (default: the first that can run of {MODELS}, else {DEFAULT})")  # fmt: skip
+        f" one: {', '.join(BUNDLED)} (default: the first that can run of {MODELS}; where there is neither,"
+        f" {DEFAULT})")  # fmt: skip
     add("--backend", choices=BACKENDS, default="auto", help="what runs the model (default: auto, the fastest here)")
     add("--tile", type=_number_or_auto, default="auto", metavar="PX", help="the tile that you expect the model to take"
         " (default: auto, the model's own)")  # fmt: skip

@@ -18,6 +18,7 @@ from tinydet.runtime.tiles import COARSEST_CELL
 from tinydet.spec import ModelSpec
 
 SCALES = (1 / 16, 4.0)  # beyond these a picture shows nothing of what the model learned
+MANY = 16  # batches of a scene, or frames of a video, for which it is worth a batch to say how long it will take
 AS_IT_IS = 0.1  # a scale nearer to 1 changes less than objects differ among themselves
 
 

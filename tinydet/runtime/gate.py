@@ -94,10 +94,9 @@ class Gate:
                 f"{tile} at {scale:g}; measure it again: tinydet infer --calibrate-skip --scale {scale:g} ..."
             )
         if bands != self.bands:
-            was, now = ("no --bands" if of is None else f"--bands {','.join(map(str, of))}" for of in (self.bands, bands))
             raise ValueError(
-                f"which tiles may be skipped was measured with {was}, not with {now}; measure it again with the same: "
-                "tinydet infer --calibrate-skip ..."
+                f"which tiles may be skipped was measured with {_flag(self.bands)}, not with {_flag(bands)}; measure "
+                "it again with the same: tinydet infer --calibrate-skip ..."
             )
 
 
@@ -118,6 +117,10 @@ def gate_path(model: Path) -> Path:
     if model.parent == FOLDER:
         return Path(f"{model.stem}.skip.json")
     return model.with_name(f"{model.stem}.skip.json")
+
+
+def _flag(bands: tuple[int, ...] | None) -> str:
+    return "no --bands" if bands is None else f"--bands {','.join(map(str, bands))}"
 
 
 def _half(picture: Image) -> Image:

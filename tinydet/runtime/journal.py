@@ -254,8 +254,8 @@ class Journal:
         if different:
             was = ", ".join(f"{key} was {_short(written.get(key))}" for key in sorted(different))
             raise ValueError(
-                f"{self.path} belongs to a run with other settings ({was}); repeat them, or start anew without --resume; "
-                "where the scene was replaced, remove this file"
+                f"{self.path} belongs to a run with other settings ({was}); repeat them, or start anew without "
+                "--resume; where the scene was replaced, remove this file"
             )
 
     def _cut_torn_record(self) -> None:

@@ -11,14 +11,13 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from tinydet._atomic import write_json
 from tinydet.runtime.backends import Backend
-from tinydet.runtime.choosing import seconds_per_batch
+from tinydet.runtime.choosing import MANY, seconds_per_batch
 from tinydet.runtime.crops import crop_sheet
 from tinydet.runtime.drawing import draw, save_picture
 from tinydet.runtime.georeference import georeference_of
@@ -33,7 +32,6 @@ from tinydet.runtime.settings import Settings
 from tinydet.runtime.video_job import scan_video
 from tinydet.runtime.writers import SceneDetections, Write, open_writers
 
-MANY = 16  # batches of a scene for which it is worth a batch to say how long it will take
 DONE = "done.json"
 
 
@@ -234,7 +232,7 @@ class Survey:
         return identity
 
     def _close(self, plan: Plan, identity: dict[str, Any]) -> None:
-        """Let the journals go when all is written; with --resume they stay, and of shared files it is noted what was."""
+        """Let the journals go, all being written; with --resume they stay, and it is noted what shared files hold."""
         done = None if plan.journals is None else plan.journals / DONE
         if not self._settings.resume:
             for path in (*(job.journal for job in plan.jobs), done):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,9 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from tinydet._atomic import atomic_path
+from tinydet._interrupt import whole
 from tinydet.runtime.annotated_video import open_video
 from tinydet.runtime.backends import Backend
-from tinydet.runtime.choosing import seconds_per_batch
+from tinydet.runtime.choosing import MANY, seconds_per_batch
 from tinydet.runtime.jobs import Job
 from tinydet.runtime.journal import FrameBoxes, Journal
 from tinydet.runtime.pipeline import detect
@@ -26,7 +26,6 @@ from tinydet.runtime.still import Stills
 from tinydet.runtime.video import Frame, LostStreamError, Video
 from tinydet.runtime.writers import SceneDetections, open_writers
 
-MANY = 16  # frames of a video for which it is worth a batch to say how long it will take
 LEAST = 0.001  # seconds from a frame of a video that is drawn to the next
 COLUMNS = ("image_id", "frame", "seconds", "clock", "detections")
 
@@ -52,11 +51,11 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
         if journal is not None and journal.outputs == {**job.written(), **limited}:
             say(f"{video.name}: done before, {', '.join(map(str, job.outputs))} unchanged")
             return
-        if video.live and job.picture is not None and job.picture.exists() and journal is not None:
-            if next(journal.frames(), None) is not None:
-                raise ValueError(
-                    f"{job.picture} shows the frames before the interruption and would be replaced; move it away"
-                )
+        goes_on = video.live and journal is not None and next(journal.frames(), None) is not None
+        if goes_on and job.picture is not None and job.picture.exists():
+            raise ValueError(
+                f"{job.picture} shows the frames before the interruption and would be replaced; move it away"
+            )
         frames = min((limit for limit in (video.frames, settings.frames) if limit), default=0)
         seconds = seconds_per_batch(backend, settings.batch) if frames > MANY else 0.0
         say(
@@ -197,23 +196,6 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> KeyboardInterrupt
         for tiles, reason in ((stills.plain, "show nothing of an object's size"), (stills.still, "show no motion")):
             say(f"  {tiles} of {stills.tiles} tiles that {reason} were not run ({tiles / stills.tiles:.0%})")
     return stopped
-
-
-@contextmanager
-def whole() -> Iterator[None]:
-    """Ctrl-C inside of the block comes behind it, so that what is written there is never cut in two."""
-    came: list[int] = []
-    try:
-        before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    except ValueError:  # not in the main thread, where Ctrl-C does not come
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -18,16 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.runtime.backends import TileOutputs
+from tinydet.runtime.backends import OUTPUT_TYPES, TileOutputs
 
 INPUT = "images"
 DTYPES: dict[str, np.dtype[Any]] = {
-    "images": np.dtype(np.uint8),
-    "boxes": np.dtype(np.float32),
-    "scores": np.dtype(np.float32),
-    "labels": np.dtype(np.int32),
-    "candidates": np.dtype(np.int32),
-    "unconverged": np.dtype(np.int32),
+    INPUT: np.dtype(np.uint8),
+    **{name: np.dtype(kind) for name, kind in OUTPUT_TYPES.items()},
 }
 
 
