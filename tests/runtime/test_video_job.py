@@ -156,6 +156,28 @@ def test_an_interrupted_video_goes_on_and_a_second_run_changes_nothing(
     assert "every was 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("scene", "kept"), [("clip.mp4", "3 frames are kept in"), ("a.png", "12 of 49 tiles are kept")]
+)
+def test_a_fault_of_the_machine_says_where_the_journal_is(
+    folder: Path, scene: str, kept: str, runs: list[int], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    assert cv2.imwrite("a.png", np.zeros((400, 400), np.uint8))
+    counted = OnnxRuntimeBackend.run
+
+    def fails(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
+        if len(runs) == 3:
+            raise OSError("CUDA: out of memory")
+        return counted(self, images)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", fails)
+    assert run("--image", scene, "--output", "found.json") == 2
+    captured = capsys.readouterr()
+    assert kept in captured.out
+    assert "found.journal; --resume goes on from there" in captured.out
+    assert "out of memory" in captured.err
+
+
 def test_a_stream_that_was_cut_off_goes_on_where_it_is_now(folder: Path, runs: list[int], capsys) -> None:
     data = write_clip(folder / "live.ts", format="mpegts").read_bytes()
     server = socket.create_server(("127.0.0.1", 0))

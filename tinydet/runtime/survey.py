@@ -137,7 +137,7 @@ class Survey:
                 self._say(line)
             try:
                 tally, best = self._write(job, scene, scale, tiles, journal, shared)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, OSError):
                 if journal is not None and journal.path.exists():
                     self._say(
                         f"  {journal.tiles()} of {tiles} tiles are kept in {journal.path}; --resume goes on from there"
