@@ -42,6 +42,7 @@ class Driver:
     cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal="this thread")
     cudaDeviceAttr = types.SimpleNamespace(cudaDevAttrComputeCapabilityMajor=8, cudaDevAttrComputeCapabilityMinor=9)
     cudaStreamNonBlocking = 1
+    instantiates = True
 
     def __init__(self) -> None:
         self.gpus = 1
@@ -127,6 +128,8 @@ class Driver:
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, int]:
         assert flags == 0
+        if not self.instantiates:
+            return OUT_OF_MEMORY, None
         return OK, self._new(self.graphs, self.graphs[graph])
 
     def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any]:
@@ -226,6 +229,7 @@ class Context:
     """It runs a new shape before it is captured; then the shape stays, or the graph would be spoilt."""
 
     capturable = True
+    spoils = True  # a capture that it refuses is spoilt
 
     def __init__(self, driver: Driver, how: Any) -> None:
         self.driver = driver
@@ -259,7 +263,8 @@ class Context:
         if stream in self.driver.capturing:
             assert self.ran
             if not self.capturable:
-                self.driver.capturing[stream] = None
+                if self.spoils:
+                    self.driver.capturing[stream] = None
                 return False
             self.captured = True
         self.ran = True

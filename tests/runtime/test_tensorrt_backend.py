@@ -99,15 +99,22 @@ def test_each_batch_size_has_a_context_that_is_set_once_and_all_share_one_memory
     assert len({context.scratch for context in engine.contexts}) == 1
 
 
+@pytest.mark.parametrize(
+    "faults",
+    [[(Context, "capturable")], [(Context, "capturable"), (Context, "spoils")], [(Driver, "instantiates")]],
+    ids=["spoilt", "refused", "not instantiated"],
+)
 def test_an_engine_that_cannot_be_captured_runs_without_a_graph(
-    backend: TensorRTBackend, driver: Driver, monkeypatch: pytest.MonkeyPatch
+    backend: TensorRTBackend, driver: Driver, monkeypatch: pytest.MonkeyPatch, faults: list[tuple[type, str]]
 ) -> None:
-    monkeypatch.setattr(Context, "capturable", False)
+    for where, name in faults:
+        monkeypatch.setattr(where, name, False)
     for seed in range(4):
         assert_equal(backend.run(tiles(3, seed)), brightest(tiles(3, seed)))
     said = [call[0] for call in driver.calls]
     assert said.count("run") == 4 and "graph" not in said
     assert said.count("forget the error") == 1  # it is tried once
+    assert driver.graphs == {}
 
 
 def test_an_engine_that_captures_by_itself_has_one_context_for_all_sizes(driver: Driver, engine: Engine) -> None:

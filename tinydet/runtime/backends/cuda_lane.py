@@ -158,15 +158,17 @@ class Lane:
         except OSError:
             failed = True
         error, graph = cudart.cudaStreamEndCapture(self.stream)  # also ends one that failed
+        made = None
+        if error == cudart.cudaError_t.cudaSuccess:
+            if not failed:
+                error, made = cudart.cudaGraphInstantiate(graph, 0)
+            cudart.cudaGraphDestroy(graph)
         if failed or error != cudart.cudaError_t.cudaSuccess:
             size.capturable = False
             cudart.cudaGetLastError()  # forgets it: the run that follows would be blamed
             return
-        try:
-            size.graph = self._checked(cudart.cudaGraphInstantiate(graph, 0))
-            self._owned.append((cudart.cudaGraphExecDestroy, size.graph))
-        finally:
-            cudart.cudaGraphDestroy(graph)
+        size.graph = made
+        self._owned.append((cudart.cudaGraphExecDestroy, made))
 
     def _enqueue(self, size: _Size) -> None:
         self._copy_in(size)
