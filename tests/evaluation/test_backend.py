@@ -122,6 +122,21 @@ def test_saturated_tiles_are_said(make_data: MakeData) -> None:
     assert "1 of 1 tiles had more boxes than the model's 3 slots" in found.notes[0]
 
 
+class Unsettled(FindsWhite):
+    """Two of its proposals change to the last in every tile."""
+
+    def run(self, images: Any) -> TileOutputs:
+        return super().run(images)._replace(unconverged=np.full(len(images), 2, np.int32))
+
+
+def test_suppression_that_did_not_settle_is_said(make_data: MakeData) -> None:
+    found = detect_dataset(Unsettled(nms_rounds=8), load_dataset(make_data([(400, 120), (120, 120)])))
+    assert found.unconverged == 2 * found.tiles == 8
+    assert found.notes == (
+        "8 proposals still changed in the last of 8 rounds of suppression; export with more: --nms-rounds 16",
+    )
+
+
 def test_a_limit_scores_the_first_images_only(make_data: MakeData) -> None:
     dataset = load_dataset(make_data([(120, 120), (60, 60), (90, 90)]))
     found = detect_dataset(FindsWhite(), dataset, limit=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import Dataset, load_dataset
-from tinydet.export.verify import compare, format_report, gate_tiles, verify, write_report
+from tinydet.export.verify import (
+    TOLERANCES,
+    _parity_faults,
+    compare,
+    format_report,
+    gate_tiles,
+    verify,
+    write_report,
+)
 from tinydet.runtime.backends import TileOutputs
 from tinydet.spec import ModelSpec
 
@@ -102,6 +111,11 @@ def test_suppression_that_did_not_settle_is_stopped_whatever_was_found(pictures:
     assert len(seen.faults) == len(seen.parity) and "--nms-rounds 16" in seen.faults[0]
 
 
+def test_suppression_that_did_not_settle_on_the_images_of_ap_is_stopped(data: Dataset, pictures: list[Path]) -> None:
+    seen = verify(Squares(), Squares(nms_rounds=8, unsettled=1), pictures, data)
+    assert any(f.startswith("average precision: ") and "in the last of 8 rounds" in f for f in seen.faults)
+
+
 def test_int8_may_move_a_box_by_a_part_of_a_pixel_but_not_lose_precision(data: Dataset, pictures: list[Path]) -> None:
     moved = [verify(Squares(), Squares(shift=0.4, precision=name), pictures) for name in ("int8", "fp32")]
     assert [seen.parity["real tiles, batch 1"].unmatched > 0 for seen in moved] == [False, True]
@@ -111,6 +125,34 @@ def test_int8_may_move_a_box_by_a_part_of_a_pixel_but_not_lose_precision(data: D
     assert any("AP-tiny falls from" in fault and "by more than 0.5 points" in fault for fault in worse.faults)
     allowed = verify(Squares(), Squares(miss=2, precision="int8"), pictures, data, max_drop=0.99)
     assert not any("AP-tiny" in fault for fault in allowed.faults)
+
+
+@pytest.mark.parametrize(("strongest", "passes"), [(0.25, False), (0.09, True)])
+def test_a_model_that_finds_nothing_is_stopped_in_every_precision(strongest: float, passes: bool) -> None:
+    """INT8 may move a score by more than most are high; where none is far from the floor nothing is proved."""
+    found = compare(outputs(BOXES, [strongest, 0.08, 0.08], [0, 0, 1]), outputs([], [], []), FLOOR, TOLERANCES["int8"])
+    assert found.unmatched == 0
+    assert (_parity_faults("tiles", found, TOLERANCES["int8"], SPEC) == []) == passes
+
+
+def test_int8_may_not_lose_most_candidates() -> None:
+    many = np.arange(8)[:, None] * 10 + np.array([0, 0, 6, 6])
+    reference, few = (outputs(many[:n], np.full(n, 0.2), np.zeros(n)) for n in (8, 3))
+    faults = _parity_faults("tiles", compare(reference, few, FLOOR, TOLERANCES["int8"]), TOLERANCES["int8"], SPEC)
+    assert faults == ["tiles: the numbers of candidates differ by up to 62.5%"]
+
+
+def test_the_allowance_is_of_what_can_lack_a_partner_not_of_duplicates() -> None:
+    """A hundred boxes are four objects; half of the objects lost is more than 1 %."""
+    at = np.repeat(np.arange(4) * 20, 25)[:, None] + np.array([0, 0, 10, 10])
+    reference = outputs(at, np.linspace(0.9, 0.8, 100), np.zeros(100), slots=120)
+    half = outputs(at[:50], np.linspace(0.9, 0.85, 50), np.zeros(50), slots=120)
+    found = compare(reference, half, FLOOR, TOLERANCES["fp16"], nms_iou=0.5)
+    assert (found.unmatched, found.judged, found.detections) == (2, 4, 100)
+    assert (
+        "2 detections have no partner"
+        in _parity_faults("tiles", found, replace(TOLERANCES["fp16"], unmatched=0.02), SPEC)[0]
+    )
 
 
 def test_the_crowded_tile_fills_a_model_that_found_something(pictures: list[Path]) -> None:
@@ -220,6 +262,23 @@ def test_the_last_box_of_a_full_tile_may_fall_either_way() -> None:
     ours = outputs(BOXES, [0.9, 0.8999, 0.6], [0, 0, 1], slots=3)
     theirs = outputs([*BOXES[:2], [40, 40, 44, 44]], [0.9, 0.8999, 0.6001], [0, 0, 1], slots=3)
     assert compare(ours, theirs, FLOOR).unmatched == 0
+
+
+def test_a_box_that_the_last_ones_crowd_out_is_forgiven_only_near_them() -> None:
+    """A score and the K-th one may each move by the tolerance."""
+    ours = outputs(BOXES, [0.9, 0.62, 0.6], [0, 0, 1], slots=3)
+    theirs = outputs([BOXES[0], [40, 40, 44, 44], [60, 60, 64, 64]], [0.9, 0.61, 0.61], [0, 0, 1], slots=3)
+    tolerances = [replace(TOLERANCES["fp32"], score=score) for score in (0.011, 0.009)]
+    assert [compare(ours, theirs, FLOOR, tolerance).unmatched for tolerance in tolerances] == [0, 1]
+
+
+def test_a_model_that_fills_its_slots_with_high_scores_is_not_forgiven() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 80, (2, 100, 2))
+    right, wrong = (np.concatenate([side, side + 6], axis=1) for side in corners)
+    reference = outputs(right, np.linspace(0.95, 0.06, 100), np.zeros(100), slots=100)
+    found = compare(reference, outputs(wrong, np.full(100, 0.999), np.zeros(100), slots=100), FLOOR)
+    assert found.unmatched > 195 and found.judged == 99
 
 
 def test_runs_that_find_nothing_can_be_compared() -> None:

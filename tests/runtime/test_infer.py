@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from tinydet.runtime.__main__ import main
+from tinydet.runtime.backends import open_model
 
 BOXES = [[16, 24, 8, 8], [80, 8, 8, 8], [160, 112, 8, 8]]  # xywh, on the lattice of cells
 
@@ -102,6 +104,16 @@ def test_a_saturated_tile_is_reported_with_what_to_do(model: Path, tmp_path: Pat
     said = capsys.readouterr().out
     assert "1 tiles saturated" in said
     assert "50 slots" in said
+
+
+def test_suppression_that_did_not_settle_is_reported_with_what_to_do(
+    make_onnx: Callable, model: Path, tmp_path: Path, capsys
+) -> None:
+    make_onnx(model, spec=dataclasses.replace(open_model(model, "onnx").spec, nms_rounds=8))
+    cv2.imwrite(str(tmp_path / "white.png"), np.full((64, 64, 3), 255, np.uint8))
+    assert run("--image", tmp_path / "white.png", "--output", tmp_path / "dets.json") == 0
+    said = capsys.readouterr().out
+    assert "64 proposals still changed in the last of 8 rounds" in said and "--nms-rounds 16" in said
 
 
 def test_an_engine_that_cannot_run_here_is_passed_over_with_the_reason(scene: Path, model: Path, capsys) -> None:

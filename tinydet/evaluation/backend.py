@@ -35,6 +35,7 @@ class DatasetDetections:
         saturated: how many of these had more candidates than the model has slots.
         seconds: of the whole pass.
         notes: what a reader of the scores should know.
+        unconverged: proposals whose suppression in the graph had not settled.
     """
 
     detections: list[dict[str, Any]]
@@ -43,6 +44,7 @@ class DatasetDetections:
     saturated: int
     seconds: float
     notes: tuple[str, ...]
+    unconverged: int = 0
 
 
 def evaluate_backend(
@@ -100,7 +102,7 @@ def detect_dataset(
         ValueError: no class in common, an unreadable image, or one that `corners` does not have.
     """
     from tinydet.evaluation.window import Window
-    from tinydet.runtime.pipeline import detect
+    from tinydet.runtime.pipeline import detect, unsettled
     from tinydet.runtime.scene import open_scene
 
     categories, notes = match_classes(backend.spec.classes, dataset.classes, dataset.category_ids)
@@ -111,7 +113,7 @@ def detect_dataset(
     within: Literal["seam", "nms"] = "seam" if merge == "tinyperson" else merge
     records = dataset.images[:limit]
     detections: list[dict[str, Any]] = []
-    tiles = saturated = 0
+    tiles = saturated = unconverged = 0
     begun = time.perf_counter()
     for i, record in enumerate(tqdm(records, desc="evaluate", unit="image", disable=None if progress else True)):
         with open_scene(dataset.image_path(i), stretch=backend.spec.stretch) as scene:
@@ -129,13 +131,17 @@ def detect_dataset(
             detections += merge_sub_images({"images": cut, "old_images": whole}, found)
         tiles += sum(result.tiles for result in results)
         saturated += sum(result.saturated for result in results)
+        unconverged += sum(result.unconverged for result in results)
     if saturated:
         notes.append(
             f"{saturated} of {tiles} tiles had more boxes than the model's {backend.spec.max_detections} slots, some "
             "were lost: raise --score, or export with more slots"
         )
+    if unconverged:
+        notes.append(unsettled(unconverged, backend.spec))
     seconds = time.perf_counter() - begun
-    return DatasetDetections(detections, tuple(r.id for r in records), tiles, saturated, seconds, tuple(notes))
+    looked_at = tuple(record.id for record in records)
+    return DatasetDetections(detections, looked_at, tiles, saturated, seconds, tuple(notes), unconverged)
 
 
 def score_dataset(dataset: Dataset, found: DatasetDetections, protocol: Protocol) -> Scores:

@@ -27,10 +27,11 @@ from tinydet.detector import Detector
 from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
 from tinydet.export.graph import MAX_TOPK, InferenceGraph
 from tinydet.export.two_stage import TwoStageInferenceGraph
-from tinydet.export.verify import TOLERANCES, Parity, Verification, compare, unsettled, write_report
+from tinydet.export.verify import TOLERANCES, Parity, Verification, compare, write_report
 from tinydet.faster_rcnn import FasterRCNN
 from tinydet.fpn import FoldedFPN, PlainFPN
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
+from tinydet.runtime.pipeline import unsettled
 from tinydet.spec import NMS_ROUNDS, ModelSpec
 from tinydet.torch_backend import graph_of
 
@@ -126,7 +127,7 @@ def export_onnx(
         parity = _parity_of(temporary, graph_of(detector, spec, fold=False), spec)
         tolerance = TOLERANCES["fp32"]
         if parity.unconverged:
-            raise ValueError(f"{output} was not written: {unsettled(parity, spec.nms_rounds)}")
+            raise ValueError(f"{output} was not written: {unsettled(parity.unconverged, spec)}")
         if parity.unmatched:
             raise ValueError(
                 f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "

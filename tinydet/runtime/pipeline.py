@@ -41,6 +41,8 @@ class SceneResult:
         empty: tiles that were not run because they have no data: nodata, or transparent throughout.
         plain: tiles that were not run because `worth` refused them.
         busy: seconds in the backend.
+        unconverged: proposals whose suppression in the graph had not settled, of the tiles that were run now; see
+            `TileOutputs`.
     """
 
     detections: Detections
@@ -50,6 +52,7 @@ class SceneResult:
     empty: int = 0
     plain: int = 0
     busy: float = 0.0
+    unconverged: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Step:
         tiles: how many were finished, the empty and plain ones with them.
         empty, plain, saturated: how many of these; see `SceneResult`.
         busy: seconds in the backend.
+        unconverged: see `SceneResult`.
     """
 
     detections: Detections
@@ -69,6 +73,7 @@ class Step:
     plain: int
     saturated: int
     busy: float
+    unconverged: int = 0
 
 
 class Sized(Protocol):
@@ -154,15 +159,16 @@ def detect(
         worth=worth,
         journal=journal,
     )
-    found, tiles, empty, plain, saturated, busy = [], 0, 0, 0, 0, 0.0
+    found, tiles, empty, plain, saturated, busy, unconverged = [], 0, 0, 0, 0, 0.0, 0
     for step in steps:
         found.append(step.detections)
         tiles, empty, plain = tiles + step.tiles, empty + step.empty, plain + step.plain
         saturated, busy = saturated + step.saturated, busy + step.busy
+        unconverged += step.unconverged
         if progress is not None:
             progress(step.tiles)
     detections = Detections.concatenate(found).by_score()
-    return SceneResult(detections, tiles, saturated, time.perf_counter() - began, empty, plain, busy)
+    return SceneResult(detections, tiles, saturated, time.perf_counter() - began, empty, plain, busy, unconverged)
 
 
 def scan(
@@ -219,8 +225,8 @@ def scan(
             known=known,
         )
         large = [Detections.empty()]
-        for found, busy in _tile_boxes(backend, scene, plan, number, score, batch, readers, worth, journal):
-            step = _stitched(stitcher, found, busy)
+        for found, busy, rest in _tile_boxes(backend, scene, plan, number, score, batch, readers, worth, journal):
+            step = _stitched(stitcher, found, busy, rest)
             if least is not None:  # what the coarse pass finds is for the full pass to hand out
                 large.append(larger_than(step.detections, least))
                 step = dataclasses.replace(step, detections=Detections.empty())
@@ -247,6 +253,14 @@ def plan_passes(
     return [(first, coarse.least), (full, None)]
 
 
+def unsettled(proposals: int, spec: ModelSpec) -> str:
+    """What is wrong where suppression among proposals did not settle, and the way out."""
+    return (
+        f"{proposals} proposals still changed in the last of {spec.nms_rounds} rounds of suppression; "
+        f"export with more: --nms-rounds {2 * spec.nms_rounds}"
+    )
+
+
 def _tile_boxes(
     backend: Backend,
     scene: Scene,
@@ -257,13 +271,14 @@ def _tile_boxes(
     readers: int,
     worth: Callable[[Image], bool] | None,
     journal: TileStore | None,
-) -> Iterator[tuple[TileBoxes, float]]:
-    """What the tiles of one pass give, from the journal and then from the model, with the seconds that it took."""
+) -> Iterator[tuple[TileBoxes, float, int]]:
+    """What the tiles of one pass give, from the journal and then from the model, with the seconds that it took and the
+    proposals that it left unsettled."""
     todo = np.ones(len(plan.grid), np.bool_)
     if journal is not None:
         for found in journal.records(number):
             todo[found.finished] = False
-            yield found, 0.0
+            yield found, 0.0, 0
     tiles = plan.grid.tiles if todo.all() else tuple(plan.grid.tiles[i] for i in np.flatnonzero(todo).tolist())
     if not tiles:
         return
@@ -284,13 +299,13 @@ def _tile_boxes(
         found = _on_scene(outputs, read, plan, number, score)
         if journal is not None:
             journal.append(found)
-        yield found, busy
+        yield found, busy, 0 if outputs is None else int(outputs.unconverged.sum())
 
 
-def _stitched(stitcher: Stitcher, found: TileBoxes, busy: float) -> Step:
+def _stitched(stitcher: Stitcher, found: TileBoxes, busy: float, unconverged: int) -> Step:
     finished = found.finished.tolist()
     final = stitcher.add(finished, found.sources, found.boxes, found.scores, found.labels)
-    return Step(final, len(finished), len(found.empty), len(found.plain), found.saturated, busy)
+    return Step(final, len(finished), len(found.empty), len(found.plain), found.saturated, busy, unconverged)
 
 
 def seen_size(plan: TilePlan) -> tuple[int, int]:

@@ -19,7 +19,7 @@ class Tally:
 
     Attributes:
         counts: boxes of each class.
-        tiles, empty, plain, saturated: see `pipeline.SceneResult`.
+        tiles, empty, plain, saturated, unconverged: see `pipeline.SceneResult`.
     """
 
     counts: np.ndarray
@@ -27,6 +27,7 @@ class Tally:
     empty: int = 0
     plain: int = 0
     saturated: int = 0
+    unconverged: int = 0
 
     @classmethod
     def of(cls, classes: int) -> Tally:
@@ -36,6 +37,7 @@ class Tally:
         self.counts += np.bincount(step.detections.labels, minlength=len(self.counts))
         self.tiles, self.empty, self.plain = self.tiles + step.tiles, self.empty + step.empty, self.plain + step.plain
         self.saturated += step.saturated
+        self.unconverged += step.unconverged
 
 
 def portions(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tinydet.runtime.choosing import expected_memory
 from tinydet.runtime.coarse import plan_coarse
-from tinydet.runtime.pipeline import plan_passes
+from tinydet.runtime.pipeline import plan_passes, unsettled
 from tinydet.runtime.portions import Tally
 from tinydet.runtime.scene import Scene
 from tinydet.runtime.video import Video
@@ -93,6 +93,8 @@ def result_lines(tally: Tally, spec: ModelSpec, *, known: int, seconds: float) -
             f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; the weakest are "
             f"lost. Raise --score, or use smaller tiles: python export/to_onnx.py model.pth --tile {spec.tile // 2}"
         )
+    if tally.unconverged:
+        yield f"  {unsettled(tally.unconverged, spec)}"
 
 
 def class_counts(tally: Tally, spec: ModelSpec) -> str:
