@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tinydet.export.__main__ import main
 from tinydet.export.engine import build_engine, graph_precision, read_onnx
 from tinydet.export.precision import calibrate, convert, layers_of, search, to_fp16, to_int8
 from tinydet.runtime.backends import open_model
@@ -202,6 +204,24 @@ def test_layers_that_int8_would_blind_are_kept_and_named(sensitive: Any, picture
     assert FIRST not in made.kept and set(made.kept) <= {DEEP, HEAD} and made.kept
     assert made.shares["backbone.body.0"] < 0.1 < made.shares["fpn.inner"]
     assert made.verification.passed and made.spec.precision == "int8"
+
+
+def test_what_a_search_on_thirty_images_chose_passes_the_gate_on_all_that_were_asked_for(
+    sensitive: Any, tmp_path: Path
+) -> None:
+    light: dict[str, Any] = {"categories": [{"id": 4, "name": "light"}], "images": [], "annotations": []}
+    (tmp_path / "images").mkdir()
+    for n in range(32):
+        image = np.full((64, 64), 20, np.uint8)
+        image[8:12, 16:20] = 150 + 3 * n
+        cv2.imwrite(str(tmp_path / "images" / f"{n:02}.png"), image)
+        light["images"].append({"id": n, "file_name": f"{n:02}.png", "width": 64, "height": 64})
+        light["annotations"].append({"id": n, "image_id": n, "category_id": 4, "bbox": [16, 8, 4, 4]})
+    (tmp_path / "annotations.json").write_text(json.dumps(light))
+    source = written(sensitive, tmp_path / "model.onnx")
+    assert main(["onnx", str(source), "--precision", "int8", "--data", str(tmp_path), "--limit", "31"]) == 0
+    report = json.loads((tmp_path / "model.int8.verify.json").read_text())
+    assert report["kept_in_fp32"] and report["images"] == 31
 
 
 def test_where_nothing_can_be_converted_it_says_so_and_writes_nothing(

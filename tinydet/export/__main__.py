@@ -19,7 +19,7 @@ from tinydet.data.synthetic import embedded_dataset
 from tinydet.evaluation.backend import match_classes
 from tinydet.export.arguments import make_parser
 from tinydet.export.engine import build_engine, parse_only, read_onnx
-from tinydet.export.precision import SEARCH_IMAGES, Precision, convert
+from tinydet.export.precision import Precision, convert
 from tinydet.export.verify import (
     TOLERANCES,
     Verification,
@@ -116,7 +116,7 @@ def _convert(
             dataset,
             calibration=_pictures(arguments.calibration) if arguments.calibration else (),
             method=arguments.calibration_method,
-            limit=min(arguments.limit, SEARCH_IMAGES),
+            limit=arguments.limit,
             max_drop=arguments.max_drop,
             progress=progress,
         )

@@ -6,6 +6,7 @@ loses more than it may gets its sensitive layers back, block by block and then l
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import Counter
@@ -92,7 +93,8 @@ def convert(
     """Write `output`, its `.json` and its report from an exported FP32 model.
 
     Args:
-        images, dataset, limit, max_drop: of the gate, see `tinydet.export.verify.verify`.
+        images, dataset, limit, max_drop: of the gate, see `tinydet.export.verify.verify`; a search measures AP on the
+            first 30 images at most, and what it chose passes the whole gate.
         calibration: pictures that INT8 ranges are taken from; none: `images`. One at a time is in memory.
         method: how. "max" cuts nothing off: the strongest answers are what tiny objects stand out by.
 
@@ -115,18 +117,23 @@ def convert(
     if precision == "int8":
         say(f"calibrating on {len(calibration or images)} images")
         make.ranges = calibrate(source, calibration or images, read.spec, method)
-    before = None
-    if dataset is not None:
+    few = dataset is None or len(dataset.images[:limit]) <= SEARCH_IMAGES
+    searched = limit if few else SEARCH_IMAGES
+
+    @functools.cache
+    def before(images: int | None) -> dict[str, float] | None:
+        if dataset is None:
+            return None
         say("average precision of the FP32 model")
-        before = precision_by_size(reference, dataset, limit)
+        return precision_by_size(reference, dataset, images)
 
     with atomic_path(output) as temporary:
 
-        def gate(kept: Collection[str]) -> Verification:
+        def gate(kept: Collection[str], limit: int | None = limit) -> Verification:
             make.write(temporary, kept)
-            candidate = open_model(temporary, "onnx")
+            candidate, known = open_model(temporary, "onnx"), before(limit)
             return verify(
-                reference, candidate, images, dataset, limit=limit, max_drop=max_drop, before=before, progress=say
+                reference, candidate, images, dataset, limit=limit, max_drop=max_drop, before=known, progress=say
             )
 
         say(f"converting {len(layers)} layers")
@@ -141,7 +148,7 @@ def convert(
                 make.write(temporary, layers.keys() - set(alone))
                 return _disagreement(reference, open_model(temporary, "onnx"), chosen)
 
-            found = search(list(layers), share, lambda kept: gate(kept).passed, progress=say)
+            found = search(list(layers), share, lambda kept: gate(kept, searched).passed, progress=say)
             if found is None or len(found.kept) == len(layers):
                 raise ValueError(
                     f"{output} was not written: no layer can be {precision} within the allowed drop of {max_drop} "
@@ -149,6 +156,12 @@ def convert(
                 )
             kept, shares = found.kept, found.shares
             verification = gate(kept)
+            if not verification.passed:
+                raise ValueError(
+                    f"{output} was not written: what the search chose is not good enough on all "
+                    f"images ({'; '.join(verification.faults)}); allow more with --max-drop, calibrate "
+                    "on other images, or export --precision fp32"
+                )
         spec = make.write(temporary, kept)
         spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
     write_text(sidecar, spec.to_json() + "\n")
