@@ -19,6 +19,7 @@ from tinydet.data.training import TrainingTiles, epoch_batches, flip_horizontall
 from tinydet.detector import DetectorConfig, build_detector
 from tinydet.runtime.tiles import TileGrid
 from tinydet.schedule import Schedule, parameter_groups
+from tinydet.train_report import run_record
 from tinydet.trainer import Trainer
 
 CONFIG = DetectorConfig("mobilenet_v2", channels=16, head_convs=1, head_init="he", norm="frozen", classes=1)
@@ -185,6 +186,39 @@ def test_a_validation_that_ctrl_c_ended_is_made_up_for_on_resuming(
     assert second.history == straight.history and second.best == straight.best
     ours, wanted = (load_checkpoint(tmp_path / name).weights for name in ("parts.pth", "straight.pth"))
     assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("where", ["_alphas", "report"])  # asked for before the validation; called after it
+def test_ctrl_c_beside_a_validation_leaves_it_done_once(squares: Path, tmp_path: Path, where: str) -> None:
+    def press(*_: str) -> None:
+        raise KeyboardInterrupt
+
+    first, second = (trainer(squares, tmp_path / "model.pth", epochs=1) for _ in range(2))
+    first.validate = second.validate = lambda detector: {"AP50": 0.5}
+    setattr(first, where, press)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second.resume()
+    second.fit()
+    assert second.history == [{"epoch": 1, "AP50": 0.5}] and second.best == 0.5
+
+
+def test_learned_factors_are_told_of_the_weights_that_were_kept(squares: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, fusion="three", norm="batch")
+    first, second = (trainer(squares, tmp_path / "model.pth", config=config, epochs=2, lr=0.1) for _ in range(2))
+
+    def press(line: str) -> None:
+        raise KeyboardInterrupt
+
+    first.report = press  # at the end of the first epoch
+    for run in (first, second):
+        run.validate = lambda detector, run=run: {"AP50": 1 / run.epoch}
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second.resume()
+    second.fit()
+    kept = load_checkpoint(tmp_path / "model.pth").alpha
+    assert run_record(second)["alpha"] == list(kept) and kept != second.alpha
 
 
 def test_resuming_with_other_arguments_names_them(squares: Path, tmp_path: Path) -> None:

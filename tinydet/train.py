@@ -331,7 +331,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 
 def _trained(trainer: Trainer) -> Trained:
     source, history = trainer.checkpoint.alpha_source, tuple(trainer.history)
-    return Trained(trainer.output, trainer.alpha, source, history, round(trainer.seconds, 1))
+    return Trained(trainer.output, trainer.kept_alpha or trainer.alpha, source, history, round(trainer.seconds, 1))
 
 
 def _chosen(config: TrainConfig, train: Dataset) -> Dataset:

@@ -75,7 +75,7 @@ def cost_lines(trainer: Trainer) -> Iterator[str]:
         yield _row("" if n else "work", f"{part:<10} {count / 1e9:8.2f} G multiply-adds  {count / total:6.1%}")
     yield _row("", f"{'forward':<10} {total / 1e9:8.2f} G multiply-adds for a tile of {width}x{height}")
     memory = training_bytes(trainer.detector, -(-batch // trainer.processes.count), (height, width))
-    yield _row("memory", f"up to {memory / 2**30:.2f} GiB a step in float32, and what the loss needs")
+    yield _row("memory", f"about {memory / 2**30:.2f} GiB a step in float32, and what the loss needs")
 
 
 def result_lines(trainer: Trainer, val: Dataset | None) -> Iterator[str]:
@@ -90,7 +90,7 @@ def result_lines(trainer: Trainer, val: Dataset | None) -> Iterator[str]:
 def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, Any]:
     """How a run went, for other programs: `history` has the scores of each validation, -1 where there is no object."""
     return {
-        "alpha": list(trainer.alpha),
+        "alpha": list(trainer.kept_alpha or trainer.alpha),  # of the weights that were kept
         "alpha_source": trainer.checkpoint.alpha_source,
         "history": trainer.history,
         "diverged": diverged,

@@ -74,6 +74,7 @@ class Trainer:
     processes: Processes = field(default_factory=Processes)
     new_options: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0  # spent in earlier parts of a resumed run
+    kept_alpha: tuple[float, ...] | None = None  # of the weights at `output`; None: nothing was saved there yet
 
     def __post_init__(self) -> None:
         self.detector.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
@@ -177,8 +178,14 @@ class Trainer:
                     if now - saved > SAVE_EVERY:
                         saved = now
                         self.save_state()
-                self.epoch, self.done = self.epoch + 1, 0
-                self._end_of_epoch(writer, bar)
+                try:
+                    self.epoch, self.done = epoch + 1, 0
+                    self._end_of_epoch(writer, bar)
+                except KeyboardInterrupt:
+                    if not self.history or self.history[-1]["epoch"] <= epoch:
+                        # All steps of the epoch are done, its end is not: that is where a resumed run goes on.
+                        self.epoch, self.done = epoch, self.steps_per_epoch
+                    raise
                 self.save_state()
         except KeyboardInterrupt:
             self.save_state()
@@ -224,6 +231,7 @@ class Trainer:
 
     def save_model(self) -> None:
         """Write the current weights to `output`."""
+        self.kept_alpha = self.alpha
         if not self.processes.first:
             return
         save_checkpoint(replace(self._snapshot(self.judged), training_state=None), self.output)
@@ -240,6 +248,7 @@ class Trainer:
             "best": self.best,
             "history": self.history,
             "seconds": self.seconds,
+            "kept_alpha": self.kept_alpha,
         }
         save_checkpoint(replace(self._snapshot(self.detector), training_state=state), self.state_path)
 
@@ -274,6 +283,7 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
         self.epoch, self.done, self.best = state["epoch"], state["done"], state["best"]
         self.history, self.seconds = state["history"], state["seconds"]
+        self.kept_alpha = state.get("kept_alpha")  # older states lack it
 
     @property
     def _step(self) -> int:
@@ -294,12 +304,7 @@ class Trainer:
             return
         if not last and self.epoch % self.schedule.validate_every:
             return
-        try:
-            metrics = self.validate(self.judged)
-        except KeyboardInterrupt:
-            # All steps of the epoch are done, its end is not: that is where a resumed run goes on.
-            self.epoch, self.done = self.epoch - 1, self.steps_per_epoch
-            raise
+        metrics = self.validate(self.judged)
         with whole():
             self.history.append({"epoch": self.epoch, **metrics})
             note = ""
