@@ -178,7 +178,10 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
         help="side of the square input, a multiple of 32 (default: as trained)",
     )
     parser.add_argument(
-        "--max-detections", type=_positive, metavar="K", help="boxes a tile can give, up to 3840 (default: 1000)"
+        "--max-detections",
+        type=_positive,
+        metavar="K",
+        help="boxes a tile can give, up to 3840, and of Faster R-CNN its proposals times classes (default: 1000)",
     )
     parser.add_argument(
         "--nms-rounds",

@@ -51,7 +51,6 @@ class TwoStageInferenceGraph(nn.Module):
         for i, level in enumerate(anchors):
             self.register_buffer(f"anchors{i}", torch.from_numpy(level))
         rpn = self.detector.rpn
-        rpn.eval()
         self.kept_of_level = [min(rpn.pre_nms_top_n(), len(level)) for level in anchors]
         self.proposals = min(rpn.post_nms_top_n(), sum(self.kept_of_level))
         head = self.detector.roi_heads
