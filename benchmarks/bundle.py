@@ -37,7 +37,7 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     train, val = args.data / "hituav-train", args.data / "hituav-val"
     trained, history = args.work / f"{NAME}.pth", args.work / f"{NAME}.json"
-    if not history.exists():
+    if not finished(history):
         files = ["--data", train, "--val", val, "--weights-backbone", args.weights_backbone]
         outputs = ["--output", trained, "--json", history, "--no-tensorboard", "--threads", args.threads]
         resume = ["--resume"] if trained.with_suffix(".resume.pth").exists() else []
@@ -59,6 +59,11 @@ def main() -> int:
     write_json(args.output, result)
     print(table(scores), f"\n{size / 1e6:.1f} MB in {FOLDER}\nwrote {args.output}")
     return 0
+
+
+def finished(history: Path) -> bool:
+    """Whether a training came to its end; what diverged wrote a record too."""
+    return history.exists() and json.loads(history.read_text())["diverged"] is None
 
 
 def store_half(trained: Path, stored: Path) -> None:
