@@ -7,8 +7,8 @@ Models of other tiles and precisions come from `python export/to_onnx.py model.p
 What is in the result file already is not measured again (`--again` does), so that a long sweep can be cut into parts:
 with `--minutes` it stops in time, and the same command goes on.
 
-Each cell runs in a process of its own. It warms up until the median of the model's time moves less than 2 % over 20
-runs (at least 10 runs, at most 30 s), then scans the scene again and again for 200 runs of the model or `--seconds`.
+Each cell runs in a process of its own. It warms up until the median of the model's time has settled, 30 s at most (see
+timing.py), then scans the scene again and again for 200 runs of the model or `--seconds`.
 
     open        the scene, once
     read        the window of one tile, in a thread that reads ahead
@@ -37,6 +37,7 @@ import numpy as np
 from environment import ROOT, environment
 from huge_scene import peak_bytes
 from mosaic import mosaic
+from timing import summary, warm_up
 
 from tinydet._atomic import atomic_path, write_json, write_text
 from tinydet._extras import needs_extra
@@ -47,7 +48,6 @@ from tinydet.runtime.pixels import Image
 from tinydet.runtime.scene import Scene, open_scene
 
 STAGES = ("read", "prepare", "wait", "model", "stitch")
-WARM, STEADY, LONGEST = 10, 0.02, 30.0
 ENOUGH = 200
 
 
@@ -161,7 +161,9 @@ def measure(model: Path, backend: str, batch: int, source: Path, seconds: float)
     opened = open_model(model, backend)
     loading = time.perf_counter() - began
     spec = opened.spec
-    warm = warm_up(opened, min(batch, spec.max_batch))
+    size = (min(batch, spec.max_batch), spec.tile, spec.tile, 3)
+    noise = np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)
+    warm = warm_up(lambda: opened.run(noise))
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     rates, opening, boxes = [], [], 0
     began = time.perf_counter()
@@ -193,32 +195,8 @@ def measure(model: Path, backend: str, batch: int, source: Path, seconds: float)
     }  # fmt: skip
 
 
-def warm_up(backend: Backend, batch: int) -> int:
-    """Run until the median settles; returns how often."""
-    tiles = np.random.default_rng(0).integers(0, 255, (batch, *[backend.spec.tile] * 2, 3), dtype=np.uint8)
-    began, taken, medians = time.perf_counter(), [], []
-    while time.perf_counter() - began < LONGEST:
-        start = time.perf_counter()
-        backend.run(tiles)
-        taken.append(time.perf_counter() - start)
-        medians.append(float(np.median(taken)))
-        past = medians[-20:]
-        if len(taken) >= WARM + len(past) and max(past) - min(past) < STEADY * medians[-1]:
-            break
-    return len(taken)
-
-
-def spread(seconds: Sequence[float]) -> dict[str, float] | None:
-    """Milliseconds: percentiles, and the interval that holds the median at 95 % (bootstrap)."""
-    if not seconds:
-        return None
-    values = np.asarray(seconds) * 1e3
-    again = np.random.default_rng(0).choice(values, (1000, len(values)))
-    low, high = np.percentile(np.median(again, axis=1), (2.5, 97.5))
-    names = ("p5", "median", "p90", "p95", "p99", "max")
-    numbers = dict(zip(names, np.percentile(values, (5, 50, 90, 95, 99, 100)).tolist(), strict=True))
-    numbers = {"mean": float(values.mean()), **numbers, "median_low": float(low), "median_high": float(high)}
-    return {"n": len(values), **{name: round(value, 4) for name, value in numbers.items()}}
+def spread(seconds: Sequence[float]) -> dict[str, Any] | None:
+    return summary([1e3 * value for value in seconds]) if seconds else None
 
 
 def row(cell: dict[str, Any]) -> str:

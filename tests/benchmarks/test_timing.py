@@ -37,6 +37,12 @@ def test_warming_up_ends_when_the_median_has_settled_or_the_time_is_up(
     assert timing.warm_up(lambda: None, seconds=0) == 10
 
 
+def test_latencies_by_stage_are_told_as_all_are(timing: ModuleType) -> None:
+    latency = importlib.import_module("latency")
+    assert latency.warm_up is timing.warm_up
+    assert latency.spread([0.003, 0.001]) == timing.summary([3.0, 1.0]) and latency.spread([]) is None
+
+
 def test_a_summary_is_in_order_and_its_interval_holds_the_median(timing: ModuleType) -> None:
     found = timing.summary([3.0, 1.0, 2.0, 4.0, 100.0])
     assert found["n"] == 5 and found["median"] == 3.0 and found["mean"] == 22.0
