@@ -39,6 +39,7 @@ from tinydet._atomic import write_json
 from tinydet._extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
+from tinydet.export.gate_images import gate_images
 from tinydet.export.verify import middle_tile
 from tinydet.runtime.backends import open_model
 from tinydet.spec import PRECISIONS, ModelSpec
@@ -175,9 +176,7 @@ def by_gate(
     from tinydet.export.precision import SEARCH_IMAGES, convert
     from tinydet.export.verify import precision_by_size
 
-    folder = args.data or embedded_dataset("val")
-    dataset = load_dataset(*find_dataset(folder), categories=open_model(source, "onnx-cpu").spec.classes)
-    images = [dataset.image_path(i) for i in range(len(dataset.images))]
+    images, dataset = gate_images(open_model(source, "onnx-cpu").spec.classes, args.data)
     known = sorted(p for p in args.calibration.iterdir() if p.is_file()) if args.calibration else images
     calibration = known[:: max(1, len(known) // args.pictures)][: args.pictures]
     try:
@@ -186,7 +185,7 @@ def by_gate(
     except ValueError as error:
         said = str(error).replace(str(output), output.name)
         return {"not_exported": said, "layers": "none within the allowed drop"}
-    after = precision_by_size(open_model(output, "onnx-cpu"), dataset, args.limit)
+    after = precision_by_size(open_model(output, "onnx-cpu"), dataset, args.limit) if dataset else {}
     return {
         **parity(asdict(made.verification)),
         "AP": {name: [values[1], after[name]] for name, values in before.items()},

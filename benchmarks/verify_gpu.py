@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from timing import RUNS, SECONDS, interleaved, summary, warm_up
 
 from tinydet._atomic import write_json
-from tinydet.data.coco import Dataset, find_dataset, load_dataset
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.coco import Dataset
+from tinydet.export.gate_images import gate_images
 from tinydet.export.verify import Verification, format_report, middle_tile, verify
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import TensorRTBackend
@@ -76,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pictures(args: argparse.Namespace, classes: Sequence[str]) -> tuple[list[Path], Dataset | None]:
     if args.images:
         return args.images, None
-    dataset = load_dataset(*find_dataset(args.data or embedded_dataset("val")), categories=classes)
-    return [dataset.image_path(i) for i in range(len(dataset.images))], dataset
+    return gate_images(classes, args.data)
 
 
 def measure(

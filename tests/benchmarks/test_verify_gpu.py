@@ -114,6 +114,19 @@ def test_what_nvidia_smi_does_not_say_is_not_made_up(program: ModuleType) -> Non
     assert program.slowed_by(0x1) == []  # idle
 
 
+def test_a_class_that_model_or_pictures_lack_does_not_stop_it(
+    program: ModuleType, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = program.arguments(["model.engine", "--data", str(squares)])
+    pictures, dataset = program.pictures(args, ("square", "car"))
+    assert len(pictures) == 7 and dataset is not None and dataset.classes == ("square",)
+    embedded = program.arguments(["model.engine"])
+    pictures, dataset = program.pictures(embedded, ("car",))
+    assert pictures and dataset is None
+    with pytest.raises(ValueError, match="no class in common"):
+        program.pictures(args, ("car",))
+
+
 def test_a_few_tiles_fill_any_batch(program: ModuleType) -> None:
     tiles = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
     assert program.repeated(tiles, 5).ravel().tolist() == [0, 1, 2, 0, 1]

@@ -16,9 +16,9 @@ from tinydet._command import command
 from tinydet._extras import needs_extra
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.evaluation.backend import match_classes
 from tinydet.export.arguments import make_parser
 from tinydet.export.engine import build_engine, parse_only, read_onnx
+from tinydet.export.gate_images import gate_images
 from tinydet.export.precision import Precision, convert
 from tinydet.export.verify import (
     TOLERANCES,
@@ -322,20 +322,10 @@ def _gate_images(
                 raise ValueError(f"{path}: no such picture; name files with --images, or a COCO folder with --data")
         return list(arguments.images), None
     annotations, folder = trained.get("val_annotations"), trained.get("val_images")
-    if arguments.data is not None:
-        source = find_dataset(arguments.data)
-    elif annotations and folder and Path(annotations).is_file() and Path(folder).is_dir():
-        source = Path(annotations), Path(folder)
-    else:
-        source = find_dataset(embedded_dataset("val"))
-    dataset = load_dataset(*source)
-    pictures = [dataset.image_path(i) for i in range(len(dataset.images))]
-    known = [name for name in dataset.classes if name in spec.classes]
-    if known:  # a class that the model does not know would be a zero in the mean, before and after
-        return pictures, load_dataset(*source, categories=known)
-    if arguments.data is not None:
-        match_classes(spec.classes, dataset.classes, dataset.category_ids)  # says so
-    return pictures, None
+    trained_on = None
+    if annotations and folder and Path(annotations).is_file() and Path(folder).is_dir():
+        trained_on = Path(annotations), Path(folder)
+    return gate_images(spec.classes, arguments.data, trained_on)
 
 
 def _reference_of(model: Path) -> Path:
