@@ -50,9 +50,9 @@ def main() -> int:
     scores |= {name: evaluate(graph, val, (name,), args.work) for name in CLASSES}
     FOLDER.mkdir(exist_ok=True)
     for source in (stored, graph):
+        assert source.stat().st_size < LARGEST, f"{source} is larger than {LARGEST / 1e6:.0f} MB"
         with atomic_path(FOLDER / f"{NAME}{source.suffix}") as temporary:
             shutil.copyfile(source, temporary)
-        assert source.stat().st_size < LARGEST, f"{source} is larger than {LARGEST / 1e6:.0f} MB"
     size = sum(path.stat().st_size for path in FOLDER.iterdir())
     result = {"command": "python benchmarks/bundle.py", **environment(), "recipe": RECIPE, "bytes": size,
               "training": json.loads(history.read_text()), "scores": scores}  # fmt: skip

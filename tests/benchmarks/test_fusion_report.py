@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import fusion_report
-
-    yield fusion_report
-    sys.modules.pop("fusion_report", None)
+def report() -> Any:
+    return importlib.import_module("fusion_report")
 
 
 def training(strategy: str, lr: float, seed: int, tiny: float | None) -> dict[str, Any]:

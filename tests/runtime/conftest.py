@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ import numpy as np
 import pytest
 
 from tinydet.runtime.backends import TileOutputs
+from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from tinydet.spec import ModelSpec
+
+sys.path.append(str(Path(__file__).parent))  # where the stand-in is
+from cuda_stand_in import Driver, Engine
 
 SPEC = ModelSpec(
     classes=("square", "bar"),
@@ -126,3 +131,28 @@ def make_onnx() -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tiles each run of an ONNX model took."""
+    sizes: list[int] = []
+    original = OnnxRuntimeBackend.run
+
+    def counted(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
+        sizes.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", counted)
+    return sizes
+
+
+@pytest.fixture
+def driver() -> Driver:
+    """Of no GPU, by the rules of one."""
+    return Driver()
+
+
+@pytest.fixture
+def engine(driver: Driver) -> Engine:
+    return Engine(driver)

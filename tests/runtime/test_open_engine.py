@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import sys
 import types
 from dataclasses import replace
@@ -11,27 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cuda_stand_in import SPEC, Driver, Engine, assert_equal, brightest, tiles
 
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import open_engine
-
-_file = Path(__file__).with_name("cuda_stand_in.py")
-_spec = importlib.util.spec_from_file_location("cuda_stand_in", _file)
-assert _spec is not None and _spec.loader is not None
-cuda = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cuda)
-Driver, Engine = cuda.Driver, cuda.Engine
-SPEC, tiles, brightest, assert_equal = cuda.SPEC, cuda.tiles, cuda.brightest, cuda.assert_equal
-
-
-@pytest.fixture
-def driver() -> Driver:
-    return Driver()
-
-
-@pytest.fixture
-def engine(driver: Driver) -> Engine:
-    return Engine(driver)
 
 
 @pytest.fixture

@@ -67,20 +67,6 @@ def run(*words: object, overlap: object = 8) -> int:
     return main([*map(str, words), "--overlap", str(overlap), "--backend", "onnx"])
 
 
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tiles each run of the model took."""
-    sizes: list[int] = []
-    original = OnnxRuntimeBackend.run
-
-    def counted(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
-        sizes.append(len(images))
-        return original(self, images)
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "run", counted)
-    return sizes
-
-
 def test_a_folder_and_a_pattern_are_looked_at_and_not_what_was_written_there(folder: Path, capsys) -> None:
     for name in ("b.png", "a.png"):
         paint(folder / "flight" / name, [[16, 24, 8, 8]])

@@ -6,37 +6,18 @@ What the GPU does cannot be tested here. What we ask of it can: which memory, wh
 from __future__ import annotations
 
 import gc
-import importlib.util
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_stand_in import SLOTS, SPEC, Context, Driver, Engine, assert_equal, brightest, tiles
 from numpy.typing import NDArray
 
 from tinydet.runtime.backends import TileOutputs
 from tinydet.runtime.backends.cuda_lane import Execution
 from tinydet.runtime.backends.tensorrt import TensorRTBackend
-
-_file = Path(__file__).with_name("cuda_stand_in.py")
-_spec = importlib.util.spec_from_file_location("cuda_stand_in", _file)
-assert _spec is not None and _spec.loader is not None
-cuda = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cuda)
-Driver, Engine, Context = cuda.Driver, cuda.Engine, cuda.Context
-SPEC, SLOTS, tiles, brightest, assert_equal = cuda.SPEC, cuda.SLOTS, cuda.tiles, cuda.brightest, cuda.assert_equal
-
-
-@pytest.fixture
-def driver() -> Driver:
-    return Driver()
-
-
-@pytest.fixture
-def engine(driver: Driver) -> Engine:
-    return Engine(driver)
 
 
 @pytest.fixture

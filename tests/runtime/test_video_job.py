@@ -46,26 +46,18 @@ def folder(make_onnx: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A number for each run of the model."""
-    done: list[int] = []
-    original = OnnxRuntimeBackend.run
-
-    def counted(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
-        done.append(len(images))
-        return original(self, images)
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "run", counted)
-    return done
-
-
 def run(*words: object) -> int:
     return main([*map(str, words), "--overlap", "8", "--backend", "onnx", "--score", "0.6"])
 
 
 def places(path: Path) -> list[tuple]:
     return [(row["image_id"], *row["bbox"][:2]) for row in json.loads(path.read_text())]
+
+
+def test_bands_of_a_video_are_refused_rather_than_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--image", "clip.mp4", "--bands", "1,2,3") == 2
+    assert "a video has red, green and blue" in capsys.readouterr().err
+    assert not list(folder.glob("clip.detections*"))
 
 
 def test_a_video_gives_results_a_table_of_its_frames_and_a_video_with_boxes(folder: Path) -> None:

@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--batch holds at least one tile, got {args.batch}")
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume goes on from a journal beside the results; a device to write to has none")
+    if args.bands is not None and any(job.source.moving for job in plan.jobs):
+        raise ValueError("--bands chooses among the bands of a raster; a video has red, green and blue, leave it out")
     # What goes to a device may go to the same place as what is said.
     say = _complain if args.output is not None and is_device(Path(args.output)) else print
     path, backend = _model(args, say)
