@@ -103,7 +103,10 @@ def main() -> int:
         return 0
     missing = [str(model) for model in args.models if not model.is_file()]
     if missing:
-        print(f"no {', '.join(missing)}; name models with --models, or make one: python export/to_onnx.py model.pth")
+        print(
+            f"no {', '.join(missing)}; name models with --models, or make one: python export/to_onnx.py model.pth",
+            file=sys.stderr,
+        )
         return 0 if args.quick else 2
     result: dict[str, Any] = json.loads(args.output.read_text()) if args.output.is_file() else {"cells": []}
     began, left = time.monotonic(), 0

@@ -181,7 +181,10 @@ def _model(args: argparse.Namespace, say: Callable[[str], object] = print) -> tu
     if args.model is not None:
         path = model_path(args.model)
         if not path.is_file():
-            raise FileNotFoundError(f"--model {path} does not exist; make one: python export/to_onnx.py model.pth")
+            raise FileNotFoundError(
+                f"--model {path} does not exist; make one: python export/to_onnx.py model.pth, or take a bundled one: "
+                f"{', '.join(BUNDLED)}"
+            )
         backend = open_model(path, args.backend, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
         say(f"No {MODELS_OR} here; taking the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}")
