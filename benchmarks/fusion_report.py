@@ -64,9 +64,11 @@ class Study:
 
     def difference(self, strategy: str, metric: str = METRIC) -> Difference | None:
         """From the baseline, each at its best rate; None with fewer than two pairs that did not diverge."""
-        base = {r["key"]["seed"]: last(r, metric) for r in self.fresh(BASELINE)}
-        ours = {r["key"]["seed"]: last(r, metric) for r in self.fresh(strategy)}
-        both = [(ours[seed], base[seed]) for seed in sorted(ours) if base.get(seed) is not None]
+        base, ours = (
+            {(r["key"]["seed"], r["precision"]): last(r, metric) for r in self.fresh(name)}
+            for name in (BASELINE, strategy)
+        )
+        both = [(ours[pair], base[pair]) for pair in sorted(ours) if base.get(pair) is not None]
         pairs = tuple(100 * (a - b) for a, b in both if a is not None and b is not None)
         if strategy == BASELINE or len(pairs) < 2:
             return None
@@ -101,7 +103,15 @@ def write_report(records: Sequence[Record], docs: Path, *, first_seed: int, base
     if "pairs" in pictures:
         lines += ["", f"![paired differences from α = 1, each at its best rate]({pictures['pairs'].name})"]
     for name, study in studies.items():
-        lines += ["", f"## {name}", "", *_findings(study), *_rates(study, base_rate), *_seeds(study)]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            *_findings(study),
+            *_rates(study, base_rate),
+            *_seeds(study),
+            *_precision(study),
+        ]
     write_text(page, "\n".join(lines) + "\n")
     return [page, *pictures.values()]
 
@@ -225,6 +235,13 @@ def _seeds(study: Study) -> list[str]:
                  _spread([best(r, METRIC) for r in runs])]  # fmt: skip
         lines.append(f"| {NAMES[strategy]} | {' | '.join(cells)} |")
     return lines
+
+
+def _precision(study: Study) -> list[str]:
+    """Of the convolutions in training: it is the machine's choice, and only pairs of one are compared."""
+    parts = {"rates": study.rates, "fresh seeds": study.seeds}
+    told = [f"{name} in {' and '.join(sorted({r['precision'] for r in runs}))}" for name, runs in parts.items() if runs]
+    return ["", f"Trained: {', '.join(told)}."] if told else []
 
 
 def _best_rate(study: Study, strategy: str) -> float | None:

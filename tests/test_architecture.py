@@ -57,6 +57,7 @@ RINGS = {
     "tinydet.evaluate": NUMPY,
     "tinydet.evaluation": NUMPY,
     "tinydet.export.arguments": NUMPY,
+    "tinydet.export.parity": NUMPY,
     "tinydet.export.precision": NUMPY,
     "tinydet.export.verify": NUMPY,
     "tinydet.fusion": NUMPY,

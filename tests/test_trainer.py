@@ -218,7 +218,9 @@ def test_learned_factors_are_told_of_the_weights_that_were_kept(squares: Path, t
     second.resume()
     second.fit()
     kept = load_checkpoint(tmp_path / "model.pth").alpha
-    assert run_record(second)["alpha"] == list(kept) and kept != second.alpha
+    record = run_record(second)
+    assert record["alpha"] == list(kept) and kept != second.alpha
+    assert record["precision"] == "float32"
 
 
 def test_resuming_with_other_arguments_names_them(squares: Path, tmp_path: Path) -> None:

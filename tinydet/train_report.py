@@ -92,6 +92,7 @@ def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, An
     return {
         "alpha": list(trainer.kept_alpha or trainer.alpha),  # of the weights that were kept
         "alpha_source": trainer.checkpoint.alpha_source,
+        "precision": "bfloat16" if trainer.autocast else "float32",
         "history": trainer.history,
         "diverged": diverged,
         "seconds": round(trainer.seconds, 1),

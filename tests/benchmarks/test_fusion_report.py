@@ -14,10 +14,11 @@ def report() -> Any:
     return importlib.import_module("fusion_report")
 
 
-def training(strategy: str, lr: float, seed: int, tiny: float | None) -> dict[str, Any]:
+def training(strategy: str, lr: float, seed: int, tiny: float | None, precision: str = "float32") -> dict[str, Any]:
     """A record with one score; None: it diverged."""
     return {
-        "key": {"data": "squares", "strategy": strategy, "lr": lr, "seed": seed}, "flags": [], "alpha": [0.5] * 3,
+        "key": {"data": "squares", "strategy": strategy, "lr": lr, "seed": seed}, "flags": [],
+        "alpha": [0.5] * 3, "precision": precision,
         "history": [] if tiny is None else [{"epoch": 1, "AP50": tiny, "AP50-tiny": tiny}],
         "diverged": None if tiny is not None else "the loss is nan", "cpu_seconds": 60.0, "date": "2026-01-01T00:00",
         "commit": "0", "machine": {"processor": "any"}, "versions": {"torch": "2"},
@@ -51,6 +52,14 @@ def test_a_pair_with_a_training_that_diverged_is_left_out_and_counted(report: An
     report.write_report(records, tmp_path, first_seed=0, base_rate=0.01)
     page = (tmp_path / "fusion-study.md").read_text()
     assert "3, 1 diverged" in page and "over 2 pairs: no difference is shown" in page
+
+
+def test_trainings_in_different_precision_are_no_pair(report: Any, tmp_path: Path) -> None:
+    records = [training(s, 0.01, seed, v) for s, v in (("1", 0.4), ("0.5", 0.5)) for seed in (0, 1, 2)]
+    records += [training("1", 0.01, 3, 0.9, "bfloat16"), training("0.5", 0.01, 3, 0.1)]
+    assert report.Study(records, first_seed=0).difference("0.5").pairs == pytest.approx((10, 10))
+    page, *_ = report.write_report(records, tmp_path, first_seed=0, base_rate=0.01)
+    assert "Trained: rates in float32, fresh seeds in bfloat16 and float32." in page.read_text()
 
 
 def test_the_page_names_its_figures_and_they_are_there(report: Any, tmp_path: Path) -> None:

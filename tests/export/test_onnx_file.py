@@ -23,7 +23,7 @@ from tinydet.checkpoint import load_checkpoint
 from tinydet.detector import build_detector
 from tinydet.export.graph import InferenceGraph
 from tinydet.export.onnx_file import export_onnx, lint, operators_added, trace
-from tinydet.export.verify import compare
+from tinydet.export.parity import compare
 from tinydet.fpn import FusionFPN, fold_alpha
 from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.spec import ModelSpec

@@ -18,9 +18,9 @@ from tinydet.checkpoint import Checkpoint
 from tinydet.detector import DetectorConfig, build_detector
 from tinydet.export.engine import build_engine, graph_precision
 from tinydet.export.onnx_file import export_onnx, lint
+from tinydet.export.parity import compare, disagreement
 from tinydet.export.precision import calibrate, to_fp16, to_int8
 from tinydet.export.two_stage import TwoStageInferenceGraph
-from tinydet.export.verify import compare, disagreement
 from tinydet.faster_rcnn import FasterRCNN
 from tinydet.retinanet import RetinaNet
 from tinydet.runtime.backends import TileOutputs, open_model

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import Dataset, load_dataset
+from tinydet.export.parity import TOLERANCES, compare
 from tinydet.export.verify import (
-    TOLERANCES,
     _parity_faults,
-    compare,
     format_report,
     gate_tiles,
     verify,

@@ -19,9 +19,9 @@ from tinydet.data.synthetic import embedded_dataset
 from tinydet.export.arguments import make_parser
 from tinydet.export.engine import build_engine, parse_only, read_onnx
 from tinydet.export.gate_images import gate_images
+from tinydet.export.parity import TOLERANCES
 from tinydet.export.precision import Precision, convert
 from tinydet.export.verify import (
-    TOLERANCES,
     Verification,
     deciding_range,
     format_report,

@@ -26,8 +26,9 @@ from tinydet.data.synthetic import render_scene
 from tinydet.detector import Detector
 from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
 from tinydet.export.graph import MAX_TOPK, InferenceGraph
+from tinydet.export.parity import TOLERANCES, Parity, compare
 from tinydet.export.two_stage import TwoStageInferenceGraph
-from tinydet.export.verify import TOLERANCES, Parity, Verification, compare, write_report
+from tinydet.export.verify import Verification, write_report
 from tinydet.faster_rcnn import FasterRCNN
 from tinydet.fpn import FoldedFPN, PlainFPN
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes

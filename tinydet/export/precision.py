@@ -23,10 +23,10 @@ from tinydet._atomic import atomic_path, write_text
 from tinydet._extras import needs_extra
 from tinydet.data.coco import Dataset
 from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
+from tinydet.export.parity import disagreement
 from tinydet.export.verify import (
     MAX_DROP,
     Verification,
-    disagreement,
     middle_tile,
     precision_by_size,
     run_in_batches,

@@ -20,10 +20,10 @@ from tinydet._atomic import write_json, write_text
 from tinydet.data.coco import Dataset
 from tinydet.evaluation.backend import detect_dataset, score_dataset
 from tinydet.evaluation.protocols import choose_protocol
+from tinydet.export.parity import TOLERANCES, Parity, Tolerance, compare
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.pipeline import unsettled
 from tinydet.runtime.scene import open_scene
-from tinydet.runtime.suppress import conflicts, suppress
 from tinydet.spec import ModelSpec
 
 PROTOCOL = "coco"
@@ -31,56 +31,6 @@ AP_IOU = "0.50"
 MAX_DROP = 0.005  # of AP-tiny, as a fraction
 REAL_TILES = 4
 PATCH = 32  # pixels: what is cut around a small object to make the crowded tile
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """When two detections are the same, and how many need not be.
-
-    Attributes:
-        iou, score: a pair of one class overlaps by more than `iou`, and its scores differ by at most `score`.
-        unmatched: how many may lack a partner, as a fraction of the reference's detections that need one.
-        candidates: difference of a tile's candidates, as a part of them.
-    """
-
-    iou: float
-    score: float
-    unmatched: float
-    candidates: float
-
-
-# Rounding moves a score near the decision boundary of a convolution; what INT8 does to the whole is for AP to say.
-TOLERANCES = {
-    "fp32": Tolerance(iou=0.9, score=1e-3, unmatched=0.0, candidates=0.01),
-    "fp16": Tolerance(iou=0.9, score=0.03, unmatched=0.01, candidates=0.05),
-    "int8": Tolerance(iou=0.5, score=0.25, unmatched=0.05, candidates=0.5),
-}
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far two runs of one model on the same tiles are apart, as sets of detections.
-
-    Attributes:
-        detections: of the reference.
-        unmatched: boxes of either side without a partner within the tolerance; a box that close to where its tile was
-            cut off (score floor, K) is forgiven.
-        score_difference, box_difference: largest of all pairs; box coordinates in pixels.
-        candidates_difference: largest of all tiles, as a part of the tile's candidates.
-        judged: detections of the reference that are not forgiven.
-        silent: whether the other side found nothing where the reference has a score over twice the floor.
-        unconverged: proposals whose suppression inside the other side's graph had not settled, of all tiles.
-    """
-
-    tiles: int
-    detections: int
-    unmatched: int
-    score_difference: float
-    box_difference: float
-    candidates_difference: float
-    judged: int
-    silent: bool
-    unconverged: int = 0
 
 
 @dataclass(frozen=True)
@@ -200,64 +150,6 @@ def verify(
     )
 
 
-def compare(
-    reference: TileOutputs,
-    other: TileOutputs,
-    score_floor: float,
-    tolerance: Tolerance = TOLERANCES["fp32"],
-    *,
-    nms_iou: float | None = None,
-) -> Parity:
-    """Two runs on the same tiles, as sets: the order within a tile means nothing.
-
-    Args:
-        nms_iou: forgive a box without a partner where suppression at this IoU removes it from its own side. For models
-            with proposals: which duplicates of an object become proposals is for rounding to decide.
-    """
-    tiles, slots = reference.scores.shape
-    sides = [_flattened(reference), _flattened(other)]
-    count = len(sides[0][1])
-    boxes, scores, labels, tile = (np.concatenate(column) for column in zip(*sides, strict=True))
-    side = np.repeat([0, 1], [count, len(sides[1][1])])
-    cells = tile.astype(np.int64) * (int(labels.max(initial=0)) + 1) + labels
-    first, second = conflicts(boxes.astype(np.float64), tolerance.iou, same=cells, apart=side)
-    close = np.abs(scores[first] - scores[second]) <= tolerance.score
-    first, second = first[close], second[close]
-
-    distance = np.abs(boxes[first] - boxes[second]).max(axis=1, initial=0.0)
-    matched = np.zeros(len(boxes), np.bool_)
-    pairs: list[int] = []
-    for pair in np.argsort(distance, kind="stable").tolist():  # the nearest partner first, each box once
-        if not (matched[first[pair]] or matched[second[pair]]):
-            matched[[first[pair], second[pair]]] = True
-            pairs.append(pair)
-
-    # By the reference alone: a wrong model may fill its slots with high scores. Where K cuts off, rounding moves both a
-    # score and the K-th of the other side.
-    full = reference.labels[:, -1] >= 0
-    cut = np.where(full, np.maximum(reference.scores[:, -1].astype(np.float64), score_floor), score_floor)
-    cut += tolerance.score * (1 + (full | (other.labels[:, -1] >= 0)))
-    forgiven = scores <= cut[tile]
-    if nms_iou is not None:
-        removed = np.ones(len(boxes), np.bool_)
-        removed[suppress(boxes, scores, nms_iou, same=2 * cells + side)] = False
-        forgiven |= removed
-    candidates = np.abs(reference.candidates.astype(np.int64) - other.candidates) / np.maximum(
-        reference.candidates, slots
-    )
-    return Parity(
-        tiles=tiles,
-        detections=count,
-        unmatched=int((~matched & ~forgiven).sum()),
-        score_difference=float(np.abs(scores[first[pairs]] - scores[second[pairs]]).max(initial=0.0)),
-        box_difference=float(distance[pairs].max(initial=0.0)),
-        candidates_difference=float(candidates.max(initial=0.0)),
-        judged=int((~forgiven[:count]).sum()),
-        silent=len(boxes) == count and bool((scores > 2 * score_floor).any()),
-        unconverged=int(other.unconverged.sum()),
-    )
-
-
 def gate_tiles(reference: Backend, images: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:
     """Tiles (N, T, T, 3) to compare on: from the middle of real images, an empty one, and one crowded with objects.
 
@@ -282,31 +174,6 @@ def middle_tile(path: Path, spec: ModelSpec) -> NDArray[np.uint8]:
         x, y = (scene.width - width) // 2, (scene.height - height) // 2
         image[:height, :width] = scene.read(x, y, width, height, (width, height))
     return image
-
-
-def disagreement(reference: TileOutputs, other: TileOutputs) -> float:
-    """How far two runs are apart, from 0 (equal) to 1 (nothing in common): one number for what rounding does.
-
-    One minus the overlap of the two sets: over pairs of one class, the smaller score times IoU, against the larger
-    scores and those without a partner.
-    """
-    sides = [_flattened(reference), _flattened(other)]
-    count = len(sides[0][1])
-    boxes, scores, labels, tile = (np.concatenate(column) for column in zip(*sides, strict=True))
-    side = np.repeat([0, 1], [count, len(sides[1][1])])
-    cells = tile.astype(np.int64) * (int(labels.max(initial=0)) + 1) + labels
-    first, second = conflicts(boxes.astype(np.float64), 0.3, same=cells, apart=side)
-    common = np.minimum(scores[first], scores[second]) * _overlap(boxes[first], boxes[second])
-    taken = np.zeros(len(boxes), np.bool_)
-    shared = 0.0
-    union = float(scores.sum())
-    for pair in np.argsort(-common, kind="stable").tolist():
-        a, b = first[pair], second[pair]
-        if not (taken[a] or taken[b]):
-            taken[[a, b]] = True
-            shared += float(common[pair])
-            union -= float(min(scores[a], scores[b]))
-    return 1 - shared / union if union else 0.0
 
 
 def run_in_batches(backend: Backend, tiles: NDArray[np.uint8], size: int) -> TileOutputs:
@@ -424,20 +291,5 @@ def _crowded_tile(tiles: NDArray[np.uint8], found: TileOutputs) -> NDArray[np.ui
     return crowded
 
 
-def _overlap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """IoU of boxes pair by pair."""
-    sides = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0)
-    common = sides.prod(axis=1)
-    areas = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1)
-    overlap: NDArray[Any] = common / np.maximum(areas - common, 1e-9)
-    return overlap
-
-
 def _joined(parts: Sequence[TileOutputs]) -> TileOutputs:
     return TileOutputs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def _flattened(outputs: TileOutputs) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Boxes, scores, labels and tile numbers of the slots that are filled."""
-    filled = outputs.labels >= 0
-    return outputs.boxes[filled], outputs.scores[filled], outputs.labels[filled], np.nonzero(filled)[0]
