@@ -55,7 +55,7 @@ class Data(NamedTuple):
 
 
 DATA = {
-    "embedded": Data(Fraction(1, 2), ("--tile", "192", "--overlap", "48", "--epochs", "6")),
+    "embedded": Data(Fraction(1, 2), ("--tile", "192", "--overlap", "48", "--epochs", "4")),
     "hituav": Data(
         Fraction(1, 2), ("--tile", "320", "--overlap", "64", "--categories", "person,car,bicycle", "--epochs", "5")
     ),

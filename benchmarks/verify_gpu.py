@@ -35,6 +35,7 @@ from timing import RUNS, SECONDS, interleaved, summary, warm_up
 
 from tinydet._atomic import write_json
 from tinydet.data.coco import Dataset
+from tinydet.export.arguments import add_gate
 from tinydet.export.gate_images import gate_images
 from tinydet.export.verify import Verification, format_report, middle_tile, verify
 from tinydet.runtime.backends import open_model
@@ -60,15 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{args.model} takes at most {engine.spec.max_batch} tiles; name smaller --batches")
         reference = open_model(args.reference or args.model.with_suffix(".onnx"), "onnx-cpu")
         images, dataset = pictures(args, engine.spec.classes)
+        if left_out := sorted({*args.batches} - {*sizes}):
+            print(f"left out: batches of {', '.join(map(str, left_out))}; it takes {engine.spec.max_batch} at most")
         verification = verify(reference, engine, images, dataset, limit=args.limit, max_drop=args.max_drop)
+        print(format_report(verification), "\n")
+        tiles = np.stack([middle_tile(path, engine.spec) for path in images[: max(sizes)]])
+        timed = {size: measure(engine, repeated(tiles, size), seconds=args.seconds) for size in sizes}
+        write_json(args.output, described(args, engine, verification, timed))
     except (OSError, ValueError, ImportError) as error:
         print(f"verify_gpu.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(format_report(verification), "\n")
-    tiles = np.stack([middle_tile(path, engine.spec) for path in images[: max(sizes)]])
-    timed = {size: measure(engine, repeated(tiles, size), seconds=args.seconds) for size in sizes}
-    result = described(args, engine, verification, timed)
-    write_json(args.output, result)
     print(table(timed), f"\nwrote {args.output}")
     return 0 if verification.passed else 1
 
@@ -182,15 +184,22 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("model", type=Path, metavar="model.engine", help="a TensorRT or TensorRT-RTX engine, model.json beside it")
     add("--reference", type=Path, metavar="model.onnx", help="its ONNX file (default: of the same name, beside it)")
-    add("--data", type=Path, metavar="DIR", help="a COCO folder (default: the embedded data)")
-    add("--images", type=Path, nargs="+", metavar="FILE", help="instead: pictures, without AP")
-    add("--limit", type=int, default=50, metavar="N", help="AP on the first N images (default: 50)")
-    add("--max-drop", type=float, default=0.005, metavar="F", help="allowed drop of AP-tiny (default: 0.005)")
+    add_gate(parser)
     add("--batches", type=batches, default=(1, 8, 16), metavar="A,B,C", help="to time (default: 1,8,16)")
-    add("--seconds", type=float, default=SECONDS, help=f"of timing for each (default: {SECONDS:g})")
+    add("--seconds", type=seconds, default=SECONDS, help=f"of timing for each (default: {SECONDS:g})")
     add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "verify_gpu.json", metavar="FILE",
         help="default: benchmarks/results/verify_gpu.json")  # fmt: skip
     return parser.parse_args(argv)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return value
 
 
 def batches(text: str) -> tuple[int, ...]:

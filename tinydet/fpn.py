@@ -15,14 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FUSED_EDGES = ("P3->P2", "P4->P3", "P5->P4")
-
 # fixed: given or counted (S-alpha). one, three: learned scalars. channel: learned for each channel. attention: from the
 # features themselves. All start at the given alpha, the last at 1.
 Fusion = Literal["fixed", "one", "three", "channel", "attention"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
-ZERO = 1e-3  # a learned |alpha| below it is taken for 0: its inverse would leave the range of FP16
+ZERO = 1e-3  # an |alpha| below it is taken for 0: its inverse would leave the range of FP16
 # Root mean square of the weights of a convolution below which FP16 would round a good part of them to subnormals.
 SMALLEST_WEIGHT = 4 * torch.finfo(torch.float16).tiny
 
@@ -202,9 +200,9 @@ def fold_alpha(fpn: FusionFPN) -> FoldedFPN:
 
     Scaled merged features Q_i = s_i P'_i obey the plain recursion when s_{i+1} = s_i alpha_i, so inner_i is
     multiplied by s_i (weights and bias) and the weights of layer_i are divided by it; for a factor of each channel,
-    row by row of inner_i and input channel by input channel of layer_i. One power of two is free; it is chosen to keep
-    the smallest weight scale as large as can be, for FP16. Computed in float64, rounded once; exact where every alpha
-    is a power of two.
+    row by row of inner_i and input channel by input channel of layer_i. One power of two is free, or one for each
+    channel where channels differ; it is chosen to keep the smallest weight scale as large as can be, for FP16. Computed
+    in float64, rounded once; exact where every alpha is a power of two.
 
     An edge with alpha = 0 is deleted, and the scales start anew behind it. Where even the best power of two would
     bring weights below FP16's normal range, the most extreme edge keeps its factor.
@@ -223,10 +221,10 @@ def fold_alpha(fpn: FusionFPN) -> FoldedFPN:
     while True:
         groups = _connected_levels([there[i] and i not in kept for i in range(edges)])
         plans = [_scales(group, alpha, inner, layer) for group in groups]
-        worst = min(zip(plans, groups, strict=True), key=lambda pair: pair[0][1])
-        if worst[0][1] >= SMALLEST_WEIGHT or len(worst[1]) == 1:
+        (_, margin), worst = min(zip(plans, groups, strict=True), key=lambda pair: pair[0][1])
+        if margin >= 1:  # as it is where there is no edge to fold
             break
-        kept.add(max(worst[1][:-1], key=lambda i: float(alpha[i].abs().log2().abs().max())))
+        kept.add(max(worst[:-1], key=lambda i: float(alpha[i].abs().log2().abs().max())))
     scales = {
         level: s
         for (of_group, _), group in zip(plans, groups, strict=True)
@@ -261,24 +259,32 @@ def _connected_levels(joined: Sequence[bool]) -> list[list[int]]:
 def _scales(
     group: Sequence[int], alpha: Tensor, inner: Sequence[nn.Conv2d], layer: Sequence[nn.Conv2d]
 ) -> tuple[list[Tensor], float]:
-    """The scale of each channel of each level of a group, and the smallest size of weights that they lead to."""
+    """The scale of each channel of each level of a group, and how much room they leave above FP16's subnormals.
+
+    The second is the smallest size of weights against what it may be, at least 1 where all is well: SMALLEST_WEIGHT, or
+    what it was before where that is less.
+    """
     scales = [torch.ones_like(alpha[0])]
     for i in group[:-1]:
         scales.append(scales[-1] * alpha[i])
-    up = min(
-        _size(conv.weight * s[:, None, None, None]) for conv, s in zip((inner[i] for i in group), scales, strict=True)
-    )
-    down = min(
-        _size(conv.weight / s[None, :, None, None]) for conv, s in zip((layer[i] for i in group), scales, strict=True)
-    )
+    # Where channels have factors of their own, each is looked at by itself: one of many would not show in the mean.
+    whole = all(bool((alpha[i] == alpha[i, 0]).all()) for i in group[:-1])
+    of_inner = torch.stack([_sizes(inner[i].weight, None if whole else 0) for i in group])  # (levels, 1 or channels)
+    of_layer = torch.stack([_sizes(layer[i].weight, None if whole else 1) for i in group])
+    s = torch.stack(scales).abs()
+    up, down = (of_inner * s).amin(dim=0), (of_layer / s).amin(dim=0)
     # g makes one of them larger and the other one smaller: best where they meet.
-    free = 2.0 ** round(math.log2(down / up) / 2) if up > 0 and down > 0 else 1.0
-    return [free * s for s in scales], min(free * up, down / free)
+    free = torch.where((up > 0) & (down > 0), 2.0 ** ((down / up).log2() / 2).round(), 1.0)
+    before = torch.minimum(of_inner.amin(dim=0), of_layer.amin(dim=0)).clamp(max=SMALLEST_WEIGHT)
+    room = torch.where(before > 0, torch.minimum(free * up, down / free) / before, math.inf)
+    return [free * of_level for of_level in scales], float(room.min())
 
 
-def _size(weights: Tensor) -> float:
-    """Root mean square."""
-    return float(weights.square().mean().sqrt())
+def _sizes(weights: Tensor, channel: int | None) -> Tensor:
+    """Root mean squares in float64, of each slice of dimension `channel`; None: of the whole, (1,)."""
+    squares = weights.double().square()
+    means = squares.mean().reshape(1) if channel is None else squares.movedim(channel, 0).flatten(1).mean(dim=1)
+    return means.sqrt()
 
 
 def _factor(values: Tensor) -> Tensor:

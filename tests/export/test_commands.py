@@ -12,14 +12,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
+from tinydet.export import __main__ as export
 from tinydet.export.__main__ import main
-from tinydet.runtime.backends import open_model
+from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.runtime.backends.tensorrt import plan_flavour
+from tinydet.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def bright(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dark picture with bright cells, for the model that looks for them."""
+    image = np.full((64, 64, 3), 20, np.uint8)
+    image[8:24:8, 8:40:8] = 250
+    for n in range(4):
+        image[32 : 32 + 4, 4 * n : 4 * n + 4] = 150 + 20 * n
+    path = tmp_path_factory.mktemp("bright") / "bright.png"
+    cv2.imwrite(str(path), image)
+    return path
 
 
 @pytest.fixture
@@ -133,6 +148,62 @@ def test_a_door_builds_without_torch_and_from_any_folder(
     assert re.search(r"wrote         model.engine  .* MB, fp16, ", done.stdout)
     assert "built by      TensorRT-RTX" in done.stdout
     assert (tmp_path / "model.engine").read_bytes().startswith(b"vtrt")
+
+
+class Blind:
+    """An engine that finds nothing."""
+
+    name = "blind"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def run(self, images: Any) -> TileOutputs:
+        n, k = len(images), self.spec.max_detections
+        zeros = np.zeros((n, k), np.float32)
+        return TileOutputs(np.zeros((n, k, 4), np.float32), zeros, np.full((n, k), -1, np.int32), np.zeros(n, np.int32))
+
+
+def test_an_engine_that_fails_the_gate_leaves_the_older_one(
+    rtx: Any, brightness_onnx: Path, bright: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["engine", str(brightness_onnx), "--target", "rtx", "--precision", "fp32", "--images", str(bright)]
+    monkeypatch.setattr(export, "open_engine", lambda plan, spec: open_model(brightness_onnx, "onnx-cpu"))
+    assert main([*words, "--batch", "1,2,4"]) == 0
+    assert "verified      0 of " in capsys.readouterr().out
+    folder = brightness_onnx.parent
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {"model.engine", "model.json", "model.engine.verify.md"} <= before.keys()
+    assert b"# Passed" in before["model.engine.verify.md"]
+    monkeypatch.setattr(export, "open_engine", lambda plan, spec: Blind(spec))
+    assert main([*words, "--batch", "1,1,1"]) == 2
+    told = capsys.readouterr().err
+    assert "model.engine was not written, for the engine fails the gate" in told and "have no partner" in told
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_report_of_an_older_engine_does_not_speak_for_a_new_one(
+    rtx: Any, brightness_onnx: Path, bright: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(plan: Path, spec: ModelSpec) -> Any:
+        raise OSError("no GPU")
+
+    report = brightness_onnx.with_name("model.engine.verify.md")
+    report.write_text("# Passed: an older engine")
+    monkeypatch.setattr(export, "open_engine", absent)
+    words = ["engine", str(brightness_onnx), "--target", "rtx", "--precision", "fp32", "--images", str(bright)]
+    assert main(words) == 0
+    assert not report.exists()
+
+
+def test_verifying_again_keeps_what_the_conversion_told(exported: Any, picture: Path, tmp_path: Path) -> None:
+    for suffix in (".onnx", ".pth"):
+        shutil.copy(exported.folder / f"model{suffix}", tmp_path / f"copy{suffix}")
+    report = tmp_path / "copy.verify.json"
+    report.write_text(json.dumps({"kept_in_fp32": ["a.weight"], "shares": {"a": 0.5}, "passed": False}))
+    assert main(["verify", str(tmp_path / "copy.onnx"), "--images", str(picture)]) == 0
+    told = json.loads(report.read_text(encoding="utf-8"))
+    assert told["kept_in_fp32"] == ["a.weight"] and told["shares"] == {"a": 0.5} and told["passed"] is True
 
 
 def test_a_dry_run_builds_nothing(rtx: Any, brightness_onnx: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,26 @@ def test_what_the_builder_refuses_leaves_the_older_engine(rtx: Any, brightness_m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.engine", "model.onnx"]
 
 
+def test_a_gate_sees_the_plan_before_it_has_its_name_and_what_it_refuses_leaves_the_older_engine(
+    rtx: Any, brightness_onnx: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "model.engine"
+    older = build_engine(brightness_onnx, output, target="rtx", batch=(1, 2, 4))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    seen: list[tuple[bytes, ModelSpec]] = []
+
+    def refuse(plan: Path, spec: ModelSpec) -> None:
+        seen.append((plan.read_bytes(), spec))
+        raise ValueError("it finds nothing")
+
+    with pytest.raises(ValueError, match="it finds nothing"):
+        build_engine(brightness_onnx, output, target="rtx", batch=(1, 1, 1), gate=refuse)
+    ((plan, spec),) = seen
+    assert spec.engine["sha256"] == hashlib.sha256(plan).hexdigest()
+    assert (spec.max_batch, older.max_batch) == (1, 4)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_full_disk_leaves_the_older_engine(
     rtx: Any, brightness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +192,24 @@ def test_a_build_sets_what_was_asked_before_it_builds(tensorrt: Any, brightness_
     spec = description(tmp_path / "model.json")
     assert spec.engine["version_compatible"] is spec.engine["hardware_compatible"] is True
     assert (tmp_path / "model.engine").read_bytes() == tensorrt.ANSWERS["Builder.build_serialized_network"]
+
+
+def test_what_is_fp32_in_the_graph_is_not_computed_in_tf32(
+    tensorrt: Any, brightness_onnx: Path, tmp_path: Path
+) -> None:
+    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
+    assert dict(tensorrt.said)["IBuilderConfig.clear_flag"] == (tensorrt.BuilderFlag.TF32,)
+
+
+def test_a_timing_cache_in_no_folder_is_refused_before_the_build(
+    tensorrt: Any, brightness_onnx: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="its folder does not exist"):
+        build_engine(
+            brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=tmp_path / "no" / "cache"
+        )
+    assert "Builder.build_serialized_network" not in dict(tensorrt.said)
+    assert not (tmp_path / "model.engine").exists()
 
 
 def test_nothing_is_set_that_was_not_asked(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:

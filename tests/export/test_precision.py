@@ -113,6 +113,35 @@ def test_weights_beyond_the_range_of_fp16_stay_fp32(model: Any) -> None:
     assert kinds[DEEP] == TensorProto.FLOAT and kinds[FIRST] == TensorProto.FLOAT16
 
 
+def scaled(model: Any, factors: dict[str, float]) -> Any:
+    """The same answers by larger numbers on the way."""
+    for constant in model.graph.initializer:
+        if constant.name in factors:
+            values = numpy_helper.to_array(constant) * np.float32(factors[constant.name])
+            constant.CopyFrom(numpy_helper.from_array(values, constant.name))
+    return model
+
+
+def test_layers_whose_numbers_fp16_cannot_hold_stay_fp32_though_the_judge_would_not_see_it(
+    model: Any, pictures: list[Path], tmp_path: Path
+) -> None:
+    # 250 x 2 x 40 is less than 65504, but other pictures may be brighter than these.
+    source = written(scaled(model, {FIRST: 40, DEEP: 1 / 40}), tmp_path / "model.onnx")
+    made = convert(source, tmp_path / "model.fp16.onnx", "fp16", pictures)
+    assert made.kept == (FIRST, DEEP) and made.spec.precision == "fp16" and made.verification.passed
+    report = json.loads((tmp_path / "model.fp16.verify.json").read_text())
+    assert report["kept_in_fp32"] == [FIRST, DEEP]
+
+
+def test_a_file_that_would_be_fp32_for_the_most_part_does_not_get_an_fp16_name(
+    model: Any, pictures: list[Path], tmp_path: Path
+) -> None:
+    source = written(scaled(model, {FIRST: 40, HEAD: 1 / 40}), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"model\.fp16\.onnx was not written: 3 of 3 layers have to stay in FP32"):
+        convert(source, tmp_path / "model.fp16.onnx", "fp16", pictures)
+    assert not list(tmp_path.glob("model.fp16*"))
+
+
 def test_a_resize_keeps_its_scales_and_a_shared_constant_its_other_users(model: Any) -> None:
     graph = model.graph
     at = next(i for i, node in enumerate(graph.node) if node.name == "deep")

@@ -31,13 +31,14 @@ SPEC = ModelSpec(
 OK = types.SimpleNamespace(name="cudaSuccess")
 OUT_OF_MEMORY = types.SimpleNamespace(name="cudaErrorMemoryAllocation")
 NOT_CAPTURABLE = types.SimpleNamespace(name="cudaErrorStreamCaptureUnsupported")
+TOO_OLD = types.SimpleNamespace(name="cudaErrorInsufficientDriver")
 NO_DEVICE = types.SimpleNamespace(name="cudaErrorNoDevice")
 
 
 class Driver:
     """The calls of cuda-python's runtime that are used. Work given to a stream waits there until it is awaited."""
 
-    cudaError_t = types.SimpleNamespace(cudaSuccess=OK)
+    cudaError_t = types.SimpleNamespace(cudaSuccess=OK, cudaErrorInsufficientDriver=TOO_OLD)
     cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out")
     cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal="this thread")
     cudaDeviceAttr = types.SimpleNamespace(cudaDevAttrComputeCapabilityMajor=8, cudaDevAttrComputeCapabilityMinor=9)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinydet.runtime.backends import choose_model, open_model
+from tinydet.runtime.backends import choose_model, onnx_runtime, open_model
 from tinydet.runtime.backends.onnx_runtime import BoundTensors, has_gpu_provider
 from tinydet.runtime.pipeline import detect
 from tinydet.runtime.scene import open_scene
@@ -95,6 +95,32 @@ def test_a_provider_that_needs_a_gpu_says_that_there_is_none(make_onnx: Callable
     with pytest.raises(OSError, match=f"provider {backend[5:]} needs an NVIDIA GPU.*none here"):
         open_model(path, backend)
     assert open_model(path, "onnx").name.endswith(", CPU")
+
+
+@pytest.mark.skipif(has_gpu_provider(), reason="there is a GPU")
+def test_where_cuda_does_not_load_auto_takes_what_it_takes_without_a_gpu(
+    make_onnx: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_onnx(tmp_path / "model.onnx")
+    usual = open_model(path).name
+    monkeypatch.setattr(onnx_runtime, "_has_nvidia_gpu", lambda: True)  # a driver without CUDA or cuDNN beside it
+    if not has_gpu_provider():
+        pytest.skip("this ONNX Runtime was built without CUDA")
+    assert open_model(path).name == usual
+    opened = open_model(path, "onnx")
+    assert opened.name.endswith(", CPU") and not opened.on_gpu
+    options = opened._session.get_session_options()
+    assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
+
+
+def test_tensorrt_is_told_the_sizes_that_it_will_meet(make_onnx: Callable, tmp_path: Path) -> None:
+    import onnxruntime
+
+    assert onnx_runtime._profile(onnxruntime, make_onnx(tmp_path / "model.onnx")) == {
+        "profile_min_shapes": "images:1x64x64x3",
+        "profile_opt_shapes": "images:4x64x64x3",
+        "profile_max_shapes": "images:4x64x64x3",
+    }
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32, 3), (1, 3, 64, 64), (9, 64, 64, 3)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from cuda_stand_in import SPEC, Driver, Engine, assert_equal, brightest, tiles
 
-from tinydet.runtime.backends import open_model
+from tinydet.runtime.backends import choose_model, open_model
 from tinydet.runtime.backends.tensorrt import open_engine
 
 
@@ -96,6 +97,50 @@ def test_an_engine_without_a_gpu_says_what_it_needs(installed: Any, files: Path,
     driver.gpus = 0
     with pytest.raises(OSError, match=r"model\.engine is a TensorRT-RTX engine and needs an NVIDIA GPU"):
         open_engine(files)
+
+
+def test_what_cuda_says_of_a_gpu_that_it_does_not_find_is_told(
+    installed: Any, files: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = driver.cudaError_t.cudaErrorInsufficientDriver
+    monkeypatch.setattr(driver, "cudaGetDeviceCount", lambda: (error, None))
+    with pytest.raises(
+        OSError, match=r"none here \(cudaErrorInsufficientDriver: no driver, or one older than the CUDA"
+    ):
+        open_engine(files)
+
+
+def test_a_tensorrt_that_does_not_start_is_a_line_and_the_onnx_file_is_taken(
+    installed: Any, files: Path, make_onnx: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(self: Any, logger: Any) -> None:
+        logger.log(installed.ILogger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(installed.Runtime, "__init__", refuses)
+    with pytest.raises(OSError, match=r"TensorRT-RTX 1\.8 does not start on Stand-in .*initialization failure"):
+        open_engine(files)
+    make_onnx(files.with_suffix(".onnx"))
+    chosen = choose_model(folder=files.parent)
+    assert chosen.path.name == "model.onnx" and "does not start" in chosen.passed_over[0]
+
+
+def test_an_engine_whose_library_is_broken_gives_way_to_the_onnx_file(
+    installed: Any, files: Path, make_onnx: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(flavour: str) -> Any:
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr("tinydet.runtime.backends.tensorrt.import_tensorrt", broken)
+    make_onnx(files.with_suffix(".onnx"))
+    chosen = choose_model(folder=files.parent)
+    assert chosen.path.name == "model.onnx" and "libnvinfer.so.10" in chosen.passed_over[0]
+
+
+def test_a_description_that_is_given_needs_no_file(installed: Any, files: Path) -> None:
+    spec = open_engine(files).spec
+    files.with_suffix(".json").unlink()
+    assert_equal(open_engine(files, spec).run(tiles(1)), brightest(tiles(1)))
 
 
 def test_this_machine_without_a_gpu_says_the_same(files: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +15,17 @@ from tqdm import tqdm
 
 from tinydet._command import command
 from tinydet._extras import needs_extra
+from tinydet.anchors import DESIGNS
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.export.arguments import make_parser
 from tinydet.export.engine import build_engine, parse_only, read_onnx
-from tinydet.export.gate_images import gate_images
+from tinydet.export.gate_images import gate_images, is_embedded
 from tinydet.export.parity import TOLERANCES
 from tinydet.export.precision import Precision, convert
 from tinydet.export.verify import (
+    CONVERSION,
+    JUDGE,
     Verification,
     deciding_range,
     format_report,
@@ -30,10 +34,11 @@ from tinydet.export.verify import (
     write_report,
 )
 from tinydet.runtime.backends import MODEL_FILES, Backend, open_model
-from tinydet.runtime.backends.tensorrt import PRODUCTS
+from tinydet.runtime.backends.tensorrt import PRODUCTS, open_engine
 from tinydet.spec import ModelSpec
 
 MEBIBYTE = 1 << 20
+FEEBLE = 0.05  # an AP below it cannot fall by enough to be noticed
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2")
 
 
@@ -107,6 +112,9 @@ def _convert(
     """Write the model in another precision beside `source`, and tell what came of it."""
     output = source.with_suffix(f".{precision}.onnx")
     images, dataset = _gate_images(arguments, trained or {}, read_onnx(source).spec)
+    if precision == "int8" and not (arguments.calibration or arguments.images) and is_embedded(images):
+        note = "INT8 ranges come from the embedded scenes; where the model is for others, name some with --calibration"
+        print(f"note: {note}", file=sys.stderr)
     with _progress(f"converting to {precision}") as progress:
         made = convert(
             source,
@@ -151,7 +159,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         spec = checkpoint.spec(tile=seen.tile, max_batch=seen.max_batch, max_detections=seen.max_detections)
         other: Backend = TorchBackend(checkpoint.build(), spec)
     else:
-        other = open_model(reference, "onnx" if reference.suffix == ".onnx" else "auto")
+        other = open_model(reference, JUDGE if reference.suffix == ".onnx" else "auto")
     images, dataset = _gate_images(arguments, trained, candidate.spec)
     halved = arguments.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
     with _progress("verifying") as progress:
@@ -166,7 +174,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     print(format_report(verification))
-    print("wrote " + " and ".join(map(str, write_report(verification, model))))
+    print("wrote " + " and ".join(map(str, write_report(verification, model, _told_before(model)))))
     return 0 if verification.passed else 1
 
 
@@ -183,14 +191,25 @@ def run_freeze(arguments: argparse.Namespace) -> int:
     )
     frozen = freeze_checkpoint(checkpoint, data, val)
     save_checkpoint(frozen.checkpoint, output)
+    edges = ", ".join(DESIGNS[checkpoint.detector.detector].edges)
     factors = ", ".join(f"{a:.3f} ± {d:.3f}" for a, d in zip(frozen.alpha, frozen.deviation, strict=True))
-    print(f"alpha         {factors} on {frozen.tiles} tiles (P3->P2, P4->P3, P5->P4)")
+    print(f"alpha         {factors} on {frozen.tiles} tiles ({edges})")
     for name, before in frozen.before.items():
         after = frozen.after[name]
         print(f"{name:<13} {100 * before:.2f} with attention, {100 * after:.2f} frozen: {100 * (after - before):+.2f}")
     print(f"wrote         {output}")
     print(f"next          tinydet export onnx {output}")
     return 0
+
+
+def _told_before(model: Path) -> dict[str, Any]:
+    """What the conversion wrote of the model in its report, which a later look does not find out again."""
+    report = report_paths(model)[0]
+    try:
+        known = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    except ValueError:
+        return {}
+    return {name: known[name] for name in CONVERSION if name in known} if isinstance(known, dict) else {}
 
 
 def _write_onnx(
@@ -200,6 +219,7 @@ def _write_onnx(
     with needs_extra("train"):
         from tinydet.checkpoint import load_checkpoint
         from tinydet.faster_rcnn import FasterRCNN
+        from tinydet.fpn import ZERO
         from tinydet.torch_backend import TorchBackend
     from tinydet.export.onnx_file import export_onnx
 
@@ -230,7 +250,7 @@ def _write_onnx(
     alpha = ", ".join(f"{a:.3g}" for a in spec.alpha) or "from the features (attention)"
     print(f"alpha         {alpha}; operators added by it: {report.operators_added}")
     for edge in report.deleted_edges:
-        print(f"              the edge {edge} has alpha 0 and is not in the graph")
+        print(f"              the edge {edge} is not in the graph: its alpha is 0, or less than {ZERO:g}")
     if spec.alpha:
         for edge in report.kept_edges:
             print(f"              the edge {edge} keeps its factor: folded, it would leave the range of FP16")
@@ -254,6 +274,23 @@ def _parse(onnx_path: Path, arguments: argparse.Namespace) -> int:
 
 
 def _write_engine(onnx_path: Path, output: Path, arguments: argparse.Namespace, trained: dict[str, Any]) -> int:
+    story: list[Verification | str] = []
+
+    def gate(plan: Path, spec: ModelSpec) -> None:
+        """Runs before the engine has its name; where it cannot run here, says why."""
+        try:
+            engine = open_engine(plan, spec)
+        except (OSError, ImportError) as error:
+            story.append(str(error).replace(str(plan), str(output)))
+            return
+        images, dataset = _gate_images(arguments, trained, spec)
+        reference, limit, max_drop = open_model(onnx_path, JUDGE), arguments.limit, arguments.max_drop
+        with _progress("verifying") as progress:
+            found = verify(reference, engine, images, dataset, limit=limit, max_drop=max_drop, progress=progress)
+        if not found.passed:
+            raise ValueError(f"{output} was not written, for the engine fails the gate: {'; '.join(found.faults)}")
+        story.append(found)
+
     with _progress("building (TensorRT may take minutes)") as progress:
         spec = build_engine(
             onnx_path,
@@ -265,6 +302,7 @@ def _write_engine(onnx_path: Path, output: Path, arguments: argparse.Namespace, 
             hardware_compatible=arguments.hardware_compatible,
             compute_capabilities=arguments.compute_capability,
             timing_cache=arguments.timing_cache,
+            gate=gate,
             progress=progress,
             log=_print_log if arguments.verbose else None,
         )
@@ -275,29 +313,17 @@ def _write_engine(onnx_path: Path, output: Path, arguments: argparse.Namespace, 
         f"built by      {PRODUCTS[built['flavour']]} {built['version']} for {built['gpu'] or 'the GPU of this machine'}"
     )
     print(f"batch         {', '.join(map(str, built['batch']))} (smallest, usual, largest)")
-    _verify_engine(onnx_path, output, arguments, trained)
+    for told in story:
+        if isinstance(told, Verification):
+            write_report(told, output)
+            _print_verification(told, output)
+        else:
+            for older in report_paths(output):  # of an engine that is no more
+                older.unlink(missing_ok=True)
+            print(f"not verified  {told}")
+            print(f"              on the target: tinydet export verify {output} --reference {onnx_path}")
     print(f"run it        {_how_to_run(output, spec)}")
     return 0
-
-
-def _verify_engine(onnx_path: Path, output: Path, arguments: argparse.Namespace, trained: dict[str, Any]) -> None:
-    """The gate, where the engine can run; an engine that fails it is removed."""
-    try:
-        engine = open_model(output)
-    except (OSError, ImportError) as error:
-        print(f"not verified  {error}")
-        print(f"              on the target: tinydet export verify {output} --reference {onnx_path}")
-        return
-    images, dataset = _gate_images(arguments, trained, engine.spec)
-    with _progress("verifying") as progress:
-        reference = open_model(onnx_path, "onnx")
-        limit, max_drop = arguments.limit, arguments.max_drop
-        verification = verify(reference, engine, images, dataset, limit=limit, max_drop=max_drop, progress=progress)
-    if not verification.passed:
-        output.unlink()
-        raise ValueError(f"{output} was removed: {'; '.join(verification.faults)}")
-    write_report(verification, output)
-    _print_verification(verification, output)
 
 
 def _print_verification(verification: Verification, output: Path) -> None:
@@ -309,6 +335,10 @@ def _print_verification(verification: Verification, output: Path) -> None:
         before, after = verification.precision[name]
         change = f"{100 * before:.2f} before, {100 * after:.2f} after"
         print(f"              AP-{name} {change}, on {verification.images} images")
+        if before < FEEBLE:
+            print("              which says little, for it finds next to nothing there; name its own data with --data")
+    else:
+        print("              AP was not measured: no annotations of these classes; name a COCO folder with --data")
     print(f"              {report_paths(output)[1]}")
 
 

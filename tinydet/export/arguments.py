@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     onnx.add_argument("--batch", type=_positive, default=16, metavar="N", help="largest batch of tiles (default: 16)")
     _add_shape(onnx)
     _add_precision(onnx, "fp32", "fp32; others lie beside it as model.fp16.onnx")
-    _add_gate(onnx)
+    add_gate(onnx)
 
     engine = commands.add_parser(
         "engine",
@@ -90,12 +90,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="TensorRT: read and extend it, makes the next build faster (default: none)",
     )
     engine.add_argument(
-        "--dry-run", action="store_true", help="only ask the parser whether it takes the graph (default: build)"
+        "--dry-run",
+        action="store_true",
+        help="only ask the parser whether it takes the ONNX file as it is; a checkpoint is exported first "
+        "(default: build)",
     )
     engine.add_argument("--verbose", action="store_true", help="print all that TensorRT says (default: errors)")
     _add_shape(engine)
     _add_precision(engine, None, "fp16, or the ONNX file's own where it is not fp32")
-    _add_gate(engine)
+    add_gate(engine)
 
     check = commands.add_parser(
         "verify",
@@ -113,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="checkpoint or ONNX file that it was made from (default: of the same name, beside it)",
     )
     check.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the model (default: auto)")
-    _add_gate(check)
+    add_gate(check)
 
     freeze = commands.add_parser(
         "freeze",
@@ -151,7 +154,8 @@ def _add_precision(parser: argparse.ArgumentParser, default: str | None, said: s
     )
 
 
-def _add_gate(parser: argparse.ArgumentParser) -> None:
+def add_gate(parser: argparse.ArgumentParser) -> None:
+    """What every verification of a model takes."""
     gate = parser.add_argument_group("what the model is verified on")
     gate.add_argument(
         "--data",

@@ -29,6 +29,7 @@ from tinydet.spec import ModelSpec
 
 Target = Literal["auto", "tensorrt", "rtx"]
 
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what has weights to convert
 METADATA_KEY = "tinydet"  # of the ModelSpec in the ONNX file's metadata_props
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # what TensorRT-RTX builds for when not told; and newer GPUs
 
@@ -69,6 +70,7 @@ def build_engine(
     hardware_compatible: bool = False,
     compute_capabilities: Sequence[str] = (),
     timing_cache: Path | None = None,
+    gate: Callable[[Path, ModelSpec], None] | None = None,
     progress: Callable[[str], None] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> ModelSpec:
@@ -82,6 +84,8 @@ def build_engine(
         hardware_compatible: the plan runs on every GPU from Ampere on (slower).
         compute_capabilities: for TensorRT-RTX, such as "7.5"; none: Ampere and newer.
         timing_cache: a file that makes the next build with TensorRT faster.
+        gate: is given the plan under a name for the time being, and its description; what it raises leaves an older
+            engine as it was.
         progress: is told the phase of the build, from another thread.
         log: is told every line that TensorRT says.
 
@@ -101,6 +105,7 @@ def build_engine(
     with atomic_path(output) as temporary:  # around the build, so that a folder that cannot be written shows at once
         build = _Build(target, log)
         build.refuse_options(version_compatible, hardware_compatible, compute_capabilities, timing_cache)
+        gpu = build.gpu(compute_capabilities)
         build.parse(model)
         config = build.configure(workspace, version_compatible, hardware_compatible, compute_capabilities)
         build.set_batch(config, model.spec.tile, sizes)
@@ -110,26 +115,28 @@ def build_engine(
         plan = build.run(config, progress)
         seconds = time.monotonic() - started
         temporary.write_bytes(plan)
-    spec = replace(
-        model.spec,
-        max_batch=sizes[2],
-        onnx_sha256=model.sha256,
-        engine={
-            "flavour": build.flavour,
-            "version": build.version,
-            "gpu": build.gpu(compute_capabilities),
-            "platform": backend.platform_name(),
-            "batch": list(sizes),
-            "version_compatible": version_compatible,
-            "hardware_compatible": hardware_compatible,
-            "onnx": onnx_path.name,
-            "weights": model.weights,
-            "tensors": build.tensors(),
-            "bytes": len(plan),
-            "sha256": hashlib.sha256(plan).hexdigest(),
-            "seconds": round(seconds, 2),
-        },
-    )
+        spec = replace(
+            model.spec,
+            max_batch=sizes[2],
+            onnx_sha256=model.sha256,
+            engine={
+                "flavour": build.flavour,
+                "version": build.version,
+                "gpu": gpu,
+                "platform": backend.platform_name(),
+                "batch": list(sizes),
+                "version_compatible": version_compatible,
+                "hardware_compatible": hardware_compatible,
+                "onnx": onnx_path.name,
+                "weights": model.weights,
+                "tensors": build.tensors(),
+                "bytes": len(plan),
+                "sha256": hashlib.sha256(plan).hexdigest(),
+                "seconds": round(seconds, 2),
+            },
+        )
+        if gate is not None:
+            gate(temporary, spec)
     write_text(sidecar, spec.to_json() + "\n")
     if timing_cache is not None:
         build.save_timing_cache(config, timing_cache)
@@ -173,21 +180,21 @@ def read_onnx(path: Path) -> OnnxModel:
 def graph_precision(graph: Any) -> tuple[dict[str, int], str]:
     """Constants of a graph by type (how many numbers), and the precision that it proves by itself.
 
-    int8 where it quantises, else that of most convolution weights; what the file is called counts for nothing.
+    int8 where it quantises, else that of most weights of its layers; what the file is called counts for nothing.
     """
     with needs_extra("export"):
         import onnx
-    convolved = {node.input[1] for node in graph.node if node.op_type in ("Conv", "ConvTranspose")}
+    layers = {node.input[1] for node in graph.node if node.op_type in LAYERS}
     weights: Counter[str] = Counter()
-    convolutions: Counter[str] = Counter()
+    of_layers: Counter[str] = Counter()
     for constant in graph.initializer:
         kind = onnx.TensorProto.DataType.Name(constant.data_type)
         weights[kind] += math.prod(constant.dims)
-        if constant.name in convolved:
-            convolutions[kind] += math.prod(constant.dims)
+        if constant.name in layers:
+            of_layers[kind] += math.prod(constant.dims)
     if any(node.op_type == "QuantizeLinear" for node in graph.node):
         return dict(weights), "int8"
-    return dict(weights), "fp16" if convolutions["FLOAT16"] > convolutions["FLOAT"] else "fp32"
+    return dict(weights), "fp16" if of_layers["FLOAT16"] > of_layers["FLOAT"] else "fp32"
 
 
 def description_of(output: Path, suffix: str) -> Path:
@@ -230,6 +237,8 @@ class _Build:
         if self.flavour == "tensorrt":
             if compute_capabilities:
                 raise ValueError("compute capabilities are TensorRT-RTX's; TensorRT builds for the GPU it finds")
+            if timing_cache is not None and not timing_cache.parent.is_dir():
+                raise ValueError(f"{timing_cache}: its folder does not exist; create it or name another timing cache")
             return
         if version_compatible:
             raise ValueError("a TensorRT-RTX engine cannot be made version compatible; build one for each version")
@@ -261,6 +270,7 @@ class _Build:
         trt, builder = self._trt, self._builder
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector can then name each layer's format
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default; what the graph has in FP32 is to be computed in FP32
         if workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
         if version_compatible:
@@ -325,7 +335,7 @@ class _Build:
             return f"compute capability {named or ', '.join(RTX_CAPABILITIES) + ' and newer'}"
         try:
             return backend.gpu_description(backend.import_cudart(self.flavour))
-        except ModuleNotFoundError:
+        except (ImportError, OSError, RuntimeError):  # RuntimeError: a driver that lacks what cuda-python looks for
             return None
 
     def _said(self) -> str:

@@ -78,7 +78,8 @@ def factors_on(detector: Detector, tiles: TrainingTiles) -> Tensor:
         for i in tqdm(range(len(tiles)), desc="factors", unit="tile", disable=None):
             found.append([])
             # One by one: padding to the size of a neighbour would change the means that attention looks at.
-            detector.fpn(detector.backbone(collate([tiles.sample(i, seed=0, epoch=0)], torch.device("cpu")).images))
+            features = detector.backbone(collate([tiles.sample(i, seed=0, epoch=0)], torch.device("cpu")).images)
+            detector.fpn(features[-len(detector.fpn.inner) :])  # a pyramid from P3 on leaves out C2
     finally:
         for hook in hooks:
             hook.remove()

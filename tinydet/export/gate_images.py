@@ -36,3 +36,9 @@ def gate_images(
     if data is not None:
         match_classes(classes, dataset.classes, dataset.category_ids)  # says so
     return pictures, None
+
+
+def is_embedded(pictures: Sequence[Path]) -> bool:
+    """Whether these are of the embedded validation scenes, which stand in where nothing was named."""
+    folder = find_dataset(embedded_dataset("val"))[1]
+    return folder is not None and bool(pictures) and pictures[0].is_relative_to(folder)

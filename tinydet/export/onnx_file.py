@@ -28,7 +28,7 @@ from tinydet.export.engine import METADATA_KEY, description_of, graph_precision,
 from tinydet.export.graph import MAX_TOPK, InferenceGraph
 from tinydet.export.parity import TOLERANCES, Parity, compare
 from tinydet.export.two_stage import TwoStageInferenceGraph
-from tinydet.export.verify import Verification, write_report
+from tinydet.export.verify import JUDGE, Verification, write_report
 from tinydet.faster_rcnn import FasterRCNN
 from tinydet.fpn import FoldedFPN, PlainFPN
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
@@ -134,7 +134,7 @@ def export_onnx(
                 f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "
                 f"ONNX Runtime and torch (IoU {tolerance.iou}, score {tolerance.score}); try another version of torch"
             )
-        verification = gate(open_model(temporary, "onnx")) if gate else None
+        verification = gate(open_model(temporary, JUDGE)) if gate else None
         if verification is not None and not verification.passed:
             raise ValueError(f"{output} was not written: {'; '.join(verification.faults)}")
         spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
@@ -266,7 +266,7 @@ def _parity_of(path: Path, graph: torch.nn.Module, spec: ModelSpec) -> Parity:
         return TileOutputs(*(output.numpy() for output in graph(torch.from_numpy(tiles))))
 
     nms_iou = spec.nms_iou if spec.nms_rounds else None
-    return compare(answers(run_torch), answers(open_model(path, "onnx").run), spec.score_floor, nms_iou=nms_iou)
+    return compare(answers(run_torch), answers(open_model(path, JUDGE).run), spec.score_floor, nms_iou=nms_iou)
 
 
 class _Pyramid(torch.nn.Module):

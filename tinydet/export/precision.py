@@ -1,7 +1,9 @@
 """Precision in the graph itself: FP16 convolutions, or INT8 by Q/DQ, as far as accuracy allows. No torch.
 
-Every runtime then computes the same numbers, and no flag can be forgotten. What decides is measured: a conversion that
-loses more than it may gets its sensitive layers back, block by block and then layer by layer.
+No flag can be forgotten then. What decides is measured: a conversion that loses more than it may gets its sensitive
+layers back, block by block and then layer by layer. ONNX Runtime on a CPU, which is the judge, rounds Q/DQ as it stands
+in the graph, but of FP16 the constants alone: it computes in FP32. So activations that FP16 could not hold are looked
+for by themselves.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ import numpy as np
 from tinydet._atomic import atomic_path, write_text
 from tinydet._extras import needs_extra
 from tinydet.data.coco import Dataset
-from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
-from tinydet.export.parity import disagreement
+from tinydet.export.engine import LAYERS, METADATA_KEY, description_of, graph_precision, read_onnx
+from tinydet.export.parity import TOLERANCES, disagreement
 from tinydet.export.verify import (
+    JUDGE,
     MAX_DROP,
     Verification,
     middle_tile,
@@ -45,7 +48,7 @@ Method = Literal["max", "entropy", "percentile"]
 METHODS = {"max": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}  # ONNX Runtime's names
 SEARCH_IMAGES = 30  # that a search looks at, at most
 HALF_MAX = 65504.0
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what has weights to convert
+HEADROOM = 8  # how far below it the largest activation of the pictures must stay: other pictures may have larger ones
 QUANTISED = ("Conv", "Gemm", "Add")  # what INT8 takes of them, and the sums between convolutions
 # TensorRT takes INT8 with zero points of 0 only, and no INT32 biases behind a DequantizeLinear.
 QDQ_OPTIONS = {
@@ -61,7 +64,8 @@ class Conversion:
     """What came of it.
 
     Attributes:
-        kept: layers that stayed in float32, by the names of their weights.
+        kept: layers that stayed in float32, by the names of their weights; with FP16 those too whose numbers it could
+            not hold.
         shares: what each block or layer that was measured does to the detections when it alone is converted.
         weights: constants by type, how many numbers.
     """
@@ -112,11 +116,16 @@ def convert(
     model = onnx.load(str(source))
     layers = layers_of(model.graph)
     sidecar = description_of(output, ".onnx")
-    reference = open_model(source, "onnx")
+    reference = open_model(source, JUDGE)
     make = _Maker(model, read.spec, precision)
+    chosen = images[:: -(-len(images) // SEARCH_IMAGES)]
+    forced: set[str] = set()
     if precision == "int8":
         say(f"calibrating on {len(calibration or images)} images")
         make.ranges = calibrate(source, calibration or images, read.spec, method)
+    else:
+        say(f"looking for what FP16 cannot hold on {len(chosen)} images")
+        forced = beyond_half(model.graph, calibrate(source, chosen, read.spec, "max"))
     few = dataset is None or len(dataset.images[:limit]) <= SEARCH_IMAGES
     searched = limit if few else SEARCH_IMAGES
 
@@ -130,10 +139,18 @@ def convert(
     with atomic_path(output) as temporary:
 
         def gate(kept: Collection[str], limit: int | None = limit) -> Verification:
-            make.write(temporary, kept)
-            candidate, known = open_model(temporary, "onnx"), before(limit)
+            make.write(temporary, {*kept, *forced})
+            candidate, known, tolerance = open_model(temporary, JUDGE), before(limit), TOLERANCES[precision]
             return verify(
-                reference, candidate, images, dataset, limit=limit, max_drop=max_drop, before=known, progress=say
+                reference,
+                candidate,
+                images,
+                dataset,
+                limit=limit,
+                max_drop=max_drop,
+                before=known,
+                tolerance=tolerance,
+                progress=say,
             )
 
         say(f"converting {len(layers)} layers")
@@ -142,11 +159,10 @@ def convert(
         verification = gate(kept)
         if not verification.passed:
             first = "; ".join(verification.faults)
-            chosen = images[:: -(-len(images) // SEARCH_IMAGES)]
 
             def share(alone: Collection[str]) -> float:
-                make.write(temporary, layers.keys() - set(alone))
-                return _disagreement(reference, open_model(temporary, "onnx"), chosen)
+                make.write(temporary, (layers.keys() - set(alone)) | forced)
+                return _disagreement(reference, open_model(temporary, JUDGE), chosen)
 
             found = search(list(layers), share, lambda kept: gate(kept, searched).passed, progress=say)
             if found is None or len(found.kept) == len(layers):
@@ -162,7 +178,13 @@ def convert(
                     f"images ({'; '.join(verification.faults)}); allow more with --max-drop, calibrate "
                     "on other images, or export --precision fp32"
                 )
+        kept = tuple(name for name in layers if name in forced or name in kept)
         spec = make.write(temporary, kept)
+        if spec.precision != precision:
+            raise ValueError(
+                f"{output} was not written: {len(kept)} of {len(layers)} layers have to stay in FP32, and most weights "
+                "with them; train with more weight decay or clipped gradients, or export --precision fp32"
+            )
         spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
     write_text(sidecar, spec.to_json() + "\n")
     write_report(verification, output, {"kept_in_fp32": list(kept), "shares": shares})
@@ -310,6 +332,18 @@ def to_fp16(model: ModelProto, kept: Collection[str] = ()) -> ModelProto:
     return converted
 
 
+def beyond_half(graph: GraphProto, ranges: Any) -> set[str]:
+    """The layers whose input or output comes near to what FP16 cannot hold, by the names of their weights.
+
+    Args:
+        ranges: of activations, see `calibrate`.
+    """
+    hot = {name for name, found in ranges.items() if np.abs(found.range_value).max() > HALF_MAX / HEADROOM}
+    after, half = _layer_before(graph), _convertible(graph, ())
+    met = [node for node in graph.node if node.name in half and hot & {*node.input, *node.output}]
+    return {after[name] for node in met for name in node.output}
+
+
 def calibrate(source: Path, images: Iterable[Path], spec: ModelSpec, method: Method) -> Any:
     """Ranges of all activations (ONNX Runtime's TensorsData), from one picture at a time."""
     with needs_extra("export"), _quiet():
@@ -379,15 +413,9 @@ class _Maker:
 
 def _convertible(graph: GraphProto, kept: Collection[str]) -> set[str]:
     """Nodes that may lose precision: layers, and what lies between convolutions. Boxes come after the last of them."""
-    constants = {tensor.name for tensor in graph.initializer}
     chosen = {name for layer, names in layers_of(graph).items() if layer not in kept for name in names}
-    after: dict[str, str] = {}  # a value and the layer that it comes from, if a convolution lies before it
+    after = _layer_before(graph)
     before: set[str] = set()  # values that a convolution needs
-    for node in graph.node:
-        layer = node.input[1] if node.op_type == "Conv" and node.input[1] in constants else None
-        layer = layer or next((after[name] for name in node.input if name in after), None)
-        if layer is not None:
-            after.update(dict.fromkeys(node.output, layer))
     for node in reversed(graph.node):
         if node.op_type == "Conv" or before & set(node.output):
             before.update(node.input)
@@ -398,6 +426,18 @@ def _convertible(graph: GraphProto, kept: Collection[str]) -> set[str]:
         if layer is not None and layer not in kept:
             chosen.add(node.name)
     return chosen
+
+
+def _layer_before(graph: GraphProto) -> dict[str, str]:
+    """Values and the layer that each comes from, where a layer lies before it."""
+    constants = {tensor.name for tensor in graph.initializer}
+    after: dict[str, str] = {}
+    for node in graph.node:
+        layer = node.input[1] if node.op_type in LAYERS and node.input[1] in constants else None
+        layer = layer or next((after[name] for name in node.input if name in after), None)
+        if layer is not None:
+            after.update(dict.fromkeys(node.output, layer))
+    return after
 
 
 def _floats(node: NodeProto) -> list[str]:

@@ -27,6 +27,8 @@ from tinydet.runtime.scene import open_scene
 from tinydet.spec import ModelSpec
 
 PROTOCOL = "coco"
+JUDGE = "onnx-cpu"  # what runs an ONNX file that others are compared with: CUDA's FP32 is TF32 unless told otherwise
+CONVERSION = ("kept_in_fp32", "shares")  # of a report: what only the conversion knows
 AP_IOU = "0.50"
 MAX_DROP = 0.005  # of AP-tiny, as a fraction
 REAL_TILES = 4
@@ -193,8 +195,11 @@ def deciding_range(precision: Mapping[str, Any]) -> str:
 
 
 def report_paths(model: Path) -> tuple[Path, Path]:
-    """Where the report of a model lies: beside it."""
-    return model.with_suffix(".verify.json"), model.with_suffix(".verify.md")
+    """Where the report of a model lies: beside it; `model.verify.md` is of model.onnx, `model.engine.verify.md` of an
+    engine of that name.
+    """
+    stem = model.name if model.suffix in (".engine", ".plan") else model.stem
+    return model.with_name(f"{stem}.verify.json"), model.with_name(f"{stem}.verify.md")
 
 
 def write_report(verification: Verification, model: Path, more: Mapping[str, Any] | None = None) -> tuple[Path, Path]:

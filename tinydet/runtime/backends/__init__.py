@@ -142,7 +142,7 @@ def choose_model(backend: str = "auto", *, threads: int | None = None, folder: P
             continue
         try:
             return Choice(open_model(path, backend, threads=threads), path, tuple(passed_over))
-        except (ValueError, OSError, ModuleNotFoundError) as error:
+        except (ValueError, OSError, ImportError) as error:
             passed_over.append(_reason(path, error))
     if passed_over:
         raise ValueError(f"no model here can run. {' '.join(passed_over)}")
@@ -169,7 +169,11 @@ def check_tiles(images: NDArray[np.uint8], spec: ModelSpec) -> None:
 def _open_onnx(path: Path, backend: str, threads: int | None) -> Backend:
     from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend, has_gpu_provider
 
-    if backend.startswith("openvino") or (backend == "auto" and not has_gpu_provider()):
+    if backend == "auto" and has_gpu_provider():
+        opened = OnnxRuntimeBackend(path, threads=threads)
+        if opened.on_gpu:  # else CUDA or cuDNN did not load
+            return opened
+    if backend == "auto" or backend.startswith("openvino"):
         from tinydet.runtime.backends.openvino import OpenVINOBackend
 
         try:

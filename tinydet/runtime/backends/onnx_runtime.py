@@ -68,24 +68,29 @@ class OnnxRuntimeBackend:
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads = threads or _usable_cores()
         wanted = _providers(onnxruntime, provider, options, Path(path))
-        if wanted == [PROVIDERS["cpu"]]:
+        if wanted != [PROVIDERS["cpu"]]:
+            self._session = _session(onnxruntime, path, options, wanted)
+        if wanted == [PROVIDERS["cpu"]] or (provider == "auto" and self._runs == PROVIDERS["cpu"]):  # no CUDA or cuDNN
             # Q/DQ computes what it says. Fused into INT8 kernels, products are added in 16 bits on processors with AVX2
             # and no VNNI, and overflow: scores came out a third of what they are. The fast way for INT8 is OpenVINO.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
-        except Exception as error:  # each kind is a class of its own, in a private module
-            raise ValueError(f"{path}: not a sound ONNX file ({_first_line(error)}); export the model again") from error
+            self._session = _session(onnxruntime, path, options, [PROVIDERS["cpu"]])
         self.spec = _described(path, self._session)
-        runs: str = self._session.get_providers()[0]
+        runs = self._runs
         if provider not in ("auto", "rtx") and runs != PROVIDERS[provider]:
             raise OSError(
                 f"ONNX Runtime could not load {PROVIDERS[provider]}: install the CUDA, cuDNN or TensorRT that its "
                 "release asks for, or use --backend onnx-cpu"
             )
-        self._device = "cpu" if runs == PROVIDERS["cpu"] else "cuda"
+        self.on_gpu = runs != PROVIDERS["cpu"]
         self._lanes = threading.local()
         self.name = f"ONNX Runtime {onnxruntime.__version__}, {runs.removesuffix('ExecutionProvider')}"
+
+    @property
+    def _runs(self) -> str:
+        """The provider that a session has in fact; one that did not load is left out without an error."""
+        first: str = self._session.get_providers()[0]
+        return first
 
     def run(self, images: NDArray[np.uint8]) -> TileOutputs:
         """(N, T, T, 3) uint8 RGB, N up to `spec.max_batch` -> boxes of each tile.
@@ -94,13 +99,13 @@ class OnnxRuntimeBackend:
             ValueError: for other shapes or types.
         """
         check_tiles(images, self.spec)
-        if self._device == "cpu" or len(images) == 0:
+        if not self.on_gpu or len(images) == 0:
             names = list(output_shapes(self.spec))
             return TileOutputs(**dict(zip(names, self._session.run(names, {"images": images}), strict=True)))
         lanes: dict[int, BoundTensors] = self._lanes.__dict__.setdefault("lanes", {})
         lane = lanes.get(len(images))
         if lane is None:
-            lane = lanes[len(images)] = BoundTensors(self._session, self.spec, len(images), self._device)
+            lane = lanes[len(images)] = BoundTensors(self._session, self.spec, len(images), "cuda")
         return lane.run(images)
 
 
@@ -159,6 +164,13 @@ def described_model(path: Path, text: str | None, found: Mapping[str, str], size
     return spec
 
 
+def _session(onnxruntime: Any, path: Path, options: Any, providers: list[Any]) -> Any:
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # each kind is a class of its own, in a private module
+        raise ValueError(f"{path}: not a sound ONNX file ({_first_line(error)}); export the model again") from error
+
+
 def _import() -> Any:
     with _without_stderr(not _has_nvidia_gpu()):
         import onnxruntime
@@ -182,16 +194,31 @@ def _providers(onnxruntime: Any, provider: str, options: Any, path: Path) -> lis
         devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
         if not devices:
             raise OSError("TensorRT-RTX finds no GPU that it supports (Ampere or newer); use --backend onnx-cuda")
-        options.add_provider_for_devices(devices[:1], {"nv_runtime_cache_path": kept})
+        profile = {f"nv_{name}": shape for name, shape in _profile(onnxruntime, path).items()}
+        options.add_provider_for_devices(devices[:1], {"nv_runtime_cache_path": kept, **profile})
         return []
     if PROVIDERS[provider if provider != "auto" else "cuda"] not in onnxruntime.get_available_providers():
         raise OSError(f"this ONNX Runtime was built without {PROVIDERS[provider]}; pip install onnxruntime-gpu")
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds CUDA and cuDNN that pip installed
     if provider == "tensorrt":
-        engines = {"trt_engine_cache_enable": True, "trt_engine_cache_path": kept, "trt_timing_cache_enable": True}
+        engines: dict[str, Any] = {"trt_engine_cache_enable": True, "trt_engine_cache_path": kept}
+        engines["trt_timing_cache_enable"] = True
+        engines |= {f"trt_{name}": shape for name, shape in _profile(onnxruntime, path).items()}
         return [(PROVIDERS["tensorrt"], engines), cuda, cpu]
     return [cuda, cpu]
+
+
+def _profile(onnxruntime: Any, path: Path) -> dict[str, str]:
+    """The smallest, usual and largest input, as TensorRT's providers are told; else they build anew for every batch
+    size that they have not seen.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is only asked what it is
+    spec = _described(path, _session(onnxruntime, path, options, [PROVIDERS["cpu"]]))
+    sizes = {"min": 1, "opt": min(8, spec.max_batch), "max": spec.max_batch}
+    return {f"profile_{name}_shapes": f"images:{n}x{spec.tile}x{spec.tile}x3" for name, n in sizes.items()}
 
 
 def _described(path: Path, session: Any) -> ModelSpec:

@@ -96,8 +96,11 @@ class TensorRTBackend:
         return lane
 
 
-def open_engine(path: Path) -> TensorRTBackend:
-    """Load the engine at `path`; its description lies beside it (`model.engine`, `model.json`).
+def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:
+    """Load the engine at `path`.
+
+    Args:
+        spec: its description; None: what lies beside it (`model.engine`, `model.json`).
 
     Raises:
         ValueError: not an engine, or one that does not belong to the description.
@@ -109,16 +112,24 @@ def open_engine(path: Path) -> TensorRTBackend:
     flavour = plan_flavour(plan)
     if flavour is None:
         raise ValueError(f"{path} is not a TensorRT engine: it begins with {plan[:4]!r}, expected {list(MAGIC)}")
-    spec = _description(path, plan, flavour)
+    spec = spec or _description(path, plan, flavour)
     product = PRODUCTS[flavour]
 
     cudart = import_cudart(flavour)
     gpu = gpu_description(cudart)
     if gpu is None:
-        raise OSError(f"{path} is a {product} engine and needs an NVIDIA GPU with its driver; there is none here")
+        raise OSError(
+            f"{path} is a {product} engine and needs an NVIDIA GPU with its driver; there is none here{_why(cudart)}"
+        )
     trt = import_tensorrt(flavour)
     logger = make_logger(trt)
-    runtime = trt.Runtime(logger)
+    try:
+        runtime = trt.Runtime(logger)
+    except (TypeError, RuntimeError) as error:  # pybind11's words for a factory that gave nothing
+        raise OSError(
+            f"{product} {trt.__version__} does not start on {gpu}, so {path} cannot run: "
+            f"{' | '.join(logger.errors) or error}"
+        ) from error
     if spec.engine.get("version_compatible"):
         runtime.engine_host_code_allowed = True  # such a plan brings its own runtime code
     engine = runtime.deserialize_cuda_engine(plan)
@@ -208,6 +219,14 @@ def gpu_description(cudart: Any) -> str | None:
     minor = checked(cudart, cudart.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, 0))
     name = checked(cudart, cudart.cudaGetDeviceProperties(0)).name
     return f"{name.decode() if isinstance(name, bytes) else name} ({major}.{minor})"
+
+
+def _why(cudart: Any) -> str:
+    """What CUDA says of a GPU that it does not find, in brackets; nothing where it says just that."""
+    error, _ = cudart.cudaGetDeviceCount()
+    if error == cudart.cudaError_t.cudaErrorInsufficientDriver:
+        return f" ({error.name}: no driver, or one older than the CUDA that cuda-python is of; update one of them)"
+    return "" if error == cudart.cudaError_t.cudaSuccess else f" ({error.name})"
 
 
 def platform_name() -> str:
