@@ -194,6 +194,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--only knows no {', '.join(unknown)}; it knows {', '.join((*DATA, *STRATEGIES))}")
     if min(args.seeds, args.jobs) < 1:
         parser.error("--seeds and --jobs are whole numbers from 1")
+    if args.weights_backbone == "none":
+        parser.error("the study is of pretrained backbones; --weights-backbone takes default or a file")
     args.data, args.work = args.data.resolve(), args.work.resolve()
     local = args.data / "weights" / "mobilenet_v2-b0353104.pth"
     args.weights_backbone = args.weights_backbone or (str(local) if local.exists() else "default")

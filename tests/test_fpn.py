@@ -190,6 +190,42 @@ def test_a_spread_that_would_leave_half_precision_keeps_a_factor_and_changes_no_
         assert (level - other).abs().max() <= 3e-6 * level.abs().max()
 
 
+@pytest.mark.parametrize("factor", [0.002, 0.01, 0.05])
+def test_a_single_weak_channel_folds_within_half_precision_or_keeps_its_factor(factor: float) -> None:
+    """One of many does not show in the size of all the weights."""
+    torch.manual_seed(5)
+    fpn = FusionFPN(CHANNELS, 256, (0.9, 0.5, 0.7), fusion="channel")
+    fpn.alpha.data[:, 3] = factor
+    folded = fold_alpha(fpn)
+    normal = torch.finfo(torch.float16)
+    for inner, layer in zip(folded.inner, folded.layer, strict=True):
+        rows = inner.weight.detach().flatten(1).square().mean(dim=1).sqrt()
+        columns = layer.weight.detach().movedim(1, 0).flatten(1).square().mean(dim=1).sqrt()
+        assert min(float(rows.min()), float(columns.min())) > normal.tiny
+        assert max(float(p.detach().abs().max()) for p in (inner.weight, layer.weight)) < normal.max
+    assert bool(folded.kept) == (factor < 0.05)
+    for level, other in zip(fpn(features()), folded(features()), strict=True):
+        assert (level - other).abs().max() <= 3e-6 * level.abs().max()
+
+
+def test_weights_that_were_small_before_keep_no_factor_that_folding_does_not_hurt() -> None:
+    fpn = pyramid((1.0, 1.0, 1.0))
+    for conv in fpn.inner:
+        nn.init.normal_(conv.weight, std=1e-5)
+    assert fold_alpha(fpn).kept == ()
+
+
+def test_a_level_without_weights_hides_no_other_one_that_can_be_mended() -> None:
+    fpn = pyramid((0.0, 0.01, 0.01))
+    nn.init.zeros_(fpn.inner[0].weight)
+    for conv in list(fpn.inner)[1:]:
+        nn.init.normal_(conv.weight, std=0.002)
+    folded = fold_alpha(fpn)
+    assert folded.edges == (False, True, True) and folded.kept
+    smallest = min(float(c.weight.detach().square().mean().sqrt()) for c in (*list(folded.inner)[1:], *folded.layer))
+    assert smallest > 2 * torch.finfo(torch.float16).tiny
+
+
 def test_a_single_dead_channel_keeps_its_factors_and_changes_no_output() -> None:
     fpn = learned("channel")
     fpn.alpha.data[1, 3] = 0.0

@@ -17,7 +17,9 @@ from tinydet.boxes import CODER_WEIGHTS
 from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.detector import DetectorConfig, build_detector
 from tinydet.initial import initialise, read_source
-from tinydet.train import main
+from tinydet.options import parser
+from tinydet.recipe import config_of
+from tinydet.train import choose_alpha, main
 
 PERSON, CAR, COCO = 1, 3, 91  # rows of torchvision's COCO weights
 
@@ -166,3 +168,42 @@ def test_fine_tuning_keeps_alpha_unless_told_and_says_what_started_anew(
     assert ("kept from old.pth" in model.alpha_source) == (not flags)
     key = "head.regression_head.bbox_reg.weight"
     torch.testing.assert_close(model.weights[key], old.weights[key])
+
+
+@pytest.mark.parametrize(
+    ("old", "flags", "alpha", "told"),
+    [
+        ("channel", [], (0.5, 0.4, 0.3), "the mean over the channels of kept from old.pth"),
+        ("attention", [], None, "1 everywhere (a conventional FPN); the attention of old.pth is left out"),
+        (
+            "three",
+            ["--alpha", "one"],
+            (0.5, 0.4, 0.3),
+            "one-alpha, learned; it started at the mean of kept from old.pth",
+        ),
+        ("fixed", ["--alpha", "one"], (0.5, 0.4, 0.3), "one-alpha, learned; it started at the mean of kept from"),
+    ],
+)
+def test_what_becomes_of_factors_that_were_learned_is_told(
+    old: str,
+    flags: list[str],
+    alpha: tuple[float, ...] | None,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = DetectorConfig("mobilenet_v2", 16, 1, "he", "batch", 1, fusion=old)
+    start = None if old == "attention" else (0.5, 0.4, 0.3)
+    weights = build_detector(config, start).state_dict()
+    save_checkpoint(Checkpoint(config, weights, ("square",), (3,), tile=96, alpha_source="older"), tmp_path / "old.pth")
+    new = config_of(parser().parse_args(["--init", "old.pth", "--preset", "small", *flags]))
+    found, source = choose_alpha(new, None, read_source("old.pth", "retinanet"))
+    assert (None if found is None else pytest.approx(found)) == alpha
+    assert source.startswith(told)
+
+
+def test_a_pyramid_that_has_learned_is_not_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--sigma-power is how a pyramid starts anew"):
+        config_of(parser().parse_args(["--init", "old.pth", "--sigma-power", "0.5"]))

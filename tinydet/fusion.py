@@ -199,7 +199,7 @@ def released_clipping(
 
 
 _PART = 4096  # Boxes at a time: float32 arrays of (anchors of a cell, 4096) stay in a core's cache.
-_TRIALS = 1 << 20  # Anchors tried one by one at a time, which bounds the memory.
+_TRIALS = 1 << 20  # Anchors tried one by one at a time, more only for a single box; it bounds the memory.
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,6 @@ class _Problem:
     grids: tuple[LevelGrid, ...]  # for each level, of (I,) arrays
     first_anchor: NDArray[np.int64]  # (L + 1, I): index of each level's first anchor; the last row: how many there are
     spacing: float  # of float32 at the largest coordinate
-    tolerance: float  # two IoUs closer than this may be in another order in float32
 
 
 @dataclass(frozen=True)
@@ -251,14 +250,11 @@ def _problem(boxes: ArrayLike, sizes: ArrayLike, design: AnchorDesign, image_ind
         w, h = size[first[-1].argmin()]
         raise ValueError(f"an image of {w}x{h} pixels has no anchor on strides {design.strides}; remove or enlarge it")
 
-    sides = np.array([side for shapes in design.shapes for shape in shapes for side in shape])
-    reach = max(float(size.max(initial=1)), float(np.abs(rows).max(initial=1))) + float(sides.max())
+    longest = max(side for shapes in design.shapes for shape in shapes for side in shape)
+    reach = max(float(size.max(initial=1)), float(np.abs(rows).max(initial=1))) + float(longest)
     spacing = float(np.spacing(np.float32(reach)))
-    # An IoU adds up a dozen roundings of half a spacing, each times one side, over a union of at least the anchor's
-    # area: six spacings over the smallest side, and twice that in a difference of two. The rest is room to spare.
-    tolerance = 32 * spacing / float(sides.min()) + 1e-6
     cells = tuple(design.first_cell(level) for level in range(len(design.levels)))
-    return _Problem(rows, index, design, cells, grids, first, spacing, tolerance)
+    return _Problem(rows, index, design, cells, grids, first, spacing)
 
 
 def _parts(problem: _Problem) -> Iterator[_Part]:
@@ -276,9 +272,11 @@ def _some(part: _Part, which: NDArray[np.int64]) -> _Part:
 
 def _levels(part: _Part) -> NDArray[np.int64]:
     """(m,) level of each box's best anchor; one anchor at a time only where another level comes too close to call."""
-    best = np.stack([_nearest_ious(part, level).max(axis=0) for level in range(len(part.grids))])
+    ious = [_nearest_ious(part, level) for level in range(len(part.grids))]
+    best = np.stack([of_level.max(axis=0) for of_level in ious])
     levels = best.argmax(axis=0)
-    unsure = np.flatnonzero((best >= best.max(axis=0) - part.problem.tolerance).sum(axis=0) > 1)
+    could_be = np.stack([(i + _tolerance(part, i, level)).max(axis=0) for level, i in enumerate(ious)])
+    unsure = np.flatnonzero((could_be >= best.max(axis=0)).sum(axis=0) > 1)
     if len(unsure):
         close = _some(part, unsure)
         levels[unsure] = _level_of(close, _best_of_part(close)[1])
@@ -309,6 +307,21 @@ def _nearest_ious(part: _Part, level: int) -> NDArray[np.float32]:
     ious = _iou(part.boxes, cells.T[:, :, None], shift_x, shift_y, part.problem.design.inclusive)
     ious[:, (grid.rows == 0) | (grid.columns == 0)] = -1
     return ious
+
+
+def _tolerance(part: _Part, ious: NDArray[np.float32], level: int) -> NDArray[np.float32]:
+    """(A, m) by how much the IoU of another cell, or of the same in other arithmetic, may exceed that of the nearest.
+
+    A side of the overlap is wrong by a spacing and a half, times the other side, and so is one of the anchor; the union
+    is at least the larger area. That is five spacings times the anchor's sides over it, and twice that in a difference
+    of two; and some twenty roundings of the result. The rest is room to spare.
+    """
+    pixel = np.float32(part.problem.design.inclusive)
+    x1, y1, x2, y2 = part.boxes
+    width, height = (part.problem.cells[level][:, 2:] - part.problem.cells[level][:, :2] + pixel).T
+    larger = np.maximum((x2 - x1 + pixel) * (y2 - y1 + pixel), (width * height)[:, None])
+    sides = np.float32(16 * part.problem.spacing) * (width + height)
+    return np.asarray(sides[:, None] / larger + np.float32(8e-6) * np.maximum(ious, 0), np.float32)
 
 
 def _nearest_shift(
@@ -350,15 +363,17 @@ def _best_of_part(part: _Part) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     the tolerance, the cells within the tolerance.
     """
     problem = part.problem
-    ious = np.concatenate([_nearest_ious(part, level) for level in range(len(part.grids))])
-    box, shape = np.nonzero(((ious >= ious.max(axis=0) - problem.tolerance) & (ious >= 0)).T)  # pairs, box by box
+    nearest = [_nearest_ious(part, level) for level in range(len(part.grids))]
+    ious = np.concatenate(nearest)
+    tolerance = np.concatenate([_tolerance(part, i, level) for level, i in enumerate(nearest)])
+    box, shape = np.nonzero(((ious + tolerance >= ious.max(axis=0)) & (ious >= 0)).T)  # pairs, box by box
     boxes, cells = part.boxes[:, box], np.concatenate(problem.cells)[shape].T
     per_cell = np.array([len(of_level) for of_level in problem.cells])
     level = np.repeat(np.arange(len(per_cell)), per_cell)[shape]
     rows, columns, stride_y, stride_x = (np.stack(field)[level, box] for field in zip(*part.grids, strict=True))
 
     # For one shape the IoU is convex in the overlap: who keeps a share of the IoU keeps at least that of the overlap.
-    keep = 1 - np.minimum(1, 2 * problem.tolerance / np.maximum(ious[shape, box], 1e-30))
+    keep = 1 - np.minimum(1, 2 * tolerance[shape, box].astype(np.float64) / np.maximum(ious[shape, box], 1e-30))
     first_column, n_columns = _window(part, boxes[0::2], cells[0::2], columns, stride_x, keep)
     first_row, n_rows = _window(part, boxes[1::2], cells[1::2], rows, stride_y, keep)
     trials = n_rows * n_columns

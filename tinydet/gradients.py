@@ -1,8 +1,8 @@
 """`python -m tinydet.gradients MODEL --data DIR`: Eq. 3 made visible.
 
 The loss of each pyramid level sends a gradient into C3, C4 and C5. What comes from the levels above (finer ones) passes
-the fused edges and is weighed by alpha; what comes from a level's own side is not. This measures both as alpha varies,
-on a trained model and real images (section 3.4 of the paper).
+the fused edges and is weighed by alpha; what comes from a level's own side, and from deeper ones through the backbone,
+is not. This measures both as alpha varies, on a trained model and real images (section 3.4 of the paper).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.data.training import TrainingTiles
 from tinydet.fpn import FusionFPN
+from tinydet.options import positive
 from tinydet.retinanet import RetinaNet, RetinaNetP3P7
 
 FEATURES = ("C3", "C4", "C5")
@@ -45,12 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "alpha" not in detector.fpn.state_dict() or len(checkpoint.alpha) != 3:
         raise ValueError(f"{args.model}: {detector.fpn.fusion} has no alpha to vary; name a model with fixed factors")
     dataset = load_dataset(*find_dataset(args.data or embedded_dataset("val")), categories=checkpoint.classes)
-    tiles = TrainingTiles(dataset, checkpoint.tile, args.overlap, flip=False)
+    overlap = min(args.overlap, checkpoint.tile // 2)
+    tiles = TrainingTiles(dataset, checkpoint.tile, overlap, flip=False)
     chosen = np.linspace(0, len(tiles) - 1, min(args.tiles, len(tiles))).round().astype(int).tolist()
     cpu = torch.device("cpu")
     batches = [collate([tiles.sample(i, seed=0, epoch=0)], cpu) for i in chosen]
     strengths = np.stack([measure(detector, (a, a, a), batches) for a in tqdm(args.alpha, unit="alpha", disable=None)])
-    own = measure(detector, checkpoint.alpha, batches)
+    own = measure(detector, None, batches)
     result = _result(args.alpha, strengths, checkpoint.alpha, own, detector.design.levels, len(batches))
     print(_table(result))
     output = args.json or args.model.with_suffix(".gradients.json")
@@ -61,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(detector: RetinaNet, alpha: Sequence[float], batches: Sequence[Batch]) -> NDArray[np.float64]:
-    """Mean norm of the gradient that the loss of each level sends into C3, C4, C5.
+def measure(detector: RetinaNet, alpha: Sequence[float] | None, batches: Sequence[Batch]) -> NDArray[np.float64]:
+    """Mean norm of the gradient that the loss of each level sends into C3, C4, C5, through pyramid and backbone.
 
     Args:
-        alpha: fusion factors that the pyramid has meanwhile, finest first.
+        alpha: fusion factors that the pyramid has meanwhile, finest first; None: its own.
 
     Returns:
         (levels, 3): the L2 norm over channels and positions, mean over the batches.
@@ -75,14 +77,14 @@ def measure(detector: RetinaNet, alpha: Sequence[float], batches: Sequence[Batch
     kept = fpn.alpha.detach().clone()
     sums = np.zeros((len(detector.design.levels), len(FEATURES)))
     try:
-        fpn.alpha.data = torch.tensor(alpha, dtype=kept.dtype)
+        if alpha is not None:
+            fpn.alpha.data = torch.tensor(alpha, dtype=kept.dtype)
         for batch in batches:
-            with torch.no_grad():
-                features = detector.backbone(batch.images)
-            inputs = [feature.requires_grad_() for feature in features]
-            losses = loss_of(detector.outputs(inputs), batch, detector.design)
+            # From the pixels on, though these learn nothing: a deeper level reaches C3 and C4 through the backbone.
+            features = detector.backbone(batch.images.detach().requires_grad_())
+            losses = loss_of(detector.outputs(features), batch, detector.design)
             for level, loss in enumerate(losses.classification + losses.regression):
-                found = torch.autograd.grad(loss, inputs[1:], retain_graph=True, allow_unused=True)
+                found = torch.autograd.grad(loss, features[1:], retain_graph=True, allow_unused=True)
                 sums[level] += [0.0 if g is None else float(g.norm()) for g in found]
     finally:
         fpn.alpha.data = kept
@@ -153,15 +155,15 @@ def _parser() -> argparse.ArgumentParser:
     add("model", nargs="?", type=Path, default=Path("model.pth"), help="a trained checkpoint (default: model.pth)")
     add("--data", type=Path, metavar="DIR", help="COCO folder (default: the embedded validation data)")
     add("--alpha", type=grid_of, default=grid_of("0:1.2:0.2"), metavar="A:B:STEP", help="values (default: 0:1.2:0.2)")
-    add("--tiles", type=int, default=16, metavar="N", help="tiles to average over, evenly chosen (default: 16)")
-    add("--overlap", type=int, default=128, metavar="PX", help="what tiles share (default: 128)")
+    add("--tiles", type=positive, default=16, metavar="N", help="tiles to average over, evenly chosen (default: 16)")
+    add("--overlap", type=int, default=128, metavar="PX", help="what tiles share, half a tile at most (default: 128)")
     add("--json", type=Path, metavar="FILE", help="figures (default: MODEL.gradients.json)")
     add("--plot", type=Path, metavar="FILE", help="picture (default: MODEL.gradients.png)")
     return parser
 
 
 def grid_of(text: str) -> tuple[float, ...]:
-    """`0:1.1:0.1` as 0, 0.1, ... 1.1, both ends included; or values with commas between them.
+    """`0:1.1:0.1` as 0, 0.1, ... 1.1, both ends included; or values with commas between them, each once.
 
     Raises:
         argparse.ArgumentTypeError: for anything else.
@@ -178,7 +180,7 @@ def grid_of(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(
             f"a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {text!r}"
         )
-    return values
+    return tuple(dict.fromkeys(values))
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
     )
     data.add_argument(
         "--dense",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="leave images with more than N annotations out of training (default: none is left out; "
         f"with --recipe tinyperson {DENSE})",
@@ -171,7 +171,8 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
         type=_alpha,
         metavar="A[,A,A]|NAME",
         help="fixed alpha: one value, or one for each edge, finest first; or learned: one, three, channel or "
-        "attention, which start at 1, or with --salpha at what it counts; without either flag 1 everywhere",
+        "attention, which start at 1, with --salpha at what it counts (one at the mean), with --init at its own; "
+        "without any of these flags 1 everywhere",
     )
     fusion.add_argument(
         "--alpha-range",
@@ -230,11 +231,11 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
         "(default %(default)s)",
     )
     model.add_argument(
-        "--channels", type=_positive, metavar="N", help=f"width of pyramid and head ({_presets('channels')})"
+        "--channels", type=positive, metavar="N", help=f"width of pyramid and head ({_presets('channels')})"
     )
     model.add_argument(
         "--head-convs",
-        type=_positive,
+        type=positive,
         choices=(1, 2, 3, 4),
         help=f"convolutions in each head tower ({_presets('head_convs')})",
     )
@@ -259,7 +260,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
     )
     two_stage.add_argument(
         "--canonical-scale",
-        type=_positive,
+        type=positive,
         metavar="PX",
         help="side of the proposals that are pooled from P4; all below half of it come from P2 "
         f"(default {CANONICAL_SCALE}, so all below 112 px do)",
@@ -284,8 +285,8 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
         metavar="D",
         help="validate and keep a moving average of the weights with this decay, such as 0.999 (default: none)",
     )
-    run.add_argument("--epochs", type=_positive, metavar="N", help=f"passes over the tiles ({_presets('epochs')})")
-    run.add_argument("--batch", type=_positive, metavar="N", help=f"tiles a step ({_presets('batch')})")
+    run.add_argument("--epochs", type=positive, metavar="N", help=f"passes over the tiles ({_presets('epochs')})")
+    run.add_argument("--batch", type=positive, metavar="N", help=f"tiles a step ({_presets('batch')})")
     run.add_argument(
         "--lr",
         type=_positive_float,
@@ -296,7 +297,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
         "--clip-norm", type=float, metavar="G", help=f"largest gradient norm, 0: no limit ({_presets('clip_norm')})"
     )
     run.add_argument(
-        "--validate-every", type=_positive, metavar="N", help="epochs between validations (default: a sixth of all)"
+        "--validate-every", type=positive, metavar="N", help="epochs between validations (default: a sixth of all)"
     )
     run.add_argument(
         "--precision",
@@ -309,7 +310,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="torch device (default: cuda where there is one, else cpu)",
     )
-    run.add_argument("--threads", type=_positive, help="CPU threads; default: all cores")
+    run.add_argument("--threads", type=positive, help="CPU threads; default: all cores")
     run.add_argument("--seed", type=int, default=0, help="of weights, order and flips (default %(default)s)")
     run.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same arguments")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -380,7 +381,8 @@ def _floats(text: str) -> tuple[float, ...]:
         return ()
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number from 1 up, for argparse."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
     return int(text)

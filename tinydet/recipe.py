@@ -127,6 +127,8 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
     _refuse_foreign_options(args)
     if args.init and args.weights_backbone:
         raise ValueError("--init brings the backbone's weights too; leave --weights-backbone out")
+    if args.init and args.sigma_power is not None:
+        raise ValueError("--sigma-power is how a pyramid starts anew, --init brings one that has learned; choose one")
     edges = DESIGNS[args.detector].edges
     given = args.alpha if isinstance(args.alpha, tuple) else None
     if given is not None and len(given) == 1:

@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,11 +174,16 @@ def _tiles(
         rank[images] = np.arange(len(images))
         here = np.flatnonzero(rank[index] >= 0)
         plan = plan_tiles(width, height, tile=tile, overlap=overlap, scale=scale)
-        for window in plan.grid.tiles:
-            clipped, visible = clip_to_tile(boxes[here], window)
-            shown = visible >= VISIBLE
-            of_tile = inputs + rank[index[here[shown]]] * len(plan.grid) + window.index
-            parts.append((clipped[shown] * plan.scale, of_tile))
+        for top, row in groupby(plan.grid.tiles, key=lambda window: window.y):
+            # A row at a time, so that a tile of a large image is not asked about the boxes of all others.
+            bottom = top + plan.grid.tile_height
+            near = here[(boxes[here, 3] > top) & (boxes[here, 1] < bottom)]
+            for window in row:
+                beside = near[(boxes[near, 2] > window.x) & (boxes[near, 0] < window.x + window.width)]
+                clipped, visible = clip_to_tile(boxes[beside], window)
+                shown = visible >= VISIBLE
+                of_tile = inputs + rank[index[beside[shown]]] * len(plan.grid) + window.index
+                parts.append((clipped[shown] * plan.scale, of_tile))
         inputs += len(images) * len(plan.grid)
     in_tiles, tile_index = (np.concatenate(column) for column in zip(*parts, strict=True))
     return _Inputs(in_tiles, np.full((inputs, 2), tile), tile_index)  # smaller images are padded to a tile
@@ -264,7 +270,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LOW,HIGH",
         help="clamp of alpha; default: {},{}".format(*ALPHA_RANGE),
     )
-    parser.add_argument("--tile", type=int, help="count on square tiles of this many pixels; default: whole images")
+    parser.add_argument(
+        "--tile", type=_positive, help="count on square tiles of this many pixels; default: whole images"
+    )
     parser.add_argument(
         "--overlap", type=int, help=f"pixels that neighbouring tiles share at least; default: {OVERLAP}"
     )
@@ -280,6 +288,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
+    return int(text)
 
 
 def _range(text: str) -> tuple[float, float]:

@@ -19,11 +19,13 @@ import torch
 from tinydet._command import command
 from tinydet._extras import needs_extra
 from tinydet.checkpoint import current_versions
+from tinydet.data.coco import find_dataset
 from tinydet.data.documents import load_document
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.gradients import grid_of
 from tinydet.options import parser as train_parser
+from tinydet.options import positive
 from tinydet.recipe import config_of
 from tinydet.sweep_report import SALPHA, summarise, summary_text, write_report
 from tinydet.trials import Record, Trial, Trials, describe, find_record, read_records
@@ -105,7 +107,8 @@ def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
         return () if args.data is None else ("--data", str(args.data), "--val", str(args.val))
     folders = []
     for split, source in sources.items():
-        origin = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+        annotations, _ = find_dataset(source)
+        origin = hashlib.sha256(annotations.read_bytes()).hexdigest()[:8]  # of other annotations it is another copy
         copy = args.output / "data" / f"{split}-{scale:g}-{origin}"
         if not copy.exists() and not args.dry_run:
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +170,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--alpha", type=grid_of, default=grid_of(DEFAULT_ALPHA), metavar="A:B:STEP",
         help=f"factors of all edges: a grid, or values with commas (default: {DEFAULT_ALPHA})")  # fmt: skip
     add(
-        "--seeds", type=_count, default=DEFAULT_SEEDS, metavar="N", help=f"trainings of each (default: {DEFAULT_SEEDS})"
+        "--seeds",
+        type=positive,
+        default=DEFAULT_SEEDS,
+        metavar="N",
+        help=f"trainings of each (default: {DEFAULT_SEEDS})",
     )
     add("--first-seed", type=int, default=1, metavar="N", help="the others follow it (default: 1)")
     add("--no-salpha", action="store_true", help="do not train S-alpha beside them")
@@ -175,19 +182,13 @@ def _parser() -> argparse.ArgumentParser:
         help="resize factors of the data, as 1,0.5,0.25; copies are kept in the output (default: 1)")  # fmt: skip
     add("--data", type=Path, metavar="DIR", help="COCO folder to train on (default: the embedded data)")
     add("--val", type=Path, metavar="DIR", help="COCO folder to score on")
-    add("--jobs", type=_count, default=jobs, metavar="N",
+    add("--jobs", type=positive, default=jobs, metavar="N",
         help="trainings at a time, which share the cores (default: 1 on a GPU, else 2)")  # fmt: skip
     add("--budget", type=float, metavar="MINUTES", help="start no training after so many minutes (default: no limit)")
     add("--output", type=Path, default=Path("sweep"), metavar="DIR",
         help="record, tables, figures and models (default: sweep)")  # fmt: skip
     add("--dry-run", action="store_true", help="list the trainings and stop")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
-    return int(text)
 
 
 def _scales(text: str) -> tuple[float, ...]:

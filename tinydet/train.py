@@ -288,14 +288,20 @@ def choose_alpha(
     edges = len(DESIGNS[config.detector].edges)
     if statistics is not None:
         alpha, told = tuple(statistics.alpha), "S-alpha: counted from the training boxes (Algorithm 1)"
+        if config.scale_match is not None:
+            told += ", before Scale Match resizes them"
     elif config.alpha is not None:
         alpha, told = config.alpha, "given with --alpha"
     elif config.fusion != "attention" and start is not None and len(start.alpha) == edges:
-        alpha, told = start.alpha, f"kept from {config.init} ({start.alpha_source})"
+        mean = "the mean over the channels of " if start.detector.fusion == "channel" else ""
+        alpha, told = start.alpha, f"{mean}kept from {config.init} ({start.alpha_source})"
     else:
         alpha, told = None, "1 everywhere (a conventional FPN)"
+        if start is not None and start.detector.fusion == "attention" != config.fusion:
+            told += f"; the attention of {config.init} is left out"
     if config.fusion != "fixed":
-        told = f"{config.fusion}-alpha, learned; it started at {told}"
+        mean = "the mean of " if config.fusion == "one" and alpha is not None and len({*alpha}) > 1 else ""
+        told = f"{config.fusion}-alpha, learned; it started at {mean}{told}"
     if config.sigma_power is not None:
         told += f"; {config.sigma_power:g}-power initialisation"
     return alpha, told

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tinydet.anchors import DESIGNS
 from tinydet.batch import collate
 from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.data.coco import find_dataset, load_dataset
@@ -50,6 +51,20 @@ def test_factors_are_those_of_each_tile_finest_first(squares: Path, decided: boo
             merged = laterals[i] + factor * deeper
             wanted.insert(0, float(factor))
     assert found[2].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("detector", ["retinanet-p3p7", "faster_rcnn"])
+def test_other_detectors_are_frozen_too_and_their_edges_named(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], detector: str
+) -> None:
+    torch.manual_seed(4)
+    config = DetectorConfig("mobilenet_v2", 16, 1, "he", "batch", 1, detector=detector, fusion="attention")
+    weights = build_detector(config).state_dict()
+    save_checkpoint(Checkpoint(config, weights, ("square",), (3,), tile=96), tmp_path / "model.pth")
+    assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0
+    edges = DESIGNS[detector].edges
+    assert f"({', '.join(edges)})" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "model.frozen.pth").alpha == (1.0,) * len(edges)
 
 
 def test_a_frozen_checkpoint_has_the_mean_folds_and_says_what_it_cost(
