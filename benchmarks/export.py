@@ -86,7 +86,7 @@ def checkpoints(args: argparse.Namespace) -> list[tuple[Path, str]]:
 
 
 def random_checkpoint(detector: str, backbone: str, args: argparse.Namespace) -> Path:
-    """Seeded weights; batch norms know the scale of their layer, so that activations are of the usual size."""
+    """Seeded weights; batch norms know the scale of their layer on real tiles, so that activations are of usual size."""
     path: Path = args.work / f"{detector}-{backbone}-{args.preset}.pth"
     if path.is_file():
         return path
@@ -104,7 +104,7 @@ def random_checkpoint(detector: str, backbone: str, args: argparse.Namespace) ->
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None  # the mean of all that it has seen
     with torch.no_grad():
-        network.backbone.train()(torch.randn(2, 3, 320, 320))
+        network.backbone.train()(as_network_sees(args, count=2))
     for name, values in network.named_parameters():  # far enough from zero that there is something to compare
         if name.endswith(("cls_logits.weight", "bbox_reg.weight", "cls_score.weight", "bbox_pred.weight")):
             torch.nn.init.normal_(values, std=0.05)
@@ -118,14 +118,21 @@ def spread_scores(network: Any, args: argparse.Namespace) -> None:
     """Some 300 of a real tile's anchors score over 0.05, up to all but certain: a full tile would hide differences."""
     import torch
 
-    spec = ModelSpec(("any",), (1,), "retinanet", "any", tile=args.tile)
     with torch.no_grad():
-        tile = torch.from_numpy(middle_tile(pictures(args)[0], spec)).permute(2, 0, 1)[None].float()
-        logits = torch.cat([level.flatten() for level in network((tile - 120) / 58).logits])
+        logits = torch.cat([level.flatten() for level in network(as_network_sees(args, count=1)).logits])
         last = network.head.classification_head.cls_logits
         scale = 1.5 / logits.std()
         last.weight *= scale
         last.bias.fill_(float(-3 - (scale * (logits - last.bias.mean())).topk(300).values[-1]))
+
+
+def as_network_sees(args: argparse.Namespace, count: int) -> Any:
+    """(count, 3, T, T) real tiles, about normalised."""
+    import torch
+
+    spec = ModelSpec(("any",), (1,), "retinanet", "any", tile=args.tile)
+    tiles = np.stack([middle_tile(picture, spec) for picture in pictures(args)[:count]])
+    return (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() - 120) / 58
 
 
 # ---------------------------------------------------------------------------------------------------------- the steps
