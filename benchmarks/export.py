@@ -86,7 +86,7 @@ def checkpoints(args: argparse.Namespace) -> list[tuple[Path, str]]:
 
 
 def random_checkpoint(detector: str, backbone: str, args: argparse.Namespace) -> Path:
-    """Seeded weights; batch norms know the scale of their layer on real tiles, so that activations are of usual size."""
+    """Seeded weights; batch norms know the scale of their layer on real tiles, so that activations are as usual."""
     path: Path = args.work / f"{detector}-{backbone}-{args.preset}.pth"
     if path.is_file():
         return path
