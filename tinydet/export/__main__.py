@@ -280,7 +280,7 @@ def _write_engine(onnx_path: Path, output: Path, arguments: argparse.Namespace, 
         """Runs before the engine has its name; where it cannot run here, says why."""
         try:
             engine = open_engine(plan, spec)
-        except (OSError, ImportError) as error:
+        except (OSError, ImportError, RuntimeError) as error:  # RuntimeError: a driver that lacks a name of cuda-python
             story.append(str(error).replace(str(plan), str(output)))
             return
         images, dataset = _gate_images(arguments, trained, spec)
