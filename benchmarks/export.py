@@ -152,10 +152,12 @@ def convert(cells: dict[str, Any], name: str, model: Path, args: argparse.Namesp
             made = by_command(model, output, name, args)
         elif not source.is_file():
             made = {"not_exported": cells[f"{name} fp32"]["convert"]["not_exported"]}
-        elif "trained" in name:
+        elif "trained" in name and precision not in args.whole:
             made = by_gate(source, output, precision, cells[f"{name} fp32"]["convert"]["AP"], args)
         else:
             made = whole(source, output, precision, args)
+            if "trained" in name and args.data:
+                made["AP"] = ap_of(output, cells[f"{name} fp32"]["convert"]["AP"], args)
         made["seconds"] = round(time.perf_counter() - began, 1)
         cells.setdefault(key, {})["convert"] = {**when(), **made}
         yield
@@ -184,8 +186,7 @@ def by_gate(
     from tinydet.export.verify import precision_by_size
 
     images, dataset = gate_images(open_model(source, "onnx-cpu").spec.classes, args.data)
-    known = sorted(p for p in args.calibration.iterdir() if p.is_file()) if args.calibration else images
-    calibration = known[:: max(1, len(known) // args.pictures)][: args.pictures]
+    calibration = calibration_pictures(args) or images
     try:
         made = convert(source, output, precision, images, dataset, calibration=calibration, method=args.method,
                        limit=SEARCH_IMAGES, max_drop=args.max_drop)  # fmt: skip
@@ -209,22 +210,41 @@ def by_gate(
     }
 
 
+def ap_of(model: Path, before: dict[str, list[float]], args: argparse.Namespace) -> dict[str, list[float]]:
+    """AP by size, that of the FP32 file beside it."""
+    from tinydet.export.verify import precision_by_size
+
+    opened = open_model(model, "onnx-cpu")
+    _, dataset = gate_images(opened.spec.classes, args.data)
+    assert dataset is not None
+    after = precision_by_size(opened, dataset, args.limit)
+    return {name: [values[1], after[name]] for name, values in before.items()}
+
+
+def calibration_pictures(args: argparse.Namespace) -> list[Path]:
+    known = sorted(p for p in args.calibration.iterdir() if p.is_file()) if args.calibration else []
+    return known[:: max(1, len(known) // args.pictures)][: args.pictures]
+
+
 def whole(source: Path, output: Path, precision: str, args: argparse.Namespace) -> dict[str, Any]:
-    """A random model: every layer, and what that changes."""
+    """Every layer, and what that changes; whether it passes the gate is told and decides nothing."""
     with needs_extra("export"):
         import onnx
     from tinydet.export.engine import METADATA_KEY, graph_precision
     from tinydet.export.precision import calibrate, to_fp16, to_int8
     from tinydet.export.verify import verify
 
-    model, spec, images = onnx.load(str(source)), open_model(source, "onnx-cpu").spec, pictures(args)[:8]
-    made = to_fp16(model) if precision == "fp16" else to_int8(model, calibrate(source, images, spec, args.method))
+    model, spec = onnx.load(str(source)), open_model(source, "onnx-cpu").spec
+    images = pictures(args) if "trained" in source.stem else pictures(args)[:8]
+    seen = (calibration_pictures(args) or images) if "trained" in source.stem else images
+    made = to_fp16(model) if precision == "fp16" else to_int8(model, calibrate(source, seen, spec, args.method))
     weights, proved = graph_precision(made.graph)
     del made.metadata_props[:]
     made.metadata_props.add(key=METADATA_KEY, value=replace(spec, precision=proved, onnx_sha256=None).to_json())
     output.write_bytes(made.SerializeToString())
     report = asdict(verify(open_model(source, "onnx-cpu"), open_model(output, "onnx-cpu"), images))
-    return {**parity(report), "megabytes": megabytes(output), "kept_in_fp32": [], "weights": weights}
+    told = {"kept_in_fp32": [], "weights": weights, "faults": report["faults"]}
+    return {**parity(report), "megabytes": megabytes(output), **told}
 
 
 def build(cells: dict[str, Any], name: str, model: Path, args: argparse.Namespace) -> Iterator[None]:
@@ -371,6 +391,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pictures", type=int, default=100, help="how many of them, spread over all (default: 100)")
     add("--method", choices=("max", "entropy", "percentile"), default="max", help="of calibration (default: max)")
     add("--max-drop", type=float, default=0.005, help="of AP-tiny, for trained models (default: 0.005)")
+    add("--whole", nargs="+", choices=PRECISIONS[1:], default=(),
+        help="every layer of trained models too, whatever the gate says (default: the gate decides)")  # fmt: skip
     add("--limit", type=int, default=1000, help="AP on the first so many images (default: 1000)")
     add("--detectors", nargs="+", choices=DETECTORS, default=DETECTORS, help="default: both")
     add("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="default: all three")
