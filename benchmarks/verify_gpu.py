@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from timing import RUNS, SECONDS, interleaved, summary, warm_up
 
 from tinydet._atomic import write_json
+from tinydet._command import positive_float
 from tinydet.data.coco import Dataset
 from tinydet.export.arguments import add_gate
 from tinydet.export.gate_images import gate_images
@@ -186,20 +187,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--reference", type=Path, metavar="model.onnx", help="its ONNX file (default: of the same name, beside it)")
     add_gate(parser)
     add("--batches", type=batches, default=(1, 8, 16), metavar="A,B,C", help="to time (default: 1,8,16)")
-    add("--seconds", type=seconds, default=SECONDS, help=f"of timing for each (default: {SECONDS:g})")
+    add("--seconds", type=positive_float, default=SECONDS, help=f"of timing for each (default: {SECONDS:g})")
     add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "verify_gpu.json", metavar="FILE",
         help="default: benchmarks/results/verify_gpu.json")  # fmt: skip
     return parser.parse_args(argv)
-
-
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
-    return value
 
 
 def batches(text: str) -> tuple[int, ...]:

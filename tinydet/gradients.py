@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tinydet._atomic import atomic_path, write_json
-from tinydet._command import command
+from tinydet._command import command, positive
 from tinydet._extras import needs_extra
 from tinydet.batch import Batch, collate, loss_of
 from tinydet.checkpoint import load_checkpoint
@@ -27,7 +27,6 @@ from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.data.training import TrainingTiles
 from tinydet.fpn import FusionFPN
-from tinydet.options import positive
 from tinydet.retinanet import RetinaNet, RetinaNetP3P7
 
 FEATURES = ("C3", "C4", "C5")

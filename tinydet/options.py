@@ -10,6 +10,7 @@ from typing import NoReturn, TypedDict, get_args
 
 import torch
 
+from tinydet._command import positive, positive_float
 from tinydet.backbone import BACKBONES, Norm
 from tinydet.data.erase import DENSE
 from tinydet.data.transforms import AUGMENTATIONS
@@ -183,7 +184,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
     )
     fusion.add_argument(
         "--sigma-power",
-        type=_positive_float,
+        type=positive_float,
         metavar="S",
         help="initialise the pyramid with powers of S (section 3.3 of the paper, 0.5 there)",
     )
@@ -289,7 +290,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
     run.add_argument("--batch", type=positive, metavar="N", help=f"tiles a step ({_presets('batch')})")
     run.add_argument(
         "--lr",
-        type=_positive_float,
+        type=positive_float,
         metavar="R",
         help=f"learning rate of one step ({_presets('lr')}; paper with faster_rcnn: {FASTER_RCNN_LR})",
     )
@@ -379,20 +380,3 @@ def _floats(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         return ()
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 up, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
-    return int(text)
-
-
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"a number above 0, got {text!r}")
-    return value

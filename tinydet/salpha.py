@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._atomic import write_json
-from tinydet._command import command
+from tinydet._command import command, positive
 from tinydet.anchors import DESIGNS, AnchorDesign, released_design, torchvision_design
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         help="clamp of alpha; default: {},{}".format(*ALPHA_RANGE),
     )
     parser.add_argument(
-        "--tile", type=_positive, help="count on square tiles of this many pixels; default: whole images"
+        "--tile", type=positive, help="count on square tiles of this many pixels; default: whole images"
     )
     parser.add_argument(
         "--overlap", type=int, help=f"pixels that neighbouring tiles share at least; default: {OVERLAP}"
@@ -288,12 +288,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
-    return int(text)
 
 
 def _range(text: str) -> tuple[float, float]:

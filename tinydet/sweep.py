@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tinydet._command import command
+from tinydet._command import command, positive
 from tinydet._extras import needs_extra
 from tinydet.checkpoint import current_versions
 from tinydet.data.coco import find_dataset
@@ -25,7 +25,6 @@ from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.gradients import grid_of
 from tinydet.options import parser as train_parser
-from tinydet.options import positive
 from tinydet.recipe import config_of
 from tinydet.sweep_report import SALPHA, summarise, summary_text, write_report
 from tinydet.trials import Record, Trial, Trials, describe, find_record, read_records

@@ -181,10 +181,11 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_freeze(arguments: argparse.Namespace) -> int:
     with needs_extra("train"):
         from tinydet.checkpoint import load_checkpoint, save_checkpoint
-    from tinydet.export.freeze import freeze_checkpoint
+    from tinydet.export.freeze import freeze_checkpoint, refuse_without_attention
 
     output = arguments.output or arguments.model.with_suffix(".frozen.pth")
     checkpoint = load_checkpoint(arguments.model)
+    refuse_without_attention(checkpoint)
     data, val = (
         load_dataset(*find_dataset(folder or embedded_dataset(split)), categories=checkpoint.classes)
         for folder, split in ((arguments.data, "train"), (arguments.val, "val"))

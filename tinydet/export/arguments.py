@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tinydet._command import positive
 from tinydet.export.precision import METHODS
 from tinydet.export.verify import MAX_DROP
 from tinydet.runtime.backends import BACKENDS
@@ -30,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a checkpoint of tinydet.train, or its FP32 ONNX file to convert",
     )
     onnx.add_argument("--output", type=Path, metavar="FILE", help="the ONNX file (default: beside the checkpoint)")
-    onnx.add_argument("--batch", type=_positive, default=16, metavar="N", help="largest batch of tiles (default: 16)")
+    onnx.add_argument("--batch", type=positive, default=16, metavar="N", help="largest batch of tiles (default: 16)")
     _add_shape(onnx)
     _add_precision(onnx, "fp32", "fp32; others lie beside it as model.fp16.onnx")
     add_gate(onnx)
@@ -62,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     engine.add_argument(
         "--workspace",
-        type=_positive,
+        type=positive,
         metavar="MIB",
         help="GPU memory for layers while they run (default: as much as there is)",
     )
@@ -164,7 +165,7 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
         help="a COCO folder (default: the checkpoint's validation set, else the embedded data)",
     )
     gate.add_argument("--images", type=Path, nargs="+", metavar="FILE", help="instead: pictures, without AP")
-    gate.add_argument("--limit", type=_positive, default=50, metavar="N", help="AP on the first N images (default: 50)")
+    gate.add_argument("--limit", type=positive, default=50, metavar="N", help="AP on the first N images (default: 50)")
     gate.add_argument(
         "--max-drop",
         type=_fraction,
@@ -177,19 +178,19 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
 def _add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile",
-        type=_positive,
+        type=positive,
         metavar="PIXELS",
         help="side of the square input, a multiple of 32 (default: as trained)",
     )
     parser.add_argument(
         "--max-detections",
-        type=_positive,
+        type=positive,
         metavar="K",
         help="boxes a tile can give, up to 3840, and of Faster R-CNN its proposals times classes (default: 1000)",
     )
     parser.add_argument(
         "--nms-rounds",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="Faster R-CNN: rounds of suppression among its proposals; the comparison fails where they are too few "
         f"(default: {NMS_ROUNDS})",
@@ -204,12 +205,6 @@ def _batch_sizes(text: str) -> tuple[int, int, int]:
     if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
         raise argparse.ArgumentTypeError(f"expected three rising numbers such as 1,8,16, got {text!r}")
     return sizes[0], sizes[1], sizes[2]
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return int(text)
 
 
 def _fraction(text: str) -> float:

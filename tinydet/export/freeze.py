@@ -44,11 +44,8 @@ def freeze_checkpoint(checkpoint: Checkpoint, data: Dataset, val: Dataset, *, ov
     Raises:
         ValueError: the checkpoint has no attention, or the data do not suit it.
     """
+    refuse_without_attention(checkpoint)
     detector = checkpoint.build()
-    if checkpoint.detector.fusion != "attention":
-        raise ValueError(
-            f"the factors of this checkpoint are {checkpoint.detector.fusion}, not attention; they fold as they are"
-        )
     overlap = min(overlap, checkpoint.tile // 2)
     factors = factors_on(detector, TrainingTiles(data, checkpoint.tile, overlap, flip=False))
     alpha = tuple(factors.mean(dim=0).tolist())
@@ -61,6 +58,14 @@ def freeze_checkpoint(checkpoint: Checkpoint, data: Dataset, val: Dataset, *, ov
     config = replace(checkpoint.detector, fusion="fixed")
     frozen = replace(checkpoint, detector=config, weights=detector.state_dict(), alpha_source=source, statistics=None)
     return Frozen(frozen, alpha, tuple(factors.std(dim=0, correction=0).tolist()), len(factors), before, after)
+
+
+def refuse_without_attention(checkpoint: Checkpoint) -> None:
+    """Raise ValueError for a checkpoint that has nothing to freeze."""
+    if checkpoint.detector.fusion != "attention":
+        raise ValueError(
+            f"the factors of this checkpoint are {checkpoint.detector.fusion}, not attention; they fold as they are"
+        )
 
 
 @torch.inference_mode()
