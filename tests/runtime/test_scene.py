@@ -13,7 +13,7 @@ import pytest
 from tinydet.runtime import raster
 from tinydet.runtime import scene as module
 from tinydet.runtime.pixels import Limits, measure_limits, to_rgb8
-from tinydet.runtime.scene import open_scene, read_image
+from tinydet.runtime.scene import Scene, open_scene, read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # of the files that are written here
 
@@ -215,6 +215,10 @@ def test_a_scene_without_nodata_is_nowhere_empty(tmp_path: Path) -> None:
     assert empty_windows(black) == empty_windows(write_raster(tmp_path / "a.tif", black)) == [False] * 4
 
 
+def windows_of(scene: Scene) -> list[np.ndarray]:
+    return [scene.read(x, y, 10, 10) for y in range(0, 90, 10) for x in range(0, 90, 10)]
+
+
 def test_another_handle_gives_the_same_pixels_to_another_thread(tmp_path: Path) -> None:
     pixels = np.arange(10_000, dtype=np.uint16).reshape(100, 100, 1)
     for source in (pixels, write_raster(tmp_path / "a.tif", pixels)):
@@ -222,10 +226,9 @@ def test_another_handle_gives_the_same_pixels_to_another_thread(tmp_path: Path) 
             second = scene.another()
             assert second is not None
             with second, concurrent.futures.ThreadPoolExecutor(2) as pool:
-                windows = [(x, y) for y in range(0, 90, 10) for x in range(0, 90, 10)]
-                one, two = ([pool.submit(of.read, *w, 10, 10) for w in windows] for of in (scene, second))
-                # Each handle keeps to one thread at a time: the pool is asked for the second when the first is done.
-                assert all(np.array_equal(a.result(), b.result()) for a, b in zip(one, two, strict=True))
+                # One task for each handle, both at once: a handle belongs to one thread at a time.
+                one, two = (pool.submit(windows_of, handle) for handle in (scene, second))
+                assert np.array_equal(one.result(), two.result())
             assert scene.read(0, 0, 100, 100).shape == (100, 100, 3)  # open still
 
 
