@@ -288,6 +288,19 @@ def test_a_search_that_finds_nothing_good_enough_says_so() -> None:
     assert search(NAMES, damage, lambda kept: False) is None
 
 
+@pytest.mark.parametrize(("most", "needed"), [(m, n) for m in (1, 2, 3, 6, 25) for n in range(1, m + 2)])
+def test_a_search_needs_few_trials_for_the_fewest_blocks(most: int, needed: int) -> None:
+    names = [f"backbone.body.{i}.weight" for i in range(most)]  # a block each, so that there is nothing to give back
+    tried: list[int] = []
+    found = search(
+        names,
+        lambda alone: 1 / (1 + names.index(alone[0])),
+        lambda kept: tried.append(len(kept)) or len(kept) >= needed,
+    )
+    assert (found and len(found.kept)) == (needed if needed <= most else None)
+    assert len(tried) <= 4 * most.bit_length()  # of blocks and, in vain, of layers
+
+
 def test_a_search_measures_blocks_before_layers() -> None:
     measured: list[int] = []
     search(NAMES, lambda layers: measured.append(len(layers)) or damage(layers), lambda kept: len(kept) >= 3)

@@ -235,22 +235,39 @@ def search(
     for i, (block, members) in enumerate(blocks.items(), 1):
         say(f"what does {block} lose? ({i} of {len(blocks)} blocks)")
         shares[block] = share(members)
-    worst_first = sorted(blocks, key=lambda block: -shares[block])
-    count = next((n for n in range(1, len(worst_first) + 1) if passes(_members(blocks, worst_first[:n]))), None)
+    worst = sorted(blocks, key=lambda block: -shares[block])
+    count = _fewest(len(worst), lambda n: passes(_members(blocks, worst[:n])), lambda n: say(f"keeping {n} blocks"))
     if count is None:
         return None
     # All blocks but the last were not enough, so the layers that may be given back are looked for in all of them.
-    kept = _members(blocks, worst_first[:count])
+    kept = _members(blocks, worst[:count])
     for i, name in enumerate(kept, 1):
         say(f"what does {name} lose? ({i} of {len(kept)} layers)")
         shares[name] = share([name])
-    best_first = sorted(kept, key=lambda name: shares[name])
-    low, high = 0, len(best_first) - 1  # how many can be given back; giving back all of them was not enough
-    while low < high:
-        middle = (low + high + 1) // 2
-        say(f"keeping {len(kept) - middle} layers")
-        low, high = (middle, high) if passes(best_first[middle:]) else (low, middle - 1)
-    return Search(tuple(name for name in layers if name in best_first[low:]), shares)
+    worst = sorted(kept, key=lambda name: -shares[name])
+    few = _fewest(len(kept) - 1, lambda n: passes(worst[:n]), lambda n: say(f"keeping {n} layers")) or len(kept)
+    return Search(tuple(name for name in layers if name in worst[:few]), shares)
+
+
+def _fewest(most: int, enough: Callable[[int], bool], trying: Callable[[int], None]) -> int | None:
+    """The smallest number from 1 to `most` that is enough, where more is never worse; None where `most` is not.
+
+    The answer is small as a rule and a trial takes minutes: 1, 2, 4 … until one is enough, then halves.
+    """
+
+    def tried(number: int) -> bool:
+        trying(number)
+        return enough(number)
+
+    low, high = 0, min(1, most)
+    while high > low and not tried(high):
+        low, high = high, min(2 * high, most)
+    if high == low:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if tried(middle) else (middle, high)
+    return high
 
 
 def block_of(layer: str) -> str:
