@@ -7,9 +7,10 @@ Each cell is a detector (RetinaNet, Faster R-CNN) over a backbone in FP32, FP16 
 stands for its detector and backbone and is measured as trained; the others have seeded random weights, of --preset
 small or paper. Three steps, each of which is recorded as soon as it is done and not repeated:
 
-convert   ONNX by `tinydet export onnx` with its gate; then the other precisions. Of a trained model they pass the gate
-          too, with AP-tiny on --data, and keep layers in FP32 where they must. Of a random model every layer is
-          converted and the differences are only told: what it finds is noise, and no layer is worth keeping for it.
+convert   ONNX, then the other precisions. A trained model goes through `tinydet export onnx` and its gate; the others
+          pass the gate too, with AP-tiny on --data, and keep layers in FP32 where they must. Of a random model every
+          layer is converted and the differences are only told: what it finds is noise, and no layer is worth keeping
+          for it.
 build     a TensorRT-RTX engine for batches of 1, 8 and 16, --builds times; it needs no GPU.
 latency   one real tile alone, and four as a scene is scanned, on each backend of this machine, the sides in turns of
           five (see timing.py).
@@ -108,22 +109,33 @@ def random_checkpoint(detector: str, backbone: str, args: argparse.Namespace) ->
     for name, values in network.named_parameters():  # far enough from zero that there is something to compare
         if name.endswith(("cls_logits.weight", "bbox_reg.weight", "cls_score.weight", "bbox_pred.weight")):
             torch.nn.init.normal_(values, std=0.05)
-    if detector == "retinanet":
-        spread_scores(network.eval(), args)
+    spread_scores(network.eval(), detector, args)
     save_checkpoint(Checkpoint(config, network.state_dict(), ("person", "car"), (1, 2), tile=args.tile), path)
     return path
 
 
-def spread_scores(network: Any, args: argparse.Namespace) -> None:
-    """Some 300 of a real tile's anchors score over 0.05, up to all but certain: a full tile would hide differences."""
+def spread_scores(network: Any, detector: str, args: argparse.Namespace) -> None:
+    """At most some 300 of a real tile's candidates score over 0.05, up to all but certain: a full tile would hide
+    differences. None does on a flat tile: which of many equal proposals are kept there is for rounding to decide."""
     import torch
 
-    with torch.no_grad():
-        logits = torch.cat([level.flatten() for level in network(as_network_sees(args, count=1)).logits])
-        last = network.head.classification_head.cls_logits
+    two_stage = detector == "faster_rcnn"
+    last = network.roi_heads.box_predictor.cls_score if two_stage else network.head.classification_head.cls_logits
+    seen: list[Any] = []
+    with torch.no_grad(), last.register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs)):
+        last.bias.zero_()
+        real = as_network_sees(args, count=1)
+        network(real)
+        logits = torch.cat([(each[:, 1:] - each[:, :1] if two_stage else each).flatten() for each in seen])
         scale = 1.5 / logits.std()
         last.weight *= scale
-        last.bias.fill_(float(-3 - (scale * (logits - last.bias.mean())).topk(300).values[-1]))
+        shift = 3 + (scale * logits).topk(300).values[-1]
+        if two_stage:
+            network(torch.zeros_like(real))
+            flat = (seen[-1][:, 1:] - seen[-1][:, :1]).max()
+            last.bias[0] = torch.maximum(shift, 3 + flat)  # of the background
+        else:
+            last.bias -= shift
 
 
 def as_network_sees(args: argparse.Namespace, count: int) -> Any:
@@ -149,7 +161,7 @@ def convert(cells: dict[str, Any], name: str, model: Path, args: argparse.Namesp
         source, output = onnx_file(name, "fp32", args), onnx_file(name, precision, args)
         began = time.perf_counter()
         if precision == "fp32":
-            made = by_command(model, output, name, args)
+            made = (by_command if "trained" in name else ungated)(model, output, args)
         elif not source.is_file():
             made = {"not_exported": cells[f"{name} fp32"]["convert"]["not_exported"]}
         elif "trained" in name and precision not in args.whole:
@@ -163,9 +175,10 @@ def convert(cells: dict[str, Any], name: str, model: Path, args: argparse.Namesp
         yield
 
 
-def by_command(model: Path, output: Path, name: str, args: argparse.Namespace) -> dict[str, Any]:
+def by_command(model: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """A trained model, as a user exports it."""
     words = ["export", "onnx", str(model), "--output", str(output), "--batch", str(BATCH[2]), "--tile", str(args.tile)]
-    if "trained" in name and args.data:
+    if args.data:
         words += ["--data", str(args.data), "--limit", str(args.limit)]
     else:
         words += ["--images", *map(str, pictures(args)[:8])]
@@ -175,6 +188,25 @@ def by_command(model: Path, output: Path, name: str, args: argparse.Namespace) -
                 .replace(str(model), model.name).replace(str(output), output.name)}  # fmt: skip
     report = json.loads(output.with_suffix(".verify.json").read_text())
     return {**parity(report), "megabytes": megabytes(output), "kept_in_fp32": []}
+
+
+def ungated(model: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """A random model, compared with torch as the gate does; that decides nothing: of proposals that score alike, as in
+    the repetitions of the gate's crowded tile, rounding keeps one or the other, and here each is a detection."""
+    from tinydet.checkpoint import load_checkpoint
+    from tinydet.export.onnx_file import export_onnx
+    from tinydet.export.verify import verify
+    from tinydet.torch_backend import TorchBackend
+
+    checkpoint = load_checkpoint(model)
+    spec = checkpoint.spec(tile=args.tile, max_batch=BATCH[2], max_detections=1000)
+    try:
+        export_onnx(checkpoint.build(), spec, output)
+    except ValueError as error:
+        return {"not_exported": str(error).replace(str(output), output.name)}
+    reference = TorchBackend(checkpoint.build(), spec)
+    report = asdict(verify(reference, open_model(output, "onnx-cpu"), pictures(args)[:8]))
+    return {**parity(report), "megabytes": megabytes(output), "kept_in_fp32": [], "faults": report["faults"]}
 
 
 def by_gate(
