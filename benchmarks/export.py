@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from environment import ROOT, environment
+from random_models import write_random_checkpoint
 from timing import interleaved, summary, warm_up
 
 from tinydet._atomic import write_json
@@ -82,69 +83,14 @@ def checkpoints(args: argparse.Namespace) -> list[tuple[Path, str]]:
     for detector, backbone in itertools.product(args.detectors, args.backbones):
         name = f"{detector} {backbone} {args.preset}"
         path = trained.get((detector, backbone))
-        found.append((path, f"{name} trained") if path else (random_checkpoint(detector, backbone, args), name))
-    return found
-
-
-def random_checkpoint(detector: str, backbone: str, args: argparse.Namespace) -> Path:
-    """Seeded weights; batch norms know the scale of their layer on real tiles, so that activations are as usual."""
-    path: Path = args.work / f"{detector}-{backbone}-{args.preset}.pth"
-    if path.is_file():
-        return path
-    import torch
-
-    from tinydet.checkpoint import Checkpoint, save_checkpoint
-    from tinydet.detector import DetectorConfig, build_detector
-    from tinydet.recipe import PRESETS
-
-    preset = PRESETS[args.preset]
-    torch.manual_seed(0)
-    config = DetectorConfig(backbone, preset.channels, preset.head_convs, "he", "batch", classes=2, detector=detector)
-    network = build_detector(config, (0.368, 0.387, 0.367))
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = None  # the mean of all that it has seen
-    with torch.no_grad():
-        network.backbone.train()(as_network_sees(args, count=2))
-    for name, values in network.named_parameters():  # far enough from zero that there is something to compare
-        if name.endswith(("cls_logits.weight", "bbox_reg.weight", "cls_score.weight", "bbox_pred.weight")):
-            torch.nn.init.normal_(values, std=0.05)
-    spread_scores(network.eval(), detector, args)
-    save_checkpoint(Checkpoint(config, network.state_dict(), ("person", "car"), (1, 2), tile=args.tile), path)
-    return path
-
-
-def spread_scores(network: Any, detector: str, args: argparse.Namespace) -> None:
-    """At most some 300 of a real tile's candidates score over 0.05, up to all but certain: a full tile would hide
-    differences. None does on a flat tile: which of many equal proposals are kept there is for rounding to decide."""
-    import torch
-
-    two_stage = detector == "faster_rcnn"
-    last = network.roi_heads.box_predictor.cls_score if two_stage else network.head.classification_head.cls_logits
-    seen: list[Any] = []
-    with torch.no_grad(), last.register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs)):
-        last.bias.zero_()
-        real = as_network_sees(args, count=1)
-        network(real)
-        logits = torch.cat([(each[:, 1:] - each[:, :1] if two_stage else each).flatten() for each in seen])
-        scale = 1.5 / logits.std()
-        last.weight *= scale
-        shift = 3 + (scale * logits).topk(300).values[-1]
-        if two_stage:
-            network(torch.zeros_like(real))
-            flat = (seen[-1][:, 1:] - seen[-1][:, :1]).max()
-            last.bias[0] = torch.maximum(shift, 3 + flat)  # of the background
+        if path is None:
+            path = args.work / f"{detector}-{backbone}-{args.preset}.pth"
+            if not path.is_file():
+                write_random_checkpoint(path, detector, backbone, args.preset, args.tile, pictures(args)[:2])
         else:
-            last.bias -= shift
-
-
-def as_network_sees(args: argparse.Namespace, count: int) -> Any:
-    """(count, 3, T, T) real tiles, about normalised."""
-    import torch
-
-    spec = ModelSpec(("any",), (1,), "retinanet", "any", tile=args.tile)
-    tiles = np.stack([middle_tile(picture, spec) for picture in pictures(args)[:count]])
-    return (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() - 120) / 58
+            name += " trained"
+        found.append((path, name))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- the steps

@@ -1,0 +1,69 @@
+"""Detectors with seeded random weights that behave like trained ones: where a size is measured, and no score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinydet.checkpoint import Checkpoint, save_checkpoint
+from tinydet.detector import DetectorConfig, build_detector
+from tinydet.export.verify import middle_tile
+from tinydet.faster_rcnn import FasterRCNN
+from tinydet.recipe import PRESETS
+from tinydet.spec import ModelSpec
+
+
+def write_random_checkpoint(
+    path: Path, detector: str, backbone: str, preset: str, tile: int, pictures: Sequence[Path]
+) -> None:
+    """Two classes. Batch norms know the scale of their layer on the pictures, so that activations are as usual."""
+    tiles = _tiles(pictures, tile)
+    size = PRESETS[preset]
+    torch.manual_seed(0)
+    config = DetectorConfig(backbone, size.channels, size.head_convs, "he", "batch", classes=2, detector=detector)
+    network = build_detector(config, (0.368, 0.387, 0.367))
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # the mean of all that it has seen
+    with torch.no_grad():
+        network.backbone.train()(tiles)
+    for name, values in network.named_parameters():  # far enough from zero that there is something to compare
+        if name.endswith(("cls_logits.weight", "bbox_reg.weight", "cls_score.weight", "bbox_pred.weight")):
+            torch.nn.init.normal_(values, std=0.05)
+    _spread_scores(network.eval(), tiles[:1])
+    save_checkpoint(Checkpoint(config, network.state_dict(), ("person", "car"), (1, 2), tile=tile), path)
+
+
+@torch.no_grad()
+def _spread_scores(network: Any, tile: torch.Tensor) -> None:
+    """At most some 300 of the tile's candidates score over 0.05, up to all but certain: a full tile would hide
+    differences. Of proposals none does on a flat tile: which of many equal ones are kept is for rounding to decide."""
+    two_stage = isinstance(network, FasterRCNN)
+    last = network.roi_heads.box_predictor.cls_score if two_stage else network.head.classification_head.cls_logits
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        with last.register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs)):
+            network(images)
+        return torch.cat([(each[:, 1:] - each[:, :1] if two_stage else each).flatten() for each in seen])
+
+    last.bias.zero_()
+    found = logits(tile)
+    scale = 1.5 / found.std()
+    last.weight *= scale
+    shift = 3 + (scale * found).topk(300).values[-1]
+    if two_stage:
+        last.bias[0] = torch.maximum(shift, 3 + logits(torch.zeros_like(tile)).max())  # of the background
+    else:
+        last.bias -= shift
+
+
+def _tiles(pictures: Sequence[Path], side: int) -> torch.Tensor:
+    """(N, 3, T, T) the middle of each picture, about normalised."""
+    spec = ModelSpec(("any",), (1,), "retinanet", "any", tile=side)
+    tiles = np.stack([middle_tile(picture, spec) for picture in pictures])
+    return (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() - 120) / 58
