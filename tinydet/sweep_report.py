@@ -95,8 +95,7 @@ def draw_curves(summary: dict[str, Any], path: Path) -> None:
             _draw(axis, _known(curve, metric), lambda point, m=metric: point[m], colour, label)
         axis.set(xlabel="α", ylabel=f"{metric}, last epoch")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    _save(figure, path)
+    _save(figure, axes, path)
 
 
 def draw_classes(summary: dict[str, Any], path: Path) -> None:
@@ -109,8 +108,7 @@ def draw_classes(summary: dict[str, Any], path: Path) -> None:
             _draw(axis, points, lambda point, c=name: point["classes"][c], _COLOURS[n % len(_COLOURS)], name)
         axis.set(title=f"scale {scale}", xlabel="α", ylabel="AP50, last epoch")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    _save(figure, path)
+    _save(figure, axes, path)
 
 
 def _curve(records: Sequence[Record]) -> dict[str, Any]:
@@ -179,6 +177,11 @@ def _figure(columns: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    """With one legend of all panels, beneath them: a curve, and under it its S-alpha."""
+    shown = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if shown:
+        columns = -(-len(shown) // 2)
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
