@@ -161,7 +161,6 @@ def by_gate(
     """A trained model: layers stay in FP32 until AP-tiny is within the allowed drop on the images of the search; then
     AP on all. `before` is that of the FP32 file."""
     from tinydet.export.precision import SEARCH_IMAGES, convert
-    from tinydet.export.verify import precision_by_size
 
     images, dataset = gate_images(open_model(source, "onnx-cpu").spec.classes, args.data)
     calibration = calibration_pictures(args) or images
@@ -171,10 +170,9 @@ def by_gate(
     except ValueError as error:
         said = str(error).replace(str(output), output.name)
         return {"not_exported": said, "layers": "none within the allowed drop"}
-    after = precision_by_size(open_model(output, "onnx-cpu"), dataset, args.limit) if dataset else {}
     return {
         **parity(asdict(made.verification)),
-        "AP": {name: [values[1], after[name]] for name, values in before.items()},
+        "AP": ap_of(output, before, args) if before else {},
         "images": min(args.limit, len(images)),
         "AP_of_the_search": {name: list(values) for name, values in made.verification.precision.items()},
         "images_of_the_search": made.verification.images,
@@ -213,8 +211,9 @@ def whole(source: Path, output: Path, precision: str, args: argparse.Namespace) 
     from tinydet.export.verify import verify
 
     model, spec = onnx.load(str(source)), open_model(source, "onnx-cpu").spec
-    images = pictures(args) if "trained" in source.stem else pictures(args)[:8]
-    seen = (calibration_pictures(args) or images) if "trained" in source.stem else images
+    trained = "trained" in source.stem
+    images = pictures(args) if trained else pictures(args)[:8]
+    seen = (calibration_pictures(args) if trained else []) or images
     made = to_fp16(model) if precision == "fp16" else to_int8(model, calibrate(source, seen, spec, args.method))
     weights, proved = graph_precision(made.graph)
     del made.metadata_props[:]
