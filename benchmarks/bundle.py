@@ -22,7 +22,7 @@ from typing import Any
 
 from environment import ROOT, environment
 
-from tinydet._atomic import atomic_path, write_json
+from tinydet._internal.atomic import atomic_path, write_json
 from tinydet.runtime.bundled import FOLDER
 
 NAME = "thermal"
@@ -70,7 +70,7 @@ def store_half(trained: Path, stored: Path) -> None:
     """A copy of a checkpoint with weights of float16, which names no files; loading makes float32 of them again."""
     import torch
 
-    from tinydet.checkpoint import load_checkpoint, save_checkpoint
+    from tinydet.models.checkpoint import load_checkpoint, save_checkpoint
 
     checkpoint = load_checkpoint(trained)
     weights = {name: w.half() if w.dtype == torch.float32 else w for name, w in checkpoint.weights.items()}

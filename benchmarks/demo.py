@@ -17,7 +17,7 @@ from pathlib import Path
 
 from environment import ROOT, environment
 
-from tinydet._atomic import write_json, write_text
+from tinydet._internal.atomic import write_json, write_text
 
 SCENE_SEED = 11
 THIN = ("--channels", "32", "--head-convs", "1", "--decay", "cosine", "--validate-every", "3")

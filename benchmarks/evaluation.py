@@ -29,8 +29,8 @@ from environment import ROOT, environment
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tinydet._atomic import write_json
-from tinydet.evaluation import PROTOCOLS, score_detections
+from tinydet._internal.atomic import write_json
+from tinydet.evaluate import PROTOCOLS, score_detections
 
 Precision = dict[str, dict[str, list[list[float]]]]
 SCENES = {  # images, objects and detections in each

@@ -37,11 +37,11 @@ from environment import ROOT, environment
 from random_models import write_random_checkpoint
 from timing import interleaved, summary, warm_up
 
-from tinydet._atomic import write_json
-from tinydet._extras import needs_extra
+from tinydet._internal.atomic import write_json
+from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.export.gate_images import gate_images
+from tinydet.export.verification_images import gate_images
 from tinydet.export.verify import middle_tile
 from tinydet.runtime.backends import open_model
 from tinydet.spec import PRECISIONS, ModelSpec
@@ -73,7 +73,7 @@ def main() -> int:
 
 def checkpoints(args: argparse.Namespace) -> list[tuple[Path, str]]:
     """A checkpoint of every detector and backbone: trained where one was named, else random; and its row's name."""
-    from tinydet.checkpoint import load_checkpoint
+    from tinydet.models.checkpoint import load_checkpoint
 
     trained = {}
     for path in args.models:
@@ -139,10 +139,10 @@ def by_command(model: Path, output: Path, args: argparse.Namespace) -> dict[str,
 def ungated(model: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]:
     """A random model, compared with torch as the gate does; that decides nothing: of proposals that score alike, as in
     the repetitions of the gate's crowded tile, rounding keeps one or the other, and here each is a detection."""
-    from tinydet.checkpoint import load_checkpoint
     from tinydet.export.onnx_file import export_onnx
     from tinydet.export.verify import verify
-    from tinydet.torch_backend import TorchBackend
+    from tinydet.models.backend import TorchBackend
+    from tinydet.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(model)
     spec = checkpoint.spec(tile=args.tile, max_batch=BATCH[2], max_detections=1000)

@@ -23,7 +23,7 @@ from typing import Any
 
 from environment import ROOT, environment
 
-from tinydet._atomic import write_json
+from tinydet._internal.atomic import write_json
 
 RUNS = {
     "person-salpha": ["--salpha", "--categories", "person"],
@@ -70,7 +70,7 @@ def train(name: str, flags: list[str], threads: int, args: argparse.Namespace) -
 
 
 def checkpoint_summary(model: Path) -> str:
-    from tinydet.checkpoint import load_checkpoint
+    from tinydet.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(model)
     config = {

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from environment import ROOT, environment
 from torch import Tensor, nn
 
-from tinydet._atomic import write_json
-from tinydet.fpn import FoldedFPN, FusionFPN, PlainFPN, fold_alpha
+from tinydet._internal.atomic import write_json
+from tinydet.models.fpn import FoldedFPN, FusionFPN, PlainFPN, fold_alpha
 
 CHANNELS, WIDTH = (256, 512, 1024, 2048), 256
 CASES: dict[str, tuple[tuple[float, float, float], float | None]] = {  # alpha, and the spread of small lateral weights

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from scipy.stats import t as student
 
-from tinydet._atomic import atomic_path, write_text
-from tinydet.trials import Record, best, last
+from tinydet._internal.atomic import atomic_path, write_text
+from tinydet.study.trials import Record, best, last
 
 BASELINE = "1"
 NAMES = {

@@ -28,9 +28,9 @@ from typing import NamedTuple
 from environment import ROOT, environment
 from fusion_report import write_report
 
-from tinydet.data.__main__ import main as data_tool
+from tinydet.__main__ import main as tinydet
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.trials import Record, Trial, Trials, find_record, last, read_records
+from tinydet.study.trials import Record, Trial, Trials, find_record, last, read_records
 
 MODEL = ("--preset", "small", "--channels", "32", "--head-convs", "1", "--validate-every", "2")
 BASE_RATE = 0.01  # half of the small preset's: at four times this the first two trainings broke down
@@ -162,7 +162,7 @@ def places_of(data: str, args: argparse.Namespace) -> tuple[str, ...]:
             if not source.exists():
                 raise SystemExit(f"{source} is missing; --data names its folder, --only embedded does without")
             copy.parent.mkdir(parents=True, exist_ok=True)
-            if code := data_tool(["rescale", str(source), "--factor", str(scale), "--output", str(copy)]):
+            if code := tinydet(["data", "rescale", str(source), "--factor", str(scale), "--output", str(copy)]):
                 raise SystemExit(code)
         folders.append(str(copy))
     return ("--data", folders[0], "--val", folders[1], "--weights-backbone", args.weights_backbone)

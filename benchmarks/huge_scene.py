@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 from environment import ROOT, environment
 
-from tinydet._atomic import write_json
-from tinydet._extras import needs_extra
+from tinydet._internal.atomic import write_json
+from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.journal import Journal
-from tinydet.runtime.pipeline import plan_tiles, scan
-from tinydet.runtime.pixels import Image
-from tinydet.runtime.scene import Scene, open_scene, read_image
+from tinydet.runtime.scan import plan_tiles, scan
+from tinydet.runtime.scenes.pixels import Image
+from tinydet.runtime.scenes.scene import Scene, open_scene, read_image
 from tinydet.spec import ModelSpec
 
 BLOCK = 512

@@ -39,13 +39,13 @@ from huge_scene import peak_bytes
 from mosaic import mosaic
 from timing import summary, warm_up
 
-from tinydet._atomic import atomic_path, write_json, write_text
-from tinydet._extras import needs_extra
+from tinydet._internal.atomic import atomic_path, write_json, write_text
+from tinydet._internal.extras import needs_extra
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
-from tinydet.runtime.pipeline import scan
-from tinydet.runtime.pixels import Image
-from tinydet.runtime.scene import Scene, open_scene
+from tinydet.runtime.scan import scan
+from tinydet.runtime.scenes.pixels import Image
+from tinydet.runtime.scenes.scene import Scene, open_scene
 
 STAGES = ("read", "prepare", "wait", "model", "stitch")
 ENOUGH = 200

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from tinydet.geometry.nms import suppress
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.suppress import suppress
 
 HOW = "in a venv of its own, see benchmarks/other_tools.py: pip install -e '.[openvino,geo]' sahi supervision"
 Answer = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (N, 4) xyxy in scene pixels, scores (N,), labels (N,)

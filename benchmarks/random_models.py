@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinydet.checkpoint import Checkpoint, save_checkpoint
-from tinydet.detector import DetectorConfig, build_detector
 from tinydet.export.verify import middle_tile
-from tinydet.faster_rcnn import FasterRCNN
-from tinydet.recipe import PRESETS
+from tinydet.models.checkpoint import Checkpoint, save_checkpoint
+from tinydet.models.detector import DetectorConfig, build_detector
+from tinydet.models.faster_rcnn import FasterRCNN
 from tinydet.spec import ModelSpec
+from tinydet.train.recipe import PRESETS
 
 
 def write_random_checkpoint(

@@ -1,4 +1,4 @@
-"""How fast objects are assigned to pyramid levels: the closed form of `tinydet.fusion` against the dense IoU matrix.
+"""Assign objects to pyramid levels: the closed form of `tinydet.salpha` against the dense IoU matrix.
 
     python benchmarks/salpha_speed.py --data DIR
 
@@ -21,11 +21,11 @@ import torch
 from environment import ROOT, environment
 from torchvision.ops import box_iou
 
-from tinydet._atomic import write_json
-from tinydet.anchors import DESIGNS, AnchorDesign
+from tinydet._internal.atomic import write_json
 from tinydet.data.coco import Dataset, load_dataset
-from tinydet.fusion import best_anchors, count_levels
-from tinydet.salpha import statistics_of
+from tinydet.geometry.anchors import DESIGNS, AnchorDesign
+from tinydet.salpha.counting import best_anchors, count_levels
+from tinydet.salpha.dataset import statistics_of
 
 DENSE_BYTES = 1 << 26  # of one IoU matrix; the dense form works through an image's boxes in steps of this size
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from environment import ROOT, environment
 
-from tinydet._atomic import write_json
+from tinydet._internal.atomic import write_json
 from tinydet.runtime import TileGrid
 from tinydet.runtime.stitch import MERGES, Stitcher
 

@@ -30,17 +30,17 @@ import cv2
 import numpy as np
 from environment import ROOT, environment
 
-from tinydet._atomic import write_json
+from tinydet._internal.atomic import write_json
+from tinydet.geometry.boxes import iou_of_pairs
+from tinydet.infer.skip import Gate
+from tinydet.infer.skip_calibration import Looks, calibrate, look_at
+from tinydet.infer.static_tiles import Stills
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
-from tinydet.runtime.calibrating import Looks, calibrate, look_at
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.gate import Gate
-from tinydet.runtime.geometry import iou_of_pairs
 from tinydet.runtime.journal import TileBoxes
-from tinydet.runtime.pipeline import detect, plan_tiles
-from tinydet.runtime.scene import Scene, open_scene, read_image
-from tinydet.runtime.still import Stills
-from tinydet.runtime.video import Video
+from tinydet.runtime.scan import detect, plan_tiles
+from tinydet.runtime.scenes.scene import Scene, open_scene, read_image
+from tinydet.runtime.scenes.video import Video
 from tinydet.spec import ModelSpec
 
 SETS = {"hituav": (8.0, 15.0, 40.0), "tinyperson640": (2.3, 5.2, 16.0)}  # object sizes: 1, 50 and 99 %, pixels

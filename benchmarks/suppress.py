@@ -1,4 +1,4 @@
-"""How fast a million boxes are suppressed: `tinydet.runtime.suppress` by itself, and against torchvision's NMS.
+"""How fast a million boxes are suppressed: `tinydet.geometry.nms` by itself, and against torchvision's NMS.
 
     python benchmarks/suppress.py
 
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from environment import ROOT, environment
 
-from tinydet._atomic import write_json
-from tinydet.runtime.suppress import suppress
+from tinydet._internal.atomic import write_json
+from tinydet.geometry.nms import suppress
 
 IOU = 0.5
 VIEWS = 3

@@ -21,8 +21,8 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from tinydet.backbone import Backbone
-from tinydet.data.training import TrainingTiles, epoch_batches
+from tinydet.data.samples import TrainingTiles, epoch_batches
+from tinydet.models.backbone import Backbone
 
 Targets = Sequence[dict[str, Tensor]]
 

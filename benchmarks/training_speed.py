@@ -25,7 +25,7 @@ from environment import ROOT, environment
 
 sys.path.insert(0, str(ROOT))  # what is measured is the checkout whose commit is recorded, whatever is installed
 
-from tinydet._atomic import write_json
+from tinydet._internal.atomic import write_json
 from tinydet.data.synthetic import embedded_dataset
 
 TORCHVISION, OURS, TUNED = "torchvision, fp32", "tinydet, fp32", "tinydet, bf16"
@@ -111,7 +111,7 @@ def prepared(side: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     import torch
 
     from tinydet.data.coco import find_dataset, load_dataset
-    from tinydet.data.training import TrainingTiles
+    from tinydet.data.samples import TrainingTiles
 
     dataset = load_dataset(*find_dataset(options["data"]), categories=options["categories"].split(","))
     tiles = TrainingTiles(dataset, 640, 128)
@@ -142,11 +142,11 @@ def ours(
     """The steps of `tinydet train`, without end; (images, loss) of each."""
     import torch
 
-    from tinydet.checkpoint import Checkpoint
-    from tinydet.data.training import epoch_batches, stream
-    from tinydet.detector import DetectorConfig, build_detector
-    from tinydet.schedule import Schedule
-    from tinydet.trainer import Trainer
+    from tinydet.data.samples import epoch_batches, stream
+    from tinydet.models.checkpoint import Checkpoint
+    from tinydet.models.detector import DetectorConfig, build_detector
+    from tinydet.train.schedule import Schedule
+    from tinydet.train.trainer import Trainer
 
     classes = tiles.dataset.classes
     config = DetectorConfig(**network, norm="frozen", classes=len(classes))

@@ -33,11 +33,11 @@ from environment import ROOT, environment
 from numpy.typing import NDArray
 from timing import RUNS, SECONDS, interleaved, summary, warm_up
 
-from tinydet._atomic import write_json
-from tinydet._command import positive_float
+from tinydet._internal.atomic import write_json
+from tinydet._internal.command import positive_float
 from tinydet.data.coco import Dataset
 from tinydet.export.arguments import add_gate
-from tinydet.export.gate_images import gate_images
+from tinydet.export.verification_images import gate_images
 from tinydet.export.verify import Verification, format_report, middle_tile, verify
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import TensorRTBackend

@@ -36,14 +36,14 @@ from environment import ROOT, environment
 from mosaic import mosaic
 from other_tools import Answer, Tool, available
 
-from tinydet._atomic import write_json
-from tinydet.evaluation import evaluate_detections
+from tinydet._internal.atomic import write_json
+from tinydet.evaluate import evaluate_detections
+from tinydet.geometry.boxes import iou_of_pairs
 from tinydet.runtime import TileGrid
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
-from tinydet.runtime.geometry import iou_of_pairs
-from tinydet.runtime.pipeline import OVERLAP
-from tinydet.runtime.pipeline import detect as detect_in
-from tinydet.runtime.scene import open_scene
+from tinydet.runtime.scan import OVERLAP
+from tinydet.runtime.scan import detect as detect_in
+from tinydet.runtime.scenes.scene import open_scene
 from tinydet.spec import ModelSpec
 
 SCORE, LEAST = 0.3, 0.05  # for times, for average precision

@@ -13,6 +13,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, in place of this folder
-    from tinydet.runtime.__main__ import main
+    from tinydet.infer.__main__ import main
 
     sys.exit(main())

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+sys.path.append(str(Path(__file__).parent / "support"))  # modules that several folders of tests share
+pytest_plugins = ["runtime_fixtures"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell that started pytest in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,8 +1,4 @@
-"""What no single file can hold: who imports whom, what is installed with what, what every command promises.
-
-The rings, from the bottom: the runtime; what needs numpy alone; the network in torch; what drives the network. An
-import points to its own ring or a lower one, wherever it stands in the file.
-"""
+"""Rules that hold across files: who imports whom, what each installation can run, what every command promises."""
 
 from __future__ import annotations
 
@@ -38,47 +34,28 @@ MODULES = {
 }
 DOORS = [path for folder in ("deploy", "export") for path in sorted((ROOT / folder).glob("*.py"))]
 
-RUNTIME, NUMPY, NETWORK, DRIVERS = range(4)
-# A folder stands for all that is in it, the longest name decides, and a module that is not named drives the network:
-# then nothing below may import it.
-RINGS = {
-    "tinydet": DRIVERS,
-    "tinydet.__init__": RUNTIME,
-    "tinydet._atomic": RUNTIME,
-    "tinydet._command": RUNTIME,
-    "tinydet._extras": RUNTIME,
-    "tinydet._interrupt": RUNTIME,
-    "tinydet.export.__init__": RUNTIME,
-    "tinydet.export.engine": RUNTIME,
-    "tinydet.runtime": RUNTIME,
-    "tinydet.spec": RUNTIME,
-    "tinydet.anchors": NUMPY,
-    "tinydet.data": NUMPY,
-    "tinydet.evaluate": NUMPY,
-    "tinydet.evaluation": NUMPY,
-    "tinydet.export.arguments": NUMPY,
-    "tinydet.export.parity": NUMPY,
-    "tinydet.export.precision": NUMPY,
-    "tinydet.export.verify": NUMPY,
-    "tinydet.fusion": NUMPY,
-    "tinydet.salpha": NUMPY,
-    "tinydet.backbone": NETWORK,
-    "tinydet.batch": NETWORK,
-    "tinydet.boxes": NETWORK,
-    "tinydet.checkpoint": NETWORK,
-    "tinydet.data.transforms": NETWORK,
-    "tinydet.detector": NETWORK,
-    "tinydet.faster_rcnn": NETWORK,
-    "tinydet.fpn": NETWORK,
-    "tinydet.initial": NETWORK,
-    "tinydet.losses": NETWORK,
-    "tinydet.matching": NETWORK,
-    "tinydet.processes": NETWORK,
-    "tinydet.retinanet": NETWORK,
-    "tinydet.windows": NETWORK,
-}
-# `evaluate model.pth` needs the network, and only then.
-UPWARD = {("tinydet.evaluate", "tinydet.torch_backend")}
+# One row per package, bottom up: a package imports packages of the rows above it in this list and no others.
+# torch "never": every module imports and works without torch installed. "lazily": every module imports without torch;
+# single functions need it. "freely": anything goes.
+LAYERS = (
+    ("_internal", "never"),
+    ("spec", "never"),
+    ("geometry", "never"),
+    ("runtime", "never"),
+    ("data", "never"),
+    ("models", "freely"),
+    ("salpha", "never"),
+    ("evaluate", "lazily"),
+    ("infer", "never"),
+    ("train", "freely"),
+    ("export", "freely"),
+    ("study", "freely"),
+    ("sweep", "freely"),
+    ("gradients", "freely"),
+    ("__main__", "never"),
+)
+PACKAGES = [name for name, _ in LAYERS]
+USES_TORCH = dict(LAYERS)
 
 CORE = {"cv2", "numpy", "onnxruntime", "tqdm"}
 TORCH = {"torch", "torchvision"}
@@ -107,11 +84,9 @@ class Import(NamedTuple):
         return f"{self.module} line {self.line} imports {self.target}"
 
 
-def ring(module: str) -> int:
-    name = f"{module}.__init__"
-    while name not in RINGS:
-        name = name.rpartition(".")[0]
-    return RINGS[name]
+def package(module: str) -> str:
+    """The first part of a module's name below `tinydet`; empty for `tinydet` itself."""
+    return module.partition(".")[2].partition(".")[0]
 
 
 @functools.cache
@@ -133,7 +108,7 @@ def is_optional(edge: Import) -> bool:
     top = edge.target.partition(".")[0]
     if edge.for_types or top in {"tinydet", *CORE, *sys.stdlib_module_names}:
         return False
-    return not (top in TORCH and edge.target not in DISTRIBUTIONS and ring(edge.module) in (NETWORK, DRIVERS))
+    return not (top in TORCH and edge.target not in DISTRIBUTIONS and USES_TORCH.get(package(edge.module)) == "freely")
 
 
 def _walk(module: str, node: ast.AST, lazy: bool, extras: tuple[str, ...] | None, for_types: bool) -> Iterator[Import]:
@@ -205,33 +180,34 @@ def distribution(target: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- imports
 
 
-def test_an_import_points_to_its_own_ring_or_a_lower_one() -> None:
+def test_every_package_has_one_row() -> None:
+    assert sorted({package(module) for module in MODULES} - {""}) == sorted(PACKAGES)
+
+
+def test_the_only_flat_module_is_the_model_spec() -> None:
+    flat = {path.stem for path in (ROOT / "tinydet").glob("*.py")}
+    assert flat == {"__init__", "__main__", "spec"}
+
+
+def test_imports_between_packages_point_down() -> None:
     upward = [
         str(edge)
         for edge in all_imports()
-        if edge.target in MODULES
-        and ring(edge.target) > ring(edge.module)
-        and not (edge.lazy and (edge.module, edge.target) in UPWARD)
+        if edge.target in MODULES and package(edge.module) and package(edge.target)
+        if PACKAGES.index(package(edge.target)) > PACKAGES.index(package(edge.module))
     ]
     assert not upward
 
 
-def test_torch_is_named_only_where_the_network_is() -> None:
+def test_torch_is_named_only_where_it_may_be() -> None:
     named = [
-        str(e) for e in all_imports() if ring(e.module) in (RUNTIME, NUMPY) and e.target.partition(".")[0] in TORCH
+        str(edge)
+        for edge in all_imports()
+        if edge.target.partition(".")[0] in TORCH and package(edge.module) and not edge.for_types
+        if USES_TORCH[package(edge.module)] == "never"
+        or (USES_TORCH[package(edge.module)] == "lazily" and not edge.lazy)
     ]
     assert not named
-
-
-def test_every_named_ring_can_be_told_from_the_default() -> None:
-    assert ring("tinydet") == RUNTIME
-    assert ring("tinydet.runtime.backends.onnx_runtime") == RUNTIME
-    assert ring("tinydet.export.engine") == RUNTIME
-    assert ring("tinydet.export.graph") == DRIVERS
-    assert ring("tinydet.data.coco") == NUMPY
-    assert ring("tinydet.data.transforms") == NETWORK
-    assert ring("tinydet.evaluate") == ring("tinydet.evaluation.anything") == NUMPY
-    assert ring("tinydet.train") == ring("tinydet.a_new_module") == DRIVERS
 
 
 def test_the_package_itself_imports_nothing() -> None:
@@ -286,16 +262,16 @@ def run_without_extras(code: str, *arguments: str) -> subprocess.CompletedProces
     )
 
 
-def test_the_runtime_and_the_numpy_ring_import_with_the_core_dependencies_alone() -> None:
-    modules = [module for module in MODULES if ring(module) in (RUNTIME, NUMPY)]
+def test_packages_without_torch_import_with_the_core_dependencies_alone() -> None:
+    modules = [module for module in MODULES if USES_TORCH.get(package(module)) in ("never", "lazily")]
     done = run_without_extras("for name in sys.argv[2:]: importlib.import_module(name)", *modules)
     assert done.returncode == 0, done.stderr
 
 
 def test_commands_that_need_no_torch_explain_themselves_without_it() -> None:
-    from tinydet.__main__ import COMMANDS
+    from tinydet.__main__ import COMMANDS, Group
 
-    names = [name for name, entry in COMMANDS.items() if not entry.extra]
+    names = [name for name, entry in COMMANDS.items() if isinstance(entry, Group) or not entry.extra]
     done = run_without_extras(
         "from tinydet.__main__ import main\n"
         "for name in sys.argv[2:]:\n"
@@ -323,7 +299,8 @@ def test_a_library_module_neither_prints_nor_exits() -> None:
         for node in ast.walk(tree(module))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("print", "exit", "quit", "sys.exit", "os._exit", "SystemExit")
-        and module not in {"tinydet._command", *commands(), *subcommands()}
+        and not module.endswith(".__main__")
+        and module not in {"tinydet._internal.command", *commands(), *subcommands()}
     ]
     assert not loud
 
@@ -348,10 +325,13 @@ def test_a_command_explains_itself(module: str, capsys: pytest.CaptureFixture[st
 
 
 def test_the_table_of_commands_names_them_as_they_name_themselves() -> None:
-    from tinydet.__main__ import COMMANDS
+    from tinydet.__main__ import COMMANDS, Entry, Group
 
-    assert {name: commands().get(entry.module) for name, entry in COMMANDS.items()} == {name: name for name in COMMANDS}
-    assert {entry.extra for entry in COMMANDS.values()} <= {"", *EXTRAS}
+    single = {name: entry for name, entry in COMMANDS.items() if isinstance(entry, Entry)}
+    grouped = [inner for entry in COMMANDS.values() if isinstance(entry, Group) for inner in entry.commands.values()]
+    assert {name: commands().get(entry.module) for name, entry in single.items()} == {name: name for name in single}
+    assert {entry.module for entry in grouped} <= subcommands()
+    assert {entry.extra for entry in (*single.values(), *grouped)} <= {"", *EXTRAS}
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -18,7 +18,7 @@ import pytest
 from tinydet.runtime.backends.tensorrt import TensorRTBackend
 from tinydet.spec import ModelSpec
 
-STAND_IN = Path(__file__).resolve().parents[1] / "runtime" / "cuda_stand_in.py"
+STAND_IN = Path(__file__).resolve().parents[1] / "support" / "cuda_stand_in.py"
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.data.__main__ import main
+from tinydet.__main__ import main as tinydet
 from tinydet.data.check import check_document
 from tinydet.data.coco import load_dataset, read_pixels
 from tinydet.data.repair import mend
@@ -138,18 +138,18 @@ def test_a_fault_is_named_and_repaired(tmp_path: Path, capsys: pytest.CaptureFix
     source = folder(tmp_path / "set", spoil)
     with pytest.raises(ValueError, match=re.escape(str(source))):  # training would refuse it
         read_pixels(load_dataset(source), 0)
-    assert main(["check", str(source), "--json", str(tmp_path / "report.json")]) == 1
+    assert tinydet(["data", "check", str(source), "--json", str(tmp_path / "report.json")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{source / 'annotations.json'}: ") and told in lines[0]
     report = json.loads((tmp_path / "report.json").read_text())
     assert rule in {fault["rule"] for fault in report["faults"]}
 
     fixed = tmp_path / "fixed.json"
-    assert main(["check", str(source), "--fix", str(fixed)]) == 0
+    assert tinydet(["data", "check", str(source), "--fix", str(fixed)]) == 0
     assert any(line.startswith("repaired: ") and repair in line for line in capsys.readouterr().out.splitlines())
     dataset = load_dataset(fixed, source / "images")
     assert (len(dataset.images), len(dataset.boxes)) == (images, boxes)
-    assert main(["check", str(fixed), "--images", str(source / "images")]) == 0
+    assert tinydet(["data", "check", str(fixed), "--images", str(source / "images")]) == 0
     assert "no fault in" in capsys.readouterr().out
 
 
@@ -169,7 +169,7 @@ def test_what_only_a_person_can_mend_is_refused_and_nothing_is_written(
 ) -> None:
     spoil, message = REFUSED[fault]
     source = folder(tmp_path / "set", spoil)
-    assert main(["check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 2
+    assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 2
     error = capsys.readouterr().err.splitlines()
     assert message in error[-1] and "cannot be repaired by a program" in error[-1]
     assert not (tmp_path / "fixed.json").exists()
@@ -203,11 +203,11 @@ def test_a_damaged_picture_is_found_where_only_its_end_is_missing(
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     damaged = source / "images" / "1.png"
     damaged.write_bytes(cv2.imencode(".png", noise)[1].tobytes()[:-3000])
-    assert main(["check", str(source)]) == 1
+    assert tinydet(["data", "check", str(source)]) == 1
     assert "1 image with an unreadable file" in capsys.readouterr().out
-    assert main(["check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 0
+    assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 0
     assert [image.id for image in load_dataset(tmp_path / "fixed.json").images] == [2, 3]
-    assert main(["check", str(source / "annotations.json")]) == 0  # the file alone is sound
+    assert tinydet(["data", "check", str(source / "annotations.json")]) == 0  # the file alone is sound
     assert "pictures not read (--images DIR)" in capsys.readouterr().out
 
 
@@ -225,7 +225,7 @@ def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
     put("annotations", 0, image_id=1)(document)
     source = tmp_path / "a.json"
     source.write_text(json.dumps(document))
-    assert main(["check", str(source)]) == 0
+    assert tinydet(["data", "check", str(source)]) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     for said in (
         "1 boxes reach outside their image",
@@ -238,7 +238,7 @@ def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
     ):
         assert any(said in note for note in notes), said
     before = source.read_bytes()
-    assert main(["check", str(source), "--fix", str(tmp_path / "b.json")]) == 0
+    assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "b.json")]) == 0
     assert source.read_bytes() == before
     fixed = {entry["id"]: entry for entry in json.loads((tmp_path / "b.json").read_text())["annotations"]}
     assert fixed[1]["bbox"] == [55, 5, 5, 10] and fixed[1]["area"] == 50 and fixed[1]["size"] == 50**0.5
@@ -254,12 +254,12 @@ def test_a_sound_document_is_left_as_it_is() -> None:
 
 def test_a_repair_does_not_overwrite_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folder(tmp_path / "set")
-    assert main(["check", str(source), "--fix", str(source / "images" / ".." / "annotations.json")]) == 2
+    assert tinydet(["data", "check", str(source), "--fix", str(source / "images" / ".." / "annotations.json")]) == 2
     assert "would overwrite the file that it repairs" in capsys.readouterr().err
 
 
 def test_every_real_annotation_file_passes(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("hituav-val/annotations.json", "tinyperson640-val/annotations.json", "annotations/uavvaste.json",
                  "bigscene-brighton-geotiff/annotations.json", "bigscene-plaza/annotations.json"):  # fmt: skip
-        assert main(["check", str(shared / "data" / name)]) == 0
+        assert tinydet(["data", "check", str(shared / "data" / name)]) == 0
         assert "no fault in" in capsys.readouterr().out

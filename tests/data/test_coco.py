@@ -417,7 +417,7 @@ def test_every_real_annotation_file_loads_with_all_of_its_boxes(shared: Path) ->
 
 def test_every_real_image_set_loads_with_its_pixels(shared: Path) -> None:
     folders = sorted(path.parent for path in (shared / "data").glob("*/annotations.json"))
-    assert len(folders) == 7
+    assert len(folders) >= 7
     for folder in folders:
         dataset = load_dataset(folder)
         smallest = min(range(len(dataset.images)), key=lambda i: dataset.images[i].width)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.data.__main__ import main
+from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.data.convert import FORMATS
 
@@ -19,7 +19,7 @@ from tinydet.data.convert import FORMATS
 def convert(source: Path, form: str, *flags: str | Path, output: Path | None = None) -> dict[str, Any]:
     """The COCO file that the command writes, which the reader of training accepts."""
     target = output or source.parent / "converted.json"
-    assert main(["convert", str(source), "--from", form, "--output", str(target), *map(str, flags)]) == 0
+    assert tinydet(["data", "convert", str(source), "--from", form, "--output", str(target), *map(str, flags)]) == 0
     document: dict[str, Any] = json.loads(target.read_text())
     dataset = load_dataset(target)
     assert len(dataset.images) == len(document["images"])
@@ -48,7 +48,7 @@ def write(path: Path, text: str) -> Path:
 def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
     """The one line of a refusal."""
     capsys.readouterr()
-    assert main(["convert", *map(str, argv)]) == 2
+    assert tinydet(["data", "convert", *map(str, argv)]) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     return error[0]
@@ -228,7 +228,7 @@ def test_tiny_citypersons_is_a_quarter(tmp_path: Path) -> None:
 
 def test_pedestrians_only_is_the_ground_truth_of_the_citypersons_benchmark(tmp_path: Path) -> None:
     """One class; whoever else is seen is an ignore region of it, or detecting a rider would count as an error."""
-    from tinydet.evaluation import evaluate_detections
+    from tinydet.evaluate import evaluate_detections
 
     document = convert(citypersons(tmp_path / "anno_val.mat"), "citypersons", "--pedestrians-only")
     assert document["categories"] == [{"id": 1, "name": "pedestrian"}]
@@ -302,7 +302,7 @@ def test_a_task_of_tinyperson_has_one_class_and_the_other_is_ignored(
 
 def test_results_are_packed_where_the_name_says_so(tmp_path: Path) -> None:
     source, target = tinyperson(tmp_path / "t.json"), tmp_path / "out.json.gz"
-    assert main(["convert", str(source), "--from", "tinyperson", "--output", str(target)]) == 0
+    assert tinydet(["data", "convert", str(source), "--from", "tinyperson", "--output", str(target)]) == 0
     assert len(json.loads(gzip.decompress(target.read_bytes()))["annotations"]) == 5
 
 
@@ -365,6 +365,6 @@ def test_flags_of_another_format_are_refused(tmp_path: Path, capsys: pytest.Capt
 
 def test_every_format_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["convert", "--help"])
+        tinydet(["data", "convert", "--help"])
     printed = capsys.readouterr().out
     assert all(f"\n  {name} " in printed for name in FORMATS)

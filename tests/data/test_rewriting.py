@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.data.__main__ import main
+from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.data.documents import load_document, write_document
 from tinydet.data.rewriting import PictureFolder, choose_output, new_folder
@@ -114,7 +114,7 @@ def test_every_tool_makes_a_folder_that_loads_with_its_pictures(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     words = [str(squares) if word == "SOURCE" else word for word in arguments]
-    assert main([words[0], str(squares), *words[1:], "--output", str(tmp_path / "new")]) == 0
+    assert tinydet(["data", words[0], str(squares), *words[1:], "--output", str(tmp_path / "new")]) == 0
     assert str(tmp_path / "new") in capsys.readouterr().out
     document, dataset = load_document(tmp_path / "new"), load_dataset(squares)
     assert document.dataset.classes == dataset.classes
@@ -128,8 +128,8 @@ def test_pieces_that_are_no_files_are_sent_to_be_written_first(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tool: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["cut", str(squares / "annotations.json"), "--tile", "64", "--output", "corners.json"]) == 0
-    assert main([tool[0], "corners.json", *tool[1:]]) == 2
+    assert tinydet(["data", "cut", str(squares / "annotations.json"), "--tile", "64", "--output", "corners.json"]) == 0
+    assert tinydet(["data", tool[0], "corners.json", *tool[1:]]) == 2
     assert "write the pieces first: tinydet data cut" in capsys.readouterr().err
 
 
@@ -140,6 +140,6 @@ def test_a_damaged_picture_leaves_no_folder(squares: Path, tmp_path: Path, capsy
         content = (squares / "images" / image["file_name"]).read_bytes()
         (tmp_path / "images" / image["file_name"]).write_bytes(content if image["id"] != 4 else content[:-30])
     (tmp_path / "annotations.json").write_text(json.dumps(document))
-    assert main(["cut", str(tmp_path), "--tile", "64", "--output", str(tmp_path / "new")]) == 2
+    assert tinydet(["data", "cut", str(tmp_path), "--tile", "64", "--output", str(tmp_path / "new")]) == 2
     assert "4.png: truncated PNG" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations.json", "images"]

@@ -13,6 +13,7 @@ import pytest
 
 from tinydet.data.coco import load_dataset, read_pixels
 from tinydet.data.documents import load_document
+from tinydet.data.samples import Sample, TrainingTiles
 from tinydet.data.scale_match import (
     DEFAULT_SCALE,
     ScaleMatch,
@@ -25,7 +26,6 @@ from tinydet.data.scale_match import (
     size_histogram,
     sizes_of,
 )
-from tinydet.data.training import Sample, TrainingTiles
 
 FREE = (1e-3, 1e3)
 

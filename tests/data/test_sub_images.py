@@ -13,10 +13,10 @@ import pytest
 
 from tinydet.data.coco import load_dataset
 from tinydet.data.documents import load_document
+from tinydet.data.samples import Cut, Slivers, TrainingTiles
 from tinydet.data.sub_images import add_arguments, benchmark_tiles, cut_document, run, write_pieces
-from tinydet.data.training import Cut, Slivers, TrainingTiles
-from tinydet.evaluation.subimages import merge_sub_images
-from tinydet.runtime.tiles import TileGrid
+from tinydet.evaluate.sub_images import merge_sub_images
+from tinydet.geometry.tiles import TileGrid
 
 
 def cut(*argv: str | Path) -> str:

@@ -93,8 +93,8 @@ def brightness_onnx(brightness_model: Any, tmp_path: Path) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small detector that was never trained, but says as much as one that was."""
     torch = pytest.importorskip("torch")
-    from tinydet.checkpoint import Checkpoint, save_checkpoint
-    from tinydet.detector import DetectorConfig, build_detector
+    from tinydet.models.checkpoint import Checkpoint, save_checkpoint
+    from tinydet.models.detector import DetectorConfig, build_detector
 
     torch.manual_seed(3)
     config = DetectorConfig("mobilenet_v2", channels=64, head_convs=1, norm="batch", classes=2)

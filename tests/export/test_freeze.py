@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from tinydet.anchors import DESIGNS
-from tinydet.batch import collate
-from tinydet.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.data.coco import find_dataset, load_dataset
-from tinydet.data.training import TrainingTiles
-from tinydet.detector import DetectorConfig, build_detector
+from tinydet.data.samples import TrainingTiles
 from tinydet.export.__main__ import main
 from tinydet.export.freeze import factors_on
-from tinydet.fpn import FoldedFPN, FusionFPN, fold_alpha
+from tinydet.geometry.anchors import DESIGNS
+from tinydet.models.batch import collate
+from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tinydet.models.detector import DetectorConfig, build_detector
+from tinydet.models.fpn import FoldedFPN, FusionFPN, fold_alpha
 
 
 def checkpoint_of(fusion: str, *, decided: bool) -> Checkpoint:

@@ -19,12 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from tinydet.checkpoint import load_checkpoint
-from tinydet.detector import build_detector
-from tinydet.export.graph import InferenceGraph
 from tinydet.export.onnx_file import export_onnx, lint, operators_added, trace
 from tinydet.export.parity import compare
-from tinydet.fpn import FusionFPN, PlainFPN, fold_alpha
+from tinydet.models.checkpoint import load_checkpoint
+from tinydet.models.detector import build_detector
+from tinydet.models.fpn import FusionFPN, PlainFPN, fold_alpha
+from tinydet.models.graphs.one_stage import InferenceGraph
 from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.spec import ModelSpec
 

@@ -10,8 +10,8 @@ import pytest
 
 from tinydet.runtime.backends import choose_model, onnx_runtime, open_model
 from tinydet.runtime.backends.onnx_runtime import BoundTensors, has_gpu_provider
-from tinydet.runtime.pipeline import detect
-from tinydet.runtime.scene import open_scene
+from tinydet.runtime.scan import detect
+from tinydet.runtime.scenes.scene import open_scene
 from tinydet.spec import ModelSpec
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinydet.infer.__main__ import main
 from tinydet.runtime import load
-from tinydet.runtime.__main__ import main
 from tinydet.runtime.bundled import BUNDLED, DEFAULT, FOLDER, model_path
 
 FRAMES = Path(__file__).parents[3] / "shared" / "data" / "hituav-val"
@@ -32,7 +32,7 @@ def test_every_bundled_model_is_there_with_its_card_and_all_are_small() -> None:
 
 
 def test_the_checkpoint_and_the_graph_are_one_model_and_name_no_file() -> None:
-    checkpoint = pytest.importorskip("tinydet.checkpoint", reason="a checkpoint needs torch")
+    checkpoint = pytest.importorskip("tinydet.models.checkpoint", reason="a checkpoint needs torch")
     stored = checkpoint.load_checkpoint(model_path(DEFAULT, ".pth"))
     spec = load(DEFAULT, backend="onnx", threads=1).spec
     assert (spec.classes, spec.alpha, spec.tile) == (stored.classes, stored.alpha, stored.tile)

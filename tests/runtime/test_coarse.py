@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.coarse import plan_coarse
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.pipeline import detect
-from tinydet.runtime.scene import open_scene
+from tinydet.runtime.scan import detect
+from tinydet.runtime.scenes.scene import open_scene
 from tinydet.runtime.stitch import Stitcher
-from tinydet.runtime.tiles import TileGrid
 
 SIZES = (4.0, 12.0, 90.0)  # of the training objects; tiles of 64 share 32 pixels
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinydet.runtime import Found, Model, detect, load, open_scene
-from tinydet.runtime.pipeline import detect as detect_in
+from tinydet.runtime.scan import detect as detect_in
 
 
 def picture(*corners: tuple[int, int]) -> np.ndarray:

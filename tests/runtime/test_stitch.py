@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.stitch import Stitcher
-from tinydet.runtime.tiles import TileGrid
 
 
 def iou(one: np.ndarray, two: np.ndarray) -> np.ndarray:

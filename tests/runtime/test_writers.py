@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.georeference import Georeference, georeference_of
+from tinydet.runtime.scenes.georeference import Georeference, georeference_of
 from tinydet.runtime.writers import FORMATS, SceneDetections, check_output, format_of, open_writer
 from tinydet.spec import ModelSpec
 

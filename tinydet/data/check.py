@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tinydet._atomic import write_json
+from tinydet._internal.atomic import write_json
 from tinydet.data.coco import check_folder, find_dataset
 from tinydet.data.documents import write_document
 from tinydet.data.faults import (
@@ -26,7 +26,7 @@ from tinydet.data.faults import (
     examine_pictures,
     read_document,
 )
-from tinydet.data.pictures import list_pictures
+from tinydet.data.image_files import list_pictures
 from tinydet.data.repair import mend
 
 

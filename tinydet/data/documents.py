@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._atomic import atomic_path
+from tinydet._internal.atomic import atomic_path
 from tinydet.data.coco import Dataset, load_dataset, read_pixels
 from tinydet.data.faults import read_document
 

@@ -19,7 +19,7 @@ from tinydet.data.documents import Document, boxes_of, is_ignored, load_document
 from tinydet.data.resample import FILTERS, Filter, resample
 from tinydet.data.rescale import rescaled, write_rescaled
 from tinydet.data.rewriting import add_source_arguments, choose_output, is_annotation_file
-from tinydet.data.training import Sample
+from tinydet.data.samples import Sample
 
 BINS = 100
 SCALE_RANGE = (0.1, 1.0)

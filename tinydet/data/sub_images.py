@@ -35,10 +35,34 @@ from tinydet.data.rewriting import (
     is_annotation_file,
     new_folder,
 )
-from tinydet.data.training import Cut, Slivers, clip_to_tile, share_out
-from tinydet.evaluation.subimages import SUB_IMAGE, SUB_OVERLAP, sub_image_corners
-from tinydet.runtime.pipeline import OVERLAP
-from tinydet.runtime.tiles import Tile, TileGrid
+from tinydet.data.samples import Cut, Slivers, clip_to_tile, share_out
+from tinydet.geometry.tiles import Tile, TileGrid
+from tinydet.runtime.scan import OVERLAP
+
+SUB_IMAGE = (640, 512)  # pixels, width and height
+SUB_OVERLAP = (50, 50)
+Corner = tuple[int, int, int, int]  # x1, y1, x2, y2 of a sub-image, pixels of the whole image
+
+
+def sub_image_corners(
+    width: int, height: int, size: tuple[int, int] = SUB_IMAGE, overlap: tuple[int, int] = SUB_OVERLAP
+) -> list[Corner]:
+    """The benchmark's cut of an image, row by row. The last of a row or column is moved inside.
+
+    >>> sub_image_corners(1280, 720)[:3]
+    [(0, 0, 640, 512), (590, 0, 1230, 512), (640, 0, 1280, 512)]
+
+    Raises:
+        ValueError: an overlap that is not smaller than the sub-image.
+    """
+    if overlap[0] >= size[0] or overlap[1] >= size[1]:
+        raise ValueError(f"sub-images of {size} pixels cannot overlap by {overlap}; choose less")
+    columns, rows = (
+        [max(min(i * (side - shared), whole - side), 0) for i in range(max(-(-(whole - shared) // (side - shared)), 1))]
+        for whole, side, shared in zip((width, height), size, overlap, strict=True)
+    )
+    return [(x, y, min(x + size[0], width), min(y + size[1], height)) for y in rows for x in columns]
+
 
 TILE = 640
 

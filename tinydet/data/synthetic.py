@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet._atomic import atomic_path, write_json
-from tinydet._command import command
+from tinydet._internal.atomic import atomic_path, write_json
+from tinydet._internal.command import command
 from tinydet.data.scenery.camera import photograph
 from tinydet.data.scenery.compositing import Person, cast_shadows, paste, visible_people
 from tinydet.data.scenery.ground import lay_ground

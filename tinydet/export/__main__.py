@@ -13,16 +13,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tinydet._command import command
-from tinydet._extras import needs_extra
-from tinydet.anchors import DESIGNS
+from tinydet._internal.command import command
+from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.export.arguments import make_parser
 from tinydet.export.engine import build_engine, parse_only, read_onnx
-from tinydet.export.gate_images import gate_images, is_embedded
 from tinydet.export.parity import TOLERANCES
 from tinydet.export.precision import Precision, convert
+from tinydet.export.verification_images import gate_images, is_embedded
 from tinydet.export.verify import (
     CONVERSION,
     JUDGE,
@@ -33,6 +32,7 @@ from tinydet.export.verify import (
     verify,
     write_report,
 )
+from tinydet.geometry.anchors import DESIGNS
 from tinydet.runtime.backends import MODEL_FILES, Backend, open_model
 from tinydet.runtime.backends.tensorrt import PRODUCTS, open_engine
 from tinydet.spec import ModelSpec
@@ -151,8 +151,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
     trained: dict[str, Any] = {}
     if reference.suffix == ".pth":
         with needs_extra("train"):
-            from tinydet.checkpoint import load_checkpoint
-            from tinydet.torch_backend import TorchBackend
+            from tinydet.models.backend import TorchBackend
+            from tinydet.models.checkpoint import load_checkpoint
         checkpoint = load_checkpoint(reference)
         trained = checkpoint.config
         seen = candidate.spec
@@ -180,7 +180,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_freeze(arguments: argparse.Namespace) -> int:
     with needs_extra("train"):
-        from tinydet.checkpoint import load_checkpoint, save_checkpoint
+        from tinydet.models.checkpoint import load_checkpoint, save_checkpoint
     from tinydet.export.freeze import freeze_checkpoint, refuse_without_attention
 
     output = arguments.output or arguments.model.with_suffix(".frozen.pth")
@@ -218,10 +218,10 @@ def _write_onnx(
 ) -> tuple[ModelSpec, dict[str, Any]]:
     """Export a checkpoint and tell what came of it; also gives its training configuration."""
     with needs_extra("train"):
-        from tinydet.checkpoint import load_checkpoint
-        from tinydet.faster_rcnn import FasterRCNN
-        from tinydet.fpn import ZERO
-        from tinydet.torch_backend import TorchBackend
+        from tinydet.models.backend import TorchBackend
+        from tinydet.models.checkpoint import load_checkpoint
+        from tinydet.models.faster_rcnn import FasterRCNN
+        from tinydet.models.fpn import ZERO
     from tinydet.export.onnx_file import export_onnx
 
     checkpoint = load_checkpoint(model)

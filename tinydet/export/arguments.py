@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinydet._command import positive
+from tinydet._internal.command import positive
 from tinydet.export.precision import METHODS
 from tinydet.export.verify import MAX_DROP
 from tinydet.runtime.backends import BACKENDS

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tinydet._atomic import atomic_path, write_text
-from tinydet._extras import needs_extra
+from tinydet._internal.atomic import atomic_path, write_text
+from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import tensorrt as backend
 from tinydet.runtime.backends.cuda_lane import INPUT
 from tinydet.runtime.backends.tensorrt import PRODUCTS, Flavour

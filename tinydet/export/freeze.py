@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tinydet.batch import collate
-from tinydet.checkpoint import Checkpoint
 from tinydet.data.coco import Dataset
-from tinydet.data.training import TrainingTiles
-from tinydet.detector import Detector
-from tinydet.evaluation.backend import detect_dataset, score_dataset
-from tinydet.evaluation.protocols import choose_protocol
-from tinydet.fpn import FusionFPN, freeze_attention
-from tinydet.torch_backend import TorchBackend
+from tinydet.data.samples import TrainingTiles
+from tinydet.evaluate.dataset import detect_dataset, score_dataset
+from tinydet.evaluate.protocols import choose_protocol
+from tinydet.models.backend import TorchBackend
+from tinydet.models.batch import collate
+from tinydet.models.checkpoint import Checkpoint
+from tinydet.models.detector import Detector
+from tinydet.models.fpn import FusionFPN, freeze_attention
 
 
 @dataclass(frozen=True)

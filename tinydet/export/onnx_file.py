@@ -20,21 +20,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinydet._atomic import atomic_path, write_text
-from tinydet._extras import needs_extra
+from tinydet._internal.atomic import atomic_path, write_text
+from tinydet._internal.extras import needs_extra
 from tinydet.data.synthetic import render_scene
-from tinydet.detector import Detector
 from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
-from tinydet.export.graph import MAX_TOPK, InferenceGraph
 from tinydet.export.parity import TOLERANCES, Parity, compare
-from tinydet.export.two_stage import TwoStageInferenceGraph
 from tinydet.export.verify import JUDGE, Verification, write_report
-from tinydet.faster_rcnn import FasterRCNN
-from tinydet.fpn import FoldedFPN, PlainFPN
+from tinydet.models.backend import graph_of
+from tinydet.models.detector import Detector
+from tinydet.models.faster_rcnn import FasterRCNN
+from tinydet.models.fpn import FoldedFPN, PlainFPN
+from tinydet.models.graphs.one_stage import MAX_TOPK, InferenceGraph
+from tinydet.models.graphs.two_stage import TwoStageInferenceGraph
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
-from tinydet.runtime.pipeline import unsettled
+from tinydet.runtime.scan import unsettled
 from tinydet.spec import NMS_ROUNDS, ModelSpec
-from tinydet.torch_backend import graph_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.geometry.nms import conflicts, suppress
 from tinydet.runtime.backends import TileOutputs
-from tinydet.runtime.suppress import conflicts, suppress
 
 
 @dataclass(frozen=True)

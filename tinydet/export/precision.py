@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tinydet._atomic import atomic_path, write_text
-from tinydet._extras import needs_extra
+from tinydet._internal.atomic import atomic_path, write_text
+from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import Dataset
 from tinydet.export.engine import LAYERS, METADATA_KEY, description_of, graph_precision, read_onnx
 from tinydet.export.parity import TOLERANCES, disagreement

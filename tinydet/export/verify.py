@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._atomic import write_json, write_text
+from tinydet._internal.atomic import write_json, write_text
 from tinydet.data.coco import Dataset
-from tinydet.evaluation.backend import detect_dataset, score_dataset
-from tinydet.evaluation.protocols import choose_protocol
+from tinydet.evaluate.dataset import detect_dataset, score_dataset
+from tinydet.evaluate.protocols import choose_protocol
 from tinydet.export.parity import TOLERANCES, Parity, Tolerance, compare
 from tinydet.runtime.backends import Backend, TileOutputs
-from tinydet.runtime.pipeline import unsettled
-from tinydet.runtime.scene import open_scene
+from tinydet.runtime.scan import unsettled
+from tinydet.runtime.scenes.scene import open_scene
 from tinydet.spec import ModelSpec
 
 PROTOCOL = "coco"

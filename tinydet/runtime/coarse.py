@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.stitch import EDGE
-from tinydet.runtime.tiles import TileGrid
 from tinydet.spec import ModelSpec
 
 

@@ -10,17 +10,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._extras import needs_extra
+from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.coarse import Coarse
-from tinydet.runtime.georeference import georeference_of
-from tinydet.runtime.pipeline import OVERLAP, SceneResult
-from tinydet.runtime.pipeline import detect as detect_in
-from tinydet.runtime.pixels import Pixels
-from tinydet.runtime.scene import Scene, open_scene
-from tinydet.runtime.sources import find_sources
+from tinydet.runtime.scan import OVERLAP, SceneResult
+from tinydet.runtime.scan import detect as detect_in
+from tinydet.runtime.scenes.georeference import georeference_of
+from tinydet.runtime.scenes.pixels import Pixels
+from tinydet.runtime.scenes.scene import Scene, open_scene
+from tinydet.runtime.scenes.sources import find_sources
+from tinydet.runtime.scenes.video import Video
 from tinydet.runtime.stitch import Merge
-from tinydet.runtime.video import Video
 from tinydet.runtime.writers import SceneDetections, open_writer
 from tinydet.runtime.writers.table import columns
 from tinydet.spec import ModelSpec

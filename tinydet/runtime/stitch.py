@@ -26,11 +26,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.geometry.boxes import area, components, hulls, intersection, iou_of_pairs, separate_groups
+from tinydet.geometry.nms import conflicts, pairs_of_ranges, resolve, suppress
+from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.fusing import fuse
-from tinydet.runtime.geometry import area, components, hulls, intersection, iou_of_pairs, separate_groups
-from tinydet.runtime.suppress import conflicts, pairs_of_ranges, resolve, suppress
-from tinydet.runtime.tiles import TileGrid
+from tinydet.runtime.merges import fuse
 
 Merge = Literal["seam", "nms", "nmm", "wbf", "soft-nms"]
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]

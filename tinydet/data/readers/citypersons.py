@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._extras import needs_extra
+from tinydet._internal.extras import needs_extra
 from tinydet.data.readers.collection import Collection
 from tinydet.data.readers.text import to_whole
 

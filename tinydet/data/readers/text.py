@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinydet.data.pictures import list_pictures
+from tinydet.data.image_files import list_pictures
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

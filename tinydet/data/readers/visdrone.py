@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinydet.data.pictures import picture_size
+from tinydet.data.image_files import picture_size
 from tinydet.data.readers.collection import Collection
 from tinydet.data.readers.text import numbered_lines, pair_with_pictures, to_numbers, to_whole
 

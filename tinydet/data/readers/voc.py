@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from tinydet.data.pictures import list_pictures, picture_size
+from tinydet.data.image_files import list_pictures, picture_size
 from tinydet.data.readers.collection import Collection
 
 CATEGORIES = (

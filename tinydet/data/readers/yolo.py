@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinydet._extras import needs_extra
-from tinydet.data.pictures import picture_size
+from tinydet._internal.extras import needs_extra
+from tinydet.data.image_files import picture_size
 from tinydet.data.readers.collection import Collection
 from tinydet.data.readers.text import numbered_lines, pair_with_pictures, read_names, to_numbers, to_whole
 

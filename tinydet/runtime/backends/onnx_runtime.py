@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._extras import needs_extra
+from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
 from tinydet.spec import ModelSpec
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._extras import needs_extra
+from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.onnx_runtime import METADATA_KEY, described_model
 from tinydet.spec import ModelSpec

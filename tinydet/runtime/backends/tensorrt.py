@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._extras import needs_extra
+from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.cuda_lane import DTYPES, INPUT, Execution, Lane, checked
 from tinydet.spec import ModelSpec

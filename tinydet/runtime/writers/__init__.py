@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tinydet._extras import needs_extra
+from tinydet._internal.extras import needs_extra
 from tinydet.runtime.writers.geographic import nowhere_on_earth, write_geojson, write_geopackage
 from tinydet.runtime.writers.table import SceneDetections, write_csv, write_parquet
 from tinydet.runtime.writers.text import write_coco_results, write_yolo

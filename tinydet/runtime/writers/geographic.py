@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._atomic import atomic_path
-from tinydet._extras import needs_extra
+from tinydet._internal.atomic import atomic_path
+from tinydet._internal.extras import needs_extra
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.georeference import Georeference
+from tinydet.runtime.scenes.georeference import Georeference
 from tinydet.runtime.writers.table import SceneDetections, columns
 from tinydet.spec import ModelSpec
 

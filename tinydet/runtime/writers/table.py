@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._atomic import atomic_path
-from tinydet._extras import needs_extra
+from tinydet._internal.atomic import atomic_path
+from tinydet._internal.extras import needs_extra
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.georeference import Georeference
+from tinydet.runtime.scenes.georeference import Georeference
 from tinydet.spec import ModelSpec
 
 GROUP = 10_000  # rows; a group for each frame of a video would make a file of little but descriptions

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydet._atomic import atomic_path
+from tinydet._internal.atomic import atomic_path
 from tinydet.runtime.writers.table import SceneDetections
 from tinydet.spec import ModelSpec
 

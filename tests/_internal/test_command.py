@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tinydet._internal.command import Main, command
+
+
+def failing(fault: BaseException, name: str = "infer") -> Main:
+    @command(name)
+    def main(argv: Sequence[str] | None = None) -> int:
+        raise fault
+
+    return main
+
+
+def test_the_exit_code_and_the_arguments_pass_through() -> None:
+    seen: list[Sequence[str] | None] = []
+
+    @command("infer")
+    def main(argv: Sequence[str] | None = None) -> int:
+        seen.append(argv)
+        return 3
+
+    assert main(["--tile", "640"]) == 3
+    assert main() == 3
+    assert seen == [["--tile", "640"], None]
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (ValueError("tile must be positive, not -1"), "tile must be positive, not -1"),
+        (ValueError("two\n  lines"), "two lines"),
+        (FileNotFoundError(2, "No such file or directory", "a.jpg"), "a.jpg: No such file or directory"),
+        (OSError(28, "model.pth was not written"), "model.pth was not written"),
+        (OSError("no text beside the sentence"), "no text beside the sentence"),
+        (ModuleNotFoundError("'onnx' is not installed. Run: x"), "'onnx' is not installed. Run: x"),
+        (ImportError("libGL.so.1: cannot open"), "libGL.so.1: cannot open"),
+    ],
+)
+def test_a_fault_that_a_user_can_mend_is_one_line(
+    fault: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TINYDET_TRACEBACK", raising=False)
+    assert failing(fault)([]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"tinydet infer: error: {line}\n"
+    assert shown.out == ""
+
+
+def test_the_command_above_all_commands_has_no_second_name(capsys: pytest.CaptureFixture[str]) -> None:
+    failing(ValueError("no"), name="")([])
+    assert capsys.readouterr().err == "tinydet: error: no\n"
+
+
+def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYDET_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="where"):
+        failing(ValueError("where"))([])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ZeroDivisionError(),
+        KeyError("a"),
+        AssertionError(),
+        RuntimeError("cuda"),
+        ImportError("cannot import name 'a' from 'tinydet.b'", name="tinydet.b"),
+    ],
+)
+def test_a_bug_of_ours_keeps_its_traceback(fault: Exception) -> None:
+    with pytest.raises(type(fault)):
+        failing(fault)([])
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(KeyboardInterrupt())([]) == 130
+    assert capsys.readouterr().err == "tinydet infer: interrupted\n"
+
+
+PRINTS = """
+import sys
+from tinydet._internal.command import command
+@command("print")
+def main(argv=None):
+    sys.stdin.readline()
+    BODY
+    return 5
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "print('line\\n' * 100_000)",  # more than any buffer holds
+        "print('line')",  # still in the buffer when main returns
+        "print('line'); sys.exit(0)",  # as argparse leaves after --help
+        "import argparse; argparse.ArgumentParser().parse_args(['--help'])",
+    ],
+)
+def test_a_reader_that_left_is_no_error(body: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINTS.replace("BODY", body)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.close()  # `| head` has seen enough
+    _, errors = process.communicate(b"go\n", timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_another_pipe_that_breaks_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    @command("infer")
+    def main(argv: Sequence[str] | None = None) -> int:
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            os.write(writing, b"to a decoder that died")
+        finally:
+            os.close(writing)
+        return 0
+
+    assert main([]) == 2
+    assert capsys.readouterr().err == "tinydet infer: error: Broken pipe\n"
+
+
+# ------------------------------------------------------------------------------------- the command `tinydet COMMAND`
+
+
+@pytest.fixture
+def tinydet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Sequence[str]], int]:
+    """`tinydet` with one command more: `echo`, which prints its arguments and returns their number."""
+    import tinydet.__main__ as entry
+
+    (tmp_path / "echo_command.py").write_text("def main(argv=None):\n    print(*argv)\n    return len(argv)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(entry.COMMANDS, "echo", entry.Entry("echo_command", "", "print the arguments"))
+    return entry.main
+
+
+def test_a_command_gets_what_stands_behind_its_name(
+    tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tinydet(["echo", "--help", "--version", "echo"]) == 3
+    assert capsys.readouterr().out == "--help --version echo\n"
+
+
+def test_help_lists_every_command_with_a_line_of_its_own(
+    tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinydet.__main__ import COMMANDS
+
+    with pytest.raises(SystemExit) as left:
+        tinydet(["--help"])
+    assert left.value.code == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name, entry in COMMANDS.items():
+        assert [line for line in lines if line.startswith(f"{name} ") and line.endswith(entry.summary)]
+
+
+def test_no_command_is_a_fault_that_shows_the_help(
+    tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tinydet([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "print the arguments" in shown.err
+
+
+def test_an_unknown_command_is_answered_with_the_known_ones(
+    tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        tinydet(["ecko"])
+    assert left.value.code == 2
+    shown = capsys.readouterr().err
+    assert "ecko" in shown
+    assert "echo" in shown
+
+
+def test_the_installed_program_and_the_module_are_one() -> None:
+    import tinydet
+
+    for program in ([sys.executable, "-m", "tinydet"], [str(Path(sys.executable).with_name("tinydet"))]):
+        done = subprocess.run([*program, "--version"], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, f"tinydet {tinydet.__version__}\n")
+
+
+def test_naming_the_commands_loads_none_of_them() -> None:
+    code = "import sys, tinydet.__main__; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert not {"numpy", "cv2", "torch", "onnxruntime"} & set(done.stdout.split())

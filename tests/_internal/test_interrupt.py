@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from tinydet._internal.interrupt import whole
+
+
+def test_ctrl_c_comes_behind_what_is_being_done() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), whole():  # noqa: PT012 - the block is what is tested
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("row")
+    assert done == ["row"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with whole():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_in_another_thread_the_block_is_just_run() -> None:
+    done = []
+
+    def work() -> None:
+        with whole():
+            done.append("row")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == ["row"]

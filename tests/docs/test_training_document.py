@@ -1,0 +1,56 @@
+"""docs/training.md: every block of Python runs, in turn; its table of tags is what TensorBoard is given."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tinydet.models.checkpoint import load_checkpoint
+from tinydet.train.options import parser
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
+TEXT = DOCUMENT.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+
+
+@pytest.mark.parametrize(
+    "blocks", [BLOCKS[:2], pytest.param(BLOCKS, marks=pytest.mark.slow)], ids=["without the export", "all"]
+)
+def test_every_block_runs_in_turn(
+    blocks: list[str],
+    squares: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("train", "val"):
+        shutil.copytree(squares, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "document"}
+    for block in blocks:
+        exec(compile(block, str(DOCUMENT), "exec"), names)
+    printed = capsys.readouterr().out
+    assert len(BLOCKS) == 3 and "S-alpha" in printed
+    assert load_checkpoint(tmp_path / "model.pth").classes == ("square",)
+    if blocks == BLOCKS:
+        assert "0 operators added by alpha" in printed
+        assert (tmp_path / "model.onnx").is_file() and (tmp_path / "model.json").is_file()
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next((tmp_path / "runs").iterdir())))
+    events.Reload()
+    tags = events.Tags()
+    scalars = {*tags["scalars"]}
+    assert {"loss", "lr", "images per second", "alpha/P3->P2", "validation/AP50", "validation/AP50-tiny"} <= scalars
+    assert {f"{kind}/P{n}" for kind in ("classification", "regression") for n in range(2, 7)} <= scalars
+    assert tags["images"] and {"precision-recall/all", "precision-recall/tiny"} <= {*tags["tensors"]}
+    assert len(events.Scalars("alpha/P3->P2")) == 1  # fixed: once an epoch
+
+
+def test_every_flag_that_the_page_names_is_one() -> None:
+    flags = {flag for action in parser()._actions for flag in action.option_strings}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - {"--logdir"} <= flags

@@ -1,0 +1,227 @@
+"""What comes in is checked: each fault is named with its place, and odd but sound input is taken."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinydet.evaluate import choose_protocol, evaluate_detections, score_detections
+from tinydet.evaluate.tables import read_json
+
+GT: dict[str, Any] = {
+    "images": [{"id": 5, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+    "categories": [{"id": 0, "name": "person"}, {"id": 7, "name": "car"}],
+    "annotations": [
+        {"id": 1, "image_id": 5, "category_id": 0, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0},
+        {"id": 2, "image_id": 2, "category_id": 7, "bbox": [5, 5, 8, 8], "area": 64, "iscrowd": 0},
+    ],
+}
+DT: list[dict[str, Any]] = [
+    {"image_id": 5, "category_id": 0, "bbox": [0, 0, 10, 10], "score": 0.9},
+    {"image_id": 2, "category_id": 7, "bbox": [5.0, 5.0, 8.0, 8.0], "score": 1},
+]
+
+
+def changed(path: str, value: Any, *, remove: bool = False) -> tuple[Any, Any]:
+    """GT and DT with one place changed or removed, such as `gt.images.0.id`."""
+    both: Any = {"gt": copy.deepcopy(GT), "dt": copy.deepcopy(DT)}
+    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place = both
+    for part in way:
+        place = place[part]
+    if remove:
+        del place[last]
+    else:
+        place[last] = value
+    return both["gt"], both["dt"]
+
+
+def test_sound_input_scores_one() -> None:
+    perfect = {"0.25": 1.0, "0.50": 1.0, "0.75": 1.0}
+    assert evaluate_detections(GT, DT)["AP"]["all"] == pytest.approx(perfect, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("gt", [], "ground truth: expected a COCO object .* got a list"),
+        ("gt.images", {}, "'images' is an object, not a list"),
+        ("gt.images", [], "no image to score"),
+        ("gt.categories", [], "'categories' is empty"),
+        ("gt.images.1.id", 5, "two images have the id 5"),
+        ("gt.images.1.id", "b", "ids of 'images' are not all numbers"),
+        ("gt.annotations.1.id", 1, "two annotations have the id 1"),
+        ("gt.annotations.1.image_id", [1], r"annotations\[1\]: 'image_id' is a list, not an id"),
+        ("gt.annotations.1.bbox", [1, 2, 3], r"annotations\[1\]: bbox \[1, 2, 3\] is not four finite numbers"),
+        ("gt.annotations.1.bbox", [1, 2, "3", 4], r"annotations\[1\]: bbox .* is not four finite numbers"),
+        ("gt.annotations.1.bbox", [1, 2, math.inf, 4], r"annotations\[1\]: bbox .* is not four finite numbers"),
+        ("gt.annotations.1.area", math.nan, r"annotations\[1\]: area 'nan' is not a finite number"),
+        ("gt.annotations.1.area", "64", r"annotations\[1\]: area '64' is not a finite number"),
+        ("gt.annotations.1.size", "8", r"annotations\[1\]: size '8' is not a finite number"),
+        ("gt.annotations.1.vis_ratio", None, r"annotations\[1\]: vis_ratio 'None' is not a finite number"),
+        ("gt.annotations.1.vis", [1, 2], r"annotations \(vis\)\[1\]: bbox \[1, 2\] is not four finite numbers"),
+        ("dt", {"annotations": []}, "expected a list of COCO results, got an object; this looks like"),
+        ("dt", None, r"expected a list of COCO results, got nothing \(null\)"),
+        ("dt.1", 3, r"detections\[1\] is a int, not an object with 'image_id'"),
+        ("dt.1.image_id", 9, "1 of 2 detections name images .* image_id 9 in entry 1"),
+        ("dt.1.image_id", None, "1 of 2 detections name images .* image_id None in entry 1"),
+        ("dt.1.bbox", [1, 2, None, 4], r"detections\[1\]: bbox .* is not four finite numbers"),
+        ("dt.1.score", math.nan, r"detections\[1\]: score 'nan' is not a finite number"),
+        ("dt.1.score", math.inf, r"detections\[1\]: score 'inf' is not a finite number"),
+        ("dt.1.score", "0.5", r"detections\[1\]: score '0.5' is not a finite number"),
+        ("dt.1.score", True, r"detections\[1\]: score 'True' is not a finite number"),
+    ],
+)
+def test_a_malformed_value_is_named(path: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_detections(*changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("gt.images", "has no 'images'"),
+        ("gt.annotations", "has no 'annotations'"),
+        ("gt.images.1.id", r"images\[1\] has no 'id'"),
+        ("gt.annotations.1.image_id", r"annotations\[1\] has no 'image_id' \(it has 'id', 'category_id', .*\)"),
+        ("gt.annotations.1.category_id", r"annotations\[1\] has no 'category_id'"),
+        ("gt.annotations.1.bbox", r"annotations\[1\] has no 'bbox'"),
+        ("dt.1.image_id", r"detections\[1\] has no 'image_id'"),
+        ("dt.1.category_id", r"detections\[1\] has no 'category_id'"),
+        ("dt.1.bbox", r"detections\[1\] has no 'bbox'"),
+        ("dt.1.score", r"detections\[1\] has no 'score'; results need one, is this a ground-truth file\?"),
+    ],
+)
+def test_a_missing_key_is_named(path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_detections(*changed(path, None, remove=True))
+
+
+@pytest.mark.parametrize("path", ["gt.annotations.1.iscrowd", "gt.annotations.1.area", "gt.annotations.1.id"])
+def test_what_has_an_evident_default_may_be_absent(path: str) -> None:
+    gt, dt = changed(path, None, remove=True)
+    assert evaluate_detections(gt, dt)["AP"] == evaluate_detections(GT, DT)["AP"]
+
+
+def test_no_detections_score_zero_and_miss_everything() -> None:
+    scores = score_detections(GT, [], choose_protocol("tinyperson"))
+    values = scores.to_json()
+    assert values["AP"]["tiny"]["0.50"] == 0 and values["AR"]["tiny"]["0.50"] == 0
+    assert values["MR"]["tiny"]["0.50"] == 1
+    assert values["AP"]["reasonable"]["0.50"] == -1 and values["MR"]["small"]["0.50"] == -1
+    assert "detections: no detections" in scores.notes
+
+
+def test_ground_truth_without_objects_has_no_score() -> None:
+    values = evaluate_detections({**GT, "annotations": []}, DT, protocol="tinyperson")
+    assert {v for row in (values["AP"] | values["MR"]).values() for v in row.values()} == {-1.0}
+    assert values["AP_counts"]["all"]["0.50"] == {"n_gt": 0, "tp": 0, "fp": 2, "ignored_dt": 0}
+
+
+def test_detections_of_other_categories_are_left_out_with_a_note() -> None:
+    extra = {"image_id": 5, "category_id": 99, "bbox": [0, 0, 10, 10], "score": 1.0}
+    scores = score_detections(GT, [extra, *DT], choose_protocol("coco"))
+    assert scores.to_json() == evaluate_detections(GT, DT)
+    assert any("category_id 99" in note for note in scores.notes)
+    with pytest.raises(
+        ValueError, match=r"none of the categories .*: they have category_id 99, scored are 0 \(person\)"
+    ):
+        evaluate_detections(GT, [extra])
+
+
+def test_a_selected_category_that_was_never_detected_scores_zero() -> None:
+    scores = score_detections(GT, DT[:1], choose_protocol("coco"), categories=["car"])
+    assert scores.to_json()["AP"]["all"]["0.50"] == 0
+    assert not any("categories" in note for note in scores.notes)
+
+
+def test_an_unknown_selection_names_what_there_is() -> None:
+    with pytest.raises(ValueError, match="has no category 'bike'; choose from person, car"):
+        evaluate_detections(GT, DT, categories=["bike"])
+
+
+def test_annotations_of_unlisted_images_are_left_out_with_a_note() -> None:
+    gt, dt = changed("gt.annotations.1.image_id", 77)
+    scores = score_detections(gt, dt, choose_protocol("coco"))
+    assert scores.to_json()["AP_counts"]["all"]["0.50"]["n_gt"] == 1
+    assert any("images that 'images' does not list" in note for note in scores.notes)
+
+
+def test_the_order_of_files_changes_nothing_where_scores_differ() -> None:
+    gt = {key: value[::-1] for key, value in GT.items()}
+    assert evaluate_detections(gt, DT[::-1], protocol="tinyperson") == evaluate_detections(
+        GT, DT, protocol="tinyperson"
+    )
+
+
+def test_annotation_id_zero_is_found_only_by_the_fixed_protocol() -> None:
+    gt, dt = changed("gt.annotations.0.id", 0)
+    found = {
+        name: evaluate_detections(gt, dt, protocol=name, categories=["person"])["AP"]["all"]["0.50"]
+        for name in ("coco", "tinyperson", "tinyperson-mmdet", "tinyperson-huicv", "tinyperson-fixed")
+    }
+    assert found.pop("tinyperson-fixed") == pytest.approx(1.0, abs=1e-12)
+    assert set(found.values()) == {0.0}
+    notes = score_detections(gt, dt, choose_protocol("tinyperson")).notes
+    assert any("id 0" in note for note in notes)
+
+
+def test_a_category_of_ignore_regions_alone_is_said_to_forgive_no_other() -> None:
+    """As in every published evaluator: a car in a `dont_care` region of its own category is a false positive."""
+    region = {"id": 3, "image_id": 5, "category_id": 9, "bbox": [40, 40, 50, 50], "area": 2500, "ignore": 1}
+    categories = [*GT["categories"], {"id": 9, "name": "dont_care"}]
+    gt = {**GT, "categories": categories, "annotations": [*GT["annotations"], region]}
+    inside = {"image_id": 5, "category_id": 7, "bbox": [50, 50, 9, 9], "score": 0.9}
+    scores = score_detections(gt, [*DT, inside], choose_protocol("tinyperson"))
+    assert scores.to_json()["AP_counts"]["all"]["0.50"]["fp"] == 1
+    assert any(note.startswith("dont_care has ignore regions alone") for note in scores.notes)
+    assert not any("alone" in note for note in score_detections(GT, DT, choose_protocol("tinyperson")).notes)
+
+
+def test_visible_share_selects_the_objects_of_citypersons() -> None:
+    """Half visible: heavily occluded, and of no other setup but All. Both spellings of the visible box count."""
+    for key in ("vis", "vis_bbox"):
+        gt = {
+            **GT,
+            "annotations": [
+                {"id": 1, "image_id": 5, "category_id": 0, "bbox": [0, 0, 40, 60], "area": 2400, key: [0, 0, 40, 30]}
+            ],
+        }
+        dt = [{"image_id": 5, "category_id": 0, "bbox": [0, 0, 40, 60], "score": 0.9}]
+        rates = evaluate_detections(gt, dt, protocol="citypersons")["MR"]
+        assert {name: row["0.50"] for name, row in rates.items()} == {
+            "Reasonable": -1,
+            "Small": -1,
+            "Heavy": 0,
+            "All": 0,
+        }
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_are_read_packed_or_not(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / "gt.json"
+    content = json.dumps(GT).encode()
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert read_json(path) == GT
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "gt.json: is empty"),
+        (b"\xff\xfe[", "gt.json: is not JSON"),
+        (b'{"images": [', "gt.json: is not JSON"),
+        (gzip.compress(b"[1, 2, 3]" * 99)[:-12], "gt.json: truncated or damaged gzip file"),
+    ],
+)
+def test_a_file_that_is_not_json_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "gt.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_json(path)

@@ -1,0 +1,259 @@
+"""Which files the command writes: formats, one file or one a scene, pictures, sheets of crops, videos."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tinydet.infer.__main__ import main
+from tinydet.infer.chunks import Best, portions
+from tinydet.infer.jobs import Wanted, plan_jobs
+from tinydet.runtime.detections import Detections
+from tinydet.runtime.scan import Step
+from tinydet.runtime.scenes.sources import find_sources
+from tinydet.runtime.writers import SceneDetections, open_writers
+from tinydet.spec import ModelSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = ModelSpec(("square",), (1,), "d", "b", tile=64)
+BOXES = {"a": [[16, 24, 8, 8], [80, 8, 8, 8]], "b": [[160, 112, 8, 8]], "c": []}
+
+
+@pytest.fixture
+def flight(make_onnx: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model, and a folder of three scenes."""
+    monkeypatch.chdir(tmp_path)
+    make_onnx(tmp_path / "model.onnx")
+    (tmp_path / "flight").mkdir()
+    for name, boxes in BOXES.items():
+        paint(tmp_path / "flight" / f"{name}.png", boxes)
+    return tmp_path
+
+
+def paint(path: Path, boxes: list[list[int]]) -> None:
+    pixels = np.zeros((128, 192, 3), np.uint8)
+    for x, y, w, h in boxes:
+        pixels[y : y + h, x : x + w] = 255
+    assert cv2.imwrite(str(path), pixels)
+
+
+def run(*words: object) -> int:
+    return main([*map(str, words), "--overlap", "8", "--backend", "onnx"])
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def coco(path: Path) -> list[list[float]]:
+    return sorted(row["bbox"] for row in json.loads(path.read_text()))
+
+
+def table(path: Path) -> list[list[float]]:
+    rows = csv.DictReader(path.open())
+    return sorted([float(row["x1"]), float(row["y1"]), 8, 8] for row in rows)
+
+
+def test_several_formats_are_written_at_once_for_all_scenes_or_for_each(flight: Path) -> None:
+    everything = sorted(box for boxes in BOXES.values() for box in boxes)
+    assert run("--image", "flight", "--output", "all.csv", "--format", "coco,csv") == 0
+    assert table(flight / "all.csv") == coco(flight / "all.json") == everything
+    assert run("--image", "flight", "--output", "found/", "--format", "csv,coco") == 0
+    expected = [f"{name}.detections.{suffix}" for name in BOXES for suffix in ("csv", "json")]
+    assert files(flight / "found") == expected
+    for name, boxes in BOXES.items():
+        assert table(flight / "found" / expected[0].replace("a", name, 1)) == sorted(boxes)
+        assert coco(flight / "found" / f"{name}.detections.json") == sorted(boxes)
+    assert not list(flight.rglob("*.journal*"))
+
+
+def test_a_format_alone_lies_beside_the_scene_with_the_picture(flight: Path) -> None:
+    assert run("--image", "flight/a.png", "--format", "yolo") == 0
+    assert files(flight / "flight") == ["a.detections.jpg", "a.detections.txt", "a.png", "b.png", "c.png"]
+
+
+def test_pictures_and_crops_of_several_scenes_go_to_folders_that_are_made(flight: Path) -> None:
+    assert run("--image", "flight", "--draw", "shown/", "--crops", "sheets/") == 0
+    assert files(flight / "shown") == [f"{name}.detections.jpg" for name in BOXES]
+    assert files(flight / "sheets") == [f"{name}.detections.crops.jpg" for name in BOXES]
+    assert run("--image", "flight/a.png", "--crops", "one.png") == 0
+    assert cv2.imread("one.png").shape[0] > 144
+
+
+def test_scenes_of_one_name_get_files_of_their_own(flight: Path) -> None:
+    for folder in ("100MEDIA", "101MEDIA"):
+        (flight / "card" / folder).mkdir(parents=True)
+        paint(flight / "card" / folder / "DJI_1.png", BOXES["a"])
+    paint(flight / "card" / "101MEDIA" / "DJI_1.bmp", BOXES["b"])
+    jobs = plan_jobs(find_sources(["card"]), Wanted("flight/")).jobs
+    names = [job.results[0].name.removesuffix(".detections.json") for job in jobs]
+    assert names == ["100MEDIA-DJI_1.png", "DJI_1.bmp", "101MEDIA-DJI_1.png"]
+    beside = plan_jobs(find_sources(["card"]), Wanted()).jobs
+    assert [str(job.results[0].relative_to("card")) for job in beside] == [
+        "100MEDIA/DJI_1.detections.json", "101MEDIA/DJI_1.bmp.detections.json", "101MEDIA/DJI_1.png.detections.json"
+    ]  # fmt: skip
+
+
+def test_a_scene_without_a_place_is_refused_before_any_is_looked_at(flight: Path, shared: Path, capsys) -> None:
+    placed = shared / "data" / "bigscene-plaza" / "images" / "minsk_plaza_DJI_0010_rotated.tif"
+    assert run("--image", placed, "flight/b.png", "--output", "all.csv", "--format", "csv,geojson") == 2
+    captured = capsys.readouterr()
+    assert "flight/b.png does not say where it lies on the earth" in captured.err
+    assert captured.out == ""
+    assert files(flight) == ["flight/a.png", "flight/b.png", "flight/c.png", "model.onnx"]
+
+
+def test_what_the_run_reads_is_not_overwritten(flight: Path, capsys) -> None:
+    images = [{"id": 1, "file_name": "a.png"}]
+    (flight / "val.json").write_text(json.dumps({"images": images}))
+    for name in ("model.engine", "model.json", "model.skip.json"):
+        (flight / name).write_text("{}")
+    before = {path: path.read_bytes() for path in flight.glob("*.*")}
+    annotated = ("--annotations", "val.json", "--images", "flight")
+    for words in (
+        (*annotated, "--output", "val.json"),
+        (*annotated, "--output", "val.csv", "--format", "csv,coco"),
+        ("--image", "flight", "--output", "./model.json"),
+        ("--image", "flight", "--output", "model.json", "--model", "model.engine"),
+        ("--image", "flight", "--output", "model.skip.json"),
+    ):
+        assert run(*words) == 2
+        assert ".json is read by this run and would be overwritten" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in flight.glob("*.*")} == before
+
+
+def test_what_goes_to_a_pipe_is_the_results_and_nothing_else(flight: Path) -> None:
+    words = ["--image", "flight/a.png", "--output", "/dev/stdout", "--overlap", "8", "--backend", "onnx"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tinydet", "infer", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert sorted(row["bbox"] for row in json.loads(done.stdout)) == sorted(BOXES["a"])
+    assert "a.png: 192x128" in done.stderr
+
+
+def test_a_damaged_scene_ends_the_run_or_is_skipped_and_named(flight: Path, capsys) -> None:
+    whole = (flight / "flight" / "a.png").read_bytes()
+    (flight / "flight" / "b.png").write_bytes(whole[:60])
+    words = ("--image", "flight", "--output", "all.json")
+    assert run(*words) == 2
+    assert "truncated PNG" in (said := capsys.readouterr().err)
+    assert said.endswith("--skip-unreadable goes on with the other scenes\n")
+    assert not (flight / "all.json").exists()
+    assert run(*words, "--skip-unreadable") == 0
+    assert coco(flight / "all.json") == sorted(BOXES["a"])
+    assert "1 of 3 scenes were skipped, for they cannot be read, first flight/b.png" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_of_a_scene_that_is_damaged_further_down_it_is_said_how_many_boxes_were_written(
+    flight: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.zeros((1, 4096, 64), np.uint8)
+    for y in range(16, 4096, 32):
+        pixels[:, y : y + 8, 16:24] = 255
+    shape = {"count": 1, "dtype": "uint8", "width": 64, "height": 4096, "blockysize": 16}
+    with rasterio.open("flight/d.tif", "w", driver="GTiff", **shape) as file:
+        file.write(pixels)
+    whole = (flight / "flight" / "d.tif").read_bytes()
+    (flight / "flight" / "d.tif").write_bytes(whole[: len(whole) * 9 // 10])
+    monkeypatch.setattr("tinydet.infer.scenes.portions", functools.partial(portions, size=1))
+    assert run("--image", "flight", "--output", "all.json", "--skip-unreadable") == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "d.tif: skipped" in line)
+    written = len(coco(flight / "all.json")) - sum(map(len, BOXES.values()))
+    assert written > 0
+    assert line.endswith(f"; {written} of its boxes were written before")
+
+
+def test_a_scene_that_was_added_is_all_that_is_run(flight: Path, capsys) -> None:
+    words = ("--image", "flight", "--output", "all.json", "--resume")
+    assert run(*words) == 0
+    before = json.loads((flight / "all.json").read_text())
+    paint(flight / "flight" / "aa.png", BOXES["b"])
+    assert run(*words) == 0
+    assert capsys.readouterr().out.count("12 of 12 tiles are known from an earlier run") == 3
+    after = json.loads((flight / "all.json").read_text())
+    assert [row["bbox"] for row in after if row["image_id"] == 2] == BOXES["b"]
+    assert len(after) == len(before) + 1
+    (flight / "flight" / "a.png").unlink()
+    assert run(*words) == 0
+    assert len(json.loads((flight / "all.json").read_text())) == len(before) + 1 - len(BOXES["a"])
+
+
+def test_open_files_do_not_grow_with_the_number_of_scenes(flight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("counts the files of this process by /proc/self/fd")
+    counts: list[int] = []
+    monkeypatch.setattr("builtins.print", lambda *words, **_: counts.append(len(os.listdir("/proc/self/fd"))))
+    for i in range(20):
+        (flight / "flight" / f"s{i}.png").write_bytes((flight / "flight" / "a.png").read_bytes())
+    assert run("--image", "flight", "--output", "all.json", "--format", "coco,csv") == 0
+    assert len(counts) >= 2 * 23
+    assert max(counts) <= counts[3] + 2
+
+
+def steps(rng: np.random.Generator, sizes: list[int]) -> Iterator[Step]:
+    for size in sizes:
+        corner = rng.uniform(0, 900, (size, 2)).astype(np.float32)
+        scores = rng.choice(np.float32([0.4, 0.5, 0.6]), size)
+        zeros = np.zeros(size, np.int32)
+        found = Detections(np.concatenate([corner, corner + 8], 1), scores, zeros, zeros, np.zeros(size, np.float32))
+        yield Step(found, 1, 0, 0, 0, 0.0)
+
+
+def joined(parts: list[Step], cuts: list[int]) -> list[Step]:
+    """The same detections, handed out in other pieces."""
+    whole = Detections.concatenate([part.detections for part in parts])
+    edges = [0, *cuts, len(whole)]
+    return [Step(whole[a:b], 1, 0, 0, 0, 0.0) for a, b in itertools.pairwise(edges)]
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [7, 8, 9, 30], list(range(1, 60))])
+def test_portions_are_the_same_however_the_scan_was_cut_and_each_is_best_first(cuts: list[int]) -> None:
+    parts = list(steps(np.random.default_rng(0), [5, 0, 20, 1, 34]))
+    expected = list(portions(parts, 25))
+    assert [len(one) for one in expected] == [25, 25, 10]
+    for one, two in zip(portions(joined(parts, cuts), 25), expected, strict=True):
+        assert np.array_equal(one.boxes, two.boxes)
+        assert (np.diff(one.scores) <= 0).all()
+    (whole,) = portions(parts, 1000)
+    assert np.array_equal(whole.boxes, Detections.concatenate([part.detections for part in parts]).by_score().boxes)
+    assert list(portions([], 10)) == []
+
+
+def test_memory_does_not_grow_with_the_number_of_objects(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        with open_writers([tmp_path / "all.json", tmp_path / "all.csv"], SPEC) as write:
+            for portion in portions(steps(np.random.default_rng(0), [500] * (count // 500)), 2000):
+                write(SceneDetections("scene", 1, 1000, 1000, portion))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(json.loads((tmp_path / "all.json").read_text())) == count
+        return most
+
+    peak(500)  # what is made once
+    assert peak(20_000) < 1.2 * peak(4000)
+
+
+def test_a_picture_keeps_the_best_of_all_portions() -> None:
+    parts = list(steps(np.random.default_rng(1), [40, 40]))
+    best = Best(30)
+    for portion in portions(parts, 20):
+        best.add(portion)
+    whole = Detections.concatenate([part.detections for part in parts]).by_score()
+    assert np.array_equal(best.detections.boxes, whole.boxes[:30])
+    assert best.total == 80

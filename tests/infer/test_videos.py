@@ -1,0 +1,233 @@
+"""The command on videos: their files, and going on after an interruption."""
+
+from __future__ import annotations
+
+import csv
+import json
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tinydet.infer.__main__ import main
+from tinydet.infer.drawing import COLOURS
+from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+
+av = pytest.importorskip("av")
+COUNT = 10
+
+
+def write_clip(path: Path, rotation: int = 0, **options: object) -> Path:
+    """A white cell that goes right by 16 pixels each second frame."""
+    with av.open(str(path), "w", **options) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 128, 64, "yuv420p", 4_000_000
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for i in range(COUNT):
+            pixels = np.zeros((64, 128, 3), np.uint8)
+            pixels[16:24, 16 * (i // 2) : 16 * (i // 2) + 8] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def folder(make_onnx: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make_onnx(tmp_path / "model.onnx")
+    write_clip(tmp_path / "clip.mp4")
+    return tmp_path
+
+
+def run(*words: object) -> int:
+    return main([*map(str, words), "--overlap", "8", "--backend", "onnx", "--score", "0.6"])
+
+
+def places(path: Path) -> list[tuple]:
+    return [(row["image_id"], *row["bbox"][:2]) for row in json.loads(path.read_text())]
+
+
+def test_bands_of_a_video_are_refused_rather_than_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--image", "clip.mp4", "--bands", "1,2,3") == 2
+    assert "a video has red, green and blue" in capsys.readouterr().err
+    assert not list(folder.glob("clip.detections*"))
+
+
+def test_a_video_gives_results_a_table_of_its_frames_and_a_video_with_boxes(folder: Path) -> None:
+    assert run("--image", "clip.mp4", "--format", "coco,csv") == 0
+    names = ["csv", "frames.csv", "json", "mp4"]
+    assert sorted(p.name for p in folder.glob("clip.*.*")) == [f"clip.detections.{name}" for name in names]
+    assert places(folder / "clip.detections.json") == [(i + 1, 16 * (i // 2), 16) for i in range(COUNT)]
+    capture = cv2.VideoCapture(str(folder / "clip.detections.mp4"))
+    for i in range(COUNT):
+        ok, bgr = capture.read()
+        assert ok
+        ring = np.abs(bgr[14:26, :, ::-1].astype(int) - COLOURS[0]).sum(-1) < 200
+        assert abs(np.flatnonzero(ring.any(axis=0)).mean() - (16 * (i // 2) + 4)) < 8
+    assert not capture.read()[0]
+
+
+def test_named_outputs_are_the_only_ones_and_a_phone_that_was_held_upright_is_drawn_so(folder: Path) -> None:
+    write_clip(folder / "phone.mp4", rotation=90)
+    before = {path.name for path in folder.iterdir()}
+    assert run("--image", "phone.mp4", "--draw", "out.mkv") == 0
+    assert {path.name for path in folder.iterdir()} - before == {"out.mkv"}
+    with av.open("out.mkv") as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (64, 128)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--draw", "out.gif"], "cannot write a video as '.gif'; use .mp4, .mkv, .mov"),
+        (["--crops", "out.jpg"], "--crops shows one picture, and clip.mp4 has frames"),
+        (["still.png", "--crops", "cr/"], "clip.mp4 has frames, of which nothing would be written; leave it out, or"),
+        (["still.png", "--crops", "cr/", "--resume"], "clip.mp4 has frames, of which nothing would be written"),
+        (["--output", "a.txt"], "a.txt cannot hold the frames of clip.mp4; write .json, .csv or .parquet"),
+        (["model.onnx", "--output", "all.json"], "name a folder for a file each, --output all/"),
+    ],
+)
+def test_what_a_video_cannot_become_is_said_before_the_work(
+    folder: Path, words: list[str], message: str, capsys
+) -> None:
+    assert cv2.imwrite("still.png", np.zeros((64, 64), np.uint8))
+    assert run("--image", "clip.mp4", *words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_damaged_video_in_a_folder_is_skipped_and_named(folder: Path, capsys) -> None:
+    (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:900])
+    assert run("--image", "cut.mp4", "clip.mp4", "--output", "found/", "--skip-unreadable") == 0
+    assert "1 of 2 scenes were skipped, for they cannot be read, first cut.mp4" in capsys.readouterr().out
+    assert sorted(path.name for path in (folder / "found").iterdir()) == [
+        "clip.detections.frames.csv", "clip.detections.json"
+    ]  # fmt: skip
+
+
+def test_an_interrupted_video_goes_on_and_a_second_run_changes_nothing(
+    folder: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    outputs = [folder / f"clip.detections.{suffix}" for suffix in ("json", "frames.csv", "mp4")]
+    assert run("--image", "clip.mp4") == 0
+    expected = [path.read_bytes() for path in outputs]
+    for path in outputs:
+        path.unlink()
+    runs.clear()
+    counted = OnnxRuntimeBackend.run
+
+    def stops(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
+        if len(runs) == 6:
+            raise KeyboardInterrupt
+        return counted(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxRuntimeBackend, "run", stops)
+        assert run("--image", "clip.mp4", "--resume") == 130
+    assert "6 frames are kept in clip.detections.journal; --resume goes on" in capsys.readouterr().out
+    assert not any(path.exists() for path in outputs)
+    assert run("--image", "clip.mp4", "--resume") == 0
+    assert len(runs) == COUNT
+    assert "6 frames are known from an earlier run" in capsys.readouterr().out
+    assert [path.read_bytes() for path in outputs] == expected
+    changed = [path.stat().st_mtime_ns for path in outputs]
+    assert run("--image", "clip.mp4", "--resume") == 0
+    assert "done before" in capsys.readouterr().out
+    assert len(runs) == COUNT
+    assert [path.stat().st_mtime_ns for path in outputs] == changed
+    assert run("--image", "clip.mp4", "--resume", "--every", "2") == 2
+    assert "every was 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("scene", "kept"), [("clip.mp4", "3 frames are kept in"), ("a.png", "12 of 49 tiles are kept")]
+)
+def test_a_fault_of_the_machine_says_where_the_journal_is(
+    folder: Path, scene: str, kept: str, runs: list[int], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    assert cv2.imwrite("a.png", np.zeros((400, 400), np.uint8))
+    counted = OnnxRuntimeBackend.run
+
+    def fails(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
+        if len(runs) == 3:
+            raise OSError("CUDA: out of memory")
+        return counted(self, images)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", fails)
+    assert run("--image", scene, "--output", "found.json") == 2
+    captured = capsys.readouterr()
+    assert kept in captured.out
+    assert "found.journal; --resume goes on from there" in captured.out
+    assert "out of memory" in captured.err
+
+
+def test_a_stream_that_was_cut_off_goes_on_where_it_is_now(folder: Path, runs: list[int], capsys) -> None:
+    data = write_clip(folder / "live.ts", format="mpegts").read_bytes()
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for _ in range(2):
+            client, _ = server.accept()
+            with client:
+                client.sendall(data)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    words = ("--image", f"tcp://127.0.0.1:{server.getsockname()[1]}", "--output", "live.json", "--reconnect", "0")
+    with server:
+        assert run(*words, "--resume") == 0
+        (folder / "live.json").unlink()  # as if the files had not been written any more
+        first = len(runs)
+        assert run(*words, "--resume") == 0
+        thread.join(10)
+    with (folder / "live.frames.csv").open() as file:
+        rows = [(int(row["frame"]), float(row["seconds"])) for row in csv.DictReader(file)]
+    assert len(rows) == len(runs) > first > 0
+    assert rows == sorted(rows)
+    assert len(dict(rows)) == len(rows)
+    assert f"{first} frames are known from an earlier run" in capsys.readouterr().out
+
+
+def test_a_stream_that_is_lost_leaves_its_files_and_resuming_does_not_replace_its_video(folder: Path, capsys) -> None:
+    data = write_clip(folder / "live.ts", format="mpegts").read_bytes()
+
+    def serve_once(port: int = 0) -> tuple[int, threading.Thread]:
+        server = socket.create_server(("127.0.0.1", port))
+
+        def serve() -> None:
+            client, _ = server.accept()
+            server.close()
+            with client:
+                client.sendall(data)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        return server.getsockname()[1], thread
+
+    port, thread = serve_once()
+    words = ["--image", f"tcp://127.0.0.1:{port}", "--output", "live.json", "--draw", "live.mp4", "--resume"]
+    assert run(*words, "--reconnect", "0.1") == 2
+    assert "see whether it runs" in capsys.readouterr().err
+    thread.join()
+    first = places(folder / "live.json")
+    assert first
+    assert cv2.VideoCapture("live.mp4").read()[0]
+    _, thread = serve_once(port)
+    assert run(*words, "--reconnect", "0") == 2
+    assert "live.mp4 shows the frames before the interruption" in capsys.readouterr().err
+    thread.join()
+    (folder / "live.mp4").rename("before.mp4")
+    _, thread = serve_once(port)
+    assert run(*words, "--reconnect", "0") == 0
+    thread.join()
+    assert places(folder / "live.json")[: len(first)] == first
+    assert cv2.VideoCapture("live.mp4").read()[0]

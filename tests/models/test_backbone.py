@@ -1,0 +1,87 @@
+"""Backbones: strides, channels, freezing, weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import mobilenet_v2
+
+from tinydet.models.backbone import BACKBONES, Backbone, load_pretrained
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_levels_have_strides_4_to_32_and_the_channels_that_are_said(name: str) -> None:
+    backbone = Backbone(name).eval()
+    with torch.no_grad():
+        levels = backbone(torch.zeros(1, 3, 64, 96))
+    assert [tuple(level.shape) for level in levels] == [
+        (1, c, 64 // s, 96 // s) for c, s in zip(backbone.channels, (4, 8, 16, 32), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
+def test_frozen_stages_get_no_gradient_and_c2_moves_only_when_its_stage_may(name: str) -> None:
+    image = torch.randn(1, 3, 64, 64)
+    for stages in (0, 1, 2):
+        backbone = Backbone(name)
+        backbone.freeze(stages)
+        levels = backbone(image)
+        assert levels[0].requires_grad == (stages < 2)
+        assert levels[1].requires_grad
+        first = next(m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d))
+        assert first.weight.requires_grad == (stages == 0)
+
+
+def test_frozen_norm_keeps_its_statistics_in_training_and_has_no_gradient() -> None:
+    backbone = Backbone("resnet18").train()
+    before = {k: v.clone() for k, v in backbone.state_dict().items() if "running" in k}
+    backbone(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(v, backbone.state_dict()[k]) for k, v in before.items())
+    assert not any(p.requires_grad for n, p in backbone.named_parameters() if "bn" in n)
+
+
+def test_a_file_of_torchvision_weights_gives_torchvisions_features(tmp_path: Path) -> None:
+    reference = mobilenet_v2().eval()
+    torch.save(reference.state_dict(), tmp_path / "weights.pth")
+    backbone = Backbone("mobilenet_v2").eval()
+    load_pretrained(backbone, "mobilenet_v2", tmp_path / "weights.pth")
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(image)[-1], reference.features[:18](image))
+
+
+def test_wrong_weights_are_named(tmp_path: Path) -> None:
+    backbone = Backbone("mobilenet_v2")
+    with pytest.raises(ValueError, match="nowhere.pth: no such file"):
+        load_pretrained(backbone, "mobilenet_v2", tmp_path / "nowhere.pth")
+    torch.save(Backbone("resnet18").state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth: does not fit mobilenet_v2"):
+        load_pretrained(backbone, "mobilenet_v2", tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="text.pth: not a file of weights"):
+        load_pretrained(backbone, "mobilenet_v2", tmp_path / "text.pth")
+
+
+def test_a_failed_download_names_the_two_other_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for proxy in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(ValueError, match="--weights-backbone FILE.*--weights-backbone none"):
+        load_pretrained(Backbone("mobilenet_v2"), "mobilenet_v2", "default")
+
+
+def test_an_unknown_backbone_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="resnet18, resnet34"):
+        Backbone("resnet19")
+
+
+def test_group_norm_takes_a_batch_of_one_and_refuses_batch_norms_weights(tmp_path: Path) -> None:
+    backbone = Backbone("mobilenet_v2", norm="group")
+    alone = backbone.train()(torch.randn(1, 3, 64, 64))
+    assert [tuple(level.shape[1:]) for level in alone] == [(24, 16, 16), (32, 8, 8), (96, 4, 4), (320, 2, 2)]
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
+    torch.save(mobilenet_v2(weights=None).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights.pth: trained with batch norm.*--weights-backbone none"):
+        load_pretrained(backbone, "mobilenet_v2", tmp_path / "weights.pth")

@@ -1,0 +1,94 @@
+"""Many processes compute what one computes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinydet.models.checkpoint import load_checkpoint
+from tinydet.models.distributed import Processes, join_processes, over_all
+from tinydet.train.__main__ import main
+
+QUICK = ["--preset", "small", "--weights-backbone", "none", "--norm", "group", "--channels", "16", "--head-convs", "1",
+         "--epochs", "2", "--batch", "3", "--tile", "96", "--overlap", "32", "--precision", "fp32", "--threads", "1",
+         "--device", "cpu"]  # fmt: skip
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "-m", "tinydet.train", *arguments], capture_output=True, text=True, timeout=300, env=environment
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_shares_of_a_batch_are_the_batch_and_differ_by_at_most_one(count: int) -> None:
+    shares = [Processes(rank, count).share(range(8)) for rank in range(count)]
+    assert sorted(i for share in shares for i in share) == list(range(8))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_one_process_alone_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    alone, device = join_processes(torch.device("cpu"))
+    assert (alone, device) == (Processes(0, 1), torch.device("cpu")) and alone.first
+    assert alone.gather(3) == [3] and alone.tell(4) == 4
+    values = torch.ones(2)
+    assert over_all(values) is values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--lr", "0.002", "--clip-norm", "0"], ["--ema", "0.9", "--clip-norm", "1"]])
+def test_two_processes_train_and_score_as_one_does(options: list[str], squares: Path, tmp_path: Path) -> None:
+    def flags(name: str) -> list[str]:
+        places = ["--output", str(tmp_path / f"{name}.pth"), "--logdir", str(tmp_path / name)]
+        return ["--data", str(squares), "--val", str(squares), "--salpha", *QUICK, *options, *places]
+
+    done = torchrun(*flags("two"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote ") == 1  # one of them speaks
+    assert main(flags("one")) == 0
+    one, two = (load_checkpoint(tmp_path / f"{name}.pth") for name in ("one", "two"))
+    assert two.progress["step"] == one.progress["step"] == 6
+    for key, value in one.weights.items():
+        torch.testing.assert_close(two.weights[key], value, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(two.progress["history"], one.progress["history"], strict=True):
+        assert ours == pytest.approx(theirs, abs=0.02)
+    curves = [losses_in(tmp_path / name) for name in ("one", "two")]
+    assert len(curves[0]) == 6 and curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def losses_in(logdir: Path) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {file.parent for file in logdir.rglob("events*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.value for event in events.Scalars("loss")]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_with_its_reason(squares: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(squares, broken)
+    (broken / "images" / "2.png").write_bytes(b"no image")
+    done = torchrun("--data", str(broken), *QUICK, "--no-tensorboard", "--output", str(tmp_path / "model.pth"))
+    assert done.returncode != 0
+    assert "2.png" in done.stderr and "tinydet train: error" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_faster_rcnn(squares: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.pth"
+    place = QUICK.index("--head-convs")  # RetinaNet's
+    flags = [*QUICK[:place], *QUICK[place + 2 :], "--no-tensorboard", "--output", str(output)]
+    done = torchrun("--detector", "faster_rcnn", "--data", str(squares), *flags)
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(output).progress["step"] == 6

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tinydet.geometry.tiles import TileGrid
+from tinydet.runtime.read_ahead import PASSED_AT_ONCE, ReadAhead
+from tinydet.runtime.scenes.pixels import Image
+from tinydet.runtime.scenes.scene import Scene
+
+
+class Holes(Scene):
+    """Each pixel tells its place; the tiles in `empty` have no data; every handle is counted."""
+
+    name, width, height = "holes", 640, 640
+
+    def __init__(self, empty: set[int], open_handles: list[int] | None = None) -> None:
+        self.empty, self.open_handles = empty, [] if open_handles is None else open_handles
+
+    def is_empty(self, x: int, y: int, width: int, height: int) -> bool:
+        return y // 64 * 10 + x // 64 in self.empty
+
+    def another(self) -> Scene:
+        self.open_handles.append(1)
+        return Holes(self.empty, self.open_handles)
+
+    def close(self) -> None:
+        self.open_handles.pop()
+
+    def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
+        return np.full((size[1], size[0], 3), y // 64 * 10 + x // 64, np.uint8)
+
+
+GRID = TileGrid(640, 640, 64, 0)
+CASES = {
+    "none": set(),
+    "one": {5},
+    "a row": set(range(20, 30)),
+    "every other": set(range(0, 100, 2)),
+    "the end": set(range(50, 100)),
+    "all": set(range(100)),
+    "all but the last": set(range(99)),
+}
+
+
+@pytest.mark.parametrize("empty", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("readers", [1, 3])
+@pytest.mark.parametrize("batch", [1, 4, 7, 200])
+def test_full_batches_of_the_tiles_that_have_data_in_their_order_and_all_others_told(
+    empty: set[int], readers: int, batch: int
+) -> None:
+    scene = Holes(empty)
+    seen, passed, sizes = [], [], []
+    for read in ReadAhead(scene, GRID.tiles, size=(64, 64), side=64, pad=(1, 2, 3), batch=batch, readers=readers):
+        assert len(read.images) == len(read.tiles)
+        assert [int(image[9, 9, 0]) for image in read.images] == [tile.index for tile in read.tiles]
+        assert read.tiles or read.empty
+        assert len(read.empty) <= PASSED_AT_ONCE + batch
+        seen += [tile.index for tile in read.tiles]
+        passed += [tile.index for tile in read.empty]
+        if read.tiles:
+            sizes.append(len(read.tiles))
+    assert seen == [i for i in range(100) if i not in empty]
+    assert passed == sorted(empty)
+    assert all(size == batch for size in sizes[:-1])
+    assert scene.open_handles == []
+
+
+def test_pictures_that_are_not_worth_it_are_told_apart_from_empty_ones() -> None:
+    reading = ReadAhead(
+        Holes({3}),
+        GRID.tiles[:12],
+        size=(64, 64),
+        side=64,
+        pad=(0, 0, 0),
+        batch=4,
+        worth=lambda picture: int(picture[0, 0, 0]) % 2 == 0,
+    )
+    reads = list(reading)
+    assert [tile.index for read in reads for tile in read.plain] == [1, 5, 7, 9, 11]
+    assert [tile.index for read in reads for tile in read.empty] == [3]
+    assert [[tile.index for tile in read.tiles] for read in reads] == [[0, 2, 4, 6], [8, 10]]
+
+
+def test_handles_are_closed_when_the_caller_leaves_early() -> None:
+    scene = Holes(set())
+    batches = iter(ReadAhead(scene, GRID.tiles, size=(64, 64), side=64, pad=(0, 0, 0), batch=4, readers=4))
+    next(batches)
+    assert len(scene.open_handles) == 3
+    batches.close()  # type: ignore[attr-defined]
+    assert scene.open_handles == []

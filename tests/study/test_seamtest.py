@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tinydet.geometry.tiles import TileGrid
+from tinydet.runtime.backends import TileOutputs
+from tinydet.runtime.scenes.scene import open_scene
+from tinydet.study.seamtest import main, seam_test, shift_of
+
+
+def squares(seed: int = 0, side: int = 8) -> np.ndarray:
+    """White squares of 8 pixels, one in each cell of 16, somewhere inside it."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((240, 320, 3), np.uint8)
+    for y in range(0, 240, 16):
+        for x in range(0, 320, 16):
+            dx, dy = rng.integers(1, 15 - side, 2)
+            pixels[y + dy : y + dy + side, x + dx : x + dx + side] = 255
+    return pixels
+
+
+class Blinkered:
+    """Finds nothing nearer than `blind` pixels to the right edge of a tile: what a seam does to a bad detector."""
+
+    def __init__(self, backend: object, blind: int) -> None:
+        self.spec, self.name, self._backend, self._blind = backend.spec, "blinkered", backend, blind
+
+    def run(self, images: np.ndarray) -> TileOutputs:
+        outputs = self._backend.run(images)
+        seen = outputs.boxes[..., 2] < self.spec.tile - self._blind
+        return outputs._replace(labels=np.where(seen, outputs.labels, -1).astype(np.int32))
+
+
+def test_scans_of_a_perfect_detector_agree(white_squares: Callable) -> None:
+    scene = open_scene(squares())
+    report = seam_test(white_squares(), scene, shift_of(TileGrid(320, 240, 64, 20)), overlap=20, score=0.3)
+    assert report.at_seams.boxes > 100
+    assert report.elsewhere.boxes > 0
+    for part in (report.at_seams, report.elsewhere):
+        assert (part.lost, part.duplicates) == (0, 0)
+    assert report.excess == 0
+
+
+def test_what_a_seam_hides_is_counted_as_lost_and_at_seams(white_squares: Callable) -> None:
+    """Blind for 30 pixels where tiles share 20: strips of 10 that no tile of a grid sees."""
+    scene = open_scene(squares())
+    backend = Blinkered(white_squares(), 30)
+    report = seam_test(backend, scene, shift_of(TileGrid(320, 240, 64, 20)), overlap=20, score=0.3)
+    assert report.at_seams.lost > 10
+    assert report.at_seams.duplicates == 0
+    assert report.excess > 0.05
+
+
+def test_parts_that_a_merge_leaves_are_disagreement(white_squares: Callable) -> None:
+    """Plain NMS keeps a part of a square beside the whole one wherever less than half of it is seen."""
+    scene = open_scene(squares())
+    shift = shift_of(TileGrid(320, 240, 64, 20))
+    seam, nms = (
+        seam_test(white_squares(), scene, shift, overlap=20, score=0.3, merge=merge) for merge in ("seam", "nms")
+    )
+    assert seam.excess == 0
+    assert nms.excess > 0.02
+
+
+def test_the_shift_is_half_a_stride_in_whole_cells_of_the_pyramid() -> None:
+    shift = shift_of(TileGrid(3000, 3000, 640, 128))
+    assert (shift.x, shift.y) == (256, 256)
+    shift = shift_of(TileGrid(3000, 640, 640, 128))
+    assert (shift.x, shift.y) == (256, 0)
+    with pytest.raises(ValueError, match="no seams"):
+        shift_of(TileGrid(640, 640, 640, 128))
+
+
+@pytest.fixture
+def files(make_onnx: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A scene of 8x8 cells, some white, and a model that finds them."""
+    rng = np.random.default_rng(0)
+    cells = (rng.uniform(size=(20, 30)) < 0.1).astype(np.uint8) * 255
+    image = tmp_path / "cells.png"
+    cv2.imwrite(str(image), np.kron(cells, np.ones((8, 8), np.uint8)))
+    return image, make_onnx(tmp_path / "model.onnx")
+
+
+def test_the_command_prints_a_row_for_each_merge_and_writes_the_counts(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, model = files
+    output = tmp_path / "seams.json"
+    arguments = ["--image", str(image), "--model", str(model), "--overlap", "16", "--merge", "seam", "nms"]
+    assert main([*arguments, "--limit", "0.001", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    written = json.loads(output.read_text())["merges"]
+    assert [row["merge"] for row in written] == ["seam", "nms"]
+    for row in written:
+        assert row["at_seams"]["boxes"] > 0
+        assert row["at_seams"]["lost"] == row["at_seams"]["duplicates"] == 0
+        assert f"{row['merge']:9} at seams  {row['at_seams']['boxes']:7,}" in printed
+
+
+def test_the_model_runs_once_for_all_merges(white_squares: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    backend = white_squares()
+    cv2.imwrite(str(tmp_path / "scene.png"), squares())
+    monkeypatch.setattr("tinydet.study.seamtest.open_model", lambda *_, **__: backend)
+    main(["--image", str(tmp_path / "scene.png"), "--overlap", "20"])
+    once = len(backend.batches)
+    main(["--image", str(tmp_path / "scene.png"), "--overlap", "20", "--merge", "seam", "nms", "nmm", "wbf"])
+    assert len(backend.batches) == 2 * once
+
+
+def test_more_disagreement_than_the_limit_is_exit_code_1(
+    white_squares: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "scene.png"), squares())
+    monkeypatch.setattr("tinydet.study.seamtest.open_model", lambda *_, **__: Blinkered(white_squares(), 30))
+    arguments = ["--image", str(tmp_path / "scene.png"), "--overlap", "20"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--limit", "0.01"]) == 1
+    assert "--limit" in capsys.readouterr().err
+
+
+def test_a_scene_of_one_tile_is_refused(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "small.png"
+    cv2.imwrite(str(small), np.zeros((60, 60), np.uint8))
+    assert main(["--image", str(small), "--model", str(files[1]), "--overlap", "16"]) == 2
+    assert "no seams to test" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""What a run survives: a full disk, a torn state, what a killed run left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinydet.models.checkpoint import load_checkpoint
+from tinydet.train.__main__ import main
+from tinydet.train.run import StoppedError
+from tinydet.train.trainer import Trainer
+
+QUICK = ["--preset", "small", "--weights-backbone", "none", "--channels", "8", "--head-convs", "1", "--epochs", "2",
+         "--tile", "96", "--overlap", "32", "--precision", "fp32", "--no-tensorboard"]  # fmt: skip
+
+
+@contextlib.contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file can grow beyond `room` bytes, as on a disk that is nearly full."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+@pytest.fixture
+def stopped(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The flags of a run that was stopped after its first epoch, beside whose output its state lies."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", str(squares), *QUICK]
+
+    def ending(self: Trainer, writer: object, bar: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_end_of_epoch", ending)
+        assert main(flags) == 130
+    return flags
+
+
+def test_on_a_full_disk_the_last_state_and_model_survive_and_the_run_goes_on_from_them(
+    stopped: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {"model.pth", "model.resume.pth"}
+    capsys.readouterr()
+    with full_disk(200_000):
+        assert main([*stopped, "--resume"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("tinydet train: error: ") and "was not written" in error and "older file" in error
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert main([*stopped, "--resume"]) == 0
+    assert load_checkpoint(tmp_path / "model.pth").progress["epoch"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_a_torn_state_is_named_and_the_model_beside_it_stays(
+    stopped: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, model = tmp_path / "model.resume.pth", (tmp_path / "model.pth").read_bytes()
+    state.write_bytes(state.read_bytes()[:-1000])
+    assert main([*stopped, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "model.resume.pth" in error and "torn" in error
+    assert (tmp_path / "model.pth").read_bytes() == model
+
+
+def test_what_a_killed_run_left_half_written_goes_and_nothing_else_does(stopped: list[str], tmp_path: Path) -> None:
+    torn = [tmp_path / ".model.resume.0123abcd.pth", tmp_path / ".model.89abcdef.pth"]
+    others = [tmp_path / name for name in (".model.pth", ".other.0123abcd.pth", ".model.0123abcd.json")]
+    for path in (*torn, *others):
+        path.write_bytes(b"half")
+    assert main([*stopped, "--resume"]) == 0
+    assert not any(path.exists() for path in torn) and all(path.exists() for path in others)
+
+
+def test_ctrl_c_is_an_exception_of_its_own_that_says_how_to_go_on(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinydet.train.run import train
+
+    def pressed(self: Trainer, samples: object, rate: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "step", pressed)
+    output = tmp_path / "model.pth"
+    with pytest.raises(StoppedError, match=r"--resume goes on from .*model\.resume\.pth"):
+        train(data=squares, preset="small", weights_backbone="none", channels=8, tile=96, overlap=32,
+              precision="fp32", no_tensorboard=True, output=output)  # fmt: skip
+    assert load_checkpoint(output).progress["step"] == 0 and torch.load(output, weights_only=True)

@@ -1,0 +1,423 @@
+"""The training loop: schedule, resumption, interruption, divergence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tinydet.data.coco import find_dataset, load_dataset
+from tinydet.data.samples import TrainingTiles, epoch_batches, flip_horizontally, pad_together, stream
+from tinydet.geometry.tiles import TileGrid
+from tinydet.models.checkpoint import Checkpoint, load_checkpoint
+from tinydet.models.detector import DetectorConfig, build_detector
+from tinydet.train.report import run_record
+from tinydet.train.schedule import Schedule, parameter_groups
+from tinydet.train.trainer import Trainer
+
+CONFIG = DetectorConfig("mobilenet_v2", channels=16, head_convs=1, head_init="he", norm="frozen", classes=1)
+
+
+def tiles_of(squares: Path, cls: type[TrainingTiles] = TrainingTiles) -> TrainingTiles:
+    return cls(load_dataset(*find_dataset(squares)), 96, 32)
+
+
+def trainer(
+    squares: Path, output: Path, tiles: TrainingTiles | None = None, config: DetectorConfig = CONFIG, **schedule
+) -> Trainer:
+    torch.manual_seed(7)
+    values = {"epochs": 3, "batch": 3, "lr": 0.01, "clip_norm": 10.0, **schedule}
+    return Trainer(
+        detector=build_detector(config, (0.5, 0.4, 0.3)),
+        tiles=tiles or tiles_of(squares),
+        schedule=Schedule(**values),
+        checkpoint=Checkpoint(config, {}, ("square",), (3,), tile=96, config={"run": 1}),
+        output=output,
+        device=torch.device("cpu"),
+        autocast=False,
+    )
+
+
+def test_the_rate_warms_up_from_a_third_and_falls_to_a_tenth_twice() -> None:
+    schedule = Schedule(epochs=12, batch=2, lr=0.005)
+    steps = 12 * 1603
+    assert schedule.rate(0, steps) == pytest.approx(0.005 / 3)
+    assert schedule.rate(250, steps) == pytest.approx(0.005 * 2 / 3)
+    assert schedule.rate(500, steps) == 0.005
+    assert schedule.rate(9617, steps) == 0.005  # the released steps: 9618 and 16030 of 19236
+    assert schedule.rate(9618, steps) == pytest.approx(0.0005)
+    assert schedule.rate(16030, steps) == pytest.approx(0.00005)
+
+
+def test_a_cosine_falls_from_the_rate_to_nothing_after_the_same_warm_up() -> None:
+    schedule = Schedule(epochs=10, batch=1, lr=1.0, decay="cosine")
+    assert schedule.rate(0, 1000) == pytest.approx(1 / 3) and schedule.rate(100, 1000) == 1.0
+    assert schedule.rate(550, 1000) == pytest.approx(0.5) and schedule.rate(1000, 1000) == pytest.approx(0)
+
+
+def test_biases_learn_twice_as_fast_and_do_not_decay_and_frozen_parameters_do_not_learn() -> None:
+    detector = build_detector(CONFIG)
+    detector.backbone.freeze(2)
+    groups = parameter_groups(detector, 1e-4)
+    biases = [g for g in groups if g["lr_factor"] == 2.0]
+    assert len(biases) == 1 and biases[0]["weight_decay"] == 0.0
+    assert {id(p) for p in biases[0]["params"]} == {
+        id(p) for n, p in detector.named_parameters() if n.endswith("bias") and p.requires_grad
+    }
+    assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in detector.parameters())
+
+
+def test_learned_alpha_does_not_decay() -> None:
+    detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, head_convs=1, fusion="three"))
+    owner = [g for g in parameter_groups(detector, 1e-4) if any(p is detector.fpn.alpha for p in g["params"])]
+    assert [(g["weight_decay"], g["lr_factor"]) for g in owner] == [(0.0, 1.0)]
+
+
+class StopsAt(TrainingTiles):
+    """Tiles that press Ctrl-C at the n-th sample."""
+
+    left = 0
+
+    def sample(self, index: int, *, seed: int, epoch: int):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().sample(index, seed=seed, epoch=epoch)
+
+
+FASTER_RCNN = DetectorConfig("mobilenet_v2", channels=8, norm="batch", detector="faster_rcnn")
+
+
+@pytest.mark.parametrize(
+    ("samples", "options"),
+    [(2, {}), (8, {}), (14, {}), (14, {"ema": 0.9, "decay": "cosine", "grouped": True}), (5, {"config": FASTER_RCNN})],
+)
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    squares: Path, tmp_path: Path, samples: int, options: dict
+) -> None:
+    straight = trainer(squares, tmp_path / "straight.pth", **options)
+    straight.fit()
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left = samples
+    first = trainer(squares, tmp_path / "parts.pth", stopping, **options)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    load_checkpoint(tmp_path / "parts.pth").build()  # what Ctrl-C leaves can be used
+    second = trainer(squares, tmp_path / "parts.pth", **options)
+    second.resume()
+    second.fit()
+    ours, wanted = load_checkpoint(tmp_path / "parts.pth").weights, load_checkpoint(tmp_path / "straight.pth").weights
+    assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
+    assert not (tmp_path / "parts.resume.pth").exists()
+
+
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(squares: Path, tmp_path: Path) -> None:
+    straight, parts = trainer(squares, tmp_path / "straight.pth"), trainer(squares, tmp_path / "parts.pth")
+    straight.fit()
+    loss, calls = parts.loss, iter(range(100))
+
+    def pressed(samples):
+        if next(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(samples)
+
+    parts.loss = pressed
+    with pytest.raises(KeyboardInterrupt):
+        parts.fit()
+    assert (parts.epoch, parts.done) == (1, 2)  # three steps an epoch: the fifth was finished
+    resumed = trainer(squares, tmp_path / "parts.pth")
+    resumed.resume()
+    resumed.fit()
+    ours, wanted = resumed.detector.state_dict(), straight.detector.state_dict()
+    assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
+
+
+def test_training_lowers_the_loss(squares: Path, tmp_path: Path) -> None:
+    run = trainer(squares, tmp_path / "model.pth", epochs=8)
+    samples = [run.tiles.sample(i, seed=0, epoch=0) for i in range(3)]
+    before = float(run.loss(samples).total().detach())
+    run.fit()
+    run.detector.train()
+    assert float(run.loss(samples).total().detach()) < 0.9 * before
+
+
+def test_the_best_weights_on_validation_are_kept(squares: Path, tmp_path: Path) -> None:
+    run = trainer(squares, tmp_path / "model.pth")
+    scores, seen = iter([0.2, 0.6, 0.4]), []
+
+    def validate(detector):
+        seen.append({k: v.clone() for k, v in detector.state_dict().items()})
+        return {"AP50": next(scores)}
+
+    run.validate = validate
+    run.fit()
+    kept = load_checkpoint(tmp_path / "model.pth")
+    assert all(torch.equal(kept.weights[k], seen[1][k]) for k in kept.weights)
+    assert [entry["AP50"] for entry in run.history] == [0.2, 0.6, 0.4]
+
+
+@pytest.mark.parametrize("pressed_at", [pytest.param(1, marks=pytest.mark.slow), 3])  # 3: of the last epoch
+def test_a_validation_that_ctrl_c_ended_is_made_up_for_on_resuming(
+    squares: Path, tmp_path: Path, pressed_at: int
+) -> None:
+    def scoring(run: Trainer, stop: int = 0):
+        def validate(detector) -> dict[str, float]:
+            if run.epoch == stop:
+                raise KeyboardInterrupt
+            return {"AP50": float(detector.state_dict()["head.regression_head.bbox_reg.bias"].abs().sum())}
+
+        return validate
+
+    straight, first, second = (trainer(squares, tmp_path / name) for name in ("straight.pth", "parts.pth", "parts.pth"))
+    straight.validate = scoring(straight)
+    straight.fit()
+    first.validate, second.validate = scoring(first, stop=pressed_at), scoring(second)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second.resume()
+    second.fit()
+    assert second.history == straight.history and second.best == straight.best
+    ours, wanted = (load_checkpoint(tmp_path / name).weights for name in ("parts.pth", "straight.pth"))
+    assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("where", ["_alphas", "report"])  # asked for before the validation; called after it
+def test_ctrl_c_beside_a_validation_leaves_it_done_once(squares: Path, tmp_path: Path, where: str) -> None:
+    def press(*_: str) -> None:
+        raise KeyboardInterrupt
+
+    first, second = (trainer(squares, tmp_path / "model.pth", epochs=1) for _ in range(2))
+    first.validate = second.validate = lambda detector: {"AP50": 0.5}
+    setattr(first, where, press)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second.resume()
+    second.fit()
+    assert second.history == [{"epoch": 1, "AP50": 0.5}] and second.best == 0.5
+
+
+def test_learned_factors_are_told_of_the_weights_that_were_kept(squares: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, fusion="three", norm="batch")
+    first, second = (trainer(squares, tmp_path / "model.pth", config=config, epochs=2, lr=0.1) for _ in range(2))
+
+    def press(line: str) -> None:
+        raise KeyboardInterrupt
+
+    first.report = press  # at the end of the first epoch
+    for run in (first, second):
+        run.validate = lambda detector, run=run: {"AP50": 1 / run.epoch}
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second.resume()
+    second.fit()
+    kept = load_checkpoint(tmp_path / "model.pth").alpha
+    record = run_record(second)
+    assert record["alpha"] == list(kept) and kept != second.alpha
+    assert record["precision"] == "float32"
+
+
+def test_resuming_with_other_arguments_names_them(squares: Path, tmp_path: Path) -> None:
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left = 5
+    first = trainer(squares, tmp_path / "model.pth", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    other = trainer(squares, tmp_path / "model.pth")
+    other.checkpoint.config["run"] = 2
+    with pytest.raises(ValueError, match="another run"):
+        other.resume()
+    with pytest.raises(ValueError, match="no state to resume from"):
+        trainer(squares, tmp_path / "elsewhere.pth").resume()
+
+
+def test_a_loss_that_is_not_finite_stops_names_the_images_and_keeps_the_batch(squares: Path, tmp_path: Path) -> None:
+    run = trainer(squares, tmp_path / "model.pth", lr=1e6, clip_norm=0.0)
+    with pytest.raises(ValueError, match=r"not finite .*\d\.png.*--lr.*model\.diverged\.pth holds the batch"):
+        run.fit()
+    kept = torch.load(tmp_path / "model.diverged.pth", weights_only=True)
+    wanted = [run.tiles.sample(i, seed=0, epoch=kept["epoch"]) for i in kept["indices"]]
+    for tile, sample in zip(kept["tiles"], wanted, strict=True):
+        assert np.array_equal(tile["pixels"].numpy(), sample.pixels)
+        assert np.array_equal(tile["boxes"].numpy(), sample.boxes)
+    assert len(kept["images"]) == len(kept["indices"])
+    assert not all(np.isfinite(list(kept["losses"].values())))
+    assert all(w.isfinite().all() for w in run.detector.state_dict().values())  # the step was not taken
+
+
+def test_what_is_kept_with_ema_is_the_moving_average_of_the_weights(squares: Path, tmp_path: Path) -> None:
+    run = trainer(squares, tmp_path / "model.pth", epochs=1, ema=0.75)
+    key = "head.regression_head.bbox_reg.bias"
+    seen, step = [], run.step
+
+    def watched(samples, rate):
+        losses = step(samples, rate)
+        seen.append(run.detector.state_dict()[key].clone())
+        return losses
+
+    run.step = watched
+    run.fit()
+    wanted = seen[0]  # the average begins at the first weights
+    for weights in seen[1:]:
+        wanted = 0.75 * wanted + 0.25 * weights
+    assert len(seen) == 3 and not torch.allclose(wanted, seen[-1])
+    torch.testing.assert_close(load_checkpoint(tmp_path / "model.pth").weights[key], wanted)
+
+
+@pytest.mark.parametrize(("fusion", "points"), [("fixed", 1), ("three", 4)])  # three steps and the end of the epoch
+def test_tensorboard_shows_learned_factors_at_every_step(
+    squares: Path, tmp_path: Path, fusion: str, points: int
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = replace(CONFIG, fusion=fusion, norm="batch")
+    run = trainer(squares, tmp_path / "model.pth", config=config, epochs=1, lr=0.1)
+    run.logdir = tmp_path / "runs"
+    run.fit()
+    events = EventAccumulator(str(run.logdir)).Reload()
+    shown = [event.value for event in events.Scalars("alpha/P4->P3")]
+    assert len(shown) == points and shown[-1] == pytest.approx(run.alpha[1], abs=1e-6)
+    assert (len(set(shown)) > 1) == (fusion == "three")
+
+
+def test_a_run_does_not_go_on_with_other_data(squares: Path, tmp_path: Path) -> None:
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left = 5
+    first = trainer(squares, tmp_path / "model.pth", stopping)
+    first.checkpoint.origin["data"] = "before"
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second = trainer(squares, tmp_path / "model.pth")
+    second.checkpoint.origin["data"] = "after"
+    with pytest.raises(ValueError, match="the training data is not what it was"):
+        second.resume()
+
+
+def test_a_state_from_before_an_option_existed_counts_as_its_default(squares: Path, tmp_path: Path) -> None:
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left = 5
+    with pytest.raises(KeyboardInterrupt):
+        trainer(squares, tmp_path / "model.pth", stopping).fit()
+    later = trainer(squares, tmp_path / "model.pth")
+    later.checkpoint.config["ema"], later.new_options = 0.0, {"ema": 0.0}
+    later.resume()
+    later.checkpoint.config["ema"] = 0.9
+    with pytest.raises(ValueError, match="another ema"):
+        later.resume()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from tinydet.train import trainer
+sys.path.insert(0, {folder!r})
+import test_trainer
+
+where, squares, output = sys.argv[1:]
+trainer.SAVE_EVERY = -1.0  # after every step
+run = test_trainer.trainer(Path(squares), Path(output))
+step, save, calls = run.step, torch.save, [0, 0]
+
+def stepping(samples, rate):
+    calls[0] += 1
+    if where == "step" and calls[0] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(samples, rate)
+
+def saving(values, path):
+    calls[1] += 1
+    save(values, path)
+    if where == "write" and calls[1] == 5:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.step, torch.save = stepping, saving
+run.fit()
+"""
+
+
+@pytest.mark.parametrize("where", ["step", "write"])
+def test_a_run_that_is_killed_goes_on_bit_for_bit(squares: Path, tmp_path: Path, where: str) -> None:
+    straight = trainer(squares, tmp_path / "straight.pth")
+    straight.fit()
+    program = KILLED.format(folder=str(Path(__file__).parent))
+    arguments = [where, str(squares), str(tmp_path / "parts.pth")]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed = trainer(squares, tmp_path / "parts.pth")
+    resumed.resume()
+    assert resumed._step in (3, 4)
+    resumed.fit()
+    ours, wanted = resumed.detector.state_dict(), straight.detector.state_dict()
+    assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(squares: Path) -> None:
+    tiles = tiles_of(squares)
+    again = tiles_of(squares)
+    for index in reversed(range(len(tiles))):
+        one, other = tiles.sample(index, seed=1, epoch=2), again.sample(index, seed=1, epoch=2)
+        assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.boxes, other.boxes)
+    flips = {tiles.sample(0, seed=1, epoch=e).pixels.tobytes() for e in range(8)}
+    assert len(flips) == 2
+
+
+def test_boxes_lie_on_their_pixels_in_every_tile_flipped_or_not(squares: Path) -> None:
+    tiles = tiles_of(squares)
+    seen = 0
+    for index in range(len(tiles)):
+        for epoch in range(3):
+            sample = tiles.sample(index, seed=0, epoch=epoch)
+            for x0, y0, x1, y1 in sample.boxes.astype(int):
+                assert (sample.pixels[y0:y1, x0:x1] == 230).all()
+                seen += 1
+    assert seen >= 60
+
+
+def test_tiles_are_those_of_inference_and_ignored_objects_are_regions(squares: Path) -> None:
+    tiles = tiles_of(squares)
+    assert len(tiles) == 6 + len(TileGrid(160, 96, 96, 32).tiles)
+    last = tiles.sample(len(tiles) - 1, seed=0, epoch=0)
+    assert len(last.boxes) == 0 and len(last.regions) == 4
+
+
+def test_flipping_twice_changes_nothing(squares: Path) -> None:
+    sample = tiles_of(squares).sample(0, seed=0, epoch=0)
+    twice = flip_horizontally(flip_horizontally(sample))
+    assert np.array_equal(twice.pixels, sample.pixels) and np.allclose(twice.boxes, sample.boxes)
+
+
+def test_an_epoch_holds_every_sample_once_and_epochs_differ() -> None:
+    first, second = (epoch_batches(10, 4, seed=0, epoch=e) for e in (0, 1))
+    assert [len(b) for b in first] == [4, 4, 2]
+    assert sorted(index for batch in first for index in batch) == list(range(10)) and first != second
+
+
+def test_reading_ahead_keeps_the_order(squares: Path) -> None:
+    tiles = tiles_of(squares)
+    batches = epoch_batches(len(tiles), 3, seed=0, epoch=0)
+    for batch, samples in zip(batches, stream(tiles, batches, seed=0, epoch=0), strict=True):
+        wanted = [tiles.sample(i, seed=0, epoch=0) for i in batch]
+        assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(samples, wanted, strict=True))
+
+
+def test_padding_is_right_and_below() -> None:
+    images = [np.full((40, 64, 3), 7, np.uint8), np.full((64, 33, 3), 9, np.uint8)]
+    batch = pad_together(images, (1, 2, 3), 32)
+    assert batch.shape == (2, 64, 64, 3)
+    assert (batch[0, :40] == 7).all() and (batch[0, 40:] == (1, 2, 3)).all()
+    assert (batch[1, :, :33] == 9).all() and (batch[1, :, 33:] == (1, 2, 3)).all()
+
+
+def test_a_small_cache_gives_the_same_samples(squares: Path) -> None:
+    large, small = tiles_of(squares), TrainingTiles(load_dataset(*find_dataset(squares)), 96, 32, cache_bytes=1)
+    for index in (0, 3, 4, 0, 6):
+        one, other = large.sample(index, seed=0, epoch=0), small.sample(index, seed=0, epoch=0)
+        assert np.array_equal(one.pixels, other.pixels)

@@ -1,0 +1,1 @@
+"""Building blocks that every package uses: atomic files, the command wrapper, optional extras."""

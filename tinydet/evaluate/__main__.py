@@ -1,0 +1,277 @@
+"""The command `tinydet evaluate`: score a model on a data set, or any framework's results against ground truth."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinydet._internal.atomic import write_json
+from tinydet._internal.command import command
+from tinydet._internal.extras import needs_extra
+from tinydet.evaluate.dataset import detect_dataset, evaluate_backend, score_dataset
+from tinydet.evaluate.errors import diagnose, format_errors
+from tinydet.evaluate.plots import write_plots
+from tinydet.evaluate.protocols import PROTOCOLS, Protocol, choose_protocol
+from tinydet.evaluate.report import format_scores
+from tinydet.evaluate.score import Scores, score_detections
+from tinydet.evaluate.sub_images import corners_by_file, merge_sub_images
+from tinydet.evaluate.tables import read_json
+from tinydet.runtime.bundled import BUNDLED, model_path
+
+if TYPE_CHECKING:
+    from tinydet.data.coco import Dataset
+    from tinydet.runtime.backends import Backend
+
+__all__ = ["evaluate_backend", "main"]  # training validates with the first
+
+DEFAULT_MODEL = Path("model.pth")
+DEFAULT_SCORE = 0.05
+MODEL_PROTOCOL = "coco"
+RESULTS_PROTOCOL = "tinyperson"  # who brings results of another framework compares with the benchmark's tables
+
+
+@command("evaluate")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    _check(args)
+    protocol = choose_protocol(
+        args.protocol or (MODEL_PROTOCOL if args.gt is None else RESULTS_PROTOCOL),
+        iod=not args.no_iod,
+        keep_uncertain=args.keep_uncertain,
+        max_detections=args.max_detections,
+    )
+    scores = _score_model(args, protocol) if args.gt is None else _score_results(args, protocol)
+    print(f"{protocol.name}: {protocol.summary}; percent")
+    print(format_scores(scores))
+    for note in scores.notes:
+        print(f"note: {note}")
+    if args.json:
+        write_json(args.json, scores.to_json())
+    if args.precision:
+        write_json(args.precision, scores.precision_json(), indent=None)
+    if args.plots:
+        _plot(scores, args)
+    return 0
+
+
+def _score_results(args: argparse.Namespace, protocol: Protocol) -> Scores:
+    detections = read_json(args.detections)
+    if args.corner_gt is not None:
+        sources = str(args.corner_gt), str(args.detections)
+        detections = merge_sub_images(read_json(args.corner_gt), detections, sources=sources)
+    return score_detections(
+        read_json(args.gt),
+        detections,
+        protocol,
+        categories=args.categories,
+        sources=(str(args.gt), str(args.detections)),
+    )
+
+
+def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
+    dataset = _dataset(args)
+    corners = args.corner_gt and corners_by_file(read_json(args.corner_gt), source=str(args.corner_gt))
+    backend = _backend(args.model or DEFAULT_MODEL, args.device)
+    print(
+        f"{backend.name} on {dataset.source}: {len(dataset.images[: args.limit])} images, {', '.join(dataset.classes)}"
+    )
+    found = detect_dataset(
+        backend,
+        dataset,
+        score=args.score,
+        overlap=args.overlap,
+        scale=args.scale,
+        merge=args.merge or ("seam" if args.corner_gt is None else "tinyperson"),
+        corners=corners,
+        limit=args.limit,
+        progress=True,
+    )
+    if args.save_detections:
+        write_json(args.save_detections, found.detections, indent=None)
+    print(
+        f"{len(found.detections)} detections, {found.tiles} tiles, {found.seconds:.1f} s "
+        f"({found.tiles / found.seconds:.1f} tiles/s)"
+    )
+    return score_dataset(dataset, found, protocol)
+
+
+def _plot(scores: Scores, args: argparse.Namespace) -> None:
+    diagnosis = None if scores.precision is None else diagnose(scores)
+    if diagnosis is not None:
+        print(format_errors(diagnosis))
+    paths = write_plots(scores, diagnosis, args.plots)
+    image_dir = args.images
+    if args.gt is None and image_dir is None:
+        image_dir = _dataset_files(args)[1]
+    if diagnosis is not None and image_dir is not None:
+        from tinydet.evaluate.worst import draw_worst
+
+        paths += draw_worst(scores.truth, diagnosis, image_dir, args.plots)
+    print("wrote " + ", ".join(map(str, paths)))
+
+
+def _backend(model: Path, device: str | None) -> Backend:
+    """The torch backend for a checkpoint, else one of the runtime's."""
+    if model.suffix == ".pth":
+        from tinydet.models.backend import open_checkpoint  # the one import of torch, and only for a checkpoint
+
+        return open_checkpoint(model, device=device or "cpu")
+    if device is not None:
+        raise ValueError(f"--device is for a checkpoint (.pth); {model} runs where its runtime can")
+    from tinydet.runtime.backends import open_model
+
+    return open_model(model)
+
+
+def _dataset(args: argparse.Namespace) -> Dataset:
+    from tinydet.data.coco import load_dataset
+
+    annotations, images = _dataset_files(args)
+    return load_dataset(annotations, images, categories=args.categories)
+
+
+def _dataset_files(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The annotation file and the image folder."""
+    from tinydet.data.coco import find_dataset
+
+    if args.annotations is not None:
+        return args.annotations, args.images
+    if args.data is not None:
+        return find_dataset(args.data)
+    from tinydet.data.synthetic import embedded_dataset
+
+    return find_dataset(embedded_dataset("val"))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What can be known before hours of work: flags that contradict one another, files that are not there.
+
+    Raises:
+        ValueError: which, and what to do.
+    """
+    if (args.gt is None) != (args.detections is None):
+        missing = "--detections" if args.detections is None else "--gt"
+        raise ValueError(f"results need both --gt and --detections; add {missing}")
+    if args.gt is not None:
+        of_models = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
+        if clash := [name for name in of_models if getattr(args, name) is not None]:
+            flag = "--" + clash[0].replace("_", "-")
+            raise ValueError(
+                f"--gt and --detections score a file of results, {flag} belongs to a model; give one or the other"
+            )
+    if args.data is not None and args.annotations is not None:
+        raise ValueError("give either --data, or --annotations and --images; not both")
+    if args.gt is None and (args.annotations is None) != (args.images is None):
+        missing = "--images" if args.images is None else "--annotations"
+        raise ValueError(f"--annotations and --images belong together; add {missing}")
+    if args.corner_gt is not None and args.merge in ("seam", "nms"):
+        raise ValueError(
+            f"--corner-gt gives the benchmark's sub-images, which --merge {args.merge} does not use; drop one"
+        )
+    if args.gt is not None and args.images is not None and args.plots is None:
+        raise ValueError("--images shows results only with --plots; add it")
+    if args.plots is not None:
+        with needs_extra("plots"):
+            import matplotlib  # noqa: F401 - said now, not after the work
+    for path in (args.json, args.precision, args.save_detections):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: the folder {path.parent} does not exist; create it or name another file")
+    if args.gt is None:
+        if args.model is None and not DEFAULT_MODEL.is_file():
+            raise ValueError(
+                f"no --model, and no {DEFAULT_MODEL} here; name a .pth or .onnx file, train one with "
+                "`python -m tinydet.train --salpha`, or score results with --gt and --detections"
+            )
+        if not model_path(args.model or DEFAULT_MODEL).is_file():
+            raise ValueError(
+                f"{args.model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}"
+            )
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit is {args.limit}; look at 1 image at least")
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = "\n".join(f"  {name:17} {protocol.summary}" for name, protocol in PROTOCOLS.items())
+    parser = argparse.ArgumentParser(
+        prog="tinydet evaluate",
+        description="Average precision and miss rate by object size: of a model on a data set, or of COCO results of\n"
+        "any framework against COCO ground truth.",
+        epilog=f"protocols:\n{names}\n\nexamples:\n"
+        "  python -m tinydet.evaluate --model model.onnx --data beach-val --json scores.json\n"
+        "  python -m tinydet.evaluate --gt gt.json --detections dt.json --protocol tinyperson",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_argument_group("a model on a data set")
+    model.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help=f"checkpoint (.pth), exported model, or a bundled one: {', '.join(BUNDLED)} (default: model.pth)",
+    )
+    model.add_argument(
+        "--data", type=Path, metavar="DIR", help="annotations.json and images/ (default: the embedded data)"
+    )
+    model.add_argument("--annotations", type=Path, metavar="FILE", help="instead of --data: the annotation file")
+    model.add_argument("--images", type=Path, metavar="DIR", help="instead of --data: the image folder; for --plots")
+    model.add_argument(
+        "--score", type=float, default=DEFAULT_SCORE, metavar="S", help="drop detections below (default: %(default)s)"
+    )
+    model.add_argument("--overlap", type=int, metavar="PX", help="of tiles (default: 128, at most half a tile)")
+    model.add_argument(
+        "--scale", type=float, default=1.0, metavar="S", help="resize factor of the images (default: %(default)s)"
+    )
+    model.add_argument(
+        "--merge",
+        choices=("seam", "nms", "tinyperson"),
+        help="how tiles are joined; tinyperson: the benchmark's sub-images and its merge (default: seam)",
+    )
+    model.add_argument("--device", metavar="D", help="torch device of a checkpoint (default: cpu)")
+    model.add_argument("--limit", type=int, metavar="N", help="only the first N images (default: all)")
+    model.add_argument(
+        "--save-detections", type=Path, metavar="FILE", help="also write what was found, as COCO results"
+    )
+    results = parser.add_argument_group("results of any framework")
+    results.add_argument("--gt", type=Path, metavar="FILE", help="COCO ground truth, .json or .json.gz")
+    results.add_argument("--detections", type=Path, metavar="FILE", help="COCO results: a list, .json or .json.gz")
+    results.add_argument(
+        "--corner-gt",
+        type=Path,
+        metavar="FILE",
+        help="the benchmark's sub-images, which detections are on, or to cut at",
+    )
+    scoring = parser.add_argument_group("scoring")
+    scoring.add_argument(
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        metavar="NAME",
+        help=f"rules, see below (default: {MODEL_PROTOCOL} for a model, {RESULTS_PROTOCOL} for results)",
+    )
+    scoring.add_argument("--categories", type=_names, metavar="A,B", help="classes to score (default: all)")
+    scoring.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="the best of each image and class that AP looks at (default: the protocol's)",
+    )
+    scoring.add_argument(
+        "--no-iod", action="store_true", help="do not forgive a detection for lying inside an ignored object"
+    )
+    scoring.add_argument("--keep-uncertain", action="store_true", help="uncertain annotations are objects to find")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", type=Path, metavar="FILE", help="also write the scores, as fractions")
+    output.add_argument("--precision", type=Path, metavar="FILE", help="also write precision at 101 recalls")
+    output.add_argument(
+        "--plots", type=Path, metavar="DIR", help="also draw curves, errors by size and the worst images"
+    )
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

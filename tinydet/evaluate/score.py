@@ -1,0 +1,147 @@
+"""Score detections by a protocol: the JSON that every command prints and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinydet.evaluate.average_precision import PrecisionResult, average_precision
+from tinydet.evaluate.miss_rate import MissRateResult, miss_rate
+from tinydet.evaluate.protocols import Protocol, choose_protocol
+from tinydet.evaluate.tables import GroundTruth, Results, tabulate_ground_truth, tabulate_results
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Everything that was measured; None where the protocol does not have it.
+
+    Attributes:
+        protocol: with its switches.
+        precision: by size range and IoU threshold.
+        miss_rate: by setup and IoU threshold.
+        truth, results: what was scored.
+        notes: what a reader should know.
+    """
+
+    protocol: Protocol
+    precision: dict[str, dict[float, PrecisionResult]] | None
+    miss_rate: dict[str, dict[float, MissRateResult]] | None
+    truth: GroundTruth
+    results: Results
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Fractions by size range and IoU threshold ("0.25"); -1 where a range has no objects; null: not measured."""
+        values: dict[str, Any] = {"protocol": self.protocol.name, "AP": None, "AR": None, "AP_counts": None}
+        values |= {"MR": None, "MR_counts": None, "recall_at_fppi": None}
+        if self.precision is not None:
+            values["AP"] = _by_range(self.precision, lambda r: r.ap)
+            values["AR"] = _by_range(self.precision, lambda r: r.ar)
+            values["AP_counts"] = _by_range(self.precision, _counts)
+        if self.miss_rate is not None:
+            values["MR"] = _by_range(self.miss_rate, lambda r: r.mr)
+            values["MR_counts"] = _by_range(self.miss_rate, lambda r: {**_counts(r), "n_images": r.images})
+            values["recall_at_fppi"] = _by_range(self.miss_rate, lambda r: r.recall.tolist())
+        return values
+
+    def precision_json(self) -> dict[str, dict[str, list[list[float]]]]:
+        """Precision at the 101 recalls, one list for each category; empty without average precision."""
+        return {} if self.precision is None else _by_range(self.precision, lambda r: r.precision.tolist())
+
+
+def score(truth: GroundTruth, results: Results, protocol: Protocol) -> Scores:
+    """Score what `tabulate_ground_truth` and `tabulate_results` made."""
+    return Scores(
+        protocol,
+        None if protocol.precision is None else average_precision(truth, results, protocol.precision),
+        None if protocol.miss_rate is None else miss_rate(truth, results, protocol.miss_rate),
+        truth,
+        results,
+        truth.notes + results.notes + tuple(_notes(truth, results, protocol)),
+    )
+
+
+def score_detections(
+    ground_truth: Mapping[str, Any],
+    detections: list[dict[str, Any]],
+    protocol: Protocol,
+    *,
+    categories: Sequence[str] | None = None,
+    image_ids: Collection[Any] | None = None,
+    sources: tuple[str, str] = ("ground truth", "detections"),
+) -> Scores:
+    """Score COCO results against a COCO file, both as read from JSON.
+
+    Args:
+        categories: names of those to score; None for all.
+        image_ids: those to score; None for all.
+        sources: names of the two files for messages.
+
+    Raises:
+        ValueError: what is missing or malformed, and where.
+    """
+    truth = tabulate_ground_truth(ground_truth, categories=categories, image_ids=image_ids, source=sources[0])
+    return score(truth, tabulate_results(detections, truth, source=sources[1]), protocol)
+
+
+def evaluate_detections(
+    ground_truth: Mapping[str, Any],
+    detections: list[dict[str, Any]],
+    *,
+    protocol: str = "coco",
+    categories: Sequence[str] | None = None,
+    iod: bool = True,
+    keep_uncertain: bool = False,
+    max_detections: int | None = None,
+) -> dict[str, Any]:
+    """The JSON of `score_detections` for a protocol's name and switches (`choose_protocol`).
+
+    Raises:
+        ValueError: an unknown protocol; what is missing or malformed in the two, and where.
+    """
+    chosen = choose_protocol(protocol, iod=iod, keep_uncertain=keep_uncertain, max_detections=max_detections)
+    return score_detections(ground_truth, detections, chosen, categories=categories).to_json()
+
+
+def _notes(truth: GroundTruth, results: Results, protocol: Protocol) -> list[str]:
+    """Rules of the protocol that these data set off."""
+    notes = []
+    if (rules := protocol.precision) is not None:
+        if beyond := int((results.rank >= rules.max_detections).sum()):
+            notes.append(
+                f"{beyond} detections beyond the best {rules.max_detections} of an image and class do not count for "
+                "AP; --max-detections sets another number"
+            )
+        if not rules.ignore_flag and (flagged := int((truth.ignore & ~truth.crowd).sum())):
+            notes.append(
+                f"{flagged} annotations are marked ignore but not iscrowd; stock COCO counts them as objects to find, "
+                "the tinyperson protocols do not"
+            )
+        if not rules.id_zero_matches and truth.id_zero.any():
+            notes.append(
+                "an annotation has the id 0, which the published evaluators take for no match: it cannot be found; "
+                "--protocol tinyperson-fixed, or ids from 1, avoid that"
+            )
+    regions = truth.ignore | truth.crowd
+    objects = set(truth.category[~regions].tolist())
+    if len(truth.category_ids) > 1 and (alone := sorted(set(truth.category[regions].tolist()) - objects)):
+        names = ", ".join(truth.category_names[c] for c in alone)
+        notes.append(
+            f"{names} has ignore regions alone; as in the published evaluators they forgive no detection of another "
+            "category: where they should, give them the category of the objects"
+        )
+    if protocol.miss_rate is not None and protocol.miss_rate.wrap_first_point and len(truth.image_ids) < 100:
+        notes.append(
+            f"{len(truth.image_ids)} images are fewer than 100: where the first false positive already exceeds a "
+            "point, MR takes the final recall there, as the published evaluator does; tinyperson-fixed takes 0"
+        )
+    return notes
+
+
+def _counts(result: PrecisionResult | MissRateResult) -> dict[str, int]:
+    return {"n_gt": result.objects, "tp": result.hits, "fp": result.false, "ignored_dt": result.ignored}
+
+
+def _by_range(table: Mapping[str, Mapping[float, Any]], value: Any) -> dict[str, dict[str, Any]]:
+    return {name: {f"{iou:.2f}": value(result) for iou, result in row.items()} for name, row in table.items()}

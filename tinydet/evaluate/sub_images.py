@@ -1,0 +1,160 @@
+"""The benchmark's sub-images: where it cuts, and how it joins the detections of the pieces, exactly.
+
+The original is `COCOSplitImage` and `COCOMergeResult` of ucas-vg/TinyBenchmark (640 x 512 pixels, 50 overlap) and the
+compiled CPU suppression of its maskrcnn_benchmark. For our own tiles see `tinydet.geometry.tiles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydet.data.sub_images import Corner
+from tinydet.evaluate.overlap import candidate_pairs
+from tinydet.evaluate.tables import tabulate_boxes
+
+MERGE_IOU = 0.5
+
+
+def corners_by_file(corner_file: Any, *, source: str = "corner file") -> dict[str, list[Corner]]:
+    """The sub-images of each file that a corner file of the benchmark lists, in its order.
+
+    Raises:
+        ValueError: what is missing, and where.
+    """
+    _sub_images(corner_file, source)
+    corners: dict[str, list[Corner]] = {}
+    for entry in corner_file["images"]:
+        x1, y1, x2, y2 = (int(value) for value in entry["corner"])
+        corners.setdefault(entry["file_name"], []).append((x1, y1, x2, y2))
+    return corners
+
+
+def merge_sub_images(
+    corner_file: Any,
+    detections: Any,
+    *,
+    suppress: bool = True,
+    sources: tuple[str, str] = ("corner file", "detections"),
+) -> list[dict[str, Any]]:
+    """COCO results on sub-images -> COCO results on the images that these were cut from.
+
+    Boxes are moved by their sub-image's corner. Then, for each image, greedy suppression that knows no classes, at
+    an IoU of 0.5 or more, with the pixel convention (sides + 1) and in float32. Survivors keep their order: by
+    sub-image, then as in `detections`; there is no cap. Two people of 4 pixels, 1.5 pixels apart, become one.
+
+    Args:
+        corner_file: COCO whose images have a `corner` (x1, y1, x2, y2) and share the `file_name` of one of
+            `old_images`.
+        suppress: False only moves the boxes.
+        sources: names of the two files for messages.
+
+    Raises:
+        ValueError: what is missing, and where; detections on a sub-image that the file does not list.
+    """
+    image_of, offset, place = _sub_images(corner_file, sources[0])
+    if not isinstance(detections, list):
+        raise ValueError(f"{sources[1]}: expected a list of COCO results, got {type(detections).__name__}")
+    for n, entry in enumerate(detections):
+        if not isinstance(entry, Mapping) or "image_id" not in entry or "score" not in entry:
+            raise ValueError(f"{sources[1]}[{n}] is not a COCO result with image_id, category_id, bbox and score")
+        if entry["image_id"] not in place:
+            raise ValueError(
+                f"{sources[1]}[{n}] is on image {entry['image_id']!r}, which {sources[0]} does not list; "
+                "give the corner file of the sub-images that the detections were made on"
+            )
+    moved = sorted(detections, key=lambda entry: place[entry["image_id"]])  # stable
+    xywh = tabulate_boxes(moved, sources[1])
+    shift = np.array([offset[entry["image_id"]] for entry in moved], np.float64).reshape(-1, 2)
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) + np.tile(shift, 2)
+    images = [image_of[entry["image_id"]] for entry in moved]
+    if suppress:
+        group = np.unique([place[entry["image_id"]][0] for entry in moved], return_inverse=True)[1]
+        boxes = boxes.astype(np.float32)
+        kept = suppress_pixels(boxes, np.array([entry["score"] for entry in moved], np.float32), group).tolist()
+        boxes, moved, images = boxes[kept], [moved[n] for n in kept], [images[n] for n in kept]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return [
+        {**entry, "image_id": image, "bbox": box}
+        for entry, image, box in zip(moved, images, np.concatenate([boxes[:, :2], sides], axis=1).tolist(), strict=True)
+    ]
+
+
+def suppress_pixels(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], group: NDArray[np.int64], iou: float = MERGE_IOU
+) -> NDArray[np.int64]:
+    """Indices that greedy suppression keeps, ascending.
+
+    Sides count from pixel to pixel, x2 - x1 + 1; a box falls at an IoU of `iou` or more with a better one that is
+    kept. Of equal scores the earlier box is the better one.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,).
+        group: (N,) ascending; boxes of different groups do not meet.
+    """
+    rank = np.empty(len(boxes), np.int64)
+    rank[np.argsort(-scores, kind="stable")] = np.arange(len(boxes))
+    better, worse = _conflicts(boxes, group, rank, np.float32(iou))
+    undecided = np.ones(len(boxes), bool)
+    kept = np.zeros(len(boxes), bool)
+    while undecided.any():
+        # Whoever no better box threatens any more is kept, and takes out those it overlaps.
+        safe = undecided.copy()
+        safe[worse] = False
+        kept |= safe
+        undecided &= ~safe
+        fallen = np.zeros(len(boxes), bool)
+        fallen[worse[safe[better]]] = True
+        undecided &= ~fallen
+        alive = undecided[better] & undecided[worse]
+        better, worse = better[alive], worse[alive]
+    return np.flatnonzero(kept)
+
+
+def _conflicts(
+    boxes: NDArray[np.float32], group: NDArray[np.int64], rank: NDArray[np.int64], iou: np.float32
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs that cannot both stay, the better first."""
+    x1, y1, x2, y2 = boxes.T
+    one = np.float32(1)
+    area = (x2 - x1 + one) * (y2 - y1 + one)
+    # Two pixels wider than the convention: rounding to float32 must not hide a candidate.
+    wide = np.concatenate([boxes[:, :2] - one, boxes[:, 2:] - boxes[:, :2] + 3 * one], axis=1).astype(np.float64)
+    pairs = [np.zeros((2, 0), np.int64)]
+    for a, b in candidate_pairs(wide, group, wide, group):
+        width = np.maximum(np.minimum(x2[a], x2[b]) - np.maximum(x1[a], x1[b]) + one, np.float32(0))
+        height = np.maximum(np.minimum(y2[a], y2[b]) - np.maximum(y1[a], y1[b]) + one, np.float32(0))
+        common = width * height
+        # The better box's area comes first, as in the original: float32 sums depend on the order.
+        near = (rank[a] < rank[b]) & (common / (area[a] + area[b] - common) >= iou)
+        pairs.append(np.stack([a[near], b[near]]))
+    better, worse = np.concatenate(pairs, axis=1)
+    return better, worse
+
+
+def _sub_images(
+    corner_file: Any, source: str
+) -> tuple[dict[Any, Any], dict[Any, tuple[float, float]], dict[Any, tuple[int, int]]]:
+    """By sub-image id: the id of its image, its corner, and its place in the order of the merge."""
+    for key in ("images", "old_images"):
+        if not isinstance(corner_file, Mapping) or not isinstance(corner_file.get(key), list):
+            raise ValueError(
+                f"{source}: has no list {key!r}; expected a corner file of the benchmark, with the sub-images in "
+                "'images' and the images that they were cut from in 'old_images'"
+            )
+    whole = {entry["file_name"]: (n, entry["id"]) for n, entry in enumerate(corner_file["old_images"])}
+    image_of, offset, place = {}, {}, {}
+    for n, entry in enumerate(corner_file["images"]):
+        missing = [key for key in ("id", "file_name", "corner") if key not in entry]
+        if missing:
+            raise ValueError(f"{source}: images[{n}] has no {missing[0]!r}; sub-images need id, file_name and corner")
+        if entry["file_name"] not in whole:
+            raise ValueError(f"{source}: images[{n}] is cut from {entry['file_name']!r}, which is not in 'old_images'")
+        order, image_of[entry["id"]] = whole[entry["file_name"]]
+        offset[entry["id"]] = entry["corner"][0], entry["corner"][1]
+        place[entry["id"]] = order, n
+    return image_of, offset, place

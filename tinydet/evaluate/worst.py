@@ -1,0 +1,105 @@
+"""The images with the most errors, with what was found, missed and invented drawn on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydet._internal.atomic import atomic_path
+from tinydet.evaluate.errors import KINDS, Diagnosis
+from tinydet.evaluate.tables import GroundTruth
+from tinydet.runtime.scenes.scene import Scene, open_scene
+
+VIEW = (1600, 1200)  # pixels; of a larger image the part of this size with the most errors is shown
+ENLARGE_BELOW = 900  # pixels; smaller views are drawn at twice their size, for objects of a few pixels
+COLOURS = {  # RGB
+    "found": (40, 200, 80),
+    "missed": (255, 40, 40),
+    "duplicate": (190, 90, 255),
+    "localisation": (255, 160, 0),
+    "background": (255, 235, 0),
+    "ignored": (150, 150, 150),
+}
+
+
+def draw_worst(
+    truth: GroundTruth, diagnosis: Diagnosis, image_dir: Path, folder: Path, *, count: int = 6
+) -> list[Path]:
+    """Write `worst-1-NAME.jpg`, ... for the images with the most errors; images without an error are not written.
+
+    Args:
+        truth: what was scored.
+        diagnosis: the errors to draw, at its score.
+        image_dir: folder that the file names are relative to.
+
+    Raises:
+        ValueError: an unreadable image.
+        OSError: a missing image, or a folder that cannot be written.
+    """
+    errors = diagnosis.errors_by_image(truth.image, len(truth.image_ids))
+    worst = [n for n in np.argsort(-errors, kind="stable")[:count].tolist() if errors[n]]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for place, n in enumerate(worst, 1):
+        with open_scene(image_dir / truth.file_names[n]) as scene:
+            picture = _draw(scene, *_boxes(truth, diagnosis, n))
+        paths.append(folder / f"worst-{place}-{Path(truth.file_names[n]).stem}.jpg")
+        done, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        assert done
+        with atomic_path(paths[-1]) as temporary:
+            temporary.write_bytes(encoded.tobytes())
+    return paths
+
+
+def _boxes(truth: GroundTruth, diagnosis: Diagnosis, n: int) -> tuple[NDArray[np.float64], list[str]]:
+    """(B, 4) x, y, width, height to draw on image `n`, and the kind of each: annotations first."""
+    boxes, kinds = [], []
+    of_image = truth.image == n
+    hidden = ~diagnosis.missed & ~diagnosis.found
+    for kind, mask in (("ignored", hidden), ("found", diagnosis.found), ("missed", diagnosis.missed)):
+        chosen = truth.boxes[of_image & mask]
+        boxes.append(chosen)
+        kinds += [kind] * len(chosen)
+    for kind in KINDS[2:]:
+        chosen = diagnosis.results.boxes[(diagnosis.results.image == n) & (diagnosis.kind == kind)]
+        boxes.append(chosen)
+        kinds += [kind] * len(chosen)
+    return np.concatenate(boxes), kinds
+
+
+def _draw(scene: Scene, boxes: NDArray[np.float64], kinds: list[str]) -> NDArray[np.uint8]:
+    x, y, width, height = _view(scene, boxes[[kind not in ("found", "ignored") for kind in kinds]])
+    zoom = 2 if max(width, height) < ENLARGE_BELOW else 1
+    picture = scene.read(x, y, width, height, (width * zoom, height * zoom)).copy()
+    for (left, top, w, h), kind in zip(boxes.tolist(), kinds, strict=True):
+        gap = 0 if kind == "ignored" else 2  # beside the object, not on it
+        first = round((left - x) * zoom) - gap, round((top - y) * zoom) - gap
+        last = round((left + w - x) * zoom) + gap, round((top + h - y) * zoom) + gap
+        cv2.rectangle(picture, first, last, COLOURS[kind], 1)
+    return np.concatenate([_legend(picture.shape[1], kinds), picture])
+
+
+def _view(scene: Scene, errors: NDArray[np.float64]) -> tuple[int, int, int, int]:
+    """x, y, width, height of what is shown."""
+    width, height = min(VIEW[0], scene.width), min(VIEW[1], scene.height)
+    best, most = (0, 0), -1
+    centres = errors[:, :2] + errors[:, 2:] / 2
+    for y in range(0, scene.height - height + 1, max(height // 2, 1)):
+        for x in range(0, scene.width - width + 1, max(width // 2, 1)):
+            inside = ((centres >= (x, y)) & (centres < (x + width, y + height))).all(axis=1).sum()
+            if inside > most:
+                best, most = (x, y), int(inside)
+    return (*best, width, height)
+
+
+def _legend(width: int, kinds: list[str]) -> NDArray[np.uint8]:
+    strip = np.full((24, width, 3), 30, np.uint8)
+    x = 8
+    for kind, colour in COLOURS.items():
+        text = f"{kind} {kinds.count(kind)}"
+        cv2.putText(strip, text, (x, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
+        x += 12 + 9 * len(text)
+    return strip

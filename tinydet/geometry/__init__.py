@@ -1,0 +1,1 @@
+"""Boxes, non-maximum suppression, anchors and tiles. numpy only."""

@@ -1,0 +1,1 @@
+"""`python -m tinydet.gradients` runs `tinydet.study.gradients`."""

@@ -1,0 +1,1 @@
+"""The `tinydet infer` command: many scenes, videos, outputs and reports. No torch."""

@@ -1,0 +1,1 @@
+"""Detectors in torch: backbones, pyramids with a fusion factor, heads, losses, checkpoints."""

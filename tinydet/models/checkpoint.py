@@ -1,0 +1,145 @@
+"""`model.pth`: the weights, what is needed to build and deploy the detector, and how it came about.
+
+Only tensors and plain values are stored, so that a file loads with `weights_only=True`: opening a checkpoint that
+somebody downloaded executes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tinydet
+from tinydet._internal.atomic import atomic_path
+from tinydet.geometry.anchors import DESIGNS
+from tinydet.models.detector import Detector, DetectorConfig, build_detector
+from tinydet.spec import ModelSpec
+
+FORMAT = "tinydet-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained detector and its provenance.
+
+    Attributes:
+        detector: what to build.
+        weights: its state dict; alpha is in it.
+        classes: class names; `category_ids`: their COCO ids in the training annotations.
+        tile: side of the training tiles in pixels.
+        object_sizes: sqrt(w*h) of the training objects at percentiles 1, 50 and 99, in pixels.
+        stretch: percentiles that wide pixels were stretched to 8 bits with.
+        alpha_source: how alpha was chosen; `statistics`: the counts behind it, if any.
+        config: the training configuration; `progress`: epoch, step and validation scores.
+        training_state: optimizer and position, in the file that a run resumes from.
+        versions: of Python and the packages that wrote it.
+        origin: `data`: a hash of the training data; `code`: the commit of the package, empty where unknown.
+    """
+
+    detector: DetectorConfig
+    weights: dict[str, Tensor]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    tile: int
+    object_sizes: tuple[float, float, float] | None = None
+    stretch: tuple[float, float] = (0.5, 99.5)
+    alpha_source: str = "1 everywhere (a conventional FPN)"
+    statistics: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
+    training_state: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def alpha(self) -> tuple[float, ...]:
+        """Fusion factors, finest first: the mean over channels where each has its own, empty for attention."""
+        return fusion_factors(self.weights.get("fpn.alpha"), len(DESIGNS[self.detector.detector].edges))
+
+    def build(self) -> Detector:
+        """The detector with its weights, on the CPU, in eval mode."""
+        detector = build_detector(self.detector)
+        detector.load_state_dict(self.weights)
+        return detector.eval()
+
+    def spec(self, *, tile: int | None = None, max_batch: int = 16, max_detections: int = 1000) -> ModelSpec:
+        """What a deployed form of this detector says about itself; `tile` None: as trained."""
+        return ModelSpec(
+            classes=self.classes,
+            category_ids=self.category_ids,
+            detector=self.detector.detector,
+            backbone=self.detector.backbone,
+            tile=tile or self.tile,
+            max_batch=max_batch,
+            max_detections=max_detections,
+            stretch=self.stretch,
+            alpha=self.alpha,
+            alpha_source=self.alpha_source,
+            object_sizes=self.object_sizes,
+            versions=current_versions(),
+        )
+
+
+def fusion_factors(alpha: Tensor | None, edges: int) -> tuple[float, ...]:
+    """The factor of each fused edge, finest first, from a pyramid's `alpha`: (1,), (edges,) or (edges, channels)."""
+    if alpha is None:
+        return ()
+    values = alpha.detach().cpu().double()
+    per_edge = values.reshape(len(values), -1).mean(dim=1).expand(edges)
+    return tuple(round(a, 6) for a in per_edge.tolist())
+
+
+def current_versions() -> dict[str, str]:
+    return {"tinydet": tinydet.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write atomically: a full disk or Ctrl-C leaves an older file as it was."""
+    values = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
+    values["detector"] = dataclasses.asdict(checkpoint.detector)
+    values["versions"] = checkpoint.versions or current_versions()
+    with atomic_path(path) as temporary:
+        try:
+            torch.save({"format": FORMAT, **values}, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk so
+            raise OSError(28, f"could not write the checkpoint ({str(error).splitlines()[0]})") from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint without executing anything in it.
+
+    Raises:
+        ValueError: naming the file, the rule and the way out, where it is missing, torn, foreign, or would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint; train one with: python -m tinydet.train --salpha")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a torn or foreign file
+        raise ValueError(
+            f"{path}: not a file of tensors and plain values: it is torn, foreign, or would execute code "
+            f"({type(error).__name__}); copy it again, or train with: python -m tinydet.train --salpha"
+        ) from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: not written by tinydet (expected a dict with format {FORMAT!r}); "
+            "ImageNet weights go to --weights-backbone, a detector is trained with: python -m tinydet.train"
+        )
+    try:
+        del values["format"]
+        values["detector"] = DetectorConfig(**values["detector"])
+        checkpoint = Checkpoint(**values)
+        checkpoint.build()
+    except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path}: the contents do not fit together ({reason}); train again or name another file"
+        ) from error
+    return checkpoint

@@ -1,0 +1,1 @@
+"""Inference graphs of the detectors, made of plain operators."""

@@ -1,0 +1,1 @@
+"""Images, rasters and videos as scenes that are read window by window."""

@@ -1,0 +1,1 @@
+"""S-alpha: fusion factors from the annotations of a data set (Algorithm 1). numpy only."""

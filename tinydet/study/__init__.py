@@ -1,0 +1,1 @@
+"""Experiments: sweeps over alpha, gradients, seam tests and dataset statistics."""

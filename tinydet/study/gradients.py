@@ -1,0 +1,186 @@
+"""`python -m tinydet.gradients MODEL --data DIR`: Eq. 3 made visible.
+
+The loss of each pyramid level sends a gradient into C3, C4 and C5. What comes from the levels above (finer ones) passes
+the fused edges and is weighed by alpha; what comes from a level's own side, and from deeper ones through the backbone,
+is not. This measures both as alpha varies, on a trained model and real images (section 3.4 of the paper).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tinydet._internal.atomic import atomic_path, write_json
+from tinydet._internal.command import command, positive
+from tinydet._internal.extras import needs_extra
+from tinydet.data.coco import find_dataset, load_dataset
+from tinydet.data.samples import TrainingTiles
+from tinydet.data.synthetic import embedded_dataset
+from tinydet.models.batch import Batch, collate, loss_of
+from tinydet.models.checkpoint import load_checkpoint
+from tinydet.models.fpn import FusionFPN
+from tinydet.models.retinanet import RetinaNet, RetinaNetP3P7
+
+FEATURES = ("C3", "C4", "C5")
+
+
+@command("gradients")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    checkpoint = load_checkpoint(args.model)
+    detector = checkpoint.build()
+    if not isinstance(detector, RetinaNet) or isinstance(detector, RetinaNetP3P7):
+        raise ValueError(
+            f"{args.model}: gradients are told apart by the levels of a RetinaNet on P2-P6, this is a "
+            f"{checkpoint.detector.detector}; name such a model"
+        )
+    if "alpha" not in detector.fpn.state_dict() or len(checkpoint.alpha) != 3:
+        raise ValueError(f"{args.model}: {detector.fpn.fusion} has no alpha to vary; name a model with fixed factors")
+    dataset = load_dataset(*find_dataset(args.data or embedded_dataset("val")), categories=checkpoint.classes)
+    overlap = min(args.overlap, checkpoint.tile // 2)
+    tiles = TrainingTiles(dataset, checkpoint.tile, overlap, flip=False)
+    chosen = np.linspace(0, len(tiles) - 1, min(args.tiles, len(tiles))).round().astype(int).tolist()
+    cpu = torch.device("cpu")
+    batches = [collate([tiles.sample(i, seed=0, epoch=0)], cpu) for i in chosen]
+    strengths = np.stack([measure(detector, (a, a, a), batches) for a in tqdm(args.alpha, unit="alpha", disable=None)])
+    own = measure(detector, None, batches)
+    result = _result(args.alpha, strengths, checkpoint.alpha, own, detector.design.levels, len(batches))
+    print(_table(result))
+    output = args.json or args.model.with_suffix(".gradients.json")
+    write_json(output, result)
+    picture = args.plot or args.model.with_suffix(".gradients.png")
+    plot(result, picture)
+    print(f"wrote {output}\n      {picture}")
+    return 0
+
+
+def measure(detector: RetinaNet, alpha: Sequence[float] | None, batches: Sequence[Batch]) -> NDArray[np.float64]:
+    """Mean norm of the gradient that the loss of each level sends into C3, C4, C5, through pyramid and backbone.
+
+    Args:
+        alpha: fusion factors that the pyramid has meanwhile, finest first; None: its own.
+
+    Returns:
+        (levels, 3): the L2 norm over channels and positions, mean over the batches.
+    """
+    fpn = detector.fpn
+    assert isinstance(fpn, FusionFPN)
+    kept = fpn.alpha.detach().clone()
+    sums = np.zeros((len(detector.design.levels), len(FEATURES)))
+    try:
+        if alpha is not None:
+            fpn.alpha.data = torch.tensor(alpha, dtype=kept.dtype)
+        for batch in batches:
+            # From the pixels on, though these learn nothing: a deeper level reaches C3 and C4 through the backbone.
+            features = detector.backbone(batch.images.detach().requires_grad_())
+            losses = loss_of(detector.outputs(features), batch, detector.design)
+            for level, loss in enumerate(losses.classification + losses.regression):
+                found = torch.autograd.grad(loss, features[1:], retain_graph=True, allow_unused=True)
+                sums[level] += [0.0 if g is None else float(g.norm()) for g in found]
+    finally:
+        fpn.alpha.data = kept
+    result: NDArray[np.float64] = sums / len(batches)
+    return result
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw, for each of C3, C4, C5, what every level's loss sends into it as alpha varies; nothing where it is 0."""
+    with needs_extra("plots"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots(1, len(FEATURES))
+    for axis, feature in zip(axes, FEATURES, strict=True):
+        for level, values in result["gradient"][feature].items():
+            shown = [value if value > 0 else np.nan for value in values]
+            axis.plot(result["alpha"], shown, marker="o", markersize=3, label=f"loss of {level}")
+        if any(value > 0 for values in result["gradient"][feature].values() for value in values):
+            axis.set_yscale("log")
+        axis.set_title(f"gradient into {feature}")
+        axis.set_xlabel("α of all edges")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("L2 norm, mean over tiles")
+    axes[-1].legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _result(
+    alphas: Sequence[float],
+    strengths: NDArray[np.float64],
+    alpha: Sequence[float],
+    own: NDArray[np.float64],
+    levels: Sequence[str],
+    tiles: int,
+) -> dict[str, Any]:
+    def by_level(column: int, values: NDArray[np.float64]) -> dict[str, Any]:
+        return {level: values[..., i, column].tolist() for i, level in enumerate(levels)}
+
+    return {
+        "alpha": list(alphas),
+        "gradient": {feature: by_level(i, strengths) for i, feature in enumerate(FEATURES)},
+        "model": {"alpha": list(alpha), "gradient": {f: by_level(i, own) for i, f in enumerate(FEATURES)}},
+        "tiles": tiles,
+        "unit": "L2 norm of the gradient over all channels and positions, mean over tiles",
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = []
+    for feature, by_level in result["gradient"].items():
+        lines.append(f"gradient into {feature}, by the loss of a level")
+        lines.append("alpha   " + "".join(f"{level:>11}" for level in by_level))
+        for i, a in enumerate(result["alpha"]):
+            lines.append(f"{a:<8.3g}" + "".join(f"{values[i]:11.3e}" for values in by_level.values()))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tinydet gradients",
+        description="Measure the gradient that the loss of each pyramid level sends into C3, C4, C5 as alpha varies "
+        "(Eq. 3).",
+        epilog="example: python -m tinydet.gradients model.pth --data my/val --alpha 0:1.2:0.2",
+    )
+    add = parser.add_argument
+    add("model", nargs="?", type=Path, default=Path("model.pth"), help="a trained checkpoint (default: model.pth)")
+    add("--data", type=Path, metavar="DIR", help="COCO folder (default: the embedded validation data)")
+    add("--alpha", type=grid_of, default=grid_of("0:1.2:0.2"), metavar="A:B:STEP", help="values (default: 0:1.2:0.2)")
+    add("--tiles", type=positive, default=16, metavar="N", help="tiles to average over, evenly chosen (default: 16)")
+    add("--overlap", type=int, default=128, metavar="PX", help="what tiles share, half a tile at most (default: 128)")
+    add("--json", type=Path, metavar="FILE", help="figures (default: MODEL.gradients.json)")
+    add("--plot", type=Path, metavar="FILE", help="picture (default: MODEL.gradients.png)")
+    return parser
+
+
+def grid_of(text: str) -> tuple[float, ...]:
+    """`0:1.1:0.1` as 0, 0.1, ... 1.1, both ends included; or values with commas between them, each once.
+
+    Raises:
+        argparse.ArgumentTypeError: for anything else.
+    """
+    try:
+        if ":" not in text:
+            values = tuple(float(part) for part in text.split(","))
+        else:
+            low, high, step = (float(part) for part in text.split(":"))
+            values = tuple(round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        values = ()
+    if not values or not np.isfinite(values).all():
+        raise argparse.ArgumentTypeError(
+            f"a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {text!r}"
+        )
+    return tuple(dict.fromkeys(values))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""`python -m tinydet.sweep --alpha 0:1.1:0.1 --seeds 3`: brute force, the curves of the paper's Fig. 1, 2, 3, 5 and 7.
+
+One factor for all edges is varied, and S-alpha is trained beside it. What is recorded is not trained again, so that a
+sweep goes on where it stopped, and takes more values or seeds later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from tinydet._internal.command import command, positive
+from tinydet._internal.extras import needs_extra
+from tinydet.data.coco import find_dataset
+from tinydet.data.documents import load_document
+from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
+from tinydet.data.synthetic import embedded_dataset
+from tinydet.models.checkpoint import current_versions
+from tinydet.study.gradients import grid_of
+from tinydet.study.sweep_plots import SALPHA, summarise, summary_text, write_report
+from tinydet.study.trials import Record, Trial, Trials, describe, find_record, read_records
+from tinydet.train.options import parser as train_parser
+from tinydet.train.recipe import config_of
+
+DEFAULT_ALPHA, DEFAULT_SEEDS = "0:1.1:0.1", 3
+
+
+@command("sweep")
+def main(argv: Sequence[str] | None = None) -> int:
+    args, flags = _parser().parse_known_args(argv)
+    _check(args, flags)
+    with needs_extra("plots"):
+        import matplotlib  # noqa: F401 - said now, not after the work
+    trials = plan(args, flags)
+    record = args.output / "runs.jsonl"
+    if args.dry_run:
+        known = read_records(record)
+        for trial in trials:
+            print(f"{describe(trial.key)}{', recorded' if find_record(known, trial) else ''}")
+        return 0
+    args.output.mkdir(parents=True, exist_ok=True)
+    print(f"{len(trials)} trainings, {args.jobs} at a time; logs and models in {args.output / 'runs'}", flush=True)
+    runs = Trials(
+        record,
+        args.output / "runs",
+        lambda: {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": current_versions()},
+        jobs=args.jobs,
+        minutes=args.budget,
+        keep_models=True,
+        report=lambda line: print(line, flush=True),
+    )
+    try:
+        complete = runs.run(trials)
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", flush=True)
+        _write(trials, record, args.output)
+        return 130
+    _write(trials, record, args.output)
+    if not complete:
+        print("time is up; the same command goes on from here")
+    return 0
+
+
+def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Trial]:
+    """The trainings: scale by scale and seed by seed, so that a sweep that is stopped has whole curves."""
+    trials = []
+    for scale in args.scale:
+        data = _data(args, scale)
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            for alpha in (*args.alpha, *([] if args.no_salpha else [SALPHA])):
+                key: dict[str, str | float] = {"scale": scale, "alpha": alpha, "seed": seed}
+                chosen = ("--salpha",) if alpha == SALPHA else ("--alpha", f"{alpha:g}")
+                trials.append(Trial(key, (*data, *flags, *chosen, "--seed", str(seed))))
+    return trials
+
+
+def _write(trials: Sequence[Trial], record: Path, output: Path) -> None:
+    """Tables and figures of what is recorded of this sweep."""
+    known = read_records(record)
+    found: list[Record] = [r for trial in trials if (r := find_record(known, trial)) is not None]
+    if not found:
+        print("nothing is recorded yet")
+        return
+    summary = summarise(found)
+    paths = write_report(summary, output)
+    print(summary_text(summary))
+    print("wrote " + ", ".join(map(str, paths)))
+
+
+def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
+    """The flags that name the data; other scales are copies, made once."""
+    if args.data is None:
+        # What a training without --data chooses; of a copy it would not know that the data is the embedded.
+        sources = {split: embedded_dataset(split) for split in ("train", "val")}
+        preset: tuple[str, ...] = ("--preset", "small", "--weights-backbone", "none")
+    else:
+        sources, preset = {"train": args.data, "val": args.val}, ()
+    if scale == 1:
+        return () if args.data is None else ("--data", str(args.data), "--val", str(args.val))
+    folders = []
+    for split, source in sources.items():
+        annotations, _ = find_dataset(source)
+        origin = hashlib.sha256(annotations.read_bytes()).hexdigest()[:8]  # of other annotations it is another copy
+        copy = args.output / "data" / f"{split}-{scale:g}-{origin}"
+        if not copy.exists() and not args.dry_run:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            document = load_document(source)
+            write_rescaled(document, rescale_document(document, by_factor(scale)), copy)
+        folders.append(str(copy))
+    return ("--data", folders[0], "--val", folders[1], *preset)
+
+
+def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    """What can be known before hours of work.
+
+    Raises:
+        ValueError: flags that a sweep sets itself, data without a set to score on, or what a training would refuse.
+    """
+    if (args.data is None) != (args.val is None):
+        missing = "--val" if args.val is None else "--data"
+        raise ValueError(f"a sweep trains on --data and scores on --val; add {missing}, or leave both out")
+    usual = train_parser().parse_args([])
+    given = train_parser().parse_args(list(flags))
+    theirs = (
+        "alpha",
+        "salpha",
+        "seed",
+        "output",
+        "json",
+        "resume",
+        "dry_run",
+        "threads",
+        "annotations",
+        "val_annotations",
+    )
+    if clash := [name for name in theirs if getattr(given, name) != getattr(usual, name)]:
+        raise ValueError(
+            f"--{clash[0].replace('_', '-')} is not for a sweep, which sets alpha, seed and files itself; "
+            "data are named with --data and --val"
+        )
+    data = [] if args.data is None else ["--data", str(args.data), "--val", str(args.val)]
+    config_of(train_parser().parse_args([*data, *flags]))
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"{args.output} is a file; --output names a folder")
+
+
+def _parser() -> argparse.ArgumentParser:
+    cores = os.cpu_count() or 1
+    jobs = 1 if torch.cuda.is_available() else min(2, cores)
+    parser = argparse.ArgumentParser(
+        prog="tinydet sweep",
+        usage="tinydet sweep [--alpha A:B:STEP] [--seeds N] [--scale S,S] [--data DIR --val DIR] [FLAGS OF TRAIN]",
+        description="Train with every fusion factor of a grid and with S-alpha, several seeds each, and draw AP by\n"
+        "alpha: Fig. 1 and 2 of the paper, with --scale Fig. 3 and 5, by class Fig. 7. Scores are of the last epoch:\n"
+        "the validation data chooses nothing. The same command goes on where it stopped.",
+        epilog="All other flags are those of `tinydet train`, as --preset, --categories, --epochs, --lr.\n"
+        "example: python -m tinydet.sweep --alpha 0:1.1:0.1 --seeds 3 --data my/train --val my/val --preset small",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed would pass for --seeds
+    )
+    add = parser.add_argument
+    add("--alpha", type=grid_of, default=grid_of(DEFAULT_ALPHA), metavar="A:B:STEP",
+        help=f"factors of all edges: a grid, or values with commas (default: {DEFAULT_ALPHA})")  # fmt: skip
+    add(
+        "--seeds",
+        type=positive,
+        default=DEFAULT_SEEDS,
+        metavar="N",
+        help=f"trainings of each (default: {DEFAULT_SEEDS})",
+    )
+    add("--first-seed", type=int, default=1, metavar="N", help="the others follow it (default: 1)")
+    add("--no-salpha", action="store_true", help="do not train S-alpha beside them")
+    add("--scale", type=_scales, default=(1.0,), metavar="S,S",
+        help="resize factors of the data, as 1,0.5,0.25; copies are kept in the output (default: 1)")  # fmt: skip
+    add("--data", type=Path, metavar="DIR", help="COCO folder to train on (default: the embedded data)")
+    add("--val", type=Path, metavar="DIR", help="COCO folder to score on")
+    add("--jobs", type=positive, default=jobs, metavar="N",
+        help="trainings at a time, which share the cores (default: 1 on a GPU, else 2)")  # fmt: skip
+    add("--budget", type=float, metavar="MINUTES", help="start no training after so many minutes (default: no limit)")
+    add("--output", type=Path, default=Path("sweep"), metavar="DIR",
+        help="record, tables, figures and models (default: sweep)")  # fmt: skip
+    add("--dry-run", action="store_true", help="list the trainings and stop")
+    return parser
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError(f"numbers above 0 with commas, such as 1,0.5,0.25; got {text!r}")
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())

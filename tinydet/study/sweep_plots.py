@@ -1,0 +1,187 @@
+"""The curves and tables of a sweep: AP by fusion factor, by scale of the data and by class."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinydet._internal.atomic import atomic_path, write_json, write_text
+from tinydet._internal.extras import needs_extra
+from tinydet.study.trials import Record, best, last
+
+SALPHA = "S"  # in place of a factor: those that were counted
+_COLOURS = ("#31688e", "#d93025", "#35b779", "#b5a70d", "#a142f4", "#5f6368")
+
+
+def summarise(records: Sequence[Record]) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds, of the last epoch, for each scale and factor.
+
+    Returns:
+        Plain values: by scale, largest first, the points of its curve by rising factor, S-alpha last. A score is
+        None where no training has it: it diverged, or no object is of that size.
+    """
+    scales = sorted({r["key"]["scale"] for r in records}, reverse=True)
+    return {
+        "scores": "fractions, of the last epoch; mean and standard deviation over the seeds",
+        "scales": {f"{scale:g}": _curve([r for r in records if r["key"]["scale"] == scale]) for scale in scales},
+    }
+
+
+def write_report(summary: dict[str, Any], folder: Path) -> list[Path]:
+    """Write sweep.json, sweep.md, sweep.png and, where there are several classes, sweep-classes.png."""
+    paths = [folder / "sweep.json", folder / "sweep.md", folder / "sweep.png"]
+    write_json(paths[0], summary)
+    write_text(paths[1], table(summary) + "\n")
+    draw_curves(summary, paths[2])
+    if any(point["classes"] for curve in summary["scales"].values() for point in curve["points"]):
+        paths.append(folder / "sweep-classes.png")
+        draw_classes(summary, paths[-1])
+    return paths
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Markdown, a section for each scale."""
+    lines = ["AP in percent after the last epoch, mean ± standard deviation over the seeds."]
+    for scale, curve in summary["scales"].items():
+        classes = sorted({name for point in curve["points"] for name in point["classes"]})
+        heads = ["alpha", "runs", "AP50-tiny", "AP50", "AP50 at the best epoch", *(f"AP50 {c}" for c in classes)]
+        lines += ["", f"## Scale {scale}", "", f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)]
+        for point in curve["points"]:
+            runs = f"{point['runs']}" + (f", {point['diverged']} diverged" if point["diverged"] else "")
+            scores = [point["AP50-tiny"], point["AP50"], point["best AP50"]]
+            scores += [point["classes"].get(name, _statistics([])) for name in classes]
+            lines.append(f"| {' | '.join([_label(point), runs, *(spread(score) for score in scores)])} |")
+    return "\n".join(lines)
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The best fixed factor of each scale, and S-alpha beside it."""
+    lines = []
+    for scale, curve in summary["scales"].items():
+        known = [point for point in curve["points"] if point["AP50"]["mean"] is not None]
+        if not known:
+            continue
+        fixed = [point for point in known if point["alpha"] != SALPHA]
+        said = [f"scale {scale}"] if len(summary["scales"]) > 1 else []
+        if fixed:
+            top = max(fixed, key=lambda point: point["AP50"]["mean"])
+            said.append(f"best fixed alpha {top['alpha']:g}: AP50 {spread(top['AP50'])}")
+        for point in known:
+            if point["alpha"] == SALPHA:
+                factors = ", ".join(f"{a:.3g}" for a in point["factors"])
+                said.append(f"S-alpha ({factors}): AP50 {spread(point['AP50'])}")
+        lines.append("; ".join(said))
+    return "\n".join(lines)
+
+
+def spread(value: dict[str, Any]) -> str:
+    """A score in percent, ± its standard deviation."""
+    if value["mean"] is None:
+        return "–"
+    deviation = "" if value["deviation"] is None else f" ± {100 * value['deviation']:.1f}"
+    return f"{100 * value['mean']:.1f}{deviation}"
+
+
+def draw_curves(summary: dict[str, Any], path: Path) -> None:
+    """AP50-tiny and AP50 by alpha, a curve for each scale; S-alpha at its factors, from the least to the largest."""
+    metrics = [m for m in ("AP50-tiny", "AP50") if any(_known(curve, m) for curve in summary["scales"].values())]
+    figure, axes = _figure(max(len(metrics), 1))
+    for axis, metric in zip(axes, metrics, strict=False):
+        for n, (scale, curve) in enumerate(summary["scales"].items()):
+            colour = _COLOURS[n % len(_COLOURS)]
+            label = f"scale {scale}" if len(summary["scales"]) > 1 else "one α for all edges"
+            _draw(axis, _known(curve, metric), lambda point, m=metric: point[m], colour, label)
+        axis.set(xlabel="α", ylabel=f"{metric}, last epoch")
+        axis.grid(alpha=0.3)
+    _save(figure, axes, path)
+
+
+def draw_classes(summary: dict[str, Any], path: Path) -> None:
+    """AP50 of each class by alpha, a panel for each scale."""
+    figure, axes = _figure(len(summary["scales"]))
+    for axis, (scale, curve) in zip(axes, summary["scales"].items(), strict=True):
+        classes = sorted({name for point in curve["points"] for name in point["classes"]})
+        for n, name in enumerate(classes):
+            points = [p for p in curve["points"] if p["classes"].get(name, {}).get("mean") is not None]
+            _draw(axis, points, lambda point, c=name: point["classes"][c], _COLOURS[n % len(_COLOURS)], name)
+        axis.set(title=f"scale {scale}", xlabel="α", ylabel="AP50, last epoch")
+        axis.grid(alpha=0.3)
+    _save(figure, axes, path)
+
+
+def _curve(records: Sequence[Record]) -> dict[str, Any]:
+    alphas = sorted({r["key"]["alpha"] for r in records}, key=lambda alpha: (alpha == SALPHA, alpha))
+    return {"points": [_point(alpha, [r for r in records if r["key"]["alpha"] == alpha]) for alpha in alphas]}
+
+
+def _point(alpha: float | str, records: Sequence[Record]) -> dict[str, Any]:
+    classes = {m for r in records for entry in r["history"] for m in entry if m.startswith("AP50/")}
+    return {
+        "alpha": alpha,
+        "factors": records[0]["alpha"],
+        "runs": len(records),
+        "diverged": sum(r["diverged"] is not None for r in records),
+        "AP50-tiny": _statistics([last(r, "AP50-tiny") for r in records]),
+        "AP50": _statistics([last(r, "AP50") for r in records]),
+        "best AP50": _statistics([best(r, "AP50") for r in records]),
+        "classes": {m.partition("/")[2]: _statistics([last(r, m) for r in records]) for m in sorted(classes)},
+    }
+
+
+def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    return {
+        "mean": statistics.mean(known) if known else None,
+        "deviation": statistics.stdev(known) if len(known) > 1 else None,
+        "values": list(values),
+    }
+
+
+def _known(curve: dict[str, Any], metric: str) -> list[dict[str, Any]]:
+    return [point for point in curve["points"] if point[metric]["mean"] is not None]
+
+
+def _label(point: dict[str, Any]) -> str:
+    if point["alpha"] != SALPHA:
+        return f"{point['alpha']:g}"
+    return "S-alpha: " + ", ".join(f"{a:.3g}" for a in point["factors"])
+
+
+def _draw(axis: Any, points: Sequence[dict[str, Any]], score: Any, colour: str, label: str) -> None:
+    """One curve with error bars; S-alpha as a star over the range of its factors, and a dashed line at its height."""
+    fixed = [point for point in points if point["alpha"] != SALPHA]
+    axis.errorbar(
+        [point["alpha"] for point in fixed],
+        [100 * score(point)["mean"] for point in fixed],
+        yerr=[100 * (score(point)["deviation"] or 0) for point in fixed],
+        fmt="o-", markersize=4, capsize=3, color=colour, label=label,
+    )  # fmt: skip
+    for point in points:
+        if point["alpha"] == SALPHA:
+            height, factors = 100 * score(point)["mean"], point["factors"]
+            middle = statistics.mean(factors)
+            axis.axhline(height, color=colour, linestyle="--", linewidth=0.8, alpha=0.6)
+            axis.errorbar(
+                middle, height, xerr=[[middle - min(factors)], [max(factors) - middle]],
+                yerr=100 * (score(point)["deviation"] or 0),
+                fmt="*", markersize=11, capsize=3, color=colour, markeredgecolor="black", label=f"S-α ({label})",
+            )  # fmt: skip
+
+
+def _figure(columns: int) -> tuple[Any, Any]:
+    with needs_extra("plots"):
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(5.6 * columns, 4.4), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    """With one legend of all panels, beneath them: a curve, and under it its S-alpha."""
+    shown = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if shown:
+        columns = -(-len(shown) // 2)
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -1,0 +1,1 @@
+"""`python -m tinydet.sweep` runs `tinydet.study.sweep`."""

@@ -1,0 +1,1 @@
+"""Train a detector: configuration, trainer, schedule, sampling and validation."""

@@ -1,0 +1,155 @@
+"""Validation while training: scores by all processes together, precision-recall curves and a picture for TensorBoard.
+
+What is scored is what ships: `detect()` on whole images, through the same backend as `tinydet evaluate model.pth`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, make_grid
+
+from tinydet.data.coco import Dataset, read_pixels
+from tinydet.evaluate.dataset import DatasetDetections, detect_dataset, score_dataset
+from tinydet.evaluate.protocols import choose_protocol
+from tinydet.evaluate.score import Scores
+from tinydet.models.backend import TorchBackend
+from tinydet.models.detector import Detector
+from tinydet.models.distributed import Processes
+from tinydet.spec import ModelSpec
+from tinydet.train.sampling import with_images
+
+RANGES = ("all", "tiny")  # whose curves are drawn
+SHOWN_IMAGES, SHOWN_SIDE = 4, 640  # of the picture: how many images, and the most pixels of a side of each
+SHOWN_SCORE = 0.3
+TRUTH, FOUND = "lime", "red"
+
+
+class Validation:
+    """Scores a detector on a data set, and can show what it last found.
+
+    Args:
+        overlap: of the tiles, in pixels.
+        device, autocast: as in training.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        overlap: int,
+        device: torch.device,
+        autocast: bool,
+        processes: Processes | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.overlap = overlap
+        self.device = device
+        self.autocast = autocast
+        self.processes = processes or Processes()
+        self.scores: Scores | None = None
+        self.found: list[dict[str, Any]] = []
+
+    def __call__(self, detector: Detector, spec: ModelSpec) -> dict[str, float]:
+        """AP50, AP50-tiny and AP25-tiny by the `coco` protocol, and AP50/CLASS where there are several classes.
+
+        The same in every process; -1 without such objects.
+        """
+        backend = TorchBackend(detector, spec, device=str(self.device), autocast=self.autocast)
+        numbers = range(len(self.dataset.images))
+        mine = np.isin(np.arange(len(numbers)), self.processes.share(numbers))
+        part = detect_dataset(
+            backend, with_images(self.dataset, mine), overlap=self.overlap, progress=self.processes.first
+        )
+        parts = self.processes.gather(part)
+        metrics = self._score(parts) if parts else None
+        return cast(dict[str, float], self.processes.tell(metrics))
+
+    def _score(self, parts: Sequence[DatasetDetections]) -> dict[str, float]:
+        found = dataclasses.replace(
+            parts[0],
+            detections=[detection for part in parts for detection in part.detections],
+            image_ids=tuple(image for part in parts for image in part.image_ids),
+            tiles=sum(part.tiles for part in parts),
+            saturated=sum(part.saturated for part in parts),
+        )
+        self.found = found.detections
+        self.scores = score_dataset(self.dataset, found, choose_protocol("coco"))
+        assert self.scores.precision is not None
+        everything, tiny = self.scores.precision["all"], self.scores.precision["tiny"]
+        metrics = {"AP50": everything[0.5].ap, "AP50-tiny": tiny[0.5].ap, "AP25-tiny": tiny[0.25].ap}
+        names = self.scores.truth.category_names
+        if len(names) > 1:
+            metrics |= {f"AP50/{name}": ap for name, ap in zip(names, everything[0.5].by_class, strict=True)}
+        return metrics
+
+    def show(self, writer: Any, step: int) -> None:
+        """Write the last curves and picture to a TensorBoard `SummaryWriter`."""
+        for name, curve in self.curves().items():
+            unknown = np.zeros(len(curve))  # counts, which a curve of interpolated precision has not
+            recall = np.linspace(0, 1, len(curve))
+            # TensorBoard runs from the lowest threshold to the highest: from the highest recall down.
+            writer.add_pr_curve_raw(
+                name, unknown, unknown, unknown, unknown, curve[::-1], recall[::-1], step, num_thresholds=len(curve)
+            )
+        writer.add_image("predictions (red) and objects (green)", self.picture(), step)
+
+    def curves(self) -> dict[str, NDArray[np.float64]]:
+        """Precision at 101 recalls, mean over the classes that have objects, at IoU 0.5 for each of `RANGES`."""
+        if self.scores is None or self.scores.precision is None:
+            return {}
+        curves = {}
+        for name in RANGES:
+            by_class = np.asarray(self.scores.precision[name][0.5].precision, np.float64)
+            known = by_class[(by_class >= 0).all(axis=1)]
+            if len(known):
+                curves[f"precision-recall/{name}"] = known.mean(axis=0)
+        return curves
+
+    def picture(self) -> Tensor:
+        """(3, H, W) uint8: the images with most objects side by side, what was found in red, what is there in green."""
+        dataset = self.dataset
+        counts = np.bincount(dataset.image_index[dataset.objects], minlength=len(dataset.images))
+        tiles = []
+        for i in np.argsort(-counts, kind="stable")[:SHOWN_IMAGES].tolist():
+            pixels = torch.from_numpy(np.ascontiguousarray(read_pixels(dataset, i))).permute(2, 0, 1)
+            boxes = [
+                entry["bbox"]
+                for entry in self.found
+                if entry["image_id"] == dataset.images[i].id and entry["score"] >= SHOWN_SCORE
+            ]
+            found = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+            found[:, 2:] += found[:, :2]
+            here = dataset.of_image(i)
+            truth = torch.from_numpy(here.boxes[~here.ignore]).float()
+            tiles.append(_drawn(pixels, truth, found))
+        height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
+        padded = [
+            torch.nn.functional.pad(tile, (0, width - tile.shape[2], 0, height - tile.shape[1])) for tile in tiles
+        ]
+        return cast(Tensor, make_grid(padded, nrow=2))
+
+
+def _drawn(pixels: Tensor, truth: Tensor, found: Tensor) -> Tensor:
+    """An image with boxes a pixel wide, cut about its objects to the size that is shown."""
+    _, height, width = pixels.shape
+    centre = (truth[:, :2] + truth[:, 2:]).median(dim=0).values / 2 if len(truth) else torch.zeros(2)
+    x, y = (
+        int(min(max(float(place) - SHOWN_SIDE / 2, 0), max(side - SHOWN_SIDE, 0)))
+        for place, side in zip(centre, (width, height), strict=True)
+    )
+    window = pixels[:, y : y + SHOWN_SIDE, x : x + SHOWN_SIDE].contiguous()
+    offset = torch.tensor([x, y, x, y])
+    for boxes, colour in ((truth, TRUTH), (found, FOUND)):
+        shifted = boxes - offset
+        seen = (shifted[:, 2:] > 0).all(1) & (shifted[:, 0] < window.shape[2]) & (shifted[:, 1] < window.shape[1])
+        seen &= (shifted[:, 2:] >= shifted[:, :2]).all(1)
+        if seen.any():
+            window = draw_bounding_boxes(window, shifted[seen], colors=colour)
+    return window
