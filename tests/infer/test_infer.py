@@ -16,7 +16,7 @@ import pytest
 from tinydet.infer.__main__ import main
 from tinydet.runtime.backends import open_model
 
-BOXES = [[16, 24, 8, 8], [80, 8, 8, 8], [160, 112, 8, 8]]  # xywh, on the lattice of cells
+BOXES = [[16, 24, 8, 8], [80, 8, 8, 8], [160, 112, 8, 8]]  # xywh, aligned with the cells of the model
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def boxes(path: Path) -> list[list[float]]:
     return sorted(row["bbox"] for row in json.loads(path.read_text()))
 
 
-def test_without_further_flags_results_and_a_picture_lie_beside_the_scene(scene: Path, model: Path, capsys) -> None:
+def test_by_default_results_and_a_drawing_are_written_next_to_the_scene(scene: Path, model: Path, capsys) -> None:
     assert run("--image", scene, "--tile", 64) == 0
     rows = json.loads(scene.with_name("scene.detections.json").read_text())
     assert sorted(row["bbox"] for row in rows) == sorted(BOXES)
@@ -55,7 +55,7 @@ def test_without_further_flags_results_and_a_picture_lie_beside_the_scene(scene:
     assert "no tiles saturated" in said
 
 
-def test_named_outputs_are_the_only_ones(scene: Path, model: Path, tmp_path: Path) -> None:
+def test_only_the_named_outputs_are_written(scene: Path, model: Path, tmp_path: Path) -> None:
     assert run("--image", scene, "--output", tmp_path / "dets.json", "--image-id", 42) == 0
     assert boxes(tmp_path / "dets.json") == sorted(BOXES)
     assert {row["image_id"] for row in json.loads((tmp_path / "dets.json").read_text())} == {42}
@@ -63,7 +63,7 @@ def test_named_outputs_are_the_only_ones(scene: Path, model: Path, tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dets.json", "model.onnx", "out.png", "scene.png"]
 
 
-def test_the_suffix_of_the_output_chooses_its_format(scene: Path, model: Path, tmp_path: Path, capsys) -> None:
+def test_the_suffix_of_the_output_selects_its_format(scene: Path, model: Path, tmp_path: Path, capsys) -> None:
     assert run("--image", scene, "--output", tmp_path / "dets.csv") == 0
     rows = list(csv.DictReader((tmp_path / "dets.csv").open()))
     assert sorted([float(row[key]) for key in ("x1", "y1")] for row in rows) == sorted(box[:2] for box in BOXES)
@@ -73,9 +73,9 @@ def test_the_suffix_of_the_output_chooses_its_format(scene: Path, model: Path, t
     assert not (tmp_path / "dets.xyz").exists()
 
 
-def test_several_scenes_go_to_one_file_and_a_folder_of_pictures(scene: Path, model: Path, tmp_path: Path) -> None:
+def test_several_scenes_go_to_one_file_and_a_folder_of_drawings(scene: Path, model: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "dark.png"), np.zeros((70, 70, 3), np.uint8))
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "drawings").mkdir()
     words = (
         "--image",
         tmp_path / "dark.png",
@@ -83,22 +83,22 @@ def test_several_scenes_go_to_one_file_and_a_folder_of_pictures(scene: Path, mod
         "--output",
         tmp_path / "all.json",
         "--draw",
-        tmp_path / "pictures",
+        tmp_path / "drawings",
     )
     assert run(*words) == 0
     assert {row["image_id"] for row in json.loads((tmp_path / "all.json").read_text())} == {2}
-    pictures = sorted(p.name for p in (tmp_path / "pictures").iterdir())
-    assert pictures == ["dark.detections.jpg", "scene.detections.jpg"]
+    drawings = sorted(p.name for p in (tmp_path / "drawings").iterdir())
+    assert drawings == ["dark.detections.jpg", "scene.detections.jpg"]
 
 
-def test_a_half_size_scan_gives_boxes_in_pixels_of_the_scene(scene: Path, model: Path, tmp_path: Path) -> None:
+def test_a_half_size_scan_returns_boxes_in_scene_pixels(scene: Path, model: Path, tmp_path: Path) -> None:
     double = cv2.resize(cv2.imread(str(scene)), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     cv2.imwrite(str(tmp_path / "double.png"), double)
     assert run("--image", tmp_path / "double.png", "--scale", 0.5, "--output", tmp_path / "dets.json") == 0
     assert boxes(tmp_path / "dets.json") == sorted([[2 * v for v in box] for box in BOXES])
 
 
-def test_a_saturated_tile_is_reported_with_what_to_do(model: Path, tmp_path: Path, capsys) -> None:
+def test_a_saturated_tile_is_reported_with_advice(model: Path, tmp_path: Path, capsys) -> None:
     cv2.imwrite(str(tmp_path / "white.png"), np.full((64, 64, 3), 255, np.uint8))
     assert run("--image", tmp_path / "white.png", "--output", tmp_path / "dets.json") == 0
     said = capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_a_saturated_tile_is_reported_with_what_to_do(model: Path, tmp_path: Pat
     assert "50 slots" in said
 
 
-def test_suppression_that_did_not_settle_is_reported_with_what_to_do(
+def test_unconverged_suppression_is_reported_with_advice(
     make_onnx: Callable, model: Path, tmp_path: Path, capsys
 ) -> None:
     make_onnx(model, spec=dataclasses.replace(open_model(model, "onnx").spec, nms_rounds=8))
@@ -116,11 +116,11 @@ def test_suppression_that_did_not_settle_is_reported_with_what_to_do(
     assert "64 proposals still changed in the last of 8 rounds" in said and "--nms-rounds 16" in said
 
 
-def test_an_engine_that_cannot_run_here_is_passed_over_with_the_reason(scene: Path, model: Path, capsys) -> None:
+def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, model: Path, capsys) -> None:
     scene.with_name("model.engine").write_bytes(b"vtrt" + bytes(100))
     assert run("--image", scene) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Passed over: model.engine")
+    assert said.startswith("Not used: model.engine")
     assert "\nmodel.onnx: cells" in said
 
 
@@ -131,7 +131,7 @@ def test_an_engine_that_cannot_run_here_is_passed_over_with_the_reason(scene: Pa
             ["--tile", "512"],
             "takes tiles of 64, not 512. Export it for 512: python export/to_onnx.py model.pth --tile 512",
         ),
-        (["--model", "gone.onnx"], "--model gone.onnx does not exist; make one: python export/to_onnx.py model.pth"),
+        (["--model", "gone.onnx"], "--model gone.onnx does not exist; export one: python export/to_onnx.py model.pth"),
         (["--model", "scene.png"], "scene.png: not a sound ONNX file"),
         (["--backend", "tensorrt"], "no model.engine in "),
         (["--output", "nowhere/dets.json"], "nowhere/dets.json: the folder nowhere does not exist"),
@@ -148,26 +148,24 @@ def test_an_engine_that_cannot_run_here_is_passed_over_with_the_reason(scene: Pa
         (["--output", "/dev/null", "--format", "csv"], "/dev/null takes COCO results only"),
         (["--output", "a.geojson"], "scene.png does not say where it lies on the earth"),
         (["--output", "a.json", "--draw", "b.jpg", "--crops", "b.jpg"], "b.jpg would be written twice"),
-        (["--crops", "out.txt"], "out.txt: cannot write a picture as '.txt'"),
-        (["--draw", "out.txt"], "out.txt: cannot write a picture as '.txt'"),
+        (["--crops", "out.txt"], "out.txt: cannot write an image as '.txt'"),
+        (["--draw", "out.txt"], "out.txt: cannot write an image as '.txt'"),
         (["--draw", "scene.png"], "scene.png is a scene and would be overwritten"),
         (
             ["--image", "scene.png", "model.onnx", "--draw", "x.jpg"],
-            "--draw names a folder where there are several scenes",
+            "--draw must be a folder if there are several scenes",
         ),
         (["--image", "gone.png"], "gone.png does not exist; check the path"),
         (["--image", "void"], "void is a folder without images"),
         (["--image", "model.onnx"], "model.onnx: damaged, or not an image"),
-        (["--batch", "0"], "--batch holds at least one tile, got 0"),
+        (["--batch", "0"], "--batch must be at least 1 tile, got 0"),
         (["--threads", "0"], "expected at least one thread, got 0"),
         (["--score", "-1", "--overlap", "8"], "the score lies in [0, 1], got -1"),
         (["--scale", "0"], "resize factor above 0"),
         (["--overlap", "64"], "smaller than the tile of 64, got 64"),
     ],
 )
-def test_a_users_fault_is_one_line_that_says_what_to_do(
-    scene: Path, model: Path, capsys, words: list[str], message: str
-) -> None:
+def test_a_user_error_is_one_line_with_advice(scene: Path, model: Path, capsys, words: list[str], message: str) -> None:
     Path("void").mkdir()
     assert main(["--image", "scene.png", *words] if "--image" not in words else words) == 2
     error = capsys.readouterr().err
@@ -177,14 +175,14 @@ def test_a_users_fault_is_one_line_that_says_what_to_do(
     assert not list(scene.parent.glob("*.detections.*"))
 
 
-def test_a_folder_that_cannot_be_written_asks_for_output(scene: Path, model: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere, so no chmod shows it
+def test_a_read_only_folder_asks_for_output(scene: Path, model: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # chmod has no effect for root
     assert run("--image", scene) == 2
-    assert "name --output FILE" in capsys.readouterr().err
+    assert "add --output FILE" in capsys.readouterr().err
     assert run("--image", scene, "--output", scene.with_name("dets.json")) == 0
 
 
-def test_help_names_every_flag_with_its_default(capsys) -> None:
+def test_help_lists_the_options(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
@@ -208,13 +206,13 @@ def test_help_names_every_flag_with_its_default(capsys) -> None:
     assert "python deploy/infer.py --image scene.jpg --tile 640" in said
 
 
-def test_the_door_in_a_checkout_needs_no_installation_and_no_torch(scene: Path, model: Path, tmp_path: Path) -> None:
-    door = Path(__file__).resolve().parents[2] / "deploy" / "infer.py"
+def test_the_script_in_a_checkout_needs_no_installation_and_no_torch(scene: Path, model: Path, tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[2] / "deploy" / "infer.py"
     (tmp_path / "torch.py").write_text("raise ImportError('the runtime must not import torch')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     words = ["--image", str(scene), "--tile", "64", "--overlap", "8"]
     done = subprocess.run(
-        [sys.executable, str(door), *words], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, str(script), *words], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""Which files the command writes: formats, one file or one a scene, pictures, sheets of crops, videos."""
+"""Which files the command writes: formats, one file or one per scene, drawings, contact sheets, videos."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 from tinydet.infer.__main__ import main
 from tinydet.infer.chunks import Best, portions
-from tinydet.infer.jobs import Wanted, plan_jobs
+from tinydet.infer.jobs import OutputOptions, plan_jobs
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scan import Step
 from tinydet.runtime.scenes.sources import find_sources
@@ -33,7 +33,7 @@ BOXES = {"a": [[16, 24, 8, 8], [80, 8, 8, 8]], "b": [[160, 112, 8, 8]], "c": []}
 
 @pytest.fixture
 def flight(make_onnx: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model, and a folder of three scenes."""
+    """A folder with a model and a folder of three scenes."""
     monkeypatch.chdir(tmp_path)
     make_onnx(tmp_path / "model.onnx")
     (tmp_path / "flight").mkdir()
@@ -66,7 +66,7 @@ def table(path: Path) -> list[list[float]]:
     return sorted([float(row["x1"]), float(row["y1"]), 8, 8] for row in rows)
 
 
-def test_several_formats_are_written_at_once_for_all_scenes_or_for_each(flight: Path) -> None:
+def test_several_formats_are_written_for_all_scenes_or_for_each(flight: Path) -> None:
     everything = sorted(box for boxes in BOXES.values() for box in boxes)
     assert run("--image", "flight", "--output", "all.csv", "--format", "coco,csv") == 0
     assert table(flight / "all.csv") == coco(flight / "all.json") == everything
@@ -79,12 +79,12 @@ def test_several_formats_are_written_at_once_for_all_scenes_or_for_each(flight: 
     assert not list(flight.rglob("*.journal*"))
 
 
-def test_a_format_alone_lies_beside_the_scene_with_the_picture(flight: Path) -> None:
+def test_a_format_without_output_is_written_next_to_the_scene_with_the_drawing(flight: Path) -> None:
     assert run("--image", "flight/a.png", "--format", "yolo") == 0
     assert files(flight / "flight") == ["a.detections.jpg", "a.detections.txt", "a.png", "b.png", "c.png"]
 
 
-def test_pictures_and_crops_of_several_scenes_go_to_folders_that_are_made(flight: Path) -> None:
+def test_drawings_and_crops_of_several_scenes_go_to_folders_that_are_created(flight: Path) -> None:
     assert run("--image", "flight", "--draw", "shown/", "--crops", "sheets/") == 0
     assert files(flight / "shown") == [f"{name}.detections.jpg" for name in BOXES]
     assert files(flight / "sheets") == [f"{name}.detections.crops.jpg" for name in BOXES]
@@ -92,21 +92,21 @@ def test_pictures_and_crops_of_several_scenes_go_to_folders_that_are_made(flight
     assert cv2.imread("one.png").shape[0] > 144
 
 
-def test_scenes_of_one_name_get_files_of_their_own(flight: Path) -> None:
+def test_scenes_with_equal_names_get_different_files(flight: Path) -> None:
     for folder in ("100MEDIA", "101MEDIA"):
         (flight / "card" / folder).mkdir(parents=True)
         paint(flight / "card" / folder / "DJI_1.png", BOXES["a"])
     paint(flight / "card" / "101MEDIA" / "DJI_1.bmp", BOXES["b"])
-    jobs = plan_jobs(find_sources(["card"]), Wanted("flight/")).jobs
+    jobs = plan_jobs(find_sources(["card"]), OutputOptions("flight/")).jobs
     names = [job.results[0].name.removesuffix(".detections.json") for job in jobs]
     assert names == ["100MEDIA-DJI_1.png", "DJI_1.bmp", "101MEDIA-DJI_1.png"]
-    beside = plan_jobs(find_sources(["card"]), Wanted()).jobs
+    beside = plan_jobs(find_sources(["card"]), OutputOptions()).jobs
     assert [str(job.results[0].relative_to("card")) for job in beside] == [
         "100MEDIA/DJI_1.detections.json", "101MEDIA/DJI_1.bmp.detections.json", "101MEDIA/DJI_1.png.detections.json"
     ]  # fmt: skip
 
 
-def test_a_scene_without_a_place_is_refused_before_any_is_looked_at(flight: Path, shared: Path, capsys) -> None:
+def test_a_scene_without_georeference_is_refused_before_any_is_scanned(flight: Path, shared: Path, capsys) -> None:
     placed = shared / "data" / "bigscene-plaza" / "images" / "minsk_plaza_DJI_0010_rotated.tif"
     assert run("--image", placed, "flight/b.png", "--output", "all.csv", "--format", "csv,geojson") == 2
     captured = capsys.readouterr()
@@ -115,7 +115,7 @@ def test_a_scene_without_a_place_is_refused_before_any_is_looked_at(flight: Path
     assert files(flight) == ["flight/a.png", "flight/b.png", "flight/c.png", "model.onnx"]
 
 
-def test_what_the_run_reads_is_not_overwritten(flight: Path, capsys) -> None:
+def test_inputs_are_not_overwritten(flight: Path, capsys) -> None:
     images = [{"id": 1, "file_name": "a.png"}]
     (flight / "val.json").write_text(json.dumps({"images": images}))
     for name in ("model.engine", "model.json", "model.skip.json"):
@@ -130,11 +130,11 @@ def test_what_the_run_reads_is_not_overwritten(flight: Path, capsys) -> None:
         ("--image", "flight", "--output", "model.skip.json"),
     ):
         assert run(*words) == 2
-        assert ".json is read by this run and would be overwritten" in capsys.readouterr().err
+        assert ".json is an input and would be overwritten" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in flight.glob("*.*")} == before
 
 
-def test_what_goes_to_a_pipe_is_the_results_and_nothing_else(flight: Path) -> None:
+def test_only_the_results_go_to_a_pipe(flight: Path) -> None:
     words = ["--image", "flight/a.png", "--output", "/dev/stdout", "--overlap", "8", "--backend", "onnx"]
     done = subprocess.run(
         [sys.executable, "-m", "tinydet", "infer", *words],
@@ -144,7 +144,7 @@ def test_what_goes_to_a_pipe_is_the_results_and_nothing_else(flight: Path) -> No
     assert "a.png: 192x128" in done.stderr
 
 
-def test_a_damaged_scene_ends_the_run_or_is_skipped_and_named(flight: Path, capsys) -> None:
+def test_a_damaged_scene_stops_the_run_or_is_skipped_and_reported(flight: Path, capsys) -> None:
     whole = (flight / "flight" / "a.png").read_bytes()
     (flight / "flight" / "b.png").write_bytes(whole[:60])
     words = ("--image", "flight", "--output", "all.json")
@@ -158,7 +158,7 @@ def test_a_damaged_scene_ends_the_run_or_is_skipped_and_named(flight: Path, caps
 
 
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_of_a_scene_that_is_damaged_further_down_it_is_said_how_many_boxes_were_written(
+def test_for_a_partly_damaged_scene_the_number_of_boxes_written_is_reported(
     flight: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rasterio = pytest.importorskip("rasterio")
@@ -178,7 +178,7 @@ def test_of_a_scene_that_is_damaged_further_down_it_is_said_how_many_boxes_were_
     assert line.endswith(f"; {written} of its boxes were written before")
 
 
-def test_a_scene_that_was_added_is_all_that_is_run(flight: Path, capsys) -> None:
+def test_only_an_added_scene_is_run_when_resuming(flight: Path, capsys) -> None:
     words = ("--image", "flight", "--output", "all.json", "--resume")
     assert run(*words) == 0
     before = json.loads((flight / "all.json").read_text())
@@ -193,9 +193,11 @@ def test_a_scene_that_was_added_is_all_that_is_run(flight: Path, capsys) -> None
     assert len(json.loads((flight / "all.json").read_text())) == len(before) + 1 - len(BOXES["a"])
 
 
-def test_open_files_do_not_grow_with_the_number_of_scenes(flight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_open_files_does_not_grow_with_the_number_of_scenes(
+    flight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not Path("/proc/self/fd").is_dir():
-        pytest.skip("counts the files of this process by /proc/self/fd")
+        pytest.skip("needs /proc/self/fd to count the open files")
     counts: list[int] = []
     monkeypatch.setattr("builtins.print", lambda *words, **_: counts.append(len(os.listdir("/proc/self/fd"))))
     for i in range(20):
@@ -214,19 +216,19 @@ def steps(rng: np.random.Generator, sizes: list[int]) -> Iterator[Step]:
         yield Step(found, 1, 0, 0, 0, 0.0)
 
 
-def joined(parts: list[Step], cuts: list[int]) -> list[Step]:
-    """The same detections, handed out in other pieces."""
+def split_again(parts: list[Step], cuts: list[int]) -> list[Step]:
+    """Return the same detections, split into other steps."""
     whole = Detections.concatenate([part.detections for part in parts])
     edges = [0, *cuts, len(whole)]
     return [Step(whole[a:b], 1, 0, 0, 0, 0.0) for a, b in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [7, 8, 9, 30], list(range(1, 60))])
-def test_portions_are_the_same_however_the_scan_was_cut_and_each_is_best_first(cuts: list[int]) -> None:
+def test_portions_do_not_depend_on_the_batches_of_the_scan_and_are_sorted_by_score(cuts: list[int]) -> None:
     parts = list(steps(np.random.default_rng(0), [5, 0, 20, 1, 34]))
     expected = list(portions(parts, 25))
     assert [len(one) for one in expected] == [25, 25, 10]
-    for one, two in zip(portions(joined(parts, cuts), 25), expected, strict=True):
+    for one, two in zip(portions(split_again(parts, cuts), 25), expected, strict=True):
         assert np.array_equal(one.boxes, two.boxes)
         assert (np.diff(one.scores) <= 0).all()
     (whole,) = portions(parts, 1000)
@@ -245,11 +247,11 @@ def test_memory_does_not_grow_with_the_number_of_objects(tmp_path: Path) -> None
         assert len(json.loads((tmp_path / "all.json").read_text())) == count
         return most
 
-    peak(500)  # what is made once
+    peak(500)  # one-time allocations
     assert peak(20_000) < 1.2 * peak(4000)
 
 
-def test_a_picture_keeps_the_best_of_all_portions() -> None:
+def test_a_drawing_gets_the_best_of_all_portions() -> None:
     parts = list(steps(np.random.default_rng(1), [40, 40]))
     best = Best(30)
     for portion in portions(parts, 20):

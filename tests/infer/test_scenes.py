@@ -85,7 +85,7 @@ def test_the_images_of_a_coco_file_keep_its_ids(folder: Path, capsys) -> None:
     assert run("--annotations", "val.json", "--images", "set", "--output", "all.json") == 0
     assert rows(folder / "all.json") == [(11, 16, 24, 8, 8), (90, 32, 40, 8, 8)]
     assert run("--images", "set") == 2
-    assert "name what to look at" in capsys.readouterr().err
+    assert "give either the scenes, --image SCENE" in capsys.readouterr().err
 
 
 def test_chosen_bands_are_what_the_model_sees(folder: Path, capsys) -> None:
@@ -124,9 +124,9 @@ def test_overlap_and_scale_follow_from_the_sizes_that_the_model_learned(folder: 
     assert run(*words, "--object-size", "0.8m", "--gsd", "0.05", overlap="auto") == 0
     assert "at scale 0.5," in capsys.readouterr().out
     for extra, message in (
-        ((), "--object-size 24 (pixels) or --object-size 0.6m (metres)"),
-        (("--object-size", "0.8m"), "a.png does not say how many metres a pixel covers"),
-        (("--object-size", "large"), "given as 24 (pixels) or 0.6m (metres), got 'large'"),
+        ((), "--object-size 24 (pixels) or --object-size 0.6m (meters)"),
+        (("--object-size", "0.8m"), "a.png does not state its ground sample distance"),
+        (("--object-size", "large"), "given as 24 (pixels) or 0.6m (meters), got 'large'"),
     ):
         assert run(*words, *extra) == 2
         assert message in capsys.readouterr().err
@@ -335,4 +335,4 @@ def test_tiles_without_structure_are_skipped_once_it_is_measured_what_that_costs
     assert "79 tiles that show nothing of an object's size were passed over (98%)" in capsys.readouterr().out
     assert rows(folder / "all.json") == sorted((1, *box) for box in boxes)
     assert run(*words, "--scale", "0.5") == 2
-    assert "measure it again" in capsys.readouterr().err
+    assert "calibrate it again" in capsys.readouterr().err

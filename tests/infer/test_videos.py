@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tinydet.infer.__main__ import main
-from tinydet.infer.drawing import COLOURS
+from tinydet.infer.drawing import COLORS
 from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
 av = pytest.importorskip("av")
@@ -56,7 +56,7 @@ def places(path: Path) -> list[tuple]:
 
 def test_bands_of_a_video_are_refused_rather_than_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--image", "clip.mp4", "--bands", "1,2,3") == 2
-    assert "a video has red, green and blue" in capsys.readouterr().err
+    assert "videos are always RGB" in capsys.readouterr().err
     assert not list(folder.glob("clip.detections*"))
 
 
@@ -69,7 +69,7 @@ def test_a_video_gives_results_a_table_of_its_frames_and_a_video_with_boxes(fold
     for i in range(COUNT):
         ok, bgr = capture.read()
         assert ok
-        ring = np.abs(bgr[14:26, :, ::-1].astype(int) - COLOURS[0]).sum(-1) < 200
+        ring = np.abs(bgr[14:26, :, ::-1].astype(int) - COLORS[0]).sum(-1) < 200
         assert abs(np.flatnonzero(ring.any(axis=0)).mean() - (16 * (i // 2) + 4)) < 8
     assert not capture.read()[0]
 
@@ -87,11 +87,14 @@ def test_named_outputs_are_the_only_ones_and_a_phone_that_was_held_upright_is_dr
     ("words", "message"),
     [
         (["--draw", "out.gif"], "cannot write a video as '.gif'; use .mp4, .mkv, .mov"),
-        (["--crops", "out.jpg"], "--crops shows one picture, and clip.mp4 has frames"),
-        (["still.png", "--crops", "cr/"], "clip.mp4 has frames, of which nothing would be written; leave it out, or"),
-        (["still.png", "--crops", "cr/", "--resume"], "clip.mp4 has frames, of which nothing would be written"),
+        (["--crops", "out.jpg"], "--crops needs a still image, and clip.mp4 is a video"),
+        (
+            ["still.png", "--crops", "cr/"],
+            "clip.mp4 is a video, so nothing would be written for it; leave",
+        ),
+        (["still.png", "--crops", "cr/", "--resume"], "clip.mp4 is a video, so nothing would be written for it"),
         (["--output", "a.txt"], "a.txt cannot hold the frames of clip.mp4; write .json, .csv or .parquet"),
-        (["model.onnx", "--output", "all.json"], "name a folder for a file each, --output all/"),
+        (["model.onnx", "--output", "all.json"], "name a folder for one file per scene: --output all/"),
     ],
 )
 def test_what_a_video_cannot_become_is_said_before_the_work(

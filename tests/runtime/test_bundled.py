@@ -46,7 +46,7 @@ def test_infer_without_a_model_takes_the_bundled_one_and_says_so(
     frame, annotations = frame_of_many_persons()
     monkeypatch.chdir(tmp_path)
     assert main(["--image", str(frame), "--output", "found.json", "--threads", "1"]) == 0
-    assert "No model.engine or model.onnx here; taking the bundled model `thermal`" in capsys.readouterr().out
+    assert "No model.engine or model.onnx here; using the bundled model `thermal`" in capsys.readouterr().out
     found = np.array([d["bbox"] for d in json.loads(Path("found.json").read_text()) if d["category_id"] == 1])
     centres = found[:, :2] + found[:, 2:] / 2
     hit = [np.abs(centres - (x + w / 2, y + h / 2)).max(axis=1).min() < 6 for x, y, w, h in annotations]

@@ -1,1 +1,1 @@
-"""The `tinydet infer` command: many scenes, videos, outputs and reports. No torch."""
+"""The command `tinydet infer`: scan many scenes and videos, write and draw detections, resume. Needs no torch."""

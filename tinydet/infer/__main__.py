@@ -1,4 +1,4 @@
-"""The command `tinydet infer`: boxes on scenes, with an exported model."""
+"""The command `tinydet infer`: detect objects in scenes of any size with an exported model."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from tinydet._internal.arguments import integers, names_from, number_or_auto
 from tinydet._internal.command import command
 from tinydet.infer.auto_options import choose_overlap
-from tinydet.infer.jobs import Wanted, hash_file, plan_jobs
+from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
 from tinydet.infer.scenes import Survey
 from tinydet.infer.settings import Settings
-from tinydet.infer.skip import Gate, gate_path
-from tinydet.infer.skip_calibration import calibrate, look_at
+from tinydet.infer.tile_filter import TileFilter, tile_filter_path
+from tinydet.infer.tile_filter_calibration import calibrate_tile_filter, measure_contrasts
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
 from tinydet.runtime.read_ahead import READERS
@@ -26,21 +26,24 @@ from tinydet.runtime.scenes.sources import Source, coco_sources, find_sources
 from tinydet.runtime.stitch import MERGES
 from tinydet.runtime.writers import FORMATS, is_device
 
-MODELS, MODELS_OR = " and ".join(MODEL_FILES), " or ".join(MODEL_FILES)
-EXAMPLE = """examples:
+TILE_STEP, MIN_TILE = 32, 64  # pixels; `tinydet export` accepts multiples of the one from the other up
+EPILOG = """\
+examples (tinydet infer and python deploy/infer.py are the same command):
   python deploy/infer.py --image scene.jpg --tile 640
-  python deploy/infer.py --image flight/ "archive/**/*.tif" --overlap auto --scale auto --object-size 0.6m
-  python deploy/infer.py --annotations val.json --images val/ --score 0.05 --output results.json
-  python deploy/infer.py --image flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/
-  python deploy/infer.py --image clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4
-  python deploy/infer.py --image rtsp://camera/pier --frames 1000 --output pier.json
+  tinydet infer --image flight/ "archive/**/*.tif" --overlap auto --scale auto --object-size 0.6m
+  tinydet infer --annotations val.json --images val/ --score 0.05 --output results.json
+  tinydet infer --image flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/
+  tinydet infer --image clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4
+  tinydet infer --image rtsp://camera/pier --frames 1000 --output pier.json
 
-  takes model.engine or model.onnx from the current folder (where there is neither, the bundled model for thermal drone
-  frames), writes scene.detections.json (COCO results) and scene.detections.jpg beside the scene; with --output, --draw
-  or --crops only what they name. A scene's boxes stand in a file from the best to the weakest, of more than 100 000 in
-  portions of as many. Where objects are twice as large as those of the training images, say --scale 0.5. A GeoTIFF may
-  have any size (pip install 'tinydet[geo]'); videos and streams need tinydet[video]. A run that was interrupted goes on
-  with --resume.
+By default, SCENE.detections.json (COCO results) and SCENE.detections.jpg are
+written next to each scene. If --output, --draw or --crops is given, only the
+named files are written. Detections of a scene are sorted by descending score,
+in blocks of 100 000 if there are more.
+
+If objects are twice as large as in the training images, use --scale 0.5, or
+let --scale auto compute it from --object-size. GeoTIFFs of any size need
+pip install 'tinydet[geo]', videos and streams need 'tinydet[video]'.
 """
 
 
@@ -49,113 +52,130 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.calibrate_skip:
         return _calibrate(args)
-    # Before the model: a wrong path is said at once.
-    plan = plan_jobs(_sources(args), Wanted(args.output, args.format, args.draw, args.crops), _inputs(args))
+    # Check the paths before the model is loaded, so that a wrong one is reported at once.
+    plan = plan_jobs(_sources(args), OutputOptions(args.output, args.format, args.draw, args.crops), _inputs(args))
     if args.batch < 1:
-        raise ValueError(f"--batch holds at least one tile, got {args.batch}")
+        raise ValueError(f"--batch must be at least 1 tile, got {args.batch}")
     if args.resume and any(job.journal is None for job in plan.jobs):
-        raise ValueError("--resume goes on from a journal beside the results; a device to write to has none")
+        raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
     if args.bands is not None and any(job.source.moving for job in plan.jobs):
-        raise ValueError("--bands chooses among the bands of a raster; a video has red, green and blue, leave it out")
-    # What goes to a device may go to the same place as what is said.
-    say = _complain if args.output is not None and is_device(Path(args.output)) else print
+        raise ValueError("--bands selects bands of a raster, and videos are always RGB; leave it out")
+    # Results that go to a device such as /dev/stdout must not be mixed with messages.
+    say = _print_to_stderr if args.output is not None and is_device(Path(args.output)) else print
     path, backend = _model(args, say)
     settings = _settings(args, path, backend)
     Survey(backend, hash_file(path), settings, say).run(plan)
     return 0
 
 
-def _complain(line: str) -> None:
+def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinydet infer",
-        description="Find objects in scenes of any size with an exported model.",
-        epilog=EXAMPLE,
+        usage="tinydet infer --image SCENE [SCENE ...] [OPTIONS]\n"
+        "       tinydet infer --annotations FILE [--images DIR] [OPTIONS]",
+        description="Detect objects in images, rasters and videos of any size with an exported model.",
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument_group("what to look at").add_argument
-    add("--image", nargs="+", metavar="SCENE", help="files (JPEG, PNG, TIFF, JP2, ...), folders, patterns, videos, rtsp://"
-        " streams, or the number of a webcam")  # fmt: skip
-    add("--annotations", type=Path, metavar="FILE", help="COCO file: look at its images, with its ids")
-    add("--images", type=Path, metavar="DIR", help="folder of these images (default: images/ beside the file)")
-    add("--image-id", type=int, default=1, metavar="ID", help="COCO id of the first scene, then +1 each (default: 1)")
-    add("--bands", type=_bands, metavar="R,G,B", help="bands to take, from 1; one for grey (default: those named so)")
-    add("--every", type=int, default=1, metavar="N", help="of a video, every N-th frame (default: 1)")
-    add("--frames", type=int, metavar="N", help="of a video, stop after N frames (default: at its end, or Ctrl-C)")
-    add("--reconnect", type=float, default=30.0, metavar="S", help="seconds to try a broken stream again (default: 30)")
-    add = parser.add_argument_group("how").add_argument
-    add("--model", type=Path, metavar="FILE", help=f"exported model, or the name of a bundled"
-        f" one: {', '.join(BUNDLED)} (default: the first that can run of {MODELS}; where there is neither,"
-        f" {DEFAULT})")  # fmt: skip
-    add("--backend", choices=BACKENDS, default="auto", help="what runs the model (default: auto, the fastest here)")
-    add("--tile", type=_number_or_auto, default="auto", metavar="PX", help="the tile that you expect the model to take"
-        " (default: auto, the model's own)")  # fmt: skip
-    add("--overlap", type=_number_or_auto, default=OVERLAP, metavar="PX", help="what tiles share, or auto: by the"
-        f" largest objects that the model learned (default: {OVERLAP})")  # fmt: skip
-    add("--scale", type=_number_or_auto, default=1.0, metavar="F", help="resize the scene first, 0.5 = half; or auto:"
-        " by --object-size (default: 1)")  # fmt: skip
-    add("--object-size", metavar="SIZE", help="side of a typical object in the scene, as 24 (pixels) or 0.6m (metres)")
-    add("--gsd", type=float, metavar="M", help="metres that a pixel covers (default: as the georeference says)")
-    add("--score", type=float, default=0.3, metavar="S", help="least score; 0.05 to measure AP (default: 0.3)")
-    add("--batch", type=int, default=4, metavar="N", help="tiles for each run of the model (default: 4)")
-    add("--threads", type=int, metavar="N", help="CPU threads of the model (default: all that are usable)")
-    add("--merge", choices=MERGES, default="seam", help="how boxes of several tiles become one; all but seam are for"
-        " comparison (default: seam)")  # fmt: skip
-    add("--agnostic", action="store_true", help="boxes of different classes may be one object (default: they may not)")
-    add("--readers", type=int, default=READERS, metavar="N", help=f"threads that read a raster (default: {READERS})")
-    add("--skip-empty", action="store_true", help="pass over tiles that show nothing as small and sharp as an object,"
-        " and in a video those in which nothing moved")  # fmt: skip
-    add("--calibrate-skip", action="store_true", help="measure on --annotations what --skip-empty may pass over, write"
-        " MODEL.skip.json, and end")  # fmt: skip
-    add = parser.add_argument_group("what becomes of it").add_argument
-    add("--output", metavar="PATH", help="all scenes in one file, by its suffix: .json (COCO), .geojson, .gpkg, .csv,"
-        " .parquet, or .txt (YOLO, one scene); or a folder (its name ends with /) for a file each (default: a file"
-        " beside each scene, SCENE.detections.json)")  # fmt: skip
-    add("--format", type=_formats, metavar="A,B", help=f"several formats at once, of {','.join(FORMATS)} (default:"
-        " that of --output's suffix, or coco)")  # fmt: skip
-    add("--draw", metavar="PATH", help="picture, of a video another video (.mp4, .mkv, .mov); of several scenes a"
-        " folder (default: SCENE.detections.jpg or .mp4; none of a stream)")  # fmt: skip
-    add("--crops", metavar="PATH", help="sheet of what was found, enlarged, from the best to the weakest; of several"
-        " scenes a folder (default: none)")  # fmt: skip
-    add("--resume", action="store_true", help="go on from a run that was interrupted; what is done stays as it is")
-    add("--skip-unreadable", action="store_true", help="go on with the next scene where one is damaged, and say which")
+    add = parser.add_argument_group("input").add_argument
+    add("--image", nargs="+", metavar="SCENE", help="scan these images (JPEG, PNG, TIFF, JP2, ...), folders, glob"
+        " patterns, videos, rtsp:// streams or webcam numbers")  # fmt: skip
+    add("--annotations", type=Path, metavar="FILE", help="scan the images of this COCO file and keep its image ids")
+    add("--images", type=Path, metavar="DIR", help="folder of the images of --annotations (default: images/ next to"
+        " the file)")  # fmt: skip
+    add("--image-id", type=int, default=1, metavar="ID", help="COCO image id of the first scene or video frame; the"
+        " next ones count up (default: 1)")  # fmt: skip
+    add("--bands", type=integers, metavar="R,G,B", help="1-based band indices for R,G,B, or one for grayscale"
+        " (default: the file's RGB bands)")  # fmt: skip
+    add("--every", type=int, default=1, metavar="N", help="scan every N-th frame of a video (default: 1)")
+    add("--frames", type=int, metavar="N", help="stop after scanning N frames of a video (default: at its end or on"
+        " Ctrl-C)")  # fmt: skip
+    add("--reconnect", type=float, default=30.0, metavar="S", help="keep trying to reopen a broken stream for S"
+        " seconds (default: 30)")  # fmt: skip
+    add = parser.add_argument_group("model").add_argument
+    add("--model", type=Path, metavar="FILE", help=f"run this exported model, or a bundled one: {', '.join(BUNDLED)}"
+        f" (default: {' or '.join(MODEL_FILES)} in the current folder, else {DEFAULT})")  # fmt: skip
+    add("--backend", choices=BACKENDS, default="auto", help="run the model with this backend (default: auto, the"
+        " fastest that works here)")  # fmt: skip
+    add("--batch", type=int, default=4, metavar="N", help="run up to N tiles at once (default: 4)")
+    add("--threads", type=int, metavar="N", help="run the model on N CPU threads (default: all that are usable)")
+    add = parser.add_argument_group("tiles").add_argument
+    add("--tile", type=number_or_auto, default="auto", metavar="PX", help="stop unless the model was exported for"
+        " tiles of PX pixels (default: auto, accept any)")  # fmt: skip
+    add("--overlap", type=number_or_auto, default=OVERLAP, metavar="PX", help="let neighboring tiles share PX pixels;"
+        f" auto fits the model's largest objects (default: {OVERLAP})")  # fmt: skip
+    add("--scale", type=number_or_auto, default=1.0, metavar="F", help="resize the scene by the factor F before"
+        " tiling; auto computes F from --object-size (default: 1)")  # fmt: skip
+    add("--object-size", metavar="SIZE", help="side of a typical object in the scene for --scale auto: 24 (pixels) or"
+        " 0.6m (meters)")  # fmt: skip
+    add("--gsd", type=float, metavar="M", help="ground sample distance in meters per pixel (default: from the"
+        " georeference)")  # fmt: skip
+    add("--skip-empty", action="store_true", help="do not run tiles without contrast at the size of an object, nor"
+        " video tiles without motion; requires --calibrate-skip once")  # fmt: skip
+    add("--calibrate-skip", action="store_true", help="measure on --annotations which tiles --skip-empty may skip,"
+        " write MODEL.skip.json and exit")  # fmt: skip
+    add = parser.add_argument_group("detections").add_argument
+    add("--score", type=float, default=0.3, metavar="S", help="drop detections that score below S, 0 to 1; use 0.05"
+        " to measure AP (default: 0.3)")  # fmt: skip
+    add("--merge", choices=MERGES, default="seam", help="merge the detections of overlapping tiles by this method; all"
+        " but seam are for comparison (default: seam)")  # fmt: skip
+    add("--agnostic", action="store_true", help="merge overlapping boxes of different classes too (default: only of"
+        " the same class)")  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--output", metavar="PATH", help="write the detections of all scenes to one file: .json (COCO), .geojson,"
+        " .gpkg, .csv, .parquet, or .txt (YOLO, one scene only); or one file per scene to a folder, whose name ends in"
+        " / (default: SCENE.detections.json next to each scene)")  # fmt: skip
+    add("--format", type=names_from(FORMATS), metavar="A,B", help=f"write these formats: {','.join(FORMATS)}"
+        " (default: by the suffix of --output, else coco)")  # fmt: skip
+    add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
+        " as .mp4, .mkv or .mov; a folder for several scenes (default: SCENE.detections.jpg or .mp4, nothing for a"
+        " stream)")  # fmt: skip
+    add("--crops", metavar="PATH", help="write a contact sheet of enlarged detections, best first; a folder for"
+        " several scenes (default: none)")  # fmt: skip
+    add = parser.add_argument_group("run").add_argument
+    add("--readers", type=int, default=READERS, metavar="N", help="read a raster with N threads (default: "
+        f"{READERS})")  # fmt: skip
+    add("--resume", action="store_true", help="continue an interrupted run; completed scenes are not run again")
+    add("--skip-unreadable", action="store_true", help="skip damaged scenes and report them (default: stop with exit"
+        " code 2)")  # fmt: skip
     return parser
 
 
 def _sources(args: argparse.Namespace) -> list[Source]:
     if (args.image is None) == (args.annotations is None):
-        raise ValueError("name what to look at: --image SCENE ..., or the images of a COCO file: --annotations FILE")
+        raise ValueError("give either the scenes, --image SCENE ..., or a COCO file with images, --annotations FILE")
     if args.images is not None and args.annotations is None:
-        raise ValueError("--images is the folder of the images of --annotations FILE; to look at a folder: --image DIR")
+        raise ValueError("--images is the image folder of --annotations FILE; to scan a folder, use --image DIR")
     if args.annotations is not None:
         return coco_sources(args.annotations, args.images)
     return find_sources(args.image, args.image_id)
 
 
 def _inputs(args: argparse.Namespace) -> list[Path]:
-    """What is read beside the scenes: annotations, and models with what lies beside them."""
+    """Return the files that the run reads besides the scenes: annotations, and models with their companion files."""
     models = [Path(name) for name in MODEL_FILES] if args.model is None else [model_path(args.model)]
-    found = [] if args.annotations is None else [args.annotations]
+    inputs = [] if args.annotations is None else [args.annotations]
     for model in filter(Path.is_file, models):
-        found += [model, gate_path(model)]
+        inputs += [model, tile_filter_path(model)]
         if model.suffix == ".engine":
-            found.append(model.with_suffix(".json"))
-    return found
+            inputs.append(model.with_suffix(".json"))
+    return inputs
 
 
 def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
     spec = backend.spec
-    gate = Gate.load(gate_path(path)) if args.skip_empty else None
-    overlap = choose_overlap(spec) if args.overlap == "auto" else _whole(args.overlap, "--overlap")
+    tile_filter = TileFilter.load(tile_filter_path(path)) if args.skip_empty else None
+    overlap = choose_overlap(spec) if args.overlap == "auto" else _whole_pixels(args.overlap, "--overlap")
     scale = None if args.scale == "auto" else args.scale
     if scale is None and args.object_size is None:
         raise ValueError(
-            "--scale auto compares the objects of the scene with those of the training: say how large they are, "
-            "--object-size 24 (pixels) or --object-size 0.6m (metres)"
+            "--scale auto needs the size of a typical object in the scene: --object-size 24 (pixels) or "
+            "--object-size 0.6m (meters)"
         )
     return Settings(
         overlap,
@@ -165,7 +185,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
         scale=scale,
         object_size=args.object_size or "",
         gsd=args.gsd,
-        gate=gate,
+        gate=tile_filter,
         bands=args.bands,
         resume=args.resume,
         skip_unreadable=args.skip_unreadable,
@@ -178,45 +198,44 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
 
 
 def _model(args: argparse.Namespace, say: Callable[[str], object] = print) -> tuple[Path, Backend]:
+    """Open the model that the options ask for, and report which one it is.
+
+    Raises:
+        ValueError, OSError, ImportError: there is no such model, it cannot run here, or its tile is not `--tile`.
+    """
     if args.model is not None:
         path = model_path(args.model)
         if not path.is_file():
             raise FileNotFoundError(
-                f"--model {path} does not exist; make one: python export/to_onnx.py model.pth, or take a bundled one: "
-                f"{', '.join(BUNDLED)}"
+                f"--model {path} does not exist; export one: python export/to_onnx.py model.pth, or use a bundled "
+                f"model: {', '.join(BUNDLED)}"
             )
         backend = open_model(path, args.backend, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
-        say(f"No {MODELS_OR} here; taking the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}")
+        say(f"No {' or '.join(MODEL_FILES)} here; using the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}")
         path = model_path(DEFAULT)
         backend = open_model(path, args.backend, threads=args.threads)
     else:
         choice = choose_model(args.backend, threads=args.threads)
         path, backend = choice.path, choice.backend
         for reason in choice.passed_over:
-            say(f"Passed over: {reason}")
-    tile = backend.spec.tile if args.tile == "auto" else _whole(args.tile, "--tile")
-    if tile != backend.spec.tile:
-        again = "to_trt.py" if path.suffix == ".engine" else "to_onnx.py"
-        raise ValueError(
-            f"{path} takes tiles of {backend.spec.tile}, not {tile}. "
-            f"Export it for {tile}: python export/{again} model.pth --tile {tile}"
-        )
+            say(f"Not used: {reason}")
+    _check_tile(args.tile, path, backend)
     say(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
     return path, backend
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    """Measure what may be skipped, and write it beside the model."""
+    """Measure which tiles may be skipped, write the filter next to the model and print what it keeps and saves."""
     if args.annotations is None:
-        raise ValueError("--calibrate-skip measures on annotated images: --annotations val.json --images DIR")
+        raise ValueError("--calibrate-skip needs annotated images: --annotations val.json --images DIR")
     path, backend = _model(args)
-    args.skip_empty = False  # it is what is being made
+    args.skip_empty = False  # the filter does not exist yet
     settings = _settings(args, path, backend)
     if settings.scale is None:
-        raise ValueError("--calibrate-skip measures at one scale: name it, --scale 0.5")
+        raise ValueError("--calibrate-skip needs a fixed scale, such as --scale 0.5")
     with tqdm(total=len(coco_sources(args.annotations, args.images)), unit="image", disable=None, leave=False) as bar:
-        looks = look_at(
+        contrasts = measure_contrasts(
             backend.spec,
             args.annotations,
             args.images,
@@ -225,39 +244,37 @@ def _calibrate(args: argparse.Namespace) -> int:
             bands=settings.bands,
             progress=bar.update,
         )
-    gate = calibrate(looks, tile=backend.spec.tile, scale=settings.scale)
-    gate.save(gate_path(path))
+    tile_filter = calibrate_tile_filter(contrasts, tile=backend.spec.tile, scale=settings.scale)
+    tile_filter.save(tile_filter_path(path))
     print(
-        f"Tiles whose contrast at {gate.size:.0f} pixels is below {gate.threshold} may be passed over: "
-        f"{gate.saving:.1%} of the {gate.tiles} tiles of {args.annotations}.\n"
-        f"Those that are run hold {gate.recall:.2%} of its {gate.objects} objects (at least {gate.recall_bound:.2%} "
-        "with 95 % confidence, of images like these).\n"
-        f"Tiles of a video that change by less than {gate.motion} are not run again: {gate.motion_recall:.2%} of these "
-        "objects would change theirs by more where they come.\n"
-        f"  {gate_path(path)}, for --skip-empty"
+        f"--skip-empty will skip tiles with a contrast below {tile_filter.threshold} at {tile_filter.size:.0f} pixels: "
+        f"{tile_filter.saving:.1%} of the {tile_filter.tiles} tiles of {args.annotations}.\n"
+        f"The other tiles contain {tile_filter.recall:.2%} of its {tile_filter.objects} objects (at least "
+        f"{tile_filter.recall_bound:.2%} on similar images, with 95 % confidence).\n"
+        f"In a video, tiles that change by less than {tile_filter.motion} are not run again; "
+        f"{tile_filter.motion_recall:.2%} of these objects change their tile by at least that when they appear.\n"
+        f"  {tile_filter_path(path)}"
     )
     return 0
 
 
-def _number_or_auto(text: str) -> Any:
-    return text if text == "auto" else float(text)
+def _check_tile(tile: float | str, path: Path, backend: Backend) -> None:
+    """Raise ValueError if the model was exported for another tile than the user expects."""
+    if tile in ("auto", backend.spec.tile):
+        return
+    wanted = _whole_pixels(float(tile), "--tile")
+    if wanted < MIN_TILE or wanted % TILE_STEP:
+        advice = f"A tile must be a multiple of {TILE_STEP} pixels and at least {MIN_TILE}"
+    else:
+        script = "to_trt.py" if path.suffix == ".engine" else "to_onnx.py"
+        advice = f"Export it for {wanted}: python export/{script} model.pth --tile {wanted}"
+    raise ValueError(f"{path} takes tiles of {backend.spec.tile}, not {wanted}. {advice}")
 
 
-def _whole(value: float, flag: str) -> int:
+def _whole_pixels(value: float, flag: str) -> int:
     if not math.isfinite(value) or value != int(value):
-        raise ValueError(f"{flag} is a whole number of pixels, got {value:g}")
+        raise ValueError(f"{flag} must be a whole number of pixels, got {value:g}")
     return int(value)
-
-
-def _formats(text: str) -> tuple[str, ...]:
-    kinds = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [kind for kind in kinds if kind not in FORMATS]:
-        raise argparse.ArgumentTypeError(f"formats are {', '.join(FORMATS)}, got {unknown[0]!r}")
-    return kinds
-
-
-def _bands(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A video with a box around each detection, with the times of the one that it was made from."""
+"""Write a video with its detections drawn on it, at the time stamps of the source."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.scene import Scene
 
 CONTAINERS = (".mp4", ".mkv", ".mov")
-CODECS = ("libx264", "mpeg4")  # the first that the installed FFmpeg has
-TICKS = 90_000  # a second, as MPEG counts
-RATE = 25  # frames a second, for the codec's planning; their times are their own
-MAX_SIDE = 3840  # pixels; larger frames are shown smaller, for players and hardware decoders end about there
+CODECS = ("libx264", "mpeg4")  # in order of preference; the installed FFmpeg may lack the first
+TICKS = 90_000  # per second, the time base of MPEG
+RATE = 25  # frames per second, a hint for the codec; every frame has its own time stamp
+MAX_SIDE = 3840  # pixels; larger frames are shrunk, because most players and hardware decoders support no more
 
 
 @contextmanager
 def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene, Detections, float], None]]:
-    """Open a video to write; inside the block, call what it gives with each frame, what was found, and its time.
+    """Open a video for writing. The block receives a function to call with each frame, its detections and its seconds.
 
     Args:
         path: `.mp4`, `.mkv` or `.mov`.
-        width, height: of the video. An odd one loses its last column or row, for the codecs count in twos; frames of
-            another size are stretched to it.
+        width, height: size of the video. Codecs require even sides, so an odd side loses its last column or row. Frames
+            of another size are stretched to fit.
 
     Raises:
-        ValueError: another suffix, or times that do not rise.
+        ValueError: the suffix is not supported, or a time stamp is not later than the one before.
         ModuleNotFoundError: PyAV is not installed.
     """
     check_video_path(path)
@@ -44,7 +44,7 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
     size = max(2, round(width * shrink) // 2 * 2), max(2, round(height * shrink) // 2 * 2)
     codec = next(name for name in CODECS if name in av.codecs_available)
     with atomic_path(path, part=True) as temporary, av.open(str(temporary), "w") as container:
-        stream: Any = container.add_stream(codec, rate=RATE)  # of one of PyAV's classes, by the codec's name
+        stream: Any = container.add_stream(codec, rate=RATE)  # its class depends on the codec
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
         last = -1
@@ -53,17 +53,17 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
             nonlocal last
             tick = round(seconds * TICKS)
             if tick <= last:
-                raise ValueError(f"{path}: the frame at {seconds:.3f} s comes after one of a later time")
+                raise ValueError(f"{path}: the frame at {seconds:.3f} s is not later than the one before")
             last = tick
             shown = detections
             if shrink == 1 and (scene.width, scene.height) == (width, height):
-                picture = scene.read(0, 0, *size).copy()  # cut, not squeezed: a box stays on its pixels
+                image = scene.read(0, 0, *size).copy()  # cropped, not resized: boxes stay on their pixels
             else:
-                picture = scene.read(0, 0, scene.width, scene.height, size).copy()
-                across, down = size[0] / scene.width, size[1] / scene.height
-                shown = replace(detections, boxes=detections.boxes * np.array([across, down, across, down], np.float32))
-            annotate(picture, shown)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                image = scene.read(0, 0, scene.width, scene.height, size).copy()
+                x, y = size[0] / scene.width, size[1] / scene.height
+                shown = replace(detections, boxes=detections.boxes * np.array([x, y, x, y], np.float32))
+            annotate(image, shown)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = tick, stream.time_base
             container.mux(stream.encode(frame))
 
@@ -72,6 +72,6 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
 
 
 def check_video_path(path: Path) -> None:
-    """Refuse a suffix that is not written, before the work rather than after it."""
+    """Raise ValueError for a suffix that is not supported. Call it before the work, not after."""
     if path.suffix.lower() not in CONTAINERS:
         raise ValueError(f"{path}: cannot write a video as {path.suffix!r}; use {', '.join(CONTAINERS)}")

@@ -1,4 +1,4 @@
-"""What a user need not choose: overlap and scale, from the sizes of the objects that a model learned."""
+"""Overlap and scale chosen from the object sizes that a model learned; estimates of memory and time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from tinydet.runtime.scenes.scene import Scene
 from tinydet.runtime.stitch import EDGE
 from tinydet.spec import ModelSpec
 
-SCALES = (1 / 16, 4.0)  # beyond these a picture shows nothing of what the model learned
-MANY = 16  # batches of a scene, or frames of a video, for which it is worth a batch to say how long it will take
-AS_IT_IS = 0.1  # a scale nearer to 1 changes less than objects differ among themselves
+SCALE_RANGE = (1 / 16, 4.0)  # beyond it, a resized image shows nothing that the model learned
+MANY = 16  # batches of a scene, or frames of a video, above which one batch is timed to predict the duration
+SCALE_TOLERANCE = 0.1  # a scale closer to 1 changes the objects less than their sizes vary anyway
 
 
 def choose_overlap(spec: ModelSpec) -> int:
-    """The least overlap by which the largest learned object (99 %) lies whole, and off the edges, inside some tile.
+    """Return the smallest overlap at which some tile contains the largest learned object (99 %), clear of its edges.
 
-    It is rounded up so that tiles lie on cells of the feature pyramid, and is no more than half a tile: larger objects
-    are for the coarse pass.
+    The overlap is rounded up to align tiles with the cells of the feature pyramid. It is at most half a tile; larger
+    objects are left to the coarse pass.
 
     >>> choose_overlap(ModelSpec(("person",), (1,), "retinanet", "any", tile=640, object_sizes=(4, 12, 40)))
     64
 
     Raises:
-        ValueError: the model does not say which sizes it learned.
+        ValueError: the model does not state its object sizes.
     """
     largest = _object_sizes(spec, "--overlap")[2]
     needed = math.ceil(largest + 3 * EDGE)
@@ -41,54 +41,54 @@ def choose_overlap(spec: ModelSpec) -> int:
 
 
 def choose_scale(spec: ModelSpec, typical: float) -> float:
-    """The resize factor that shows objects of `typical` pixels as large as the model's median one.
+    """Return the resize factor that brings objects of `typical` pixels to the model's median object size.
 
     >>> choose_scale(ModelSpec(("person",), (1,), "retinanet", "any", tile=640, object_sizes=(4, 12, 40)), 24.0)
     0.5
 
     Raises:
-        ValueError: the model does not say which sizes it learned, or `typical` is no size.
+        ValueError: the model does not state its object sizes, or `typical` is not a positive number.
     """
     if not (math.isfinite(typical) and typical > 0):
-        raise ValueError(f"the size of an object is a length above 0, got {typical}")
-    scale = min(max(_object_sizes(spec, "--scale")[1] / typical, SCALES[0]), SCALES[1])
-    return 1.0 if abs(scale - 1) <= AS_IT_IS else float(f"{scale:.3g}")
+        raise ValueError(f"the object size must be a number above 0, got {typical}")
+    scale = min(max(_object_sizes(spec, "--scale")[1] / typical, SCALE_RANGE[0]), SCALE_RANGE[1])
+    return 1.0 if abs(scale - 1) <= SCALE_TOLERANCE else float(f"{scale:.3g}")
 
 
 def object_pixels(size: str, gsd: float | None, name: str) -> float:
-    """The side of an object in pixels of a scene, from `24` (pixels) or `0.6m` (metres).
+    """Convert an object size, `24` (pixels) or `0.6m` (meters), to pixels of a scene.
 
     >>> object_pixels("0.6m", 0.05, "scene.tif")
     12.0
 
     Args:
-        gsd: metres for each pixel of the scene, if known.
-        name: of the scene, for the error.
+        gsd: ground sample distance of the scene in meters per pixel; None if unknown.
+        name: name of the scene, for error messages.
 
     Raises:
-        ValueError: no such length, or metres in a scene of unknown scale.
+        ValueError: the size is malformed or not positive, or is in meters while `gsd` is unknown or not positive.
     """
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(m|px)?", size.strip())
     if match is None or float(match[1]) <= 0:
-        raise ValueError(f"the size of an object is given as 24 (pixels) or 0.6m (metres), got {size!r}")
+        raise ValueError(f"the object size must be given as 24 (pixels) or 0.6m (meters), got {size!r}")
     if match[2] != "m":
         return float(match[1])
     if gsd is None:
-        raise ValueError(f"{name} does not say how many metres a pixel covers; name them: --gsd 0.05 for 5 cm")
+        raise ValueError(f"{name} does not state its ground sample distance; give it in meters per pixel: --gsd 0.05")
     if not (math.isfinite(gsd) and gsd > 0):
-        raise ValueError(f"the ground sample distance is in metres above 0 for each pixel, got {gsd}")
+        raise ValueError(f"the ground sample distance must be a number of meters above 0, got {gsd}")
     return round(float(match[1]) / gsd, 6)
 
 
 def expected_memory(scene: Scene, spec: ModelSpec, batch: int) -> int:
-    """Bytes that this process will hold while it scans: what it holds now, tiles under way, the cache of a raster."""
+    """Return the expected memory of this process during a scan, in bytes: present use, tile buffers, raster cache."""
     tiles = (AHEAD + 2) * batch * spec.tile**2 * 3
     cache = min(RASTER_CACHE, scene.width * scene.height * 3) if isinstance(scene, RasterScene) else 0
     return resident_bytes() + tiles + cache
 
 
 def resident_bytes() -> int:
-    """Memory of this process; 0 where the system does not tell."""
+    """Return the resident memory of this process in bytes; 0 if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -97,7 +97,7 @@ def resident_bytes() -> int:
 
 
 def seconds_per_batch(backend: Backend, batch: int) -> float:
-    """How long the model takes for a batch, measured once it is warm."""
+    """Return the seconds that the model takes for a batch, measured after one warm-up run."""
     tile = backend.spec.tile
     images = np.zeros((batch, tile, tile, 3), np.uint8)
     backend.run(images)
@@ -108,5 +108,5 @@ def seconds_per_batch(backend: Backend, batch: int) -> float:
 
 def _object_sizes(spec: ModelSpec, flag: str) -> tuple[float, float, float]:
     if spec.object_sizes is None:
-        raise ValueError(f"the model does not say how large its objects are; give {flag} a number")
+        raise ValueError(f"the model does not state its object sizes; give {flag} a number instead of auto")
     return spec.object_sizes

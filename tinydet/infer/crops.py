@@ -1,4 +1,4 @@
-"""A sheet of crops: what was found, enlarged, from the best to the weakest. Small, however large the scene."""
+"""A contact sheet: enlarged crops of the detections, best first. Its size does not depend on the scene."""
 
 from __future__ import annotations
 
@@ -7,77 +7,77 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from tinydet.infer.drawing import COLOURS, FONT, frame
+from tinydet.infer.drawing import COLORS, FONT, outline
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.pixels import Image
 from tinydet.runtime.scenes.scene import Scene
 
-MOST = 60  # crops of a sheet
+MAX_CROPS = 60
 COLUMNS = 10
-SIDE = 144  # pixels of the sheet for each crop
-CAPTION = 20  # below it
+SIDE = 144  # of a crop, in pixels of the sheet, as are CAPTION and GAP
+CAPTION = 20  # height of the text below a crop
 GAP = 4
-LEAST_WINDOW = 48  # pixels of the scene: a smaller object is shown with its surroundings
-SURROUNDINGS = 3.0  # a crop's side, in sides of the box
-GROUND = 24
+MIN_WINDOW = 48  # pixels of the scene: the smallest side of a crop, however small the object
+CONTEXT = 3.0  # side of a crop relative to the longer side of the box
+BACKGROUND = 24  # gray value
 
 
 def crop_sheet(
-    scene: Scene, detections: Detections, classes: Sequence[str], most: int = MOST, *, total: int | None = None
+    scene: Scene, detections: Detections, classes: Sequence[str], limit: int = MAX_CROPS, *, total: int | None = None
 ) -> Image:
-    """Crops of a scene's detections, best first, row by row; uint8 (H, W, 3) RGB.
+    """Return crops of a scene's detections, best first, row by row; uint8 (H, W, 3) RGB.
 
-    Of more than `most` detections those are shown that are evenly spread over their order by score: so that one look
-    says down to which score they are right. Each crop is enlarged from the pixels of the scene, with its score and
-    its class, and the place of its middle in the scene.
+    If there are more than `limit` detections, the sheet shows `limit` of them, evenly spaced in the order of their
+    scores, to show at a glance down to which score they are right. Each crop is enlarged from the pixels of the scene
+    and captioned with the score, the class and the center of the box in scene pixels.
 
     Args:
-        total: how many there are, where the detections are only the best of them.
+        limit: maximum number of crops.
+        total: number of detections in the scene, if `detections` holds only the best of them.
     """
-    if most < 1:
-        raise ValueError(f"a sheet has at least one crop, got {most}")
+    if limit < 1:
+        raise ValueError(f"a sheet has at least one crop, got limit={limit}")
     ranked = detections.by_score()
-    shown = ranked[np.unique(np.linspace(0, len(ranked) - 1, min(most, len(ranked))).round().astype(np.int64))]
+    shown = ranked[np.unique(np.linspace(0, len(ranked) - 1, min(limit, len(ranked))).round().astype(np.int64))]
     columns = min(COLUMNS, max(len(shown), 4))
     rows = -(-len(shown) // columns)
     cell = np.array((SIDE + CAPTION + GAP, SIDE + GAP))
-    sheet = np.full((rows * cell[0] + GAP + CAPTION, columns * cell[1] + GAP, 3), GROUND, np.uint8)
+    sheet = np.full((rows * cell[0] + GAP + CAPTION, columns * cell[1] + GAP, 3), BACKGROUND, np.uint8)
     _caption(sheet, GAP, CAPTION - GAP, _title(scene, len(shown), len(detections), total), (200, 200, 200))
     for i in range(len(shown)):
         y, x = np.array(divmod(i, columns)) * cell + (CAPTION + GAP, GAP)
         label = int(shown.labels[i])
-        colour = COLOURS[label % len(COLOURS)]
-        sheet[y : y + SIDE, x : x + SIDE] = _crop(scene, shown.boxes[i].astype(np.float64), colour)
-        middle_x, middle_y = (shown.boxes[i, :2] + shown.boxes[i, 2:]) / 2
-        text = f"{shown.scores[i]:.2f} {classes[label][:8]} {middle_x:.0f},{middle_y:.0f}"
-        _caption(sheet, x, y + SIDE + CAPTION - 2 * GAP, text, colour)
+        color = COLORS[label % len(COLORS)]
+        sheet[y : y + SIDE, x : x + SIDE] = _crop(scene, shown.boxes[i].astype(np.float64), color)
+        center_x, center_y = (shown.boxes[i, :2] + shown.boxes[i, 2:]) / 2
+        text = f"{shown.scores[i]:.2f} {classes[label][:8]} {center_x:.0f},{center_y:.0f}"
+        _caption(sheet, x, y + SIDE + CAPTION - 2 * GAP, text, color)
     return sheet
 
 
-def _title(scene: Scene, shown: int, known: int, total: int | None) -> str:
-    of = f"{known}" if total is None or total == known else f"the best {known} of {total}"
-    return f"{scene.name}: {shown} of {of}"
+def _title(scene: Scene, shown: int, held: int, total: int | None) -> str:
+    of = f"{held}" if total is None or total == held else f"the best {held} of {total}"
+    return f"{scene.name}: {shown} of {of} detections"
 
 
-def _crop(scene: Scene, box: np.ndarray, colour: tuple[int, int, int]) -> Image:
-    side = min(max(round(SURROUNDINGS * float((box[2:] - box[:2]).max())), LEAST_WINDOW), scene.width, scene.height)
-    middle = (box[:2] + box[2:]) / 2
+def _crop(scene: Scene, box: np.ndarray, color: tuple[int, int, int]) -> Image:
+    side = min(max(round(CONTEXT * float((box[2:] - box[:2]).max())), MIN_WINDOW), scene.width, scene.height)
     left, top = (
-        int(np.clip(round(float(centre) - side / 2), 0, length - side))
-        for centre, length in zip(middle, (scene.width, scene.height), strict=True)
+        int(np.clip(round(float(center) - side / 2), 0, length - side))
+        for center, length in zip((box[:2] + box[2:]) / 2, (scene.width, scene.height), strict=True)
     )
     crop = scene.read(left, top, side, side)
     enlarged = cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA if side > SIDE else cv2.INTER_CUBIC)
-    picture = np.ascontiguousarray(enlarged, np.uint8)
-    placed = (box - (left, top, left, top)) * (SIDE / side)
-    whole = [*np.floor(placed[:2]).astype(int).tolist(), *np.ceil(placed[2:]).astype(int).tolist()]
-    frame(picture, whole, 2, 5, (0, 0, 0))
-    frame(picture, whole, 3, 4, colour)
-    return picture
+    image = np.ascontiguousarray(enlarged, np.uint8)
+    in_crop = (box - (left, top, left, top)) * (SIDE / side)
+    corners = [*np.floor(in_crop[:2]).astype(int).tolist(), *np.ceil(in_crop[2:]).astype(int).tolist()]
+    outline(image, corners, 2, 5, (0, 0, 0))
+    outline(image, corners, 3, 4, color)
+    return image
 
 
-def _caption(sheet: Image, x: int, y: int, text: str, colour: tuple[int, int, int]) -> None:
+def _caption(sheet: Image, x: int, y: int, text: str, color: tuple[int, int, int]) -> None:
     scale = 0.36
     while cv2.getTextSize(text, FONT, scale, 1)[0][0] > max(SIDE, sheet.shape[1] - x if y < CAPTION else 0):
         text = text[:-1]
-    cv2.putText(sheet, text, (int(x), int(y)), FONT, scale, colour, 1, cv2.LINE_AA)
+    cv2.putText(sheet, text, (int(x), int(y)), FONT, scale, color, 1, cv2.LINE_AA)

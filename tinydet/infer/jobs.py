@@ -1,4 +1,4 @@
-"""What becomes of each scene: which files are written, known to be good before any work is done."""
+"""Decide which files are written for each scene, and check them all before any work is done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinydet.infer.annotated_video import check_video_path
@@ -15,17 +15,18 @@ from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.sources import Source, is_stream
 from tinydet.runtime.writers import FORMATS, check_output, format_of, is_device, nowhere_on_earth, paths_of
 
-MARK = ".detections"  # in the names of what is written beside a scene; `find_sources` passes over it
+MARK = ".detections"  # in the names of output files; `find_sources` ignores files with it
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a user asks for. Where nothing is named, results and a picture lie beside each scene.
+class OutputOptions:
+    """Outputs requested by the user. By default, results and a drawing are written next to each scene.
 
     Attributes:
-        output: a file of all scenes, or a folder (it exists, or its name ends with a slash) for a file each.
-        formats: keys of `FORMATS`; None for that of `output`'s suffix, else COCO results.
-        draw, crops: a picture, and a sheet of crops; of several scenes a folder.
+        output: one file for all scenes, or a folder (existing, or ending in a slash) for one file per scene.
+        formats: keys of `FORMATS`; None for the format of `output`'s suffix, else COCO results.
+        draw: file for the scene with its detections drawn on it; a folder if there are several scenes.
+        crops: file for the contact sheet; a folder if there are several scenes.
     """
 
     output: str | None = None
@@ -36,14 +37,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Job:
-    """One scene and what becomes of it.
+    """One scene and the files to write for it.
 
     Attributes:
         source: the scene.
-        results: files of detections for it alone.
-        picture: to be drawn, of a video another video; None where it is not wanted.
-        crops: the sheet of crops; None where it is not wanted.
-        journal: what was found so far; None where outputs go to a device.
+        results: files of detections that hold this scene only.
+        picture: the scene with its detections drawn on it, a video for a video; None if not requested.
+        crops: the contact sheet; None if not requested.
+        journal: where progress is recorded, so that a run can resume; None if outputs go to a device.
     """
 
     source: Source
@@ -54,28 +55,28 @@ class Job:
 
     @property
     def frames(self) -> Path | None:
-        """The table of a video's frames."""
+        """The CSV table of a video's frames; None for other scenes."""
         if not self.source.moving or not self.results or is_device(self.results[0]):
             return None
         return self.results[0].with_name(f"{self.results[0].stem}.frames.csv")
 
     @property
     def outputs(self) -> tuple[Path, ...]:
-        """All files that are of this scene alone."""
+        """All files that hold this scene only."""
         return (*self.results, *(path for path in (self.picture, self.crops, self.frames) if path is not None))
 
     def written(self) -> dict[str, str]:
-        """What its files hold now, for its journal: a scene is done where that is as it was."""
+        """Return the hashes of the output files as they are now. A scene is done if its journal holds the same."""
         return {**(hashes(self.outputs) or {}), "--image-id": str(self.source.image_id)}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All jobs, and the files of all their scenes together.
+    """All jobs of a run, and the files that their scenes share.
 
     Attributes:
-        shared: empty where each scene has files of its own.
-        journals: the folder of what is known of a run with shared files; None where there are none, or they go to a
+        shared: files of detections for all scenes; empty if each scene has its own.
+        journals: folder of the journals of a run with shared files; None if there are no shared files or they go to a
             device.
     """
 
@@ -84,35 +85,35 @@ class Plan:
     journals: Path | None = None
 
 
-def plan_jobs(sources: Sequence[Source], wanted: Wanted, inputs: Sequence[Path] = ()) -> Plan:
-    """A job for each scene.
+def plan_jobs(sources: Sequence[Source], options: OutputOptions, inputs: Sequence[Path] = ()) -> Plan:
+    """Return a job for each scene.
 
     Args:
-        inputs: what else the run reads, which it must not overwrite.
+        inputs: other files that the run reads and must not overwrite.
 
     Raises:
-        ValueError, OSError: a place that cannot be written, would be written twice, or is read; a format that cannot
-            hold what the scenes give.
+        ValueError, OSError: an output that cannot be written, would be written twice or would overwrite an input; a
+            format that cannot hold the results of these scenes.
     """
     several = len(sources) > 1
-    output = None if wanted.output is None else Path(wanted.output)
-    folder = output if wanted.output is not None and _is_folder(wanted.output) else None
-    for flag, path in (("--draw", wanted.draw), ("--crops", wanted.crops)):
+    output = None if options.output is None else Path(options.output)
+    folder = output if options.output is not None and _is_folder(options.output) else None
+    for flag, path in (("--draw", options.draw), ("--crops", options.crops)):
         if several and path is not None and not _is_folder(path):
             raise ValueError(
-                f"{flag} names a folder where there are several scenes (with / at its end it is made), got {path}"
+                f"{flag} must be a folder if there are several scenes (one ending in / is created), got {path}"
             )
     shared: tuple[Path, ...] = ()
     if output is not None and folder is None and several:
         if any(source.moving for source in sources):
             raise ValueError(
-                f"{output} cannot hold all scenes: of a video each frame is an image of its own; name a folder for a "
-                f"file each, --output {output.with_suffix('')}/"
+                f"{output} cannot hold all scenes, because every frame of a video is an image; name a folder for one "
+                f"file per scene: --output {output.with_suffix('')}/"
             )
-        shared = paths_of(output, wanted.formats)
-    jobs = _jobs(sources, wanted, folder, None if shared else output)
+        shared = paths_of(output, options.formats)
+    jobs = _jobs(sources, options, folder, None if shared else output)
     targets = [path for job in jobs for path in job.outputs] + list(shared)
-    named = [text for text in (wanted.output, wanted.draw, wanted.crops) if text is not None and _is_folder(text)]
+    named = [text for text in (options.output, options.draw, options.crops) if text is not None and _is_folder(text)]
     _check_targets(targets, sources, set(map(Path, named)), inputs)
     _check_formats(shared, sources)
     for job in jobs:
@@ -124,17 +125,18 @@ def plan_jobs(sources: Sequence[Source], wanted: Wanted, inputs: Sequence[Path] 
     journals = None
     if shared and not any(map(is_device, shared)):
         journals = shared[0].with_name(f"{shared[0].stem}.journals")
-    return Plan([_in_folder(job, journals) for job in jobs] if shared else jobs, shared, journals)
+    return Plan([_with_journal_in(job, journals) for job in jobs] if shared else jobs, shared, journals)
 
 
 def hashes(paths: Sequence[Path]) -> dict[str, str] | None:
-    """SHA-256 of each file by its name; None where one is missing."""
+    """Return the SHA-256 of each file by its name; None if one is missing."""
     if not all(path.is_file() for path in paths):
         return None
     return {str(path): hash_file(path) for path in paths}
 
 
 def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -146,40 +148,42 @@ def _is_folder(text: str) -> bool:
     return text.endswith(("/", os.sep)) or Path(text).is_dir()
 
 
-def _jobs(sources: Sequence[Source], wanted: Wanted, folder: Path | None, output: Path | None) -> list[Job]:
-    """Args:
-    folder: for results, one file a scene and format.
-    output: of the only scene.
+def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None, output: Path | None) -> list[Job]:
+    """Return the jobs of all scenes, without those parts that scenes share.
+
+    Args:
+        folder: where to write the results, one file per scene and format; None for no such folder.
+        output: the file of results if there is one scene; None if results go elsewhere.
     """
-    nothing = wanted.output is None and wanted.draw is None and wanted.crops is None
-    beside = nothing or (wanted.output is None and wanted.formats is not None)
-    suffixes = [FORMATS[kind].suffix for kind in wanted.formats or ("coco",)]
-    names = _names(sources, lambda source: _place(source) if beside else Path())
+    default = options.output is None and options.draw is None and options.crops is None
+    next_to_scene = default or (options.output is None and options.formats is not None)
+    suffixes = [FORMATS[kind].suffix for kind in options.formats or ("coco",)]
+    names = _names(sources, lambda source: _folder_of(source) if next_to_scene else Path())
     jobs = []
     for source, name in zip(sources, names, strict=True):
         results: tuple[Path, ...] = ()
-        picture = _of_scene(wanted.draw, f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}")
-        crops = _of_scene(wanted.crops, f"{name}{MARK}.crops.jpg")
+        picture = _file_or_in_folder(options.draw, f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}")
+        crops = _file_or_in_folder(options.crops, f"{name}{MARK}.crops.jpg")
         if source.moving and crops is not None:
             if len(sources) == 1:
-                raise ValueError(f"--crops shows one picture, and {source.location} has frames; leave it out")
-            if wanted.output is None and wanted.draw is None and not beside:
+                raise ValueError(f"--crops needs a still image, and {source.location} is a video; leave it out")
+            if options.output is None and options.draw is None and not next_to_scene:
                 raise ValueError(
-                    f"--crops shows one picture, and {source.location} has frames, of which nothing would be written; "
-                    "leave it out, or name --output or --draw too"
+                    f"--crops needs a still image, and {source.location} is a video, so nothing would be written for "
+                    "it; leave --crops out, or add --output or --draw"
                 )
             crops = None
         if folder is not None:
             results = tuple(folder / f"{name}{MARK}{suffix}" for suffix in suffixes)
         elif output is not None:
-            results = paths_of(output, wanted.formats)
-        elif beside:
-            place = _place(source)
-            results = tuple(place / f"{name}{MARK}{suffix}" for suffix in suffixes)
-            if nothing and not (source.moving and source.live):  # a stream has no end, and the video would have none
-                picture = place / f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}"
-            if not os.access(place, os.W_OK):
-                raise PermissionError(f"cannot write beside {source.location}; name --output FILE (and --draw FILE)")
+            results = paths_of(output, options.formats)
+        elif next_to_scene:
+            scene_folder = _folder_of(source)
+            results = tuple(scene_folder / f"{name}{MARK}{suffix}" for suffix in suffixes)
+            if default and not (source.moving and source.live):  # a stream may never end
+                picture = scene_folder / f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}"
+            if not os.access(scene_folder, os.W_OK):
+                raise PermissionError(f"cannot write next to {source.location}; add --output FILE (and --draw FILE)")
         written = (*results, *(path for path in (picture, crops) if path is not None))
         journal = None
         if written and not any(map(is_device, written)):
@@ -188,51 +192,52 @@ def _jobs(sources: Sequence[Source], wanted: Wanted, folder: Path | None, output
     return jobs
 
 
-def _of_scene(text: str | None, name: str) -> Path | None:
-    """The file that a flag names, or that of a scene in the folder that it names."""
+def _file_or_in_folder(text: str | None, name: str) -> Path | None:
+    """Return the path given to an option, with the file name of a scene appended if it is a folder."""
     if text is None:
         return None
     return Path(text) / name if _is_folder(text) else Path(text)
 
 
-def _place(source: Source) -> Path:
-    """The folder that a scene lies in; of a stream the current one."""
+def _folder_of(source: Source) -> Path:
+    """Return the folder of a scene; for a stream the current folder."""
     return source.path.parent if source.path.is_file() else Path()
 
 
-def _names(sources: Sequence[Source], place: Callable[[Source], Path]) -> list[str]:
-    """A name for the files of each scene that no other scene in its place has.
+def _names(sources: Sequence[Source], folder_of: Callable[[Source], Path]) -> list[str]:
+    """Return a name for the files of each scene, unique among the scenes whose files go to the same folder.
 
-    Its own, without folder and suffix, where that is enough; then with its suffix, then with the folders that it lies
-    in: `100MEDIA-DJI_0001.JPG`.
+    The name is the scene's without folder and suffix if that is unique, else with its suffix, else also with as many of
+    its folders as needed: `100MEDIA-DJI_0001.JPG`.
     """
-    places = [place(source) for source in sources]
+    folders = [folder_of(source) for source in sources]
     names = [source.name for source in sources]
     for depth in range(1, 9):
-        counts = Counter(zip(places, names, strict=True))
+        counts = Counter(zip(folders, names, strict=True))
         names = [
             name
-            if counts[at, name] == 1 or is_stream(source.location)
+            if counts[folder, name] == 1 or is_stream(source.location)
             else "-".join(source.path.parts[-depth:]).strip("/")
-            for source, at, name in zip(sources, places, names, strict=True)
+            for source, folder, name in zip(sources, folders, names, strict=True)
         ]
     return names
 
 
-def _in_folder(job: Job, journals: Path | None) -> Job:
-    """With its journal in a folder with the others, under a name that lasts when scenes are added."""
+def _with_journal_in(job: Job, journals: Path | None) -> Job:
+    """Return the job with its journal moved to a common folder, under a name that is stable when scenes are added."""
     if journals is None:
-        return Job(job.source, job.results, job.picture, job.crops, None)
+        return replace(job, journal=None)
     mark = hashlib.sha256(job.source.location.encode()).hexdigest()[:8]
-    journal = journals / f"{job.source.name[:80]}.{mark}.journal"
-    return Job(job.source, job.results, job.picture, job.crops, journal)
+    return replace(job, journal=journals / f"{job.source.name[:80]}.{mark}.journal")
 
 
 def _check_targets(
     targets: Sequence[Path], sources: Sequence[Source], folders: set[Path], inputs: Sequence[Path]
 ) -> None:
-    """Args:
-    folders: that the user named as such; of these a missing one is made.
+    """Raise an error if a file cannot be written, would be written twice or would overwrite an input.
+
+    Args:
+        folders: folders that the user named; these are created if only the last level is missing.
     """
     scenes = {Path(source.location).resolve() for source in sources}
     others = {path.resolve() for path in inputs}
@@ -244,15 +249,15 @@ def _check_targets(
         if not folder.is_dir() and (folder not in folders or folder.exists() or not folder.parent.is_dir()):
             raise FileNotFoundError(f"{target}: the folder {folder} does not exist; create it or name another")
         if target.resolve() in scenes:
-            raise ValueError(f"{target} is a scene and would be overwritten; name another --draw or --output")
+            raise ValueError(f"{target} is a scene and would be overwritten; choose another --draw or --output")
         if target.resolve() in others:
-            raise ValueError(f"{target} is read by this run and would be overwritten; name another --output or --draw")
+            raise ValueError(f"{target} is an input and would be overwritten; choose another --output or --draw")
         if counts[target] > 1:
-            raise ValueError(f"{target} would be written twice; name another --output, --draw or --crops")
+            raise ValueError(f"{target} would be written twice; choose another --output, --draw or --crops")
 
 
 def _check_formats(paths: Sequence[Path], sources: Sequence[Source]) -> None:
-    """Refuse files that cannot hold what these scenes give, before the work rather than after it."""
+    """Raise ValueError for a file that cannot hold the results of these scenes. Call it before the work, not after."""
     for path in paths:
         if is_device(path):
             continue
