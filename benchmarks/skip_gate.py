@@ -32,9 +32,9 @@ from environment import ROOT, environment
 
 from tinydet._internal.atomic import write_json
 from tinydet.geometry.boxes import iou_of_pairs
+from tinydet.infer.contrast_calibration import Contrasts, calibrate_contrast_filter, measure_contrasts
+from tinydet.infer.contrast_filter import ContrastFilter
 from tinydet.infer.static_tiles import Stills
-from tinydet.infer.tile_filter import TileFilter
-from tinydet.infer.tile_filter_calibration import Contrasts, calibrate_tile_filter, measure_contrasts
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import TileBoxes
@@ -54,7 +54,7 @@ def main() -> int:
     args = arguments()
     result: dict[str, Any] = {"command": "python benchmarks/skip_gate.py", **environment(), "still": [], "video": []}
     print("| set | tile | recall | saving | µs a tile |\n| --- | --: | --: | --: | --: |")
-    gates: dict[tuple[str, int], TileFilter] = {}
+    gates: dict[tuple[str, int], ContrastFilter] = {}
     for name in args.sets:
         for tile in args.tiles:
             row, gates[name, tile] = of_stills(name, spec_of(name, tile), args)
@@ -86,11 +86,11 @@ def spec_of(name: str, tile: int) -> ModelSpec:
     return ModelSpec(("object",), (1,), "none", "none", tile=tile, object_sizes=SETS[name])
 
 
-def of_stills(name: str, spec: ModelSpec, args: argparse.Namespace) -> tuple[dict[str, Any], TileFilter]:
+def of_stills(name: str, spec: ModelSpec, args: argparse.Namespace) -> tuple[dict[str, Any], ContrastFilter]:
     """A gate that was measured on the training images, on the validation images."""
     overlap = min(64, spec.tile // 4)
     measured = measure_contrasts(spec, args.data / f"{name}-train" / "annotations.json", overlap=overlap)
-    gate = calibrate_tile_filter(measured, tile=spec.tile)
+    gate = calibrate_contrast_filter(measured, tile=spec.tile)
     seen: Contrasts = measure_contrasts(spec, args.data / f"{name}-val" / "annotations.json", overlap=overlap)
     missed = [look < gate.threshold for look in seen.objects]
     picture = np.random.default_rng(0).integers(0, 256, (spec.tile, spec.tile, 3), dtype=np.uint8)
@@ -117,7 +117,7 @@ def of_stills(name: str, spec: ModelSpec, args: argparse.Namespace) -> tuple[dic
     return row, gate
 
 
-def found_in_stills(backend: Backend, gate: TileFilter, args: argparse.Namespace) -> dict[str, Any]:
+def found_in_stills(backend: Backend, gate: ContrastFilter, args: argparse.Namespace) -> dict[str, Any]:
     """What a model finds in the validation images."""
     truth, names = annotated(args.data / f"{VIDEO}-val")
     counts = np.zeros(3, int)  # objects, found, found with the gate
@@ -153,7 +153,7 @@ class Nothing:
 class LastRuns(Stills):
     """Also remembers at which frame each tile was last run."""
 
-    def __init__(self, gate: TileFilter) -> None:
+    def __init__(self, gate: ContrastFilter) -> None:
         super().__init__(gate)
         self.frame = 0
         self.last: dict[int, int] = {}
@@ -163,7 +163,7 @@ class LastRuns(Stills):
         self.last.update(dict.fromkeys(found.tiles.tolist(), self.frame))
 
 
-def on_video(backend: Backend, gate: TileFilter, speed: float, args: argparse.Namespace) -> dict[str, Any]:
+def on_video(backend: Backend, gate: ContrastFilter, speed: float, args: argparse.Namespace) -> dict[str, Any]:
     """How many tiles of a made video are run, whether what is taken over is current, and what a model finds."""
     counts = np.zeros(3, int)
     current: list[float] = []

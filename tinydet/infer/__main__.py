@@ -13,11 +13,11 @@ from tqdm import tqdm
 from tinydet._internal.arguments import integers, names_from, number_or_auto
 from tinydet._internal.command import command
 from tinydet.infer.auto_options import choose_overlap
+from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
+from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
 from tinydet.infer.scenes import Survey
 from tinydet.infer.settings import Settings
-from tinydet.infer.tile_filter import TileFilter, tile_filter_path
-from tinydet.infer.tile_filter_calibration import calibrate_tile_filter, measure_contrasts
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
 from tinydet.runtime.read_ahead import READERS
@@ -161,7 +161,7 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
     models = [Path(name) for name in MODEL_FILES] if args.model is None else [model_path(args.model)]
     inputs = [] if args.annotations is None else [args.annotations]
     for model in filter(Path.is_file, models):
-        inputs += [model, tile_filter_path(model)]
+        inputs += [model, contrast_filter_path(model)]
         if model.suffix == ".engine":
             inputs.append(model.with_suffix(".json"))
     return inputs
@@ -169,7 +169,7 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
 
 def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
     spec = backend.spec
-    tile_filter = TileFilter.load(tile_filter_path(path)) if args.skip_empty else None
+    contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty else None
     overlap = choose_overlap(spec) if args.overlap == "auto" else _whole_pixels(args.overlap, "--overlap")
     scale = None if args.scale == "auto" else args.scale
     if scale is None and args.object_size is None:
@@ -185,7 +185,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
         scale=scale,
         object_size=args.object_size or "",
         gsd=args.gsd,
-        gate=tile_filter,
+        gate=contrast_filter,
         bands=args.bands,
         resume=args.resume,
         skip_unreadable=args.skip_unreadable,
@@ -244,16 +244,18 @@ def _calibrate(args: argparse.Namespace) -> int:
             bands=settings.bands,
             progress=bar.update,
         )
-    tile_filter = calibrate_tile_filter(contrasts, tile=backend.spec.tile, scale=settings.scale)
-    tile_filter.save(tile_filter_path(path))
+    calibrated = calibrate_contrast_filter(contrasts, tile=backend.spec.tile, scale=settings.scale)
+    calibrated.save(contrast_filter_path(path))
     print(
-        f"--skip-empty will skip tiles with a contrast below {tile_filter.threshold} at {tile_filter.size:.0f} pixels: "
-        f"{tile_filter.saving:.1%} of the {tile_filter.tiles} tiles of {args.annotations}.\n"
-        f"The other tiles contain {tile_filter.recall:.2%} of its {tile_filter.objects} objects (at least "
-        f"{tile_filter.recall_bound:.2%} on similar images, with 95 % confidence).\n"
-        f"In a video, tiles that change by less than {tile_filter.motion} are not run again; "
-        f"{tile_filter.motion_recall:.2%} of these objects change their tile by at least that when they appear.\n"
-        f"  {tile_filter_path(path)}"
+        f"--skip-empty will skip tiles whose contrast at the size of an object ({calibrated.size:.0f} pixels) is "
+        f"below {calibrated.threshold}: {calibrated.saving:.1%} of the {calibrated.tiles} tiles of "
+        f"{args.annotations}.\n"
+        f"The other tiles contain {calibrated.recall:.2%} of its {calibrated.objects} objects (at least "
+        f"{calibrated.recall_bound:.2%} on similar images, with 95 % confidence).\n"
+        f"In a video, tiles that change by less than {calibrated.motion} are not run again; "
+        f"{calibrated.motion_recall:.2%} of these objects change their tile by {calibrated.motion} or more when they "
+        "appear.\n"
+        f"  {contrast_filter_path(path)}"
     )
     return 0
 

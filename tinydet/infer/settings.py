@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinydet.infer.auto_options import choose_scale, object_pixels
-from tinydet.infer.tile_filter import TileFilter
+from tinydet.infer.contrast_filter import ContrastFilter
 from tinydet.runtime.scenes.scene import Scene
 from tinydet.runtime.stitch import Merge
 from tinydet.spec import ModelSpec
@@ -36,7 +36,7 @@ class Settings:
     scale: float | None = 1.0
     object_size: str = ""
     gsd: float | None = None
-    gate: TileFilter | None = None
+    gate: ContrastFilter | None = None
     bands: tuple[int, ...] | None = None
     resume: bool = False
     skip_unreadable: bool = False

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from tinydet.infer.tile_filter import TileFilter, spots
+from tinydet.infer.contrast_filter import ContrastFilter, spots
 from tinydet.runtime.journal import TileBoxes
 from tinydet.runtime.scan import plan_passes, seen_size
 from tinydet.runtime.scenes.pixels import Image
@@ -30,7 +30,7 @@ class Stills:
         tiles, plain, still: tiles of all frames so far; those that show nothing; those that showed no motion.
     """
 
-    def __init__(self, gate: TileFilter) -> None:
+    def __init__(self, gate: ContrastFilter) -> None:
         self.tiles = self.plain = self.still = 0
         self._gate = gate
         self._reference: dict[Key, Image] = {}

@@ -1,4 +1,4 @@
-"""Calibration of the tile filter: contrasts measured on annotated images, and the threshold that follows."""
+"""Calibrate the contrast filter: measure contrasts on annotated images and choose thresholds from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.infer.tile_filter import TileFilter, contrast, spots
+from tinydet.infer.contrast_filter import ContrastFilter, contrast, spots
 from tinydet.runtime.scan import OVERLAP, plan_tiles, seen_size
 from tinydet.runtime.scenes.scene import Scene, open_scene
 from tinydet.runtime.scenes.sources import coco_sources
@@ -107,7 +107,9 @@ def measure_contrasts(
     return Contrasts(size, tile_contrasts, object_contrasts, changes, bands)
 
 
-def calibrate_tile_filter(contrasts: Contrasts, *, tile: int, scale: float = 1.0, recall: float = RECALL) -> TileFilter:
+def calibrate_contrast_filter(
+    contrasts: Contrasts, *, tile: int, scale: float = 1.0, recall: float = RECALL
+) -> ContrastFilter:
     """Return the filter that keeps `recall` of the objects, with a `MARGIN` for fainter images.
 
     Args:
@@ -117,7 +119,7 @@ def calibrate_tile_filter(contrasts: Contrasts, *, tile: int, scale: float = 1.0
     threshold = int(MARGIN * highest_threshold(contrasts.objects, recall))
     motion = max(highest_threshold(contrasts.changes, recall) // MOTION_DIVISOR, 1)
     missed = sum(value < threshold for value in contrasts.objects)
-    return TileFilter(
+    return ContrastFilter(
         threshold,
         contrasts.size,
         tile,

@@ -2,7 +2,7 @@
 
 The filter computes the strongest contrast, anywhere in the tile, between a spot of an object's size and its
 surroundings, and skips tiles below a threshold. The threshold is measured on annotated images (see
-`tile_filter_calibration`): the tiles that remain would contain 99.5 % of all objects, even if every object were fainter
+`contrast_calibration`): the tiles that remain would contain 99.5 % of all objects, even if every object were fainter
 by 30 %. Objects in a skipped tile are lost, so the filter is off by default and refuses to run at another tile size or
 scale than it was calibrated for.
 
@@ -28,7 +28,7 @@ FORMAT = 2  # of the JSON file
 
 
 @dataclass(frozen=True)
-class TileFilter:
+class ContrastFilter:
     """A calibrated threshold on the contrast of a tile. Call it with a tile to learn whether the network must run.
 
     Attributes:
@@ -66,7 +66,7 @@ class TileFilter:
         write_json(path, {"format": FORMAT, **asdict(self)})
 
     @classmethod
-    def load(cls, path: Path) -> TileFilter:
+    def load(cls, path: Path) -> ContrastFilter:
         """Read a filter that `save` wrote.
 
         Raises:
@@ -119,7 +119,7 @@ def spots(image: Image, size: float) -> Image:
     return _spots(_half_size_gray(image), size)
 
 
-def tile_filter_path(model: Path) -> Path:
+def contrast_filter_path(model: Path) -> Path:
     """Return where a model's filter is stored: model.skip.json next to model.onnx.
 
     The filter of a bundled model is stored in the current folder.

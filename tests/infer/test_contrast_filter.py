@@ -1,4 +1,4 @@
-"""The tile filter and its calibration, on images whose contrasts are known."""
+"""The contrast filter and its calibration, on images whose contrasts are known."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.infer.tile_filter import TileFilter, contrast, tile_filter_path
-from tinydet.infer.tile_filter_calibration import (
+from tinydet.infer.contrast_calibration import (
     MARGIN,
     Contrasts,
-    calibrate_tile_filter,
+    calibrate_contrast_filter,
     highest_threshold,
     measure_contrasts,
     recall_bound,
 )
+from tinydet.infer.contrast_filter import ContrastFilter, contrast, contrast_filter_path
 from tinydet.spec import ModelSpec
 
 SPEC = ModelSpec(("spot",), (1,), "d", "b", tile=64, object_sizes=(6.0, 8.0, 10.0))
@@ -38,14 +38,14 @@ def test_thresholds_keep_the_requested_recall() -> None:
     rng = np.random.default_rng(0)
     for count in (1, 10, 199, 200, 1001):
         contrasts = Contrasts(8, [0, 255], rng.integers(2, 200, count).tolist(), rng.integers(2, 200, count).tolist())
-        tile_filter = calibrate_tile_filter(contrasts, tile=64)
-        assert contrasts.recall(tile_filter.threshold) >= 0.995
-        assert contrasts.recall(int(tile_filter.threshold / MARGIN)) >= 0.995, (
+        contrast_filter = calibrate_contrast_filter(contrasts, tile=64)
+        assert contrasts.recall(contrast_filter.threshold) >= 0.995
+        assert contrasts.recall(int(contrast_filter.threshold / MARGIN)) >= 0.995, (
             "objects fainter by the margin are kept too"
         )
-        assert contrasts.recall(int((tile_filter.threshold + 1) / MARGIN) + 1) < 0.995, "the highest such threshold"
-        assert contrasts.motion_recall(tile_filter.motion) >= 0.995
-        assert tile_filter.recall_bound <= tile_filter.recall
+        assert contrasts.recall(int((contrast_filter.threshold + 1) / MARGIN) + 1) < 0.995, "the highest such threshold"
+        assert contrasts.motion_recall(contrast_filter.motion) >= 0.995
+        assert contrast_filter.recall_bound <= contrast_filter.recall
     assert highest_threshold([5], 0.995) == 5
     assert recall_bound(1, 1) == 0
 
@@ -67,16 +67,16 @@ def test_an_appearing_object_changes_the_image_by_its_difference_from_the_backgr
 
 
 def test_a_filter_is_loaded_as_saved_and_other_files_raise(tmp_path: Path) -> None:
-    tile_filter = calibrate_tile_filter(Contrasts(8, [3, 9], [7], [8]), tile=64, scale=0.5)
-    path = tile_filter_path(tmp_path / "model.onnx")
-    tile_filter.save(path)
-    assert TileFilter.load(path) == tile_filter
-    tile_filter.check(64, 0.5)
+    contrast_filter = calibrate_contrast_filter(Contrasts(8, [3, 9], [7], [8]), tile=64, scale=0.5)
+    path = contrast_filter_path(tmp_path / "model.onnx")
+    contrast_filter.save(path)
+    assert ContrastFilter.load(path) == contrast_filter
+    contrast_filter.check(64, 0.5)
     with pytest.raises(ValueError, match="calibrated for tiles of 64 at scale 0.5, not for 32 at 0.5"):
-        tile_filter.check(32, 0.5)
-    path.write_text(json.dumps({"format": 1, **dataclasses.asdict(tile_filter)}))
+        contrast_filter.check(32, 0.5)
+    path.write_text(json.dumps({"format": 1, **dataclasses.asdict(contrast_filter)}))
     with pytest.raises(ValueError, match="not written by --calibrate-skip"):
-        TileFilter.load(path)
+        ContrastFilter.load(path)
 
 
 def test_a_filter_is_calibrated_on_the_chosen_bands_and_refuses_others(tmp_path: Path) -> None:
@@ -94,22 +94,22 @@ def test_a_filter_is_calibrated_on_the_chosen_bands_and_refuses_others(tmp_path:
     assert measure_contrasts(SPEC, tmp_path / "val.json", overlap=16).objects == [0]
     contrasts = measure_contrasts(SPEC, tmp_path / "val.json", overlap=16, bands=(4, 4, 4))
     assert contrasts.objects[0] > 50
-    calibrate_tile_filter(contrasts, tile=64).save(tmp_path / "model.skip.json")
-    tile_filter = TileFilter.load(tmp_path / "model.skip.json")
-    tile_filter.check(64, 1.0, (4, 4, 4))
+    calibrate_contrast_filter(contrasts, tile=64).save(tmp_path / "model.skip.json")
+    contrast_filter = ContrastFilter.load(tmp_path / "model.skip.json")
+    contrast_filter.check(64, 1.0, (4, 4, 4))
     for bands, given in ((None, "no --bands"), ((1, 2, 3), "--bands 1,2,3")):
         with pytest.raises(ValueError, match=f"calibrated with --bands 4,4,4, not with {given}; calibrate it again"):
-            tile_filter.check(64, 1.0, bands)
+            contrast_filter.check(64, 1.0, bands)
 
 
 @pytest.mark.slow
 def test_a_filter_calibrated_on_training_images_holds_on_validation_images(shared: Path) -> None:
     data = shared / "data"
     spec = dataclasses.replace(SPEC, tile=256, object_sizes=(8.0, 15.0, 40.0))
-    tile_filter = calibrate_tile_filter(
+    contrast_filter = calibrate_contrast_filter(
         measure_contrasts(spec, data / "hituav-train" / "annotations.json", overlap=64), tile=256
     )
     contrasts = measure_contrasts(spec, data / "hituav-val" / "annotations.json", overlap=64)
-    assert contrasts.recall(tile_filter.threshold) >= 0.995
-    assert contrasts.motion_recall(tile_filter.motion) >= 0.995
-    assert contrasts.saving(tile_filter.threshold) > 0.05
+    assert contrasts.recall(contrast_filter.threshold) >= 0.995
+    assert contrasts.motion_recall(contrast_filter.motion) >= 0.995
+    assert contrasts.saving(contrast_filter.threshold) > 0.05
