@@ -149,7 +149,7 @@ def _is_folder(text: str) -> bool:
 
 
 def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None, output: Path | None) -> list[Job]:
-    """Return the jobs of all scenes, without those parts that scenes share.
+    """Return the job of each scene with the files that hold this scene only.
 
     Args:
         folder: where to write the results, one file per scene and format; None for no such folder.
