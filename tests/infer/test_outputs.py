@@ -100,8 +100,8 @@ def test_scenes_with_equal_names_get_different_files(flight: Path) -> None:
     jobs = plan_jobs(find_sources(["card"]), OutputOptions("flight/")).jobs
     names = [job.results[0].name.removesuffix(".detections.json") for job in jobs]
     assert names == ["100MEDIA-DJI_1.png", "DJI_1.bmp", "101MEDIA-DJI_1.png"]
-    beside = plan_jobs(find_sources(["card"]), OutputOptions()).jobs
-    assert [str(job.results[0].relative_to("card")) for job in beside] == [
+    next_to_scene = plan_jobs(find_sources(["card"]), OutputOptions()).jobs
+    assert [str(job.results[0].relative_to("card")) for job in next_to_scene] == [
         "100MEDIA/DJI_1.detections.json", "101MEDIA/DJI_1.bmp.detections.json", "101MEDIA/DJI_1.png.detections.json"
     ]  # fmt: skip
 
@@ -145,8 +145,8 @@ def test_only_the_results_go_to_a_pipe(flight: Path) -> None:
 
 
 def test_a_damaged_scene_stops_the_run_or_is_skipped_and_reported(flight: Path, capsys) -> None:
-    whole = (flight / "flight" / "a.png").read_bytes()
-    (flight / "flight" / "b.png").write_bytes(whole[:60])
+    intact = (flight / "flight" / "a.png").read_bytes()
+    (flight / "flight" / "b.png").write_bytes(intact[:60])
     words = ("--image", "flight", "--output", "all.json")
     assert run(*words) == 2
     assert "truncated PNG" in (said := capsys.readouterr().err)
@@ -168,8 +168,8 @@ def test_for_a_partly_damaged_scene_the_number_of_boxes_written_is_reported(
     shape = {"count": 1, "dtype": "uint8", "width": 64, "height": 4096, "blockysize": 16}
     with rasterio.open("flight/d.tif", "w", driver="GTiff", **shape) as file:
         file.write(pixels)
-    whole = (flight / "flight" / "d.tif").read_bytes()
-    (flight / "flight" / "d.tif").write_bytes(whole[: len(whole) * 9 // 10])
+    intact = (flight / "flight" / "d.tif").read_bytes()
+    (flight / "flight" / "d.tif").write_bytes(intact[: len(intact) * 9 // 10])
     monkeypatch.setattr("tinydet.infer.scenes.portions", functools.partial(portions, size=1))
     assert run("--image", "flight", "--output", "all.json", "--skip-unreadable") == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "d.tif: skipped" in line)
@@ -218,9 +218,9 @@ def steps(rng: np.random.Generator, sizes: list[int]) -> Iterator[Step]:
 
 def split_again(parts: list[Step], cuts: list[int]) -> list[Step]:
     """Return the same detections, split into other steps."""
-    whole = Detections.concatenate([part.detections for part in parts])
-    edges = [0, *cuts, len(whole)]
-    return [Step(whole[a:b], 1, 0, 0, 0, 0.0) for a, b in itertools.pairwise(edges)]
+    everything = Detections.concatenate([part.detections for part in parts])
+    edges = [0, *cuts, len(everything)]
+    return [Step(everything[a:b], 1, 0, 0, 0, 0.0) for a, b in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [7, 8, 9, 30], list(range(1, 60))])
@@ -231,8 +231,10 @@ def test_portions_do_not_depend_on_the_batches_of_the_scan_and_are_sorted_by_sco
     for one, two in zip(portions(split_again(parts, cuts), 25), expected, strict=True):
         assert np.array_equal(one.boxes, two.boxes)
         assert (np.diff(one.scores) <= 0).all()
-    (whole,) = portions(parts, 1000)
-    assert np.array_equal(whole.boxes, Detections.concatenate([part.detections for part in parts]).by_score().boxes)
+    (everything,) = portions(parts, 1000)
+    assert np.array_equal(
+        everything.boxes, Detections.concatenate([part.detections for part in parts]).by_score().boxes
+    )
     assert list(portions([], 10)) == []
 
 
@@ -256,6 +258,6 @@ def test_a_drawing_gets_the_best_of_all_portions() -> None:
     best = Best(30)
     for portion in portions(parts, 20):
         best.add(portion)
-    whole = Detections.concatenate([part.detections for part in parts]).by_score()
-    assert np.array_equal(best.detections.boxes, whole.boxes[:30])
+    everything = Detections.concatenate([part.detections for part in parts]).by_score()
+    assert np.array_equal(best.detections.boxes, everything.boxes[:30])
     assert best.total == 80

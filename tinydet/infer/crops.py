@@ -57,7 +57,7 @@ def crop_sheet(
 
 def _title(scene: Scene, shown: int, held: int, total: int | None) -> str:
     of = f"{held}" if total is None or total == held else f"the best {held} of {total}"
-    return f"{scene.name}: {shown} of {of} detections"
+    return f"{scene.name}: {shown} of {of}"
 
 
 def _crop(scene: Scene, box: np.ndarray, color: tuple[int, int, int]) -> Image:
