@@ -33,8 +33,8 @@ from environment import ROOT, environment
 from numpy.typing import NDArray
 from timing import RUNS, SECONDS, interleaved, summary, warm_up
 
+from tinydet._internal.arguments import positive_float
 from tinydet._internal.atomic import write_json
-from tinydet._internal.command import positive_float
 from tinydet.data.coco import Dataset
 from tinydet.export.arguments import add_gate
 from tinydet.export.verification_images import gate_images

@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from tinydet._internal.interrupt import whole
+from tinydet._internal.interrupt import deferred_interrupt
 
 
 def test_ctrl_c_comes_behind_what_is_being_done() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), whole():  # noqa: PT012 - the block is what is tested
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt():  # noqa: PT012 - the block is what is tested
         os.kill(os.getpid(), signal.SIGINT)
         done.append("row")
     assert done == ["row"]
@@ -21,7 +21,7 @@ def test_ctrl_c_comes_behind_what_is_being_done() -> None:
 def test_ctrl_c_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with whole():
+        with deferred_interrupt():
             os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
@@ -32,7 +32,7 @@ def test_in_another_thread_the_block_is_just_run() -> None:
     done = []
 
     def work() -> None:
-        with whole():
+        with deferred_interrupt():
             done.append("row")
 
     thread = threading.Thread(target=work)

@@ -1,10 +1,8 @@
-"""What every command shares: one clear line and exit code 2 for a user's fault, 130 for Ctrl-C; kinds of arguments."""
+"""The wrapper of every command: one line and exit code 2 for a user error, 130 for Ctrl-C."""
 
 from __future__ import annotations
 
-import argparse
 import functools
-import math
 import os
 import select
 import sys
@@ -48,24 +46,6 @@ def command(name: str) -> Callable[[Main], Main]:
         return run
 
     return decorate
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 up, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
-    return int(text)
-
-
-def positive_float(text: str) -> float:
-    """A number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"a number above 0, got {text!r}")
-    return value
 
 
 def _reader_left() -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits until something is whole."""
+"""Delay Ctrl-C while something is written."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def whole() -> Iterator[None]:
-    """Ctrl-C inside of the block comes behind it, so that what is done there is never cut in two."""
-    aside = threading.current_thread() is not threading.main_thread()  # where Ctrl-C does not come
-    if aside or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+def deferred_interrupt() -> Iterator[None]:
+    """Defer KeyboardInterrupt until the block has finished.
+
+    Does nothing outside the main thread, which never receives Ctrl-C, or where SIGINT is ignored.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    received: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
+        signal.signal(signal.SIGINT, previous)
+    if received:
         raise KeyboardInterrupt

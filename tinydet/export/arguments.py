@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinydet._internal.command import positive
+from tinydet._internal.arguments import positive_int
 from tinydet.export.precision import METHODS
 from tinydet.export.verify import MAX_DROP
 from tinydet.runtime.backends import BACKENDS
@@ -31,7 +31,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="a checkpoint of tinydet.train, or its FP32 ONNX file to convert",
     )
     onnx.add_argument("--output", type=Path, metavar="FILE", help="the ONNX file (default: beside the checkpoint)")
-    onnx.add_argument("--batch", type=positive, default=16, metavar="N", help="largest batch of tiles (default: 16)")
+    onnx.add_argument(
+        "--batch", type=positive_int, default=16, metavar="N", help="largest batch of tiles (default: 16)"
+    )
     _add_shape(onnx)
     _add_precision(onnx, "fp32", "fp32; others lie beside it as model.fp16.onnx")
     add_gate(onnx)
@@ -63,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     engine.add_argument(
         "--workspace",
-        type=positive,
+        type=positive_int,
         metavar="MIB",
         help="GPU memory for layers while they run (default: as much as there is)",
     )
@@ -165,7 +167,9 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
         help="a COCO folder (default: the checkpoint's validation set, else the embedded data)",
     )
     gate.add_argument("--images", type=Path, nargs="+", metavar="FILE", help="instead: pictures, without AP")
-    gate.add_argument("--limit", type=positive, default=50, metavar="N", help="AP on the first N images (default: 50)")
+    gate.add_argument(
+        "--limit", type=positive_int, default=50, metavar="N", help="AP on the first N images (default: 50)"
+    )
     gate.add_argument(
         "--max-drop",
         type=_fraction,
@@ -178,19 +182,19 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
 def _add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile",
-        type=positive,
+        type=positive_int,
         metavar="PIXELS",
         help="side of the square input, a multiple of 32 (default: as trained)",
     )
     parser.add_argument(
         "--max-detections",
-        type=positive,
+        type=positive_int,
         metavar="K",
         help="boxes a tile can give, up to 3840, and of Faster R-CNN its proposals times classes (default: 1000)",
     )
     parser.add_argument(
         "--nms-rounds",
-        type=positive,
+        type=positive_int,
         metavar="N",
         help="Faster R-CNN: rounds of suppression among its proposals; the comparison fails where they are too few "
         f"(default: {NMS_ROUNDS})",

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tinydet._internal.atomic import atomic_path
-from tinydet._internal.interrupt import whole
+from tinydet._internal.interrupt import deferred_interrupt
 from tinydet.infer.annotated_video import open_video
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.jobs import Job
@@ -163,7 +163,7 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> KeyboardInterrupt
                 width, height = (
                     (video.width, video.height) if frame is None else (frame.scene.width, frame.scene.height)
                 )
-                with whole():
+                with deferred_interrupt():
                     write(SceneDetections(f"{video.name}#{found.index}", image_id, width, height, found.detections))
                     row((image_id, found.index, f"{found.seconds:.3f}", found.clock, len(found.detections)))
                     count, boxes = count + 1, boxes + len(found.detections)
@@ -171,7 +171,7 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> KeyboardInterrupt
                     if picture is None:  # only now it is known how a phone was held
                         picture = stack.enter_context(open_video(job.picture, width, height))
                     shown = max(found.seconds, shown + LEAST)  # sources repeat a time now and then
-                    with whole():
+                    with deferred_interrupt():
                         picture(frame.scene, found.detections, shown)
                 bar.update()
                 if settings.frames is not None and count >= settings.frames:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
-from tinydet._internal.command import command, positive
+from tinydet._internal.command import command
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.geometry.anchors import DESIGNS, AnchorDesign
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         help="clamp of alpha; default: {},{}".format(*ALPHA_RANGE),
     )
     parser.add_argument(
-        "--tile", type=positive, help="count on square tiles of this many pixels; default: whole images"
+        "--tile", type=positive_int, help="count on square tiles of this many pixels; default: whole images"
     )
     parser.add_argument(
         "--overlap", type=int, help=f"pixels that neighbouring tiles share at least; default: {OVERLAP}"

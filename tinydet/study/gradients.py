@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import atomic_path, write_json
-from tinydet._internal.command import command, positive
+from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
@@ -154,7 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     add("model", nargs="?", type=Path, default=Path("model.pth"), help="a trained checkpoint (default: model.pth)")
     add("--data", type=Path, metavar="DIR", help="COCO folder (default: the embedded validation data)")
     add("--alpha", type=grid_of, default=grid_of("0:1.2:0.2"), metavar="A:B:STEP", help="values (default: 0:1.2:0.2)")
-    add("--tiles", type=positive, default=16, metavar="N", help="tiles to average over, evenly chosen (default: 16)")
+    add(
+        "--tiles", type=positive_int, default=16, metavar="N", help="tiles to average over, evenly chosen (default: 16)"
+    )
     add("--overlap", type=int, default=128, metavar="PX", help="what tiles share, half a tile at most (default: 128)")
     add("--json", type=Path, metavar="FILE", help="figures (default: MODEL.gradients.json)")
     add("--plot", type=Path, metavar="FILE", help="picture (default: MODEL.gradients.png)")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from tinydet._internal.command import command, positive
+from tinydet._internal.arguments import positive_int
+from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset
 from tinydet.data.documents import load_document
@@ -170,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"factors of all edges: a grid, or values with commas (default: {DEFAULT_ALPHA})")  # fmt: skip
     add(
         "--seeds",
-        type=positive,
+        type=positive_int,
         default=DEFAULT_SEEDS,
         metavar="N",
         help=f"trainings of each (default: {DEFAULT_SEEDS})",
@@ -181,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         help="resize factors of the data, as 1,0.5,0.25; copies are kept in the output (default: 1)")  # fmt: skip
     add("--data", type=Path, metavar="DIR", help="COCO folder to train on (default: the embedded data)")
     add("--val", type=Path, metavar="DIR", help="COCO folder to score on")
-    add("--jobs", type=positive, default=jobs, metavar="N",
+    add("--jobs", type=positive_int, default=jobs, metavar="N",
         help="trainings at a time, which share the cores (default: 1 on a GPU, else 2)")  # fmt: skip
     add("--budget", type=float, metavar="MINUTES", help="start no training after so many minutes (default: no limit)")
     add("--output", type=Path, default=Path("sweep"), metavar="DIR",

@@ -10,7 +10,7 @@ from typing import NoReturn, TypedDict, get_args
 
 import torch
 
-from tinydet._internal.command import positive, positive_float
+from tinydet._internal.arguments import positive_float, positive_int
 from tinydet.data.erase import DENSE
 from tinydet.models.backbone import BACKBONES, Norm
 from tinydet.models.detector import DETECTORS
@@ -136,7 +136,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
     )
     data.add_argument(
         "--dense",
-        type=positive,
+        type=positive_int,
         metavar="N",
         help="leave images with more than N annotations out of training (default: none is left out; "
         f"with --recipe tinyperson {DENSE})",
@@ -232,11 +232,11 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
         "(default %(default)s)",
     )
     model.add_argument(
-        "--channels", type=positive, metavar="N", help=f"width of pyramid and head ({_presets('channels')})"
+        "--channels", type=positive_int, metavar="N", help=f"width of pyramid and head ({_presets('channels')})"
     )
     model.add_argument(
         "--head-convs",
-        type=positive,
+        type=positive_int,
         choices=(1, 2, 3, 4),
         help=f"convolutions in each head tower ({_presets('head_convs')})",
     )
@@ -261,7 +261,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
     )
     two_stage.add_argument(
         "--canonical-scale",
-        type=positive,
+        type=positive_int,
         metavar="PX",
         help="side of the proposals that are pooled from P4; all below half of it come from P2 "
         f"(default {CANONICAL_SCALE}, so all below 112 px do)",
@@ -286,8 +286,8 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
         metavar="D",
         help="validate and keep a moving average of the weights with this decay, such as 0.999 (default: none)",
     )
-    run.add_argument("--epochs", type=positive, metavar="N", help=f"passes over the tiles ({_presets('epochs')})")
-    run.add_argument("--batch", type=positive, metavar="N", help=f"tiles a step ({_presets('batch')})")
+    run.add_argument("--epochs", type=positive_int, metavar="N", help=f"passes over the tiles ({_presets('epochs')})")
+    run.add_argument("--batch", type=positive_int, metavar="N", help=f"tiles a step ({_presets('batch')})")
     run.add_argument(
         "--lr",
         type=positive_float,
@@ -298,7 +298,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
         "--clip-norm", type=float, metavar="G", help=f"largest gradient norm, 0: no limit ({_presets('clip_norm')})"
     )
     run.add_argument(
-        "--validate-every", type=positive, metavar="N", help="epochs between validations (default: a sixth of all)"
+        "--validate-every", type=positive_int, metavar="N", help="epochs between validations (default: a sixth of all)"
     )
     run.add_argument(
         "--precision",
@@ -311,7 +311,7 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="torch device (default: cuda where there is one, else cpu)",
     )
-    run.add_argument("--threads", type=positive, help="CPU threads; default: all cores")
+    run.add_argument("--threads", type=positive_int, help="CPU threads; default: all cores")
     run.add_argument("--seed", type=int, default=0, help="of weights, order and flips (default %(default)s)")
     run.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same arguments")
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")

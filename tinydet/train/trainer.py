@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tinydet._internal.atomic import remove_leftovers
 from tinydet._internal.extras import needs_extra
-from tinydet._internal.interrupt import whole
+from tinydet._internal.interrupt import deferred_interrupt
 from tinydet.data.samples import Sample, TrainingTiles, epoch_batches, stream
 from tinydet.models.batch import Batch, collate
 from tinydet.models.checkpoint import Checkpoint, fusion_factors, load_checkpoint, save_checkpoint
@@ -155,7 +155,7 @@ class Trainer:
                 for batch, samples in zip(batches, stream(self.tiles, batches, seed=seed, epoch=epoch), strict=True):
                     begun = time.monotonic()
                     rate = self.schedule.rate(self._step, steps)
-                    with whole():
+                    with deferred_interrupt():
                         losses = self.step(samples, rate)
                         loss = float(losses.total())
                         if not math.isfinite(loss):
@@ -299,13 +299,13 @@ class Trainer:
         _write(writer, self._step, self._alphas())
         if self.validate is None:
             if last:
-                with whole():
+                with deferred_interrupt():
                     self.save_model()
             return
         if not last and self.epoch % self.schedule.validate_every:
             return
         metrics = self.validate(self.judged)
-        with whole():
+        with deferred_interrupt():
             self.history.append({"epoch": self.epoch, **metrics})
             note = ""
             if metrics["AP50"] >= self.best:

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tinydet._internal.arguments import (
+    float_range,
+    floats,
+    fraction,
+    integers,
+    names,
+    names_from,
+    number_or_auto,
+    positive_float,
+    positive_int,
+    size,
+)
+
+one_of_two = names_from(("coco", "csv"))
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "value"),
+    [
+        (positive_int, "1", 1),
+        (positive_float, "1e-3", 0.001),
+        (fraction, "0", 0.0),
+        (fraction, "0.999", 0.999),
+        (number_or_auto, "auto", "auto"),
+        (number_or_auto, "-0.5", -0.5),
+        (integers, "5,3,2", (5, 3, 2)),
+        (integers, "7", (7,)),
+        (floats, "1, 0.5", (1.0, 0.5)),
+        (float_range, "2,0.5", (2.0, 0.5)),  # the order is checked where it matters
+        (size, "640X512", (640, 512)),
+        (names, " person, car,", ("person", "car")),
+        (names, "", ()),
+        (one_of_two, "csv,coco,csv", ("csv", "coco")),
+    ],
+)
+def test_a_valid_argument_is_parsed(parse: Callable[[str], Any], text: str, value: Any) -> None:
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("parse", "texts"),
+    [
+        (positive_int, ["0", "-1", "1.5", "a", "", "²"]),
+        (positive_float, ["0", "-1", "inf", "nan", "a", ""]),
+        (fraction, ["1", "-0.1", "nan", "a"]),
+        (number_or_auto, ["Auto", "nan", "inf", ""]),
+        (integers, ["", "1,", "1.5", "1;2"]),
+        (floats, ["", "1,", "1,nan", "inf", "a"]),
+        (float_range, ["", "1", "1,2,3", "wide", "nan,1"]),
+        (size, ["640", "64x-4", "x64", "0x64", "64x64x3"]),
+        (one_of_two, ["", "yolo", "csv,yolo", "CSV"]),
+    ],
+)
+def test_an_invalid_argument_is_refused_and_quoted(parse: Callable[[str], Any], texts: list[str]) -> None:
+    for text in texts:
+        with pytest.raises(argparse.ArgumentTypeError) as refused:
+            parse(text)
+        assert repr(text) in str(refused.value) or "'yolo'" in str(refused.value)

@@ -1,0 +1,123 @@
+"""Argument types for argparse (`type=...`). An invalid value is reported with the rule and what was given."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Collection
+from typing import Literal
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    value = _float(text)
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"a number above 0, got {text!r}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Parse a number of at least 0 and below 1."""
+    value = _float(text)
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"expected a number from 0 up and below 1, such as 0.005; got {text!r}")
+    return value
+
+
+def number_or_auto(text: str) -> float | Literal["auto"]:
+    """Parse a finite number, or the word `auto`."""
+    if text == "auto":
+        return "auto"
+    value = _float(text)
+    if not math.isfinite(value):
+        raise ArgumentTypeError(f"expected a number or auto, got {text!r}")
+    return value
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Parse whole numbers separated by commas.
+
+    >>> integers("5,3,2")
+    (5, 3, 2)
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"expected whole numbers separated by commas, such as 5,3,2; got {text!r}") from None
+
+
+def floats(text: str) -> tuple[float, ...]:
+    """Parse finite numbers separated by commas.
+
+    >>> floats("0.5,1")
+    (0.5, 1.0)
+    """
+    values = tuple(_float(part) for part in text.split(","))
+    if not all(map(math.isfinite, values)):
+        raise ArgumentTypeError(f"expected numbers separated by commas, such as 1,0.5,0.25; got {text!r}")
+    return values
+
+
+def float_range(text: str) -> tuple[float, float]:
+    """Parse LOW,HIGH. Their order and bounds are checked where the range is used.
+
+    >>> float_range("0.2,2")
+    (0.2, 2.0)
+    """
+    values = tuple(_float(part) for part in text.split(","))
+    if len(values) != 2 or any(map(math.isnan, values)):
+        raise ArgumentTypeError(f"expected LOW,HIGH as in 0.2,2.0, got {text!r}")
+    return values
+
+
+def size(text: str) -> tuple[int, int]:
+    """Parse WIDTHxHEIGHT in pixels.
+
+    >>> size("4096x2048")
+    (4096, 2048)
+    """
+    width, times, height = text.lower().partition("x")
+    if not times or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in (width, height)):
+        raise ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 4096x4096; got {text!r}")
+    return int(width), int(height)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parse names separated by commas.
+
+    >>> names("person, car,")
+    ('person', 'car')
+    """
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def names_from(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return an argument type: names separated by commas, each of them one of `known`, without repetitions.
+
+    >>> names_from(["coco", "csv"])("csv,coco,csv")
+    ('csv', 'coco')
+    """
+
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(dict.fromkeys(names(text)))
+        unknown = [name for name in found if name not in known]
+        if unknown or not found:
+            raise ArgumentTypeError(f"choose from {', '.join(known)}; got {unknown[0] if unknown else text!r}")
+        return found
+
+    return parse
+
+
+def _float(text: str) -> float:
+    """Parse a number; NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
