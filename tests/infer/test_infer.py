@@ -132,7 +132,7 @@ def test_an_engine_that_cannot_run_here_is_passed_over_with_the_reason(scene: Pa
             "takes tiles of 64, not 512. Export it for 512: python export/to_onnx.py model.pth --tile 512",
         ),
         (["--model", "gone.onnx"], "--model gone.onnx does not exist; make one: python export/to_onnx.py model.pth"),
-        (["--model", "scene.png"], "scene.png: not a sound ONNX file"),
+        (["--model", "scene.png"], "scene.png: not a valid ONNX file"),
         (["--backend", "tensorrt"], "no model.engine in "),
         (["--output", "nowhere/dets.json"], "nowhere/dets.json: the folder nowhere does not exist"),
         (["--output", "found.mp4"], "what shows pixels is another option (--draw, --crops)"),

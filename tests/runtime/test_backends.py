@@ -152,7 +152,7 @@ def test_foreign_and_damaged_onnx_files_are_refused_in_one_line(
         ),
     }
     (tmp_path / "cut.onnx").write_bytes(cases["foreign.onnx"][0].read_bytes()[:500])
-    cases["cut.onnx"] = (tmp_path / "cut.onnx", "not a sound ONNX file")
+    cases["cut.onnx"] = (tmp_path / "cut.onnx", "not a valid ONNX file")
     for name, (path, message) in cases.items():
         with pytest.raises(ValueError, match=f"{name}.*{message}") as error:
             open_model(path, backend)

@@ -1,9 +1,9 @@
-"""What one thread needs to run an engine: a stream, pinned host buffers, device buffers, contexts and CUDA graphs.
+"""The CUDA resources with which one thread runs an engine: stream, pinned and device buffers, contexts, CUDA graphs.
 
-Everything is asked for once and kept. Copies and execution follow each other on the lane's own stream and are awaited
-once; where a batch size comes again they are one CUDA graph.
+All of them are allocated once and reused. Copies and execution are queued on the lane's own stream, which is
+synchronized once per run. From the second run of a batch size on, they are launched as one CUDA graph.
 
-Unverified on a GPU: see `tinydet.runtime.backends.tensorrt`.
+Not verified on a GPU: see `tinydet.runtime.backends.tensorrt`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.runtime.backends import OUTPUT_TYPES, TileOutputs
+from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileOutputs
 
-INPUT = "images"
 DTYPES: dict[str, np.dtype[Any]] = {
     INPUT: np.dtype(np.uint8),
     **{name: np.dtype(kind) for name, kind in OUTPUT_TYPES.items()},
@@ -32,9 +31,9 @@ class Execution:
     """How an engine is executed.
 
     Attributes:
-        make_context: gives an IExecutionContext; None where there is no memory for one.
-        scratch: bytes of device memory that the contexts of a lane share; 0: each has its own.
-        capture: whether runs are captured here as CUDA graphs; False: the engine sees to that itself.
+        make_context: returns an IExecutionContext, or None if GPU memory is exhausted.
+        scratch: bytes of device memory that the contexts of a lane share; 0 if each context allocates its own.
+        capture: whether the lane captures CUDA graphs; False if the engine captures them itself.
     """
 
     make_context: Callable[[], Any]
@@ -43,11 +42,11 @@ class Execution:
 
 
 @dataclass
-class _Size:
-    """A context and what is known of the batch size that it is set to.
+class _Slot:
+    """An execution context, and the state of the batch size that it is set to.
 
-    A graph belongs to the shape and the context that it was captured from, and changing either spoils it, so where
-    graphs are captured each size has a context of its own.
+    A CUDA graph is valid only for the shape and the context that it was captured from. If the lane captures graphs,
+    each batch size therefore has its own context.
     """
 
     context: Any
@@ -58,15 +57,15 @@ class _Size:
 
 
 class Lane:
-    """For one thread. What it owns is given back when it goes, also when it could not be finished.
+    """Runs an engine for one thread. Its resources are freed with the object, even if the constructor failed.
 
     Args:
         cudart: the runtime module of cuda-python.
-        shapes: of inputs and outputs, without the batch axis.
+        shapes: shapes of the inputs and outputs without the batch axis.
         capacity: the largest batch.
 
     Raises:
-        OSError: where CUDA or TensorRT fails.
+        OSError: CUDA or TensorRT failed.
     """
 
     def __init__(self, cudart: Any, execution: Execution, shapes: dict[str, tuple[int, ...]], capacity: int) -> None:
@@ -75,9 +74,9 @@ class Lane:
         self.outputs = [name for name in shapes if name != INPUT]
         self.host: dict[str, NDArray[Any]] = {}
         self.device: dict[str, int] = {}
-        self.sizes: dict[int, _Size] = {}
+        self._slots: dict[int, _Slot] = {}
         self._owned: list[tuple[Callable[[Any], Any], Any]] = []
-        weakref.finalize(self, _release, self._owned)  # before the first allocation: a later one may fail
+        weakref.finalize(self, _release, self._owned)  # before the first allocation, as a later one may fail
 
         self.stream = self._checked(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
         self._owned.append((cudart.cudaStreamDestroy, self.stream))
@@ -85,53 +84,53 @@ class Lane:
             size = capacity * math.prod(shape) * DTYPES[name].itemsize
             pinned = int(self._checked(cudart.cudaMallocHost(size)))
             self._owned.append((cudart.cudaFreeHost, pinned))
-            self.device[name] = self._allocated(size)
+            self.device[name] = self._allocate(size)
             memory = (ctypes.c_uint8 * size).from_address(pinned)
             self.host[name] = np.ctypeslib.as_array(memory).view(DTYPES[name]).reshape(capacity, *shape)
         self.host[INPUT][:] = 0
-        self.scratch = self._allocated(execution.scratch) if execution.scratch else 0
+        self.scratch = self._allocate(execution.scratch) if execution.scratch else 0
 
     def run(self, images: NDArray[np.uint8], batch: int) -> TileOutputs:
-        """Copy in, execute, copy out; `images` fill the first of `batch` places."""
+        """Run the engine on `images`, padded to `batch` tiles."""
         cudart, count = self.cudart, len(images)
-        self.host[INPUT][:count] = images  # the padding keeps older tiles; nobody reads what they yield
-        size = self._size(batch)
-        if self.execution.capture and size.ran and size.capturable and size.graph is None:
-            self._capture(size)  # not at once: TensorRT wants to have run a shape before, and many come only once
-        if size.graph is None:
-            self._enqueue(size)
+        self.host[INPUT][:count] = images  # the padding is left over from earlier batches; its outputs are dropped
+        slot = self._slot(batch)
+        if self.execution.capture and slot.ran and slot.capturable and slot.graph is None:
+            self._capture(slot)  # after the first run: TensorRT requires one, and many batch sizes occur only once
+        if slot.graph is None:
+            self._enqueue(slot)
         else:
-            self._checked(cudart.cudaGraphLaunch(size.graph, self.stream))
+            self._checked(cudart.cudaGraphLaunch(slot.graph, self.stream))
         self._checked(cudart.cudaStreamSynchronize(self.stream))
-        size.ran = True
+        slot.ran = True
         return TileOutputs(**{name: self.host[name][:count].copy() for name in self.outputs})
 
     def stage_times(self, images: NDArray[np.uint8], batch: int) -> dict[str, float]:
-        """Milliseconds of one run without a graph, by CUDA events between its stages."""
+        """Return the milliseconds of each stage of one run without a CUDA graph, measured by CUDA events."""
         cudart = self.cudart
         self.host[INPUT][: len(images)] = images
-        size = self._size(batch)
-        marks: list[Any] = []
+        slot = self._slot(batch)
+        events: list[Any] = []
         try:
             for stage in (None, self._copy_in, self._execute, self._copy_out):
                 if stage is not None:
-                    stage(size)
-                marks.append(self._checked(cudart.cudaEventCreate()))
-                self._checked(cudart.cudaEventRecord(marks[-1], self.stream))
+                    stage(slot)
+                events.append(self._checked(cudart.cudaEventCreate()))
+                self._checked(cudart.cudaEventRecord(events[-1], self.stream))
             self._checked(cudart.cudaStreamSynchronize(self.stream))
-            size.ran = True
+            slot.ran = True
             names = ("copy in", "execute", "copy out")
-            spans = zip(names, marks, marks[1:], strict=False)
+            spans = zip(names, events, events[1:], strict=False)
             return {name: float(self._checked(cudart.cudaEventElapsedTime(*ends))) for name, *ends in spans}
         finally:
-            for mark in marks:
-                cudart.cudaEventDestroy(mark)
+            for event in events:
+                cudart.cudaEventDestroy(event)
 
-    def _size(self, batch: int) -> _Size:
-        """The context for a batch size, set to it."""
+    def _slot(self, batch: int) -> _Slot:
+        """Return a context that is set to a batch size."""
         key = batch if self.execution.capture else 0
-        size = self.sizes.get(key)
-        if size is None:
+        slot = self._slots.get(key)
+        if slot is None:
             context = self.execution.make_context()
             if context is None:
                 raise OSError("TensorRT made no execution context: the GPU's memory is used up; close other programs")
@@ -140,51 +139,51 @@ class Lane:
             for name, address in self.device.items():
                 if not context.set_tensor_address(name, address):
                     raise OSError(f"TensorRT refused the buffer of {name!r}")
-            size = self.sizes[key] = _Size(context)
-        if size.batch != batch:
-            context, tile = size.context, self.host[INPUT].shape[1:]
+            slot = self._slots[key] = _Slot(context)
+        if slot.batch != batch:
+            context, tile = slot.context, self.host[INPUT].shape[1:]
             if not context.set_input_shape(INPUT, (batch, *tile)) or context.infer_shapes():
                 raise OSError(f"TensorRT refused a batch of {batch}; build the engine again")
-            size.batch = batch
-        return size
+            slot.batch = batch
+        return slot
 
-    def _capture(self, size: _Size) -> None:
-        """Record what `_enqueue` asks for as one graph; where that cannot be, the size goes on without."""
+    def _capture(self, slot: _Slot) -> None:
+        """Capture the work of `_enqueue` as a CUDA graph. If that fails, the batch size runs without one."""
         cudart, mode = self.cudart, self.cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._checked(cudart.cudaStreamBeginCapture(self.stream, mode))  # of this thread: others may allocate meanwhile
+        self._checked(cudart.cudaStreamBeginCapture(self.stream, mode))  # thread-local: others may allocate meanwhile
         failed = False
         try:
-            self._enqueue(size)
+            self._enqueue(slot)
         except OSError:
             failed = True
-        error, graph = cudart.cudaStreamEndCapture(self.stream)  # also ends one that failed
-        made = None
+        error, graph = cudart.cudaStreamEndCapture(self.stream)  # required after a failure too
+        executable = None
         if error == cudart.cudaError_t.cudaSuccess:
             if not failed:
-                error, made = cudart.cudaGraphInstantiate(graph, 0)
+                error, executable = cudart.cudaGraphInstantiate(graph, 0)
             cudart.cudaGraphDestroy(graph)
         if failed or error != cudart.cudaError_t.cudaSuccess:
-            size.capturable = False
-            cudart.cudaGetLastError()  # forgets it: the run that follows would be blamed
+            slot.capturable = False
+            cudart.cudaGetLastError()  # clears the error, which the next call would report
             return
-        size.graph = made
-        self._owned.append((cudart.cudaGraphExecDestroy, made))
+        slot.graph = executable
+        self._owned.append((cudart.cudaGraphExecDestroy, executable))
 
-    def _enqueue(self, size: _Size) -> None:
-        self._copy_in(size)
-        self._execute(size)
-        self._copy_out(size)
+    def _enqueue(self, slot: _Slot) -> None:
+        self._copy_in(slot)
+        self._execute(slot)
+        self._copy_out(slot)
 
-    def _copy_in(self, size: _Size) -> None:
-        self._copy(INPUT, size.batch, self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
+    def _copy_in(self, slot: _Slot) -> None:
+        self._copy(INPUT, slot.batch, self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
-    def _execute(self, size: _Size) -> None:
-        if not size.context.execute_async_v3(int(self.stream)):
+    def _execute(self, slot: _Slot) -> None:
+        if not slot.context.execute_async_v3(int(self.stream)):
             raise OSError("TensorRT could not run the engine")
 
-    def _copy_out(self, size: _Size) -> None:
+    def _copy_out(self, slot: _Slot) -> None:
         for name in self.outputs:
-            self._copy(name, size.batch, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+            self._copy(name, slot.batch, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
     def _copy(self, name: str, batch: int, kind: Any) -> None:
         host = self.host[name]
@@ -192,22 +191,22 @@ class Lane:
         target, source = ends if name == INPUT else ends[::-1]
         self._checked(self.cudart.cudaMemcpyAsync(target, source, host[:batch].nbytes, kind, self.stream))
 
-    def _allocated(self, size: int) -> int:
+    def _allocate(self, size: int) -> int:
         address = int(self._checked(self.cudart.cudaMalloc(size)))
         self._owned.append((self.cudart.cudaFree, address))
         return address
 
-    def _checked(self, answer: tuple[Any, ...]) -> Any:
-        return checked(self.cudart, answer)
+    def _checked(self, result: tuple[Any, ...]) -> Any:
+        return checked(self.cudart, result)
 
 
-def checked(cudart: Any, answer: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call, whose answer is (error, value) or (error,).
+def checked(cudart: Any, result: tuple[Any, ...]) -> Any:
+    """Return the value of a CUDA call from its result, (error, value) or (error,).
 
     Raises:
-        OSError: where the error is one.
+        OSError: the call failed.
     """
-    error, *values = answer
+    error, *values = result
     if error != cudart.cudaError_t.cudaSuccess:
         text = cudart.cudaGetErrorString(error)[1]
         raise OSError(f"CUDA: {text.decode() if isinstance(text, bytes) else text} ({error.name})")
@@ -215,7 +214,7 @@ def checked(cudart: Any, answer: tuple[Any, ...]) -> Any:
 
 
 def _release(owned: list[tuple[Callable[[Any], Any], Any]]) -> None:
-    """Give back in reverse order; at exit the driver may be gone already, so answers are not read."""
+    """Free resources in reverse order. Errors are ignored: at exit the driver may already be unloaded."""
     while owned:
-        free, what = owned.pop()
-        free(what)
+        free, resource = owned.pop()
+        free(resource)
