@@ -5,7 +5,7 @@ import pytest
 
 from tinydet.infer.crops import CAPTION, COLUMNS, GAP, MOST, SIDE, crop_sheet
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 
 
 def found(boxes: list[list[float]]) -> Detections:

@@ -11,7 +11,7 @@ import pytest
 from tinydet.runtime.backends import choose_model, onnx_runtime, open_model
 from tinydet.runtime.backends.onnx_runtime import BoundTensors, has_gpu_provider
 from tinydet.runtime.scan import detect
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 from tinydet.spec import ModelSpec
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from tinydet.infer.drawing import COLOURS, FONT, frame
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene
 
 MOST = 60  # crops of a sheet
 COLUMNS = 10

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene
 
 MAX_PIXELS = 40_000_000  # a scene of so many is drawn as it is
 OVERVIEW = 16_000_000  # pixels of the picture of a larger one: a few megabytes, whatever the scene

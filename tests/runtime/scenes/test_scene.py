@@ -10,10 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.runtime.scenes import raster
-from tinydet.runtime.scenes import scene as module
+from tinydet.runtime.scenes import Scene, image_file, open_scene, raster, read_image
 from tinydet.runtime.scenes.pixels import Limits, measure_limits, to_rgb8
-from tinydet.runtime.scenes.scene import Scene, open_scene, read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # of the files that are written here
 
@@ -108,7 +106,7 @@ def test_windows_of_a_turned_raster_are_those_of_the_turned_image(
 ) -> None:
     pytest.importorskip("rasterio")
     upright = write_turned(tmp_path / "a.jpg", orientation)
-    monkeypatch.setattr(module, "MAX_DECODED", 1000)
+    monkeypatch.setattr(image_file, "MAX_DECODED", 1000)
     with open_scene(tmp_path / "a.jpg") as scene:
         assert isinstance(scene, raster.RasterScene)
         assert (scene.width, scene.height) == (64, 40)
@@ -223,7 +221,7 @@ def test_another_handle_gives_the_same_pixels_to_another_thread(tmp_path: Path) 
     pixels = np.arange(10_000, dtype=np.uint16).reshape(100, 100, 1)
     for source in (pixels, write_raster(tmp_path / "a.tif", pixels)):
         with open_scene(source) as scene:
-            second = scene.another()
+            second = scene.reopen()
             assert second is not None
             with second, concurrent.futures.ThreadPoolExecutor(2) as pool:
                 # One task for each handle, both at once: a handle belongs to one thread at a time.
@@ -235,10 +233,10 @@ def test_another_handle_gives_the_same_pixels_to_another_thread(tmp_path: Path) 
 def test_wide_strips_are_read_by_one_thread_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raster, "WIDE_BLOCK", 64)
     with open_scene(write_raster(tmp_path / "strips.tif", gradient())) as scene:
-        assert scene.another() is None
+        assert scene.reopen() is None
     tiled = write_raster(tmp_path / "tiled.tif", gradient(), tiled=True, blockxsize=16, blockysize=16)
     with open_scene(tiled) as scene:
-        assert scene.another() is not None
+        assert scene.reopen() is not None
 
 
 def test_a_file_of_one_huge_strip_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +263,7 @@ def test_a_gif_or_bitmap_that_claims_more_pixels_than_it_has_bytes_is_refused_at
 def test_a_large_file_is_not_read_whole_to_find_out_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rasterio")
     path = write(tmp_path / "a.png", gradient())
-    monkeypatch.setattr(module, "MAX_ENCODED", 1000)
+    monkeypatch.setattr(image_file, "MAX_ENCODED", 1000)
     with open_scene(path) as scene:
         assert isinstance(scene, raster.RasterScene)
         assert np.array_equal(scene.read(30, 20, 40, 30), gradient()[20:50, 30:70])
@@ -413,7 +411,7 @@ def test_what_is_no_image_is_refused_in_one_line_that_names_it(tmp_path: Path, c
 
 def test_a_file_of_too_many_pixels_is_read_by_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rasterio")
-    monkeypatch.setattr(module, "MAX_DECODED", 1000)
+    monkeypatch.setattr(image_file, "MAX_DECODED", 1000)
     path = write(tmp_path / "large.png", gradient())
     with open_scene(path) as scene:
         assert np.array_equal(scene.read(30, 20, 40, 30), gradient()[20:50, 30:70])

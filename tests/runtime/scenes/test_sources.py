@@ -73,7 +73,7 @@ def test_a_file_called_as_a_webcam_is_a_file(tmp_path: Path, monkeypatch: pytest
     ("word", "message"),
     [
         ("empty", "empty is a folder without images"),
-        ("flight/*.webp", r"no file is called flight/\*.webp; quote the pattern"),
+        ("flight/*.webp", r"no file matches flight/\*.webp; quote the pattern"),
         ("gone.tif", "gone.tif does not exist"),
     ],
 )
@@ -100,7 +100,10 @@ def test_a_coco_file_gives_its_images_with_its_ids(flight: Path, compress: type)
     ("document", "message"),
     [
         ('{"images": [{"id": 1, "file_name": "gone.png"}]}', "names 1 of 1 images that do not exist, first .*--images"),
-        ('{"images": [{"id": 1, "file_name": "a.tif"}, {"id": 1, "file_name": "b.JPG"}]}', "two images have one id"),
+        (
+            '{"images": [{"id": 1, "file_name": "a.tif"}, {"id": 1, "file_name": "b.JPG"}]}',
+            "two images have the same id",
+        ),
         ('{"images": []}', "has no images"),
         ('{"images": [{"id": "1", "file_name": "a.tif"}]}', "no COCO file"),
         ("[1, 2]", "no COCO file"),

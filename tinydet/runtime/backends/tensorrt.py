@@ -142,8 +142,8 @@ def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:
         built = spec.engine
         raise OSError(
             f"{path} cannot be loaded. Built by {product} {built.get('version')} for {built.get('gpu')} on "
-            f"{built.get('platform')}; here: {product} {trt.__version__}, {gpu}, {platform_name()}. Engines move "
-            f"between none of these; build it here: python export/to_trt.py {path.with_suffix('.onnx')}. "
+            f"{built.get('platform')}; here: {product} {trt.__version__}, {gpu}, {platform_name()}. An engine runs "
+            f"only where all of these are equal; build it here: python export/to_trt.py {path.with_suffix('.onnx')}. "
             f"{product} says: {' | '.join(logger.errors) or 'nothing'}"
         )
     execution = (_execution_rtx if flavour == "rtx" else _execution)(trt, engine)
