@@ -214,7 +214,7 @@ def test_a_file_without_a_box_is_a_file_that_opens(tmp_path: Path) -> None:
 def test_a_scene_without_a_place_is_refused_with_the_way_out(tmp_path: Path) -> None:
     pytest.importorskip("pyogrio")
     for name in ("found.geojson", "found.gpkg"):
-        with pytest.raises(ValueError, match=r"a\.jpg does not say where.*\.csv"):
+        with pytest.raises(ValueError, match=r"a\.jpg has no georeference.*\.csv"):
             save(tmp_path / name, scene("a.jpg", 1, 2))
         assert list(tmp_path.iterdir()) == []
 
