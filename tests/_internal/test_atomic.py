@@ -36,16 +36,16 @@ def test_only_the_finished_file_remains(tmp_path: Path) -> None:
     assert names(tmp_path) == ["dets.json"]
 
 
-@pytest.mark.parametrize("fault", [ValueError, OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("older", [None, "older"])
-def test_an_error_leaves_the_folder_unchanged(tmp_path: Path, fault: type[BaseException], older: str | None) -> None:
+def test_an_error_leaves_the_folder_unchanged(tmp_path: Path, error: type[BaseException], older: str | None) -> None:
     path = tmp_path / "model.pth"
     if older:
         path.write_text(older)
     before = names(tmp_path)
-    with pytest.raises(fault), atomic_path(path) as temporary:  # noqa: PT012 - the block is what is tested
+    with pytest.raises(error), atomic_path(path) as temporary:  # noqa: PT012 - the block is what is tested
         temporary.write_text("half of")
-        raise fault("in the middle")
+        raise error("in the middle")
     assert names(tmp_path) == before
     assert older is None or path.read_text() == older
 

@@ -11,10 +11,10 @@ import pytest
 from tinydet._internal.command import Main, command
 
 
-def failing(fault: BaseException, name: str = "infer") -> Main:
+def failing(error: BaseException, name: str = "infer") -> Main:
     @command(name)
     def main(argv: Sequence[str] | None = None) -> int:
-        raise fault
+        raise error
 
     return main
 
@@ -33,7 +33,7 @@ def test_exit_code_and_arguments_pass_through() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "line"),
+    ("error", "line"),
     [
         (ValueError("tile must be positive, not -1"), "tile must be positive, not -1"),
         (ValueError("two\n  lines"), "two lines"),
@@ -45,10 +45,10 @@ def test_exit_code_and_arguments_pass_through() -> None:
     ],
 )
 def test_a_user_error_is_one_line(
-    fault: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TINYDET_TRACEBACK", raising=False)
-    assert failing(fault)([]) == 2
+    assert failing(error)([]) == 2
     shown = capsys.readouterr()
     assert shown.err == f"tinydet infer: error: {line}\n"
     assert shown.out == ""
@@ -66,7 +66,7 @@ def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    "fault",
+    "error",
     [
         ZeroDivisionError(),
         KeyError("a"),
@@ -75,9 +75,9 @@ def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> N
         ImportError("cannot import name 'a' from 'tinydet.b'", name="tinydet.b"),
     ],
 )
-def test_a_bug_keeps_its_traceback(fault: Exception) -> None:
-    with pytest.raises(type(fault)):
-        failing(fault)([])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        failing(error)([])
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

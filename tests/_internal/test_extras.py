@@ -34,7 +34,7 @@ def test_a_missing_module_of_tinydet_is_not_blamed_on_an_extra() -> None:
         from tinydet._internal.extras import absent  # noqa: F401
 
 
-@pytest.mark.parametrize("fault", [ValueError, AttributeError, OSError])
-def test_other_errors_pass_through(fault: type[Exception]) -> None:
-    with pytest.raises(fault, match=r"^as it was$"), needs_extra("export"):
-        raise fault("as it was")
+@pytest.mark.parametrize("error", [ValueError, AttributeError, OSError])
+def test_other_errors_pass_through(error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^as it was$"), needs_extra("export"):
+        raise error("as it was")

@@ -36,11 +36,11 @@ def write_raster(path: Path, bands: np.ndarray, **options: object) -> Path:
         "height": bands.shape[0],
         "width": bands.shape[1],
     }
-    colours = options.pop("colorinterp", None)
+    colors = options.pop("colorinterp", None)
     with rasterio.open(path, "w", **profile | options) as file:
         file.write(np.moveaxis(bands, -1, 0))
-        if colours:
-            file.colorinterp = [rasterio.enums.ColorInterp[name] for name in colours]
+        if colors:
+            file.colorinterp = [rasterio.enums.ColorInterp[name] for name in colors]
     return path
 
 
@@ -117,13 +117,13 @@ def test_windows_of_a_raster_with_exif_orientation_are_upright(
 
 
 def test_grayscale_and_alpha_become_three_bands(tmp_path: Path) -> None:
-    grey = gradient()[..., 0]
-    assert np.array_equal(read_image(write(tmp_path / "grey.png", grey)), np.repeat(grey[..., None], 3, 2))
+    gray = gradient()[..., 0]
+    assert np.array_equal(read_image(write(tmp_path / "gray.png", gray)), np.repeat(gray[..., None], 3, 2))
     alpha = np.dstack(
         [gradient()[..., ::-1], np.zeros((60, 90), np.uint8)]
     )  # fully transparent, which keeps the colors
     assert np.array_equal(read_image(write(tmp_path / "alpha.png", alpha)), gradient())
-    assert np.array_equal(to_rgb8(np.dstack([grey, grey * 0])), np.repeat(grey[..., None], 3, 2))
+    assert np.array_equal(to_rgb8(np.dstack([gray, gray * 0])), np.repeat(gray[..., None], 3, 2))
     assert np.array_equal(to_rgb8(np.dstack([gradient(), gradient()])), gradient())
     assert to_rgb8(np.array([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
 
@@ -287,11 +287,11 @@ def test_the_ground_sample_distance_is_read_from_the_georeference(tmp_path: Path
 def test_a_palette_is_applied(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
     index = np.array([[0, 1], [2, 1]], np.uint8)
-    colours = {0: (10, 20, 30, 255), 1: (200, 0, 0, 255), 2: (0, 0, 250, 255)}
+    colors = {0: (10, 20, 30, 255), 1: (200, 0, 0, 255), 2: (0, 0, 250, 255)}
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=1, dtype="uint8", width=2, height=2) as file:
         file.write(index, 1)
-        file.write_colormap(1, colours)
-    expected = np.array([[colours[int(i)][:3] for i in row] for row in index])
+        file.write_colormap(1, colors)
+    expected = np.array([[colors[int(i)][:3] for i in row] for row in index])
     assert np.array_equal(read_image(tmp_path / "a.tif"), expected)
 
 
