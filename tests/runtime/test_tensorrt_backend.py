@@ -16,7 +16,7 @@ from cuda_stand_in import SLOTS, SPEC, Context, Driver, Engine, assert_equal, br
 from numpy.typing import NDArray
 
 from tinydet.runtime.backends import TileOutputs
-from tinydet.runtime.backends.cuda_lane import Execution
+from tinydet.runtime.backends.engine_runner import Execution
 from tinydet.runtime.backends.tensorrt import TensorRTBackend
 
 

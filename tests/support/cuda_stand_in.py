@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.runtime.backends import TileOutputs, output_shapes
-from tinydet.runtime.backends.cuda_lane import Execution
+from tinydet.runtime.backends.engine_runner import Execution
 from tinydet.spec import ModelSpec
 
 TILE, SLOTS = 8, 4

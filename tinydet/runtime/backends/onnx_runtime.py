@@ -74,7 +74,7 @@ class OnnxRuntimeBackend:
                 "release asks for, or use --backend onnx-cpu"
             )
         self.on_gpu = active != PROVIDERS["cpu"]
-        self._lanes = threading.local()
+        self._buffers = threading.local()
         self.name = f"ONNX Runtime {onnxruntime.__version__}, {active.removesuffix('ExecutionProvider')}"
 
     @property
@@ -93,11 +93,10 @@ class OnnxRuntimeBackend:
         if not self.on_gpu or len(images) == 0:
             names = list(output_shapes(self.spec))
             return TileOutputs(**dict(zip(names, self._session.run(names, {INPUT: images}), strict=True)))
-        lanes: dict[int, BoundTensors] = self._lanes.__dict__.setdefault("lanes", {})
-        lane = lanes.get(len(images))
-        if lane is None:
-            lane = lanes[len(images)] = BoundTensors(self._session, self.spec, len(images), "cuda")
-        return lane.run(images)
+        buffers: dict[int, BoundTensors] = self._buffers.__dict__.setdefault("by_size", {})
+        if len(images) not in buffers:
+            buffers[len(images)] = BoundTensors(self._session, self.spec, len(images), "cuda")
+        return buffers[len(images)].run(images)
 
 
 class BoundTensors:

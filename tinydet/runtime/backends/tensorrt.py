@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends.contract import INPUT, TileOutputs, check_tiles, output_shapes
-from tinydet.runtime.backends.cuda_lane import DTYPES, Execution, Lane, checked
+from tinydet.runtime.backends.engine_runner import DTYPES, EngineRunner, Execution, checked
 from tinydet.spec import ModelSpec
 
 Flavour = Literal["tensorrt", "rtx"]
@@ -64,7 +64,7 @@ class TensorRTBackend:
             )
         self._smallest = smallest
         self._shapes = _checked_shapes(engine, spec)
-        self._lanes = threading.local()
+        self._runners = threading.local()
 
     def run(self, images: NDArray[np.uint8]) -> TileOutputs:
         """Run the model on tiles (N, T, T, 3), uint8 RGB, with N up to `spec.max_batch`.
@@ -77,7 +77,7 @@ class TensorRTBackend:
         if len(images) == 0:
             empty = {n: np.zeros((0, *shape), DTYPES[n]) for n, shape in self._shapes.items() if n != INPUT}
             return TileOutputs(**empty)
-        return self._lane().run(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
+        return self._runner().run(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
 
     def stage_times(self, images: NDArray[np.uint8]) -> dict[str, float]:
         """Return the GPU milliseconds of the stages of one run, by CUDA events: "copy in", "execute", "copy out".
@@ -91,13 +91,14 @@ class TensorRTBackend:
         check_tiles(images, self.spec)
         if len(images) == 0:
             raise ValueError("no tiles: there is nothing to time")
-        return self._lane().stage_times(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
+        return self._runner().stage_times(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
 
-    def _lane(self) -> Lane:
-        lane: Lane | None = getattr(self._lanes, "lane", None)
-        if lane is None:
-            lane = self._lanes.lane = Lane(self._cudart, self._execution, self._shapes, self.spec.max_batch)
-        return lane
+    def _runner(self) -> EngineRunner:
+        runner: EngineRunner | None = getattr(self._runners, "runner", None)
+        if runner is None:
+            runner = EngineRunner(self._cudart, self._execution, self._shapes, self.spec.max_batch)
+            self._runners.runner = runner
+        return runner
 
 
 def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:

@@ -1,6 +1,6 @@
-"""The CUDA resources with which one thread runs an engine: stream, pinned and device buffers, contexts, CUDA graphs.
+"""Run a TensorRT engine in one thread, with its own stream, pinned and device buffers, contexts and CUDA graphs.
 
-All of them are allocated once and reused. Copies and execution are queued on the lane's own stream, which is
+All of them are allocated once and reused. Copies and execution are queued on the runner's own stream, which is
 synchronized once per run. From the second run of a batch size on, they are launched as one CUDA graph.
 
 Not verified on a GPU: see `tinydet.runtime.backends.tensorrt`.
@@ -32,8 +32,8 @@ class Execution:
 
     Attributes:
         make_context: returns an IExecutionContext, or None if GPU memory is exhausted.
-        scratch: bytes of device memory that the contexts of a lane share; 0 if each context allocates its own.
-        capture: whether the lane captures CUDA graphs; False if the engine captures them itself.
+        scratch: bytes of device memory that the contexts of a runner share; 0 if each context allocates its own.
+        capture: whether the runner captures CUDA graphs; False if the engine captures them itself.
     """
 
     make_context: Callable[[], Any]
@@ -42,10 +42,10 @@ class Execution:
 
 
 @dataclass
-class _Slot:
+class _ContextState:
     """An execution context, and the state of the batch size that it is set to.
 
-    A CUDA graph is valid only for the shape and the context that it was captured from. If the lane captures graphs,
+    A CUDA graph is valid only for the shape and the context that it was captured from. If the runner captures graphs,
     each batch size therefore has its own context.
     """
 
@@ -56,7 +56,7 @@ class _Slot:
     capturable: bool = True
 
 
-class Lane:
+class EngineRunner:
     """Runs an engine for one thread. Its resources are freed with the object, even if the constructor failed.
 
     Args:
@@ -74,7 +74,7 @@ class Lane:
         self.outputs = [name for name in shapes if name != INPUT]
         self.host: dict[str, NDArray[Any]] = {}
         self.device: dict[str, int] = {}
-        self._slots: dict[int, _Slot] = {}
+        self._states: dict[int, _ContextState] = {}
         self._owned: list[tuple[Callable[[Any], Any], Any]] = []
         weakref.finalize(self, _release, self._owned)  # before the first allocation, as a later one may fail
 
@@ -94,31 +94,31 @@ class Lane:
         """Run the engine on `images`, padded to `batch` tiles."""
         cudart, count = self.cudart, len(images)
         self.host[INPUT][:count] = images  # the padding is left over from earlier batches; its outputs are dropped
-        slot = self._slot(batch)
-        if self.execution.capture and slot.ran and slot.capturable and slot.graph is None:
-            self._capture(slot)  # after the first run: TensorRT requires one, and many batch sizes occur only once
-        if slot.graph is None:
-            self._enqueue(slot)
+        state = self._state(batch)
+        if self.execution.capture and state.ran and state.capturable and state.graph is None:
+            self._capture(state)  # after the first run: TensorRT requires one, and many batch sizes occur only once
+        if state.graph is None:
+            self._enqueue(state)
         else:
-            self._checked(cudart.cudaGraphLaunch(slot.graph, self.stream))
+            self._checked(cudart.cudaGraphLaunch(state.graph, self.stream))
         self._checked(cudart.cudaStreamSynchronize(self.stream))
-        slot.ran = True
+        state.ran = True
         return TileOutputs(**{name: self.host[name][:count].copy() for name in self.outputs})
 
     def stage_times(self, images: NDArray[np.uint8], batch: int) -> dict[str, float]:
         """Return the milliseconds of each stage of one run without a CUDA graph, measured by CUDA events."""
         cudart = self.cudart
         self.host[INPUT][: len(images)] = images
-        slot = self._slot(batch)
+        state = self._state(batch)
         events: list[Any] = []
         try:
             for stage in (None, self._copy_in, self._execute, self._copy_out):
                 if stage is not None:
-                    stage(slot)
+                    stage(state)
                 events.append(self._checked(cudart.cudaEventCreate()))
                 self._checked(cudart.cudaEventRecord(events[-1], self.stream))
             self._checked(cudart.cudaStreamSynchronize(self.stream))
-            slot.ran = True
+            state.ran = True
             names = ("copy in", "execute", "copy out")
             spans = zip(names, events, events[1:], strict=False)
             return {name: float(self._checked(cudart.cudaEventElapsedTime(*ends))) for name, *ends in spans}
@@ -126,11 +126,11 @@ class Lane:
             for event in events:
                 cudart.cudaEventDestroy(event)
 
-    def _slot(self, batch: int) -> _Slot:
+    def _state(self, batch: int) -> _ContextState:
         """Return a context that is set to a batch size."""
         key = batch if self.execution.capture else 0
-        slot = self._slots.get(key)
-        if slot is None:
+        state = self._states.get(key)
+        if state is None:
             context = self.execution.make_context()
             if context is None:
                 raise OSError("TensorRT made no execution context: the GPU's memory is used up; close other programs")
@@ -139,21 +139,21 @@ class Lane:
             for name, address in self.device.items():
                 if not context.set_tensor_address(name, address):
                     raise OSError(f"TensorRT refused the buffer of {name!r}")
-            slot = self._slots[key] = _Slot(context)
-        if slot.batch != batch:
-            context, tile = slot.context, self.host[INPUT].shape[1:]
+            state = self._states[key] = _ContextState(context)
+        if state.batch != batch:
+            context, tile = state.context, self.host[INPUT].shape[1:]
             if not context.set_input_shape(INPUT, (batch, *tile)) or context.infer_shapes():
                 raise OSError(f"TensorRT refused a batch of {batch}; build the engine again")
-            slot.batch = batch
-        return slot
+            state.batch = batch
+        return state
 
-    def _capture(self, slot: _Slot) -> None:
+    def _capture(self, state: _ContextState) -> None:
         """Capture the work of `_enqueue` as a CUDA graph. If that fails, the batch size runs without one."""
         cudart, mode = self.cudart, self.cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._checked(cudart.cudaStreamBeginCapture(self.stream, mode))  # thread-local: others may allocate meanwhile
         failed = False
         try:
-            self._enqueue(slot)
+            self._enqueue(state)
         except OSError:
             failed = True
         error, graph = cudart.cudaStreamEndCapture(self.stream)  # required after a failure too
@@ -163,27 +163,27 @@ class Lane:
                 error, executable = cudart.cudaGraphInstantiate(graph, 0)
             cudart.cudaGraphDestroy(graph)
         if failed or error != cudart.cudaError_t.cudaSuccess:
-            slot.capturable = False
+            state.capturable = False
             cudart.cudaGetLastError()  # clears the error, which the next call would report
             return
-        slot.graph = executable
+        state.graph = executable
         self._owned.append((cudart.cudaGraphExecDestroy, executable))
 
-    def _enqueue(self, slot: _Slot) -> None:
-        self._copy_in(slot)
-        self._execute(slot)
-        self._copy_out(slot)
+    def _enqueue(self, state: _ContextState) -> None:
+        self._copy_in(state)
+        self._execute(state)
+        self._copy_out(state)
 
-    def _copy_in(self, slot: _Slot) -> None:
-        self._copy(INPUT, slot.batch, self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
+    def _copy_in(self, state: _ContextState) -> None:
+        self._copy(INPUT, state.batch, self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
-    def _execute(self, slot: _Slot) -> None:
-        if not slot.context.execute_async_v3(int(self.stream)):
+    def _execute(self, state: _ContextState) -> None:
+        if not state.context.execute_async_v3(int(self.stream)):
             raise OSError("TensorRT could not run the engine")
 
-    def _copy_out(self, slot: _Slot) -> None:
+    def _copy_out(self, state: _ContextState) -> None:
         for name in self.outputs:
-            self._copy(name, slot.batch, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+            self._copy(name, state.batch, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
     def _copy(self, name: str, batch: int, kind: Any) -> None:
         host = self.host[name]
