@@ -44,7 +44,7 @@ from tinydet.data.synthetic import embedded_dataset
 from tinydet.export.verification_images import gate_images
 from tinydet.export.verify import middle_tile
 from tinydet.runtime.backends import open_model
-from tinydet.spec import PRECISIONS, ModelSpec
+from tinydet.spec import METADATA_KEY, PRECISIONS, ModelSpec
 
 DETECTORS = ("retinanet", "faster_rcnn")
 BACKBONES = ("mobilenet_v2", "resnet18", "resnet50")
@@ -206,7 +206,7 @@ def whole(source: Path, output: Path, precision: str, args: argparse.Namespace) 
     """Every layer, and what that changes; whether it passes the gate is told and decides nothing."""
     with needs_extra("export"):
         import onnx
-    from tinydet.export.engine import METADATA_KEY, graph_precision
+    from tinydet.export.engine import graph_precision
     from tinydet.export.precision import calibrate, to_fp16, to_int8
     from tinydet.export.verify import verify
 

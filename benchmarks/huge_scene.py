@@ -36,8 +36,8 @@ from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.journal import Journal
 from tinydet.runtime.scan import plan_tiles, scan
+from tinydet.runtime.scenes import Scene, open_scene, read_image
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene, open_scene, read_image
 from tinydet.spec import ModelSpec
 
 BLOCK = 512
@@ -70,8 +70,8 @@ class Upper(Scene):
     def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
         return self._scene.read(x, y, width, height, size)
 
-    def another(self) -> Scene | None:
-        more = self._scene.another()
+    def reopen(self) -> Scene | None:
+        more = self._scene.reopen()
         return None if more is None else Upper(more, self.height)
 
     def close(self) -> None:

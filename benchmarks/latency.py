@@ -44,8 +44,8 @@ from tinydet._internal.extras import needs_extra
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.scan import scan
+from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene, open_scene
 
 STAGES = ("read", "prepare", "wait", "model", "stitch")
 ENOUGH = 200
@@ -72,8 +72,8 @@ class TimedScene(Scene):
         self._thread.last = ended, getattr(self._thread, "last", (0.0, 0))[1] + 1
         return picture
 
-    def another(self) -> Scene | None:
-        more = self._scene.another()
+    def reopen(self) -> Scene | None:
+        more = self._scene.reopen()
         return None if more is None else TimedScene(more, self._batch, self._times)
 
     def close(self) -> None:

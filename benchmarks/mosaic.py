@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydet.runtime.scenes.scene import read_image
+from tinydet.runtime.scenes import read_image
 
 
 def mosaic(data: Path, columns: int, rows: int) -> tuple[np.ndarray, dict[str, Any]]:

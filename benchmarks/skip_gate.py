@@ -39,7 +39,7 @@ from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import TileBoxes
 from tinydet.runtime.scan import detect, plan_tiles
-from tinydet.runtime.scenes.scene import Scene, open_scene, read_image
+from tinydet.runtime.scenes import Scene, open_scene, read_image
 from tinydet.runtime.scenes.video import Video
 from tinydet.spec import ModelSpec
 

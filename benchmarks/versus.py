@@ -43,7 +43,7 @@ from tinydet.runtime import TileGrid
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.scan import OVERLAP
 from tinydet.runtime.scan import detect as detect_in
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 from tinydet.spec import ModelSpec
 
 SCORE, LEAST = 0.3, 0.05  # for times, for average precision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import importlib
 import importlib.machinery
 import itertools
@@ -197,6 +198,24 @@ def test_imports_between_packages_point_down() -> None:
         if PACKAGES.index(package(edge.target)) > PACKAGES.index(package(edge.module))
     ]
     assert not upward
+
+
+def test_no_modules_import_each_other() -> None:
+    """Directly or through others, lazily or not. An `__init__` may import its own modules if they do not import it."""
+    imported: dict[str, set[str]] = {module: set() for module in MODULES}
+    for edge in all_imports():
+        if edge.target in MODULES and not edge.for_types:
+            imported[edge.module].add(edge.target)
+    cycles = []
+    while True:
+        try:
+            graphlib.TopologicalSorter(imported).prepare()
+            break
+        except graphlib.CycleError as error:
+            cycle = list(reversed(error.args[1]))  # each imports the next; the last is the first again
+            cycles.append(" -> ".join(cycle))
+            imported[cycle[0]].remove(cycle[1])  # to find the others
+    assert not cycles
 
 
 def test_torch_is_named_only_where_it_may_be() -> None:

@@ -34,17 +34,17 @@ FULL = ModelSpec(
 
 
 @pytest.mark.parametrize("spec", [SMALLEST, FULL])
-def test_a_description_is_read_back_as_it_was(spec: ModelSpec) -> None:
+def test_a_spec_survives_a_round_trip(spec: ModelSpec) -> None:
     assert ModelSpec.from_json(spec.to_json(), source="model.json") == spec
 
 
-def test_every_field_is_in_the_example_with_a_value_of_its_own() -> None:
-    """Otherwise the round trip above would not see a field that is lost."""
+def test_the_example_sets_every_field() -> None:
+    """Otherwise the round trip above would miss a lost field."""
     for field in dataclasses.fields(ModelSpec):
         assert getattr(FULL, field.name) != getattr(SMALLEST, field.name) or field.name == "detector"
 
 
-def test_a_description_is_strict_json_that_says_its_format() -> None:
+def test_a_spec_is_strict_json_with_its_format() -> None:
     values = json.loads(FULL.to_json())
     assert values["format"] == FORMAT
     assert values["classes"] == ["person", "Fußgänger α"]
@@ -56,7 +56,7 @@ def changed(**values: Any) -> str:
     return json.dumps({**json.loads(SMALLEST.to_json()), **values})
 
 
-def test_a_field_that_a_newer_tinydet_added_is_passed_over() -> None:
+def test_an_unknown_field_is_ignored() -> None:
     assert ModelSpec.from_json(changed(added_later={"a": 1}), source="model.json") == SMALLEST
 
 
@@ -81,7 +81,7 @@ def test_another_format_is_refused() -> None:
         changed(pad=7),
     ],
 )
-def test_what_is_no_description_is_refused_by_its_name(text: str) -> None:
+def test_an_invalid_document_is_refused_by_its_source(text: str) -> None:
     with pytest.raises(ValueError, match=r"^model\.json: .*export the model again$"):
         ModelSpec.from_json(text, source="model.json")
 
@@ -90,7 +90,7 @@ def test_what_is_no_description_is_refused_by_its_name(text: str) -> None:
     ("field", "value"),
     [
         ("classes", ()),
-        ("classes", "p"),  # one letter is not one class
+        ("classes", "p"),  # a string is not a tuple of classes
         ("classes", (1,)),
         ("category_ids", (1, 2)),
         ("category_ids", ()),
@@ -109,7 +109,7 @@ def test_what_is_no_description_is_refused_by_its_name(text: str) -> None:
         ("precision", "fp64"),
     ],
 )
-def test_a_value_that_would_mislead_the_host_is_refused_by_its_name(field: str, value: Any) -> None:
+def test_an_invalid_value_is_refused_by_its_field(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field} must be "):
         dataclasses.replace(SMALLEST, **{field: value})
     with pytest.raises(ValueError, match=rf"^model\.json: .*{field} must be "):
@@ -117,5 +117,5 @@ def test_a_value_that_would_mislead_the_host_is_refused_by_its_name(field: str, 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_precisions_of_the_exporter_are_known(precision: str) -> None:
+def test_every_precision_is_accepted(precision: str) -> None:
     assert dataclasses.replace(SMALLEST, precision=precision).precision == precision

@@ -1,4 +1,7 @@
-"""ModelSpec: what a deployed model says about itself. It travels as `model.json` and as ONNX `metadata_props`."""
+"""ModelSpec, the contract between training and deployment: everything the runtime must know to use a model.
+
+It is stored in the `metadata_props` of an ONNX file, and in `model.json` next to an engine.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PAD_VALUE = (124, 116, 104)  # RGB beyond the scene: the mean that pixels are normalised with, so that it becomes zero
-FORMAT = 1  # of the JSON; raised when a reader of the old one would go wrong
+FORMAT = 1  # version of the JSON; increased when older readers would misread it
+METADATA_KEY = "tinydet"  # key of the JSON in an ONNX file's metadata_props
 PRECISIONS = ("fp32", "fp16", "int8")
-NMS_ROUNDS = 16  # of suppression among proposals, where nobody asks for another number
+PAD_VALUE = (124, 116, 104)  # RGB; the mean of the normalization, so that padding becomes zero
+STRETCH = (0.5, 99.5)  # percentiles
+NMS_ROUNDS = 16  # default of a two-stage detector
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the host must know to feed an exported model and to read its answers.
+    """What the runtime must know to prepare the input of an exported model and to interpret its outputs.
 
     Attributes:
         classes: class names; a label is an index into them.
         category_ids: the COCO category id of each class, as in the training annotations.
-        detector, backbone: names, for people.
+        detector, backbone: names, for display only.
         tile: side of the square input in pixels.
-        max_batch: largest batch that the model takes.
-        max_detections: K, the slots for each tile.
-        score_floor: boxes below it were dropped inside the graph.
-        nms_iou: IoU above which two boxes of one class on one tile are the same object; the runtime applies it
-            where `nms_in_graph` is false.
-        nms_rounds: of the suppression among the proposals of a two-stage detector, inside its graph; where above 0 the
-            model has an output more, `unconverged`, which must be 0.
-        pad: RGB value of the pixels beyond the scene (the training mean, so that they normalise to zero).
-        stretch: percentiles of a scene that map to 0 and 255 where its pixels are wider than 8 bits.
-        alpha: fusion factors, finest first; they are folded into the weights and say how the model was trained.
-        alpha_source: how they were chosen.
+        max_batch: largest batch that the model accepts.
+        max_detections: K, the number of detection slots per tile.
+        score_floor: the graph drops boxes with a lower score.
+        nms_iou: two boxes of one class on one tile with a larger IoU are the same object.
+        nms_in_graph: whether the graph applies `nms_iou`; if not, the runtime does.
+        nms_rounds: rounds of suppression among the proposals of a two-stage detector, in the graph. If above 0, the
+            model has the output `unconverged`, which is 0 when the rounds were enough.
+        pad: RGB value of pixels outside the scene (the training mean, which normalizes to zero).
+        stretch: percentiles of a scene that map to 0 and 255 if its pixels are wider than 8 bits.
+        alpha: fusion factors used in training, finest first. They are already folded into the weights.
+        alpha_source: how the fusion factors were chosen.
         object_sizes: sqrt(w*h) of the training objects at percentiles 1, 50 and 99, in input pixels.
         precision: fp32, fp16 or int8, as in the graph.
         onnx_sha256: hash of the ONNX file that an engine was built from.
-        engine: flavour, version and target of an engine; empty for an ONNX file.
-        versions: of the packages that wrote the model.
+        engine: flavor, version and target of an engine; empty for an ONNX file.
+        versions: versions of the packages that exported the model.
     """
 
     classes: tuple[str, ...]
@@ -53,7 +58,7 @@ class ModelSpec:
     nms_in_graph: bool = False
     nms_rounds: int = 0
     pad: tuple[int, int, int] = PAD_VALUE
-    stretch: tuple[float, float] = (0.5, 99.5)
+    stretch: tuple[float, float] = STRETCH
     alpha: tuple[float, ...] = ()
     alpha_source: str = ""
     object_sizes: tuple[float, float, float] | None = None
@@ -63,10 +68,10 @@ class ModelSpec:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what would make the host feed or read the model wrongly.
+        """Check the fields that the runtime relies on.
 
         Raises:
-            ValueError: which field, its rule and its value.
+            ValueError: names the field, the rule and the value.
         """
         n = len(self.classes)
         named = isinstance(self.classes, tuple) and n > 0 and all(isinstance(name, str) for name in self.classes)
@@ -82,30 +87,32 @@ class ModelSpec:
             ("nms_rounds", self.nms_rounds >= 0, "at least 0"),
             ("nms_iou", 0 < self.nms_iou <= 1, "above 0 and at most 1"),
             ("pad", rgb, "three values from 0 to 255"),
-            ("stretch", rising, "two rising percentiles"),
+            ("stretch", rising, "two increasing percentiles"),
             ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ):
             if not holds:
                 raise ValueError(f"{field_name} must be {rule}, not {getattr(self, field_name)!r}")
 
     def to_json(self) -> str:
+        """Serialize as strict JSON, with the format version."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, *, source: Path | str) -> ModelSpec:
-        """Parse what `to_json` wrote; fields that a newer tinydet added within the same format are passed over.
+        """Parse the output of `to_json`. Unknown fields, added by a newer tinydet in the same format, are ignored.
 
         Raises:
-            ValueError: naming `source`, where it is not such a text.
+            ValueError: the text is not a valid ModelSpec of this format. Names `source`.
         """
         try:
             values = json.loads(text)
-            written = values.pop("format")
+            written_format = values.pop("format")
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{source}: not a tinydet model description ({error}); export the model again") from error
-        if written != FORMAT:
+        if written_format != FORMAT:
             raise ValueError(
-                f"{source}: model description of format {written}, this tinydet reads {FORMAT}; export the model again"
+                f"{source}: model description of format {written_format}, this tinydet reads {FORMAT}; "
+                "export the model again"
             )
         known = {field.name for field in dataclasses.fields(cls)}
         arguments: dict[str, Any] = {

@@ -25,27 +25,27 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
 
 
-def test_what_was_written_is_all_there_is(tmp_path: Path) -> None:
+def test_only_the_finished_file_remains(tmp_path: Path) -> None:
     path = tmp_path / "dets.json"
     with atomic_path(path) as temporary:
         temporary.write_bytes(b"whole")
         assert not path.exists()
         assert temporary.parent == path.parent  # a rename is atomic only within a file system
-        assert temporary.suffix == path.suffix  # cv2.imwrite and rasterio choose the format by it
+        assert temporary.suffix == path.suffix  # cv2.imwrite and rasterio choose the format by the suffix
     assert path.read_bytes() == b"whole"
     assert names(tmp_path) == ["dets.json"]
 
 
-@pytest.mark.parametrize("fault", [ValueError, OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("older", [None, "older"])
-def test_a_fault_leaves_the_folder_as_it_was(tmp_path: Path, fault: type[BaseException], older: str | None) -> None:
+def test_an_error_leaves_the_folder_unchanged(tmp_path: Path, error: type[BaseException], older: str | None) -> None:
     path = tmp_path / "model.pth"
     if older:
         path.write_text(older)
     before = names(tmp_path)
-    with pytest.raises(fault), atomic_path(path) as temporary:  # noqa: PT012 - the block is what is tested
+    with pytest.raises(error), atomic_path(path) as temporary:  # noqa: PT012 - the block is what is tested
         temporary.write_text("half of")
-        raise fault("in the middle")
+        raise error("in the middle")
     assert names(tmp_path) == before
     assert older is None or path.read_text() == older
 
@@ -54,7 +54,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from tinydet._internal.atomic import write_text
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # what the kernel says is EFBIG instead of ENOSPC
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # raises EFBIG, in place of ENOSPC
 try:
     write_text(Path(sys.argv[1]), "x" * 1_000_000)
 except OSError as error:
@@ -62,7 +62,7 @@ except OSError as error:
 """
 
 
-def test_a_full_disk_is_named_and_the_older_file_survives(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_older_file_survives(tmp_path: Path) -> None:
     path = tmp_path / "scene.json"
     path.write_text("older")
     code, reason = run(FULL_DISK, str(path)).stdout.strip().split("|")
@@ -82,14 +82,14 @@ with atomic_path(Path(sys.argv[1])) as temporary:
 """
 
 
-def test_a_killed_process_leaves_the_older_file_whole(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_the_older_file_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     path.write_text("older")
     assert run(KILLED, str(path)).returncode == -signal.SIGKILL
     assert path.read_text() == "older"
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+def test_a_reader_never_sees_a_partial_file(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     write_json(path, ["start"] * 2000)
     seen: list[int] = []
@@ -116,19 +116,19 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["manifest.json"]
 
 
-def test_what_the_next_run_writes_is_not_removed_by_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temporary_file_of_the_next_run_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = Path.replace
 
     def then_another_begins(self: Path, target: Path) -> Path:
         done = rename(self, target)
-        self.write_text("of the next run")
+        self.write_text("next run")
         return done
 
     monkeypatch.setattr(Path, "replace", then_another_begins)
     with atomic_path(tmp_path / "a.json", part=True) as temporary:
         temporary.write_text("whole")
     assert (tmp_path / "a.json").read_text() == "whole"
-    assert temporary.read_text() == "of the next run"
+    assert temporary.read_text() == "next run"
 
 
 HOLDS = """
@@ -136,13 +136,13 @@ import sys, time
 from pathlib import Path
 from tinydet._internal.atomic import atomic_path
 with atomic_path(Path(sys.argv[1]), part=True) as temporary:
-    temporary.write_text("a long half")
+    temporary.write_text("a partial file")
     print("begun", flush=True)
     sys.stdin.read()
 """
 
 
-def test_what_a_killed_process_left_is_taken_over_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_a_part_file_is_overwritten_unless_another_process_is_writing_it(tmp_path: Path) -> None:
     path = tmp_path / "all.json"
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -154,14 +154,14 @@ def test_what_a_killed_process_left_is_taken_over_and_what_a_living_one_writes_i
                 pytest.fail("the work began")
         other.kill()
     assert names(tmp_path) == [".all.part.json"]
-    assert (tmp_path / ".all.part.json").read_text() == "a long half"
+    assert (tmp_path / ".all.part.json").read_text() == "a partial file"
     with atomic_path(path, part=True) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new"
     assert names(tmp_path) == ["all.json"]
 
 
-def test_a_new_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "shared.csv", "")
@@ -183,7 +183,7 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     target = tmp_path / "runs" / "7.pth"
     link = tmp_path / "model.pth"
-    link.symlink_to(target)  # also before the first run wrote it
+    link.symlink_to(target)  # dangling until the first write
     for text in ("first", "second"):
         write_text(link, text)
         assert link.is_symlink()
@@ -191,8 +191,8 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path / "runs") == ["7.pth"]
 
 
-def test_a_pipe_is_written_into_and_stays_a_pipe(tmp_path: Path) -> None:
-    """What `--output /dev/stdout` and `--json >(jq .)` need; a rename would put a file in the device's place."""
+def test_a_pipe_is_written_directly(tmp_path: Path) -> None:
+    """Needed for `--output /dev/stdout` and `--json >(jq .)`: a rename would replace the device by a file."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     received: list[str] = []
@@ -204,7 +204,7 @@ def test_a_pipe_is_written_into_and_stays_a_pipe(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_a_missing_folder_is_named_before_the_work(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_before_the_work(tmp_path: Path) -> None:
     with (
         pytest.raises(FileNotFoundError, match="absent does not exist; create it"),
         atomic_path(tmp_path / "absent" / "a"),
@@ -212,13 +212,13 @@ def test_a_missing_folder_is_named_before_the_work(tmp_path: Path) -> None:
         pytest.fail("the work began")
 
 
-def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
+def test_a_folder_instead_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="is a folder; name a file"), atomic_path(tmp_path):
         pytest.fail("the work began")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that not even root can write: /proc")
-def test_a_folder_that_cannot_be_written_is_named_before_the_work() -> None:
+def test_a_read_only_folder_is_reported_before_the_work() -> None:
     with (
         pytest.raises(OSError, match=r"/proc/self/out\.json was not written"),
         atomic_path(Path("/proc/self/out.json")),
@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work() -> None:
         pytest.fail("the work began")
 
 
-def test_another_file_that_fails_inside_the_block_is_named_too(tmp_path: Path) -> None:
+def test_an_error_of_another_file_names_both_files(tmp_path: Path) -> None:
     absent = tmp_path / "tile.png"
     with pytest.raises(FileNotFoundError, match=r"sheet\.jpg was not written \(.*tile\.png: No such file"):  # noqa: SIM117
         with atomic_path(tmp_path / "sheet.jpg"):
@@ -235,7 +235,7 @@ def test_another_file_that_fails_inside_the_block_is_named_too(tmp_path: Path) -
 
 @pytest.mark.parametrize("value", [{"name": "Größe α", "n": [1, 2.5, None, True]}, [], "text", {"deep": {"er": [[]]}}])
 @pytest.mark.parametrize("indent", [None, 1])
-def test_json_is_read_back_as_it_was(tmp_path: Path, value: Any, indent: int | None) -> None:
+def test_json_survives_a_round_trip(tmp_path: Path, value: Any, indent: int | None) -> None:
     path = tmp_path / "a.json"
     write_json(path, value, indent=indent)
     text = path.read_text(encoding="utf-8")
@@ -244,7 +244,7 @@ def test_json_is_read_back_as_it_was(tmp_path: Path, value: Any, indent: int | N
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_number_that_json_lacks_is_refused_by_the_file_s_name(tmp_path: Path, value: float) -> None:
+def test_nan_and_infinity_are_refused_in_json(tmp_path: Path, value: float) -> None:
     with pytest.raises(ValueError, match=r"scores\.json was not written"):
         write_json(tmp_path / "scores.json", {"AP": value})
     assert names(tmp_path) == []

@@ -11,15 +11,15 @@ import pytest
 from tinydet._internal.command import Main, command
 
 
-def failing(fault: BaseException, name: str = "infer") -> Main:
+def failing(error: BaseException, name: str = "infer") -> Main:
     @command(name)
     def main(argv: Sequence[str] | None = None) -> int:
-        raise fault
+        raise error
 
     return main
 
 
-def test_the_exit_code_and_the_arguments_pass_through() -> None:
+def test_exit_code_and_arguments_pass_through() -> None:
     seen: list[Sequence[str] | None] = []
 
     @command("infer")
@@ -33,7 +33,7 @@ def test_the_exit_code_and_the_arguments_pass_through() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "line"),
+    ("error", "line"),
     [
         (ValueError("tile must be positive, not -1"), "tile must be positive, not -1"),
         (ValueError("two\n  lines"), "two lines"),
@@ -44,29 +44,29 @@ def test_the_exit_code_and_the_arguments_pass_through() -> None:
         (ImportError("libGL.so.1: cannot open"), "libGL.so.1: cannot open"),
     ],
 )
-def test_a_fault_that_a_user_can_mend_is_one_line(
-    fault: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_user_error_is_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TINYDET_TRACEBACK", raising=False)
-    assert failing(fault)([]) == 2
+    assert failing(error)([]) == 2
     shown = capsys.readouterr()
     assert shown.err == f"tinydet infer: error: {line}\n"
     assert shown.out == ""
 
 
-def test_the_command_above_all_commands_has_no_second_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_top_level_command_start_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     failing(ValueError("no"), name="")([])
     assert capsys.readouterr().err == "tinydet: error: no\n"
 
 
-def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYDET_TRACEBACK", "1")
     with pytest.raises(ValueError, match="where"):
         failing(ValueError("where"))([])
 
 
 @pytest.mark.parametrize(
-    "fault",
+    "error",
     [
         ZeroDivisionError(),
         KeyError("a"),
@@ -75,9 +75,9 @@ def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) ->
         ImportError("cannot import name 'a' from 'tinydet.b'", name="tinydet.b"),
     ],
 )
-def test_a_bug_of_ours_keeps_its_traceback(fault: Exception) -> None:
-    with pytest.raises(type(fault)):
-        failing(fault)([])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        failing(error)([])
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,7 @@ sys.exit(main())
         "import argparse; argparse.ArgumentParser().parse_args(['--help'])",
     ],
 )
-def test_a_reader_that_left_is_no_error(body: str) -> None:
+def test_a_closed_standard_output_is_not_an_error(body: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PRINTS.replace("BODY", body)],
         stdin=subprocess.PIPE,
@@ -115,12 +115,12 @@ def test_a_reader_that_left_is_no_error(body: str) -> None:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdout.close()  # `| head` has seen enough
+    process.stdout.close()  # as `| head` does
     _, errors = process.communicate(b"go\n", timeout=60)
     assert (process.returncode, errors) == (0, b"")
 
 
-def test_another_pipe_that_breaks_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_broken_pipe_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     @command("infer")
     def main(argv: Sequence[str] | None = None) -> int:
         reading, writing = os.pipe()
@@ -140,7 +140,7 @@ def test_another_pipe_that_breaks_is_an_error(capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def tinydet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Sequence[str]], int]:
-    """`tinydet` with one command more: `echo`, which prints its arguments and returns their number."""
+    """`tinydet` with the additional command `echo`, which prints its arguments and returns their number."""
     import tinydet.__main__ as entry
 
     (tmp_path / "echo_command.py").write_text("def main(argv=None):\n    print(*argv)\n    return len(argv)\n")
@@ -149,14 +149,14 @@ def tinydet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Sequen
     return entry.main
 
 
-def test_a_command_gets_what_stands_behind_its_name(
+def test_a_command_gets_the_arguments_after_its_name(
     tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tinydet(["echo", "--help", "--version", "echo"]) == 3
     assert capsys.readouterr().out == "--help --version echo\n"
 
 
-def test_help_lists_every_command_with_a_line_of_its_own(
+def test_help_lists_every_command_on_its_own_line(
     tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tinydet.__main__ import COMMANDS
@@ -169,7 +169,7 @@ def test_help_lists_every_command_with_a_line_of_its_own(
         assert [line for line in lines if line.startswith(f"{name} ") and line.endswith(entry.summary)]
 
 
-def test_no_command_is_a_fault_that_shows_the_help(
+def test_a_missing_command_shows_the_help_and_exits_with_2(
     tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tinydet([]) == 2
@@ -178,7 +178,7 @@ def test_no_command_is_a_fault_that_shows_the_help(
     assert "print the arguments" in shown.err
 
 
-def test_an_unknown_command_is_answered_with_the_known_ones(
+def test_an_unknown_command_lists_the_known_ones(
     tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -189,7 +189,7 @@ def test_an_unknown_command_is_answered_with_the_known_ones(
     assert "echo" in shown
 
 
-def test_the_installed_program_and_the_module_are_one() -> None:
+def test_the_installed_program_and_the_module_are_equal() -> None:
     import tinydet
 
     for program in ([sys.executable, "-m", "tinydet"], [str(Path(sys.executable).with_name("tinydet"))]):
@@ -197,7 +197,7 @@ def test_the_installed_program_and_the_module_are_one() -> None:
         assert (done.returncode, done.stdout) == (0, f"tinydet {tinydet.__version__}\n")
 
 
-def test_naming_the_commands_loads_none_of_them() -> None:
+def test_listing_the_commands_imports_none_of_them() -> None:
     code = "import sys, tinydet.__main__; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"numpy", "cv2", "torch", "onnxruntime"} & set(done.stdout.split())

@@ -5,26 +5,26 @@ import pytest
 from tinydet._internal.extras import needs_extra
 
 
-def test_a_missing_package_is_named_with_the_command_that_brings_it() -> None:
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
     with pytest.raises(ModuleNotFoundError) as caught, needs_extra("geo"):
         import a_package_that_nobody_has.inside  # noqa: F401
     assert str(caught.value) == "'a_package_that_nobody_has' is not installed. Run: pip install 'tinydet[geo]'"
     assert caught.value.name == "a_package_that_nobody_has"
 
 
-def test_without_an_extra_it_is_the_installation_itself_that_is_broken() -> None:
+def test_without_an_extra_the_core_installation_is_named() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"Run: pip install tinydet$"), needs_extra(""):
         import a_package_that_nobody_has  # noqa: F401
 
 
-def test_a_package_that_cannot_be_loaded_is_not_called_missing() -> None:
+def test_a_package_that_cannot_be_loaded_is_not_reported_as_missing() -> None:
     with pytest.raises(ImportError, match=r"cannot be loaded: libnvinfer\.so\.10: cannot open") as caught:  # noqa: SIM117
         with needs_extra("tensorrt"):
             raise ImportError("libnvinfer.so.10: cannot open shared object file", name="tensorrt")
     assert not isinstance(caught.value, ModuleNotFoundError)
 
 
-def test_a_fault_of_ours_is_not_blamed_on_an_extra() -> None:
+def test_a_missing_module_of_tinydet_is_not_blamed_on_an_extra() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'tinydet\.absent'$"), needs_extra("train"):
         import tinydet.absent  # noqa: F401
     with (
@@ -34,7 +34,7 @@ def test_a_fault_of_ours_is_not_blamed_on_an_extra() -> None:
         from tinydet._internal.extras import absent  # noqa: F401
 
 
-@pytest.mark.parametrize("fault", [ValueError, AttributeError, OSError])
-def test_other_faults_pass_through(fault: type[Exception]) -> None:
-    with pytest.raises(fault, match=r"^as it was$"), needs_extra("export"):
-        raise fault("as it was")
+@pytest.mark.parametrize("error", [ValueError, AttributeError, OSError])
+def test_other_errors_pass_through(error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^as it was$"), needs_extra("export"):
+        raise error("as it was")

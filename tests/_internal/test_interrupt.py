@@ -9,7 +9,7 @@ import pytest
 from tinydet._internal.interrupt import deferred_interrupt
 
 
-def test_ctrl_c_comes_behind_what_is_being_done() -> None:
+def test_ctrl_c_is_raised_after_the_block() -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), deferred_interrupt():  # noqa: PT012 - the block is what is tested
         os.kill(os.getpid(), signal.SIGINT)
@@ -18,7 +18,7 @@ def test_ctrl_c_comes_behind_what_is_being_done() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_that_is_ignored_stays_so() -> None:
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with deferred_interrupt():
@@ -28,7 +28,7 @@ def test_ctrl_c_that_is_ignored_stays_so() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_in_another_thread_the_block_is_just_run() -> None:
+def test_nothing_happens_outside_the_main_thread() -> None:
     done = []
 
     def work() -> None:

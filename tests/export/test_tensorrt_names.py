@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ROOT / "tinydet/runtime/backends"
-SOURCES = [ROOT / "tinydet/export/engine.py", BACKENDS / "tensorrt.py", BACKENDS / "cuda_lane.py"]
+SOURCES = [ROOT / "tinydet/export/engine.py", BACKENDS / "tensorrt.py", BACKENDS / "engine_runner.py"]
 RECORD = json.loads((Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8"))
 
 # In the sources a variable or attribute of one of these names (without leading underscores) is an object of the class.

@@ -9,7 +9,7 @@ import pytest
 from tinydet.infer.annotated_video import open_video
 from tinydet.infer.drawing import COLORS
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 
 av = pytest.importorskip("av")
 TIMES = (0.0, 0.04, 0.5, 0.54)  # a variable frame rate

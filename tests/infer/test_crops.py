@@ -5,7 +5,7 @@ import pytest
 
 from tinydet.infer.crops import CAPTION, COLUMNS, GAP, MAX_CROPS, SIDE, crop_sheet
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 
 
 def detections_of(boxes: list[list[float]]) -> Detections:

@@ -9,7 +9,7 @@ import pytest
 from tinydet.infer import drawing
 from tinydet.infer.drawing import COLORS, draw, save_picture
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scenes.scene import open_scene, read_image
+from tinydet.runtime.scenes import open_scene, read_image
 
 
 def detections_of(boxes: np.ndarray, labels: np.ndarray | None = None) -> Detections:

@@ -110,7 +110,7 @@ def test_a_scene_without_georeference_is_refused_before_any_is_scanned(flight: P
     placed = shared / "data" / "bigscene-plaza" / "images" / "minsk_plaza_DJI_0010_rotated.tif"
     assert run("--image", placed, "flight/b.png", "--output", "all.csv", "--format", "csv,geojson") == 2
     captured = capsys.readouterr()
-    assert "flight/b.png does not say where it lies on the earth" in captured.err
+    assert "flight/b.png has no georeference" in captured.err
     assert captured.out == ""
     assert files(flight) == ["flight/a.png", "flight/b.png", "flight/c.png", "model.onnx"]
 

@@ -99,9 +99,9 @@ def test_chosen_bands_are_what_the_model_sees(folder: Path, capsys) -> None:
     assert run("--image", "a.tif", "--output", "all.json", "--bands", "5,5,5") == 0
     assert rows(folder / "all.json") == [(1, 32, 16, 8, 8)]
     assert run("--image", "a.tif", "--bands", "6") == 2
-    assert "a.tif: bands are one (grey) or three" in capsys.readouterr().err
+    assert "a.tif: bands are one (grayscale) or three" in capsys.readouterr().err
     assert run("--image", "a.tif", "--bands", "6", "--skip-unreadable") == 2  # the choice is at fault
-    assert "a.tif: bands are one (grey) or three" in capsys.readouterr().err
+    assert "a.tif: bands are one (grayscale) or three" in capsys.readouterr().err
 
 
 def test_tiles_without_data_are_not_run_and_counted(folder: Path, capsys, runs: list[int]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tinydet.infer.contrast_filter import ContrastFilter
 from tinydet.infer.static_tiles import Stills
 from tinydet.runtime.scan import detect
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 
 GATE = ContrastFilter(
     threshold=30, size=8, tile=64, scale=1.0, recall=1, recall_bound=0.99, objects=9, tiles=9, saving=0.5, motion=15

@@ -219,7 +219,7 @@ def test_a_stream_that_is_lost_leaves_its_files_and_resuming_does_not_replace_it
     port, thread = serve_once()
     words = ["--image", f"tcp://127.0.0.1:{port}", "--output", "live.json", "--draw", "live.mp4", "--resume"]
     assert run(*words, "--reconnect", "0.1") == 2
-    assert "see whether it runs" in capsys.readouterr().err
+    assert "check the source" in capsys.readouterr().err
     thread.join()
     first = places(folder / "live.json")
     assert first

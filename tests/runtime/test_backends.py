@@ -11,18 +11,18 @@ import pytest
 from tinydet.runtime.backends import choose_model, onnx_runtime, open_model
 from tinydet.runtime.backends.onnx_runtime import BoundTensors, has_gpu_provider
 from tinydet.runtime.scan import detect
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 from tinydet.spec import ModelSpec
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled models go to a folder of the test."""
+    """Keep compiled models in a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def cells(count: int) -> tuple[np.ndarray, set[tuple[float, ...]]]:
-    """A scene of 192x128 with white cells of the lattice that a 64-pixel tile is cut into."""
+    """A scene of 192x128 pixels with `count` white 8x8 cells on the grid of the model, and their boxes."""
     rng = np.random.default_rng(0)
     pixels = np.zeros((128, 192, 3), np.uint8)
     boxes = set()
@@ -33,7 +33,7 @@ def cells(count: int) -> tuple[np.ndarray, set[tuple[float, ...]]]:
     return pixels, boxes
 
 
-def test_an_onnx_file_describes_itself_and_finds_what_is_there(make_onnx: Callable, tmp_path: Path) -> None:
+def test_an_onnx_file_carries_its_spec_and_finds_the_objects(make_onnx: Callable, tmp_path: Path) -> None:
     backend = open_model(make_onnx(tmp_path / "model.onnx"), "onnx")
     assert backend.spec.classes == ("square", "bar")
     assert backend.name.startswith("ONNX Runtime")
@@ -44,14 +44,14 @@ def test_an_onnx_file_describes_itself_and_finds_what_is_there(make_onnx: Callab
     assert result.saturated == 0
 
 
-def test_outputs_keep_the_contract_of_an_exported_model(make_onnx: Callable, tmp_path: Path) -> None:
+def test_outputs_have_the_shapes_and_types_of_the_contract(make_onnx: Callable, tmp_path: Path) -> None:
     backend = open_model(make_onnx(tmp_path / "model.onnx"), "onnx", threads=1)
     for count in (1, 3):
         outputs = backend.run(np.full((count, 64, 64, 3), 255, np.uint8))
         assert outputs.boxes.shape == (count, 50, 4)
         assert [array.dtype for array in outputs[:4]] == [np.float32, np.float32, np.int32, np.int32]
-        assert outputs.unconverged.shape == (0,)  # this model suppresses nothing inside
-        assert outputs.candidates.tolist() == [64] * count  # 64 white cells for 50 slots: seen, and counted
+        assert outputs.unconverged.shape == (0,)  # this model has no NMS in its graph
+        assert outputs.candidates.tolist() == [64] * count  # 64 white cells for 50 slots
     assert (outputs.labels == 0).all()
     dark = backend.run(np.zeros((1, 64, 64, 3), np.uint8))
     assert (dark.labels == -1).all()
@@ -59,9 +59,7 @@ def test_outputs_keep_the_contract_of_an_exported_model(make_onnx: Callable, tmp
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_what_did_not_settle_inside_a_model_is_told_where_it_has_such_an_output(
-    make_onnx: Callable, tmp_path: Path, name: str
-) -> None:
+def test_a_model_with_rounds_of_nms_has_the_output_unconverged(make_onnx: Callable, tmp_path: Path, name: str) -> None:
     if name == "openvino":
         pytest.importorskip("openvino", reason="needs tinydet[openvino]")
     spec = dataclasses.replace(open_model(make_onnx(tmp_path / "plain.onnx"), "onnx").spec, nms_rounds=8)
@@ -75,12 +73,12 @@ def test_what_did_not_settle_inside_a_model_is_told_where_it_has_such_an_output(
         open_model(without, name)
 
 
-def test_tensors_that_stay_on_a_device_give_what_a_run_gives(make_onnx: Callable, tmp_path: Path) -> None:
-    """The device is the CPU here; a GPU's differs in the name that it is given."""
+def test_bound_tensors_give_the_outputs_of_a_plain_run(make_onnx: Callable, tmp_path: Path) -> None:
+    """The device is the CPU here; a GPU differs only in the device name."""
     backend = open_model(make_onnx(tmp_path / "model.onnx"), "onnx-cpu", threads=1)
     bound = BoundTensors(backend._session, backend.spec, 3, "cpu")
     outputs = None
-    for seed in (1, 2):  # the buffers are the same, the answers are not
+    for seed in (1, 2):  # the buffers are reused
         images = np.random.default_rng(seed).integers(100, 256, (3, 64, 64, 3), dtype=np.uint8)
         before, outputs = outputs, bound.run(images)
         for ours, theirs in zip(outputs, backend.run(images), strict=True):
@@ -90,7 +88,7 @@ def test_tensors_that_stay_on_a_device_give_what_a_run_gives(make_onnx: Callable
 
 @pytest.mark.skipif(has_gpu_provider(), reason="there is a GPU")
 @pytest.mark.parametrize("backend", ["onnx-cuda", "onnx-tensorrt", "onnx-rtx"])
-def test_a_provider_that_needs_a_gpu_says_that_there_is_none(make_onnx: Callable, tmp_path: Path, backend: str) -> None:
+def test_a_gpu_provider_is_refused_without_a_gpu(make_onnx: Callable, tmp_path: Path, backend: str) -> None:
     path = make_onnx(tmp_path / "model.onnx")
     with pytest.raises(OSError, match=f"provider {backend[5:]} needs an NVIDIA GPU.*none here"):
         open_model(path, backend)
@@ -98,12 +96,12 @@ def test_a_provider_that_needs_a_gpu_says_that_there_is_none(make_onnx: Callable
 
 
 @pytest.mark.skipif(has_gpu_provider(), reason="there is a GPU")
-def test_where_cuda_does_not_load_auto_takes_what_it_takes_without_a_gpu(
+def test_auto_falls_back_to_the_cpu_if_cuda_does_not_load(
     make_onnx: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_onnx(tmp_path / "model.onnx")
     usual = open_model(path).name
-    monkeypatch.setattr(onnx_runtime, "_has_nvidia_gpu", lambda: True)  # a driver without CUDA or cuDNN beside it
+    monkeypatch.setattr(onnx_runtime, "_has_nvidia_gpu", lambda: True)  # a driver, but neither CUDA nor cuDNN
     if not has_gpu_provider():
         pytest.skip("this ONNX Runtime was built without CUDA")
     assert open_model(path).name == usual
@@ -113,7 +111,7 @@ def test_where_cuda_does_not_load_auto_takes_what_it_takes_without_a_gpu(
     assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
 
 
-def test_tensorrt_is_told_the_sizes_that_it_will_meet(make_onnx: Callable, tmp_path: Path) -> None:
+def test_the_tensorrt_profile_covers_the_batch_sizes_of_the_model(make_onnx: Callable, tmp_path: Path) -> None:
     import onnxruntime
 
     assert onnx_runtime._profile(onnxruntime, make_onnx(tmp_path / "model.onnx")) == {
@@ -131,7 +129,7 @@ def test_tiles_of_another_shape_are_refused(make_onnx: Callable, tmp_path: Path,
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "auto"])
-def test_foreign_and_damaged_onnx_files_are_refused_in_one_line(
+def test_foreign_and_damaged_onnx_files_are_refused_with_one_line(
     make_onnx: Callable, tmp_path: Path, capfd, backend: str
 ) -> None:
     if backend == "openvino":
@@ -152,7 +150,7 @@ def test_foreign_and_damaged_onnx_files_are_refused_in_one_line(
         ),
     }
     (tmp_path / "cut.onnx").write_bytes(cases["foreign.onnx"][0].read_bytes()[:500])
-    cases["cut.onnx"] = (tmp_path / "cut.onnx", "not a sound ONNX file")
+    cases["cut.onnx"] = (tmp_path / "cut.onnx", "not a valid ONNX file")
     for name, (path, message) in cases.items():
         with pytest.raises(ValueError, match=f"{name}.*{message}") as error:
             open_model(path, backend)
@@ -167,11 +165,13 @@ def test_a_checkpoint_says_how_to_export_it(tmp_path: Path) -> None:
         open_model(tmp_path / "model.pth")
 
 
-def test_the_best_model_that_can_run_is_chosen_and_the_others_say_why_not(make_onnx: Callable, tmp_path: Path) -> None:
+def test_the_best_usable_model_is_chosen_and_reasons_are_given_for_the_others(
+    make_onnx: Callable, tmp_path: Path
+) -> None:
     make_onnx(tmp_path / "model.onnx")
     choice = choose_model(folder=tmp_path)
     assert (choice.path, choice.passed_over) == (tmp_path / "model.onnx", ())
-    (tmp_path / "model.engine").write_bytes(b"vtrt" + bytes(100))  # no description beside it
+    (tmp_path / "model.engine").write_bytes(b"vtrt" + bytes(100))  # without a description
     choice = choose_model(folder=tmp_path)
     assert choice.path == tmp_path / "model.onnx"
     (reason,) = choice.passed_over
@@ -179,7 +179,7 @@ def test_the_best_model_that_can_run_is_chosen_and_the_others_say_why_not(make_o
     assert choose_model("onnx", folder=tmp_path).passed_over == ()
 
 
-def test_a_folder_where_nothing_can_run_says_what_each_model_lacks(tmp_path: Path) -> None:
+def test_a_folder_without_a_usable_model_gives_the_reason_for_each(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"no model.engine or model.onnx in .*python export/to_onnx.py model.pth"
     ):
@@ -193,7 +193,7 @@ def test_a_folder_where_nothing_can_run_says_what_each_model_lacks(tmp_path: Pat
     assert "model.engine" not in str(error.value)
 
 
-def test_a_file_is_opened_by_the_backend_it_is_for(make_onnx: Callable, tmp_path: Path) -> None:
+def test_a_file_is_opened_only_by_its_own_backend(make_onnx: Callable, tmp_path: Path) -> None:
     path = make_onnx(tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"is for the backend onnx, not tensorrt.*to_trt.py"):
         open_model(path, "tensorrt")

@@ -1,4 +1,4 @@
-"""The bundled models: found by name, small, and of use on what they were made for."""
+"""The bundled models: found by name, small, and useful on the images that they were trained for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from tinydet.runtime.bundled import BUNDLED, DEFAULT, FOLDER, model_path
 FRAMES = Path(__file__).parents[3] / "shared" / "data" / "hituav-val"
 
 
-def test_a_file_of_the_users_own_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_takes_precedence_over_a_bundled_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert model_path(DEFAULT) == FOLDER / f"{DEFAULT}.onnx"
     assert model_path(DEFAULT, ".pth") == FOLDER / f"{DEFAULT}.pth"
@@ -24,14 +26,14 @@ def test_a_file_of_the_users_own_goes_before_a_name(tmp_path: Path, monkeypatch:
     assert model_path("elsewhere/model.onnx") == Path("elsewhere/model.onnx")
 
 
-def test_every_bundled_model_is_there_with_its_card_and_all_are_small() -> None:
+def test_every_bundled_model_has_its_files_and_a_card_and_is_small() -> None:
     for name in BUNDLED:
         assert model_path(name).is_file() and model_path(name, ".pth").is_file()
         assert (Path(__file__).parents[2] / "docs" / f"{name}.md").is_file()
     assert max(path.stat().st_size for path in FOLDER.iterdir()) < 12e6
 
 
-def test_the_checkpoint_and_the_graph_are_one_model_and_name_no_file() -> None:
+def test_the_checkpoint_and_the_graph_agree_and_contain_no_paths() -> None:
     checkpoint = pytest.importorskip("tinydet.models.checkpoint", reason="a checkpoint needs torch")
     stored = checkpoint.load_checkpoint(model_path(DEFAULT, ".pth"))
     spec = load(DEFAULT, backend="onnx", threads=1).spec
@@ -40,7 +42,7 @@ def test_the_checkpoint_and_the_graph_are_one_model_and_name_no_file() -> None:
     assert not [value for value in stored.config.values() if "/" in str(value)]
 
 
-def test_infer_without_a_model_takes_the_bundled_one_and_says_so(
+def test_infer_without_a_model_uses_the_bundled_one_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frame, annotations = frame_of_many_persons()
@@ -48,10 +50,10 @@ def test_infer_without_a_model_takes_the_bundled_one_and_says_so(
     assert main(["--image", str(frame), "--output", "found.json", "--threads", "1"]) == 0
     assert "No model.engine or model.onnx here; using the bundled model `thermal`" in capsys.readouterr().out
     found = np.array([d["bbox"] for d in json.loads(Path("found.json").read_text()) if d["category_id"] == 1])
-    centres = found[:, :2] + found[:, 2:] / 2
-    hit = [np.abs(centres - (x + w / 2, y + h / 2)).max(axis=1).min() < 6 for x, y, w, h in annotations]
-    assert np.mean(hit) > 0.6  # most of those who are there
-    assert len(found) < 2 * len(annotations)  # and not everywhere
+    centers = found[:, :2] + found[:, 2:] / 2
+    hit = [np.abs(centers - (x + w / 2, y + h / 2)).max(axis=1).min() < 6 for x, y, w, h in annotations]
+    assert np.mean(hit) > 0.6  # most persons are found
+    assert len(found) < 2 * len(annotations)  # without many false positives
 
 
 def frame_of_many_persons() -> tuple[Path, list[list[float]]]:

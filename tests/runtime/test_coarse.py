@@ -9,7 +9,7 @@ from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.coarse import plan_coarse
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scan import detect
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 from tinydet.runtime.stitch import Stitcher
 
 SIZES = (4.0, 12.0, 90.0)  # of the training objects; tiles of 64 share 32 pixels

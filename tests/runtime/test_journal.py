@@ -10,7 +10,7 @@ import pytest
 from tinydet.runtime.backends import TileOutputs
 from tinydet.runtime.journal import Journal, TileBoxes
 from tinydet.runtime.scan import detect
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 
 IDENTITY = {"scene": "a.tif", "scale": 0.5, "tile": 64}
 

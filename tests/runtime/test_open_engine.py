@@ -1,4 +1,4 @@
-"""Opening an engine: it runs where all of it fits, else one line says what does not, and the way out."""
+"""Opening an engine: it runs if version, GPU and description match; otherwise one line says what differs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tinydet.runtime.backends.tensorrt import open_engine
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """`model.engine` and its description; the engine is the first bytes of one."""
+    """`model.engine`, of which only the first bytes are real, and its description."""
     path = tmp_path / "model.engine"
     write(path, b"vtrt and the rest")
     return path
@@ -34,7 +34,7 @@ def write(path: Path, plan: bytes, **changes: Any) -> None:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, driver: Driver, engine: Engine) -> types.ModuleType:
-    """cuda-python and `tensorrt_rtx` as far as opening an engine goes; `engine` is what a plan becomes."""
+    """Stand-ins for the parts of cuda-python and TensorRT that open an engine. A plan is deserialized to `engine`."""
     for name, module in {"cuda": types.ModuleType("cuda"), "cuda.bindings": types.ModuleType("cuda.bindings")}.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", driver)  # type: ignore[arg-type]
@@ -51,7 +51,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, driver: Driver, engine: Engine) -
 
         def deserialize_cuda_engine(self, plan: bytes) -> Any:
             if rtx.engine is None:
-                self.logger.log(Logger.ERROR, "the plan is of\n another version")
+                self.logger.log(Logger.ERROR, "the plan is from\n another version")
             return rtx.engine
 
     rtx.__dict__.update(ILogger=Logger, Runtime=Runtime, engine=engine, __version__="1.8")
@@ -62,7 +62,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, driver: Driver, engine: Engine) -
     return rtx
 
 
-def test_an_engine_that_fits_is_opened_and_runs(installed: types.ModuleType, files: Path, engine: Engine) -> None:
+def test_a_matching_engine_is_opened_and_runs(installed: types.ModuleType, files: Path, engine: Engine) -> None:
     backend = open_model(files)
     assert backend.name == "TensorRT-RTX 1.8, Stand-in (8.9)"
     assert backend.spec.classes == ("light",)
@@ -70,7 +70,7 @@ def test_an_engine_that_fits_is_opened_and_runs(installed: types.ModuleType, fil
     assert engine.contexts[0].how.cuda_graph_strategy == "whole graph"
 
 
-def test_graphs_are_captured_by_rtx_itself_and_for_tensorrt_by_us(
+def test_cuda_graphs_are_captured_by_us_for_tensorrt_but_not_for_rtx(
     installed: types.ModuleType, files: Path, engine: Engine, driver: Driver
 ) -> None:
     for magic, flavour, graphs in ((b"vtrt", "rtx", 0), (b"ftrt", "tensorrt", 2)):
@@ -82,7 +82,7 @@ def test_graphs_are_captured_by_rtx_itself_and_for_tensorrt_by_us(
         assert [call[0] for call in driver.calls].count("graph") == graphs
 
 
-def test_an_engine_of_another_version_or_gpu_is_explained(installed: Any, files: Path) -> None:
+def test_an_engine_of_another_version_or_gpu_is_refused_with_both(installed: Any, files: Path) -> None:
     installed.engine = None
     with pytest.raises(OSError, match="cannot be loaded") as refused:
         open_engine(files)
@@ -90,16 +90,16 @@ def test_an_engine_of_another_version_or_gpu_is_explained(installed: Any, files:
     assert "Built by TensorRT-RTX 1.7 for compute capability 8.6 on linux-x86_64" in text
     assert "here: TensorRT-RTX 1.8, Stand-in (8.9)" in text
     assert f"python export/to_trt.py {files.with_suffix('.onnx')}" in text
-    assert "the plan is of another version" in text
+    assert "the plan is from another version" in text
 
 
-def test_an_engine_without_a_gpu_says_what_it_needs(installed: Any, files: Path, driver: Driver) -> None:
+def test_an_engine_is_refused_without_a_gpu(installed: Any, files: Path, driver: Driver) -> None:
     driver.gpus = 0
     with pytest.raises(OSError, match=r"model\.engine is a TensorRT-RTX engine and needs an NVIDIA GPU"):
         open_engine(files)
 
 
-def test_what_cuda_says_of_a_gpu_that_it_does_not_find_is_told(
+def test_the_reason_of_cuda_for_finding_no_gpu_is_reported(
     installed: Any, files: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = driver.cudaError_t.cudaErrorInsufficientDriver
@@ -110,7 +110,7 @@ def test_what_cuda_says_of_a_gpu_that_it_does_not_find_is_told(
         open_engine(files)
 
 
-def test_a_tensorrt_that_does_not_start_is_a_line_and_the_onnx_file_is_taken(
+def test_a_tensorrt_that_does_not_start_is_reported_and_the_onnx_file_is_used(
     installed: Any, files: Path, make_onnx: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(self: Any, logger: Any) -> None:
@@ -125,7 +125,7 @@ def test_a_tensorrt_that_does_not_start_is_a_line_and_the_onnx_file_is_taken(
     assert chosen.path.name == "model.onnx" and "does not start" in chosen.passed_over[0]
 
 
-def test_an_engine_whose_library_is_broken_gives_way_to_the_onnx_file(
+def test_the_onnx_file_is_used_if_the_tensorrt_library_is_broken(
     installed: Any, files: Path, make_onnx: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(flavour: str) -> Any:
@@ -137,13 +137,13 @@ def test_an_engine_whose_library_is_broken_gives_way_to_the_onnx_file(
     assert chosen.path.name == "model.onnx" and "libnvinfer.so.10" in chosen.passed_over[0]
 
 
-def test_a_description_that_is_given_needs_no_file(installed: Any, files: Path) -> None:
+def test_a_spec_argument_replaces_the_json_file(installed: Any, files: Path) -> None:
     spec = open_engine(files).spec
     files.with_suffix(".json").unlink()
     assert_equal(open_engine(files, spec).run(tiles(1)), brightest(tiles(1)))
 
 
-def test_this_machine_without_a_gpu_says_the_same(files: Path) -> None:
+def test_an_engine_is_refused_on_this_machine_without_a_gpu(files: Path) -> None:
     cudart = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
     if cudart.cudaGetDeviceCount()[0] == cudart.cudaError_t.cudaSuccess:
         pytest.skip("there is a GPU")
@@ -152,7 +152,7 @@ def test_this_machine_without_a_gpu_says_the_same(files: Path) -> None:
 
 
 @pytest.mark.parametrize("absent", [("cuda",), ("tensorrt_rtx",)])
-def test_a_missing_package_is_an_instruction(
+def test_a_missing_package_says_what_to_install(
     installed: Any, files: Path, absent: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in list(sys.modules):
@@ -162,7 +162,7 @@ def test_a_missing_package_is_an_instruction(
         open_engine(files)
 
 
-def test_an_older_cuda_python_is_found_under_its_older_name(
+def test_cuda_python_before_12_6_is_supported(
     installed: Any, files: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)  # type: ignore[arg-type]
@@ -171,7 +171,7 @@ def test_an_older_cuda_python_is_found_under_its_older_name(
     assert_equal(open_engine(files).run(tiles(1)), brightest(tiles(1)))
 
 
-def test_a_file_that_is_no_engine_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_engine_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.engine"
     for content in (b"", b"PK\x03\x04 a zip", b"ONNX"):
         path.write_bytes(content)
@@ -179,7 +179,7 @@ def test_a_file_that_is_no_engine_is_refused(tmp_path: Path) -> None:
             open_engine(path)
 
 
-def test_an_engine_needs_its_own_description(files: Path) -> None:
+def test_an_engine_needs_the_json_file_written_for_it(files: Path) -> None:
     sidecar = files.with_suffix(".json")
     sidecar.write_text(SPEC.to_json())
     with pytest.raises(ValueError, match="exported again after"):
@@ -192,7 +192,7 @@ def test_an_engine_needs_its_own_description(files: Path) -> None:
         open_engine(files)
 
 
-def test_the_code_of_a_version_compatible_plan_is_run_only_when_its_description_says_so(
+def test_host_code_of_a_plan_is_allowed_only_if_its_spec_says_so(
     installed: Any, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtimes: list[Any] = []

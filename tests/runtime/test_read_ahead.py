@@ -5,8 +5,8 @@ import pytest
 
 from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.read_ahead import PASSED_AT_ONCE, ReadAhead
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene
 
 
 class Holes(Scene):
@@ -20,7 +20,7 @@ class Holes(Scene):
     def is_empty(self, x: int, y: int, width: int, height: int) -> bool:
         return y // 64 * 10 + x // 64 in self.empty
 
-    def another(self) -> Scene:
+    def reopen(self) -> Scene:
         self.open_handles.append(1)
         return Holes(self.empty, self.open_handles)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tinydet.runtime.backends import TileOutputs
 from tinydet.runtime.scan import detect, plan_tiles
-from tinydet.runtime.scenes.scene import Image, Scene, open_scene
+from tinydet.runtime.scenes import Image, Scene, open_scene
 
 
 def scene_with(boxes: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Every format, opened again with the ecosystem's reader."""
+"""Every format, read by the libraries that users read it with."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_table_holds_every_box_exactly(tmp_path: Path) -> None:
     assert [int(row["pass"]) for row in rows[:6]] == of.passes.tolist()
 
 
-def test_parquet_is_read_by_pyarrow_and_pandas_with_types(tmp_path: Path) -> None:
+def test_parquet_is_read_by_pyarrow_and_pandas_with_its_types(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     scenes = [scene("a.tif", 4, 6, NORTH_UP), scene("b.jpg", 5, 0), scene("c.jpg", 6, 2)]
     table = parquet.read_table(save(tmp_path / "found.parquet", *scenes))
@@ -102,7 +102,7 @@ def test_parquet_is_read_by_pyarrow_and_pandas_with_types(tmp_path: Path) -> Non
     assert frame.groupby("scene").size().to_dict() == {"a.tif": 6, "c.jpg": 2}
 
 
-def test_parquet_has_few_groups_of_rows_however_many_frames_there_are(tmp_path: Path) -> None:
+def test_parquet_has_few_row_groups_even_for_many_frames(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     frames = [scene(f"clip.mp4#{i}", i, 300) for i in range(70)]
     file = parquet.ParquetFile(save(tmp_path / "found.parquet", *frames))
@@ -111,20 +111,20 @@ def test_parquet_has_few_groups_of_rows_however_many_frames_there_are(tmp_path: 
     assert file.read()["x1"].to_pylist() == np.concatenate([f.detections.boxes[:, 0] for f in frames]).tolist()
 
 
-def test_yolo_lines_are_shares_of_the_scene(tmp_path: Path) -> None:
+def test_yolo_coordinates_are_relative_to_the_scene(tmp_path: Path) -> None:
     found = scene("a.jpg", 1, 5)
     rows = np.loadtxt(save(tmp_path / "a.txt", found))
     assert rows[:, 0].tolist() == found.detections.labels.tolist()
-    centre, size = rows[:, 1:3] * (1000, 1200), rows[:, 3:5] * (1000, 1200)
+    center, size = rows[:, 1:3] * (1000, 1200), rows[:, 3:5] * (1000, 1200)
     np.testing.assert_allclose(
-        np.concatenate([centre - size / 2, centre + size / 2], 1), found.detections.boxes, atol=1e-4
+        np.concatenate([center - size / 2, center + size / 2], 1), found.detections.boxes, atol=1e-4
     )
     assert rows[:, 5].astype(np.float32).tolist() == found.detections.scores.tolist()
     assert save(tmp_path / "none.txt", scene("b.jpg", 1, 0)).read_text() == ""
 
 
 def utm_to_lon_lat(east: float, north: float, zone: int) -> tuple[float, float]:
-    """The inverse transverse Mercator projection by Krüger's series to the third order, WGS 84: millimetres."""
+    """The inverse transverse Mercator projection by Krüger's series to the third order, WGS 84, to millimeters."""
     a, f = 6378137.0, 1 / 298.257223563
     n = f / (2 - f)
     radius = a / (1 + n) * (1 + n**2 / 4 + n**4 / 64)
@@ -149,8 +149,8 @@ def real(request: pytest.FixtureRequest, shared: Path) -> tuple[Path, int]:
     return next((shared / "data" / folder / "images").glob("*.tif")), zone
 
 
-def test_the_corners_of_a_box_lie_where_krueger_puts_them(real: tuple[Path, int], tmp_path: Path) -> None:
-    """Of each pixel corner by hand: the geotransform, then the projection's inverse."""
+def test_box_corners_agree_with_the_krueger_series(real: tuple[Path, int], tmp_path: Path) -> None:
+    """The expected corners apply the geotransform and the inverse projection by hand."""
     path, zone = real
     georeference = georeference_of(path)
     assert georeference is not None
@@ -163,13 +163,13 @@ def test_the_corners_of_a_box_lie_where_krueger_puts_them(real: tuple[Path, int]
         assert ring[0] == ring[-1]
         for place, (x, y) in zip(ring, [(x1, y1), (x1, y2), (x2, y2), (x2, y1)], strict=False):
             expected = utm_to_lon_lat(a * x + b * y + c, d * x + e * y + f, zone)
-            assert place == pytest.approx(expected, abs=1e-8)  # a millimetre
-        turn = sum(p[0] * q[1] - q[0] * p[1] for p, q in itertools.pairwise(ring))
-        assert turn > 0, "RFC 7946: an outer ring runs counterclockwise"
+            assert place == pytest.approx(expected, abs=1e-8)  # a millimeter
+        area = sum(p[0] * q[1] - q[0] * p[1] for p, q in itertools.pairwise(ring))
+        assert area > 0, "RFC 7946: an outer ring runs counterclockwise"
 
 
 @pytest.mark.parametrize("real", ["rotated"], indirect=True)
-def test_the_rotated_scene_is_rotated(real: tuple[Path, int]) -> None:
+def test_boxes_of_a_rotated_raster_are_rotated(real: tuple[Path, int]) -> None:
     georeference = georeference_of(real[0])
     assert georeference is not None
     assert georeference.transform[1] != 0
@@ -177,7 +177,7 @@ def test_the_rotated_scene_is_rotated(real: tuple[Path, int]) -> None:
     assert len(np.unique(np.round(ring[:4, 0], 7))) == 4  # a north-up box has two longitudes
 
 
-def test_a_mirrored_raster_has_counterclockwise_rings_too() -> None:
+def test_rings_of_a_mirrored_raster_are_counterclockwise() -> None:
     pytest.importorskip("rasterio")
     for a in (0.5, -0.5):
         rings = Georeference((a, 0, 300_000, 0, 0.5, 5_000_000), "EPSG:32635").rings(some(3).boxes)
@@ -186,7 +186,7 @@ def test_a_mirrored_raster_has_counterclockwise_rings_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["found.geojson", "found.gpkg"])
-def test_gdal_opens_what_is_written_for_maps(name: str, tmp_path: Path) -> None:
+def test_gdal_reads_the_map_formats(name: str, tmp_path: Path) -> None:
     pyogrio = pytest.importorskip("pyogrio")
     pytest.importorskip("rasterio")
     scenes = [scene("a.tif", 1, 4, NORTH_UP), scene("b.tif", 2, 0, NORTH_UP), scene("ü.tif", 3, 3, NORTH_UP)]
@@ -205,22 +205,22 @@ def test_gdal_opens_what_is_written_for_maps(name: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [name], "no journal is left behind"
 
 
-def test_a_file_without_a_box_is_a_file_that_opens(tmp_path: Path) -> None:
+def test_map_files_without_boxes_can_be_read(tmp_path: Path) -> None:
     pyogrio = pytest.importorskip("pyogrio")
     for name in ("none.geojson", "none.gpkg"):
         assert pyogrio.read_info(save(tmp_path / name))["features"] == 0
 
 
-def test_a_scene_without_a_place_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_a_scene_without_a_georeference_is_refused_in_map_formats(tmp_path: Path) -> None:
     pytest.importorskip("pyogrio")
     for name in ("found.geojson", "found.gpkg"):
-        with pytest.raises(ValueError, match=r"a\.jpg does not say where.*\.csv"):
+        with pytest.raises(ValueError, match=r"a\.jpg has no georeference.*\.csv"):
             save(tmp_path / name, scene("a.jpg", 1, 2))
         assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [f"found{form.suffix}" for form in FORMATS.values()])
-def test_a_failure_leaves_the_older_file(name: str, tmp_path: Path) -> None:
+def test_a_failure_leaves_the_older_file_unchanged(name: str, tmp_path: Path) -> None:
     pytest.importorskip("pyogrio")
     pytest.importorskip("pyarrow")
     path = tmp_path / name
@@ -238,7 +238,7 @@ def test_a_failure_leaves_the_older_file(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [f"found{form.suffix}" for form in FORMATS.values()])
-def test_a_second_writer_of_a_file_is_refused_and_the_first_loses_nothing(name: str, tmp_path: Path) -> None:
+def test_a_second_writer_of_a_file_is_refused_without_harm_to_the_first(name: str, tmp_path: Path) -> None:
     pyogrio = pytest.importorskip("pyogrio")
     pytest.importorskip("pyarrow")
     expected = save(tmp_path / f"alone{Path(name).suffix}", scene("a.tif", 1, 8, NORTH_UP)).read_bytes()
@@ -246,7 +246,7 @@ def test_a_second_writer_of_a_file_is_refused_and_the_first_loses_nothing(name: 
     with open_writer(tmp_path / name, SPEC) as write:
         write(replace(found, detections=found.detections[:5]))
         with pytest.raises(OSError, match="another run is writing it"), open_writer(tmp_path / name, SPEC):
-            pytest.fail("two write one file")
+            pytest.fail("two writers of one file")
         write(replace(found, detections=found.detections[5:]))
     if name.endswith(".gpkg"):
         assert pyogrio.read_info(tmp_path / name)["features"] == 8
@@ -254,7 +254,7 @@ def test_a_second_writer_of_a_file_is_refused_and_the_first_loses_nothing(name: 
         assert (tmp_path / name).read_bytes() == expected
 
 
-def test_a_geopackage_that_vanished_is_an_error(tmp_path: Path) -> None:
+def test_a_geopackage_that_is_removed_while_written_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("pyogrio")
     pytest.importorskip("rasterio")
 
@@ -270,7 +270,7 @@ def test_a_geopackage_that_vanished_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_and_a_raster_that_lies_nowhere_have_no_georeference(tmp_path: Path) -> None:
+def test_images_and_rasters_without_a_crs_have_no_georeference(tmp_path: Path) -> None:
     pytest.importorskip("rasterio")
     import cv2
 
@@ -279,7 +279,7 @@ def test_a_picture_and_a_raster_that_lies_nowhere_have_no_georeference(tmp_path:
         assert georeference_of(tmp_path / name) is None
 
 
-def test_an_unknown_suffix_names_those_that_there_are() -> None:
+def test_an_unknown_suffix_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"\.xml.*\.geojson"):
         format_of(Path("found.xml"))
     with pytest.raises(ValueError, match="coco, geojson"):

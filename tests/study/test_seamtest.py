@@ -10,7 +10,7 @@ import pytest
 
 from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.backends import TileOutputs
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 from tinydet.study.seamtest import main, seam_test, shift_of
 
 

@@ -1,7 +1,7 @@
-"""A driver by whose rules nothing happens before it is awaited, and an engine on it that finds bright pixels.
+"""A stand-in for the CUDA driver that runs work only when its stream is synchronized, and an engine on top of it.
 
-What CUDA and TensorRT forbid is an assertion here: reading what a stream has not done yet, memory of the wrong kind,
-changing a context that a graph was captured from.
+The engine finds the brightest pixels. Misuse that CUDA or TensorRT forbid fails an assertion: memory of the wrong kind,
+or changing a context that a CUDA graph was captured from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.runtime.backends import TileOutputs, output_shapes
-from tinydet.runtime.backends.cuda_lane import Execution
+from tinydet.runtime.backends.engine_runner import Execution
 from tinydet.spec import ModelSpec
 
 TILE, SLOTS = 8, 4
@@ -36,7 +36,7 @@ NO_DEVICE = types.SimpleNamespace(name="cudaErrorNoDevice")
 
 
 class Driver:
-    """The calls of cuda-python's runtime that are used. Work given to a stream waits there until it is awaited."""
+    """The functions of cuda-python's runtime that tinydet calls. Work is queued until its stream is synchronized."""
 
     cudaError_t = types.SimpleNamespace(cudaSuccess=OK, cudaErrorInsufficientDriver=TOO_OLD)
     cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out")
@@ -48,17 +48,17 @@ class Driver:
     def __init__(self) -> None:
         self.gpus = 1
         self.room = 1 << 30
-        self.memory: dict[int, tuple[str, Any]] = {}  # address -> where, the bytes
+        self.memory: dict[int, tuple[str, Any]] = {}  # address -> (kind of memory, block)
         self.streams: dict[int, list[Any]] = {}
         self.made = 0
         self.calls: list[tuple[Any, ...]] = []
-        self.capturing: dict[int, list[Any] | None] = {}  # stream -> what was recorded; None: the capture is spoilt
+        self.capturing: dict[int, list[Any] | None] = {}  # stream -> recorded work; None: the capture failed
         self.graphs: dict[int, list[Any]] = {}
         self.marks: dict[int, int] = {}
         self.clock = 0
 
     def _give(self, stream: int, what: str, work: Callable[[], Any]) -> None:
-        """Work for a stream: recorded while it captures, else put in its queue."""
+        """Record work while a stream is captured, else queue it."""
         if stream in self.capturing:
             recorded = self.capturing[stream]
             if recorded is not None:
@@ -70,7 +70,7 @@ class Driver:
     def _take(self, where: str, size: int) -> tuple[Any, int]:
         if size > self.room:
             return OUT_OF_MEMORY, 0
-        block = (ctypes.c_uint8 * size)(*([0xAB] * size))  # not zero: memory comes as it was left
+        block = (ctypes.c_uint8 * size)(*([0xAB] * size))  # real memory is not zeroed
         self.memory[ctypes.addressof(block)] = (where, block)
         self.made += 1
         return OK, ctypes.addressof(block)
@@ -155,7 +155,7 @@ class Driver:
         return (OK,)
 
     def cudaEventElapsedTime(self, start: int, end: int) -> tuple[Any, float]:
-        assert 0 < self.marks[start] < self.marks[end], "an event that has not happened"
+        assert 0 < self.marks[start] < self.marks[end], "an event that has not been recorded yet"
         return OK, float(self.marks[end] - self.marks[start])
 
     def cudaEventDestroy(self, event: int) -> tuple[Any]:
@@ -168,7 +168,7 @@ class Driver:
         return self.handles
 
     def cudaGetLastError(self) -> tuple[Any]:
-        self.calls.append(("forget the error",))
+        self.calls.append(("clear the error",))
         return (OK,)
 
     def cudaGetErrorString(self, error: Any) -> tuple[Any, bytes]:
@@ -185,7 +185,7 @@ class Driver:
 
 
 class Engine:
-    """An engine that finds the brightest pixels; it reads and writes device memory when the stream gets to it."""
+    """An engine that finds the brightest pixels. It accesses device memory when its stream executes it."""
 
     num_io_tensors = 5
     smallest = 1
@@ -222,15 +222,15 @@ class Engine:
         return types.SimpleNamespace(cuda_graph_strategy="disabled")
 
     def execution(self) -> Execution:
-        """As TensorRT's engines are executed."""
+        """The way in which TensorRT engines are executed."""
         return Execution(lambda: self.create_execution_context("user managed"), self.device_memory_size_v2, True)
 
 
 class Context:
-    """It runs a new shape before it is captured; then the shape stays, or the graph would be spoilt."""
+    """An execution context. It must run a new shape before it is captured, and keep the shape afterwards."""
 
     capturable = True
-    spoils = True  # a capture that it refuses is spoilt
+    spoils = True  # whether a refused capture invalidates the whole capture
 
     def __init__(self, driver: Driver, how: Any) -> None:
         self.driver = driver
@@ -275,9 +275,8 @@ class Context:
     def _run(self) -> None:
         batch = self.batches[-1]
         images = self._view("images", np.uint8, (batch, TILE, TILE, 3))
-        answers = brightest(images)
-        for name, answer in zip(output_shapes(SPEC), answers, strict=False):
-            self._view(name, answer.dtype, answer.shape)[:] = answer
+        for name, output in zip(output_shapes(SPEC), brightest(images), strict=False):
+            self._view(name, output.dtype, output.shape)[:] = output
 
     def _view(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         block = self.driver.memory[self.addresses[name]][1]
@@ -286,6 +285,7 @@ class Context:
 
 
 def brightest(images: NDArray[np.uint8]) -> TileOutputs:
+    """The outputs of the engine: one box per pixel, brightest first."""
     levels = images.max(3).reshape(len(images), -1).astype(np.float32)
     order = np.argsort(-levels, 1, kind="stable")[:, :SLOTS]
     y, x = np.divmod(order, TILE)

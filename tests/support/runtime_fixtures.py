@@ -1,4 +1,4 @@
-"""A backend that anyone can check by eye, and an ONNX file that keeps the contract of an exported model."""
+"""A backend whose outputs can be checked by eye, and an ONNX file with the contract of an exported model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def white_squares() -> Callable[..., WhiteSquares]:
 
 @pytest.fixture(scope="session")
 def make_onnx() -> Callable[..., Path]:
-    """Writes an ONNX file that finds white cells of 8x8 pixels; changes make it foreign or faulty."""
+    """Write an ONNX file that finds white cells of 8x8 pixels. The arguments can make it foreign or faulty."""
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto as Type
     from onnx import helper, numpy_helper
@@ -72,7 +72,7 @@ def make_onnx() -> Callable[..., Path]:
     def make(
         path: Path, *, spec: ModelSpec | None = None, metadata: str | None = "spec", labels: str = "labels"
     ) -> Path:
-        """Where the spec says that proposals are suppressed inside, as many do not settle as there are candidates."""
+        """If the spec has rounds of NMS, the output `unconverged` equals `candidates`."""
         spec = spec or dataclasses.replace(SPEC, detector="cells", nms_in_graph=True)
         cells = spec.tile // 8
         y, x = np.divmod(np.arange(cells * cells), cells)
@@ -90,8 +90,8 @@ def make_onnx() -> Callable[..., Path]:
         node = helper.make_node
         nodes = [
             node("Cast", ["images"], ["pixels"], to=Type.FLOAT),
-            node("ReduceMean", ["pixels", "last"], ["grey"], keepdims=0),
-            node("Unsqueeze", ["grey", "one"], ["plane"]),
+            node("ReduceMean", ["pixels", "last"], ["gray"], keepdims=0),
+            node("Unsqueeze", ["gray", "one"], ["plane"]),
             node("AveragePool", ["plane"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
             node("Reshape", ["pooled", "flat"], ["values"]),
             node("Div", ["values", "white"], ["probability"]),
@@ -103,8 +103,8 @@ def make_onnx() -> Callable[..., Path]:
             node("Cast", ["passed"], ["counted"], to=Type.INT32),
             node("ReduceSum", ["counted", "one"], ["candidates"], keepdims=0),
         ]
-        more = ["unconverged"] if spec.nms_rounds and labels == "labels" else []
-        nodes += [node("Identity", ["candidates"], [name]) for name in more]
+        optional = ["unconverged"] if spec.nms_rounds and labels == "labels" else []
+        nodes += [node("Identity", ["candidates"], [name]) for name in optional]
         k = spec.max_detections
         info = helper.make_tensor_value_info
         graph = helper.make_graph(
@@ -116,7 +116,7 @@ def make_onnx() -> Callable[..., Path]:
                 info("scores", Type.FLOAT, ["N", k]),
                 info(labels, Type.INT32, ["N", k]),
                 info("candidates", Type.INT32, ["N"]),
-                *(info(name, Type.INT32, ["N"]) for name in more),
+                *(info(name, Type.INT32, ["N"]) for name in optional),
             ],
             [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
         )
@@ -132,7 +132,7 @@ def make_onnx() -> Callable[..., Path]:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tiles each run of an ONNX model took."""
+    """The number of tiles in each run of an ONNX model."""
     sizes: list[int] = []
     original = OnnxRuntimeBackend.run
 
@@ -146,7 +146,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def driver() -> Driver:
-    """Of no GPU, by the rules of one."""
+    """A stand-in for the CUDA driver."""
     return Driver()
 
 

@@ -1,1 +1,1 @@
-"""Building blocks that every package uses: atomic files, the command wrapper, optional extras."""
+"""Building blocks for all packages: atomic files, commands and their arguments, optional extras, deferred Ctrl-C."""

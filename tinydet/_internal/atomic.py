@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write beside, then rename."""
+"""Write files atomically: to a temporary file in the same folder, which is then renamed."""
 
 from __future__ import annotations
 
@@ -15,25 +15,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 NOT_WRITTEN = "was not written"
-
-STEM = 40  # characters of a file's stem that its temporary name keeps
+STEM = 40  # characters of a file's stem that are kept in the temporary name
 
 
 @contextmanager
 def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
-    """A temporary path in the folder of `path`, with its suffix, renamed to `path` when the block succeeds.
+    """Yield a temporary path with the suffix of `path`, and rename it to `path` when the block succeeds.
 
-    On any exception (a full disk, Ctrl-C) the temporary file is removed and an older `path` stays as it was. A
-    symbolic link stays a link: its target is replaced. A device or a pipe (/dev/null, /dev/stdout) is written directly.
+    On any exception (a full disk, Ctrl-C) the temporary file is removed and an older `path` is left unchanged. If
+    `path` is a symbolic link, its target is replaced. Devices and pipes (/dev/null, /dev/stdout) are written directly.
 
     Args:
-        part: for what is written for hours. The temporary file always has the same name, `.NAME.part.SUFFIX`, so that
-            of a killed process it is the next run that takes it over, and nothing is left behind; two processes do not
-            write it at once.
+        part: use the fixed temporary name `.NAME.part.SUFFIX`, for files that are written for hours. The next run
+            overwrites what a killed process left there, and two processes cannot write the file at once.
 
     Raises:
-        OSError: naming `path` and the rule, where the folder is missing, the file cannot be written, or another process
-            is writing it.
+        OSError: the folder is missing, the file cannot be written, or another process is writing it. Names `path`.
     """
     path = Path(path)
     if path.is_dir():
@@ -47,13 +44,13 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
     name = f"{target.stem}.part" if part else f"{target.stem[:STEM]}.{secrets.token_hex(4)}"
     temporary = target.with_name(f".{name}{target.suffix}")
     try:
-        # Created here, with the umask's permissions, so that a folder without write access is found before the work.
+        # Create the file now, with the permissions of the umask, to detect a read-only folder before the work.
         created = os.open(temporary, os.O_CREAT | os.O_WRONLY | (0 if part else os.O_EXCL), 0o666)
     except OSError as error:
         raise _not_written(path, target, temporary, error) from error
     with os.fdopen(created, "wb") as lock:
         if part:
-            _take_over(lock, temporary, path)
+            _lock_and_truncate(lock, temporary, path)
         else:
             lock.close()
         try:
@@ -63,20 +60,20 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
             if target.exists():
                 temporary.chmod(target.stat().st_mode & 0o777)
             temporary.replace(target)
-        except BaseException as error:  # after success the name is free, for whoever writes `path` next
+        except BaseException as error:  # not `finally`: after the rename, another process may use the temporary name
             temporary.unlink(missing_ok=True)
             if not isinstance(error, OSError):
                 raise
             if part and (error.errno is None or NOT_WRITTEN in str(error)):
-                raise  # another file's fault, in hours of work; its message says all
+                raise  # the error concerns another file, and its message is complete
             raise _not_written(path, target, temporary, error) from error
 
 
 def remove_leftovers(path: Path) -> list[Path]:
-    """Remove the temporary files of `atomic_path` that killed processes left beside `path`; returns them.
+    """Remove the temporary files of `path` that killed processes left behind, and return them.
 
-    Only for a program that knows itself alone to write `path`. Names of more than 40 characters are cut in temporary
-    ones and could be another file's: these are left.
+    Use this only if no other process writes `path`. Nothing is removed for a stem of more than 40 characters:
+    temporary names are truncated, so the files could belong to another path.
     """
     target = Path(os.path.realpath(path))
     if len(target.stem) > STEM:
@@ -89,7 +86,7 @@ def remove_leftovers(path: Path) -> list[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write text as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -98,7 +95,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     """Write `value` as strict JSON, atomically.
 
     Raises:
-        ValueError: naming `path`, where `value` holds a NaN or an infinity, which JSON does not have.
+        ValueError: `value` contains NaN or infinity, which JSON lacks. Names `path`.
     """
     try:
         text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
@@ -110,16 +107,16 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 def _not_written(path: Path, target: Path, temporary: Path, error: OSError) -> OSError:
     reason = error.strerror or str(error)
     if error.filename is not None and str(error.filename) != str(temporary):
-        reason = f"{error.filename}: {reason}"  # another file's fault, met while writing this one
-    kept = "; the older file is unchanged" if target.exists() else ""
-    return OSError(error.errno, f"{path} {NOT_WRITTEN} ({reason}){kept}")
+        reason = f"{error.filename}: {reason}"  # an error of another file while writing this one
+    unchanged = "; the older file is unchanged" if target.exists() else ""
+    return OSError(error.errno, f"{path} {NOT_WRITTEN} ({reason}){unchanged}")
 
 
-def _take_over(lock: BinaryIO, temporary: Path, path: Path) -> None:
-    """Make a temporary file ours, and empty; it may be another process's, dead or alive."""
+def _lock_and_truncate(lock: BinaryIO, temporary: Path, path: Path) -> None:
+    """Lock a temporary file and empty it. Raises OSError if another process holds the lock."""
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock.fileno()), temporary.stat()):  # not renamed by the other one meanwhile
+        if os.path.samestat(os.fstat(lock.fileno()), temporary.stat()):  # not renamed by its previous owner
             lock.truncate(0)
             return
     raise OSError(errno.EBUSY, f"{path} {NOT_WRITTEN}: another run is writing it; wait for it, or stop it")

@@ -11,16 +11,16 @@ from typing import Protocol
 
 
 class Main(Protocol):
-    """The entry of a command: `argv` without the program's name, None for this process's; returns the exit code."""
+    """Entry point of a command: arguments without the program name (None for sys.argv) -> exit code."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
 def command(name: str) -> Callable[[Main], Main]:
-    """Decorate `main(argv) -> exit code`; library errors that a user can act on become one line on stderr.
+    """Decorate `main(argv) -> exit code`: errors that a user can act on are printed as one line on stderr.
 
-    ValueError, OSError and ImportError exit with 2. Anything else is a bug of ours and keeps its traceback;
-    TINYDET_TRACEBACK=1 keeps it for all of them. An empty `name` is the command `tinydet` itself.
+    ValueError, OSError and ImportError exit with 2, Ctrl-C with 130. Any other exception is a bug and keeps its
+    traceback. TINYDET_TRACEBACK=1 shows the traceback of all errors. An empty `name` is the command `tinydet` itself.
     """
     label = f"tinydet {name}".strip()
 
@@ -31,14 +31,14 @@ def command(name: str) -> Callable[[Main], Main]:
                 try:
                     return main(argv)
                 finally:
-                    print(end="", flush=True)  # a closed pipe shows itself here, not in the interpreter's last breath
+                    print(end="", flush=True)  # report a closed pipe here rather than at interpreter exit
             except KeyboardInterrupt:
                 print(f"{label}: interrupted", file=sys.stderr)
                 return 130
             except (ValueError, OSError, ImportError) as error:
-                if isinstance(error, BrokenPipeError) and _reader_left():
+                if isinstance(error, BrokenPipeError) and _stdout_is_closed():
                     return 0
-                if os.environ.get("TINYDET_TRACEBACK") or _is_ours(error):
+                if os.environ.get("TINYDET_TRACEBACK") or _is_bug(error):
                     raise
                 print(f"{label}: error: {_message(error)}", file=sys.stderr)
                 return 2
@@ -48,25 +48,25 @@ def command(name: str) -> Callable[[Main], Main]:
     return decorate
 
 
-def _reader_left() -> bool:
-    """Whether it is our output that nobody reads any more (`| head`), rather than a pipe to a process of ours.
+def _stdout_is_closed() -> bool:
+    """Return whether the reader of standard output has gone (`| head`); a broken pipe may also be another one.
 
-    If so, what is still buffered goes to the null device: the interpreter flushes once more at exit.
+    If so, redirect standard output to the null device, because the interpreter flushes it once more at exit.
     """
     try:
         output = sys.stdout.fileno()
-    except (OSError, ValueError):  # replaced by something that is no file
+    except (OSError, ValueError):  # replaced by an object that is not a file
         return False
     state = select.poll()
-    state.register(output, 0)  # errors are always reported
+    state.register(output, 0)  # poll always reports errors
     if not any(event & select.POLLERR for _, event in state.poll(0)):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return True
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether an import failed in a module of tinydet, which no installation mends."""
+def _is_bug(error: Exception) -> bool:
+    """Return whether an import of a tinydet module failed, which no installation can fix."""
     return isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "tinydet"
 
 

@@ -1,4 +1,4 @@
-"""A failed optional import becomes an instruction."""
+"""Optional dependencies: a failed import says which extra to install."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Import optional packages inside this block, so that a missing one names the extra that brings it.
+    """Import optional packages inside this block, so that the error for a missing one names the extra to install.
 
-    An empty `extra` stands for the packages that every installation of tinydet has.
+    An empty `extra` stands for the core dependencies.
 
     Raises:
-        ModuleNotFoundError: which module is missing and the command that installs it.
-        ImportError: which package is there but cannot be loaded (a missing shared library), and why.
+        ModuleNotFoundError: a package is missing; says which command installs it.
+        ImportError: a package is installed but cannot be loaded, for example without a shared library; says why.
     """
     wanted = f"'tinydet[{extra}]'" if extra else "tinydet"
     try:
         yield
     except ImportError as error:
         missing = (error.name or str(error)).partition(".")[0]
-        if missing == "tinydet":  # a fault of ours: no extra would mend it
+        if missing == "tinydet":  # a bug in tinydet, which no extra can fix
             raise
         if isinstance(error, ModuleNotFoundError):
             raise ModuleNotFoundError(
@@ -29,7 +29,7 @@ def needs_extra(extra: str) -> Iterator[None]:
             ) from error
         raise ImportError(
             f"a package of {wanted} is installed but cannot be loaded: {error}. "
-            "Install the system library that it names, or the package again",
+            "Install the system library that it names, or reinstall the package",
             name=error.name,
             path=error.path,
         ) from error

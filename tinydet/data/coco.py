@@ -25,7 +25,7 @@ from tinydet.data.faults import (
     misfit,
     read_document,
 )
-from tinydet.runtime.scenes.scene import read_image
+from tinydet.runtime.scenes import read_image
 
 __all__ = [
     "ANNOTATION_NAMES",

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 
 Part = Literal["", "images", "categories", "annotations"]
 # How `tinydet data check --fix` mends entries; see tinydet.data.repair.

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"})
 
@@ -17,7 +17,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of the pixels that `tinydet.runtime.scenes.scene.read_image` gives, EXIF orientation applied.
+    """Width and height of the pixels that `tinydet.runtime.scenes.read_image` gives, EXIF orientation applied.
 
     JPEG and PNG say both in their headers; other files are opened. A file cut off behind its header passes.
 

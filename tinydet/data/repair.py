@@ -22,7 +22,7 @@ from tinydet.data.faults import (
     examine_pictures,
     short,
 )
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 
 Entry = dict[str, Any]
 REFERENCES = {"images": "image_id", "categories": "category_id"}  # what an annotation calls their ids

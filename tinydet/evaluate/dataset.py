@@ -20,7 +20,7 @@ from tinydet.evaluate.tables import read_json
 if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
     from tinydet.runtime.backends import Backend
-    from tinydet.runtime.scenes.scene import Scene
+    from tinydet.runtime.scenes import Scene
 
 Merge = Literal["seam", "nms", "tinyperson"]
 
@@ -104,7 +104,7 @@ def detect_dataset(
     """
     from tinydet.evaluate.window import Window
     from tinydet.runtime.scan import detect, unsettled
-    from tinydet.runtime.scenes.scene import open_scene
+    from tinydet.runtime.scenes import open_scene
 
     categories, notes = match_classes(backend.spec.classes, dataset.classes, dataset.category_ids)
     known = np.array([category is not None for category in categories])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.data.sub_images import Corner
-from tinydet.runtime.scenes.scene import Scene
+from tinydet.runtime.scenes import Scene
 
 
 class Window(Scene):

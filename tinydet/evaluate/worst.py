@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tinydet._internal.atomic import atomic_path
 from tinydet.evaluate.errors import KINDS, Diagnosis
 from tinydet.evaluate.tables import GroundTruth
-from tinydet.runtime.scenes.scene import Scene, open_scene
+from tinydet.runtime.scenes import Scene, open_scene
 
 VIEW = (1600, 1200)  # pixels; of a larger image the part of this size with the most errors is shown
 ENLARGE_BELOW = 900  # pixels; smaller views are drawn at twice their size, for objects of a few pixels

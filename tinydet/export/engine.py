@@ -23,14 +23,13 @@ from typing import Any, Literal
 from tinydet._internal.atomic import atomic_path, write_text
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import tensorrt as backend
-from tinydet.runtime.backends.cuda_lane import INPUT
+from tinydet.runtime.backends.contract import INPUT
 from tinydet.runtime.backends.tensorrt import PRODUCTS, Flavour
-from tinydet.spec import ModelSpec
+from tinydet.spec import METADATA_KEY, ModelSpec
 
 Target = Literal["auto", "tensorrt", "rtx"]
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what has weights to convert
-METADATA_KEY = "tinydet"  # of the ModelSpec in the ONNX file's metadata_props
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # what TensorRT-RTX builds for when not told; and newer GPUs
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from tinydet._internal.atomic import atomic_path, write_text
 from tinydet._internal.extras import needs_extra
 from tinydet.data.synthetic import render_scene
-from tinydet.export.engine import METADATA_KEY, description_of, graph_precision, read_onnx
+from tinydet.export.engine import description_of, graph_precision, read_onnx
 from tinydet.export.parity import TOLERANCES, Parity, compare
 from tinydet.export.verify import JUDGE, Verification, write_report
 from tinydet.models.backend import graph_of
@@ -34,7 +34,7 @@ from tinydet.models.graphs.one_stage import MAX_TOPK, InferenceGraph
 from tinydet.models.graphs.two_stage import TwoStageInferenceGraph
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
 from tinydet.runtime.scan import unsettled
-from tinydet.spec import NMS_ROUNDS, ModelSpec
+from tinydet.spec import METADATA_KEY, NMS_ROUNDS, ModelSpec
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto

@@ -24,7 +24,7 @@ import numpy as np
 from tinydet._internal.atomic import atomic_path, write_text
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import Dataset
-from tinydet.export.engine import LAYERS, METADATA_KEY, description_of, graph_precision, read_onnx
+from tinydet.export.engine import LAYERS, description_of, graph_precision, read_onnx
 from tinydet.export.parity import TOLERANCES, disagreement
 from tinydet.export.verify import (
     JUDGE,
@@ -37,7 +37,7 @@ from tinydet.export.verify import (
     write_report,
 )
 from tinydet.runtime.backends import Backend, open_model
-from tinydet.spec import ModelSpec
+from tinydet.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto

@@ -23,7 +23,7 @@ from tinydet.evaluate.protocols import choose_protocol
 from tinydet.export.parity import TOLERANCES, Parity, Tolerance, compare
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.scan import unsettled
-from tinydet.runtime.scenes.scene import open_scene
+from tinydet.runtime.scenes import open_scene
 from tinydet.spec import ModelSpec
 
 PROTOCOL = "coco"

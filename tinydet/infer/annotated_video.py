@@ -15,7 +15,7 @@ from tinydet._internal.atomic import atomic_path
 from tinydet._internal.extras import needs_extra
 from tinydet.infer.drawing import annotate
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scenes.scene import Scene
+from tinydet.runtime.scenes import Scene
 
 CONTAINERS = (".mp4", ".mkv", ".mov")
 CODECS = ("libx264", "mpeg4")  # in order of preference; the installed FFmpeg may lack the first

@@ -12,8 +12,8 @@ import numpy as np
 from tinydet.geometry.tiles import COARSEST_CELL
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.read_ahead import AHEAD
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.raster import RASTER_CACHE, RasterScene
-from tinydet.runtime.scenes.scene import Scene
 from tinydet.runtime.stitch import EDGE
 from tinydet.spec import ModelSpec
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tinydet.infer.contrast_filter import ContrastFilter, contrast, spots
 from tinydet.runtime.scan import OVERLAP, plan_tiles, seen_size
-from tinydet.runtime.scenes.scene import Scene, open_scene
+from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.sources import coco_sources
 from tinydet.spec import ModelSpec
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from tinydet.infer.drawing import COLORS, FONT, outline
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene
 
 MAX_CROPS = 60
 COLUMNS = 10

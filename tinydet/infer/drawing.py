@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene
 
 MAX_PIXELS = 40_000_000  # scenes up to this size are drawn at full resolution
 OVERVIEW = 16_000_000  # pixels to which a larger scene is reduced: a file of a few megabytes for any scene

@@ -8,7 +8,7 @@ from tinydet.infer.auto_options import expected_memory
 from tinydet.infer.chunks import Tally
 from tinydet.runtime.coarse import plan_coarse
 from tinydet.runtime.scan import plan_passes, unsettled
-from tinydet.runtime.scenes.scene import Scene
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.video import Video
 from tinydet.spec import ModelSpec
 

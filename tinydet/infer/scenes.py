@@ -27,9 +27,9 @@ from tinydet.infer.videos import scan_video
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.journal import Journal
 from tinydet.runtime.scan import Step, plan_passes, scan
+from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
 from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.pixels import BandsError
-from tinydet.runtime.scenes.scene import DamagedSceneError, Scene, open_scene
 from tinydet.runtime.writers import SceneDetections, Write, open_writers
 
 DONE = "done.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from tinydet.infer.auto_options import choose_scale, object_pixels
 from tinydet.infer.contrast_filter import ContrastFilter
-from tinydet.runtime.scenes.scene import Scene
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.stitch import Merge
 from tinydet.spec import ModelSpec
 

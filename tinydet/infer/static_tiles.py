@@ -16,8 +16,8 @@ import numpy as np
 from tinydet.infer.contrast_filter import ContrastFilter, spots
 from tinydet.runtime.journal import TileBoxes
 from tinydet.runtime.scan import plan_passes, seen_size
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene
 from tinydet.spec import ModelSpec
 
 Key = tuple[int, int]  # pass and tile

@@ -16,7 +16,7 @@ from tinydet.runtime.backends import Backend, TileOutputs, choose_model, open_mo
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.model import Found, Model, detect, load
 from tinydet.runtime.scan import SceneResult
-from tinydet.runtime.scenes.scene import Scene, open_scene, read_image
+from tinydet.runtime.scenes import Scene, open_scene, read_image
 
 __all__ = [
     "Backend",

@@ -1,19 +1,19 @@
-"""The models that come with the package: taken by name, wherever a model file is asked for."""
+"""Models that ship with the package. Their names are accepted wherever a model file is expected."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "bundled"
-BUNDLED = {"thermal": "persons and cars on thermal frames from a drone"}
+BUNDLED = {"thermal": "persons and cars in thermal images from a drone"}
 DEFAULT = "thermal"
 
 
 def model_path(model: Path | str, suffix: str = ".onnx") -> Path:
-    """The file of a bundled model where `model` is the name of one, unless a file of yours is called so; else the path.
+    """Return the file of a bundled model if `model` is its name and not an existing file; else `model` as a path.
 
     Args:
-        suffix: `.onnx` to run it, `.pth` (weights stored in half precision) to train on from it.
+        suffix: `.onnx` to run the model, `.pth` (weights in half precision) to fine-tune it.
 
     >>> model_path("thermal").name, model_path("my/model.onnx").name
     ('thermal.onnx', 'model.onnx')

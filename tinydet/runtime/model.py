@@ -15,9 +15,9 @@ from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.coarse import Coarse
 from tinydet.runtime.scan import OVERLAP, SceneResult
 from tinydet.runtime.scan import detect as detect_in
+from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.pixels import Pixels
-from tinydet.runtime.scenes.scene import Scene, open_scene
 from tinydet.runtime.scenes.sources import find_sources
 from tinydet.runtime.scenes.video import Video
 from tinydet.runtime.stitch import Merge

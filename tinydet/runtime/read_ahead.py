@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.geometry.tiles import Tile
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene
 
 AHEAD = 2  # batches that are read while one runs
 READERS = 2  # threads, where the scene lets itself be read by more than one
@@ -153,7 +153,7 @@ class ReadAhead:
         handles.put(self._scene)
         opened: list[Scene] = []
         for _ in range(min(self._readers, len(self._tiles)) - 1):
-            more = self._scene.another()
+            more = self._scene.reopen()
             if more is None:
                 break
             handles.put(more)

@@ -21,8 +21,8 @@ from tinydet.runtime.coarse import Coarse, larger_than, plan_coarse
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import TileBoxes, TileStore
 from tinydet.runtime.read_ahead import READERS, Batch, ReadAhead
+from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene
 from tinydet.runtime.stitch import Merge, Stitcher
 from tinydet.spec import ModelSpec
 

@@ -27,8 +27,8 @@ from tinydet.runtime.backends import BACKENDS, Backend, TileOutputs, open_model
 from tinydet.runtime.coarse import plan_coarse
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scan import detect, plan_tiles
+from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import Scene, open_scene
 from tinydet.runtime.stitch import EDGE, JITTER, MERGES, SAME_OBJECT, Merge
 
 EXAMPLE = """example:

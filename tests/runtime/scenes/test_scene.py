@@ -10,16 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.runtime.scenes import raster
-from tinydet.runtime.scenes import scene as module
+from tinydet.runtime.scenes import Scene, image_file, open_scene, raster, read_image
 from tinydet.runtime.scenes.pixels import Limits, measure_limits, to_rgb8
-from tinydet.runtime.scenes.scene import Scene, open_scene, read_image
 
-pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # of the files that are written here
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # from the files that the tests write
 
 
 def gradient(height: int = 60, width: int = 90) -> np.ndarray:
-    """RGB that differs along both axes and in each band."""
+    """An RGB image that varies along both axes and in each band."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x * 2, y * 3, 255 - x - y], -1).astype(np.uint8)
 
@@ -38,16 +36,16 @@ def write_raster(path: Path, bands: np.ndarray, **options: object) -> Path:
         "height": bands.shape[0],
         "width": bands.shape[1],
     }
-    colours = options.pop("colorinterp", None)
+    colors = options.pop("colorinterp", None)
     with rasterio.open(path, "w", **profile | options) as file:
         file.write(np.moveaxis(bands, -1, 0))
-        if colours:
-            file.colorinterp = [rasterio.enums.ColorInterp[name] for name in colours]
+        if colors:
+            file.colorinterp = [rasterio.enums.ColorInterp[name] for name in colors]
     return path
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".jp2"])
-def test_a_lossless_file_gives_its_pixels_in_rgb(tmp_path: Path, suffix: str) -> None:
+def test_a_lossless_file_is_read_exactly_as_rgb(tmp_path: Path, suffix: str) -> None:
     if suffix == ".tif":
         path = write_raster(tmp_path / "a.tif", gradient(), photometric="RGB")
     elif suffix == ".jp2":
@@ -58,7 +56,7 @@ def test_a_lossless_file_gives_its_pixels_in_rgb(tmp_path: Path, suffix: str) ->
     assert np.array_equal(read_image(path), gradient())
 
 
-def test_windows_are_what_the_whole_image_shows_there(tmp_path: Path) -> None:
+def test_windows_equal_crops_of_the_whole_image(tmp_path: Path) -> None:
     whole = gradient()
     sources = [whole, write(tmp_path / "a.png", whole), write_raster(tmp_path / "a.tif", whole, photometric="RGB")]
     for source in sources:
@@ -73,7 +71,7 @@ def test_windows_are_what_the_whole_image_shows_there(tmp_path: Path) -> None:
 
 
 def write_turned(path: Path, orientation: int) -> np.ndarray:
-    """A JPEG whose EXIF orientation turns what is stored; returns what is to be seen."""
+    """Write a JPEG with an EXIF orientation and return its upright pixels."""
     upright = np.zeros((40, 64, 3), np.uint8)
     upright[:8, :16] = 255, 0, 0
     upright[-8:, :16] = 0, 0, 255
@@ -103,45 +101,47 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_windows_of_a_turned_raster_are_those_of_the_turned_image(
+def test_windows_of_a_raster_with_exif_orientation_are_upright(
     tmp_path: Path, orientation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("rasterio")
     upright = write_turned(tmp_path / "a.jpg", orientation)
-    monkeypatch.setattr(module, "MAX_DECODED", 1000)
+    monkeypatch.setattr(image_file, "MAX_DECODED", 1000)
     with open_scene(tmp_path / "a.jpg") as scene:
         assert isinstance(scene, raster.RasterScene)
         assert (scene.width, scene.height) == (64, 40)
         for x, y, width, height in ((0, 0, 64, 40), (0, 0, 20, 10), (3, 28, 30, 12), (50, 1, 14, 39)):
             window = scene.read(x, y, width, height).astype(int)
-            assert np.abs(window - upright[y : y + height, x : x + width]).mean() < 8  # JPEG blurs edges of colour
+            assert np.abs(window - upright[y : y + height, x : x + width]).mean() < 8  # JPEG blurs color edges
         assert scene.read(0, 0, 64, 40, (32, 20)).shape == (20, 32, 3)
 
 
-def test_grey_and_alpha_become_three_bands(tmp_path: Path) -> None:
-    grey = gradient()[..., 0]
-    assert np.array_equal(read_image(write(tmp_path / "grey.png", grey)), np.repeat(grey[..., None], 3, 2))
-    alpha = np.dstack([gradient()[..., ::-1], np.zeros((60, 90), np.uint8)])  # wholly transparent: the colours stay
+def test_grayscale_and_alpha_become_three_bands(tmp_path: Path) -> None:
+    gray = gradient()[..., 0]
+    assert np.array_equal(read_image(write(tmp_path / "gray.png", gray)), np.repeat(gray[..., None], 3, 2))
+    alpha = np.dstack(
+        [gradient()[..., ::-1], np.zeros((60, 90), np.uint8)]
+    )  # fully transparent, which keeps the colors
     assert np.array_equal(read_image(write(tmp_path / "alpha.png", alpha)), gradient())
-    assert np.array_equal(to_rgb8(np.dstack([grey, grey * 0])), np.repeat(grey[..., None], 3, 2))
+    assert np.array_equal(to_rgb8(np.dstack([gray, gray * 0])), np.repeat(gray[..., None], 3, 2))
     assert np.array_equal(to_rgb8(np.dstack([gradient(), gradient()])), gradient())
     assert to_rgb8(np.array([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
 
 
-def test_bands_of_a_raster_that_are_alpha_are_dropped(tmp_path: Path) -> None:
+def test_alpha_bands_of_a_raster_are_dropped(tmp_path: Path) -> None:
     bands = np.dstack([np.full((60, 90), 9, np.uint8), gradient()])
     path = write_raster(tmp_path / "argb.tif", bands, colorinterp=["alpha", "red", "green", "blue"])
     assert np.array_equal(read_image(path), gradient())
 
 
-def test_the_bands_that_call_themselves_red_green_and_blue_are_taken_in_this_order(tmp_path: Path) -> None:
+def test_bands_marked_red_green_and_blue_are_used_in_this_order(tmp_path: Path) -> None:
     rgb = gradient()
     bands = np.dstack([np.full((60, 90), 9, np.uint8), rgb[..., 2], rgb[..., 1], rgb[..., 0]])
     path = write_raster(tmp_path / "nbgr.tif", bands, colorinterp=["undefined", "blue", "green", "red"])
     assert np.array_equal(read_image(path), rgb)
 
 
-def test_chosen_bands_are_taken_whatever_they_call_themselves(tmp_path: Path) -> None:
+def test_selected_bands_are_used_whatever_their_color_is(tmp_path: Path) -> None:
     rgb = gradient()
     five = np.dstack([rgb, np.full((60, 90), 50, np.uint8), np.full((60, 90), 77, np.uint8)])
     sources = {"array": five, "a.tif": write_raster(tmp_path / "a.tif", five)}
@@ -157,7 +157,7 @@ def test_chosen_bands_are_taken_whatever_they_call_themselves(tmp_path: Path) ->
         assert np.array_equal(scene.read(0, 0, 90, 60), rgb[..., ::-1])
 
 
-def test_sixteen_bit_bands_are_stretched_each_by_itself_however_they_are_chosen(tmp_path: Path) -> None:
+def test_selected_16_bit_bands_are_stretched_separately(tmp_path: Path) -> None:
     ramp = np.arange(10_000, dtype=np.uint16).reshape(100, 100)
     path = write_raster(tmp_path / "a.tif", np.dstack([ramp, ramp // 2 + 7, ramp * 3, 500 - ramp // 100]))
     with open_scene(path, bands=(4, 3, 2)) as scene:
@@ -167,13 +167,13 @@ def test_sixteen_bit_bands_are_stretched_each_by_itself_however_they_are_chosen(
 
 
 def empty_windows(source: object) -> list[bool]:
-    """Of a scene of 60x90 without data in its right half: in it, beside it, across its border, all."""
+    """Whether windows of a 90x60 scene are empty, if its right half has no data: right half, left half, across, all."""
     with open_scene(source) as scene:
         return [scene.is_empty(*window) for window in ((45, 0, 45, 60), (0, 0, 45, 60), (44, 10, 2, 2), (0, 0, 90, 60))]
 
 
 @pytest.mark.parametrize("kind", ["nodata", "float nodata", "alpha", "mask", "png alpha", "masked array"])
-def test_a_window_without_a_pixel_of_data_is_empty(tmp_path: Path, kind: str) -> None:
+def test_a_window_without_data_is_empty(tmp_path: Path, kind: str) -> None:
     rgb = gradient() // 2 + 1
     hole = np.zeros((60, 90, 1), bool)
     hole[:, 45:] = True
@@ -197,7 +197,7 @@ def test_a_window_without_a_pixel_of_data_is_empty(tmp_path: Path, kind: str) ->
     assert empty_windows(source) == [True, False, False, False]
 
 
-def test_one_pixel_of_data_is_enough_in_a_file_with_overviews_too(tmp_path: Path) -> None:
+def test_a_single_pixel_of_data_counts_even_with_overviews(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
     pixels = np.zeros((512, 512, 1), np.uint8)
     pixels[301, 77] = 9
@@ -210,7 +210,7 @@ def test_one_pixel_of_data_is_enough_in_a_file_with_overviews_too(tmp_path: Path
         assert scene.is_empty(78, 0, 434, 512)
 
 
-def test_a_scene_without_nodata_is_nowhere_empty(tmp_path: Path) -> None:
+def test_a_scene_without_nodata_has_no_empty_windows(tmp_path: Path) -> None:
     black = np.zeros((60, 90, 3), np.uint8)
     assert empty_windows(black) == empty_windows(write_raster(tmp_path / "a.tif", black)) == [False] * 4
 
@@ -219,29 +219,29 @@ def windows_of(scene: Scene) -> list[np.ndarray]:
     return [scene.read(x, y, 10, 10) for y in range(0, 90, 10) for x in range(0, 90, 10)]
 
 
-def test_another_handle_gives_the_same_pixels_to_another_thread(tmp_path: Path) -> None:
+def test_a_reopened_scene_reads_the_same_pixels_in_another_thread(tmp_path: Path) -> None:
     pixels = np.arange(10_000, dtype=np.uint16).reshape(100, 100, 1)
     for source in (pixels, write_raster(tmp_path / "a.tif", pixels)):
         with open_scene(source) as scene:
-            second = scene.another()
+            second = scene.reopen()
             assert second is not None
             with second, concurrent.futures.ThreadPoolExecutor(2) as pool:
-                # One task for each handle, both at once: a handle belongs to one thread at a time.
+                # One task per handle, as a handle may be used by one thread at a time.
                 one, two = (pool.submit(windows_of, handle) for handle in (scene, second))
                 assert np.array_equal(one.result(), two.result())
-            assert scene.read(0, 0, 100, 100).shape == (100, 100, 3)  # open still
+            assert scene.read(0, 0, 100, 100).shape == (100, 100, 3)  # still open
 
 
-def test_wide_strips_are_read_by_one_thread_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raster_of_wide_strips_is_not_reopened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raster, "WIDE_BLOCK", 64)
     with open_scene(write_raster(tmp_path / "strips.tif", gradient())) as scene:
-        assert scene.another() is None
+        assert scene.reopen() is None
     tiled = write_raster(tmp_path / "tiled.tif", gradient(), tiled=True, blockxsize=16, blockysize=16)
     with open_scene(tiled) as scene:
-        assert scene.another() is not None
+        assert scene.reopen() is not None
 
 
-def test_a_file_of_one_huge_strip_is_refused_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_one_huge_strip_is_refused_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_raster(tmp_path / "strip.tif", gradient(), compress="deflate", blockysize=60)
     open_scene(path).close()
     monkeypatch.setattr(raster, "MAX_BLOCK", 60 * 90 * 3 - 1)
@@ -249,7 +249,7 @@ def test_a_file_of_one_huge_strip_is_refused_with_the_way_out(tmp_path: Path, mo
         open_scene(path)
 
 
-def test_a_gif_or_bitmap_that_claims_more_pixels_than_it_has_bytes_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_gif_or_bitmap_that_claims_too_many_pixels_is_refused_without_decoding(tmp_path: Path) -> None:
     gif = b"GIF89a" + struct.pack("<HHBBB", 40_000, 20_000, 0xF0, 0, 0) + bytes(6)
     gif += b"," + struct.pack("<HHHHB", 0, 0, 40_000, 20_000, 0) + b"\x02\x02\x4c\x01\x00;"
     header = struct.pack("<IiiHHIIiiII", 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0)
@@ -262,10 +262,10 @@ def test_a_gif_or_bitmap_that_claims_more_pixels_than_it_has_bytes_is_refused_at
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB; each claims 2.4 GB
 
 
-def test_a_large_file_is_not_read_whole_to_find_out_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_read_by_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rasterio")
     path = write(tmp_path / "a.png", gradient())
-    monkeypatch.setattr(module, "MAX_ENCODED", 1000)
+    monkeypatch.setattr(image_file, "MAX_ENCODED", 1000)
     with open_scene(path) as scene:
         assert isinstance(scene, raster.RasterScene)
         assert np.array_equal(scene.read(30, 20, 40, 30), gradient()[20:50, 30:70])
@@ -274,9 +274,9 @@ def test_a_large_file_is_not_read_whole_to_find_out_what_it_is(tmp_path: Path, m
 def test_the_ground_sample_distance_is_read_from_the_georeference(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
     affine = rasterio.transform.Affine
-    turned = affine(0.03, -0.04, 500_000, -0.04, -0.03, 5_000_000)  # 5 cm, turned
+    rotated = affine(0.03, -0.04, 500_000, -0.04, -0.03, 5_000_000)  # 5 cm, rotated
     degrees = affine(9e-6, 0, 27.5, 0, -9e-6, 60.0)  # 1 m along the meridian, half of it across, at 60 degrees
-    for crs, transform, gsd in (("EPSG:32635", turned, 0.05), ("EPSG:4326", degrees, 1.0018 * 0.5**0.5)):
+    for crs, transform, gsd in (("EPSG:32635", rotated, 0.05), ("EPSG:4326", degrees, 1.0018 * 0.5**0.5)):
         path = write_raster(tmp_path / "a.tif", gradient(), crs=crs, transform=transform)
         with open_scene(path) as scene:
             assert scene.gsd == pytest.approx(gsd, rel=0.001)
@@ -284,18 +284,18 @@ def test_the_ground_sample_distance_is_read_from_the_georeference(tmp_path: Path
         assert scene.gsd is None
 
 
-def test_a_palette_is_looked_up(tmp_path: Path) -> None:
+def test_a_palette_is_applied(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
     index = np.array([[0, 1], [2, 1]], np.uint8)
-    colours = {0: (10, 20, 30, 255), 1: (200, 0, 0, 255), 2: (0, 0, 250, 255)}
+    colors = {0: (10, 20, 30, 255), 1: (200, 0, 0, 255), 2: (0, 0, 250, 255)}
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=1, dtype="uint8", width=2, height=2) as file:
         file.write(index, 1)
-        file.write_colormap(1, colours)
-    expected = np.array([[colours[int(i)][:3] for i in row] for row in index])
+        file.write_colormap(1, colors)
+    expected = np.array([[colors[int(i)][:3] for i in row] for row in index])
     assert np.array_equal(read_image(tmp_path / "a.tif"), expected)
 
 
-def test_sixteen_bits_are_stretched_between_percentiles_and_the_same_in_every_format(tmp_path: Path) -> None:
+def test_16_bit_pixels_are_stretched_equally_in_every_format(tmp_path: Path) -> None:
     pixels = np.arange(10_000, dtype=np.uint16).reshape(100, 100) + 5000
     seen = [
         to_rgb8(pixels, (10, 90)),
@@ -319,7 +319,7 @@ def test_all_windows_of_a_scene_share_one_stretch(tmp_path: Path) -> None:
             assert np.array_equal(scene.read(0, 90, 100, 10), whole[90:])
 
 
-def test_nodata_and_nan_count_neither_in_the_stretch_nor_in_the_picture(tmp_path: Path) -> None:
+def test_nodata_and_nan_are_black_and_excluded_from_the_stretch(tmp_path: Path) -> None:
     pixels = np.linspace(0, 100, 10_000, dtype=np.float32).reshape(100, 100)
     path = write_raster(tmp_path / "a.tif", np.where(pixels < 50, -9999, pixels)[..., None], nodata=-9999)
     seen = read_image(path)[..., 0]
@@ -332,21 +332,21 @@ def test_limits_apply_to_each_band() -> None:
     pixels = np.array([[[0, 100, 7], [50, 300, 7], [100, 500, 9]]], np.uint16)
     assert measure_limits(pixels, (0, 100)) == Limits((0, 100, 7), (100, 500, 9))
     assert to_rgb8(pixels, (0, 100))[0].tolist() == [[0, 0, 0], [128, 128, 0], [255, 255, 255]]
-    assert to_rgb8(np.full((2, 2), 700, np.uint16)).tolist() == [[[0] * 3] * 2] * 2  # flat: nothing to divide by
+    assert (
+        to_rgb8(np.full((2, 2), 700, np.uint16)).tolist() == [[[0] * 3] * 2] * 2
+    )  # a flat image has no range to stretch
     with pytest.raises(ValueError, match=r"got \(5, 5\)"):
         measure_limits(pixels, (5, 5))
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((2, 2, 2, 2)), np.zeros((0, 5, 3)), np.array([["a"]]), np.zeros(7)])
-def test_arrays_that_are_no_image_are_refused(pixels: np.ndarray) -> None:
+def test_arrays_that_are_not_images_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected an image"):
         open_scene(pixels)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".jp2"])
-def test_a_truncated_file_is_refused_in_one_line_that_names_it(
-    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture
-) -> None:
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)
     path = tmp_path / f"scene{suffix}"
@@ -366,7 +366,7 @@ def test_a_truncated_file_is_refused_in_one_line_that_names_it(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_jpeg_whose_end_is_zeros_or_whose_thumbnail_alone_is_whole_is_truncated(tmp_path: Path) -> None:
+def test_a_jpeg_that_ends_in_zeros_or_has_a_complete_thumbnail_only_is_truncated(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jpg", gradient(300, 120))
     whole = path.read_bytes()
     thumbnail = b"Exif\0\0" + whole
@@ -382,7 +382,7 @@ def test_a_jpeg_whose_end_is_zeros_or_whose_thumbnail_alone_is_whole_is_truncate
             read_image(path)
 
 
-def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> None:
+def test_bytes_after_the_end_of_a_jpeg_are_ignored(tmp_path: Path) -> None:
     for progressive in (0, 1):
         path = write(
             tmp_path / "a.jpg", gradient(), cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_RST_INTERVAL, 2
@@ -392,7 +392,7 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path: Path) -> None:
         assert np.array_equal(read_image(path), expected)
 
 
-def test_what_is_no_image_is_refused_in_one_line_that_names_it(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_file_that_is_not_an_image_is_refused_by_name(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     empty, text, fake = tmp_path / "empty.jpg", tmp_path / "text.jpg", tmp_path / "fake.tif"
     empty.write_bytes(b"")
     text.write_text("<html>not found</html>")
@@ -413,7 +413,7 @@ def test_what_is_no_image_is_refused_in_one_line_that_names_it(tmp_path: Path, c
 
 def test_a_file_of_too_many_pixels_is_read_by_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rasterio")
-    monkeypatch.setattr(module, "MAX_DECODED", 1000)
+    monkeypatch.setattr(image_file, "MAX_DECODED", 1000)
     path = write(tmp_path / "large.png", gradient())
     with open_scene(path) as scene:
         assert np.array_equal(scene.read(30, 20, 40, 30), gradient()[20:50, 30:70])
@@ -421,7 +421,7 @@ def test_a_file_of_too_many_pixels_is_read_by_windows(tmp_path: Path, monkeypatc
         read_image(path)
 
 
-def test_without_rasterio_a_tiff_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiff_without_rasterio_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.tif"
     path.write_bytes(b"II*\0" + bytes(50))
     imported = builtins.__import__
@@ -436,7 +436,7 @@ def test_without_rasterio_a_tiff_says_what_to_install(tmp_path: Path, monkeypatc
         open_scene(path)
 
 
-def test_a_rotated_geotiff_shows_what_the_photo_of_it_shows(shared: Path) -> None:
+def test_a_rotated_geotiff_has_the_pixels_of_its_photo(shared: Path) -> None:
     pytest.importorskip("rasterio")
     folder = shared / "data" / "bigscene-plaza" / "images"
     with (
@@ -463,7 +463,7 @@ def test_a_large_mosaic_is_read_by_windows_and_as_an_overview(shared: Path) -> N
         assert scene.gsd == pytest.approx(0.025)
 
 
-def test_the_borders_of_a_mosaic_are_empty_exactly_where_all_of_its_bands_are_nodata(shared: Path) -> None:
+def test_windows_of_a_mosaic_are_empty_exactly_if_all_bands_are_nodata(shared: Path) -> None:
     pytest.importorskip("rasterio")
     (path,) = (shared / "data" / "bigscene-brighton-geotiff" / "images").glob("*.tif")
     with open_scene(path) as scene:

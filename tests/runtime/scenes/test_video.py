@@ -16,7 +16,7 @@ av = pytest.importorskip("av")
 
 
 def write_video(path: Path, count: int = 12, rate: int = 5, rotation: int = 0, **options: object) -> Path:
-    """Grey frames, each 20 brighter than the one before, with a white mark in the upper left corner."""
+    """Write gray frames, each 20 levels brighter than the one before, with a white mark in the upper left corner."""
     with av.open(str(path), "w", **options) as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
@@ -34,11 +34,11 @@ def write_video(path: Path, count: int = 12, rate: int = 5, rotation: int = 0, *
 
 
 def shade(frame: Frame) -> int:
-    """Which of the frames that were written this is."""
+    """The number of a frame that `write_video` wrote, from its brightness."""
     return round(float(frame.scene.read(40, 20, 40, 30).mean()) / 20)
 
 
-def test_a_file_gives_every_frame_with_the_time_it_was_taken_at(tmp_path: Path) -> None:
+def test_a_file_yields_every_frame_with_its_time(tmp_path: Path) -> None:
     with Video(str(write_video(tmp_path / "a.mp4"))) as video:
         assert (video.width, video.height, video.frames, video.live) == (96, 64, 12, False)
         frames = list(video)
@@ -58,10 +58,8 @@ def test_skipped_frames_keep_their_numbers_and_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("rotation", "corner"), [(90, (0, -1)), (-90, (-1, 0)), (180, (-1, -1))])
-def test_a_phone_that_was_held_upright_gives_upright_frames(
-    tmp_path: Path, rotation: int, corner: tuple[int, int]
-) -> None:
-    """The mark of the upper left goes, counter-clockwise, to the lower left by 90 degrees."""
+def test_rotated_videos_give_upright_frames(tmp_path: Path, rotation: int, corner: tuple[int, int]) -> None:
+    """A counterclockwise rotation by 90 degrees moves the mark from the upper left to the lower left."""
     with Video(str(write_video(tmp_path / "a.mp4", 2, rotation=rotation))) as video:
         frame = next(iter(video))
     pixels = frame.scene.read(0, 0, frame.scene.width, frame.scene.height)
@@ -70,19 +68,19 @@ def test_a_phone_that_was_held_upright_gives_upright_frames(
     assert marked.mean() > 200
 
 
-def test_a_file_waits_for_a_slow_reader_and_holds_few_frames(tmp_path: Path) -> None:
+def test_decoding_a_file_waits_for_a_slow_reader(tmp_path: Path) -> None:
     with Video(str(write_video(tmp_path / "a.mp4", 30))) as video:
         frames = iter(video)
         taken = [next(frames)]
         (decoder,) = [thread for thread in threading.enumerate() if thread.name == "tinydet-video"]
         decoder.join(0.2)
-        assert decoder.is_alive()  # it waits: what it decoded ahead is bounded
+        assert decoder.is_alive()  # it waits: the number of frames decoded ahead is bounded
         taken += list(frames)
     assert [frame.index for frame in taken] == list(range(30))
     assert video.dropped == 0
 
 
-def test_leaving_early_leaves_no_thread(tmp_path: Path) -> None:
+def test_stopping_early_ends_the_thread(tmp_path: Path) -> None:
     before = threading.active_count()
     with Video(str(write_video(tmp_path / "a.mp4", 30))) as video:
         frames = iter(video)
@@ -93,7 +91,7 @@ def test_leaving_early_leaves_no_thread(tmp_path: Path) -> None:
 
 @pytest.fixture
 def camera(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
-    """A server of a live stream on this machine, which hangs up after each pass; and how often it was called."""
+    """A local server of a live stream that closes each connection after one pass, and a list of its connections."""
     data = write_video(tmp_path / "live.ts", 8, format="mpegts").read_bytes()
     server = socket.create_server(("127.0.0.1", 0))
     calls: list[int] = []
@@ -116,7 +114,7 @@ def camera(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
     thread.join()
 
 
-def test_a_live_source_that_breaks_is_opened_again_and_its_frames_and_times_count_on(
+def test_a_broken_live_source_is_reopened_and_its_numbers_and_times_continue(
     camera: tuple[str, list[int]],
 ) -> None:
     url, calls = camera
@@ -136,29 +134,29 @@ def test_a_live_source_that_breaks_is_opened_again_and_its_frames_and_times_coun
     assert all(frame.clock is not None and frame.clock.tzinfo is not None for frame in frames)
 
 
-def test_a_slow_reader_of_a_live_source_gets_the_newest_frame_and_the_others_are_counted(
+def test_a_slow_reader_of_a_live_source_gets_the_newest_frame_and_a_count_of_the_others(
     camera: tuple[str, list[int]],
 ) -> None:
     with Video(camera[0], reconnect=0) as video:
         frames = iter(video)
         first = next(frames)
         (decoder,) = [thread for thread in threading.enumerate() if thread.name == "tinydet-video"]
-        decoder.join(5)  # the stream ends while we look at the first frame
+        decoder.join(5)  # the stream ends while the reader holds the first frame
         rest = list(frames)
     assert [frame.index for frame in rest] == [7]
     assert video.dropped == 6 - first.index
     assert len(camera[1]) == 1
 
 
-def test_a_live_source_that_does_not_come_back_is_given_up(camera: tuple[str, list[int]]) -> None:
+def test_a_live_source_that_cannot_be_reopened_is_an_error(camera: tuple[str, list[int]]) -> None:
     url, _ = camera
     with Video(url, reconnect=0.5) as video:
-        video._location = "tcp://127.0.0.1:1"  # nobody listens
-        with pytest.raises(OSError, match="no frame for 0 s.*see whether it runs"):
+        video._location = "tcp://127.0.0.1:1"  # no server
+        with pytest.raises(OSError, match="no frame for 0 s.*check the source"):
             list(video)
 
 
-def test_a_damaged_file_says_what_it_is(tmp_path: Path) -> None:
+def test_a_damaged_video_is_refused_by_name(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4")
     whole = path.read_bytes()
     (tmp_path / "text.mp4").write_text("<html>not found</html>")

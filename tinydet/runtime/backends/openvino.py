@@ -1,7 +1,7 @@
-"""ONNX files through OpenVINO: the fast way on a CPU, above all for INT8.
+"""Run ONNX files in OpenVINO: the fastest backend on a CPU, above all for INT8.
 
-The graph is compiled for one tile, since fixed shapes are what OpenVINO optimises best; the tiles of a batch are
-spread over its streams. So a tile's boxes do not depend on the batch that it came in.
+The graph is compiled for a batch of one tile, as OpenVINO optimizes fixed shapes best. The tiles of a batch are spread
+over its streams, so the boxes of a tile do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
-from tinydet.runtime.backends import OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
-from tinydet.runtime.backends.onnx_runtime import METADATA_KEY, described_model
-from tinydet.spec import ModelSpec
+from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
+from tinydet.runtime.backends.onnx_spec import checked_spec
+from tinydet.spec import METADATA_KEY, ModelSpec
 
 Mode = Literal["throughput", "latency"]
 Precision = Literal["f32", "bf16"]
 
 DEVICE = "CPU"
-TYPES = {"u8": "tensor(uint8)", "f32": "tensor(float)", "i32": "tensor(int32)"}  # as ONNX Runtime calls them
+TYPES = {"u8": "tensor(uint8)", "f32": "tensor(float)", "i32": "tensor(int32)"}  # OpenVINO's names -> TENSOR_TYPES
 
 
 class OpenVINOBackend:
     """An exported model in OpenVINO on the CPU; `run` may be called from several threads.
 
-    Left to itself OpenVINO computes in bfloat16 wherever a processor is fast in it, and answers differently from one
-    machine to the next. Here that is asked for, or does not happen. Q/DQ layers run in INT8 where the processor adds
-    INT8 products without overflow (VNNI), else as Q/DQ says but in float32; what is FP16 in the file runs in float32.
+    By default OpenVINO computes in bfloat16 on processors that support it, so its outputs differ between machines. This
+    backend uses bfloat16 only on request. Q/DQ layers run in INT8 if the processor accumulates INT8 products without
+    overflow (VNNI), else they are emulated in float32. FP16 weights are computed in float32.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class OpenVINOBackend:
         Args:
             path: an ONNX file that tinydet exported.
             threads: CPU threads of all streams together; None for all that this process may use.
-            mode: "throughput": several tiles at once, each on a few cores; "latency": one after the other on all.
-            precision: of what is not INT8.
-            cache: folder where compiled models are kept, so that the next opening is faster; None for this user's.
+            mode: "throughput" runs several tiles at once, each on a few cores; "latency" runs one at a time on all.
+            precision: of the layers that are not INT8.
+            cache: folder for compiled models, which open faster the next time; None for the user's cache folder.
 
         Raises:
-            ValueError: the file is damaged, or not exported by tinydet.
+            ValueError: the file is damaged, or was not exported by tinydet.
             ModuleNotFoundError: OpenVINO is not installed.
-            OSError: the file is missing or may not be read, or the processor has no bfloat16.
+            OSError: the file is missing or unreadable, or the processor has no bfloat16.
         """
         if threads is not None and threads < 1:
             raise ValueError(f"expected at least one thread, got {threads}")
-        with Path(path).open("rb"):  # missing, a folder, not ours to read: said by the system, with the path
+        with Path(path).open("rb"):  # raises the system's error, which names the path, if the file cannot be read
             pass
         with needs_extra("openvino"):
             import openvino
@@ -73,22 +73,22 @@ class OpenVINOBackend:
             raise OSError(f"{core.get_property(DEVICE, 'FULL_DEVICE_NAME')} has no bfloat16; use --backend openvino")
         if (folder := _cache_folder(cache)) is not None:
             core.set_property({"CACHE_DIR": str(folder)})
-        reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")  # the others complain aloud of its bytes
+        reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")  # other front ends print errors
         try:
             model = reader.convert(reader.load(str(path)))
-        except Exception as error:  # each kind is a class of its own, in a private module
-            raise ValueError(f"{path}: not a sound ONNX file ({_reason(error)}); export the model again") from error
-        self.spec = _described(path, model)
+        except Exception as error:  # its exception classes are private
+            raise ValueError(f"{path}: not a valid ONNX file ({_reason(error)}); export the model again") from error
+        self.spec = _spec(path, model)
         self._openvino = openvino
         hints: dict[str, Any] = {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
             hints["INFERENCE_NUM_THREADS"] = threads
-        emulated = self.spec.precision == "int8" and not _adds_int8_exactly()
+        emulated = self.spec.precision == "int8" and not _accumulates_int8_in_32_bits()
         if emulated:
             hints["LP_TRANSFORMS_MODE"] = False
         try:
-            model.reshape({"images": [1, self.spec.tile, self.spec.tile, 3]})
-            with _own_signal_stack():
+            model.reshape({INPUT: [1, self.spec.tile, self.spec.tile, 3]})
+            with _restored_signal_stack():
                 self._model = core.compile_model(model, DEVICE, hints)
         except RuntimeError as error:
             raise OSError(f"{path}: OpenVINO cannot compile it ({_reason(error)}); use --backend onnx") from error
@@ -104,14 +104,14 @@ class OpenVINOBackend:
 
     @property
     def from_cache(self) -> bool:
-        """Whether the compiled model was found in the cache."""
+        """Whether the compiled model came from the cache."""
         return bool(self._model.get_property("LOADED_FROM_CACHE"))
 
     def run(self, images: NDArray[np.uint8]) -> TileOutputs:
-        """(N, T, T, 3) uint8 RGB, N up to `spec.max_batch` -> boxes of each tile.
+        """Run the model on tiles (N, T, T, 3), uint8 RGB, with N up to `spec.max_batch`.
 
         Raises:
-            ValueError: for other shapes or types.
+            ValueError: the shape or type is different.
         """
         check_tiles(images, self.spec)
         images = np.ascontiguousarray(images)
@@ -129,13 +129,13 @@ class OpenVINOBackend:
             while running:
                 self._idle.put(_finish(outputs, running))
         finally:
-            for _, request in running:  # of a run that was broken off: nobody else may get them while they work
+            for _, request in running:  # after an error: a request must finish before another thread may take it
                 request.wait()
                 self._idle.put(request)
         return TileOutputs(**outputs)
 
     def _request(self, outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -> Any:
-        """An idle request: the oldest of one's own before waiting for those of other threads."""
+        """Return an idle request. If there is none, finish the oldest of this call, else wait for another thread."""
         try:
             return self._idle.get_nowait()
         except queue.Empty:
@@ -143,7 +143,7 @@ class OpenVINOBackend:
 
 
 def _finish(outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -> Any:
-    """Wait for the oldest request, keep its answers, and give it back."""
+    """Wait for the oldest request, copy its outputs, and return it."""
     i, request = running[0]
     request.wait()
     for name, values in outputs.items():
@@ -152,13 +152,13 @@ def _finish(outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -
     return request
 
 
-def _described(path: Path, model: Any) -> ModelSpec:
-    """The model's own description, which OpenVINO keeps as run-time information of the framework."""
+def _spec(path: Path, model: Any) -> ModelSpec:
+    """Read the ModelSpec, which OpenVINO keeps as run-time information of the framework."""
     key = ["framework", METADATA_KEY]
     text = model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None
-    found = {node.get_any_name(): _type_name(node) for node in (*model.inputs, *model.outputs)}
-    sizes = [None if size.is_dynamic else size.get_length() for size in model.inputs[0].partial_shape]
-    return described_model(path, text, found, sizes)
+    types = {node.get_any_name(): _type_name(node) for node in (*model.inputs, *model.outputs)}
+    shape = [None if size.is_dynamic else size.get_length() for size in model.inputs[0].partial_shape]
+    return checked_spec(path, text, types, shape)
 
 
 def _type_name(node: Any) -> str:
@@ -166,26 +166,26 @@ def _type_name(node: Any) -> str:
     return TYPES.get(name, name)
 
 
-def _adds_int8_exactly() -> bool:
-    """Whether the processor adds INT8 products in 32 bits. With AVX2 alone they are added in 16, which overflow."""
+def _accumulates_int8_in_32_bits() -> bool:
+    """Return whether INT8 products are accumulated in 32 bits. With AVX2 alone it is 16 bits, which overflow."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # another system: the safe answer
+    except OSError:  # not Linux: assume the worst
         return False
     return "vnni" in flags or "amx_int8" in flags
 
 
 @contextmanager
-def _own_signal_stack() -> Iterator[None]:
-    """This thread's alternate signal stack after the block is the one from before.
+def _restored_signal_stack() -> Iterator[None]:
+    """Restore this thread's alternate signal stack after the block.
 
-    A compiled model brings a stack for signals, and when it goes, the one that it found comes back. Where models do
-    not go in the reverse order of their coming, that one is of a model that is gone: the next signal, be it Ctrl-C,
-    then ends the process with a segmentation fault. (Seen with OpenVINO 2026.4.)
+    A compiled model installs its own signal stack and, when freed, restores the previous one. If models are not freed
+    in reverse order, the restored stack belongs to a model that no longer exists, and the next signal (Ctrl-C, for
+    example) ends the process with a segmentation fault. Observed with OpenVINO 2026.4.
     """
-    stack = ctypes.create_string_buffer(64)  # stack_t; what is in it is not ours to know
+    stack = ctypes.create_string_buffer(64)  # a stack_t, used as opaque bytes
     sigaltstack = None if os.name == "nt" else ctypes.CDLL(None).sigaltstack
     if sigaltstack is not None:
         sigaltstack(None, stack)
@@ -196,9 +196,9 @@ def _own_signal_stack() -> Iterator[None]:
             sigaltstack(stack, None)
 
 
-def _cache_folder(asked: Path | None) -> Path | None:
-    """The folder for compiled models, or None where it cannot be written."""
-    folder = asked or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinydet" / "openvino"
+def _cache_folder(requested: Path | None) -> Path | None:
+    """Return the folder for compiled models, or None if it is not writable."""
+    folder = requested or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinydet" / "openvino"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -207,6 +207,6 @@ def _cache_folder(asked: Path | None) -> Path | None:
 
 
 def _reason(error: Exception) -> str:
-    """The last line that says something: OpenVINO puts places in its source before it."""
+    """Return the last line of an error: OpenVINO puts source locations before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

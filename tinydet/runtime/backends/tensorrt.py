@@ -1,11 +1,11 @@
-"""TensorRT and TensorRT-RTX engines through cuda-python. No torch.
+"""Run TensorRT and TensorRT-RTX engines through cuda-python, without torch.
 
-Unverified on a GPU: nothing here has run on one. What is held without one: every TensorRT name against the real
-bindings of 10.3 to 11.4, every CUDA name against cuda-python, and the host side (buffers, padding, order of calls)
-against a stand-in of the driver.
+Not verified on a GPU: nothing here has run on one. The tests check every TensorRT name against the real bindings of
+10.3 to 11.4, every CUDA name against cuda-python, and the host side (buffers, padding, order of calls) against a
+stand-in for the driver.
 
-A plan file runs only under the flavour, the version and the GPU that it was built for. `open_engine` says which of
-them is not so here.
+A plan file runs only with the flavor (TensorRT or TensorRT-RTX), version and GPU that it was built for. `open_engine`
+reports which of them differs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
-from tinydet.runtime.backends import TileOutputs, check_tiles, output_shapes
-from tinydet.runtime.backends.cuda_lane import DTYPES, INPUT, Execution, Lane, checked
+from tinydet.runtime.backends.contract import INPUT, TileOutputs, check_tiles, output_shapes
+from tinydet.runtime.backends.engine_runner import DTYPES, EngineRunner, Execution, checked
 from tinydet.spec import ModelSpec
 
 Flavour = Literal["tensorrt", "rtx"]
@@ -32,11 +32,10 @@ MAGIC: dict[bytes, Flavour] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}  # the first
 
 
 class TensorRTBackend:
-    """One engine; each thread that calls `run` gets its own execution contexts, stream and buffers.
+    """An engine. Each thread that calls `run` gets its own execution contexts, stream and buffers.
 
-    The engine sees few batch sizes only, the powers of two up to the largest: every size costs it a choice of
-    kernels, and a CUDA graph once it comes again. A batch in between is padded, and what the padding yields is cut
-    off.
+    Batches are padded to a power of two, or to the largest batch, and the outputs of the padding are dropped, because
+    each batch size costs the engine a choice of kernels and a CUDA graph.
     """
 
     def __init__(
@@ -44,19 +43,19 @@ class TensorRTBackend:
     ) -> None:
         """
         Args:
-            engine: a deserialised ICudaEngine with the inputs and outputs of an exported model.
+            engine: a deserialized ICudaEngine with the inputs and outputs of an exported model.
             cudart: the runtime module of cuda-python.
-            execution: how contexts of the engine are made.
-            keep: what must live as long as the engine (its Runtime and logger).
+            execution: how to create contexts of the engine.
+            keep: objects that must live as long as the engine (its Runtime and logger).
 
         Raises:
-            ValueError: where the engine's inputs and outputs are not those of `spec`.
+            ValueError: the engine's inputs, outputs or largest batch do not match `spec`.
         """
         self.name = name
         self.spec = spec
         self._engine = engine
         self._execution = execution
-        self._keep = keep  # after the engine: attributes are dropped in this order
+        self._keep = keep  # after the engine, as attributes are freed in this order
         self._cudart = cudart
         smallest, _, largest = (int(shape[0]) for shape in engine.get_tensor_profile_shape(INPUT, 0))
         if largest < spec.max_batch:
@@ -65,47 +64,53 @@ class TensorRTBackend:
             )
         self._smallest = smallest
         self._shapes = _checked_shapes(engine, spec)
-        self._lanes = threading.local()
+        self._runners = threading.local()
 
     def run(self, images: NDArray[np.uint8]) -> TileOutputs:
-        """(N, T, T, 3) uint8 RGB, N up to `spec.max_batch` -> boxes of each tile.
+        """Run the model on tiles (N, T, T, 3), uint8 RGB, with N up to `spec.max_batch`.
 
         Raises:
-            ValueError: for other shapes or types.
-            OSError: where CUDA or TensorRT fails.
+            ValueError: the shape or type is different.
+            OSError: CUDA or TensorRT failed.
         """
         check_tiles(images, self.spec)
         if len(images) == 0:
             empty = {n: np.zeros((0, *shape), DTYPES[n]) for n, shape in self._shapes.items() if n != INPUT}
             return TileOutputs(**empty)
-        return self._lane().run(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
+        return self._runner().run(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
 
     def stage_times(self, images: NDArray[np.uint8]) -> dict[str, float]:
-        """Milliseconds on the GPU of one run, by CUDA events: "copy in", "execute", "copy out". For measuring: without
-        a CUDA graph, which would hide where one stage ends. Raises as `run`, and for no tiles at all.
+        """Return the GPU milliseconds of the stages of one run, by CUDA events: "copy in", "execute", "copy out".
+
+        For measurements. Runs without a CUDA graph, which would hide the boundaries of the stages.
+
+        Raises:
+            ValueError: as `run`, and for a batch without tiles.
+            OSError: CUDA or TensorRT failed.
         """
         check_tiles(images, self.spec)
         if len(images) == 0:
             raise ValueError("no tiles: there is nothing to time")
-        return self._lane().stage_times(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
+        return self._runner().stage_times(images, padded_batch(len(images), self._smallest, self.spec.max_batch))
 
-    def _lane(self) -> Lane:
-        lane: Lane | None = getattr(self._lanes, "lane", None)
-        if lane is None:
-            lane = self._lanes.lane = Lane(self._cudart, self._execution, self._shapes, self.spec.max_batch)
-        return lane
+    def _runner(self) -> EngineRunner:
+        runner: EngineRunner | None = getattr(self._runners, "runner", None)
+        if runner is None:
+            runner = EngineRunner(self._cudart, self._execution, self._shapes, self.spec.max_batch)
+            self._runners.runner = runner
+        return runner
 
 
 def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:
     """Load the engine at `path`.
 
     Args:
-        spec: its description; None: what lies beside it (`model.engine`, `model.json`).
+        spec: its description; None to read it from the `.json` of the same name (`model.engine`, `model.json`).
 
     Raises:
-        ValueError: not an engine, or one that does not belong to the description.
-        ModuleNotFoundError: the flavour that it was built with is not installed.
-        OSError: no NVIDIA GPU, or the engine was built for another GPU, version or system.
+        ValueError: the file is not an engine, or does not match its description.
+        ModuleNotFoundError: the TensorRT flavor that built the engine is not installed.
+        OSError: there is no NVIDIA GPU, or the engine was built for another GPU, version or system.
     """
     path = Path(path)
     plan = path.read_bytes()
@@ -119,26 +124,27 @@ def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:
     gpu = gpu_description(cudart)
     if gpu is None:
         raise OSError(
-            f"{path} is a {product} engine and needs an NVIDIA GPU with its driver; there is none here{_why(cudart)}"
+            f"{path} is a {product} engine and needs an NVIDIA GPU with its driver; there is none here"
+            f"{_why_no_gpu(cudart)}"
         )
     trt = import_tensorrt(flavour)
     logger = make_logger(trt)
     try:
         runtime = trt.Runtime(logger)
-    except (TypeError, RuntimeError) as error:  # pybind11's words for a factory that gave nothing
+    except (TypeError, RuntimeError) as error:  # how pybind11 reports a null Runtime
         raise OSError(
             f"{product} {trt.__version__} does not start on {gpu}, so {path} cannot run: "
             f"{' | '.join(logger.errors) or error}"
         ) from error
     if spec.engine.get("version_compatible"):
-        runtime.engine_host_code_allowed = True  # such a plan brings its own runtime code
+        runtime.engine_host_code_allowed = True  # such a plan contains its own runtime code
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         built = spec.engine
         raise OSError(
             f"{path} cannot be loaded. Built by {product} {built.get('version')} for {built.get('gpu')} on "
-            f"{built.get('platform')}; here: {product} {trt.__version__}, {gpu}, {platform_name()}. Engines move "
-            f"between none of these; build it here: python export/to_trt.py {path.with_suffix('.onnx')}. "
+            f"{built.get('platform')}; here: {product} {trt.__version__}, {gpu}, {platform_name()}. An engine runs "
+            f"only where all of these are equal; build it here: python export/to_trt.py {path.with_suffix('.onnx')}. "
             f"{product} says: {' | '.join(logger.errors) or 'nothing'}"
         )
     execution = (_execution_rtx if flavour == "rtx" else _execution)(trt, engine)
@@ -147,7 +153,7 @@ def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:
 
 
 def plan_flavour(plan: bytes) -> Flavour | None:
-    """Which of the two a plan was built by, from its first bytes.
+    """Return which product built a plan, from its first bytes; None for other files.
 
     >>> plan_flavour(b"vtrt...")
     'rtx'
@@ -156,7 +162,7 @@ def plan_flavour(plan: bytes) -> Flavour | None:
 
 
 def padded_batch(count: int, smallest: int, largest: int) -> int:
-    """The batch that the engine sees for `count` tiles: the next power of two, within the engine's profile.
+    """Return the batch size to which `count` tiles are padded: the next power of two within the engine's profile.
 
     >>> [padded_batch(n, 1, 12) for n in (1, 3, 4, 5, 9, 12)]
     [1, 4, 4, 8, 12, 12]
@@ -165,10 +171,10 @@ def padded_batch(count: int, smallest: int, largest: int) -> int:
 
 
 def import_tensorrt(flavour: Flavour) -> Any:
-    """The module `tensorrt` or `tensorrt_rtx`; their names are the same.
+    """Import `tensorrt` or `tensorrt_rtx`, which have the same API.
 
     Raises:
-        ModuleNotFoundError: with the command that installs it.
+        ModuleNotFoundError: it is not installed; says which command installs it.
     """
     if flavour == "rtx":
         with needs_extra("rtx"):
@@ -182,7 +188,7 @@ def import_tensorrt(flavour: Flavour) -> Any:
 
 
 def import_cudart(flavour: Flavour) -> Any:
-    """The CUDA runtime of cuda-python, under its name of today or of before 12.6."""
+    """Import the CUDA runtime of cuda-python, whose module was renamed in 12.6."""
     with needs_extra(flavour):
         try:
             import cuda.bindings.runtime as cudart
@@ -192,11 +198,11 @@ def import_cudart(flavour: Flavour) -> Any:
 
 
 def make_logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps what went wrong in `errors` and passes every line to `listener` if one is set."""
+    """Create a TensorRT logger that collects errors in `errors` and passes all lines to `listener`, if set."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # pybind11 asks for this form
+            trt.ILogger.__init__(self)  # required by pybind11
             self.errors: list[str] = []
             self.listener: Callable[[str], None] | None = None
 
@@ -210,7 +216,7 @@ def make_logger(trt: Any) -> Any:
 
 
 def gpu_description(cudart: Any) -> str | None:
-    """Name and compute capability of the first visible GPU (CUDA_VISIBLE_DEVICES chooses); None: no GPU or driver."""
+    """Return name and compute capability of the first visible GPU (see CUDA_VISIBLE_DEVICES); None without a GPU."""
     error, count = cudart.cudaGetDeviceCount()
     if error != cudart.cudaError_t.cudaSuccess or count == 0:
         return None
@@ -221,35 +227,35 @@ def gpu_description(cudart: Any) -> str | None:
     return f"{name.decode() if isinstance(name, bytes) else name} ({major}.{minor})"
 
 
-def _why(cudart: Any) -> str:
-    """What CUDA says of a GPU that it does not find, in brackets; nothing where it says just that."""
+def _why_no_gpu(cudart: Any) -> str:
+    """Return CUDA's reason for finding no GPU, in parentheses; empty if it reports success."""
     error, _ = cudart.cudaGetDeviceCount()
     if error == cudart.cudaError_t.cudaErrorInsufficientDriver:
-        return f" ({error.name}: no driver, or one older than the CUDA that cuda-python is of; update one of them)"
+        return f" ({error.name}: no driver, or one older than the CUDA that cuda-python uses; update one of them)"
     return "" if error == cudart.cudaError_t.cudaSuccess else f" ({error.name})"
 
 
 def platform_name() -> str:
-    """System and processor, as engines are bound to them: linux-x86_64."""
+    """Return system and processor, to which an engine is bound, such as `linux-x86_64`."""
     return f"{platform.system().lower()}-{platform.machine().lower()}"
 
 
 def _execution(trt: Any, engine: Any) -> Execution:
-    """A context for each batch size, all in one memory: a CUDA graph belongs to one shape and one context."""
+    """Use one context per batch size, as a CUDA graph is bound to one shape and context. They share their memory."""
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     return Execution(lambda: engine.create_execution_context(strategy), int(engine.device_memory_size_v2), True)
 
 
 def _execution_rtx(trt: Any, engine: Any) -> Execution:
-    """One context for all sizes. TensorRT-RTX compiles kernels for a size while others run, and captures graphs itself
-    once it has them; only it knows when."""
+    """Use one context for all batch sizes. TensorRT-RTX compiles kernels in the background and captures graphs itself
+    when they are ready."""
     runtime_config = engine.create_runtime_config()
     runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     return Execution(lambda: engine.create_execution_context(runtime_config), 0, False)
 
 
 def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
-    """The description beside an engine, if it is this engine's."""
+    """Read the description of an engine from the `.json` of the same name, and check that it belongs to it."""
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         raise ValueError(f"{path} lacks its description {sidecar}: copy it too, or build the engine again")
@@ -266,7 +272,7 @@ def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
 
 
 def _checked_shapes(engine: Any, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of inputs and outputs without the batch axis, once they are those of an exported model."""
+    """Return the shapes of inputs and outputs without the batch axis, after checking the engine against `spec`."""
     expected: dict[str, tuple[int, ...]] = {INPUT: (spec.tile, spec.tile, 3), **output_shapes(spec)}
     names = {"uint8": "UINT8", "float32": "FLOAT", "int32": "INT32"}
     wanted = {

@@ -1,4 +1,4 @@
-"""From pixels to places: the geotransform of a raster, north-up or rotated, and longitude and latitude."""
+"""Map pixels to map coordinates with the geotransform of a raster, and to longitude and latitude."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
 
-LON_LAT = "OGC:CRS84"  # WGS 84, longitude first, as GeoJSON has it (RFC 7946)
+LON_LAT = "OGC:CRS84"  # WGS 84, longitude first, as in GeoJSON (RFC 7946)
 
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where the pixels of a raster lie.
+    """The position of a raster on the earth.
 
     Attributes:
-        transform: (a, b, c, d, e, f): x = a * column + b * row + c and y = d * column + e * row + f, of the corner of
-            a pixel that is first in its row and column. b and d are 0 where north is up.
+        transform: (a, b, c, d, e, f) of the affine map x = a * column + b * row + c, y = d * column + e * row + f from
+            pixel corners to `crs`. b and d are 0 for a north-up raster.
         crs: the coordinate reference system of x and y, as WKT.
     """
 
@@ -28,9 +28,9 @@ class Georeference:
     crs: str
 
     def corners(self, boxes: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The corners (N, 4, 2) of boxes (N, 4) xyxy in pixels, as x and y of the reference system.
+        """Return the corners (N, 4, 2) of boxes (N, 4), xyxy in pixels, as x and y in `crs`.
 
-        Down the left side first: counterclockwise on the map, unless the raster is mirrored.
+        The order starts down the left side, which is counterclockwise on the map unless the raster is mirrored.
         """
         x1, y1, x2, y2 = boxes.astype(np.float64).T
         a, b, c, d, e, f = self.transform
@@ -38,10 +38,10 @@ class Georeference:
         return np.stack([a * column + b * row + c, d * column + e * row + f], axis=-1)
 
     def lon_lat(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Points (..., 2) of the reference system as longitude and latitude in degrees.
+        """Convert points (..., 2) in `crs` to longitude and latitude in degrees.
 
         Raises:
-            ValueError: where a point has none, as outside of the system's area.
+            ValueError: a point has none, for example outside the area of the reference system.
         """
         with needs_extra("geo"):
             import rasterio.warp
@@ -52,13 +52,13 @@ class Georeference:
             lon, lat = rasterio.warp.transform(self.crs, LON_LAT, flat[:, 0], flat[:, 1])
         except rasterio.errors.RasterioError as error:
             raise ValueError(f"the raster's coordinates have no longitude and latitude ({error})") from error
-        placed = np.stack([np.asarray(lon, np.float64), np.asarray(lat, np.float64)], axis=-1)
-        if not np.isfinite(placed).all():
+        converted = np.stack([np.asarray(lon, np.float64), np.asarray(lat, np.float64)], axis=-1)
+        if not np.isfinite(converted).all():
             raise ValueError("the raster's coordinates have no longitude and latitude; check its geotransform and CRS")
-        return placed.reshape(points.shape)
+        return converted.reshape(points.shape)
 
     def rings(self, boxes: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Closed rings (N, 5, 2) around boxes (N, 4), longitude and latitude, counterclockwise."""
+        """Return closed counterclockwise rings (N, 5, 2) around boxes (N, 4), as longitude and latitude."""
         corners = self.lon_lat(self.corners(boxes))
         following = np.roll(corners, -1, axis=1)
         doubled_area = (corners[..., 0] * following[..., 1] - following[..., 0] * corners[..., 1]).sum(axis=1)
@@ -67,9 +67,9 @@ class Georeference:
 
 
 def georeference_of(path: Path) -> Georeference | None:
-    """Of a raster file with a geotransform and a reference system; None for every other file, and without rasterio.
+    """Read the georeference of a raster file; None if it has no geotransform or CRS, and without rasterio.
 
-    None, too, for one that is to be shown turned (EXIF): its geotransform is of the pixels as they are stored.
+    Also None if the file has an EXIF orientation, as its geotransform refers to the pixels before rotation.
     """
     try:
         with needs_extra("geo"):
@@ -80,8 +80,8 @@ def georeference_of(path: Path) -> Georeference | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path) as file:
-                turned = file.tags().get("EXIF_Orientation", "1") != "1"
-                if file.crs is None or file.transform.is_identity or turned:
+                rotated = file.tags().get("EXIF_Orientation", "1") != "1"
+                if file.crs is None or file.transform.is_identity or rotated:
                     return None
                 return Georeference(tuple(file.transform)[:6], file.crs.to_wkt())
     except rasterio.errors.RasterioError:

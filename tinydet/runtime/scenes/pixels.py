@@ -1,4 +1,4 @@
-"""Pixels of any number type as the uint8 RGB that a model sees."""
+"""Convert pixels of any number type to the uint8 RGB that a model takes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.spec import STRETCH
+
 Pixels = NDArray[np.generic]
 Image = NDArray[np.uint8]
 
-STRETCH = (0.5, 99.5)  # percentiles that map to 0 and 255 where pixels are wider than 8 bits
-SAMPLE = 1 << 22  # pixels from which percentiles are taken
+SAMPLE = 1 << 22  # number of pixels from which percentiles are computed
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Values of each band that map to 0 and 255."""
+    """For each band, the values that map to 0 (`low`) and 255 (`high`)."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
 
 
 def measure_limits(pixels: Pixels, percentiles: tuple[float, float] = STRETCH) -> Limits:
-    """The percentiles of each band of (H, W) or (H, W, C) pixels; NaN and masked pixels do not count."""
+    """Compute the percentiles of each band of (H, W) or (H, W, C) pixels, without NaN and masked pixels.
+
+    Raises:
+        ValueError: the percentiles are not increasing, or outside [0, 100].
+    """
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
-        raise ValueError(f"the percentiles of a stretch rise within [0, 100], got {percentiles}")
+        raise ValueError(f"the percentiles of a stretch increase within [0, 100], got {percentiles}")
     bands = pixels if pixels.ndim == 3 else pixels[..., None]
     step = max(1, round((bands.shape[0] * bands.shape[1] / SAMPLE) ** 0.5))
     limits = []
@@ -38,13 +43,13 @@ def measure_limits(pixels: Pixels, percentiles: tuple[float, float] = STRETCH) -
 
 
 def to_rgb8(pixels: Pixels, stretch: tuple[float, float] | Limits = STRETCH) -> Image:
-    """Pixels (H, W) or (H, W, C) of any number type as uint8 (H, W, 3) RGB.
+    """Convert pixels (H, W) or (H, W, C) of any number type to uint8 (H, W, 3) RGB.
 
-    One band is grey; the second of two and all after the third are dropped (alpha). 8-bit values stay as they are.
-    Others are stretched, each band by its own limits: by their percentiles in these pixels, or by given `Limits`.
+    One band is grayscale. The second of two bands and all bands after the third are dropped (alpha). 8-bit values are
+    kept. Other types are stretched, each band between its own limits: `stretch`, or these percentiles of the pixels.
 
     Raises:
-        ValueError: for another shape or type.
+        ValueError: the pixels have another shape, or are not numbers.
     """
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -54,30 +59,30 @@ def to_rgb8(pixels: Pixels, stretch: tuple[float, float] | Limits = STRETCH) -> 
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     if pixels.dtype != np.uint8:
-        pixels = _stretched(pixels, stretch if isinstance(stretch, Limits) else measure_limits(pixels, stretch))
+        pixels = _stretch(pixels, stretch if isinstance(stretch, Limits) else measure_limits(pixels, stretch))
     rgb = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
     return np.ascontiguousarray(rgb, np.uint8)
 
 
 class BandsError(ValueError):
-    """Bands that a scene does not have."""
+    """A selection of bands that a scene does not have."""
 
 
 def check_bands(bands: Sequence[int], available: int, name: str) -> None:
-    """Refuse a choice of bands, counted from 1, that a scene of `available` bands does not have.
+    """Check a selection of bands, counted from 1, for a scene of `available` bands.
 
     Raises:
-        BandsError: naming the scene, the rule and the choice.
+        BandsError: there are not one or three, or one does not exist. Names the scene.
     """
     if len(bands) not in (1, 3) or not all(1 <= band <= available for band in bands):
         raise BandsError(
-            f"{name}: bands are one (grey) or three (red, green, blue) of 1 to {available}, got "
+            f"{name}: bands are one (grayscale) or three (red, green, blue) of 1 to {available}, got "
             f"{','.join(map(str, bands))}"
         )
 
 
-def resized(pixels: Image, size: tuple[int, int]) -> Image:
-    """Averaged where `size` (width, height) is smaller in both directions, else interpolated."""
+def resize(pixels: Image, size: tuple[int, int]) -> Image:
+    """Resize to `size` (width, height), by averaging if neither side grows, else by bilinear interpolation."""
     height, width = pixels.shape[:2]
     if (width, height) == size:
         return pixels
@@ -86,7 +91,8 @@ def resized(pixels: Image, size: tuple[int, int]) -> Image:
     return np.asarray(result, np.uint8)
 
 
-def _stretched(pixels: Pixels, limits: Limits) -> Image:
+def _stretch(pixels: Pixels, limits: Limits) -> Image:
+    """Map each band linearly from its limits to 0 and 255; NaN becomes 0."""
     low, high = (np.asarray(side, np.float32) for side in (limits.low, limits.high))
     span = np.where(high > low, high - low, 1)
     scaled = np.clip((pixels.astype(np.float32) - low) / span, 0, 1) * 255 + 0.5

@@ -1,4 +1,4 @@
-"""What a user names, as a list of scenes: files, folders, patterns, COCO sets, videos, streams."""
+"""Expand the inputs of a command (files, folders, patterns, COCO files, videos, streams) into a list of sources."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 IMAGES = frozenset(
     {".avif", ".bmp", ".gif", ".img", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
     | {".vrt", ".webp"}
-)  # what is taken from a folder; a file that is named may be called anything
+)  # suffixes that are searched for in a folder; a file that is named directly may have any
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
-OUTPUT = re.compile(r"\.detections(\.|$)")  # what we wrote beside a scene is no scene
+OUTPUT = re.compile(r"\.detections(\.|$)")  # our own output files, which are skipped
 LIVE = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "tcp", "srt")
 LOCATION = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
@@ -26,9 +26,9 @@ class Source:
     """A scene to open, or a video or stream of them.
 
     Attributes:
-        location: a path, or of a stream what the user named.
-        image_id: its COCO id, or that of the first frame.
-        moving: whether it has frames.
+        location: a path, URL, video device, or the number of a webcam.
+        image_id: the COCO image id of the scene, or of the first frame.
+        moving: whether it is a video or stream.
     """
 
     location: str
@@ -41,26 +41,26 @@ class Source:
 
     @property
     def name(self) -> str:
-        """A name for files that belong to it, without folder and suffix."""
+        """A base name for output files: the file name without suffix, or the address of a stream."""
         if is_stream(self.location):
             return re.sub(r"[^\w-]+", "-", LOCATION.sub("", self.location)).strip("-") or "stream"
         return self.path.stem
 
     @property
     def live(self) -> bool:
-        """Whether it goes on while nobody looks."""
+        """Whether it is a live stream or webcam."""
         return is_live(self.location)
 
 
 def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]:
-    """Files, folders (with all below), patterns such as `flight/**/*.tif`, videos, `rtsp://...`, a webcam as `0`.
+    """Find the scenes that `words` name: files, folders, patterns (`flight/**/*.tif`), URLs, webcams (`0`).
 
-    What a folder or a pattern gives is sorted by name; the ids count on from `first_id`. A file that is named twice
-    is taken once.
+    Folders are searched recursively. Files of a folder or pattern are sorted by name, repeated files are dropped, and
+    image ids count up from `first_id`.
 
     Raises:
-        ValueError: a folder or a pattern that holds no scene.
-        FileNotFoundError: a file that does not exist.
+        ValueError: a folder or pattern matches no scene.
+        FileNotFoundError: a file does not exist.
     """
     found: dict[str, None] = {}
     for word in map(str, words):
@@ -72,15 +72,15 @@ def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]
 
 
 def coco_sources(annotations: Path, images: Path | None = None) -> list[Source]:
-    """The images of a COCO file, with the ids that it gives them, in its order.
+    """Return the images of a COCO file, in its order and with its image ids.
 
     Args:
-        annotations: `.json`, or gzipped `.json.gz`; only its `images` are looked at.
-        images: their folder; None for `images` beside the file, or its own folder where there is none.
+        annotations: `.json` or gzipped `.json.gz`; only `images` is read.
+        images: folder of the images; None for the folder `images` next to the file, or the file's folder without one.
 
     Raises:
-        ValueError: the file is no COCO file, or two images have one id.
-        OSError: the file, or an image of it, is missing.
+        ValueError: the file is not a COCO file, or two images have the same id.
+        OSError: the file or one of its images is missing.
     """
     entries = _image_entries(annotations)
     folder = images
@@ -95,19 +95,19 @@ def coco_sources(annotations: Path, images: Path | None = None) -> list[Source]:
             "--images names their folder"
         )
     if len({source.image_id for source in sources}) != len(sources):
-        raise ValueError(f"{annotations}: two images have one id; correct the file (tinydet data check)")
+        raise ValueError(f"{annotations}: two images have the same id; correct the file (tinydet data check)")
     return sources
 
 
 def is_stream(location: str) -> bool:
-    """Whether it is no file: a URL, a video device, or the number of a webcam."""
+    """Return whether a location is not a file: a URL, a video device, or the number of a webcam."""
     if LOCATION.match(location) or location.startswith("/dev/video"):
         return True
     return location.isdecimal() and not Path(location).exists()
 
 
 def is_live(location: str) -> bool:
-    """Whether it is a webcam, or of a protocol of streams; a video on a web server is not."""
+    """Return whether a location is a webcam or uses a streaming protocol; a video on a web server does not."""
     camera = location.startswith("/dev/video") or (location.isdecimal() and not Path(location).exists())
     return camera or location.partition("://")[0].lower() in LIVE
 
@@ -117,23 +117,22 @@ def _expand(word: str) -> list[str]:
     if is_stream(word) or path.is_file():
         return [word]
     if path.is_dir():
-        held = [str(one) for one in sorted(path.rglob("*")) if _is_scene(one)]
-        if not held:
+        found = [str(file) for file in sorted(path.rglob("*")) if _is_scene(file)]
+        if not found:
             raise ValueError(f"{path} is a folder without images or videos ({', '.join(sorted(IMAGES))}); name another")
-        return held
+        return found
     if glob.has_magic(word):
-        held = [
-            one for one in sorted(glob.glob(word, recursive=True)) if Path(one).is_file() and not OUTPUT.search(one)
-        ]
-        if not held:
-            raise ValueError(f"no file is called {word}; quote the pattern, and try it with ls")
-        return held
+        matches = sorted(glob.glob(word, recursive=True))
+        found = [match for match in matches if Path(match).is_file() and not OUTPUT.search(match)]
+        if not found:
+            raise ValueError(f"no file matches {word}; quote the pattern, and try it with ls")
+        return found
     raise FileNotFoundError(f"{word} does not exist; check the path")
 
 
 def _is_scene(path: Path) -> bool:
-    known = path.suffix.lower() in IMAGES | VIDEOS
-    return known and not OUTPUT.search(path.name) and not path.name.startswith(".") and path.is_file()
+    is_known = path.suffix.lower() in IMAGES | VIDEOS
+    return is_known and not OUTPUT.search(path.name) and not path.name.startswith(".") and path.is_file()
 
 
 def _image_entries(path: Path) -> list[dict[str, Any]]:

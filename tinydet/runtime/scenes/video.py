@@ -1,8 +1,7 @@
-"""Videos and live streams as scenes, one a frame, with the time that each was taken at.
+"""Read videos and live streams frame by frame; each frame is a scene with its time stamp.
 
-A file gives every frame that is asked for, however long the work takes. A live source gives the newest one: what
-comes while the model is busy is dropped and counted, so that the answer never lags behind. Where it breaks it is opened
-again.
+A file yields every requested frame. A live source yields the newest frame: frames that arrive while the model is busy
+are dropped and counted, so that detections do not lag behind. A live source that breaks is reopened.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ import numpy as np
 
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.scenes.scene import DamagedSceneError, Scene, open_scene
+from tinydet.runtime.scenes.scene import ArrayScene, DamagedSceneError, Scene
 from tinydet.runtime.scenes.sources import is_live
 
-PATIENCE = 5.0  # seconds that a source may be silent before it counts as broken
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between attempts to open it again
-AHEAD = 2  # frames of a file that are decoded while one is worked on
+TIMEOUT = 5.0  # seconds without data after which a source is considered broken
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between attempts to reopen a live source
+READ_AHEAD = 2  # frames of a file that are decoded in advance
 
 
 class LostStreamError(OSError):
-    """A live source that does not come back."""
+    """A live source that broke and could not be reopened."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video.
+    """A frame of a video.
 
     Attributes:
-        scene: its pixels.
-        index: counts the frames of the source from 0, those that were skipped or dropped too.
-        seconds: since the first frame, by the source's own time stamps.
-        clock: when it arrived (UTC), of a live source.
+        scene: the pixels, upright.
+        index: number of the frame in the source, from 0; skipped and dropped frames count.
+        seconds: time since the first frame, from the time stamps of the source.
+        clock: time of arrival (UTC) for a live source, else None.
     """
 
     scene: Scene
@@ -52,27 +51,29 @@ class Frame:
 
 
 class Video:
-    """Frames of a video file, a URL, or a webcam; a context manager, to be iterated once.
+    """The frames of a video file, a URL or a webcam. A context manager that is iterated once.
 
     Attributes:
-        name, width, height: of the first video stream, as it is stored; its frames are upright.
-        frames: how many there will be; 0 where the source does not say.
-        live: whether it goes on while nobody looks.
-        dropped: frames of a live source that were not taken, so far.
-        reconnects: how often it was opened again, so far.
+        name: the location.
+        width, height: size of the first video stream as it is stored, before rotation.
+        rate: frames per second.
+        frames: number of frames that will be yielded; 0 if the source does not say.
+        live: whether frames are dropped to keep up with the source.
+        dropped: number of frames of a live source dropped so far.
+        reconnects: number of times that a live source was reopened so far.
     """
 
     def __init__(self, location: str, *, every: int = 1, live: bool | None = None, reconnect: float = 30.0) -> None:
         """
         Args:
-            location: path, URL, `/dev/videoN` or N for a webcam.
-            every: take the first of so many frames.
-            live: None to tell from the location: a webcam, or a protocol of streams.
-            reconnect: seconds for which a live source that broke is tried again; 0 ends there.
+            location: a path, a URL, or `/dev/videoN` or N for a webcam.
+            every: yield every n-th frame.
+            live: None to decide from the location: webcams and streaming protocols are live.
+            reconnect: seconds for which to try to reopen a live source that broke; 0 to end instead.
 
         Raises:
-            ValueError: no video, or `every` below 1.
-            OSError: it is missing or does not answer.
+            ValueError: the source is not a video, or `every` is below 1.
+            OSError: the source is missing or does not respond.
             ModuleNotFoundError: PyAV is not installed.
         """
         if every < 1:
@@ -85,13 +86,13 @@ class Video:
         device = location.startswith("/dev/video") or location.isdecimal()
         self.live = is_live(location) if live is None else live
         self._every, self._reconnect = every, reconnect
-        self._open_options: dict[str, Any] = {"timeout": PATIENCE}
+        self._open_options: dict[str, Any] = {"timeout": TIMEOUT}
         self._location = f"/dev/video{location}" if location.isdecimal() else location
         if device:
             self._open_options["format"] = "v4l2"
         if scheme in ("rtsp", "rtsps"):
-            self._open_options["options"] = {"rtsp_transport": "tcp"}  # UDP loses packets, and boxes with them
-        self._container = self._opened()
+            self._open_options["options"] = {"rtsp_transport": "tcp"}  # UDP would lose packets, and with them objects
+        self._container = self._open()
         stream = self._container.streams.video[0]
         self.width, self.height = stream.codec_context.width, stream.codec_context.height
         self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
@@ -100,28 +101,28 @@ class Video:
         self._closed = threading.Event()
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames in order; a thread decodes ahead.
+        """Yield the frames in order, while a thread decodes ahead.
 
         Raises:
             ValueError: the file is damaged.
-            LostStreamError: a live source stays silent for longer than `reconnect`.
+            LostStreamError: a live source sends nothing for longer than `reconnect`.
         """
-        newest = _Newest() if self.live else None
-        line = newest or _Line()
-        thread = threading.Thread(target=self._decode, args=(line,), name="tinydet-video", daemon=True)
+        newest = _NewestFrame() if self.live else None
+        frames = newest or _FrameQueue()
+        thread = threading.Thread(target=self._decode, args=(frames,), name="tinydet-video", daemon=True)
         thread.start()
         try:
-            while (frame := line.get()) is not None:
+            while (frame := frames.get()) is not None:
                 if newest is not None:
                     self.dropped = newest.dropped
                 yield frame
         finally:
             self._closed.set()
-            line.close()
+            frames.close()
             thread.join()
 
     def close(self) -> None:
-        """Give the source back."""
+        """Close the source."""
         self._closed.set()
         self._container.close()
 
@@ -131,44 +132,44 @@ class Video:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _opened(self) -> Any:
+    def _open(self) -> Any:
         try:
             container = self._av.open(self._location, **self._open_options)
         except (self._av.error.FFmpegError, OSError) as error:
-            there = Path(self._location).is_file() and not isinstance(error, PermissionError)
-            kind = DamagedSceneError if there else OSError
+            readable = Path(self._location).is_file() and not isinstance(error, PermissionError)
+            kind = DamagedSceneError if readable else OSError
             raise kind(f"{self.name}: cannot be opened as a video ({_reason(error)})") from error
         if not container.streams.video:
             container.close()
             raise DamagedSceneError(f"{self.name} has no video stream; name another file")
-        container.streams.video[0].thread_type = "SLICE" if self.live else "AUTO"  # frames in flight are a delay
+        container.streams.video[0].thread_type = "SLICE" if self.live else "AUTO"  # frame threading adds latency
         return container
 
-    def _decode(self, line: _Line) -> None:
-        """Put frames into the line until the source ends, in a thread."""
+    def _decode(self, frames: _FrameQueue) -> None:
+        """Put frames into the queue until the source ends. Runs in a thread."""
         try:
-            for frame in self._reconnecting() if self.live else self._decoded(0, 0.0):
-                line.put(frame)
-        except _LineClosed:
+            for frame in self._live_frames() if self.live else self._decoded_frames(0, 0.0):
+                frames.put(frame)
+        except _QueueClosed:
             return
-        except BaseException as error:  # of any kind: it is raised where the frames are taken
-            line.put(error)
+        except BaseException as error:  # raised again in the thread that takes the frames
+            frames.put(error)
             return
-        line.put(None)
+        frames.put(None)
 
-    def _decoded(self, index: int, offset: float) -> Iterator[Frame]:
-        """Frames from the container as it stands; their times begin with `offset`."""
+    def _decoded_frames(self, index: int, offset: float) -> Iterator[Frame]:
+        """Yield the frames of the open container, numbered from `index`, with times from `offset` seconds."""
         first = None
         seconds = offset
         try:
-            with closing(self._container.decode(video=0)) as frames:
-                for picture in frames:
-                    stamp = index / float(self.rate) if picture.time is None else picture.time
+            with closing(self._container.decode(video=0)) as decoded:
+                for frame in decoded:
+                    stamp = index / float(self.rate) if frame.time is None else frame.time
                     first = stamp if first is None else first
                     seconds = offset + stamp - first
                     if index % self._every == 0:
                         clock = datetime.now(timezone.utc) if self.live else None
-                        yield Frame(_picture(picture, f"{self.name}#{index}"), index, seconds, clock)
+                        yield Frame(_scene(frame, f"{self.name}#{index}"), index, seconds, clock)
                     index += 1
                     if self._closed.is_set():
                         return
@@ -176,14 +177,16 @@ class Video:
             kind = OSError if self.live else DamagedSceneError
             raise kind(f"{self.name}: broken after {seconds:.1f} s ({_reason(error)}); get it again") from error
 
-    def _reconnecting(self) -> Iterator[Frame]:
-        """Frames of a live source, for as long as it comes back."""
-        began = last = time.monotonic()
+    def _live_frames(self) -> Iterator[Frame]:
+        """Yield the frames of a live source, reopening it when it breaks."""
+        started = last = time.monotonic()
         index, seconds, pause = 0, 0.0, FIRST_PAUSE
         problem = "it ended"
         while True:
-            try:  # its own times begin anew: they go on from the clock, and never backwards
-                for frame in self._decoded(index, max(seconds, time.monotonic() - began) if index else 0.0):
+            try:
+                # A reopened source restarts its time stamps: continue from the clock, without going backwards.
+                offset = max(seconds, time.monotonic() - started) if index else 0.0
+                for frame in self._decoded_frames(index, offset):
                     last, pause = time.monotonic(), FIRST_PAUSE
                     index, seconds = frame.index + 1, frame.seconds
                     yield frame
@@ -195,27 +198,25 @@ class Video:
                     return
                 if time.monotonic() - last > self._reconnect:
                     raise LostStreamError(
-                        f"{self.name}: no frame for {self._reconnect:.0f} s ({problem}); see whether it runs"
+                        f"{self.name}: no frame for {self._reconnect:.0f} s ({problem}); check the source"
                     )
                 self._closed.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 try:
                     self._container.close()
-                    self._container = self._opened()
+                    self._container = self._open()
                     self.reconnects += 1
                     break
                 except (OSError, ValueError) as error:
                     problem = str(error)
 
 
-class _LineClosed(Exception):
-    """Nobody takes from the line any more."""
+class _QueueClosed(Exception):
+    """The consumer has stopped taking frames."""
 
 
-class _Line:
-    """Frames on their way from one thread to another, a few at a time; the last is None, or an error."""
-
-    length: int = AHEAD
+class _FrameQueue:
+    """Passes frames from the decoding thread to the consumer; None marks the end. Errors are raised by `get`."""
 
     def __init__(self) -> None:
         self._items: deque[Frame | BaseException | None] = deque()
@@ -227,7 +228,7 @@ class _Line:
             if isinstance(item, Frame):
                 self._make_room()
                 if self._closed:
-                    raise _LineClosed
+                    raise _QueueClosed
             self._items.append(item)
             self._changed.notify_all()
 
@@ -247,12 +248,13 @@ class _Line:
             self._changed.notify_all()
 
     def _make_room(self) -> None:
-        while len(self._items) >= self.length and not self._closed:
+        """Wait until fewer than READ_AHEAD frames are queued."""
+        while len(self._items) >= READ_AHEAD and not self._closed:
             self._changed.wait()
 
 
-class _Newest(_Line):
-    """Only the newest frame waits; the one before it is dropped."""
+class _NewestFrame(_FrameQueue):
+    """Keeps only the newest frame and counts those that it drops."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,11 +265,11 @@ class _Newest(_Line):
         self._items.clear()
 
 
-def _picture(frame: Any, name: str) -> Scene:
+def _scene(frame: Any, name: str) -> Scene:
     pixels: Image = frame.to_ndarray(format="rgb24")
-    scene = open_scene(np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)) if frame.rotation else pixels)
-    scene.name = name
-    return scene
+    if frame.rotation:
+        pixels = np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
+    return ArrayScene(name, pixels)
 
 
 def _reason(error: BaseException) -> str:

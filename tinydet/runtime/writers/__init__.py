@@ -1,10 +1,10 @@
-"""Files of detections, in the formats that other tools open. The suffix of a file says which.
+"""Write detections in the formats that other tools read. The suffix of a file selects its format.
 
     with open_writer(Path("found.geojson"), spec) as write:
         for ... in scenes:
             write(SceneDetections(...))
 
-A file is whole or absent. It may be given a scene in several portions, so that memory holds those of one.
+Files are written atomically. The detections of a scene may be written in several parts, to bound memory.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ __all__ = [
 ]
 
 Write = Callable[[SceneDetections], None]
-PIECE = 10_000  # boxes that are made to text at once
+CHUNK = 10_000  # boxes that are converted to text at once
 
 
 class Format(NamedTuple):
-    """A kind of file.
+    """A file format.
 
     Attributes:
-        suffix: that its files have.
-        write: opens a file, gives the function that takes a scene, and closes it.
-        summary: for people.
-        one_scene: whether a file holds one scene only.
-        placed: whether it holds places on the earth rather than pixels.
+        suffix: of its files.
+        write: context manager that opens a file and yields the function that writes a scene.
+        summary: short description for help texts.
+        one_scene: whether a file holds a single scene.
+        placed: whether it holds map coordinates rather than pixels.
     """
 
     suffix: str
@@ -59,18 +59,18 @@ class Format(NamedTuple):
 FORMATS = {
     "coco": Format(".json", write_coco_results, "COCO results"),
     "geojson": Format(".geojson", write_geojson, "polygons in longitude and latitude", placed=True),
-    "gpkg": Format(".gpkg", write_geopackage, "GeoPackage, for QGIS and others", placed=True),
-    "csv": Format(".csv", write_csv, "a line a box, with its tile, pass and distance to the seam"),
-    "parquet": Format(".parquet", write_parquet, "the same as a typed table"),
+    "gpkg": Format(".gpkg", write_geopackage, "GeoPackage, for QGIS and other GIS", placed=True),
+    "csv": Format(".csv", write_csv, "one row per box, with tile, pass and distance to the seam"),
+    "parquet": Format(".parquet", write_parquet, "the same columns as a typed table"),
     "yolo": Format(".txt", write_yolo, "YOLO labels with scores", one_scene=True),
 }
 
 
 def format_of(path: Path, kind: str | None = None) -> Format:
-    """The format of a file, by its suffix, or as `kind` names it.
+    """Return the format named `kind`, or for None the format of the file's suffix.
 
     Raises:
-        ValueError: naming the suffixes that there are.
+        ValueError: the format or suffix is unknown; lists the known ones.
     """
     if kind is not None:
         if kind not in FORMATS:
@@ -81,22 +81,22 @@ def format_of(path: Path, kind: str | None = None) -> Format:
             return form
     known = ", ".join(f"{form.suffix} ({form.summary})" for form in FORMATS.values())
     raise ValueError(
-        f"{path}: no format has the suffix {path.suffix!r}; there are {known}; a folder's name ends with /, and what "
-        "shows pixels is another option (--draw, --crops)"
+        f"{path}: no format has the suffix {path.suffix!r}; there are {known}; end a folder with /, and use --draw or "
+        "--crops for images"
     )
 
 
 def paths_of(path: Path, kinds: Sequence[str] | None = None) -> tuple[Path, ...]:
-    """The files of one name in several formats, `path` the first of them.
+    """Return the files of one name in several formats, `path` first.
 
-    >>> [str(one) for one in paths_of(Path("all.json"), ["coco", "csv"])]
+    >>> [str(file) for file in paths_of(Path("all.json"), ["coco", "csv"])]
     ['all.json', 'all.csv']
 
     Args:
-        kinds: keys of `FORMATS`; None for that of the suffix.
+        kinds: keys of `FORMATS`; None for the format of the suffix.
 
     Raises:
-        ValueError: the suffix is of no format, or of none of these.
+        ValueError: the suffix belongs to no format, or to none of `kinds`.
     """
     if is_device(path):
         if kinds not in (None, ("coco",)):
@@ -108,27 +108,27 @@ def paths_of(path: Path, kinds: Sequence[str] | None = None) -> tuple[Path, ...]
     chosen = [format_of(path, kind) for kind in kinds]
     if own not in chosen:
         raise ValueError(
-            f"{path} is {own.summary}, which is none of the formats asked for ({', '.join(kinds)}); call it "
+            f"{path} is {own.summary}, which is not among the requested formats ({', '.join(kinds)}); name it "
             f"{path.with_suffix(chosen[0].suffix)}"
         )
     return (path, *(path.with_suffix(form.suffix) for form in chosen if form is not own))
 
 
 def check_output(path: Path, scenes: int, kind: str | None = None) -> None:
-    """Refuse what cannot be written, before the work rather than after it.
+    """Check that a file can be written, before the work that produces it.
 
     Args:
-        scenes: how many the file is to hold.
+        scenes: number of scenes that the file will hold.
 
     Raises:
-        ValueError: an unknown suffix, or several scenes for a format that holds one.
+        ValueError: the suffix is unknown, or the format holds one scene only.
         ModuleNotFoundError: the format needs a package that is not installed.
     """
     form = format_of(path, kind)
     if form.one_scene and scenes > 1:
         raise ValueError(
             f"{path} is to hold {scenes} scenes, but a {form.suffix} file holds one; "
-            "name a folder, and the format beside it, for a file each"
+            "name a folder, and the format with --format, to write a file for each"
         )
     if form.placed:
         with needs_extra("geo"):
@@ -140,14 +140,14 @@ def check_output(path: Path, scenes: int, kind: str | None = None) -> None:
 
 
 def open_writer(path: Path, spec: ModelSpec, kind: str | None = None) -> AbstractContextManager[Write]:
-    """Open a file of detections; inside the block, call what it gives with each scene.
+    """Open a file of detections. Inside the block, call the yielded function with each scene.
 
     Args:
         spec: of the model, for the names and ids of its classes.
-        kind: one of `FORMATS`; None by the suffix.
+        kind: a key of `FORMATS`; None for the format of the suffix.
 
     Raises:
-        ValueError: an unknown suffix; later, a scene that the format cannot hold.
+        ValueError: the suffix is unknown, or, while writing, the format cannot hold a scene.
         OSError: the file cannot be written.
         ModuleNotFoundError: the format needs a package that is not installed.
     """
@@ -156,9 +156,9 @@ def open_writer(path: Path, spec: ModelSpec, kind: str | None = None) -> Abstrac
 
 @contextmanager
 def open_writers(paths: Sequence[Path], spec: ModelSpec) -> Iterator[Write]:
-    """Several files as one; each by its suffix, a device as COCO results.
+    """Open several files at once. Suffixes select the formats; devices receive COCO results.
 
-    Large scenes are written in pieces, so that no writer makes all of its text at once.
+    Large scenes are written in chunks, to bound the text in memory.
 
     Raises:
         ValueError, OSError, ModuleNotFoundError: as `open_writer`.
@@ -167,14 +167,14 @@ def open_writers(paths: Sequence[Path], spec: ModelSpec) -> Iterator[Write]:
         writers = [stack.enter_context(open_writer(path, spec, "coco" if is_device(path) else None)) for path in paths]
 
         def write(found: SceneDetections) -> None:
-            for start in range(0, len(found.detections), PIECE):
-                piece = replace(found, detections=found.detections[start : start + PIECE])
-                for to_file in writers:
-                    to_file(piece)
+            for start in range(0, len(found.detections), CHUNK):
+                chunk = replace(found, detections=found.detections[start : start + CHUNK])
+                for write_chunk in writers:
+                    write_chunk(chunk)
 
         yield write
 
 
 def is_device(path: Path) -> bool:
-    """Whether a path is a device or a pipe."""
+    """Return whether a path is a device or a pipe."""
     return path.exists() and not path.is_file() and not path.is_dir()

@@ -1,6 +1,6 @@
-"""Polygons on the earth: GeoJSON (RFC 7946) and GeoPackage, in longitude and latitude.
+"""Write detections as map polygons: GeoJSON (RFC 7946) and GeoPackage, in longitude and latitude.
 
-The corners of a box go through the geotransform one by one, so that boxes of a rotated raster are rotated on the map.
+Each corner of a box is mapped through the geotransform, so the boxes of a rotated raster are rotated on the map.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tinydet.runtime.scenes.georeference import Georeference
 from tinydet.runtime.writers.table import SceneDetections, columns
 from tinydet.spec import ModelSpec
 
-DIGITS = 9  # of a degree: a tenth of a millimetre
+DIGITS = 9  # decimals of a degree: a tenth of a millimeter
 LAYER = "detections"
 WKB_RING = np.dtype(  # a polygon of one closed ring around four corners, little-endian
     [("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("ring", "<f8", (5, 2))]
@@ -31,13 +31,13 @@ WKB_RING = np.dtype(  # a polygon of one closed ring around four corners, little
 
 @contextmanager
 def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """A FeatureCollection for all scenes; a line a box, with the columns of the table as its properties."""
+    """Write a FeatureCollection of all scenes, one line per box, with the columns of the table as properties."""
     with atomic_path(path, part=True) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
-        before = "\n"
+        separator = "\n"
 
         def write(found: SceneDetections) -> None:
-            nonlocal before
+            nonlocal separator
             rings = np.round(_georeference(path, found).rings(found.detections.boxes), DIGITS).tolist()
             table = columns(found, spec)
             names, values = list(table), (column.tolist() for column in table.values())
@@ -50,8 +50,8 @@ def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
                         name: None if value != value else value for name, value in zip(names, row, strict=True)
                     },
                 }
-                file.write(before + json.dumps(feature, allow_nan=False, ensure_ascii=False))
-                before = ",\n"
+                file.write(separator + json.dumps(feature, allow_nan=False, ensure_ascii=False))
+                separator = ",\n"
 
         yield write
         file.write("\n]}\n")
@@ -59,32 +59,32 @@ def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
 @contextmanager
 def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """One layer, `detections`, for all scenes."""
+    """Write all scenes into one layer, `detections`."""
     with needs_extra("geo"):
         import pyogrio.raw
         from pyogrio.errors import DataSourceError
 
-    with ExitStack() as held, atomic_path(path, part=True) as temporary, ExitStack() as of_gdal:
-        # GDAL makes its file itself; `temporary`, which is locked, lies there until it is whole.
-        own = temporary.with_name(f"{temporary.stem}.gdal{temporary.suffix}")
-        remains = [own, *(own.with_name(f"{own.name}{more}") for more in ("-journal", "-wal", "-shm"))]
-        for one in remains:
-            one.unlink(missing_ok=True)  # of a killed process
-            of_gdal.callback(one.unlink, missing_ok=True)
+    with ExitStack() as locks, atomic_path(path, part=True) as temporary, ExitStack() as cleanup:
+        # GDAL creates its own file, which replaces the locked `temporary` once it is complete.
+        gdal_file = temporary.with_name(f"{temporary.stem}.gdal{temporary.suffix}")
+        sidecars = [gdal_file.with_name(f"{gdal_file.name}{end}") for end in ("-journal", "-wal", "-shm")]
+        for file in (gdal_file, *sidecars):
+            file.unlink(missing_ok=True)  # left by a killed process
+            cleanup.callback(file.unlink, missing_ok=True)
 
         def save(rings: NDArray[np.float64], table: dict[str, NDArray[Any]], *, append: bool = True) -> None:
-            if append and not own.exists():  # GDAL would begin anew
-                raise OSError(f"{path} was not written ({own} vanished)")
+            if append and not gdal_file.exists():  # GDAL would silently start a new file
+                raise OSError(f"{path} was not written ({gdal_file} was removed)")
             try:
                 pyogrio.raw.write(
-                    str(own),
+                    str(gdal_file),
                     geometry=_wkb(rings),
                     field_data=list(table.values()),
                     fields=list(table),
                     layer=LAYER,
                     driver="GPKG",
                     geometry_type="Polygon",
-                    crs="EPSG:4326",  # a GeoPackage holds it longitude first
+                    crs="EPSG:4326",  # stored longitude first in a GeoPackage
                     append=append,
                     promote_to_multi=False,
                 )
@@ -96,14 +96,15 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
 
         save(np.zeros((0, 5, 2)), columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec), append=False)
         yield write
-        fcntl.flock(held.enter_context(own.open("rb")), fcntl.LOCK_EX)  # before it has a name that others look for
-        own.replace(temporary)
+        # Lock the new file before it takes the temporary name, for which other processes look.
+        fcntl.flock(locks.enter_context(gdal_file.open("rb")), fcntl.LOCK_EX)
+        gdal_file.replace(temporary)
 
 
 def nowhere_on_earth(scene: str, path: Path) -> ValueError:
-    """What a user is told whose scene cannot be put on a map."""
+    """Return the error for a scene without a georeference in a map format."""
     return ValueError(
-        f"{scene} does not say where it lies on the earth, which {path.name} is to hold; "
+        f"{scene} has no georeference, which {path.name} requires; "
         "write .json, .csv or .parquet, or give the scene a geotransform and a CRS (gdal_edit, gdal_translate)"
     )
 

@@ -1,4 +1,4 @@
-"""A row for each box: CSV and Parquet, with all that is known of it."""
+"""Write detections as a table, one row per box: CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.georeference import Georeference
 from tinydet.spec import ModelSpec
 
-GROUP = 10_000  # rows; a group for each frame of a video would make a file of little but descriptions
+ROW_GROUP = 10_000  # rows; with a row group per video frame, a file would be mostly metadata
 
 
 @dataclass(frozen=True)
 class SceneDetections:
-    """What was found in one scene.
+    """The detections of one scene.
 
     Attributes:
-        scene: its name or path, as the files are to show it.
-        image_id: its COCO id.
-        width, height: in pixels.
-        detections: in its pixels.
-        georeference: where it lies on the earth, if it says so.
+        scene: name or path of the scene, as written to the files.
+        image_id: its COCO image id.
+        width, height: of the scene in pixels.
+        detections: in pixels of the scene.
+        georeference: of the scene; None without one.
     """
 
     scene: str
@@ -42,10 +42,10 @@ class SceneDetections:
 
 
 def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
-    """The columns of the table, arrays of one length.
+    """Return the columns of the table, arrays of equal length.
 
-    `lon` and `lat` are of the middle of the box, NaN where the scene has no place; `seam_distance` is NaN where the
-    tile has no inner edge.
+    `lon` and `lat` are those of the box center, NaN without a georeference. `seam_distance` is NaN if the tile has no
+    inner edge.
     """
     of = found.detections
     classes, category_ids = np.asarray(spec.classes, object), np.asarray(spec.category_ids, np.int64)
@@ -73,14 +73,14 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
 
 @contextmanager
 def write_csv(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """With a header; what is not known is empty."""
+    """Write a CSV file with a header; NaN is left empty."""
     header = list(columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec))
     with atomic_path(path, part=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(header)
 
         def write(found: SceneDetections) -> None:
-            # str() of a NumPy float32 is the shortest text that reads back as the same float32.
+            # str() of a NumPy float32 is the shortest text that parses to the same float32.
             texts = [[_text(value) for value in column] for column in columns(found, spec).values()]
             rows.writerows(zip(*texts, strict=True))
 
@@ -89,7 +89,7 @@ def write_csv(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections
 
 @contextmanager
 def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """Groups of at least `GROUP` rows; what is not known is null."""
+    """Write a Parquet file in row groups of at least ROW_GROUP rows; NaN becomes null."""
     with needs_extra("tables"):
         import pyarrow
         import pyarrow.parquet
@@ -103,16 +103,16 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
     schema = table(SceneDetections("", 0, 1, 1, Detections.empty())).schema
     with atomic_path(path, part=True) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as file:
-        waiting: list[Any] = []
+        pending: list[Any] = []
 
         def flush() -> None:
-            if waiting:
-                file.write_table(pyarrow.concat_tables(waiting))
-            waiting.clear()
+            if pending:
+                file.write_table(pyarrow.concat_tables(pending))
+            pending.clear()
 
         def write(found: SceneDetections) -> None:
-            waiting.append(table(found))
-            if sum(map(len, waiting)) >= GROUP:
+            pending.append(table(found))
+            if sum(map(len, pending)) >= ROW_GROUP:
                 flush()
 
         yield write

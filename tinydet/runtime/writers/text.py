@@ -1,4 +1,4 @@
-"""COCO results and YOLO labels."""
+"""Write detections as COCO results and as YOLO labels."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tinydet.spec import ModelSpec
 
 @contextmanager
 def write_coco_results(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """One list for all scenes: image_id, category_id, bbox (x, y, width, height), score. A line a box."""
+    """Write one list for all scenes, one line per box: image_id, category_id, bbox (x, y, width, height), score."""
     with atomic_path(path, part=True) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
-        before = "\n"
+        separator = "\n"
 
         def write(found: SceneDetections) -> None:
-            nonlocal before
+            nonlocal separator
             for row in found.detections.to_coco(found.image_id, spec.category_ids):
-                file.write(before + json.dumps(row, allow_nan=False))
-                before = ",\n"
+                file.write(separator + json.dumps(row, allow_nan=False))
+                separator = ",\n"
 
         yield write
         file.write("\n]\n")
@@ -33,16 +33,16 @@ def write_coco_results(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneD
 
 @contextmanager
 def write_yolo(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """A line a box: class, centre, width and height in shares of the scene, score; the class counted from 0."""
+    """Write one line per box: class index from 0, center, width and height relative to the scene, score."""
     with atomic_path(path, part=True) as temporary, temporary.open("w", encoding="utf-8") as file:
 
         def write(found: SceneDetections) -> None:
             boxes = found.detections.boxes.astype(np.float64) / ((found.width, found.height) * 2)
-            centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-            shares = np.concatenate([centre, size], axis=1).tolist()
+            center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+            relative = np.concatenate([center, size], axis=1).tolist()
             scores, labels = found.detections.scores, found.detections.labels
-            for label, place, score in zip(labels.tolist(), shares, scores, strict=True):
-                # Nine digits: a thousandth of a pixel in a scene of 100 000.
-                file.write(" ".join([str(label), *(f"{share:.9f}" for share in place), str(score)]) + "\n")
+            for label, box, score in zip(labels.tolist(), relative, scores, strict=True):
+                # Nine decimals resolve a thousandth of a pixel in a scene of 100 000 pixels.
+                file.write(" ".join([str(label), *(f"{value:.9f}" for value in box), str(score)]) + "\n")
 
         yield write

@@ -1,0 +1,79 @@
+"""The contract of a backend: its input and outputs, with their names, types and shapes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydet.spec import ModelSpec
+
+INPUT = "images"  # (N, T, T, 3) uint8 RGB
+OUTPUT_TYPES: dict[str, type[Any]] = {
+    "boxes": np.float32,
+    "scores": np.float32,
+    "labels": np.int32,
+    "candidates": np.int32,
+    "unconverged": np.int32,
+}
+
+
+class TileOutputs(NamedTuple):
+    """Outputs of an exported model for N tiles, with K detection slots per tile.
+
+    Attributes:
+        boxes: (N, K, 4) float32, xyxy in tile pixels.
+        scores: (N, K) float32, descending.
+        labels: (N, K) int32, index into the classes; -1 marks an empty slot.
+        candidates: (N,) int32, number of boxes above the score floor before the cut to K.
+        unconverged: (N,) int32, number of proposals that the last round of suppression still changed, for a model that
+            suppresses proposals in its graph (`ModelSpec.nms_rounds` above 0). Other models: (0,).
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    candidates: NDArray[np.int32]
+    unconverged: NDArray[np.int32] = np.zeros(0, np.int32)
+
+
+class Backend(Protocol):
+    """A model that is ready to run."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def name(self) -> str:
+        """Runtime, version and device, for messages."""
+        ...
+
+    def run(self, images: NDArray[np.uint8]) -> TileOutputs:
+        """Run the model on tiles (N, T, T, 3), uint8 RGB, with N up to `spec.max_batch`."""
+        ...
+
+
+def output_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model's outputs without the batch axis, in the order of the outputs. Types: `OUTPUT_TYPES`."""
+    slots = spec.max_detections
+    shapes: dict[str, tuple[int, ...]] = {
+        "boxes": (slots, 4),
+        "scores": (slots,),
+        "labels": (slots,),
+        "candidates": (),
+    }
+    return {**shapes, "unconverged": ()} if spec.nms_rounds else shapes
+
+
+def check_tiles(images: NDArray[np.uint8], spec: ModelSpec) -> None:
+    """Check the input of a backend.
+
+    Raises:
+        ValueError: the shape or type is not (N, T, T, 3) uint8 with N up to `spec.max_batch`.
+    """
+    tile, largest = spec.tile, spec.max_batch
+    if images.dtype != np.uint8 or images.shape[1:] != (tile, tile, 3) or len(images) > largest:
+        raise ValueError(
+            f"expected uint8 tiles (N, {tile}, {tile}, 3) with N <= {largest}, got {images.dtype} {images.shape}"
+        )
