@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from tinydet.evaluate import PROTOCOLS, evaluate_detections, score_detections
-from tinydet.evaluate import overlap as overlap_module
-from tinydet.evaluate.overlap import find_overlaps
 from tinydet.evaluate.tables import read_json
+from tinydet.geometry import nms
+from tinydet.geometry.overlaps import find_overlaps
 
 mask = pytest.importorskip("pycocotools.mask", reason="needs pycocotools (tinydet[train])")
 from pycocotools.coco import COCO  # noqa: E402
@@ -113,7 +113,7 @@ def test_overlaps_are_those_of_pycocotools_bit_for_bit(crowd: int) -> None:
         expected = mask.iou(boxes, targets, [crowd] * 300)
         pairs = find_overlaps(boxes, np.zeros(400, np.int64), targets, np.zeros(300, np.int64))
         ours = np.zeros((400, 300))
-        ours[pairs.detection, pairs.target] = pairs.share if crowd else pairs.iou
+        ours[pairs.detection, pairs.target] = pairs.iod if crowd else pairs.iou
         np.testing.assert_array_equal(ours, expected)
 
 
@@ -126,7 +126,7 @@ def test_overlaps_stay_within_their_group_and_do_not_depend_on_chunks(monkeypatc
     iou[group[:, None] != target_group] = 0
     whole = find_overlaps(boxes, group, targets, target_group)
     assert np.array_equal(np.argwhere(iou > 0), np.c_[whole.detection, whole.target])
-    monkeypatch.setattr(overlap_module, "CHUNK", 7)
+    monkeypatch.setattr(nms, "PAIRS_IN_MEMORY", 7)
     for ours, theirs in zip(find_overlaps(boxes, group, targets, target_group), whole, strict=True):
         assert np.array_equal(ours, theirs)
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.evaluate.greedy import match_greedily
-from tinydet.evaluate.overlap import Overlaps, find_overlaps
 from tinydet.evaluate.protocols import PrecisionRules
 from tinydet.evaluate.tables import GroundTruth, Results
+from tinydet.geometry.boxes import iod_from_iou
+from tinydet.geometry.overlaps import Overlaps, find_overlaps
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 FPPI_GRID = np.logspace(-3, 2, 101)  # false positives per image where plots look at the recall
@@ -96,13 +97,13 @@ class PrecisionMatcher:
         self.by_score = results.by_score()
         self.crowd = truth.crowd
         pairs = find_overlaps(results.boxes, results.group(len(truth.image_ids)), truth.boxes, truth.group)
-        overlap = np.where(truth.crowd[pairs.target], pairs.share, pairs.iou)
+        overlap = np.where(truth.crowd[pairs.target], pairs.iod, pairs.iou)
         self._area = results.boxes[:, 2] * results.boxes[:, 3]
         least = min(rules.ious)
         near = np.flatnonzero(overlap >= least)
         # Most wanted first: the largest overlap, of equal ones the later annotation.
         near = near[np.lexsort((-pairs.target[near], -overlap[near], pairs.detection[near]))]
-        self.overlaps = Overlaps(pairs.detection[near], pairs.target[near], overlap[near], pairs.share[near])
+        self.overlaps = Overlaps(pairs.detection[near], pairs.target[near], overlap[near], pairs.iod[near])
         self.flagged = truth.crowd.copy()
         if rules.ignore_flag:
             self.flagged |= truth.ignore
@@ -111,9 +112,9 @@ class PrecisionMatcher:
         self._iod_detection = self._iod_target = np.zeros(0, np.int64)
         self._iod = np.zeros(0)
         if rules.iod:
-            iod = intersection_over_detection(overlap, truth.area[pairs.target], self._area[pairs.detection])
+            iod = iod_from_iou(overlap, truth.area[pairs.target], self._area[pairs.detection])
             if not rules.iod_twice_for_crowds:
-                iod = np.where(truth.crowd[pairs.target], pairs.share, iod)
+                iod = np.where(truth.crowd[pairs.target], pairs.iod, iod)
             near = np.flatnonzero(iod >= least)
             near = near[np.lexsort((pairs.target[near], -iod[near], pairs.detection[near]))]
             self._iod_detection, self._iod_target, self._iod = pairs.detection[near], pairs.target[near], iod[near]
@@ -160,14 +161,6 @@ class PrecisionMatcher:
         fallback = np.full(n, -1, np.int64)
         fallback[self._iod_detection[first]] = self._iod_target[first]
         return fallback
-
-
-def intersection_over_detection(
-    overlap: NDArray[np.float64], target_area: NDArray[np.float64], detection_area: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """IoD from IoU, in the evaluators' order of operations: an exact IoD of one half comes out just below it."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return overlap / (1 + overlap) * (1 + target_area / detection_area)
 
 
 def recall_at_fppi(

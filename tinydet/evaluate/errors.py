@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.evaluate.average_precision import PrecisionMatcher
-from tinydet.evaluate.overlap import find_overlaps
 from tinydet.evaluate.score import Scores
 from tinydet.evaluate.tables import Results
+from tinydet.geometry.overlaps import find_overlaps
 
 KINDS = ("found", "missed", "duplicate", "localisation", "background")
 TOUCHING = 0.1  # IoU from which a false positive means some object, only badly

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.evaluate.average_precision import FPPI_GRID, intersection_over_detection, recall_at_fppi
+from tinydet.evaluate.average_precision import FPPI_GRID, recall_at_fppi
 from tinydet.evaluate.greedy import match_greedily
-from tinydet.evaluate.overlap import find_overlaps
 from tinydet.evaluate.protocols import MissRateRules, Setup
 from tinydet.evaluate.tables import GroundTruth, Results
+from tinydet.geometry.boxes import iod_from_iou
+from tinydet.geometry.overlaps import find_overlaps
 
 # Nine points from 0.01 to 1, each a hair above its nominal value, so that reaching it counts.
 POINTS = np.exp(np.arange(np.log(0.01), np.log(1.0) + 1e-10, np.log(1.0 / 0.01) / 8))
@@ -62,10 +63,10 @@ def miss_rate(truth: GroundTruth, results: Results, rules: MissRateRules) -> dic
         present = (size >= low / MARGIN) & (size < high * MARGIN)
         kept = np.flatnonzero(present[pairs.detection])
         detection, target = pairs.detection[kept], pairs.target[kept]
-        overlap = np.where(ignored[target], pairs.share[kept], pairs.iou[kept])
+        overlap = np.where(ignored[target], pairs.iod[kept], pairs.iou[kept])
         forgiven = np.zeros(len(present), bool)
         if rules.iod_twice:
-            again = intersection_over_detection(overlap, truth.area[target], area[detection])
+            again = iod_from_iou(overlap, truth.area[target], area[detection])
             forgiven[detection[ignored[target] & (again > 0.5)]] = True
         # Objects before ignored ones, then the largest overlap, of equal ones the later annotation.
         order = np.lexsort((-target, -overlap, ignored[target], detection))

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.data.sub_images import Corner
-from tinydet.evaluate.overlap import candidate_pairs
 from tinydet.evaluate.tables import tabulate_boxes
+from tinydet.geometry.boxes import iou_by_coordinates
+from tinydet.geometry.overlaps import candidate_pairs
 
 MERGE_IOU = 0.5
 
@@ -119,19 +120,15 @@ def _conflicts(
     boxes: NDArray[np.float32], group: NDArray[np.int64], rank: NDArray[np.int64], iou: np.float32
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs that cannot both stay, the better first."""
-    x1, y1, x2, y2 = boxes.T
-    one = np.float32(1)
-    area = (x2 - x1 + one) * (y2 - y1 + one)
     # Two pixels wider than the convention: rounding to float32 must not hide a candidate.
-    wide = np.concatenate([boxes[:, :2] - one, boxes[:, 2:] - boxes[:, :2] + 3 * one], axis=1).astype(np.float64)
+    wide = np.concatenate([boxes[:, :2] - 1, boxes[:, 2:] - boxes[:, :2] + 3], axis=1).astype(np.float64)
     pairs = [np.zeros((2, 0), np.int64)]
-    for a, b in candidate_pairs(wide, group, wide, group):
-        width = np.maximum(np.minimum(x2[a], x2[b]) - np.maximum(x1[a], x1[b]) + one, np.float32(0))
-        height = np.maximum(np.minimum(y2[a], y2[b]) - np.maximum(y1[a], y1[b]) + one, np.float32(0))
-        common = width * height
-        # The better box's area comes first, as in the original: float32 sums depend on the order.
-        near = (rank[a] < rank[b]) & (common / (area[a] + area[b] - common) >= iou)
-        pairs.append(np.stack([a[near], b[near]]))
+    for one, two in candidate_pairs(wide, group, wide, group):
+        ranked = rank[one] < rank[two]
+        better, worse = one[ranked], two[ranked]
+        # The better box comes first, as in the original: float32 sums depend on the order.
+        alike = iou_by_coordinates(tuple(boxes[better].T), tuple(boxes[worse].T), pixel_inclusive=True) >= iou
+        pairs.append(np.stack([better[alike], worse[alike]]))
     better, worse = np.concatenate(pairs, axis=1)
     return better, worse
 
