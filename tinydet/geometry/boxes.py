@@ -93,8 +93,8 @@ def iou_by_coordinates(
 def iod_from_iou(iou: Boxes, target_area: Boxes, detection_area: Boxes) -> Boxes:
     """Convert intersection over union to intersection over detection area, as the TinyPerson evaluators do.
 
-    In exact arithmetic the result is intersection / detection_area. In float64 it may differ in the last bit, which puts
-    an exact half on either side of the threshold 0.5; scores equal the benchmark's only with this formula.
+    In exact arithmetic the result is intersection / detection_area. In float64 it may differ in the last bit and put an
+    exact half on either side of the threshold 0.5, so scores equal the benchmark's only with this formula.
     """
     with np.errstate(divide="ignore", invalid="ignore"):  # a detection without area
         return iou / (1 + iou) * (1 + target_area / detection_area)
