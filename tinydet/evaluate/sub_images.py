@@ -71,20 +71,22 @@ def merge_sub_images(
                 f"{sources[1]}[{n}] is on image {entry['image_id']!r}, which {sources[0]} does not list; "
                 "give the corner file of the sub-images that the detections were made on"
             )
-    moved = sorted(detections, key=lambda entry: place[entry["image_id"]])  # stable
-    xywh = tabulate_boxes(moved, sources[1])
-    shift = np.array([offset[entry["image_id"]] for entry in moved], np.float64).reshape(-1, 2)
+    entries = sorted(detections, key=lambda entry: place[entry["image_id"]])  # stable
+    xywh = tabulate_boxes(entries, sources[1])
+    shift = np.array([offset[entry["image_id"]] for entry in entries], np.float64).reshape(-1, 2)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) + np.tile(shift, 2)
-    images = [image_of[entry["image_id"]] for entry in moved]
+    images = [image_of[entry["image_id"]] for entry in entries]
     if suppress:
-        group = np.unique([place[entry["image_id"]][0] for entry in moved], return_inverse=True)[1]
+        group = np.unique([place[entry["image_id"]][0] for entry in entries], return_inverse=True)[1]
         boxes = boxes.astype(np.float32)
-        kept = suppress_pixels(boxes, np.array([entry["score"] for entry in moved], np.float32), group).tolist()
-        boxes, moved, images = boxes[kept], [moved[n] for n in kept], [images[n] for n in kept]
+        kept = suppress_pixels(boxes, np.array([entry["score"] for entry in entries], np.float32), group).tolist()
+        boxes, entries, images = boxes[kept], [entries[n] for n in kept], [images[n] for n in kept]
     sides = boxes[:, 2:] - boxes[:, :2]
     return [
         {**entry, "image_id": image, "bbox": box}
-        for entry, image, box in zip(moved, images, np.concatenate([boxes[:, :2], sides], axis=1).tolist(), strict=True)
+        for entry, image, box in zip(
+            entries, images, np.concatenate([boxes[:, :2], sides], axis=1).tolist(), strict=True
+        )
     ]
 
 

@@ -78,7 +78,9 @@ def iou_from_areas(overlap: NDArray[Float], area_one: NDArray[Float], area_two: 
 def iou_by_coordinates(
     one: Coordinates[Float], two: Coordinates[Float], *, pixel_inclusive: bool = False
 ) -> NDArray[Float]:
-    """Return the intersection over union of each pair, bit for bit that of torchvision's `box_iou`.
+    """Return the intersection over union of each pair; NaN for a pair without area.
+
+    Without `pixel_inclusive`, it equals torchvision's `box_iou` bit for bit.
 
     Args:
         pixel_inclusive: as for `overlap_length`.
