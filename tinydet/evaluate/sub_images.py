@@ -81,12 +81,9 @@ def merge_sub_images(
         boxes = boxes.astype(np.float32)
         kept = suppress_pixels(boxes, np.array([entry["score"] for entry in entries], np.float32), group).tolist()
         boxes, entries, images = boxes[kept], [entries[n] for n in kept], [images[n] for n in kept]
-    sides = boxes[:, 2:] - boxes[:, :2]
+    merged = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
     return [
-        {**entry, "image_id": image, "bbox": box}
-        for entry, image, box in zip(
-            entries, images, np.concatenate([boxes[:, :2], sides], axis=1).tolist(), strict=True
-        )
+        {**entry, "image_id": image, "bbox": box} for entry, image, box in zip(entries, images, merged, strict=True)
     ]
 
 

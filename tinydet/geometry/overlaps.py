@@ -68,8 +68,8 @@ def candidate_pairs(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Yield chunks of index pairs that share a group and a pixel column: every overlapping pair, and some others.
 
-    Targets are searched by width class (powers of two). Otherwise one wide ignore region would pair every detection with
-    all targets to its left. Arguments are those of `find_overlaps`.
+    Targets are searched by width class (powers of two). Otherwise one wide ignore region would pair every detection
+    with all targets to its left. Arguments are those of `find_overlaps`.
     """
     if not len(boxes) or not len(targets):
         return
