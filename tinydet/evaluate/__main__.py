@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinydet._internal.arguments import names
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
@@ -192,12 +193,12 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = "\n".join(f"  {name:17} {protocol.summary}" for name, protocol in PROTOCOLS.items())
+    protocols = "\n".join(f"  {name:17} {protocol.summary}" for name, protocol in PROTOCOLS.items())
     parser = argparse.ArgumentParser(
         prog="tinydet evaluate",
         description="Compute average precision (AP) and miss rate (MR) by object size: of a model on a dataset, or of\n"
         "COCO results of any framework against COCO ground truth.",
-        epilog=f"protocols:\n{names}\n\nexamples:\n"
+        epilog=f"protocols:\n{protocols}\n\nexamples:\n"
         "  python -m tinydet.evaluate --model model.onnx --data beach-val --json scores.json\n"
         "  python -m tinydet.evaluate --gt gt.json --detections dt.json --protocol tinyperson",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -265,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"scoring rules, listed below (default: {MODEL_PROTOCOL} for a model, {RESULTS_PROTOCOL} for results)",
     )
     scoring.add_argument(
-        "--categories", type=_names, metavar="A,B", help="score only these classes, separated by commas (default: all)"
+        "--categories", type=names, metavar="A,B", help="score only these classes, separated by commas (default: all)"
     )
     scoring.add_argument(
         "--max-detections",
@@ -284,10 +285,6 @@ def _parser() -> argparse.ArgumentParser:
         "--plots", type=Path, metavar="DIR", help="draw curves, errors by size and the images with the most errors"
     )
     return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 if __name__ == "__main__":
