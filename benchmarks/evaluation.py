@@ -140,7 +140,7 @@ def precision_of(evaluator: Any) -> Precision:
 def plain() -> Any:
     """The evaluators in plain Python that the tests hold ours to."""
     if "evaluation_reference" not in sys.modules:
-        path = ROOT / "tests" / "evaluation" / "reference.py"
+        path = ROOT / "tests" / "evaluate" / "reference.py"
         spec = importlib.util.spec_from_file_location("evaluation_reference", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

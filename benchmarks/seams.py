@@ -25,6 +25,7 @@ import numpy as np
 from environment import ROOT, environment
 
 from tinydet._internal.atomic import write_json
+from tinydet.geometry.boxes import area, iou_of_pairs
 from tinydet.runtime import TileGrid
 from tinydet.runtime.stitch import MERGES, Stitcher
 
@@ -156,7 +157,7 @@ def objects(seed: int, kind: Kind) -> np.ndarray:
         side = rng.uniform(kind.smallest, kind.largest, (len(centre), 1))
         side = side * np.exp(rng.uniform(-0.25, 0.25, (len(centre), 1)) * [1, -1])
         for box in np.concatenate([centre - side / 2, centre + side / 2], axis=1):
-            if box.min() >= 0 and box.max() <= SIZE and not (iou(box[None], found) >= SAME).any():
+            if box.min() >= 0 and box.max() <= SIZE and not (iou_of_pairs(box, found) >= SAME).any():
                 found = np.concatenate([found, box[None]])
     return found
 
@@ -180,23 +181,11 @@ def recall_and_extra(truth: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -
     """Share of objects with a box of IoU 0.5 of their own, best score first; boxes beyond these for each object."""
     free = np.ones(len(truth), bool)
     for i in np.argsort(-scores, kind="stable"):
-        overlap = np.where(free, iou(boxes[i][None], truth)[0], 0)
+        overlap = np.where(free, iou_of_pairs(boxes[i], truth), 0)
         best = int(overlap.argmax())
         free[best] &= overlap[best] < SAME
     found = int((~free).sum())
     return found / len(truth), (len(boxes) - found) / len(truth)
-
-
-def area(boxes: np.ndarray) -> np.ndarray:
-    return np.maximum(boxes[..., 2:] - boxes[..., :2], 0).prod(-1)
-
-
-def iou(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """(N, M) of all pairs."""
-    lower = np.maximum(one[:, None, :2], two[None, :, :2])
-    upper = np.minimum(one[:, None, 2:], two[None, :, 2:])
-    inner = area(np.concatenate([lower, upper], axis=-1))
-    return inner / (area(one)[:, None] + area(two)[None] - inner)
 
 
 def arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What the tests of scoring share: the plain-Python evaluators, and scenes that hold every special case."""
+"""Fixtures for tests of scoring: the plain-Python evaluators, and random scenes with every special case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Scene = tuple[dict[str, Any], list[dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
-    """The evaluators in plain Python, reference.py beside this file."""
+    """The evaluators in plain Python, from reference.py in this folder."""
     spec = importlib.util.spec_from_file_location("evaluation_reference", Path(__file__).with_name("reference.py"))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -30,12 +30,15 @@ def make_scene() -> Callable[[int], Scene]:
 
 
 def scene(seed: int) -> Scene:
-    """Ground truth and results with ties of score and of overlap, duplicates, ignored, uncertain and crowd regions,
-    ids from 0, empty images, several categories, areas and sizes that do not fit the box, and exact fractions."""
+    """Return ground truth and results with every case that the evaluators treat specially.
+
+    These are: ties of scores and overlaps, duplicates, ignored, uncertain and crowd regions, ids from 0, empty images,
+    several categories, areas and sizes that do not match the box, and exact fractions.
+    """
     rng = random.Random(seed)
     images = rng.sample(range(60), rng.choice((1, 3, 8)))
     categories = rng.sample(range(4), rng.choice((1, 1, 2, 3)))
-    grid = rng.choice((1.0, 0.5, 0.37))  # coarse: many boxes coincide and many ratios are exact
+    grid = rng.choice((1.0, 0.5, 0.37))  # coarse, so that many boxes coincide and many ratios are exact
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
     for image in images:
@@ -95,7 +98,7 @@ def scene(seed: int) -> Scene:
 
 
 def nest(rng: random.Random, annotations: list[Any], detections: list[Any], image: int, category: int) -> None:
-    """Boxes in boxes: what an inner detection, forgiven for lying in a region, takes from an outer one."""
+    """Add nested boxes: an inner detection that is ignored for lying in a region takes it from an outer one."""
     x, y, side = 100.0 + 40 * rng.randrange(4), 100.0 + 40 * rng.randrange(4), rng.choice((8.0, 16.0, 24.0))
     flag = rng.choice(("ignore", "ignore", "iscrowd", "none"))
 
@@ -111,7 +114,7 @@ def nest(rng: random.Random, annotations: list[Any], detections: list[Any], imag
     annotate(0, 0, side, side, **{flag: 1})
     if rng.random() < 0.5:  # a second region; an inner detection may lie in both
         annotate(rng.choice((-side / 2, side / 2)), 0, side, side, ignore=1)
-    if rng.random() < 0.7:  # an object in the region, found several times
+    if rng.random() < 0.7:  # an object in the region, detected several times
         annotate(side / 4, side / 4, side / 2, side / 2)
         for _ in range(rng.choice((1, 2, 3))):
             detect(side / 4, side / 4, side / 2, side / 2, rng.choice((0.8, 0.9)))

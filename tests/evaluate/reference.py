@@ -1,7 +1,7 @@
-"""The evaluators in plain Python, one detection after another: slow, and short enough to be checked by eye.
+"""The evaluators in plain Python, one detection at a time: slow, but short enough to check by eye.
 
-It states the rules; the package must give the same numbers. It takes the same `Protocol` and COCO dicts. Python
-floats are the evaluators' float64; only where they use numpy's exp, log and mean does this too.
+This file states the rules, and the package must return the same numbers. It takes the same `Protocol` and COCO dicts.
+Python floats are the evaluators' float64; numpy is used only for exp, log and mean, where the evaluators use it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RECALLS = np.linspace(0.0, 1.0, 101).tolist()
 
 
 def evaluate(gt, dt, protocol):
-    """What `Scores.to_json` gives, and under "precision" what `Scores.precision_json` gives."""
+    """Return the content of `Scores.to_json`, and of `Scores.precision_json` under "precision"."""
     values = {"protocol": protocol.name, "AP": None, "AR": None, "AP_counts": None}
     values |= {"MR": None, "MR_counts": None, "recall_at_fppi": None, "precision": {}}
     if protocol.precision is not None:
@@ -71,7 +71,7 @@ def _average_precision(gt, dt, rules, area, iou):
 
 
 def _judge_for_precision(anns, ignored, found, rules, area, iou):
-    """(score, verdict) of each detection of one image and category."""
+    """Return (score, verdict) of each detection of one image and category."""
     threshold = min(iou, RANGES_OPEN)
     order = [i for i in range(len(anns)) if not ignored[i]] + [i for i in range(len(anns)) if ignored[i]]
     taken = set()
@@ -112,7 +112,7 @@ def _judge_for_precision(anns, ignored, found, rules, area, iou):
 
 
 def _curve(judged, objects):
-    """Precision at the 101 recalls, and the final recall."""
+    """Return the precision at 101 recalls and the final recall."""
     hits = falses = 0
     recall, precision = [], []
     for _, verdict in judged:
@@ -255,7 +255,7 @@ def _ignored_for_miss_rate(annotation, rules, setup):
 
 
 def _overlap(a, b, over_detection):
-    """IoU of two x, y, width, height boxes; with `over_detection` the common area over that of `a`."""
+    """Return the IoU of two x, y, width, height boxes; with `over_detection`, the intersection over the area of `a`."""
     width = min(a[2] + a[0], b[2] + b[0]) - max(a[0], b[0])
     height = min(a[3] + a[1], b[3] + b[1]) - max(a[1], b[1])
     if width <= 0 or height <= 0:

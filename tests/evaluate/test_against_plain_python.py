@@ -1,4 +1,4 @@
-"""The vectorised evaluators against the plain ones, on scenes made to hold what the evaluators treat specially."""
+"""The vectorized evaluators equal the plain ones on scenes with every case that evaluators treat specially."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ VARIANTS = {
 }
 
 
-def capped(protocol: Protocol, n: int) -> Protocol:
-    """With few enough detections for the cap to cut."""
+def with_limit(protocol: Protocol, n: int) -> Protocol:
+    """Return the protocol with a detection limit low enough to take effect."""
     precision, miss_rate = protocol.precision, protocol.miss_rate
     return dataclasses.replace(
         protocol,
@@ -30,10 +30,10 @@ def capped(protocol: Protocol, n: int) -> Protocol:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("seed", range(8))
-def test_every_number_is_that_of_the_plain_evaluators(reference: Any, make_scene: Any, name: str, seed: int) -> None:
+def test_every_number_equals_the_plain_evaluators(reference: Any, make_scene: Any, name: str, seed: int) -> None:
     gt, dt = make_scene(seed)
     before = copy.deepcopy((gt, dt))
-    for protocol in (VARIANTS[name], capped(VARIANTS[name], 9)):
+    for protocol in (VARIANTS[name], with_limit(VARIANTS[name], 9)):
         expected = reference.evaluate(gt, dt, protocol)
         scores = score_detections(gt, dt, protocol)
         precision = expected.pop("precision")
@@ -44,7 +44,7 @@ def test_every_number_is_that_of_the_plain_evaluators(reference: Any, make_scene
 
 @pytest.mark.parametrize("name", ["tinyperson", "tinyperson-fixed", "citypersons"])
 @pytest.mark.parametrize("images", [99, 100, 101])
-def test_empty_images_count_where_false_positives_do(reference: Any, make_scene: Any, name: str, images: int) -> None:
+def test_empty_images_count_for_false_positives(reference: Any, make_scene: Any, name: str, images: int) -> None:
     for seed in range(3):
         gt, dt = make_scene(seed)
         empty = [{"id": n, "file_name": f"{n}.jpg"} for n in range(1000, 1000 + images - len(gt["images"]))]
@@ -58,8 +58,8 @@ def test_empty_images_count_where_false_positives_do(reference: Any, make_scene:
 @pytest.mark.parametrize(
     ("images", "name", "recall"), [(99, "tinyperson", 1), (99, "tinyperson-fixed", 0), (100, "tinyperson", 0)]
 )
-def test_below_100_images_the_first_point_is_read_from_the_end(images: int, name: str, recall: float) -> None:
-    """Two false positives before the one hit: at 1/100 false positives an image, 0.01, nothing was found yet."""
+def test_below_100_images_the_first_point_has_the_final_recall(images: int, name: str, recall: float) -> None:
+    """Two false positives precede the only hit, so the recall at 0.01 false positives per image should be 0."""
     gt = {
         "images": [{"id": n} for n in range(images)],
         "categories": [{"id": 1, "name": "person"}],
@@ -74,8 +74,8 @@ def test_below_100_images_the_first_point_is_read_from_the_end(images: int, name
     ]
 
 
-def test_the_scenes_hold_what_the_evaluators_treat_specially(make_scene: Any) -> None:
-    """Or the comparison above would prove little: each rule must change a number somewhere."""
+def test_the_scenes_exercise_every_rule(make_scene: Any) -> None:
+    """Each switch must change a number somewhere, or the comparison above would prove little."""
     changed = set()
     for seed in range(12):
         gt, dt = make_scene(seed)
@@ -93,7 +93,7 @@ def test_the_scenes_hold_what_the_evaluators_treat_specially(make_scene: Any) ->
 
 
 def approximately(value: Any) -> Any:
-    """`value` with its floats compared to 1e-12; ints and texts stay exact."""
+    """Wrap the floats of `value` for a comparison to 1e-12; integers and text stay exact."""
     if isinstance(value, dict):
         return {key: approximately(item) for key, item in value.items()}
     if isinstance(value, list):

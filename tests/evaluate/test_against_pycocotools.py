@@ -1,4 +1,4 @@
-"""The `coco` protocol against pycocotools itself, and the overlaps against its C code, bit for bit."""
+"""The `coco` protocol equals pycocotools, and the overlaps equal its C code bit for bit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from tinydet.evaluate import PROTOCOLS, evaluate_detections, score_detections
-from tinydet.evaluate import overlap as overlap_module
-from tinydet.evaluate.overlap import find_overlaps
 from tinydet.evaluate.tables import read_json
+from tinydet.geometry import nms
+from tinydet.geometry.overlaps import find_overlaps
 
 mask = pytest.importorskip("pycocotools.mask", reason="needs pycocotools (tinydet[train])")
 from pycocotools.coco import COCO  # noqa: E402
@@ -26,7 +26,7 @@ assert RULES is not None
 
 
 def pycocotools(gt: Any, dt: Any, *, categories: list[int] | None = None, cap: int = RULES.max_detections) -> Any:
-    """AP, AR and 101-point precision of pycocotools at our ranges and thresholds, in our form."""
+    """Return AP, AR and 101-point precision of pycocotools at our ranges and thresholds, in our JSON format."""
     assert RULES is not None
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
@@ -34,7 +34,7 @@ def pycocotools(gt: Any, dt: Any, *, categories: list[int] | None = None, cap: i
         for annotation in truth.dataset["annotations"]:
             annotation.setdefault("iscrowd", 0)
         truth.createIndex()
-        found = truth.loadRes(copy.deepcopy(dt)) if dt else COCO()  # loadRes trips over an empty list
+        found = truth.loadRes(copy.deepcopy(dt)) if dt else COCO()  # loadRes fails on an empty list
         evaluator = COCOeval(truth, found, "bbox")
         evaluator.params.iouThrs = np.array(RULES.ious)
         evaluator.params.areaRng = [list(area) for area in RULES.areas.values()]
@@ -59,7 +59,7 @@ def pycocotools(gt: Any, dt: Any, *, categories: list[int] | None = None, cap: i
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_scores_are_those_of_pycocotools(make_scene: Any, seed: int) -> None:
+def test_scores_equal_those_of_pycocotools(make_scene: Any, seed: int) -> None:
     gt, dt = make_scene(seed)
     scores = score_detections(gt, dt, PROTOCOLS["coco"])
     expected = pycocotools(gt, dt)
@@ -71,13 +71,13 @@ def test_scores_are_those_of_pycocotools(make_scene: Any, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20, 26))
-def test_the_cap_cuts_where_pycocotools_cuts(make_scene: Any, seed: int) -> None:
+def test_the_detection_limit_is_that_of_pycocotools(make_scene: Any, seed: int) -> None:
     gt, dt = make_scene(seed)
     capped = dataclasses.replace(PROTOCOLS["coco"], precision=dataclasses.replace(RULES, max_detections=5))
     assert score_detections(gt, dt, capped).precision_json() == pycocotools(gt, dt, cap=5)["precision"]
 
 
-def test_selected_categories_are_catids_of_pycocotools(make_scene: Any) -> None:
+def test_selected_categories_equal_catids_of_pycocotools(make_scene: Any) -> None:
     compared = 0
     for seed in range(20):
         gt, dt = make_scene(seed)
@@ -101,7 +101,7 @@ def test_noisy_copies_of_real_boxes_score_as_in_pycocotools(shared: Path, name: 
 
 
 @pytest.mark.parametrize("crowd", [0, 1])
-def test_overlaps_are_those_of_pycocotools_bit_for_bit(crowd: int) -> None:
+def test_overlaps_equal_those_of_pycocotools_bit_for_bit(crowd: int) -> None:
     rng = np.random.default_rng(0)
     for spread, largest in ((40.0, 30.0), (2000.0, 25.0), (900.0, 900.0)):
         boxes = np.c_[rng.uniform(0, spread, (400, 2)), rng.uniform(0, largest, (400, 2)) ** rng.choice((0.3, 1))]
@@ -113,7 +113,7 @@ def test_overlaps_are_those_of_pycocotools_bit_for_bit(crowd: int) -> None:
         expected = mask.iou(boxes, targets, [crowd] * 300)
         pairs = find_overlaps(boxes, np.zeros(400, np.int64), targets, np.zeros(300, np.int64))
         ours = np.zeros((400, 300))
-        ours[pairs.detection, pairs.target] = pairs.share if crowd else pairs.iou
+        ours[pairs.detection, pairs.target] = pairs.iod if crowd else pairs.iou
         np.testing.assert_array_equal(ours, expected)
 
 
@@ -124,14 +124,14 @@ def test_overlaps_stay_within_their_group_and_do_not_depend_on_chunks(monkeypatc
     group, target_group = np.sort(rng.integers(0, 9, 500)), np.sort(rng.integers(2, 11, 200))
     iou = np.array(mask.iou(boxes, targets, [0] * 200))
     iou[group[:, None] != target_group] = 0
-    whole = find_overlaps(boxes, group, targets, target_group)
-    assert np.array_equal(np.argwhere(iou > 0), np.c_[whole.detection, whole.target])
-    monkeypatch.setattr(overlap_module, "CHUNK", 7)
-    for ours, theirs in zip(find_overlaps(boxes, group, targets, target_group), whole, strict=True):
+    at_once = find_overlaps(boxes, group, targets, target_group)
+    assert np.array_equal(np.argwhere(iou > 0), np.c_[at_once.detection, at_once.target])
+    monkeypatch.setattr(nms, "PAIRS_IN_MEMORY", 7)
+    for ours, theirs in zip(find_overlaps(boxes, group, targets, target_group), at_once, strict=True):
         assert np.array_equal(ours, theirs)
 
 
-def test_absurd_coordinates_hide_no_overlap() -> None:
+def test_extreme_coordinates_hide_no_overlap() -> None:
     boxes = np.array([[0.0, 0, 10, 10], [1e30, 0, 10, 10], [-1e300, -5, 2e300, 20], [5, 5, 1e308, 1e308]])
     targets = np.array([[2.0, 2, 10, 10], [-1e200, 0, 1e201, 3]])
     expected = np.array(mask.iou(boxes, targets, [0, 0]))
@@ -142,17 +142,17 @@ def test_absurd_coordinates_hide_no_overlap() -> None:
 
 
 def noisy(gt: Any, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Shifted and resized copies of the boxes, duplicates, and false positives, with scores that tie."""
+    """Return shifted and resized copies of the boxes, duplicates and false positives, with tied scores."""
     found = []
     for annotation in gt["annotations"]:
         x, y, w, h = annotation["bbox"]
         for _ in range(int(rng.integers(0, 3))):
             box = [x + rng.normal(0, 0.15) * w, y + rng.normal(0, 0.15) * h, w * rng.uniform(0.8, 1.2), h]
-            found.append({**of(annotation), "bbox": box, "score": round(float(rng.uniform()), 2)})
+            found.append({**ids(annotation), "bbox": box, "score": round(float(rng.uniform()), 2)})
         box = [float(rng.uniform(0, 600)), float(rng.uniform(0, 500)), w, h]
-        found.append({**of(annotation), "bbox": box, "score": round(float(rng.uniform(0, 0.6)), 2)})
+        found.append({**ids(annotation), "bbox": box, "score": round(float(rng.uniform(0, 0.6)), 2)})
     return found
 
 
-def of(annotation: dict[str, Any]) -> dict[str, Any]:
+def ids(annotation: dict[str, Any]) -> dict[str, Any]:
     return {key: annotation[key] for key in ("image_id", "category_id")}

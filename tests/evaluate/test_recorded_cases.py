@@ -1,4 +1,4 @@
-"""Every number that the benchmark's own evaluators gave for the recorded cases."""
+"""Every number that the benchmark's own evaluators returned for the recorded cases."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_every_recorded_number_comes_out(shared: Path, case: str, setting: str) -> None:
+def test_every_recorded_number_is_reproduced(shared: Path, case: str, setting: str) -> None:
     gt, dt, expected = (read(shared, case, name) for name in ("gt", "dt", "expected"))
-    answer = score_detections(gt, dt, choose_protocol(**SETTINGS[setting])).to_json()
-    wanted = expected[setting]
+    result = score_detections(gt, dt, choose_protocol(**SETTINGS[setting])).to_json()
+    recorded = expected[setting]
     if setting.startswith("ap"):
         compared = {"AP": "AP", "AR": "AR", "counts": "AP_counts"}
     else:
         compared = {"MR": "MR", "counts": "MR_counts", "recall_at_fppi": "recall_at_fppi"}
-        assert wanted["fppi_thresholds"] == POINTS.tolist()
-        printed = {name: {iou: f"{100 * v:.2f}" for iou, v in row.items()} for name, row in answer["MR"].items()}
-        assert printed == wanted["printed_percent"]
+        assert recorded["fppi_thresholds"] == POINTS.tolist()
+        printed = {name: {iou: f"{100 * v:.2f}" for iou, v in row.items()} for name, row in result["MR"].items()}
+        assert printed == recorded["printed_percent"]
     for theirs, ours in compared.items():
-        assert flat(answer[ours]) == pytest.approx(flat(wanted[theirs]), abs=1e-9, rel=0)
+        assert flat(result[ours]) == pytest.approx(flat(recorded[theirs]), abs=1e-9, rel=0)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_precision_at_101_recalls_comes_out(shared: Path, case: str) -> None:
+def test_precision_at_101_recalls_is_reproduced(shared: Path, case: str) -> None:
     gt, dt, expected = (read(shared, case, name) for name in ("gt", "dt", "expected_precision_101"))
-    answer = score_detections(gt, dt, choose_protocol("tinyperson")).precision_json()
-    assert flat(answer) == pytest.approx(flat(expected), abs=1e-9, rel=0)
+    result = score_detections(gt, dt, choose_protocol("tinyperson")).precision_json()
+    assert flat(result) == pytest.approx(flat(expected), abs=1e-9, rel=0)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_plain_evaluators_agree_with_the_recorded_ones(shared: Path, reference: Any, case: str) -> None:
     gt, dt, expected = (read(shared, case, name) for name in ("gt", "dt", "expected"))
-    answer = reference.evaluate(gt, dt, choose_protocol("tinyperson"))
-    assert flat(answer["AP"]) == pytest.approx(flat(expected["ap_tinybenchmark"]["AP"]), abs=1e-9, rel=0)
-    assert flat(answer["MR"]) == pytest.approx(flat(expected["mr"]["MR"]), abs=1e-9, rel=0)
+    result = reference.evaluate(gt, dt, choose_protocol("tinyperson"))
+    assert flat(result["AP"]) == pytest.approx(flat(expected["ap_tinybenchmark"]["AP"]), abs=1e-9, rel=0)
+    assert flat(result["MR"]) == pytest.approx(flat(expected["mr"]["MR"]), abs=1e-9, rel=0)
 
 
 def read(shared: Path, case: str, name: str) -> Any:
@@ -60,7 +60,7 @@ def read(shared: Path, case: str, name: str) -> Any:
 
 
 def flat(value: Any, path: str = "") -> dict[str, float]:
-    """Leaves by path, so that one comparison sees every key."""
+    """Flatten nested dicts and lists to {path: leaf}, so that one comparison covers every key."""
     if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in flat(item, f"{path}/{key}").items()}
     if isinstance(value, list):

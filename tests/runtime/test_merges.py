@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tinydet.geometry.boxes import hulls, separate_groups
+from tinydet.geometry.groups import hulls, separate_groups
 from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.merges import NMM_SHARED, SOFT_SIGMA, WBF_IOU, fuse

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tinydet.data.coco import load_dataset
-from tinydet.evaluate.dataset import DatasetDetections
+from tinydet.evaluate.score_model import DatasetDetections
 from tinydet.models.distributed import Processes
 from tinydet.train.validation import Validation
 

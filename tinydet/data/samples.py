@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinydet.data.coco import Dataset, read_pixels
+from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import Tile, TileGrid
 
 VISIBLE = 0.7  # an object belongs to a tile if sqrt(visible area / area) is at least this (the benchmark's cutter)
@@ -133,9 +134,8 @@ def clip_to_tile(
     clipped = local.copy()
     clipped[:, 0::2] = local[:, 0::2].clip(0, tile.width)
     clipped[:, 1::2] = local[:, 1::2].clip(0, tile.height)
-    area = np.prod(local[:, 2:] - local[:, :2], axis=1) if areas is None else areas
-    inside = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1)
-    return clipped, np.sqrt(inside / np.maximum(area, np.finfo(np.float64).tiny))
+    of_whole = area(local) if areas is None else areas
+    return clipped, np.sqrt(area(clipped) / np.maximum(of_whole, np.finfo(np.float64).tiny))
 
 
 def share_out(

@@ -20,6 +20,7 @@ from tinydet.data.resample import FILTERS, Filter, resample
 from tinydet.data.rescale import rescaled, write_rescaled
 from tinydet.data.rewriting import add_source_arguments, choose_output, is_annotation_file
 from tinydet.data.samples import Sample
+from tinydet.geometry.boxes import area
 
 BINS = 100
 SCALE_RANGE = (0.1, 1.0)
@@ -192,8 +193,7 @@ def object_sizes(dataset: Dataset) -> Sizes:
 
 def sizes_of(boxes: NDArray[np.floating[Any]]) -> Sizes:
     """(M,) sqrt(width * height) of boxes (M, 4) xyxy."""
-    sides = np.asarray(boxes, np.float64)
-    sizes: Sizes = np.sqrt(np.prod(sides[:, 2:] - sides[:, :2], axis=1))
+    sizes: Sizes = np.sqrt(area(np.asarray(boxes, np.float64)))
     return sizes
 
 

@@ -36,6 +36,7 @@ from tinydet.data.rewriting import (
     new_folder,
 )
 from tinydet.data.samples import Cut, Slivers, clip_to_tile, share_out
+from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import Tile, TileGrid
 from tinydet.runtime.scan import OVERLAP
 
@@ -107,7 +108,7 @@ def cut_document(document: Document, cut: Cut = benchmark_tiles, *, slivers: Sli
         annotations = document.annotations(image)
         written = boxes_of(annotations)
         whole = written.clip(0, np.tile((image["width"], image["height"]), 2))
-        areas = (written[:, 2:] - written[:, :2]).prod(axis=1)
+        areas = area(written)
         ignore = np.array([is_ignored(entry) for entry in annotations], bool)
         for tile in cut(int(image["width"]), int(image["height"])):
             corner = [tile.x, tile.y, tile.x + tile.width, tile.y + tile.height]

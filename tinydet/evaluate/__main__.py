@@ -1,4 +1,4 @@
-"""The command `tinydet evaluate`: score a model on a data set, or any framework's results against ground truth."""
+"""The command `tinydet evaluate`: score a model on a dataset, or the results of any framework against ground truth."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinydet._internal.arguments import names
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
-from tinydet.evaluate.dataset import detect_dataset, evaluate_backend, score_dataset
-from tinydet.evaluate.errors import diagnose, format_errors
+from tinydet.evaluate.diagnosis import diagnose
 from tinydet.evaluate.plots import write_plots
 from tinydet.evaluate.protocols import PROTOCOLS, Protocol, choose_protocol
-from tinydet.evaluate.report import format_scores
+from tinydet.evaluate.report import format_errors, format_scores
 from tinydet.evaluate.score import Scores, score_detections
+from tinydet.evaluate.score_model import detect_dataset, score_dataset
 from tinydet.evaluate.sub_images import corners_by_file, merge_sub_images
 from tinydet.evaluate.tables import read_json
 from tinydet.runtime.bundled import BUNDLED, model_path
@@ -25,12 +26,10 @@ if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
     from tinydet.runtime.backends import Backend
 
-__all__ = ["evaluate_backend", "main"]  # training validates with the first
-
 DEFAULT_MODEL = Path("model.pth")
 DEFAULT_SCORE = 0.05
 MODEL_PROTOCOL = "coco"
-RESULTS_PROTOCOL = "tinyperson"  # who brings results of another framework compares with the benchmark's tables
+RESULTS_PROTOCOL = "tinyperson"  # results of other frameworks are usually compared with the benchmark's tables
 
 
 @command("evaluate")
@@ -107,16 +106,16 @@ def _plot(scores: Scores, args: argparse.Namespace) -> None:
     if args.gt is None and image_dir is None:
         image_dir = _dataset_files(args)[1]
     if diagnosis is not None and image_dir is not None:
-        from tinydet.evaluate.worst import draw_worst
+        from tinydet.evaluate.worst_images import draw_worst
 
         paths += draw_worst(scores.truth, diagnosis, image_dir, args.plots)
     print("wrote " + ", ".join(map(str, paths)))
 
 
 def _backend(model: Path, device: str | None) -> Backend:
-    """The torch backend for a checkpoint, else one of the runtime's."""
+    """Open a checkpoint with torch, any other model with a backend of the runtime."""
     if model.suffix == ".pth":
-        from tinydet.models.backend import open_checkpoint  # the one import of torch, and only for a checkpoint
+        from tinydet.models.backend import open_checkpoint  # imports torch, which only a checkpoint needs
 
         return open_checkpoint(model, device=device or "cpu")
     if device is not None:
@@ -134,7 +133,7 @@ def _dataset(args: argparse.Namespace) -> Dataset:
 
 
 def _dataset_files(args: argparse.Namespace) -> tuple[Path, Path]:
-    """The annotation file and the image folder."""
+    """Return the annotation file and the image folder."""
     from tinydet.data.coco import find_dataset
 
     if args.annotations is not None:
@@ -147,18 +146,18 @@ def _dataset_files(args: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What can be known before hours of work: flags that contradict one another, files that are not there.
+    """Reject contradicting options and missing files before hours of work.
 
     Raises:
-        ValueError: which, and what to do.
+        ValueError: an option that is missing or conflicts with another; a file or folder that does not exist.
     """
     if (args.gt is None) != (args.detections is None):
         missing = "--detections" if args.detections is None else "--gt"
         raise ValueError(f"results need both --gt and --detections; add {missing}")
     if args.gt is not None:
-        of_models = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
-        if clash := [name for name in of_models if getattr(args, name) is not None]:
-            flag = "--" + clash[0].replace("_", "-")
+        model_options = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
+        if given := [name for name in model_options if getattr(args, name) is not None]:
+            flag = "--" + given[0].replace("_", "-")
             raise ValueError(
                 f"--gt and --detections score a file of results, {flag} belongs to a model; give one or the other"
             )
@@ -175,7 +174,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--images shows results only with --plots; add it")
     if args.plots is not None:
         with needs_extra("plots"):
-            import matplotlib  # noqa: F401 - said now, not after the work
+            import matplotlib  # noqa: F401 - fail now rather than after the work
     for path in (args.json, args.precision, args.save_detections):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: the folder {path.parent} does not exist; create it or name another file")
@@ -190,87 +189,102 @@ def _check(args: argparse.Namespace) -> None:
                 f"{args.model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}"
             )
     if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit is {args.limit}; look at 1 image at least")
+        raise ValueError(f"--limit is {args.limit}; score at least 1 image")
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = "\n".join(f"  {name:17} {protocol.summary}" for name, protocol in PROTOCOLS.items())
+    protocols = "\n".join(f"  {name:17} {protocol.summary}" for name, protocol in PROTOCOLS.items())
     parser = argparse.ArgumentParser(
         prog="tinydet evaluate",
-        description="Average precision and miss rate by object size: of a model on a data set, or of COCO results of\n"
-        "any framework against COCO ground truth.",
-        epilog=f"protocols:\n{names}\n\nexamples:\n"
+        description="Compute average precision (AP) and miss rate (MR) by object size: of a model on a dataset, or of\n"
+        "COCO results of any framework against COCO ground truth.",
+        epilog=f"protocols:\n{protocols}\n\nexamples:\n"
         "  python -m tinydet.evaluate --model model.onnx --data beach-val --json scores.json\n"
         "  python -m tinydet.evaluate --gt gt.json --detections dt.json --protocol tinyperson",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    model = parser.add_argument_group("a model on a data set")
+    model = parser.add_argument_group("a model on a dataset")
     model.add_argument(
         "--model",
         type=Path,
         metavar="FILE",
-        help=f"checkpoint (.pth), exported model, or a bundled one: {', '.join(BUNDLED)} (default: model.pth)",
+        help=f"checkpoint (.pth), exported model, or bundled model ({', '.join(BUNDLED)}) (default: {DEFAULT_MODEL})",
     )
     model.add_argument(
-        "--data", type=Path, metavar="DIR", help="annotations.json and images/ (default: the embedded data)"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with annotations.json and images/ (default: built-in synthetic validation set)",
     )
-    model.add_argument("--annotations", type=Path, metavar="FILE", help="instead of --data: the annotation file")
-    model.add_argument("--images", type=Path, metavar="DIR", help="instead of --data: the image folder; for --plots")
+    model.add_argument("--annotations", type=Path, metavar="FILE", help="COCO annotation file, in place of --data")
     model.add_argument(
-        "--score", type=float, default=DEFAULT_SCORE, metavar="S", help="drop detections below (default: %(default)s)"
+        "--images", type=Path, metavar="DIR", help="image folder for --annotations, or for --gt with --plots"
     )
-    model.add_argument("--overlap", type=int, metavar="PX", help="of tiles (default: 128, at most half a tile)")
     model.add_argument(
-        "--scale", type=float, default=1.0, metavar="S", help="resize factor of the images (default: %(default)s)"
+        "--score",
+        type=float,
+        default=DEFAULT_SCORE,
+        metavar="S",
+        help="drop detections below this score (default: %(default)s)",
+    )
+    model.add_argument(
+        "--overlap",
+        type=int,
+        metavar="PX",
+        help="overlap of tiles in pixels (default: 128, at most half a tile)",
+    )
+    model.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="resize images by this factor (default: %(default)s)",
     )
     model.add_argument(
         "--merge",
         choices=("seam", "nms", "tinyperson"),
-        help="how tiles are joined; tinyperson: the benchmark's sub-images and its merge (default: seam)",
+        help="merge tiles across their borders (seam), by NMS over the image (nms), or as the benchmark does on its "
+        "sub-images (tinyperson) (default: seam)",
     )
-    model.add_argument("--device", metavar="D", help="torch device of a checkpoint (default: cpu)")
-    model.add_argument("--limit", type=int, metavar="N", help="only the first N images (default: all)")
-    model.add_argument(
-        "--save-detections", type=Path, metavar="FILE", help="also write what was found, as COCO results"
-    )
+    model.add_argument("--device", metavar="D", help="torch device for a checkpoint, such as cuda (default: cpu)")
+    model.add_argument("--limit", type=int, metavar="N", help="score only the first N images (default: all)")
+    model.add_argument("--save-detections", type=Path, metavar="FILE", help="also write the detections as COCO results")
     results = parser.add_argument_group("results of any framework")
     results.add_argument("--gt", type=Path, metavar="FILE", help="COCO ground truth, .json or .json.gz")
-    results.add_argument("--detections", type=Path, metavar="FILE", help="COCO results: a list, .json or .json.gz")
+    results.add_argument("--detections", type=Path, metavar="FILE", help="COCO results (a list), .json or .json.gz")
     results.add_argument(
         "--corner-gt",
         type=Path,
         metavar="FILE",
-        help="the benchmark's sub-images, which detections are on, or to cut at",
+        help="corner file of the benchmark: merge --detections made on its sub-images, or run --model on them",
     )
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument(
         "--protocol",
         choices=tuple(PROTOCOLS),
         metavar="NAME",
-        help=f"rules, see below (default: {MODEL_PROTOCOL} for a model, {RESULTS_PROTOCOL} for results)",
+        help=f"scoring rules, listed below (default: {MODEL_PROTOCOL} for a model, {RESULTS_PROTOCOL} for results)",
     )
-    scoring.add_argument("--categories", type=_names, metavar="A,B", help="classes to score (default: all)")
+    scoring.add_argument(
+        "--categories", type=names, metavar="A,B", help="score only these classes, separated by commas (default: all)"
+    )
     scoring.add_argument(
         "--max-detections",
         type=int,
         metavar="N",
-        help="the best of each image and class that AP looks at (default: the protocol's)",
+        help="best detections per image and class that count for AP (default: the protocol's)",
     )
     scoring.add_argument(
-        "--no-iod", action="store_true", help="do not forgive a detection for lying inside an ignored object"
+        "--no-iod", action="store_true", help="switch off IoD, which ignores detections inside an ignored object"
     )
-    scoring.add_argument("--keep-uncertain", action="store_true", help="uncertain annotations are objects to find")
+    scoring.add_argument("--keep-uncertain", action="store_true", help="count uncertain annotations as objects to find")
     output = parser.add_argument_group("output")
-    output.add_argument("--json", type=Path, metavar="FILE", help="also write the scores, as fractions")
-    output.add_argument("--precision", type=Path, metavar="FILE", help="also write precision at 101 recalls")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON, in fractions")
+    output.add_argument("--precision", type=Path, metavar="FILE", help="write precision at 101 recalls as JSON")
     output.add_argument(
-        "--plots", type=Path, metavar="DIR", help="also draw curves, errors by size and the worst images"
+        "--plots", type=Path, metavar="DIR", help="draw curves, errors by size and the images with the most errors"
     )
     return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 if __name__ == "__main__":

@@ -8,22 +8,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.evaluate.greedy import match_greedily
-from tinydet.evaluate.overlap import Overlaps, find_overlaps
+from tinydet.evaluate.matching import match_greedily
 from tinydet.evaluate.protocols import PrecisionRules
 from tinydet.evaluate.tables import GroundTruth, Results
+from tinydet.geometry.boxes import iod_from_iou
+from tinydet.geometry.overlaps import Overlaps, find_overlaps
 
 RECALLS = np.linspace(0.0, 1.0, 101)
-FPPI_GRID = np.logspace(-3, 2, 101)  # false positives per image where plots look at the recall
+FPPI_GRID = np.logspace(-3, 2, 101)  # false positives per image at which plots sample the recall
 
 
 class Outcome(NamedTuple):
-    """What became of each detection under one size range and IoU threshold; neither of the two: a false positive.
+    """The verdict on each detection for one size range and IoU threshold.
+
+    A detection that is neither a hit nor ignored is a false positive.
 
     Attributes:
         hit: (N,) found an object.
         ignored: (N,) does not count.
-        target: (N,) the annotation matched, -1 for none.
+        target: (N,) index of the matched annotation, -1 for none.
     """
 
     hit: NDArray[np.bool_]
@@ -36,9 +39,9 @@ class PrecisionResult:
     """Average precision of one size range and IoU threshold.
 
     Attributes:
-        precision: (C, 101) envelope at recall 0, 0.01, … 1; -1 for a category without objects in the range.
+        precision: (C, 101) precision envelope at recall 0, 0.01, … 1; -1 for a category without objects in the range.
         recall: (C,) final recall; -1 as above.
-        recall_by_fppi: (C, 101) at FPPI_GRID; -1 as above.
+        recall_by_fppi: (C, 101) recall at FPPI_GRID false positives per image; -1 as above.
         objects, hits, false, ignored: counts over all categories.
     """
 
@@ -52,24 +55,24 @@ class PrecisionResult:
 
     @property
     def ap(self) -> float:
-        """Mean over recalls and categories; -1 without objects."""
+        """Average precision: the mean over recalls and categories; -1 without objects."""
         return _mean_of_known(self.precision)
 
     @property
     def by_class(self) -> list[float]:
-        """`ap` of each category."""
+        """Average precision of each category; -1 without objects."""
         return [_mean_of_known(row) for row in self.precision]
 
     @property
     def ar(self) -> float:
-        """Mean over categories; -1 without objects."""
+        """Average recall: the mean of the final recall over categories; -1 without objects."""
         return _mean_of_known(self.recall)
 
 
 def average_precision(
     truth: GroundTruth, results: Results, rules: PrecisionRules
 ) -> dict[str, dict[float, PrecisionResult]]:
-    """Results by size range and IoU threshold."""
+    """Return the result for each size range and IoU threshold."""
     matcher = PrecisionMatcher(truth, results, rules)
     return {
         name: {
@@ -80,14 +83,14 @@ def average_precision(
 
 
 class PrecisionMatcher:
-    """Matches detections to objects; the overlaps are found once for all ranges and thresholds.
+    """Match detections to annotations; overlaps are computed once for all size ranges and thresholds.
 
     Attributes:
-        results: those that take part: the best of each image and category.
-        by_score: (N,) their indices by category and descending score.
+        results: the detections that take part: the best of each image and category.
+        by_score: (N,) their indices, sorted by category, then by descending score.
         crowd: (M,) annotations that any number of detections may match.
-        flagged: (M,) annotations that are not to be found, whatever their size.
-        overlaps: pairs of detection and annotation in ascending order; `iou` is the share for crowds.
+        flagged: (M,) annotations that are ignored whatever their size.
+        overlaps: pairs of a detection and an annotation, in order of preference; `iou` is the IoD for crowds.
     """
 
     def __init__(self, truth: GroundTruth, results: Results, rules: PrecisionRules) -> None:
@@ -96,13 +99,13 @@ class PrecisionMatcher:
         self.by_score = results.by_score()
         self.crowd = truth.crowd
         pairs = find_overlaps(results.boxes, results.group(len(truth.image_ids)), truth.boxes, truth.group)
-        overlap = np.where(truth.crowd[pairs.target], pairs.share, pairs.iou)
+        overlap = np.where(truth.crowd[pairs.target], pairs.iod, pairs.iou)
         self._area = results.boxes[:, 2] * results.boxes[:, 3]
-        least = min(rules.ious)
-        near = np.flatnonzero(overlap >= least)
-        # Most wanted first: the largest overlap, of equal ones the later annotation.
+        lowest = min(rules.ious)
+        near = np.flatnonzero(overlap >= lowest)
+        # In order of preference: the largest overlap first; of equal ones, the later annotation.
         near = near[np.lexsort((-pairs.target[near], -overlap[near], pairs.detection[near]))]
-        self.overlaps = Overlaps(pairs.detection[near], pairs.target[near], overlap[near], pairs.share[near])
+        self.overlaps = Overlaps(pairs.detection[near], pairs.target[near], overlap[near], pairs.iod[near])
         self.flagged = truth.crowd.copy()
         if rules.ignore_flag:
             self.flagged |= truth.ignore
@@ -111,46 +114,46 @@ class PrecisionMatcher:
         self._iod_detection = self._iod_target = np.zeros(0, np.int64)
         self._iod = np.zeros(0)
         if rules.iod:
-            iod = intersection_over_detection(overlap, truth.area[pairs.target], self._area[pairs.detection])
+            iod = iod_from_iou(overlap, truth.area[pairs.target], self._area[pairs.detection])
             if not rules.iod_twice_for_crowds:
-                iod = np.where(truth.crowd[pairs.target], pairs.share, iod)
-            near = np.flatnonzero(iod >= least)
+                iod = np.where(truth.crowd[pairs.target], pairs.iod, iod)
+            near = np.flatnonzero(iod >= lowest)
             near = near[np.lexsort((pairs.target[near], -iod[near], pairs.detection[near]))]
             self._iod_detection, self._iod_target, self._iod = pairs.detection[near], pairs.target[near], iod[near]
 
     def ignored(self, name: str) -> NDArray[np.bool_]:
-        """(M,) annotations that are not to be found in the size range `name`."""
+        """Return (M,) which annotations are ignored in the size range `name`."""
         low, high = self.rules.areas[name]
         ignored: NDArray[np.bool_] = self.flagged | (self.truth.area < low) | (self.truth.area > high)
         return ignored
 
     def outcome(self, name: str, iou: float) -> Outcome:
-        """What becomes of each detection in the size range `name` at the threshold `iou`."""
+        """Return the verdict on each detection in the size range `name` at the threshold `iou`."""
         truth, rules = self.truth, self.rules
         ignored = self.ignored(name)
         n = len(self.results.scores)
         near = self.overlaps.iou >= min(iou, 1 - 1e-10)
         detection, target = self.overlaps.detection[near], self.overlaps.target[near]
-        # Objects come before ignored ones, whatever their overlap.
+        # Objects come before ignored annotations, whatever their overlap.
         order = np.argsort(detection * 2 + ignored[target], kind="stable")
         fallback = self._fallback(ignored, iou, n) if rules.iod else None
         matched = match_greedily(detection[order], target[order], self.crowd, n, fallback)
 
-        real = matched >= 0
+        has_match = matched >= 0
         in_ignored = np.zeros(n, bool)
-        in_ignored[real] = ignored[matched[real]]
+        in_ignored[has_match] = ignored[matched[has_match]]
         if fallback is not None:
-            in_ignored |= ~real & (fallback >= 0)
-        counted = real.copy()
+            in_ignored |= ~has_match & (fallback >= 0)
+        counted = has_match.copy()
         if not rules.id_zero_matches:
-            counted[real] = ~truth.id_zero[matched[real]]
+            counted[has_match] = ~truth.id_zero[matched[has_match]]
         low, high = rules.areas[name]
         outside = (self._area < low) | (self._area > high)
         dropped = in_ignored | (~counted & outside)
         return Outcome(counted & ~dropped, dropped, matched)
 
     def _fallback(self, ignored: NDArray[np.bool_], iou: float, n: int) -> NDArray[np.int64]:
-        """(N,) the ignored annotation with the largest IoD where that reaches its threshold, else -1."""
+        """Return (N,) the ignored annotation with the largest IoD, -1 where that is below the threshold."""
         iou = min(iou, 1 - 1e-10)
         threshold = (2 * iou) / (1 + iou) if self.rules.iod_stricter else iou
         pairs = np.flatnonzero(ignored[self._iod_target])
@@ -162,18 +165,17 @@ class PrecisionMatcher:
         return fallback
 
 
-def intersection_over_detection(
-    overlap: NDArray[np.float64], target_area: NDArray[np.float64], detection_area: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """IoD from IoU, in the evaluators' order of operations: an exact IoD of one half comes out just below it."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return overlap / (1 + overlap) * (1 + target_area / detection_area)
-
-
 def recall_at_fppi(
     hit: NDArray[np.bool_], false: NDArray[np.bool_], objects: int, images: int, points: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Recall of the detections, by descending score, before false positives per image exceed each of `points`."""
+    """Return the recall reached before the false positives per image exceed each of `points`.
+
+    Args:
+        hit, false: (N,) verdicts, by descending score.
+        objects: number of objects to find.
+        images: number of images.
+        points: (P,) false positives per image.
+    """
     recall = np.r_[0.0, np.cumsum(hit) / objects]
     fppi = np.cumsum(false).astype(np.float64) / images
     found: NDArray[np.float64] = recall[np.searchsorted(fppi, points, side="right")]
@@ -202,7 +204,7 @@ def _accumulate(
 
 
 def _envelope(hit: NDArray[np.bool_], false: NDArray[np.bool_], objects: int) -> tuple[NDArray[np.float64], float]:
-    """Precision at RECALLS, 0 where a recall is not reached, and the final recall."""
+    """Return the precision at RECALLS, 0 where a recall is not reached, and the final recall."""
     at_recalls = np.zeros(len(RECALLS))
     if not len(hit):
         return at_recalls, 0.0

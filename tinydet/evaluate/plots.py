@@ -1,4 +1,4 @@
-"""Scores as figures: precision against recall, miss rate against false positives per image, errors by size."""
+"""Plot precision over recall, miss rate over false positives per image, and errors by size."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.extras import needs_extra
 from tinydet.evaluate.average_precision import FPPI_GRID, RECALLS
-from tinydet.evaluate.errors import KINDS, Diagnosis
+from tinydet.evaluate.diagnosis import KINDS, Diagnosis
 from tinydet.evaluate.miss_rate import POINTS
 from tinydet.evaluate.score import Scores
 
-# From the smallest to the largest, then the unions.
-_COLOURS = {
+# From the smallest to the largest range, then their unions.
+_COLORS = {
     "tiny1": "#440154",
     "tiny2": "#31688e",
     "tiny3": "#35b779",
@@ -27,17 +27,24 @@ _COLOURS = {
     "all": "#000000",
     "All": "#000000",
 }
-_KIND_COLOURS = {
+_KIND_COLORS = {
     "found": "#35a853",
     "missed": "#d93025",
     "duplicate": "#a142f4",
-    "localisation": "#f29900",
+    "localization": "#f29900",
     "background": "#5f6368",
 }
 
 
 def write_plots(scores: Scores, diagnosis: Diagnosis | None, folder: Path) -> list[Path]:
-    """Write the figures that the protocol has data for, as PNG; `folder` is made if need be.
+    """Write a PNG file for each figure that the protocol has data for.
+
+    Args:
+        diagnosis: errors to plot by size; None to omit that figure.
+        folder: output folder; created if missing.
+
+    Returns:
+        The files written.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -96,7 +103,7 @@ def _draw_miss_rate(axis: Any, scores: Scores, table: Any, iou: float) -> None:
             axis.plot(FPPI_GRID, np.maximum(1 - mean, 1e-3), label=label, drawstyle="steps-post", **_style(name))
             lowest = min(lowest, float((1 - mean).min()))
     if scores.miss_rate is not None:
-        for point in POINTS:  # where the log-average looks
+        for point in POINTS:  # of the log-average miss rate
             axis.axvline(point, color="#cccccc", linewidth=0.6, zorder=0)
     axis.set(
         xscale="log", yscale="log", xlim=(FPPI_GRID[0], FPPI_GRID[-1]), ylim=(min(max(lowest / 2, 0.01), 0.2), 1.05)
@@ -118,7 +125,7 @@ def _draw_errors(left: Any, right: Any, diagnosis: Diagnosis) -> None:
         bottom = np.zeros(len(names))
         for kind in kinds:
             heights = np.array([diagnosis.by_size[name][kind] for name in names], float)
-            axis.bar(names, heights, bottom=bottom, label=kind, color=_KIND_COLOURS[kind])
+            axis.bar(names, heights, bottom=bottom, label=kind, color=_KIND_COLORS[kind])
             bottom += heights
         axis.set(title=f"{title} at IoU {diagnosis.iou:.2f}, score >= {diagnosis.score:.2f}", ylabel="count")
         axis.tick_params(axis="x", labelrotation=30)
@@ -133,7 +140,7 @@ def _mean_of_categories(values: NDArray[np.float64]) -> NDArray[np.float64] | No
 def _style(name: str) -> dict[str, Any]:
     union = name in ("tiny", "all", "All")
     style: dict[str, Any] = {"linewidth": 2.0 if union else 1.4, "linestyle": "--" if name == "tiny" else "-"}
-    return style | ({"color": _COLOURS[name]} if name in _COLOURS else {})
+    return style | ({"color": _COLORS[name]} if name in _COLORS else {})
 
 
 def _legend(axis: Any) -> None:

@@ -1,8 +1,8 @@
-"""How detections are scored: stock COCO, the TinyPerson benchmark with every quirk, and its relatives.
+"""Scoring protocols: stock COCO, the TinyPerson benchmark with every quirk, and its relatives.
 
-A protocol is data: size ranges, IoU thresholds, caps, and one switch for each quirk of the published evaluators
-(the `cocoeval.py` and `eval_MR_multisetup.py` of ucas-vg/TinyBenchmark and their successors in yinglang/huicv). The
-numbers of the S-alpha paper are `tinyperson`.
+A protocol is data: size ranges, IoU thresholds, detection limits, and one switch for each quirk of the published
+evaluators (`cocoeval.py` and `eval_MR_multisetup.py` of ucas-vg/TinyBenchmark and their successors in yinglang/huicv).
+The S-alpha paper reports `tinyperson`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 IOUS = (0.25, 0.5, 0.75)
 _WIDE = 1e5**2
 
-# Areas in square pixels, inclusive at both ends: an object of exactly 64 px^2 is both tiny1 and tiny2.
+# Areas in square pixels, inclusive at both ends: an object of exactly 64 px² is both tiny1 and tiny2.
 _TINY_AREAS = {
     "all": (1.0, _WIDE),
     "tiny": (1.0, 20.0**2),  # from 1 px, although the paper says 2
@@ -28,19 +28,21 @@ _TINY_AREAS = {
 
 @dataclass(frozen=True)
 class PrecisionRules:
-    """Average precision.
+    """Rules of average precision.
+
+    IoD is the intersection of a detection and an annotation over the detection's area.
 
     Attributes:
-        areas: size ranges by annotation area, square pixels, inclusive; an object outside is ignored.
+        areas: size ranges of the annotation area in square pixels, inclusive; objects outside are ignored.
         ious: IoU thresholds.
-        max_detections: the best so many of each image and category take part.
-        ignore_flag: `ignore` makes an annotation an ignore region, as `iscrowd` does; stock COCO reads `iscrowd` alone.
-        ignore_uncertain: so does `uncertain`.
-        iod: an unmatched detection is ignored where its intersection over its own area with an ignored object (one
-            outside the range too) reaches the threshold.
-        iod_stricter: that threshold is 2t/(1+t), not t.
-        iod_twice_for_crowds: the conversion IoU -> IoD is applied to the overlap with a crowd, which is an IoD already.
-        id_zero_matches: an object with the annotation id 0 can be found; the evaluators take 0 for "no match".
+        max_detections: number of best detections per image and category that take part.
+        ignore_flag: `ignore` makes an annotation an ignore region, as `iscrowd` does; stock COCO reads only `iscrowd`.
+        ignore_uncertain: `uncertain` makes an annotation an ignore region.
+        iod: ignore an unmatched detection if its IoD with an ignored annotation reaches the IoU threshold. Objects
+            outside the size range are ignored annotations too.
+        iod_stricter: that threshold is 2t/(1+t) instead of t.
+        iod_twice_for_crowds: apply the conversion from IoU to IoD to the overlap with a crowd, which is already an IoD.
+        id_zero_matches: an object with the annotation id 0 can be found; the evaluators read 0 as "no match".
     """
 
     areas: Mapping[str, tuple[float, float]]
@@ -56,7 +58,7 @@ class PrecisionRules:
 
 @dataclass(frozen=True)
 class Setup:
-    """One row of a miss-rate table: the objects of a size (pixels) and a visible share, both inclusive."""
+    """One row of a miss-rate table: objects by size in pixels and by visible share, both inclusive."""
 
     size: tuple[float, float]
     visible: tuple[float, float] = (0.65, _WIDE)
@@ -64,21 +66,21 @@ class Setup:
 
 @dataclass(frozen=True)
 class MissRateRules:
-    """Log-average miss rate over nine points of false positives per image, 0.01 to 1.
+    """Rules of the log-average miss rate over nine points, 0.01 to 1 false positives per image.
 
     Attributes:
-        setups: which objects count; all others are ignored.
+        setups: the objects that count for each row; all others are ignored.
         by_height: sizes are heights, not sqrt(area).
-        reads_vis_bbox: the visible share is also that of `vis_bbox`, which published files of CityPersons have; the
-            evaluator reads only `vis_ratio` and `vis`.
+        reads_vis_bbox: also read the visible share from `vis_bbox`, which the published files of CityPersons have; the
+            original evaluator reads only `vis_ratio` and `vis`.
         ious: IoU thresholds.
-        max_detections: the best so many of each image and category take part.
+        max_detections: number of best detections per image and category that take part.
         ignore_uncertain: `uncertain` makes an annotation an ignore region.
-        iod_twice: an unmatched detection is ignored where the conversion IoU -> IoD, applied to its overlap with an
-            ignored object that is an IoD already, exceeds 0.5, whatever the threshold.
+        iod_twice: apply the conversion from IoU to IoD to the overlap with an ignored annotation, which is already an
+            IoD, and ignore an unmatched detection where the result exceeds 0.5, whatever the IoU threshold.
         id_zero_matches: an object with the annotation id 0 can be found.
-        wrap_first_point: where the first false positive already exceeds the point (fewer than 100 images), the recall
-            is taken from index -1, which is the final one, instead of 0.
+        wrap_first_point: where the first false positive already exceeds a point (fewer than 100 images), read the
+            recall at index -1, which is the final recall, instead of 0.
     """
 
     setups: Mapping[str, Setup]
@@ -94,7 +96,7 @@ class MissRateRules:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured and how; None where a protocol does not have it."""
+    """A named set of rules; None for a quantity that the protocol does not measure."""
 
     name: str
     summary: str
@@ -135,17 +137,17 @@ _TINYPERSON_MR = MissRateRules(
 _ALL = (
     Protocol(
         "coco",
-        "stock pycocotools matching at the TinyPerson size ranges, 1500 detections an image",
+        "stock pycocotools matching at the TinyPerson size ranges, 1500 detections per image",
         PrecisionRules(
             areas={**_TINY_AREAS, "all": (0.0, _WIDE)},
             ious=IOUS,
-            max_detections=1500,  # stock is 100, fewer than the objects of a crowded tile
+            max_detections=1500,  # stock is 100, fewer than the objects in a crowded image
             ignore_flag=False,
             ignore_uncertain=False,
             iod=False,
             iod_stricter=False,
             iod_twice_for_crowds=False,
-            id_zero_matches=False,  # pycocotools as well
+            id_zero_matches=False,  # as in pycocotools
         ),
         None,
     ),
@@ -154,19 +156,19 @@ _ALL = (
     ),
     Protocol(
         "tinyperson-fixed",
-        "without its faults: annotation id 0, recall taken from index -1, IoD of an IoD",
+        "tinyperson without its bugs: annotation id 0, recall at index -1, IoD of an IoD",
         dataclasses.replace(_TINYPERSON_AP, iod_twice_for_crowds=False, id_zero_matches=True),
         dataclasses.replace(_TINYPERSON_MR, iod_twice=False, id_zero_matches=True, wrap_first_point=False),
     ),
     Protocol(
         "tinyperson-mmdet",
-        "as configured in the authors' mmdetection: 1000 detections an image",
+        "tinyperson as in the authors' mmdetection config: 1000 detections per image",
         dataclasses.replace(_TINYPERSON_AP, max_detections=1000),
         _TINYPERSON_MR,
     ),
     Protocol(
         "tinyperson-huicv",
-        "as their script evaluate_tiny.py: the IoD threshold is 2t/(1+t)",
+        "tinyperson as in their script evaluate_tiny.py: IoD threshold 2t/(1+t)",
         dataclasses.replace(_TINYPERSON_AP, iod_stricter=True),
         _TINYPERSON_MR,
     ),
@@ -196,20 +198,21 @@ PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in _AL
 def choose_protocol(
     name: str, *, iod: bool = True, keep_uncertain: bool = False, max_detections: int | None = None
 ) -> Protocol:
-    """A protocol by name, with its switches.
+    """Return a protocol by name, with its switches.
 
     Args:
-        iod: False turns off every rule that forgives a detection for its share inside an ignored object.
-        keep_uncertain: uncertain annotations are objects to find.
-        max_detections: replaces the cap for each image and category where average precision is measured.
+        iod: False disables every rule that ignores a detection because of its IoD with an ignored annotation.
+        keep_uncertain: count uncertain annotations as objects to find.
+        max_detections: number of best detections per image and category that count for average precision; None for the
+            protocol's own limit.
 
     Raises:
-        ValueError: an unknown name, or a cap below 1.
+        ValueError: an unknown name, or a limit below 1.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}; choose from {', '.join(PROTOCOLS)}")
     if max_detections is not None and max_detections < 1:
-        raise ValueError(f"max_detections is {max_detections}; keep at least 1 detection an image")
+        raise ValueError(f"max_detections is {max_detections}; keep at least 1 detection per image")
     protocol = PROTOCOLS[name]
     precision, miss_rate = protocol.precision, protocol.miss_rate
     if precision is not None:

@@ -1,4 +1,4 @@
-"""Scores as a table, its columns in the order of the paper's."""
+"""Scores and errors as text tables; the columns follow the tables of the S-alpha paper."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 from tinydet.evaluate.average_precision import PrecisionResult
+from tinydet.evaluate.diagnosis import KINDS, Diagnosis
 from tinydet.evaluate.score import Scores
 
-# Tables 3 and 4 of the paper, and all sizes beside them.
+# (size range, IoU threshold) as in Tables 3 and 4 of the paper, and all sizes in the last column.
 PAPER_COLUMNS = (
     ("tiny", 0.5),
     ("tiny1", 0.5),
@@ -23,7 +24,7 @@ PAPER_COLUMNS = (
 
 
 def format_scores(scores: Scores) -> str:
-    """The table, percent; a dash where the data has no objects of a size."""
+    """Return a table of AP, AR and MR in percent; a dash where the ground truth has no objects of a size."""
     if scores.precision is None:
         assert scores.miss_rate is not None
         columns = [(name, iou) for iou in (0.5, 0.75) for name in scores.miss_rate]
@@ -49,14 +50,25 @@ def format_scores(scores: Scores) -> str:
     )
 
 
+def format_errors(diagnosis: Diagnosis) -> str:
+    """Return a table of error counts: one row per kind, one column per size range."""
+    names = list(diagnosis.by_size)
+    width = max(7, *map(len, names))
+    lines = [f"errors at IoU {diagnosis.iou:.2f}, score >= {diagnosis.score:.3f} (the best F1 over all sizes)"]
+    lines.append(" " * 12 + "".join(f"  {name:>{width}}" for name in names))
+    for kind in KINDS:
+        lines.append(f"{kind:12}" + "".join(f"  {diagnosis.by_size[name][kind]:>{width}}" for name in names))
+    return "\n".join(lines)
+
+
 def _row(title: str, columns: list[tuple[str, float]], table: Any, value: Callable[[Any], float]) -> list[str]:
     values = [value(_cell(table, name, iou)) for name, iou in columns]
     return [title, *("-" if v == -1 else f"{100 * v:.2f}" for v in values)]
 
 
 def _cell(table: Any, name: str, iou: float) -> Any:
-    return table[name if name in table else name.capitalize()][iou]  # `all` is `All` among the setups of MR
+    return table[name if name in table else name.capitalize()][iou]  # the MR setups have `All` for `all`
 
 
 def _category_ap(c: int, result: PrecisionResult) -> float:
-    return float(result.precision[c].mean())
+    return result.by_class[c]

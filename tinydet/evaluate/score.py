@@ -1,4 +1,4 @@
-"""Score detections by a protocol: the JSON that every command prints and writes."""
+"""Score detections by a protocol and return the result as the JSON that `tinydet evaluate` writes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tinydet.evaluate.tables import GroundTruth, Results, tabulate_ground_truth,
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Everything that was measured; None where the protocol does not have it.
+    """Everything that was measured.
 
     Attributes:
-        protocol: with its switches.
-        precision: by size range and IoU threshold.
-        miss_rate: by setup and IoU threshold.
-        truth, results: what was scored.
-        notes: what a reader should know.
+        protocol: the protocol with its switches.
+        precision: by size range and IoU threshold; None if the protocol does not measure AP.
+        miss_rate: by setup and IoU threshold; None if the protocol does not measure MR.
+        truth, results: the ground truth and the detections that were scored.
+        notes: remarks for a reader of the scores, such as data that was left out.
     """
 
     protocol: Protocol
@@ -32,7 +32,10 @@ class Scores:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Fractions by size range and IoU threshold ("0.25"); -1 where a range has no objects; null: not measured."""
+        """Return fractions by size range and IoU threshold ("0.25").
+
+        A range without objects has -1. A quantity that the protocol does not measure is None.
+        """
         values: dict[str, Any] = {"protocol": self.protocol.name, "AP": None, "AR": None, "AP_counts": None}
         values |= {"MR": None, "MR_counts": None, "recall_at_fppi": None}
         if self.precision is not None:
@@ -46,12 +49,12 @@ class Scores:
         return values
 
     def precision_json(self) -> dict[str, dict[str, list[list[float]]]]:
-        """Precision at the 101 recalls, one list for each category; empty without average precision."""
+        """Return the precision at 101 recalls, one list per category; empty if the protocol does not measure AP."""
         return {} if self.precision is None else _by_range(self.precision, lambda r: r.precision.tolist())
 
 
 def score(truth: GroundTruth, results: Results, protocol: Protocol) -> Scores:
-    """Score what `tabulate_ground_truth` and `tabulate_results` made."""
+    """Score the tables of `tabulate_ground_truth` and `tabulate_results`."""
     return Scores(
         protocol,
         None if protocol.precision is None else average_precision(truth, results, protocol.precision),
@@ -74,12 +77,12 @@ def score_detections(
     """Score COCO results against a COCO file, both as read from JSON.
 
     Args:
-        categories: names of those to score; None for all.
-        image_ids: those to score; None for all.
+        categories: names of the categories to score; None for all.
+        image_ids: ids of the images to score; None for all.
         sources: names of the two files for messages.
 
     Raises:
-        ValueError: what is missing or malformed, and where.
+        ValueError: a missing or malformed entry; the message says which and where.
     """
     truth = tabulate_ground_truth(ground_truth, categories=categories, image_ids=image_ids, source=sources[0])
     return score(truth, tabulate_results(detections, truth, source=sources[1]), protocol)
@@ -95,23 +98,30 @@ def evaluate_detections(
     keep_uncertain: bool = False,
     max_detections: int | None = None,
 ) -> dict[str, Any]:
-    """The JSON of `score_detections` for a protocol's name and switches (`choose_protocol`).
+    """Score COCO results against a COCO file, both as read from JSON, and return the scores as JSON.
+
+    The result has the keys of `tinydet evaluate --json`, see docs/evaluation.md.
+
+    Args:
+        protocol: a name in `PROTOCOLS`.
+        categories: names of the categories to score; None for all.
+        iod, keep_uncertain, max_detections: switches of the protocol, see `choose_protocol`.
 
     Raises:
-        ValueError: an unknown protocol; what is missing or malformed in the two, and where.
+        ValueError: an unknown protocol; a missing or malformed entry.
     """
     chosen = choose_protocol(protocol, iod=iod, keep_uncertain=keep_uncertain, max_detections=max_detections)
     return score_detections(ground_truth, detections, chosen, categories=categories).to_json()
 
 
 def _notes(truth: GroundTruth, results: Results, protocol: Protocol) -> list[str]:
-    """Rules of the protocol that these data set off."""
+    """Name the rules of the protocol that affect this data."""
     notes = []
     if (rules := protocol.precision) is not None:
         if beyond := int((results.rank >= rules.max_detections).sum()):
             notes.append(
                 f"{beyond} detections beyond the best {rules.max_detections} of an image and class do not count for "
-                "AP; --max-detections sets another number"
+                "AP; --max-detections changes the limit"
             )
         if not rules.ignore_flag and (flagged := int((truth.ignore & ~truth.crowd).sum())):
             notes.append(
@@ -120,21 +130,21 @@ def _notes(truth: GroundTruth, results: Results, protocol: Protocol) -> list[str
             )
         if not rules.id_zero_matches and truth.id_zero.any():
             notes.append(
-                "an annotation has the id 0, which the published evaluators take for no match: it cannot be found; "
-                "--protocol tinyperson-fixed, or ids from 1, avoid that"
+                "an annotation has the id 0, which the published evaluators read as no match, so it cannot be found; "
+                "use --protocol tinyperson-fixed, or number the annotations from 1"
             )
     regions = truth.ignore | truth.crowd
     objects = set(truth.category[~regions].tolist())
-    if len(truth.category_ids) > 1 and (alone := sorted(set(truth.category[regions].tolist()) - objects)):
-        names = ", ".join(truth.category_names[c] for c in alone)
+    if len(truth.category_ids) > 1 and (without_objects := sorted(set(truth.category[regions].tolist()) - objects)):
+        names = ", ".join(truth.category_names[c] for c in without_objects)
         notes.append(
-            f"{names} has ignore regions alone; as in the published evaluators they forgive no detection of another "
-            "category: where they should, give them the category of the objects"
+            f"{names} has only ignore regions; as in the published evaluators, a region ignores no detection of "
+            "another category: give it the category of the objects if it should"
         )
     if protocol.miss_rate is not None and protocol.miss_rate.wrap_first_point and len(truth.image_ids) < 100:
         notes.append(
             f"{len(truth.image_ids)} images are fewer than 100: where the first false positive already exceeds a "
-            "point, MR takes the final recall there, as the published evaluator does; tinyperson-fixed takes 0"
+            "point, MR uses the final recall there, as the published evaluator does; tinyperson-fixed uses 0"
         )
     return notes
 

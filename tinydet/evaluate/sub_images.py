@@ -1,29 +1,34 @@
-"""The benchmark's sub-images: where it cuts, and how it joins the detections of the pieces, exactly.
+"""Merge detections on the sub-images of the TinyPerson benchmark exactly as the benchmark does.
 
-The original is `COCOSplitImage` and `COCOMergeResult` of ucas-vg/TinyBenchmark (640 x 512 pixels, 50 overlap) and the
-compiled CPU suppression of its maskrcnn_benchmark. For our own tiles see `tinydet.geometry.tiles`.
+The originals are `COCOSplitImage` and `COCOMergeResult` of ucas-vg/TinyBenchmark (sub-images of 640 x 512 pixels,
+50 pixels overlap) and the compiled CPU NMS of its maskrcnn_benchmark. tinydet's own tiles are in
+`tinydet.geometry.tiles`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.data.sub_images import Corner
-from tinydet.evaluate.overlap import candidate_pairs
 from tinydet.evaluate.tables import tabulate_boxes
+from tinydet.geometry.boxes import iou_by_coordinates
+from tinydet.geometry.nms import resolve
+from tinydet.geometry.overlaps import candidate_pairs
+
+if TYPE_CHECKING:
+    from tinydet.data.sub_images import Corner
 
 MERGE_IOU = 0.5
 
 
 def corners_by_file(corner_file: Any, *, source: str = "corner file") -> dict[str, list[Corner]]:
-    """The sub-images of each file that a corner file of the benchmark lists, in its order.
+    """Return the corners of the sub-images of each image file, in the order of a corner file of the benchmark.
 
     Raises:
-        ValueError: what is missing, and where.
+        ValueError: a missing entry.
     """
     _sub_images(corner_file, source)
     corners: dict[str, list[Corner]] = {}
@@ -40,20 +45,20 @@ def merge_sub_images(
     suppress: bool = True,
     sources: tuple[str, str] = ("corner file", "detections"),
 ) -> list[dict[str, Any]]:
-    """COCO results on sub-images -> COCO results on the images that these were cut from.
+    """Convert COCO results on sub-images to COCO results on the images that these were cut from.
 
-    Boxes are moved by their sub-image's corner. Then, for each image, greedy suppression that knows no classes, at
-    an IoU of 0.5 or more, with the pixel convention (sides + 1) and in float32. Survivors keep their order: by
-    sub-image, then as in `detections`; there is no cap. Two people of 4 pixels, 1.5 pixels apart, become one.
+    Boxes are shifted by the corner of their sub-image. Greedy NMS then runs on each image: class-agnostic, at an IoU
+    of 0.5 or more, with pixel-inclusive sides, in float32. The remaining boxes keep their order, by sub-image, then as
+    in `detections`; their number is not limited. Two 4-pixel people 1.5 pixels apart become one.
 
     Args:
-        corner_file: COCO whose images have a `corner` (x1, y1, x2, y2) and share the `file_name` of one of
+        corner_file: COCO ground truth whose images have a `corner` (x1, y1, x2, y2) and the `file_name` of one of
             `old_images`.
-        suppress: False only moves the boxes.
+        suppress: False shifts the boxes without NMS.
         sources: names of the two files for messages.
 
     Raises:
-        ValueError: what is missing, and where; detections on a sub-image that the file does not list.
+        ValueError: a missing entry; a detection on a sub-image that the file does not list.
     """
     image_of, offset, place = _sub_images(corner_file, sources[0])
     if not isinstance(detections, list):
@@ -66,72 +71,55 @@ def merge_sub_images(
                 f"{sources[1]}[{n}] is on image {entry['image_id']!r}, which {sources[0]} does not list; "
                 "give the corner file of the sub-images that the detections were made on"
             )
-    moved = sorted(detections, key=lambda entry: place[entry["image_id"]])  # stable
-    xywh = tabulate_boxes(moved, sources[1])
-    shift = np.array([offset[entry["image_id"]] for entry in moved], np.float64).reshape(-1, 2)
+    entries = sorted(detections, key=lambda entry: place[entry["image_id"]])  # stable
+    xywh = tabulate_boxes(entries, sources[1])
+    shift = np.array([offset[entry["image_id"]] for entry in entries], np.float64).reshape(-1, 2)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) + np.tile(shift, 2)
-    images = [image_of[entry["image_id"]] for entry in moved]
+    images = [image_of[entry["image_id"]] for entry in entries]
     if suppress:
-        group = np.unique([place[entry["image_id"]][0] for entry in moved], return_inverse=True)[1]
+        group = np.unique([place[entry["image_id"]][0] for entry in entries], return_inverse=True)[1]
         boxes = boxes.astype(np.float32)
-        kept = suppress_pixels(boxes, np.array([entry["score"] for entry in moved], np.float32), group).tolist()
-        boxes, moved, images = boxes[kept], [moved[n] for n in kept], [images[n] for n in kept]
-    sides = boxes[:, 2:] - boxes[:, :2]
+        kept = suppress_pixels(boxes, np.array([entry["score"] for entry in entries], np.float32), group).tolist()
+        boxes, entries, images = boxes[kept], [entries[n] for n in kept], [images[n] for n in kept]
+    merged = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
     return [
-        {**entry, "image_id": image, "bbox": box}
-        for entry, image, box in zip(moved, images, np.concatenate([boxes[:, :2], sides], axis=1).tolist(), strict=True)
+        {**entry, "image_id": image, "bbox": box} for entry, image, box in zip(entries, images, merged, strict=True)
     ]
 
 
 def suppress_pixels(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], group: NDArray[np.int64], iou: float = MERGE_IOU
 ) -> NDArray[np.int64]:
-    """Indices that greedy suppression keeps, ascending.
+    """Return the ascending indices of the boxes that greedy NMS keeps, with pixel-inclusive sides x2 - x1 + 1.
 
-    Sides count from pixel to pixel, x2 - x1 + 1; a box falls at an IoU of `iou` or more with a better one that is
-    kept. Of equal scores the earlier box is the better one.
+    A box is suppressed at an IoU of `iou` or more with a better box that is kept. Of equal scores, the earlier box is
+    better.
 
     Args:
         boxes: (N, 4) xyxy.
         scores: (N,).
-        group: (N,) ascending; boxes of different groups do not meet.
+        group: (N,) ascending; boxes of different groups do not suppress each other.
     """
     rank = np.empty(len(boxes), np.int64)
     rank[np.argsort(-scores, kind="stable")] = np.arange(len(boxes))
     better, worse = _conflicts(boxes, group, rank, np.float32(iou))
-    undecided = np.ones(len(boxes), bool)
-    kept = np.zeros(len(boxes), bool)
-    while undecided.any():
-        # Whoever no better box threatens any more is kept, and takes out those it overlaps.
-        safe = undecided.copy()
-        safe[worse] = False
-        kept |= safe
-        undecided &= ~safe
-        fallen = np.zeros(len(boxes), bool)
-        fallen[worse[safe[better]]] = True
-        undecided &= ~fallen
-        alive = undecided[better] & undecided[worse]
-        better, worse = better[alive], worse[alive]
-    return np.flatnonzero(kept)
+    kept = resolve(rank[better], rank[worse], np.zeros(len(boxes), bool)).kept  # by rank
+    return np.flatnonzero(kept[rank])
 
 
 def _conflicts(
     boxes: NDArray[np.float32], group: NDArray[np.int64], rank: NDArray[np.int64], iou: np.float32
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs that cannot both stay, the better first."""
-    x1, y1, x2, y2 = boxes.T
-    one = np.float32(1)
-    area = (x2 - x1 + one) * (y2 - y1 + one)
-    # Two pixels wider than the convention: rounding to float32 must not hide a candidate.
-    wide = np.concatenate([boxes[:, :2] - one, boxes[:, 2:] - boxes[:, :2] + 3 * one], axis=1).astype(np.float64)
+    """Return the pairs of boxes that cannot both be kept, as (better, worse) indices."""
+    # Candidates are searched two pixels wider than the convention: float32 rounding must not hide one.
+    wide = np.concatenate([boxes[:, :2] - 1, boxes[:, 2:] - boxes[:, :2] + 3], axis=1).astype(np.float64)
     pairs = [np.zeros((2, 0), np.int64)]
-    for a, b in candidate_pairs(wide, group, wide, group):
-        width = np.maximum(np.minimum(x2[a], x2[b]) - np.maximum(x1[a], x1[b]) + one, np.float32(0))
-        height = np.maximum(np.minimum(y2[a], y2[b]) - np.maximum(y1[a], y1[b]) + one, np.float32(0))
-        common = width * height
-        # The better box's area comes first, as in the original: float32 sums depend on the order.
-        near = (rank[a] < rank[b]) & (common / (area[a] + area[b] - common) >= iou)
-        pairs.append(np.stack([a[near], b[near]]))
+    for one, two in candidate_pairs(wide, group, wide, group):
+        ranked = rank[one] < rank[two]
+        better, worse = one[ranked], two[ranked]
+        # The better box comes first, as in the original: float32 sums depend on the order.
+        alike = iou_by_coordinates(tuple(boxes[better].T), tuple(boxes[worse].T), pixel_inclusive=True) >= iou
+        pairs.append(np.stack([better[alike], worse[alike]]))
     better, worse = np.concatenate(pairs, axis=1)
     return better, worse
 
@@ -139,22 +127,22 @@ def _conflicts(
 def _sub_images(
     corner_file: Any, source: str
 ) -> tuple[dict[Any, Any], dict[Any, tuple[float, float]], dict[Any, tuple[int, int]]]:
-    """By sub-image id: the id of its image, its corner, and its place in the order of the merge."""
+    """Return by sub-image id: the id of its image, its upper left corner, and its sort key in the merge."""
     for key in ("images", "old_images"):
         if not isinstance(corner_file, Mapping) or not isinstance(corner_file.get(key), list):
             raise ValueError(
                 f"{source}: has no list {key!r}; expected a corner file of the benchmark, with the sub-images in "
                 "'images' and the images that they were cut from in 'old_images'"
             )
-    whole = {entry["file_name"]: (n, entry["id"]) for n, entry in enumerate(corner_file["old_images"])}
+    original = {entry["file_name"]: (n, entry["id"]) for n, entry in enumerate(corner_file["old_images"])}
     image_of, offset, place = {}, {}, {}
     for n, entry in enumerate(corner_file["images"]):
         missing = [key for key in ("id", "file_name", "corner") if key not in entry]
         if missing:
             raise ValueError(f"{source}: images[{n}] has no {missing[0]!r}; sub-images need id, file_name and corner")
-        if entry["file_name"] not in whole:
+        if entry["file_name"] not in original:
             raise ValueError(f"{source}: images[{n}] is cut from {entry['file_name']!r}, which is not in 'old_images'")
-        order, image_of[entry["id"]] = whole[entry["file_name"]]
+        order, image_of[entry["id"]] = original[entry["file_name"]]
         offset[entry["id"]] = entry["corner"][0], entry["corner"][1]
         place[entry["id"]] = order, n
     return image_of, offset, place

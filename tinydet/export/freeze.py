@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import TrainingTiles
-from tinydet.evaluate.dataset import detect_dataset, score_dataset
 from tinydet.evaluate.protocols import choose_protocol
+from tinydet.evaluate.score_model import detect_dataset, score_dataset
 from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import collate
 from tinydet.models.checkpoint import Checkpoint

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.geometry.boxes import iou_of_pairs
 from tinydet.geometry.nms import conflicts, suppress
 from tinydet.runtime.backends import TileOutputs
 
@@ -125,7 +126,7 @@ def disagreement(reference: TileOutputs, other: TileOutputs) -> float:
     """
     boxes, scores, _, cells, side = _both(reference, other)
     first, second = conflicts(boxes.astype(np.float64), 0.3, same=cells, apart=side)
-    common = np.minimum(scores[first], scores[second]) * _overlap(boxes[first], boxes[second])
+    common = np.minimum(scores[first], scores[second]) * iou_of_pairs(boxes[first], boxes[second])
     taken = np.zeros(len(boxes), np.bool_)
     shared = 0.0
     union = float(scores.sum())
@@ -155,12 +156,3 @@ def _filled(outputs: TileOutputs) -> tuple[NDArray[Any], ...]:
     """Boxes, scores, labels and tile numbers of the slots that are filled."""
     filled = outputs.labels >= 0
     return outputs.boxes[filled], outputs.scores[filled], outputs.labels[filled], np.nonzero(filled)[0]
-
-
-def _overlap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """IoU of boxes pair by pair."""
-    sides = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0)
-    common = sides.prod(axis=1)
-    areas = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1)
-    overlap: NDArray[Any] = common / np.maximum(areas - common, 1e-9)
-    return overlap

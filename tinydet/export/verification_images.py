@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.evaluate.dataset import match_classes
+from tinydet.evaluate.score_model import match_classes
 
 
 def gate_images(

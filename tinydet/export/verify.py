@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from tinydet._internal.atomic import write_json, write_text
 from tinydet.data.coco import Dataset
-from tinydet.evaluate.dataset import detect_dataset, score_dataset
 from tinydet.evaluate.protocols import choose_protocol
+from tinydet.evaluate.score_model import detect_dataset, score_dataset
 from tinydet.export.parity import TOLERANCES, Parity, Tolerance, compare
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.scan import unsettled

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.geometry.boxes import iou_from_areas, overlap_length
+
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
@@ -253,11 +255,10 @@ class _Neighbours:
             different = self.apart[first] != self.apart[second]
             first, second = first[different], second[different]
         left, top, right, bottom = self.corners
-        width = np.minimum(right[first], right[second]) - np.maximum(left[first], left[second])
-        height = np.minimum(bottom[first], bottom[second]) - np.maximum(top[first], top[second])
-        inner = np.maximum(width, 0) * np.maximum(height, 0)
+        width = overlap_length(left[first], right[first], left[second], right[second])
+        height = overlap_length(top[first], bottom[first], top[second], bottom[second])
         with np.errstate(over="ignore"):
-            iou = inner / (self.area[first] + self.area[second] - inner)
+            iou = iou_from_areas(width * height, self.area[first], self.area[second])
         above = iou.astype(np.float64) > self.threshold  # as in torchvision: only the comparison is in double
         return first[above], second[above]
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.geometry.boxes import Boxes, Indices, area, hulls, intersection, iou_of_pairs
+from tinydet.geometry.boxes import Boxes, area, intersection, iou_of_pairs
+from tinydet.geometry.groups import Indices, hulls
 from tinydet.geometry.nms import conflicts, resolve
 
 Scores = NDArray[np.float32]

@@ -26,7 +26,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.geometry.boxes import area, components, hulls, intersection, iou_of_pairs, separate_groups
+from tinydet.geometry.boxes import area, intersection, iou_of_pairs
+from tinydet.geometry.groups import components, hulls, separate_groups
 from tinydet.geometry.nms import conflicts, pairs_of_ranges, resolve, suppress
 from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.detections import Detections

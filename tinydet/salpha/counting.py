@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tinydet.geometry.anchors import AnchorDesign, LevelGrid
+from tinydet.geometry.boxes import iou_by_coordinates
 
 CountRule = Literal["gt", "anchor"]
 
@@ -345,14 +346,8 @@ def _iou(
     inclusive: bool,
 ) -> NDArray[np.float32]:
     """IoU of boxes and shifted cell anchors, coordinates first, in float32 and operation for operation box_iou's."""
-    x1, y1, x2, y2 = boxes
-    left, top, right, bottom = cells[0] + shift_x, cells[1] + shift_y, cells[2] + shift_x, cells[3] + shift_y
-    pixel = np.float32(inclusive)
-    overlap = np.maximum(np.minimum(x2, right) - np.maximum(x1, left) + pixel, 0)
-    overlap *= np.maximum(np.minimum(y2, bottom) - np.maximum(y1, top) + pixel, 0)
-    area = (x2 - x1 + pixel) * (y2 - y1 + pixel)
-    union = area + (right - left + pixel) * (bottom - top + pixel) - overlap
-    return np.asarray(overlap / union, np.float32)
+    anchors = cells[0] + shift_x, cells[1] + shift_y, cells[2] + shift_x, cells[3] + shift_y
+    return iou_by_coordinates(tuple(boxes), anchors, pixel_inclusive=inclusive)
 
 
 def _best_of_part(part: _Part) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset
-from tinydet.evaluate.overlap import candidate_pairs
 from tinydet.geometry.anchors import AnchorDesign
+from tinydet.geometry.boxes import area, intersection
+from tinydet.geometry.overlaps import candidate_pairs
 from tinydet.salpha.counting import FusionStatistics
 from tinydet.salpha.dataset import statistics_of
 
@@ -143,14 +144,13 @@ def crowding(boxes: NDArray[np.float64], group: NDArray[np.int64]) -> tuple[floa
     """
     order = np.argsort(group, kind="stable")
     boxes, group = boxes[order], group[order]
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    areas = area(boxes)
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     close = np.zeros((2, len(boxes)), bool)
     for one, other in candidate_pairs(xywh, group, xywh, group):
         apart = one < other
         one, other = one[apart], other[apart]
-        low, high = np.maximum(boxes[one, :2], boxes[other, :2]), np.minimum(boxes[one, 2:], boxes[other, 2:])
-        shared = np.maximum(high - low, 0).prod(axis=1)
+        shared = area(intersection(boxes[one], boxes[other]))
         smaller, union = np.minimum(areas[one], areas[other]), areas[one] + areas[other] - shared
         for marks, near in zip(close, (shared > CROWDED * smaller, shared > CROWDED * union), strict=True):
             marks[one[near]] = marks[other[near]] = True

@@ -310,8 +310,7 @@ def object_sizes(dataset: Dataset) -> tuple[float, float, float]:
     boxes = dataset.boxes[dataset.objects]
     if not len(boxes):
         raise ValueError(f"{dataset.source}: no object to learn from; choose other --categories or a higher --dense")
-    sizes = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
-    low, middle, high = np.percentile(sizes, [1, 50, 99])
+    low, middle, high = np.percentile(sizes_of(boxes), [1, 50, 99])
     return round(float(low), 2), round(float(middle), 2), round(float(high), 2)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
 
 from tinydet.data.coco import Dataset, read_pixels
-from tinydet.evaluate.dataset import DatasetDetections, detect_dataset, score_dataset
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score import Scores
+from tinydet.evaluate.score_model import DatasetDetections, detect_dataset, score_dataset
 from tinydet.models.backend import TorchBackend
 from tinydet.models.detector import Detector
 from tinydet.models.distributed import Processes

@@ -1,4 +1,4 @@
-"""Score a model on a data set: through the same `detect()` that a deployment runs."""
+"""Run a model on a dataset and score its detections, with the same `detect()` as in deployment."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
-from tinydet.data.sub_images import Corner, sub_image_corners
 from tinydet.evaluate.protocols import Protocol, choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.sub_images import merge_sub_images
@@ -19,6 +17,7 @@ from tinydet.evaluate.tables import read_json
 
 if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
+    from tinydet.data.sub_images import Corner
     from tinydet.runtime.backends import Backend
     from tinydet.runtime.scenes import Scene
 
@@ -27,16 +26,16 @@ Merge = Literal["seam", "nms", "tinyperson"]
 
 @dataclass(frozen=True)
 class DatasetDetections:
-    """What a model found.
+    """The detections of a model on a dataset.
 
     Attributes:
-        detections: COCO results in the data set's category ids, by image.
-        image_ids: the images looked at.
-        tiles: how many the images were cut into.
-        saturated: how many of these had more candidates than the model has slots.
-        seconds: of the whole pass.
-        notes: what a reader of the scores should know.
-        unconverged: proposals whose suppression in the graph had not settled.
+        detections: COCO results with the category ids of the dataset, image by image.
+        image_ids: the images that the model ran on.
+        tiles: number of tiles that the model ran on.
+        saturated: number of tiles with more candidates than the model has slots.
+        seconds: wall time of the whole pass.
+        notes: remarks for a reader of the scores, such as classes that were left out.
+        unconverged: number of proposals whose NMS in the graph had not converged.
     """
 
     detections: list[dict[str, Any]]
@@ -57,16 +56,18 @@ def evaluate_backend(
     protocol: str = "coco",
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Run a model over a data set and score it: `detect_dataset`, then `score_dataset`, as JSON.
+    """Run a model on a dataset and return its scores as JSON: `detect_dataset`, then `score_dataset`.
+
+    The result has the keys of `tinydet evaluate --json`, see docs/evaluation.md.
 
     Args:
-        score: detections below it are dropped.
-        overlap: of neighbouring tiles, pixels; None for 128, or half a tile where that is less.
-        protocol: name, see `PROTOCOLS`.
-        progress: show a bar on stderr.
+        score: drop detections below this score.
+        overlap: overlap of neighboring tiles in pixels; None for 128, or half a tile if that is less.
+        protocol: a name in `PROTOCOLS`.
+        progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: no class in common, an unreadable image, an unknown protocol.
+        ValueError: no common class, an unreadable image, an unknown protocol.
     """
     rules = choose_protocol(protocol)
     found = detect_dataset(backend, dataset, score=score, overlap=overlap, progress=progress)
@@ -85,23 +86,25 @@ def detect_dataset(
     limit: int | None = None,
     progress: bool = False,
 ) -> DatasetDetections:
-    """Find objects in every image of a data set.
+    """Run a model on every image of a dataset.
 
-    Classes are matched by name. Those of the model that the data set does not have are left out, with a note.
+    Classes are matched by name. Detections of a class that the dataset does not have are left out, with a note.
 
     Args:
-        score: detections below it are dropped.
-        overlap: of neighbouring tiles, pixels; None for 128, or half a tile where that is less.
-        scale: resize factor of the images; boxes are in pixels of the images all the same.
-        merge: how the tiles of an image are joined: "seam" or "nms", see `tinydet.runtime.scan.detect`, or
-            "tinyperson": each of the benchmark's sub-images is an image of its own, and the benchmark's merge joins.
-        corners: for "tinyperson", the sub-images of each file; None for the benchmark's cut.
-        limit: look at the first so many images only; None for all.
-        progress: show a bar on stderr.
+        score: drop detections below this score.
+        overlap: overlap of neighboring tiles in pixels; None for 128, or half a tile if that is less.
+        scale: resize factor of the images; boxes are in pixels of the original images.
+        merge: how to merge the tiles of an image: "seam" or "nms", see `tinydet.runtime.scan.detect`; "tinyperson" runs
+            on each of the benchmark's sub-images as an image of its own and merges them as the benchmark does.
+        corners: the sub-images of each file, for "tinyperson"; None for the benchmark's grid.
+        limit: run only on the first `limit` images; None for all.
+        progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: no class in common, an unreadable image, or one that `corners` does not have.
+        ValueError: no common class, an unreadable image, or one without sub-images in `corners`.
     """
+    from tqdm import tqdm
+
     from tinydet.evaluate.window import Window
     from tinydet.runtime.scan import detect, unsettled
     from tinydet.runtime.scenes import open_scene
@@ -115,11 +118,11 @@ def detect_dataset(
     records = dataset.images[:limit]
     detections: list[dict[str, Any]] = []
     tiles = saturated = unconverged = 0
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for i, record in enumerate(tqdm(records, desc="evaluate", unit="image", disable=None if progress else True)):
         with open_scene(dataset.image_path(i), stretch=backend.spec.stretch) as scene:
             _check_size(scene, dataset, i)
-            pieces = _pieces(record.file_name, scene, corners) if merge == "tinyperson" else None
+            pieces = _sub_images(record.file_name, scene, corners) if merge == "tinyperson" else None
             views = [scene] if pieces is None else [Window(scene, corner) for corner in pieces]
             results = [detect(backend, view, overlap=overlap, scale=scale, score=score, merge=within) for view in views]
         kept = [result.detections[known[result.detections.labels]] for result in results]
@@ -128,8 +131,8 @@ def detect_dataset(
         else:
             found = [entry for n, part in enumerate(kept) for entry in part.to_coco(n, ids)]
             cut = [{"id": n, "file_name": record.file_name, "corner": corner} for n, corner in enumerate(pieces)]
-            whole = [{"id": record.id, "file_name": record.file_name}]
-            detections += merge_sub_images({"images": cut, "old_images": whole}, found)
+            original = [{"id": record.id, "file_name": record.file_name}]
+            detections += merge_sub_images({"images": cut, "old_images": original}, found)
         tiles += sum(result.tiles for result in results)
         saturated += sum(result.saturated for result in results)
         unconverged += sum(result.unconverged for result in results)
@@ -140,18 +143,19 @@ def detect_dataset(
         )
     if unconverged:
         notes.append(unsettled(unconverged, backend.spec))
-    seconds = time.perf_counter() - begun
-    looked_at = tuple(record.id for record in records)
-    return DatasetDetections(detections, looked_at, tiles, saturated, seconds, tuple(notes), unconverged)
+    seconds = time.perf_counter() - start
+    image_ids = tuple(record.id for record in records)
+    return DatasetDetections(detections, image_ids, tiles, saturated, seconds, tuple(notes), unconverged)
 
 
 def score_dataset(dataset: Dataset, found: DatasetDetections, protocol: Protocol) -> Scores:
-    """Score what `detect_dataset` found against the annotations as written in the data set's file.
+    """Score the result of `detect_dataset` against the annotations as written in the dataset's file.
 
-    They are read again because a `Dataset` holds what training needs: boxes clipped to the image and one ignore flag.
+    The file is read again because a `Dataset` has only what training needs: boxes clipped to the image, and one ignore
+    flag.
 
     Raises:
-        ValueError: the file is one of sub-images, or malformed.
+        ValueError: the file describes sub-images, or is malformed.
     """
     document = read_json(dataset.source)
     if "old_images" in document:
@@ -173,34 +177,43 @@ def score_dataset(dataset: Dataset, found: DatasetDetections, protocol: Protocol
 def match_classes(
     model: Sequence[str], data: Sequence[str], category_ids: Sequence[int]
 ) -> tuple[list[int | None], list[str]]:
-    """The data set's category id for each class of a model, by name; None where it has no such class. And notes.
+    """Match the classes of a model to the categories of a dataset by name.
+
+    Args:
+        model: class names of the model.
+        data: category names of the dataset.
+        category_ids: ids of these categories.
+
+    Returns:
+        The category id of each class of the model, None if the dataset does not have it; and a note for each class that
+        only one of them has.
+
+    Raises:
+        ValueError: no common name.
 
     >>> match_classes(("person", "car"), ("car", "bus"), (3, 6))[0]
     [None, 3]
-
-    Raises:
-        ValueError: no name in common.
     """
     ids = dict(zip(data, category_ids, strict=True))
     matched = [ids.get(name) for name in model]
     if all(category is None for category in matched):
         raise ValueError(
-            f"the model and the data set have no class in common: the model finds {', '.join(model)}, the data set has "
-            f"{', '.join(data)}; choose another data set, or rename its categories"
+            f"the model and the dataset have no class in common: the model finds {', '.join(model)}, the dataset has "
+            f"{', '.join(data)}; choose another dataset, or rename its categories"
         )
-    notes = [f"the data set has no class {name!r}; these detections are left out" for name in model if name not in ids]
+    notes = [f"the dataset has no class {name!r}; its detections are left out" for name in model if name not in ids]
     notes += [f"the model does not know the class {name!r}: its AP is 0" for name in data if name not in model]
     return matched, notes
 
 
-def _pieces(file_name: str, scene: Scene, corners: Mapping[str, Sequence[Corner]] | None) -> list[Corner]:
-    """The sub-images of one image."""
+def _sub_images(file_name: str, scene: Scene, corners: Mapping[str, Sequence[Corner]] | None) -> list[Corner]:
+    """Return the corners of the sub-images of one image."""
+    from tinydet.data.sub_images import sub_image_corners
+
     if corners is None:
         return sub_image_corners(scene.width, scene.height)
     if file_name not in corners:
-        raise ValueError(
-            f"the corner file has no sub-image of {file_name}; give the one that was cut from this data set"
-        )
+        raise ValueError(f"the corner file has no sub-image of {file_name}; give the one that belongs to this dataset")
     return list(corners[file_name])
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's cut and merge, against its own answers and against suppression written out."""
+"""The benchmark's grid and merge equal its recorded results, and its NMS equals the plain definition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_merging_gives_the_recorded_detections_in_their_order(case11: dict[str, 
     assert merge_sub_images(case11["corner_gt"], case11["dt_sub"]) == case11["dt"]
 
 
-def test_moving_alone_gives_the_recorded_detections(case11: dict[str, Any]) -> None:
+def test_shifting_without_nms_gives_the_recorded_detections(case11: dict[str, Any]) -> None:
     assert merge_sub_images(case11["corner_gt"], case11["dt_sub"], suppress=False) == case11["dt_merged_no_nms"]
 
 
@@ -35,14 +35,14 @@ def test_merged_detections_score_as_recorded(case11: dict[str, Any]) -> None:
     assert scores["MR"] == case11["expected"]["mr"]["MR"]
 
 
-def test_images_are_cut_where_the_benchmark_cuts(case11: dict[str, Any]) -> None:
+def test_sub_images_are_those_of_the_benchmark(case11: dict[str, Any]) -> None:
     for image in case11["corner_gt"]["old_images"]:
         cut = [tuple(s["corner"]) for s in case11["corner_gt"]["images"] if s["file_name"] == image["file_name"]]
         assert sub_image_corners(image["width"], image["height"]) == cut
 
 
 @pytest.mark.parametrize("width", [1, 49, 50, 51, 640, 641, 1230, 1231, 1920, 4000])
-def test_the_cut_covers_every_pixel_with_pieces_inside(width: int) -> None:
+def test_sub_images_cover_every_pixel_and_lie_inside(width: int) -> None:
     corners = sub_image_corners(width, 700)
     covered = np.zeros((700, width), bool)
     for x1, y1, x2, y2 in corners:
@@ -53,7 +53,7 @@ def test_the_cut_covers_every_pixel_with_pieces_inside(width: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_suppression_is_the_greedy_one(seed: int) -> None:
+def test_suppression_equals_the_greedy_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(0, 120))
     corner, side = rng.integers(0, 60, (n, 2)) / 2, rng.integers(0, 30, (n, 2)) / 2
@@ -80,7 +80,7 @@ def greedy(boxes: Any, scores: Any, group: Any) -> list[int]:
 
 
 def test_two_tiny_people_close_together_become_one() -> None:
-    """The pixel convention at work: 4 x 4 boxes 1.5 pixels apart have an IoU of 0.4545, but 0.538 with + 1."""
+    """4 x 4 boxes 1.5 pixels apart have an IoU of 0.4545 by coordinates, but 0.538 with pixel-inclusive sides."""
     boxes = np.array([[10, 10, 14, 14], [11.5, 10, 15.5, 14]], np.float32)
     assert suppress_pixels(boxes, np.array([0.9, 0.8], np.float32), np.zeros(2, np.int64)).tolist() == [0]
 
@@ -101,6 +101,6 @@ def test_two_tiny_people_close_together_become_one() -> None:
         ({"images": [], "old_images": []}, {}, "expected a list"),
     ],
 )
-def test_what_cannot_be_merged_is_refused(corner_file: Any, detections: Any, message: str) -> None:
+def test_malformed_input_is_rejected(corner_file: Any, detections: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         merge_sub_images(corner_file, detections)

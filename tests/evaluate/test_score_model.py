@@ -1,4 +1,4 @@
-"""A model on a data set: a perfect one scores 1, whatever the tiles; classes meet by name."""
+"""A model on a dataset: a perfect model scores 1 with any tiles, and classes are matched by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tinydet.data.coco import load_dataset
 from tinydet.evaluate import choose_protocol, evaluate_backend, evaluate_detections
-from tinydet.evaluate.dataset import detect_dataset, match_classes, score_dataset
+from tinydet.evaluate.score_model import detect_dataset, match_classes, score_dataset
 from tinydet.runtime.backends import TileOutputs
 from tinydet.spec import ModelSpec
 
@@ -22,7 +22,7 @@ SPEC = ModelSpec(("person",), (1,), "white", "none", tile=256, max_batch=4, max_
 
 
 class FindsWhite:
-    """Every white blob is a person."""
+    """A backend that detects every white blob as a person."""
 
     name = "white"
 
@@ -47,7 +47,7 @@ MakeData = Callable[..., Path]
 @pytest.fixture(scope="module")
 def make_data(tmp_path_factory: pytest.TempPathFactory) -> MakeData:
     def make(sizes: list[tuple[int, int]], names: tuple[str, ...] = ("person",), *, ids: int = 3) -> Path:
-        """White squares of 6 pixels on black, 30 apart, of the first class; a COCO folder."""
+        """Write a COCO folder: white squares of 6 pixels on black, 30 apart, all of the first class."""
         root = tmp_path_factory.mktemp("white")
         (root / "images").mkdir()
         document: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
@@ -74,13 +74,13 @@ def test_a_perfect_model_scores_one_across_tile_borders(make_data: MakeData) -> 
         result = evaluate_backend(FindsWhite(), dataset, score=0.5, overlap=32, protocol=protocol)
         assert result["protocol"] == protocol
         assert result["AP"]["tiny1"] == pytest.approx({"0.25": 1, "0.50": 1, "0.75": 1}, abs=1e-9)
-        assert result["AP"]["tiny2"]["0.50"] == -1  # nothing of that size
+        assert result["AP"]["tiny2"]["0.50"] == -1  # no object of that size
         counts = result["AP_counts"]["all"]["0.50"]
         assert counts["tp"] == counts["n_gt"] == len(dataset.boxes) and counts["fp"] == 0
 
 
-def test_the_result_is_that_of_the_saved_detections(make_data: MakeData) -> None:
-    """Training, `--model` and `--gt --detections` are one way."""
+def test_scoring_saved_detections_gives_the_same_result(make_data: MakeData) -> None:
+    """Validation in training, `--model` and `--gt --detections` share one implementation."""
     root = make_data([(300, 200)])
     dataset = load_dataset(root)
     found = detect_dataset(FindsWhite(), dataset)
@@ -90,54 +90,54 @@ def test_the_result_is_that_of_the_saved_detections(make_data: MakeData) -> None
     assert found.tiles == 2 and found.saturated == 0 and found.image_ids == (9,)
 
 
-def test_categories_are_those_of_the_data_whatever_the_model_calls_them(make_data: MakeData) -> None:
+def test_detections_have_the_category_ids_of_the_dataset(make_data: MakeData) -> None:
     dataset = load_dataset(make_data([(120, 120)], ("person", "boat"), ids=0))
     backend = FindsWhite(classes=("person", "cat"), category_ids=(41, 42))
     found = detect_dataset(backend, dataset)
     assert {d["category_id"] for d in found.detections} == {0}
     assert found.notes == (
-        "the data set has no class 'cat'; these detections are left out",
+        "the dataset has no class 'cat'; its detections are left out",
         "the model does not know the class 'boat': its AP is 0",
     )
-    with pytest.raises(ValueError, match=r"no class in common: the model finds dog, the data set has person, boat"):
+    with pytest.raises(ValueError, match=r"no class in common: the model finds dog, the dataset has person, boat"):
         detect_dataset(FindsWhite(classes=("dog",)), dataset)
 
 
-def test_detections_of_classes_that_the_data_lacks_are_left_out(make_data: MakeData) -> None:
+def test_detections_of_classes_missing_from_the_dataset_are_left_out(make_data: MakeData) -> None:
     dataset = load_dataset(make_data([(120, 120)], ("boat",)))
     backend = FindsWhite(classes=("person", "boat"), category_ids=(1, 2))
-    assert detect_dataset(backend, dataset).detections == []  # it finds only persons
+    assert detect_dataset(backend, dataset).detections == []  # it detects only persons
 
 
-def test_classes_meet_by_name() -> None:
+def test_classes_are_matched_by_name() -> None:
     assert match_classes(("a", "b", "c"), ("c", "a"), (0, 8)) == (
         [8, None, 0],
-        ["the data set has no class 'b'; these detections are left out"],
+        ["the dataset has no class 'b'; its detections are left out"],
     )
 
 
-def test_saturated_tiles_are_said(make_data: MakeData) -> None:
+def test_saturated_tiles_are_reported(make_data: MakeData) -> None:
     found = detect_dataset(FindsWhite(max_detections=3), load_dataset(make_data([(120, 120)])))
     assert found.saturated == found.tiles == 1
     assert "1 of 1 tiles had more boxes than the model's 3 slots" in found.notes[0]
 
 
-class Unsettled(FindsWhite):
-    """Two of its proposals change to the last in every tile."""
+class Unconverged(FindsWhite):
+    """A backend with two proposals per tile whose NMS does not converge."""
 
     def run(self, images: Any) -> TileOutputs:
         return super().run(images)._replace(unconverged=np.full(len(images), 2, np.int32))
 
 
-def test_suppression_that_did_not_settle_is_said(make_data: MakeData) -> None:
-    found = detect_dataset(Unsettled(nms_rounds=8), load_dataset(make_data([(400, 120), (120, 120)])))
+def test_unconverged_suppression_is_reported(make_data: MakeData) -> None:
+    found = detect_dataset(Unconverged(nms_rounds=8), load_dataset(make_data([(400, 120), (120, 120)])))
     assert found.unconverged == 2 * found.tiles == 8
     assert found.notes == (
         "8 proposals still changed in the last of 8 rounds of suppression; export with more: --nms-rounds 16",
     )
 
 
-def test_a_limit_scores_the_first_images_only(make_data: MakeData) -> None:
+def test_a_limit_scores_only_the_first_images(make_data: MakeData) -> None:
     dataset = load_dataset(make_data([(120, 120), (60, 60), (90, 90)]))
     found = detect_dataset(FindsWhite(), dataset, limit=2)
     assert found.image_ids == (7, 8)
@@ -145,13 +145,13 @@ def test_a_limit_scores_the_first_images_only(make_data: MakeData) -> None:
     assert counts["n_gt"] == counts["tp"] == int((dataset.image_index < 2).sum())
 
 
-def test_the_benchmarks_sub_images_give_the_same_for_a_perfect_model(make_data: MakeData) -> None:
+def test_a_perfect_model_finds_every_object_on_the_benchmarks_sub_images(make_data: MakeData) -> None:
     dataset = load_dataset(make_data([(1300, 700)]))
     backend = FindsWhite(max_detections=400)
     found = detect_dataset(backend, dataset, merge="tinyperson", score=0.5)
     scores = score_dataset(dataset, found, choose_protocol("tinyperson-mmdet")).to_json()
     assert scores["AP_counts"]["all"]["0.75"]["tp"] == len(dataset.boxes)
-    assert scores["AP_counts"]["all"]["0.75"]["fp"] <= 8  # squares that a border of a sub-image cut
+    assert scores["AP_counts"]["all"]["0.75"]["fp"] <= 8  # squares cut by the border of a sub-image
 
     corners = {"0.png": [(0, 0, 640, 512), (600, 100, 1240, 612)]}
     partial = detect_dataset(backend, dataset, merge="tinyperson", corners=corners, score=0.5)
@@ -164,7 +164,7 @@ def test_the_benchmarks_sub_images_give_the_same_for_a_perfect_model(make_data: 
         detect_dataset(backend, dataset, merge="tinyperson", corners={"0.png": [(0, 0, 1301, 9)]})
 
 
-def test_images_of_another_size_than_annotated_are_refused(make_data: MakeData) -> None:
+def test_an_image_whose_size_differs_from_the_annotation_is_rejected(make_data: MakeData) -> None:
     root = make_data([(120, 100)])
     document = json.loads((root / "annotations.json").read_text())
     document["images"][0]["width"] = 130

@@ -1,4 +1,4 @@
-"""Errors are sorted by cause; figures and pictures are written."""
+"""Errors by cause, and the figures and images that show them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tinydet.evaluate import PROTOCOLS, score_detections
-from tinydet.evaluate.errors import KINDS, diagnose, format_errors
-from tinydet.evaluate.worst import draw_worst
+from tinydet.evaluate.diagnosis import KINDS, diagnose
+from tinydet.evaluate.report import format_errors
+from tinydet.evaluate.worst_images import draw_worst
 
 GT: dict[str, Any] = {
     "images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2)],
@@ -26,7 +27,7 @@ GT: dict[str, Any] = {
 BOXES = {
     "found": [10, 10, 10, 10],
     "duplicate": [11, 10, 10, 10],
-    "localisation": [56, 10, 10, 10],
+    "localization": [56, 10, 10, 10],
     "background": [90, 10, 10, 10],
     "ignored": [65, 65, 10, 10],
 }
@@ -35,15 +36,15 @@ DT = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9 - 0.1 * n} for
 REST = [{"image_id": 1, "category_id": 1, "bbox": a["bbox"], "score": 0.1} for a in GT["annotations"][1:3]]
 
 
-def test_the_score_is_that_of_the_best_f1() -> None:
+def test_the_score_threshold_maximizes_f1() -> None:
     """One hit and no error beats one hit and three errors; three hits and three errors beat both."""
     assert diagnose(score_detections(GT, DT, PROTOCOLS["tinyperson"])).score == 0.9
     assert diagnose(score_detections(GT, DT + REST, PROTOCOLS["tinyperson"])).score == 0.1
 
 
-def test_each_error_has_its_cause() -> None:
+def test_each_error_is_counted_under_its_cause() -> None:
     diagnosis = diagnose(score_detections(GT, DT + REST, PROTOCOLS["tinyperson"]))
-    assert diagnosis.by_size["all"] == {"found": 3, "missed": 0, "duplicate": 1, "localisation": 1, "background": 1}
+    assert diagnosis.by_size["all"] == {"found": 3, "missed": 0, "duplicate": 1, "localization": 1, "background": 1}
     assert diagnosis.by_size["tiny2"]["found"] == 2 and diagnosis.by_size["small"]["found"] == 1
     assert dict(zip(map(tuple, diagnosis.results.boxes.tolist()), diagnosis.kind.tolist(), strict=True)) == {
         **{tuple(map(float, box)): kind for kind, box in BOXES.items()},
@@ -52,9 +53,9 @@ def test_each_error_has_its_cause() -> None:
     assert diagnosis.found.tolist() == [True, True, True, False] and not diagnosis.missed.any()
 
 
-def test_missed_objects_are_those_not_found() -> None:
+def test_objects_not_found_are_missed() -> None:
     diagnosis = diagnose(score_detections(GT, [], PROTOCOLS["coco"]))
-    assert diagnosis.by_size["all"] == {"found": 0, "missed": 3, "duplicate": 0, "localisation": 0, "background": 0}
+    assert diagnosis.by_size["all"] == {"found": 0, "missed": 3, "duplicate": 0, "localization": 0, "background": 0}
     assert diagnosis.missed.tolist() == [True, True, True, False]
     assert format_errors(diagnosis).splitlines()[3].split()[:2] == ["missed", "3"]
 
@@ -63,7 +64,7 @@ def test_missed_objects_are_those_not_found() -> None:
 def test_counts_agree_with_the_scores(make_scene: Any, seed: int) -> None:
     gt, dt = make_scene(seed)
     for detection in dt:
-        detection["score"] = 0.5  # one threshold for all
+        detection["score"] = 0.5  # so the threshold keeps all
     scores = score_detections(gt, dt, PROTOCOLS["tinyperson"])
     diagnosis = diagnose(scores)
     for name, row in scores.to_json()["AP_counts"].items():
@@ -78,7 +79,7 @@ def test_a_protocol_without_ap_has_no_diagnosis() -> None:
         diagnose(score_detections(GT, DT, PROTOCOLS["citypersons"]))
 
 
-def test_the_worst_images_are_drawn_worst_first(tmp_path: Path) -> None:
+def test_images_with_errors_are_drawn_worst_first(tmp_path: Path) -> None:
     for name in ("1.png", "2.png"):
         cv2.imwrite(str(tmp_path / name), np.zeros((120, 120, 3), np.uint8))
     extra = {"image_id": 2, "category_id": 1, "bbox": [5, 5, 9, 9], "score": 0.95}
@@ -86,17 +87,17 @@ def test_the_worst_images_are_drawn_worst_first(tmp_path: Path) -> None:
     diagnosis = diagnose(scores)
     paths = draw_worst(scores.truth, diagnosis, tmp_path, tmp_path / "out")
     assert [path.name for path in paths] == ["worst-1-1.jpg", "worst-2-2.jpg"]
-    picture = cv2.imread(str(paths[0]))[24:, :, ::-1].astype(int)  # under the legend, at twice its size
-    assert picture.shape == (240, 240, 3)
-    red = (picture[..., 0] > 150) & (picture[..., 1] < 110) & (picture[..., 2] < 110)
-    assert red[2 * 50 - 6 : 2 * 75 + 6, 2 * 10 - 6 : 2 * 35 + 6].sum() > 100  # the object that was missed
+    image = cv2.imread(str(paths[0]))[24:, :, ::-1].astype(int)  # below the legend, at twice its size
+    assert image.shape == (240, 240, 3)
+    red = (image[..., 0] > 150) & (image[..., 1] < 110) & (image[..., 2] < 110)
+    assert red[2 * 50 - 6 : 2 * 75 + 6, 2 * 10 - 6 : 2 * 35 + 6].sum() > 100  # around the missed object
     assert not red[:90, 180:].any()
     perfect = score_detections(GT, [{**DT[0], "bbox": a["bbox"]} for a in GT["annotations"][:3]], PROTOCOLS["coco"])
     assert draw_worst(perfect.truth, diagnose(perfect), tmp_path, tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(("protocol", "detections"), [("tinyperson", DT), ("coco", []), ("citypersons", DT)])
-def test_figures_are_written_for_what_was_measured(tmp_path: Path, protocol: str, detections: list[Any]) -> None:
+def test_a_figure_is_written_for_each_measured_quantity(tmp_path: Path, protocol: str, detections: list[Any]) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib (tinydet[plots])")
     from tinydet.evaluate.plots import write_plots
 

@@ -1,4 +1,4 @@
-"""The images with the most errors, with what was found, missed and invented drawn on them."""
+"""Draw the images with the most errors: found and missed objects, and false positives."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path
-from tinydet.evaluate.errors import KINDS, Diagnosis
+from tinydet.evaluate.diagnosis import KINDS, Diagnosis
 from tinydet.evaluate.tables import GroundTruth
 from tinydet.runtime.scenes import Scene, open_scene
 
-VIEW = (1600, 1200)  # pixels; of a larger image the part of this size with the most errors is shown
-ENLARGE_BELOW = 900  # pixels; smaller views are drawn at twice their size, for objects of a few pixels
-COLOURS = {  # RGB
+VIEW = (1600, 1200)  # pixels; of a larger image, the part of this size with the most errors is drawn
+ENLARGE_BELOW = 900  # pixels; smaller views are drawn at twice their size, so that objects of a few pixels are visible
+COLORS = {  # RGB
     "found": (40, 200, 80),
     "missed": (255, 40, 40),
     "duplicate": (190, 90, 255),
-    "localisation": (255, 160, 0),
+    "localization": (255, 160, 0),
     "background": (255, 235, 0),
     "ignored": (150, 150, 150),
 }
@@ -28,12 +28,14 @@ COLOURS = {  # RGB
 def draw_worst(
     truth: GroundTruth, diagnosis: Diagnosis, image_dir: Path, folder: Path, *, count: int = 6
 ) -> list[Path]:
-    """Write `worst-1-NAME.jpg`, ... for the images with the most errors; images without an error are not written.
+    """Write `worst-1-NAME.jpg`, … for the images with the most errors; an image without errors is not written.
 
     Args:
-        truth: what was scored.
-        diagnosis: the errors to draw, at its score.
-        image_dir: folder that the file names are relative to.
+        truth: the ground truth that was scored.
+        diagnosis: the errors to draw, at its score threshold.
+        image_dir: folder that the file names of `truth` are relative to.
+        folder: output folder; created if missing.
+        count: the most images to write.
 
     Raises:
         ValueError: an unreadable image.
@@ -45,9 +47,9 @@ def draw_worst(
     paths = []
     for place, n in enumerate(worst, 1):
         with open_scene(image_dir / truth.file_names[n]) as scene:
-            picture = _draw(scene, *_boxes(truth, diagnosis, n))
+            image = _draw(scene, *_boxes(truth, diagnosis, n))
         paths.append(folder / f"worst-{place}-{Path(truth.file_names[n]).stem}.jpg")
-        done, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         assert done
         with atomic_path(paths[-1]) as temporary:
             temporary.write_bytes(encoded.tobytes())
@@ -55,11 +57,11 @@ def draw_worst(
 
 
 def _boxes(truth: GroundTruth, diagnosis: Diagnosis, n: int) -> tuple[NDArray[np.float64], list[str]]:
-    """(B, 4) x, y, width, height to draw on image `n`, and the kind of each: annotations first."""
+    """Return the boxes to draw on image `n`, (B, 4) x, y, width, height, and the kind of each: annotations first."""
     boxes, kinds = [], []
     of_image = truth.image == n
-    hidden = ~diagnosis.missed & ~diagnosis.found
-    for kind, mask in (("ignored", hidden), ("found", diagnosis.found), ("missed", diagnosis.missed)):
+    ignored = ~diagnosis.missed & ~diagnosis.found
+    for kind, mask in (("ignored", ignored), ("found", diagnosis.found), ("missed", diagnosis.missed)):
         chosen = truth.boxes[of_image & mask]
         boxes.append(chosen)
         kinds += [kind] * len(chosen)
@@ -73,23 +75,23 @@ def _boxes(truth: GroundTruth, diagnosis: Diagnosis, n: int) -> tuple[NDArray[np
 def _draw(scene: Scene, boxes: NDArray[np.float64], kinds: list[str]) -> NDArray[np.uint8]:
     x, y, width, height = _view(scene, boxes[[kind not in ("found", "ignored") for kind in kinds]])
     zoom = 2 if max(width, height) < ENLARGE_BELOW else 1
-    picture = scene.read(x, y, width, height, (width * zoom, height * zoom)).copy()
+    image = scene.read(x, y, width, height, (width * zoom, height * zoom)).copy()
     for (left, top, w, h), kind in zip(boxes.tolist(), kinds, strict=True):
-        gap = 0 if kind == "ignored" else 2  # beside the object, not on it
+        gap = 0 if kind == "ignored" else 2  # pixels between the object and its outline
         first = round((left - x) * zoom) - gap, round((top - y) * zoom) - gap
         last = round((left + w - x) * zoom) + gap, round((top + h - y) * zoom) + gap
-        cv2.rectangle(picture, first, last, COLOURS[kind], 1)
-    return np.concatenate([_legend(picture.shape[1], kinds), picture])
+        cv2.rectangle(image, first, last, COLORS[kind], 1)
+    return np.concatenate([_legend(image.shape[1], kinds), image])
 
 
 def _view(scene: Scene, errors: NDArray[np.float64]) -> tuple[int, int, int, int]:
-    """x, y, width, height of what is shown."""
+    """Return x, y, width and height of the part of the scene with the most errors (E, 4)."""
     width, height = min(VIEW[0], scene.width), min(VIEW[1], scene.height)
     best, most = (0, 0), -1
-    centres = errors[:, :2] + errors[:, 2:] / 2
+    centers = errors[:, :2] + errors[:, 2:] / 2
     for y in range(0, scene.height - height + 1, max(height // 2, 1)):
         for x in range(0, scene.width - width + 1, max(width // 2, 1)):
-            inside = ((centres >= (x, y)) & (centres < (x + width, y + height))).all(axis=1).sum()
+            inside = ((centers >= (x, y)) & (centers < (x + width, y + height))).all(axis=1).sum()
             if inside > most:
                 best, most = (x, y), int(inside)
     return (*best, width, height)
@@ -98,8 +100,8 @@ def _view(scene: Scene, errors: NDArray[np.float64]) -> tuple[int, int, int, int
 def _legend(width: int, kinds: list[str]) -> NDArray[np.uint8]:
     strip = np.full((24, width, 3), 30, np.uint8)
     x = 8
-    for kind, colour in COLOURS.items():
+    for kind, color in COLORS.items():
         text = f"{kind} {kinds.count(kind)}"
-        cv2.putText(strip, text, (x, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
+        cv2.putText(strip, text, (x, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
         x += 12 + 9 * len(text)
     return strip

@@ -1,4 +1,4 @@
-"""The command `python -m tinydet.evaluate`, as a user types it."""
+"""The command `tinydet evaluate`, from arguments to output files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.evaluate import PROTOCOLS, evaluate_detections, score_detections
 from tinydet.evaluate.__main__ import main
-from tinydet.evaluate.dataset import detect_dataset
+from tinydet.evaluate.score_model import detect_dataset
 from tinydet.evaluate.sub_images import corners_by_file
 from tinydet.evaluate.tables import read_json
 from tinydet.runtime.backends import open_model
@@ -46,7 +46,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_results_are_scored_printed_and_written(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*files, "--json", "scores.json", "--precision", "precision.json"]) == 0
-    scores = score_detections(GT, DT, PROTOCOLS["tinyperson"])  # what results are compared with, unless asked
+    scores = score_detections(GT, DT, PROTOCOLS["tinyperson"])  # the default for results
     assert json.loads(Path("scores.json").read_text()) == scores.to_json()
     assert json.loads(Path("precision.json").read_text()) == scores.precision_json()
     printed = capsys.readouterr().out
@@ -114,10 +114,10 @@ def test_switches_reach_the_scores(files: list[str], flags: list[str], switches:
         (["--model", "gt.json", "--corner-gt", "gt.json", "--merge", "seam"], "--merge seam does not use"),
     ],
 )
-def test_a_users_fault_is_one_line_and_exit_code_2(
+def test_a_user_error_is_one_line_and_exit_code_2(
     files: list[str], flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert files  # in a folder that has them
+    assert files  # in the current folder
     assert main(flags) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and error[0].startswith("tinydet evaluate: error: ") and message in error[0]
@@ -146,7 +146,7 @@ def test_detections_on_sub_images_are_merged_first(files: list[str], shared: Pat
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model.pth of a detector that was never trained, but has something to say."""
+    """Write model.pth with an untrained detector whose head has weights large enough for detections."""
     torch = pytest.importorskip("torch", reason="a .pth needs torch (tinydet[train])")
     from tinydet.models.checkpoint import Checkpoint, save_checkpoint
     from tinydet.models.detector import DetectorConfig, build_detector
@@ -158,7 +158,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
     with torch.no_grad():
-        detector.train()(torch.randn(2, 3, 96, 96))  # batch norms learn the scale of their layer
+        detector.train()(torch.randn(2, 3, 96, 96))  # sets the running statistics of the batch norms
     torch.nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=0.3)
     path = tmp_path_factory.mktemp("models") / "model.pth"
     save_checkpoint(Checkpoint(config, detector.eval().state_dict(), ("square", "dog"), (8, 9), tile=96), path)
@@ -167,7 +167,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ONNX file with the contract of an exported model: the white cells of a grid of 8 pixels are squares."""
+    """Write an ONNX file with the contract of an exported model; it detects white 8-pixel grid cells as squares."""
     onnx = pytest.importorskip("onnx", reason="needs onnx (tinydet[export])")
     node, info, kind = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.TensorProto
     y, x = np.mgrid[:96:8, :96:8].reshape(2, -1)
@@ -229,22 +229,22 @@ def test_a_model_is_scored_on_a_folder(
     scores, found = (json.loads(Path(file).read_text()) for file in files)
     truth = json.loads((squares / "annotations.json").read_text())
     truth["images"] = truth["images"][:4]
-    assert scores == evaluate_detections(truth, found)  # coco, unless asked
+    assert scores == evaluate_detections(truth, found)  # by the default protocol, coco
     assert {d["category_id"] for d in found} == {3} and {d["image_id"] for d in found} == {0, 1, 2, 3}
     printed = capsys.readouterr().out
-    runners = ("torch ",) if kind == "checkpoint" else ("OpenVINO ", "ONNX Runtime ")  # the first that is installed
+    runners = ("torch ",) if kind == "checkpoint" else ("OpenVINO ", "ONNX Runtime ")  # whichever is installed
     assert printed.startswith(runners) and "4 images, square" in printed
-    assert ("note: the data set has no class 'dog'" in printed) == (kind == "checkpoint")
+    assert ("note: the dataset has no class 'dog'" in printed) == (kind == "checkpoint")
 
 
 @pytest.mark.parametrize("merge", ["seam", "nms", "tinyperson", "corner file"])
-def test_tiles_are_merged_as_asked(onnx_file: Path, squares: Path, tmp_path: Path, merge: str) -> None:
-    """The sub-images of a corner file need not be the benchmark's: here they are smaller than a tile, and padded."""
+def test_merge_options_select_how_tiles_are_merged(onnx_file: Path, squares: Path, tmp_path: Path, merge: str) -> None:
+    """The sub-images of a corner file may differ from the benchmark's: here they are smaller than a tile and padded."""
     corners, data = str(tmp_path / "corners.json"), str(squares)
     assert tinydet(["data", "cut", data, "--tile", "64x64", "--overlap", "16", "--output", corners]) == 0
-    asked = ["--corner-gt", corners] if merge == "corner file" else ["--merge", merge]
+    option = ["--corner-gt", corners] if merge == "corner file" else ["--merge", merge]
     found = tmp_path / "found.json"
-    assert main(["--model", str(onnx_file), "--data", data, *asked, "--save-detections", str(found)]) == 0
+    assert main(["--model", str(onnx_file), "--data", data, *option, "--save-detections", str(found)]) == 0
     expected = detect_dataset(
         open_model(onnx_file),
         load_dataset(squares),
@@ -256,7 +256,7 @@ def test_tiles_are_merged_as_asked(onnx_file: Path, squares: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_checkpoint_and_exported_file_are_scored_alike(checkpoint: Path, squares: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_and_its_export_get_the_same_scores(checkpoint: Path, squares: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs onnx and onnxscript (tinydet[export])")
     from tinydet.export.onnx_file import export_onnx
     from tinydet.models.checkpoint import load_checkpoint
@@ -271,7 +271,7 @@ def test_checkpoint_and_exported_file_are_scored_alike(checkpoint: Path, squares
     truth = json.loads((squares / "annotations.json").read_text())
     as_objects = [{**d, "id": n, "area": d["bbox"][2] * d["bbox"][3]} for n, d in enumerate(found[0], 1)]
     agreement = evaluate_detections({**truth, "annotations": as_objects}, found[1])["AP"]["all"]
-    assert agreement["0.75"] > 0.97  # two programs, one model: the same boxes but for rounding
+    assert agreement["0.75"] > 0.97  # equal boxes except for rounding
 
 
 def test_without_a_model_flag_the_checkpoint_in_this_folder_is_scored(
@@ -283,7 +283,7 @@ def test_without_a_model_flag_the_checkpoint_in_this_folder_is_scored(
     assert capsys.readouterr().out.startswith("torch ")
 
 
-def test_a_corner_file_is_no_data_to_score_on(
+def test_a_corner_file_is_rejected_as_dataset(
     onnx_file: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = json.loads((squares / "annotations.json").read_text())
