@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import load_dataset
-from tinydet.data.documents import load_document
+from tinydet.data.coco_file import load_document
 from tinydet.data.erase import add_arguments, erase_document, erase_regions, is_dense, run
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import load_dataset, read_pixels
-from tinydet.data.documents import load_document
+from tinydet.data.coco_file import load_document
 from tinydet.data.resample import Filter, resample
 from tinydet.data.rescale import add_arguments, by_factor, by_short_side, rescale_document, rescaled, run
 

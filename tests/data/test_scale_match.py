@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import load_dataset, read_pixels
-from tinydet.data.documents import load_document
+from tinydet.data.coco_file import load_document
 from tinydet.data.samples import Sample, TrainingTiles
 from tinydet.data.scale_match import (
     DEFAULT_SCALE,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import load_dataset
-from tinydet.data.documents import load_document
+from tinydet.data.coco_file import load_document
 from tinydet.data.samples import Cut, Slivers, TrainingTiles
 from tinydet.data.sub_images import add_arguments, benchmark_tiles, cut_document, run, write_pieces
 from tinydet.evaluate.sub_images import merge_sub_images

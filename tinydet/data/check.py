@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import check_folder, find_dataset
-from tinydet.data.documents import write_document
-from tinydet.data.faults import (
+from tinydet.data.coco_file import write_document
+from tinydet.data.coco_repair import mend
+from tinydet.data.coco_rules import (
     Boxes,
     Contents,
     Fault,
@@ -27,7 +28,6 @@ from tinydet.data.faults import (
     read_document,
 )
 from tinydet.data.image_files import list_pictures
-from tinydet.data.repair import mend
 
 
 @dataclass(frozen=True)

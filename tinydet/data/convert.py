@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from tinydet.data.documents import write_document
+from tinydet.data.coco_file import write_document
 from tinydet.data.readers import citypersons, dota, tinyperson, visdrone, voc, yolo
 from tinydet.data.readers.collection import Collection
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet.data.documents import Document, Entry, boxes_of, load_document, write_document
-from tinydet.data.rewriting import (
+from tinydet.data.coco_file import Document, Entry, boxes_of, load_document, write_document
+from tinydet.data.output_folder import (
     JPEG_QUALITY,
     PictureFolder,
     add_source_arguments,

@@ -10,9 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tinydet.data.documents import VISIBLE_BOXES, Document, Entry, load_document, outline, write_document
-from tinydet.data.resample import FILTERS, Filter, resample
-from tinydet.data.rewriting import (
+from tinydet.data.coco_file import VISIBLE_BOXES, Document, Entry, load_document, outline, write_document
+from tinydet.data.output_folder import (
     JPEG_QUALITY,
     PictureFolder,
     add_source_arguments,
@@ -20,6 +19,7 @@ from tinydet.data.rewriting import (
     is_annotation_file,
     new_folder,
 )
+from tinydet.data.resample import FILTERS, Filter, resample
 
 LONG_OVER_SHORT = 5 / 3  # 167 to 100 and 1333 to 800: how COCO's detectors cap the long side
 Resize = Callable[[int, int], tuple[int, int]]  # (width, height) of a picture -> those of the new one

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
-from tinydet.data.documents import Document, boxes_of, is_ignored, load_document, write_document
+from tinydet.data.coco_file import Document, boxes_of, is_ignored, load_document, write_document
+from tinydet.data.output_folder import add_source_arguments, choose_output, is_annotation_file
 from tinydet.data.resample import FILTERS, Filter, resample
 from tinydet.data.rescale import rescaled, write_rescaled
-from tinydet.data.rewriting import add_source_arguments, choose_output, is_annotation_file
 from tinydet.data.samples import Sample
 
 BINS = 100

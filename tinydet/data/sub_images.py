@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet.data.documents import (
+from tinydet.data.coco_file import (
     VISIBLE_BOXES,
     Document,
     Entry,
@@ -27,7 +27,7 @@ from tinydet.data.documents import (
     outline,
     write_document,
 )
-from tinydet.data.rewriting import (
+from tinydet.data.output_folder import (
     JPEG_QUALITY,
     PictureFolder,
     add_source_arguments,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinydet.data.faults import NO_AREA, OUTSIDE, Fault, examine, examine_boxes, examine_objects
+from tinydet.data.coco_rules import NO_AREA, OUTSIDE, Fault, examine, examine_boxes, examine_objects
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydet.data.coco import refusing
-from tinydet.data.faults import examine, read_document
+from tinydet.data.coco_rules import examine, read_document
 from tinydet.data.readers.collection import Collection
 
 FLAGS = ("ignore", "uncertain", "logo", "in_dense_image")
