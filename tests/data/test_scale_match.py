@@ -69,7 +69,7 @@ def test_few_or_equal_sizes_have_a_histogram_within_them(sizes: list[float]) -> 
     assert histogram.shares.sum() == pytest.approx(1)
     assert histogram.edges.min() == min(sizes) and histogram.edges.max() == max(sizes)
     assert (np.diff(histogram.edges) >= 0).all()
-    scale = ScaleMatch(histogram, scale_range=FREE).scale(square(4), np.random.default_rng(0))
+    scale = ScaleMatch(histogram, scale_range=FREE).choose_scale(square(4), np.random.default_rng(0))
     assert min(sizes) / 4 - 1e-9 <= scale <= max(sizes) / 4 + 1e-9
 
 
@@ -79,7 +79,7 @@ def test_images_of_one_object_get_the_sizes_of_the_target(monotone: bool) -> Non
     target = size_histogram(goal)
     match = ScaleMatch(target, matching_edges(source, target) if monotone else None, scale_range=FREE)
     rng = np.random.default_rng(4)
-    matched = np.array([size * match.scale(square(size), rng) for size in source])
+    matched = np.array([size * match.choose_scale(square(size), rng) for size in source])
     assert size_distance(source, goal) > 0.8
     assert size_distance(matched, goal) < 0.03  # two samples of these counts from one distribution: 0.033 in 95 %
 
@@ -90,7 +90,7 @@ def test_the_monotone_kind_keeps_the_order_of_sizes_and_draws_nothing() -> None:
     match = ScaleMatch(target, matching_edges(source, target), scale_range=FREE)
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
-    matched = [size * match.scale(square(size), rng) for size in np.sort(source)]
+    matched = [size * match.choose_scale(square(size), rng) for size in np.sort(source)]
     assert rng.bit_generator.state == before
     assert (np.diff(matched) >= -1e-9).all()
     assert (matched[0], matched[-1]) == pytest.approx((target.edges[0], target.edges[-1]))
@@ -99,7 +99,7 @@ def test_the_monotone_kind_keeps_the_order_of_sizes_and_draws_nothing() -> None:
 def test_the_size_of_an_image_is_the_geometric_mean_of_its_objects() -> None:
     target = size_histogram(np.array([20.0]))
     boxes = np.array([[0, 0, 10, 10], [0, 0, 90, 90.0]])
-    assert ScaleMatch(target, scale_range=FREE).scale(boxes, np.random.default_rng(0)) == pytest.approx(20 / 30)
+    assert ScaleMatch(target, scale_range=FREE).choose_scale(boxes, np.random.default_rng(0)) == pytest.approx(20 / 30)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_the_size_of_an_image_is_the_geometric_mean_of_its_objects() -> None:
 )
 def test_a_scale_that_stays_outside_its_range_is_dealt_with(outside: Any, size: float, expected: float) -> None:
     match = ScaleMatch(size_histogram(np.array([20.0])), outside=outside)
-    assert match.scale(square(size), np.random.default_rng(0)) == expected
+    assert match.choose_scale(square(size), np.random.default_rng(0)) == expected
 
 
 def test_up_to_five_draws_look_for_a_scale_inside_the_range() -> None:
@@ -115,7 +115,7 @@ def test_up_to_five_draws_look_for_a_scale_inside_the_range() -> None:
     target = size_histogram(np.r_[np.linspace(4, 6, 500), np.linspace(40, 60, 500)])
     match = ScaleMatch(target)
     rng = np.random.default_rng(0)
-    scales = np.array([match.scale(square(10), rng) for _ in range(4000)])
+    scales = np.array([match.choose_scale(square(10), rng) for _ in range(4000)])
     assert (scales == 1.0).mean() == pytest.approx(1 / 32, abs=0.01)
     assert ((scales >= 0.39) & (scales < 0.7)).mean() == pytest.approx(31 / 32, abs=0.01)
 
@@ -124,17 +124,17 @@ def test_objects_of_less_than_two_pixels_go_unless_all_would() -> None:
     match = ScaleMatch(size_histogram(np.array([3.0])), scale_range=FREE)
     rng = np.random.default_rng(0)
     boxes = np.array([[0, 0, 90, 90], [50, 50, 51, 51.0]])  # mean size 9.5, scale 0.316
-    (width, _), kept = match.plan(1000, 1000, boxes, rng)
+    (width, _), kept = match.choose_size(1000, 1000, boxes, rng)
     assert (width, kept.tolist()) == (316, [True, False])
     edge = np.array([[0, 0, 90, 90], [0, 0, 4.1, 4.2], [0, 0, 4.3, 4.2]])  # (4.2 - 1) * 0.25 + 1 < 2 pixels
     fixed = ScaleMatch(
         size_histogram(np.array([0.25 * float(np.exp(np.log(sizes_of(edge)).mean()))])), scale_range=FREE
     )
-    assert fixed.plan(1000, 1000, edge, rng)[1].tolist() == [True, False, False]
-    assert fixed.plan(1000, 1000, edge * [1, 1, 1.2, 1.2], rng)[1].tolist() == [True, False, False]
+    assert fixed.choose_size(1000, 1000, edge, rng)[1].tolist() == [True, False, False]
+    assert fixed.choose_size(1000, 1000, edge * [1, 1, 1.2, 1.2], rng)[1].tolist() == [True, False, False]
     tiny = np.array([[0, 0, 1.5, 1.5]])
     small = ScaleMatch(size_histogram(np.array([0.3])), scale_range=FREE)
-    (width, _), kept = small.plan(1000, 1000, tiny, rng)
+    (width, _), kept = small.choose_size(1000, 1000, tiny, rng)
     assert (width, kept.tolist()) == (250, [True])
 
 
@@ -233,10 +233,10 @@ def test_another_seed_draws_other_sizes_and_the_same_the_same(shared: Path, tmp_
     ("arguments", "message"),
     [
         (["--source-sizes", "a.json"], "add --monotone"),
-        (["--seed", "-1"], "from 0, got -1"),
+        (["--seed", "-1"], "from 0 up, got -1"),
         (["--bins", "2"], "at least 3 bins"),
-        (["--scale-range", "1,0.1"], "rises from above 0"),
-        (["--default-scale", "0"], "default scale is above 0"),
+        (["--scale-range", "1,0.1"], "ascending and above 0"),
+        (["--default-scale", "0"], "default scale must be above 0"),
     ],
 )
 def test_what_cannot_be_matched_is_refused(shared: Path, arguments: list[str], message: str) -> None:
@@ -247,5 +247,5 @@ def test_what_cannot_be_matched_is_refused(shared: Path, arguments: list[str], m
 
 @pytest.mark.parametrize("sizes", [[], [3.0, 0.0]])
 def test_a_target_without_sizes_is_refused(sizes: list[float]) -> None:
-    with pytest.raises(ValueError, match="name a data set that has objects"):
+    with pytest.raises(ValueError, match="name a dataset that has objects"):
         size_histogram(np.array(sizes))

@@ -13,8 +13,8 @@ import pytest
 
 from tinydet.data.coco import load_dataset
 from tinydet.data.coco_file import load_document
-from tinydet.data.samples import Cut, Slivers, TrainingTiles
-from tinydet.data.sub_images import add_arguments, benchmark_tiles, cut_document, run, write_pieces
+from tinydet.data.samples import Cut, TrainingTiles, Truncated
+from tinydet.data.sub_images import add_arguments, benchmark_tiles, cut_document, run, write_tiles
 from tinydet.evaluate.sub_images import merge_sub_images
 from tinydet.geometry.tiles import TileGrid
 
@@ -48,7 +48,7 @@ def scenes(folder: Path, *, seed: int = 0, suffix: str = ".png") -> Path:
     return folder
 
 
-def small_pieces(width: int, height: int) -> Any:
+def small_tiles(width: int, height: int) -> Any:
     return benchmark_tiles(width, height, (160, 128), (20, 20))
 
 
@@ -70,14 +70,16 @@ def test_a_720p_frame_is_cut_where_the_benchmark_cuts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "slivers"), [(small_pieces, "drop"), (small_grid, "ignore"), (small_pieces, "ignore")]
+    ("pieces", "truncated"), [(small_tiles, "drop"), (small_grid, "ignore"), (small_tiles, "ignore")]
 )
-def test_crops_made_on_the_fly_are_the_samples_of_the_cut_files(tmp_path: Path, pieces: Cut, slivers: Slivers) -> None:
+def test_crops_made_on_the_fly_are_the_samples_of_the_cut_files(
+    tmp_path: Path, pieces: Cut, truncated: Truncated
+) -> None:
     whole = load_document(scenes(tmp_path / "whole"))
-    write_pieces(whole, cut_document(whole, pieces, slivers=slivers), tmp_path / "cut")
+    write_tiles(whole, cut_document(whole, pieces, truncated=truncated), tmp_path / "cut")
     same_samples(
-        TrainingTiles(load_dataset(tmp_path / "whole"), 160, 20, flip=False, cut=pieces, slivers=slivers),
-        TrainingTiles(load_dataset(tmp_path / "cut"), 160, 20, flip=False, slivers=slivers),
+        TrainingTiles(load_dataset(tmp_path / "whole"), 160, 20, flip=False, cut=pieces, truncated=truncated),
+        TrainingTiles(load_dataset(tmp_path / "cut"), 160, 20, flip=False, truncated=truncated),
     )
 
 
@@ -90,8 +92,8 @@ def test_a_real_set_trains_alike_whole_and_cut(shared: Path, tmp_path: Path, gri
     document["annotations"] = [entry for entry in document["annotations"] if entry["image_id"] in ids]
     (tmp_path / "six.json").write_text(json.dumps(document))
     cut(tmp_path / "six.json", "--images", images, "--grid", grid, "--format", "png", "--output", tmp_path / "cut")
-    own: dict[str, Any] = {"cut": benchmark_tiles, "slivers": "drop"} if grid == "benchmark" else {}
-    rule = {key: value for key, value in own.items() if key == "slivers"}
+    own: dict[str, Any] = {"cut": benchmark_tiles, "truncated": "drop"} if grid == "benchmark" else {}
+    rule = {key: value for key, value in own.items() if key == "truncated"}
     same_samples(
         TrainingTiles(load_dataset(tmp_path / "six.json", images), 640, 128, flip=False, **own),
         TrainingTiles(load_dataset(tmp_path / "cut"), 640, 128, flip=False, **rule),
@@ -113,9 +115,9 @@ def same_samples(fly: TrainingTiles, files: TrainingTiles) -> None:
     assert found[1] > 0 or not fly.dataset.ignore.any()
 
 
-def test_slivers_are_dropped_or_ignored_and_nothing_else_differs(tmp_path: Path) -> None:
+def test_truncated_are_dropped_or_ignored_and_nothing_else_differs(tmp_path: Path) -> None:
     document = load_document(scenes(tmp_path))
-    dropped, ignored = (cut_document(document, small_pieces, slivers=s) for s in ("drop", "ignore"))  # type: ignore[arg-type]
+    dropped, ignored = (cut_document(document, small_tiles, truncated=s) for s in ("drop", "ignore"))  # type: ignore[arg-type]
     assert dropped["images"] == ignored["images"]
 
     def rows(content: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -135,7 +137,7 @@ def test_slivers_are_dropped_or_ignored_and_nothing_else_differs(tmp_path: Path)
 
 def test_every_box_that_is_whole_in_a_piece_is_there_with_all_of_its_fields(tmp_path: Path) -> None:
     document = load_document(scenes(tmp_path))
-    content = cut_document(document, small_pieces)
+    content = cut_document(document, small_tiles)
     assert content["info"] == {"year": 2020}
     assert content["old_images"] == document.images
     assert [image["id"] for image in content["images"]] == list(range(len(content["images"])))
@@ -161,7 +163,7 @@ def test_every_box_that_is_whole_in_a_piece_is_there_with_all_of_its_fields(tmp_
 
 def test_what_is_found_on_the_pieces_is_joined_on_the_images(tmp_path: Path) -> None:
     whole = load_document(scenes(tmp_path / "whole"))
-    write_pieces(whole, cut_document(whole, small_pieces), tmp_path / "cut")
+    write_tiles(whole, cut_document(whole, small_tiles), tmp_path / "cut")
     corners = json.loads((tmp_path / "cut" / "corners.json").read_text())
     pieces = load_document(tmp_path / "cut")
     assert [p["id"] for p in pieces.images] == [p["id"] for p in corners["images"]]
@@ -215,7 +217,7 @@ def test_jpeg_pieces_are_nearly_the_pixels_of_their_image(tmp_path: Path) -> Non
         ([".", "--tile", "600x400", "--grid", "tinydet", "--output", "new"], "are square"),
         ([".", "--overlap", "600", "--output", "new"], "cannot overlap"),
         ([".", "--jpeg-quality", "0", "--output", "new"], "1 to 100"),
-        (["corners.json", "--output", "new.json"], "already cut; to write its pieces name"),
+        (["corners.json", "--output", "new.json"], "already cut; to write its tiles name"),
         (["corners.json", "--grid", "benchmark"], "already cut; leave out --grid"),
     ],
 )
@@ -250,7 +252,7 @@ def test_two_images_of_one_file_are_refused(tmp_path: Path) -> None:
     document = json.loads((folder / "annotations.json").read_text())
     document["images"].append({**document["images"][0], "id": 99})
     (folder / "annotations.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="several images are the file deep/0.png"):
+    with pytest.raises(ValueError, match="several images share the file deep/0.png"):
         cut_document(load_document(folder))
 
 
