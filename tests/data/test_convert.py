@@ -92,7 +92,7 @@ def test_visdrone_regions_and_others_are_ignored_and_numbers_are_the_published_o
     printed = capsys.readouterr().out
     assert "2 images, 2 objects, 4 ignore regions" in printed
     assert "1 object without area left out, the first of" in printed and "line 5" in printed
-    assert "1 pictures of" in printed and "no annotation file and are left out" in printed
+    assert "1 images of" in printed and "no annotation file and are left out" in printed
 
 
 # --- DOTA ---
@@ -177,7 +177,7 @@ def test_voc_pictures_are_found_and_measured(tmp_path: Path, capsys: pytest.Capt
     picture(tmp_path / "JPEGImages" / "other.png")
     document = convert(tmp_path / "Annotations", "voc", "--images", tmp_path / "JPEGImages")
     assert document["images"] == [{"id": 1, "file_name": "deep/2007_000027.png", "width": 100, "height": 80}]
-    assert "1 pictures of" in capsys.readouterr().out
+    assert "1 images of" in capsys.readouterr().out
 
 
 # --- CityPersons ---
@@ -318,15 +318,15 @@ BROKEN: dict[str, tuple[str, str, str, str]] = {  # format, file, its content, t
     "a word": ("visdrone", "a.txt", "1,2,x,4,1,1,0,0\n", "line 1: 'x' is not a number"),
     "no category": ("visdrone", "a.txt", "1,2,3,4,1,12,0,0\n", "the category is 12; expected a whole"),
     "negative side": ("visdrone", "a.txt", "1,2,-3,4,1,1,0,0\n", "a box of -3x4 pixels"),
-    "no picture": ("visdrone", "b.txt", "", "b.txt has no picture in"),
+    "no picture": ("visdrone", "b.txt", "", "b.txt has no image in"),
     "no corner": ("dota", "a.txt", "1 2 3 4 5 6 7 8\n", "line 1: 8 fields; expected 10"),
     "difficulty": ("dota", "a.txt", "1 2 3 4 5 6 7 8 plane 5\n", "the difficulty is 5"),
-    "pixels": ("yolo", "a.txt", "0 50 40 10 10\n", "a share of the picture is not from 0 to 1"),
+    "pixels": ("yolo", "a.txt", "0 50 40 10 10\n", "a fraction of the image size is not from 0 to 1"),
     "unknown class": ("yolo", "a.txt", "3 0.5 0.5 0.1 0.1\n", "the class is 3; expected a whole number from 0 to 1"),
     "half a polygon": ("yolo", "a.txt", "0 0.1 0.1 0.2 0.2 0.3\n", "6 numbers; expected 5"),
     "not XML": ("voc", "a.xml", "<annotation><object>", "a.xml line 1: not XML"),
     "an entity": ("voc", "a.xml", '<!DOCTYPE x [<!ENTITY e "e">]><annotation/>', "a document type"),
-    "inverted": ("voc", "a.xml", VOC.replace("<xmin>51<", "<xmin>101<"), "xmin and ymin must be the smaller ones"),
+    "inverted": ("voc", "a.xml", VOC.replace("<xmin>51<", "<xmin>101<"), "xmin and ymin must be at most"),
     "no name": ("voc", "a.xml", VOC.replace("<name>bus</name>", ""), "<object> has no <name>"),
     "no matrix": ("citypersons", "a.mat", "MATLAB", "a.mat: not a MATLAB file that SciPy reads"),
     "no JSON": ("tinyperson", "a.json", "{", "a.json: not JSON"),
@@ -351,10 +351,10 @@ def test_a_fault_is_one_line_that_names_the_place(
 
 def test_flags_of_another_format_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tinyperson(tmp_path / "t.json")
-    assert "--first-pixel belongs to voc, not to tinyperson" in refused(
+    assert "--first-pixel is an option of voc, not of tinyperson" in refused(
         capsys, source, "--from", "tinyperson", "--first-pixel", "0", "--output", tmp_path / "o.json"
     )
-    assert "is the file to read; name another" in refused(capsys, source, "--from", "tinyperson")
+    assert "is the source itself; name another" in refused(capsys, source, "--from", "tinyperson")
     write(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.1 0.1\n")
     picture(tmp_path / "images" / "a.png")
     assert "--images DIR" in refused(capsys, tmp_path / "labels", "--from", "yolo", "--classes", source)

@@ -27,7 +27,7 @@ from tinydet.data.coco_rules import (
     examine_pictures,
     read_document,
 )
-from tinydet.data.image_files import list_pictures
+from tinydet.data.image_files import list_images
 
 
 @dataclass(frozen=True)
@@ -175,5 +175,5 @@ def _notes(document: dict[str, Any], contents: Contents, boxes: Boxes, folder: P
     for key in ("area", "iscrowd"):
         if count := sum(key not in entry for entry in entries):
             yield f"{count:,} annotations have no {key!r}, which pycocotools asks for; --fix fills it in"
-    if folder is not None and (count := len(set(list_pictures(folder)) - {Path(image.file_name) for image in images})):
+    if folder is not None and (count := len(set(list_images(folder)) - {Path(image.file_name) for image in images})):
         yield f"{count:,} picture files in {folder} are in no image of the file"
