@@ -21,12 +21,12 @@ def rescale(*argv: str | Path) -> str:
 
 
 @pytest.mark.parametrize("split", ["val"])
-def test_a_quarter_of_citypersons_is_tiny_citypersons_to_the_last_bit(shared: Path, split: str) -> None:
+def test_citypersons_scaled_to_a_quarter_equals_tiny_citypersons_exactly(shared: Path, split: str) -> None:
     folder = shared / "data" / "annotations"
     tiny = json.loads((folder / f"tiny_citypersons_{split}.json").read_text())
     made = rescale_document(load_document(folder / f"citypersons_{split}.json"), by_factor(0.25))
     assert made["images"] == tiny["images"]
-    assert made["annotations"] == tiny["annotations"]  # boxes beyond the image stay beyond it
+    assert made["annotations"] == tiny["annotations"]  # boxes outside the image are not clipped
 
 
 @pytest.mark.parametrize(
@@ -39,21 +39,21 @@ def test_a_quarter_of_citypersons_is_tiny_citypersons_to_the_last_bit(shared: Pa
         (50, 40, (125, 100)),
     ],
 )
-def test_coco100_has_a_short_side_of_100_or_a_long_one_of_167(
+def test_coco100_has_a_short_side_of_100_or_a_long_side_of_167(
     width: int, height: int, expected: tuple[int, int]
 ) -> None:
     assert by_short_side(100, 167)(width, height) == by_short_side(100)(width, height) == expected
 
 
-def test_coco800_follows_from_the_same_rule() -> None:
+def test_the_same_rule_gives_coco800() -> None:
     assert by_short_side(800)(640, 200) == by_short_side(800, 1333)(640, 200) == (1333, 417)
 
 
-def test_a_side_never_vanishes() -> None:
+def test_a_side_is_at_least_one_pixel() -> None:
     assert by_factor(0.01)(1000, 10) == (10, 1)
 
 
-def test_boxes_keep_their_place_on_the_picture(shared: Path) -> None:
+def test_boxes_keep_their_relative_position(shared: Path) -> None:
     document = load_document(shared / "data" / "annotations" / "coco_val2014_100.json")
     made = rescale_document(document, by_short_side(100))
     sizes = {image["id"]: (image["width"], image["height"]) for image in document.images}
@@ -82,14 +82,14 @@ def test_every_kind_of_coordinate_is_scaled() -> None:
     assert mask["segmentation"] == [[5, 5, 5, 15, 20, 15, 20, 5]]
 
 
-def test_rounding_leaves_every_box_an_area() -> None:
+def test_rounded_boxes_keep_an_area() -> None:
     entry = rescale_annotation({"bbox": [1.23456, 2.0, 0.0004, 1.00049]}, 1, 1, digits=3)
     assert entry["bbox"] == [1.235, 2.0, 0.001, 1.0]
     assert entry["area"] == 0.001
 
 
 @pytest.mark.parametrize("filter", ["area", "bilinear", "lanczos"])
-def test_a_rescaled_folder_holds_the_picture_in_small(shared: Path, tmp_path: Path, filter: Filter) -> None:
+def test_a_rescaled_folder_contains_the_downsampled_images(shared: Path, tmp_path: Path, filter: Filter) -> None:
     source = shared / "data" / "tinyperson640-val"
     document = json.loads((source / "annotations.json").read_text())
     document["images"] = document["images"][:2]
@@ -107,7 +107,7 @@ def test_a_rescaled_folder_holds_the_picture_in_small(shared: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(("width", "height"), [(64, 52), (7, 5), (1, 1), (333, 211), (129, 60), (50, 200)])
 @pytest.mark.parametrize("filter", ["bilinear", "lanczos"])
-def test_pictures_are_resampled_as_by_pillow(filter: Filter, width: int, height: int) -> None:
+def test_resampling_matches_pillow(filter: Filter, width: int, height: int) -> None:
     image = pytest.importorskip("PIL.Image", reason="compares with Pillow, which comes with torchvision")
     pixels = np.random.default_rng(0).integers(0, 256, (103, 129, 3), np.uint8)
     theirs = image.fromarray(pixels).resize((width, height), getattr(image.Resampling, filter.upper()))
@@ -116,14 +116,14 @@ def test_pictures_are_resampled_as_by_pillow(filter: Filter, width: int, height:
 
 
 @pytest.mark.parametrize("filter", ["area", "bilinear", "lanczos"])
-def test_a_fine_checkerboard_becomes_grey(filter: Filter) -> None:
+def test_a_fine_checkerboard_becomes_gray(filter: Filter) -> None:
     board = (np.indices((120, 120)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
     small = resample(board, 29, 31, filter)[2:-2, 2:-2].astype(int)
-    assert np.abs(small - 127.5).max() < 12  # plain sampling gives 0 and 255
+    assert np.abs(small - 127.5).max() < 12  # sampling without a filter gives 0 and 255
 
 
 @pytest.mark.parametrize("filter", ["area", "bilinear", "lanczos"])
-def test_the_size_it_has_leaves_a_picture_as_it_is(filter: Filter) -> None:
+def test_resampling_to_the_same_size_changes_nothing(filter: Filter) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
     assert np.array_equal(resample(pixels, 11, 9, filter), pixels)
 
@@ -136,18 +136,18 @@ def test_the_size_it_has_leaves_a_picture_as_it_is(filter: Filter) -> None:
         (["--short", "100", "--long", "50"], "at most the long side, got 100 and 50"),
     ],
 )
-def test_a_wrong_size_is_refused(shared: Path, arguments: list[str], message: str) -> None:
+def test_an_invalid_size_is_rejected(shared: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rescale(shared / "data" / "annotations" / "coco_val2014_100.json", *arguments)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--factor", "1/0"], ["--factor", "nan"], ["--factor", "1", "--short", "5"]])
-def test_a_size_must_be_given_once_and_be_a_number(arguments: list[str]) -> None:
+def test_exactly_one_numeric_size_is_required(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         rescale("a.json", *arguments)
 
 
 @pytest.mark.parametrize(("width", "height", "filter"), [(0, 5, "area"), (5, 5, "cubic")])
-def test_what_cannot_be_resampled_is_refused(width: int, height: int, filter: Any) -> None:
+def test_invalid_resampling_is_rejected(width: int, height: int, filter: Any) -> None:
     with pytest.raises(ValueError, match="expected at least 1x1|must be one of area, bilinear, lanczos"):
         resample(np.zeros((9, 9, 3), np.uint8), width, height, filter)

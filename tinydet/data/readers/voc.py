@@ -98,7 +98,7 @@ def read(
             )
     coco.number_categories(CATEGORIES, classes)
     if first_pixel and edges:
-        coco.notes.append(f"{edges} boxes start before pixel 1, so the coordinates may be edges; try --first-pixel 0")
+        coco.notes.append(f"{edges} boxes start before pixel 1, so coordinates are probably edges; try --first-pixel 0")
     if index is not None and (unmatched := index.count_unassigned()):
         coco.notes.append(f"{unmatched} images of {images} have no annotation file and are left out")
     return coco
