@@ -28,7 +28,7 @@ from tinydet.data.output_folder import (
     new_folder,
 )
 
-FLAGS = ("ignore", "iscrowd", "uncertain", "logo")
+FLAGS = ("ignore", "iscrowd", "uncertain", "logo")  # each can mark an annotation as an ignore region
 # Annotations of a dense image. The paper says 200 and the authors' code 220; no image of TinyPerson lies in between.
 DENSE = 200
 
@@ -162,7 +162,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dense",
         type=int,
         metavar="N",
-        help=f"drop images with more than N annotations ({DENSE} in the benchmark); default: keep all",
+        help=f"drop images with more than N annotations ({DENSE} in the benchmark) and those marked in_dense_image; "
+        "default: keep all",
     )
     parser.add_argument(
         "--spare-objects",

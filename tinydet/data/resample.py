@@ -50,7 +50,7 @@ def _resample_rows(pixels: NDArray[np.uint8], length: int, filter: Filter) -> ND
     result = np.zeros((length, *pixels.shape[1:]), np.float32)
     taps = [first + n for n in range(int(np.ceil(2 * radius * stretch)) + 1)]
     weights = [kernel((tap + 0.5 - center) / stretch) * ((tap >= 0) & (tap < len(pixels))) for tap in taps]
-    total = np.sum(weights, axis=0)  # less than 1 at the border, where taps outside the image have weight 0
+    total = np.sum(weights, axis=0)  # smaller at the border, where taps outside the image have weight 0
     for tap, weight in zip(taps, weights, strict=True):
         normalized = (weight / total).astype(np.float32).reshape(-1, 1, 1)
         result += normalized * pixels[tap.clip(0, len(pixels) - 1)]

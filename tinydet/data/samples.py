@@ -147,9 +147,7 @@ def clip_to_tile(
         Clipped boxes (M, 4) xyxy in pixels of the tile, and their visibility (M,): sqrt(visible area / area).
     """
     local = boxes - np.array([tile.x, tile.y, tile.x, tile.y], dtype=np.float64)
-    clipped = local.copy()
-    clipped[:, 0::2] = local[:, 0::2].clip(0, tile.width)
-    clipped[:, 1::2] = local[:, 1::2].clip(0, tile.height)
+    clipped = local.clip(0, np.tile((tile.width, tile.height), 2))
     full = area(local) if areas is None else areas
     return clipped, np.sqrt(area(clipped) / np.maximum(full, np.finfo(np.float64).tiny))
 

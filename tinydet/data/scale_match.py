@@ -27,7 +27,7 @@ from tinydet.geometry.boxes import area
 BINS = 100
 SCALE_RANGE = (0.1, 1.0)
 DEFAULT_SCALE = 0.25
-TRIES = 5
+MAX_DRAWS = 5  # of a scale inside the range
 MIN_SIDE = 2  # pixels; smaller objects are removed
 
 Sizes = NDArray[np.float64]
@@ -77,8 +77,8 @@ def size_histogram(sizes: Sizes, bins: int = BINS) -> SizeHistogram:
 def matching_edges(sizes: Sizes, target: SizeHistogram) -> Sizes:
     """Return edges (bins + 1,) that divide `sizes` (N,) into the same shares as the bins of the target."""
     ordered = _sorted_sizes(sizes)
-    places = (target.cumulative[:-1] * len(ordered)).astype(int).clip(max=len(ordered) - 1)
-    return np.array([ordered[0], *ordered[places], ordered[-1]])
+    inner = (target.cumulative[:-1] * len(ordered)).astype(int).clip(max=len(ordered) - 1)
+    return np.array([ordered[0], *ordered[inner], ordered[-1]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class ScaleMatch:
         low, high = self.scale_range
         if self.source is not None:
             return float(np.clip(np.interp(size, self.source, self.target.edges) / size, low, high))
-        for _ in range(TRIES):
+        for _ in range(MAX_DRAWS):
             scale = self._draw_size(rng) / size
             if low < scale < high:
                 return scale
@@ -203,8 +203,8 @@ def size_distance(a: Sizes, b: Sizes) -> float:
     >>> size_distance(np.array([1.0, 2.0]), np.array([2.0, 3.0]))
     0.5
     """
-    places = np.concatenate([a, b])
-    below = [np.searchsorted(np.sort(sample), places, side="right") / len(sample) for sample in (a, b)]
+    points = np.concatenate([a, b])
+    below = [np.searchsorted(np.sort(sample), points, side="right") / len(sample) for sample in (a, b)]
     return float(np.abs(below[0] - below[1]).max())
 
 

@@ -61,11 +61,9 @@ def sub_image_corners(
     """
     if overlap[0] >= size[0] or overlap[1] >= size[1]:
         raise ValueError(f"tiles of {size} pixels cannot overlap by {overlap}; choose a smaller overlap")
-    columns, rows = (
-        [max(min(i * (side - shared), whole - side), 0) for i in range(max(-(-(whole - shared) // (side - shared)), 1))]
-        for whole, side, shared in zip((width, height), size, overlap, strict=True)
-    )
-    return [(x, y, min(x + size[0], width), min(y + size[1], height)) for y in rows for x in columns]
+    xs = _tile_starts(width, size[0], overlap[0])
+    ys = _tile_starts(height, size[1], overlap[1])
+    return [(x, y, min(x + size[0], width), min(y + size[1], height)) for y in ys for x in xs]
 
 
 def benchmark_tiles(
@@ -235,6 +233,12 @@ def _size(text: str) -> tuple[int, int]:
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 640x512, got {text!r}")
     return sides[0], sides[-1]
+
+
+def _tile_starts(length: int, side: int, overlap: int) -> list[int]:
+    step = side - overlap
+    count = max(-(-(length - overlap) // step), 1)
+    return [max(min(n * step, length - side), 0) for n in range(count)]
 
 
 def _tiles_with_pixels(document: Document, corners: dict[str, Any]) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
