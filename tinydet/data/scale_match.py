@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.arguments import float_range
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.coco_file import Document, boxes_of, is_ignored, load_document, write_document
 from tinydet.data.output_folder import add_source_arguments, choose_output, is_annotation_file
@@ -239,7 +240,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scale-range",
-        type=_range,
+        type=float_range,
         default=SCALE_RANGE,
         metavar="LOW,HIGH",
         help=f"lowest and highest resize factor; default: {low:g},{high:g}",
@@ -307,11 +308,3 @@ def _sorted_sizes(sizes: Sizes) -> Sizes:
     if not len(sizes) or not (sizes > 0).all():
         raise ValueError("matching needs at least one object, and sizes above 0; name a dataset that has objects")
     return np.sort(np.asarray(sizes, np.float64))
-
-
-def _range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(value) for value in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected LOW,HIGH such as 0.1,1, got {text!r}") from None
-    return low, high

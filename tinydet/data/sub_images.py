@@ -169,7 +169,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tile",
-        type=_size,
+        type=_tile_size,
         metavar="WxH",
         help="size of a tile in pixels; default: {}x{}, or {} (square) with --grid tinydet".format(*SUB_IMAGE, TILE),
     )
@@ -225,7 +225,7 @@ def _cut(document: Document, args: argparse.Namespace) -> dict[str, Any]:
     return cut_document(document, lambda w, h: benchmark_tiles(w, h, size, shared), truncated=args.truncated or "drop")
 
 
-def _size(text: str) -> tuple[int, int]:
+def _tile_size(text: str) -> tuple[int, int]:
     try:
         sides = [int(side) for side in text.lower().split("x")]
     except ValueError:
