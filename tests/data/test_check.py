@@ -16,7 +16,7 @@ import pytest
 from tinydet.__main__ import main as tinydet
 from tinydet.data.check import check_document
 from tinydet.data.coco import load_dataset, read_pixels
-from tinydet.data.repair import mend
+from tinydet.data.coco_repair import mend
 
 SIZES = {1: (60, 40), 2: (50, 40), 3: (30, 20)}
 SOUND: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Each published format, on a small sample written as its publisher writes it, and what is wrong with such files."""
+"""Each published format on a small sample file, and the errors that such files may contain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tinydet.data.convert import FORMATS
 
 
 def convert(source: Path, form: str, *flags: str | Path, output: Path | None = None) -> dict[str, Any]:
-    """The COCO file that the command writes, which the reader of training accepts."""
+    """Run the command and return the COCO file, which `load_dataset` must accept."""
     target = output or source.parent / "converted.json"
     assert tinydet(["data", "convert", str(source), "--from", form, "--output", str(target), *map(str, flags)]) == 0
     document: dict[str, Any] = json.loads(target.read_text())
@@ -28,12 +28,12 @@ def convert(source: Path, form: str, *flags: str | Path, output: Path | None = N
 
 
 def boxes(document: dict[str, Any]) -> list[tuple[str, list[float], bool]]:
-    """(class, x y width height, ignored) of each annotation."""
+    """Return (class, [x, y, width, height], ignored) of each annotation."""
     names = {category["id"]: category["name"] for category in document["categories"]}
     return [(names[a["category_id"]], a["bbox"], bool(a["ignore"])) for a in document["annotations"]]
 
 
-def picture(path: Path, width: int = 100, height: int = 80) -> Path:
+def image_file(path: Path, width: int = 100, height: int = 80) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), np.zeros((height, width, 3), np.uint8))
     return path
@@ -45,8 +45,8 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def refused(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
-    """The one line of a refusal."""
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
+    """Return the error message of the command, which must be one line."""
     capsys.readouterr()
     assert tinydet(["data", "convert", *map(str, argv)]) == 2
     error = capsys.readouterr().err.splitlines()
@@ -67,21 +67,21 @@ VISDRONE = """\
 """
 
 
-def test_visdrone_regions_and_others_are_ignored_and_numbers_are_the_published_ones(
+def test_visdrone_regions_and_others_are_ignored_and_categories_keep_their_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "annotations" / "0000001_02999_d_0000005.txt", VISDRONE)
     write(tmp_path / "annotations" / "empty.txt", "")
     for name in ("0000001_02999_d_0000005", "empty", "unlisted"):
-        picture(tmp_path / "images" / f"{name}.jpg", 960, 540)
+        image_file(tmp_path / "images" / f"{name}.jpg", 960, 540)
     document = convert(tmp_path / "annotations", "visdrone", "--images", tmp_path / "images")
     assert boxes(document) == [
         ("ignored regions", [684, 8, 273, 116], True),
         ("ignored regions", [406, 119, 265, 70], True),
-        ("car", [255, 22, 20, 10], False),  # its line ends with a comma, as some do
+        ("car", [255, 22, 20, 10], False),  # its line ends with a comma, which occurs
         ("pedestrian", [300, 50, 6, 14], False),
         ("others", [320, 60, 8, 9], True),
-        ("people", [330, 60, 8, 9], True),  # of score 0
+        ("people", [330, 60, 8, 9], True),  # score 0
     ]
     assert [a["iscrowd"] for a in document["annotations"]] == [1, 1, 0, 0, 0, 0]
     assert {c["name"]: c["id"] for c in document["categories"]}["awning-tricycle"] == 8
@@ -92,7 +92,7 @@ def test_visdrone_regions_and_others_are_ignored_and_numbers_are_the_published_o
     printed = capsys.readouterr().out
     assert "2 images, 2 objects, 4 ignore regions" in printed
     assert "1 object without area left out, the first of" in printed and "line 5" in printed
-    assert "1 pictures of" in printed and "no annotation file and are left out" in printed
+    assert "1 images of" in printed and "no annotation file and are left out" in printed
 
 
 # --- DOTA ---
@@ -106,9 +106,9 @@ gsd:0.146343590398
 """
 
 
-def test_dota_boxes_are_the_axis_aligned_ones_around_the_quadrilaterals(tmp_path: Path) -> None:
+def test_dota_boxes_are_the_bounding_boxes_of_the_quadrilaterals(tmp_path: Path) -> None:
     write(tmp_path / "labelTxt" / "P0001.txt", DOTA)
-    picture(tmp_path / "images" / "P0001.png")
+    image_file(tmp_path / "images" / "P0001.png")
     document = convert(tmp_path / "labelTxt", "dota", "--images", tmp_path / "images")
     assert boxes(document) == [
         ("small-vehicle", [10, 10, 30, 30], False),
@@ -122,13 +122,13 @@ def test_dota_boxes_are_the_axis_aligned_ones_around_the_quadrilaterals(tmp_path
 # --- YOLO ---
 
 
-def test_yolo_shares_become_pixels_and_a_picture_without_labels_is_an_image(
+def test_yolo_fractions_become_pixels_and_images_without_labels_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "labels" / "deep" / "a.txt", "1 0.5 0.5 0.2 0.1\n0 0.1 0.1 0.3 0.1 0.3 0.2 0.1 0.2\n")
     write(tmp_path / "data.yaml", "path: .\nnames:\n  0: boat\n  1: person\n")
-    picture(tmp_path / "images" / "deep" / "a.png")
-    picture(tmp_path / "images" / "b.jpg", 50, 40)
+    image_file(tmp_path / "images" / "deep" / "a.png")
+    image_file(tmp_path / "images" / "b.jpg", 50, 40)
     document = convert(tmp_path / "labels", "yolo", "--images", tmp_path / "images")
     assert [(i["file_name"], i["width"], i["height"]) for i in document["images"]] == [
         ("b.jpg", 50, 40),
@@ -136,7 +136,7 @@ def test_yolo_shares_become_pixels_and_a_picture_without_labels_is_an_image(
     ]
     person, boat = boxes(document)
     assert person == ("person", pytest.approx([40, 36, 20, 8]), False)
-    assert boat == ("boat", pytest.approx([10, 8, 20, 8]), False)  # around its polygon
+    assert boat == ("boat", pytest.approx([10, 8, 20, 8]), False)  # bounding box of its polygon
     assert document["categories"] == [{"id": 0, "name": "boat"}, {"id": 1, "name": "person"}]
     assert "images without objects" in capsys.readouterr().out
     write(tmp_path / "names.txt", "ship\nhuman\n")
@@ -159,9 +159,9 @@ VOC = """<?xml version="1.0"?>
 """
 
 
-def test_voc_pixels_count_from_one_and_the_last_one_belongs_to_the_box(tmp_path: Path) -> None:
+def test_voc_pixels_count_from_one_and_the_box_includes_the_last_pixel(tmp_path: Path) -> None:
     write(tmp_path / "Annotations" / "2007_000027.xml", VOC)
-    document = convert(tmp_path / "Annotations", "voc")  # the files say their sizes
+    document = convert(tmp_path / "Annotations", "voc")  # the files state the image sizes
     assert boxes(document) == [("person", [0, 10, 4, 10], False), ("bus", [50, 30, 50, 30], True)]
     assert document["images"][0]["file_name"] == "2007_000027.jpg"
     assert document["categories"] == [{"id": 6, "name": "bus"}, {"id": 15, "name": "person"}]
@@ -170,21 +170,21 @@ def test_voc_pixels_count_from_one_and_the_last_one_belongs_to_the_box(tmp_path:
     assert boxes(edges)[0] == ("person", [1, 11, 3, 9], False)
 
 
-def test_voc_pictures_are_found_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_voc_images_are_found_and_their_sizes_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = VOC.replace("<width>100</width>", "<width>0</width>").replace("2007_000027.jpg", "C:\\x\\2007_000027.jpg")
     write(tmp_path / "Annotations" / "deep" / "2007_000027.xml", text)
-    picture(tmp_path / "JPEGImages" / "deep" / "2007_000027.png")  # converted since
-    picture(tmp_path / "JPEGImages" / "other.png")
+    image_file(tmp_path / "JPEGImages" / "deep" / "2007_000027.png")  # another format than the file says
+    image_file(tmp_path / "JPEGImages" / "other.png")
     document = convert(tmp_path / "Annotations", "voc", "--images", tmp_path / "JPEGImages")
     assert document["images"] == [{"id": 1, "file_name": "deep/2007_000027.png", "width": 100, "height": 80}]
-    assert "1 pictures of" in capsys.readouterr().out
+    assert "1 images of" in capsys.readouterr().out
 
 
 # --- CityPersons ---
 
 
 def citypersons(path: Path, variable: str = "anno_val_aligned") -> Path:
-    """As published: a row of cells, each a 1x1 structure; an image without anybody has an empty list."""
+    """Write a file as published: a row of cells, each a 1x1 structure; an image without people has an empty list."""
     scipy_io = pytest.importorskip("scipy.io", reason="needs SciPy (tinydet[formats])")
     cells = np.empty((1, 2), object)
     rows = np.array(
@@ -202,13 +202,13 @@ def citypersons(path: Path, variable: str = "anno_val_aligned") -> Path:
     return path
 
 
-def test_citypersons_has_whole_and_visible_boxes_and_ignores_posters_and_groups(tmp_path: Path) -> None:
+def test_citypersons_has_full_and_visible_boxes_and_ignores_posters_and_groups(tmp_path: Path) -> None:
     document = convert(citypersons(tmp_path / "anno_val.mat"), "citypersons")
     assert boxes(document) == [
         ("pedestrian", [100, 200, 41, 100], False),
         ("rider", [300, 200, 40, 90], False),
         ("ignore", [700, 300, 20, 30], True),
-        ("group", [2000, 500, 80, 60], True),  # beyond the right edge, as it is written
+        ("group", [2000, 500, 80, 60], True),  # reaches beyond the right edge, unchanged
     ]
     assert document["annotations"][0]["vis_bbox"] == [104, 200, 30, 50]
     assert document["annotations"][0]["instance_id"] == 24000
@@ -218,7 +218,7 @@ def test_citypersons_has_whole_and_visible_boxes_and_ignores_posters_and_groups(
     ]
 
 
-def test_tiny_citypersons_is_a_quarter(tmp_path: Path) -> None:
+def test_tiny_citypersons_is_scaled_to_a_quarter(tmp_path: Path) -> None:
     document = convert(citypersons(tmp_path / "anno_train.mat", "anno_train_aligned"), "tiny-citypersons")
     assert boxes(document)[0] == ("pedestrian", [25, 50, 10.25, 25], False)
     assert document["annotations"][0]["area"] == 10.25 * 25
@@ -227,7 +227,7 @@ def test_tiny_citypersons_is_a_quarter(tmp_path: Path) -> None:
 
 
 def test_pedestrians_only_is_the_ground_truth_of_the_citypersons_benchmark(tmp_path: Path) -> None:
-    """One class; whoever else is seen is an ignore region of it, or detecting a rider would count as an error."""
+    """All other people are ignore regions of the one class; otherwise detecting a rider would be a false positive."""
     from tinydet.evaluate import evaluate_detections
 
     document = convert(citypersons(tmp_path / "anno_val.mat"), "citypersons", "--pedestrians-only")
@@ -238,10 +238,10 @@ def test_pedestrians_only_is_the_ground_truth_of_the_citypersons_benchmark(tmp_p
     assert counts == {"n_gt": 1, "tp": 0, "fp": 0, "ignored_dt": 1, "n_images": 2}
 
 
-def test_citypersons_pictures_are_found_with_and_without_their_city(tmp_path: Path) -> None:
+def test_citypersons_images_are_found_with_and_without_a_city_folder(tmp_path: Path) -> None:
     source = citypersons(tmp_path / "anno_val.mat")
-    picture(tmp_path / "val" / "frankfurt_000000_000294_leftImg8bit.png")
-    picture(tmp_path / "val" / "lindau" / "lindau_1.png")
+    image_file(tmp_path / "val" / "frankfurt_000000_000294_leftImg8bit.png")
+    image_file(tmp_path / "val" / "lindau" / "lindau_1.png")
     document = convert(source, "citypersons", "--images", tmp_path / "val")
     names = [image["file_name"] for image in document["images"]]
     assert names == ["frankfurt_000000_000294_leftImg8bit.png", "lindau/lindau_1.png"]
@@ -269,7 +269,7 @@ def tinyperson(path: Path) -> Path:
     return write(path, json.dumps(document))
 
 
-def test_tinyperson_keeps_every_field_and_ignores_what_the_benchmark_does_not_count(tmp_path: Path) -> None:
+def test_tinyperson_keeps_every_field_and_ignores_uncertain_persons_and_logos(tmp_path: Path) -> None:
     source = tinyperson(tmp_path / "tiny_set_train.json")
     document, original = convert(source, "tinyperson"), json.loads(source.read_text())
     assert [bool(a["ignore"]) for a in document["annotations"]] == [False, False, True, True, True]
@@ -288,7 +288,7 @@ def test_tinyperson_keeps_every_field_and_ignores_what_the_benchmark_does_not_co
         ("earth", [(2, "earth_person")], [True, False, True, True, True]),
     ],
 )
-def test_a_task_of_tinyperson_has_one_class_and_the_other_is_ignored(
+def test_a_tinyperson_task_keeps_one_class_and_ignores_the_other(
     tmp_path: Path, task: str, categories: list[tuple[int, str]], ignored: list[bool]
 ) -> None:
     document = convert(tinyperson(tmp_path / "t.json"), "tinyperson", "--task", task)
@@ -300,7 +300,7 @@ def test_a_task_of_tinyperson_has_one_class_and_the_other_is_ignored(
 # --- every format ---
 
 
-def test_results_are_packed_where_the_name_says_so(tmp_path: Path) -> None:
+def test_an_output_named_gz_is_compressed(tmp_path: Path) -> None:
     source, target = tinyperson(tmp_path / "t.json"), tmp_path / "out.json.gz"
     assert tinydet(["data", "convert", str(source), "--from", "tinyperson", "--output", str(target)]) == 0
     assert len(json.loads(gzip.decompress(target.read_bytes()))["annotations"]) == 5
@@ -313,20 +313,20 @@ UNCERTAIN = json.dumps(
         "annotations": [{"id": 0, "image_id": 0, "category_id": 1, "bbox": [1, 1, 2, 2], "uncertain": "yes"}],
     }
 )
-BROKEN: dict[str, tuple[str, str, str, str]] = {  # format, file, its content, the refusal
+BROKEN: dict[str, tuple[str, str, str, str]] = {  # format, file name, content, error message
     "few numbers": ("visdrone", "a.txt", "1,2,3\n", "a.txt line 1: 3 numbers; expected 8"),
     "a word": ("visdrone", "a.txt", "1,2,x,4,1,1,0,0\n", "line 1: 'x' is not a number"),
     "no category": ("visdrone", "a.txt", "1,2,3,4,1,12,0,0\n", "the category is 12; expected a whole"),
     "negative side": ("visdrone", "a.txt", "1,2,-3,4,1,1,0,0\n", "a box of -3x4 pixels"),
-    "no picture": ("visdrone", "b.txt", "", "b.txt has no picture in"),
+    "no image": ("visdrone", "b.txt", "", "b.txt has no image in"),
     "no corner": ("dota", "a.txt", "1 2 3 4 5 6 7 8\n", "line 1: 8 fields; expected 10"),
     "difficulty": ("dota", "a.txt", "1 2 3 4 5 6 7 8 plane 5\n", "the difficulty is 5"),
-    "pixels": ("yolo", "a.txt", "0 50 40 10 10\n", "a share of the picture is not from 0 to 1"),
+    "pixels": ("yolo", "a.txt", "0 50 40 10 10\n", "a fraction of the image size is not from 0 to 1"),
     "unknown class": ("yolo", "a.txt", "3 0.5 0.5 0.1 0.1\n", "the class is 3; expected a whole number from 0 to 1"),
     "half a polygon": ("yolo", "a.txt", "0 0.1 0.1 0.2 0.2 0.3\n", "6 numbers; expected 5"),
     "not XML": ("voc", "a.xml", "<annotation><object>", "a.xml line 1: not XML"),
     "an entity": ("voc", "a.xml", '<!DOCTYPE x [<!ENTITY e "e">]><annotation/>', "a document type"),
-    "inverted": ("voc", "a.xml", VOC.replace("<xmin>51<", "<xmin>101<"), "xmin and ymin must be the smaller ones"),
+    "inverted": ("voc", "a.xml", VOC.replace("<xmin>51<", "<xmin>101<"), "xmin and ymin must be at most"),
     "no name": ("voc", "a.xml", VOC.replace("<name>bus</name>", ""), "<object> has no <name>"),
     "no matrix": ("citypersons", "a.mat", "MATLAB", "a.mat: not a MATLAB file that SciPy reads"),
     "no JSON": ("tinyperson", "a.json", "{", "a.json: not JSON"),
@@ -335,30 +335,30 @@ BROKEN: dict[str, tuple[str, str, str, str]] = {  # format, file, its content, t
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_fault_is_one_line_that_names_the_place(
+def test_an_error_is_one_line_that_names_the_location(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     form, name, content, message = BROKEN[fault]
     path = write(tmp_path / "source" / name, content)
     write(tmp_path / "classes.txt", "boat\nperson\n")
-    picture(tmp_path / "images" / "a.png")
+    image_file(tmp_path / "images" / "a.png")
     folder = path if form in ("citypersons", "tinyperson") else path.parent
     flags = ["--images", tmp_path / "images"] if form in ("visdrone", "dota", "yolo") else []
-    line = refused(capsys, folder, "--from", form, *flags, "--output", tmp_path / "out.json")
+    line = error_of(capsys, folder, "--from", form, *flags, "--output", tmp_path / "out.json")
     assert message in line
     assert not (tmp_path / "out.json").exists()
 
 
-def test_flags_of_another_format_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_another_format_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tinyperson(tmp_path / "t.json")
-    assert "--first-pixel belongs to voc, not to tinyperson" in refused(
+    assert "--first-pixel is an option of voc, not of tinyperson" in error_of(
         capsys, source, "--from", "tinyperson", "--first-pixel", "0", "--output", tmp_path / "o.json"
     )
-    assert "is the file to read; name another" in refused(capsys, source, "--from", "tinyperson")
+    assert "is the source itself; name another" in error_of(capsys, source, "--from", "tinyperson")
     write(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.1 0.1\n")
-    picture(tmp_path / "images" / "a.png")
-    assert "--images DIR" in refused(capsys, tmp_path / "labels", "--from", "yolo", "--classes", source)
-    assert "no data.yaml, data.yml, classes.txt, obj.names here" in refused(
+    image_file(tmp_path / "images" / "a.png")
+    assert "--images DIR" in error_of(capsys, tmp_path / "labels", "--from", "yolo", "--classes", source)
+    assert "no data.yaml, data.yml, classes.txt, obj.names here" in error_of(
         capsys, tmp_path / "labels", "--from", "yolo", "--images", tmp_path / "images"
     )
 

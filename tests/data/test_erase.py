@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import load_dataset
-from tinydet.data.documents import load_document
+from tinydet.data.coco_file import load_document
 from tinydet.data.erase import add_arguments, erase_document, erase_regions, is_dense, run
 
 
@@ -21,7 +21,7 @@ def erase(*argv: str | Path) -> str:
 
 
 def tiny_set(folder: Path) -> Path:
-    """TinyPerson in small: flags of every kind; image 0 has a region over an object, 1 is background, 2 is dense."""
+    """A small TinyPerson with all flags. Image 0 has a region over an object, 1 is background, 2 is dense."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     for n in range(4):
@@ -52,7 +52,7 @@ def read(path: Path) -> Any:
     return cv2.imread(str(path))[..., ::-1]
 
 
-def test_a_region_becomes_its_mean_colour_and_nothing_else_changes() -> None:
+def test_a_region_is_filled_with_its_mean_color_and_nothing_else_changes() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)
     erased = erase_regions(pixels, np.array([[10.5, 8.2, 20.0, 12.9]]))
     window = np.s_[8:13, 10:20]  # every pixel that the region touches
@@ -61,7 +61,7 @@ def test_a_region_becomes_its_mean_colour_and_nothing_else_changes() -> None:
     assert np.array_equal(erased, pixels)
 
 
-def test_overlapping_regions_take_their_colours_from_the_picture_as_it_came() -> None:
+def test_overlapping_regions_take_their_colors_from_the_original_image() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)
     regions = np.array([[0, 0, 20, 20], [10, 10, 30, 30.0]])
     erased = erase_regions(pixels, regions)
@@ -70,7 +70,7 @@ def test_overlapping_regions_take_their_colours_from_the_picture_as_it_came() ->
 
 
 @pytest.mark.parametrize("region", [[-9, -9, 0, 30], [50, 5, 60, 9], [5, 5, 5, 9], [7, 9, 5, 4]])
-def test_a_region_without_an_area_in_the_picture_changes_nothing(region: list[float]) -> None:
+def test_a_region_without_an_area_in_the_image_changes_nothing(region: list[float]) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (40, 50, 3), np.uint8)
     assert np.array_equal(erase_regions(pixels, np.array([region], np.float64)), pixels)
 
@@ -82,11 +82,11 @@ def test_spared_objects_keep_their_pixels() -> None:
     assert len(np.unique(erased.reshape(-1, 3), axis=0)) <= 26
 
 
-def test_the_benchmarks_training_set_is_made(tmp_path: Path) -> None:
+def test_the_training_set_of_the_benchmark_is_reproduced(tmp_path: Path) -> None:
     source = tiny_set(tmp_path / "set")
     report = erase(source, "--dense", 200, "--output", tmp_path / "new")
     made = load_document(tmp_path / "new")
-    assert [image["id"] for image in made.images] == [0, 1]  # the background stays
+    assert [image["id"] for image in made.images] == [0, 1]  # the background is kept
     assert [entry["bbox"] for entry in made.content["annotations"]] == [[20, 15, 6, 6], [2, 70, 5, 8]]
     assert not any(entry[flag] for entry in made.content["annotations"] for flag in ("ignore", "uncertain", "logo"))
     assert made.content["type"] == "instance"
@@ -97,11 +97,11 @@ def test_the_benchmarks_training_set_is_made(tmp_path: Path) -> None:
     same = [path / "images" / "1.png" for path in (source, tmp_path / "new")]
     assert same[0].read_bytes() == same[1].read_bytes()
     assert not (tmp_path / "new" / "images" / "2.png").exists()
-    assert "2 images, 2 boxes; 3 regions erased, 2 dense images left out" in report
-    assert "1 objects lost half of their pixels" in report
+    assert "2 images, 2 boxes; 3 regions erased, 2 dense images dropped" in report
+    assert "1 objects lost at least half of their pixels" in report
 
 
-def test_objects_can_be_spared_flags_chosen_and_dense_images_kept(tmp_path: Path) -> None:
+def test_options_spare_objects_choose_flags_and_keep_dense_images(tmp_path: Path) -> None:
     source = tiny_set(tmp_path / "set")
     report = erase(source, "--flags", "ignore", "--spare-objects", "--output", tmp_path / "new")
     before, after = read(source / "images" / "0.png"), read(tmp_path / "new" / "images" / "0.png")
@@ -111,7 +111,7 @@ def test_objects_can_be_spared_flags_chosen_and_dense_images_kept(tmp_path: Path
     assert "note" not in report
 
 
-def test_without_flags_only_dense_images_go(tmp_path: Path) -> None:
+def test_without_flags_only_dense_images_are_dropped(tmp_path: Path) -> None:
     source = tiny_set(tmp_path / "set")
     erase(source / "annotations.json", "--flags", "none", "--dense", 200, "--output", tmp_path / "new.json")
     kept = json.loads((tmp_path / "new.json").read_text())
@@ -121,19 +121,19 @@ def test_without_flags_only_dense_images_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "dense"), [(200, False), (201, True)])
-def test_an_image_is_dense_from_one_more_than_the_limit(count: int, dense: bool) -> None:
+def test_an_image_is_dense_above_the_limit(count: int, dense: bool) -> None:
     assert is_dense([{"bbox": [0, 0, 1, 1]}] * count) is dense
 
 
-def test_regions_of_all_classes_do_not_leave_a_class_behind(shared: Path) -> None:
+def test_a_category_whose_annotations_are_all_erased_is_removed(shared: Path) -> None:
     document = load_document(shared / "data" / "hituav-val" / "annotations.json")
     erased = erase_document(document)
     names = [category["name"] for category in erased.content["categories"]]
     assert names == list(document.dataset.classes) and "dont_care" not in names
-    assert len(document.content["annotations"]) - len(erased.content["annotations"]) == erased.annotations == 1
+    assert len(document.content["annotations"]) - len(erased.content["annotations"]) == erased.removed_annotations == 1
 
 
-def test_erased_real_images_have_no_region_left(shared: Path, tmp_path: Path) -> None:
+def test_erased_real_images_have_no_regions(shared: Path, tmp_path: Path) -> None:
     source = shared / "data" / "hituav-train"
     document = json.loads((source / "annotations.json").read_text())
     ids = sorted({entry["image_id"] for entry in document["annotations"] if entry["ignore"]})[:4]
@@ -146,7 +146,7 @@ def test_erased_real_images_have_no_region_left(shared: Path, tmp_path: Path) ->
     assert len(after.images) == len(before.images)
     assert not after.ignore.any() and after.objects.sum() == before.objects.sum()
     for image in np.unique(before.image_index[before.ignore]).tolist():
-        region = before.of_image(image).boxes[before.of_image(image).ignore][-1]  # on top of the others
+        region = before.of_image(image).boxes[before.of_image(image).ignore][-1]  # on top of the other regions
         (x1, y1), (x2, y2) = np.floor(region[:2]).astype(int), np.ceil(region[2:]).astype(int)
         assert len(np.unique(read(after.image_path(image))[y1:y2, x1:x2].reshape(-1, 3), axis=0)) == 1
         assert len(np.unique(read(before.image_path(image))[y1:y2, x1:x2].reshape(-1, 3), axis=0)) > 1
@@ -159,7 +159,7 @@ def test_erased_real_images_have_no_region_left(shared: Path, tmp_path: Path) ->
         (["--output", "images"], "images is not empty"),
     ],
 )
-def test_what_cannot_be_erased_is_refused(
+def test_invalid_options_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tiny_set(tmp_path))
@@ -171,7 +171,7 @@ def test_what_cannot_be_erased_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations.json", "images"]
 
 
-def test_an_unknown_flag_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_flag_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         erase(tmp_path, "--flags", "crowd")
-    assert "no flag 'crowd'; choose from ignore, iscrowd, uncertain, logo, or none" in capsys.readouterr().err
+    assert "unknown flag 'crowd'; choose from ignore, iscrowd, uncertain, logo, or none" in capsys.readouterr().err

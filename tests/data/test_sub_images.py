@@ -1,4 +1,4 @@
-"""Cutting: the benchmark's own answers, and the law that cut files and crops made on the fly are the same samples."""
+"""Cutting: recorded results of the benchmark; cut files and tiles cut on the fly give the same samples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import load_dataset
-from tinydet.data.documents import load_document
-from tinydet.data.samples import Cut, Slivers, TrainingTiles
-from tinydet.data.sub_images import add_arguments, benchmark_tiles, cut_document, run, write_pieces
+from tinydet.data.coco_file import load_document
+from tinydet.data.samples import Cut, TrainingTiles, Truncated
+from tinydet.data.sub_images import add_arguments, benchmark_tiles, cut_document, run, write_tiles
 from tinydet.evaluate.sub_images import merge_sub_images
 from tinydet.geometry.tiles import TileGrid
 
@@ -26,7 +26,7 @@ def cut(*argv: str | Path) -> str:
 
 
 def scenes(folder: Path, *, seed: int = 0, suffix: str = ".png") -> Path:
-    """Four images of noise with boxes of all kinds, many of them at borders; the last is smaller than a piece."""
+    """Four noise images with boxes of all kinds, many of them at borders; the last is smaller than a tile."""
     rng = np.random.default_rng(seed)
     images, annotations = [], []
     (folder / "images" / "deep").mkdir(parents=True)
@@ -48,7 +48,7 @@ def scenes(folder: Path, *, seed: int = 0, suffix: str = ".png") -> Path:
     return folder
 
 
-def small_pieces(width: int, height: int) -> Any:
+def small_tiles(width: int, height: int) -> Any:
     return benchmark_tiles(width, height, (160, 128), (20, 20))
 
 
@@ -56,13 +56,13 @@ def small_grid(width: int, height: int) -> Any:
     return TileGrid(width, height, 128, 32).tiles
 
 
-def test_the_recorded_file_is_cut_into_the_recorded_corner_file(shared: Path) -> None:
+def test_cutting_the_recorded_file_gives_the_recorded_corner_file(shared: Path) -> None:
     folder = shared / "cases" / "evaluation" / "case11"
     recorded = json.loads((folder / "corner_gt.json").read_text())
     assert cut_document(load_document(folder / "gt.json")) == recorded  # every field, to the last bit
 
 
-def test_a_720p_frame_is_cut_where_the_benchmark_cuts() -> None:
+def test_a_720p_frame_is_cut_as_in_the_benchmark() -> None:
     tiles = benchmark_tiles(1280, 720)
     assert [(tile.x, tile.y) for tile in tiles] == [(0, 0), (590, 0), (640, 0), (0, 208), (590, 208), (640, 208)]
     assert [(tile.row, tile.column, tile.index) for tile in tiles[2:4]] == [(0, 2, 2), (1, 0, 3)]
@@ -70,19 +70,21 @@ def test_a_720p_frame_is_cut_where_the_benchmark_cuts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "slivers"), [(small_pieces, "drop"), (small_grid, "ignore"), (small_pieces, "ignore")]
+    ("cut_rule", "truncated"), [(small_tiles, "drop"), (small_grid, "ignore"), (small_tiles, "ignore")]
 )
-def test_crops_made_on_the_fly_are_the_samples_of_the_cut_files(tmp_path: Path, pieces: Cut, slivers: Slivers) -> None:
+def test_tiles_cut_on_the_fly_equal_the_samples_of_the_cut_files(
+    tmp_path: Path, cut_rule: Cut, truncated: Truncated
+) -> None:
     whole = load_document(scenes(tmp_path / "whole"))
-    write_pieces(whole, cut_document(whole, pieces, slivers=slivers), tmp_path / "cut")
-    same_samples(
-        TrainingTiles(load_dataset(tmp_path / "whole"), 160, 20, flip=False, cut=pieces, slivers=slivers),
-        TrainingTiles(load_dataset(tmp_path / "cut"), 160, 20, flip=False, slivers=slivers),
+    write_tiles(whole, cut_document(whole, cut_rule, truncated=truncated), tmp_path / "cut")
+    assert_same_samples(
+        TrainingTiles(load_dataset(tmp_path / "whole"), 160, 20, flip=False, cut=cut_rule, truncated=truncated),
+        TrainingTiles(load_dataset(tmp_path / "cut"), 160, 20, flip=False, truncated=truncated),
     )
 
 
 @pytest.mark.parametrize("grid", ["benchmark", "tinydet"])
-def test_a_real_set_trains_alike_whole_and_cut(shared: Path, tmp_path: Path, grid: str) -> None:
+def test_a_real_dataset_gives_the_same_samples_cut_and_uncut(shared: Path, tmp_path: Path, grid: str) -> None:
     images = shared / "data" / "aerialcars-kitais" / "images"
     document = json.loads((images.parent / "annotations.json").read_text())
     document["images"] = document["images"][:6]
@@ -90,15 +92,15 @@ def test_a_real_set_trains_alike_whole_and_cut(shared: Path, tmp_path: Path, gri
     document["annotations"] = [entry for entry in document["annotations"] if entry["image_id"] in ids]
     (tmp_path / "six.json").write_text(json.dumps(document))
     cut(tmp_path / "six.json", "--images", images, "--grid", grid, "--format", "png", "--output", tmp_path / "cut")
-    own: dict[str, Any] = {"cut": benchmark_tiles, "slivers": "drop"} if grid == "benchmark" else {}
-    rule = {key: value for key, value in own.items() if key == "slivers"}
-    same_samples(
+    own: dict[str, Any] = {"cut": benchmark_tiles, "truncated": "drop"} if grid == "benchmark" else {}
+    rule = {key: value for key, value in own.items() if key == "truncated"}
+    assert_same_samples(
         TrainingTiles(load_dataset(tmp_path / "six.json", images), 640, 128, flip=False, **own),
         TrainingTiles(load_dataset(tmp_path / "cut"), 640, 128, flip=False, **rule),
     )
 
 
-def same_samples(fly: TrainingTiles, files: TrainingTiles) -> None:
+def assert_same_samples(fly: TrainingTiles, files: TrainingTiles) -> None:
     assert len(fly) == len(files)
     found = [0, 0]
     for index in range(len(fly)):
@@ -113,18 +115,18 @@ def same_samples(fly: TrainingTiles, files: TrainingTiles) -> None:
     assert found[1] > 0 or not fly.dataset.ignore.any()
 
 
-def test_slivers_are_dropped_or_ignored_and_nothing_else_differs(tmp_path: Path) -> None:
+def test_truncated_boxes_are_dropped_or_ignored_and_nothing_else_differs(tmp_path: Path) -> None:
     document = load_document(scenes(tmp_path))
-    dropped, ignored = (cut_document(document, small_pieces, slivers=s) for s in ("drop", "ignore"))  # type: ignore[arg-type]
+    dropped, ignored = (cut_document(document, small_tiles, truncated=s) for s in ("drop", "ignore"))  # type: ignore[arg-type]
     assert dropped["images"] == ignored["images"]
 
     def rows(content: dict[str, Any]) -> list[tuple[Any, ...]]:
         return [(a["image_id"], *a["bbox"], bool(a["ignore"])) for a in content["annotations"]]
 
     def at_the_border(row: tuple[Any, ...]) -> bool:
-        """Objects mostly outside their image: in training they are objects; the benchmark's cutter drops them."""
-        piece, x, y, w, h, _ = row
-        width, height = (ignored["images"][piece][side] for side in ("width", "height"))
+        """Objects mostly outside their image are objects in training, but the benchmark drops them."""
+        tile, x, y, w, h, _ = row
+        width, height = (ignored["images"][tile][side] for side in ("width", "height"))
         return bool(min(x, y, width - x - w, height - y - h) < 1e-4)
 
     more = set(rows(ignored)) - set(rows(dropped))
@@ -133,20 +135,20 @@ def test_slivers_are_dropped_or_ignored_and_nothing_else_differs(tmp_path: Path)
     assert {type(a["uncertain"]) for a in ignored["annotations"]} == {bool}
 
 
-def test_every_box_that_is_whole_in_a_piece_is_there_with_all_of_its_fields(tmp_path: Path) -> None:
+def test_every_box_inside_a_tile_is_kept_with_all_of_its_fields(tmp_path: Path) -> None:
     document = load_document(scenes(tmp_path))
-    content = cut_document(document, small_pieces)
+    content = cut_document(document, small_tiles)
     assert content["info"] == {"year": 2020}
     assert content["old_images"] == document.images
     assert [image["id"] for image in content["images"]] == list(range(len(content["images"])))
     assert [entry["id"] for entry in content["annotations"]] == list(range(len(content["annotations"])))
     checked = 0
-    for piece in content["images"]:
-        x1, y1, x2, y2 = piece["corner"]
-        assert (piece["width"], piece["height"]) == (x2 - x1, y2 - y1)
-        inside = [entry for entry in content["annotations"] if entry["image_id"] == piece["id"]]
-        (whole,) = (image for image in document.images if image["file_name"] == piece["file_name"])
-        assert piece["video"] == whole["video"]
+    for tile in content["images"]:
+        x1, y1, x2, y2 = tile["corner"]
+        assert (tile["width"], tile["height"]) == (x2 - x1, y2 - y1)
+        inside = [entry for entry in content["annotations"] if entry["image_id"] == tile["id"]]
+        (whole,) = (image for image in document.images if image["file_name"] == tile["file_name"])
+        assert tile["video"] == whole["video"]
         for entry in document.annotations(whole):
             x, y, w, h = entry["bbox"]
             if x >= x1 and y >= y1 and x + w <= x2 and y + h <= y2:
@@ -159,25 +161,25 @@ def test_every_box_that_is_whole_in_a_piece_is_there_with_all_of_its_fields(tmp_
     assert checked > 100
 
 
-def test_what_is_found_on_the_pieces_is_joined_on_the_images(tmp_path: Path) -> None:
+def test_detections_on_the_tiles_can_be_merged_on_the_images(tmp_path: Path) -> None:
     whole = load_document(scenes(tmp_path / "whole"))
-    write_pieces(whole, cut_document(whole, small_pieces), tmp_path / "cut")
+    write_tiles(whole, cut_document(whole, small_tiles), tmp_path / "cut")
     corners = json.loads((tmp_path / "cut" / "corners.json").read_text())
-    pieces = load_document(tmp_path / "cut")
-    assert [p["id"] for p in pieces.images] == [p["id"] for p in corners["images"]]
-    results = [{**entry, "score": 0.5} for entry in pieces.content["annotations"]]
+    tiles = load_document(tmp_path / "cut")
+    assert [p["id"] for p in tiles.images] == [p["id"] for p in corners["images"]]
+    results = [{**entry, "score": 0.5} for entry in tiles.content["annotations"]]
     moved = merge_sub_images(corners, results, suppress=False)
     originals = {image["id"]: np.array([a["bbox"] for a in whole.annotations(image)]) for image in whole.images}
     checked = 0
-    for entry, result in zip(pieces.content["annotations"], moved, strict=True):
-        (x, y, w, h), piece = entry["bbox"], pieces.images[entry["image_id"]]
-        if x > 0 and y > 0 and x + w < piece["width"] - 0.01 and y + h < piece["height"] - 0.01:  # not clipped
+    for entry, result in zip(tiles.content["annotations"], moved, strict=True):
+        (x, y, w, h), tile = entry["bbox"], tiles.images[entry["image_id"]]
+        if x > 0 and y > 0 and x + w < tile["width"] - 0.01 and y + h < tile["height"] - 0.01:  # not clipped
             assert np.abs(originals[result["image_id"]] - result["bbox"]).max(axis=1).min() < 1e-3
             checked += 1
     assert checked > 100
 
 
-def test_the_pieces_of_a_corner_file_are_written_as_those_of_its_source(tmp_path: Path) -> None:
+def test_tiles_written_from_a_corner_file_equal_those_written_from_its_source(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "whole")
     size = ["--tile", "160x128", "--overlap", 20]
     cut(folder, *size, "--output", tmp_path / "direct")
@@ -189,7 +191,7 @@ def test_the_pieces_of_a_corner_file_are_written_as_those_of_its_source(tmp_path
         assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "later" / name).read_bytes()
 
 
-def test_outputs_lie_beside_their_source_unless_named(tmp_path: Path) -> None:
+def test_the_default_output_is_next_to_the_source(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "set")
     cut(folder)
     cut(folder / "annotations.json")
@@ -197,13 +199,13 @@ def test_outputs_lie_beside_their_source_unless_named(tmp_path: Path) -> None:
     assert (folder / "annotations.cut.json").is_file()
 
 
-def test_jpeg_pieces_are_nearly_the_pixels_of_their_image(tmp_path: Path) -> None:
+def test_jpeg_tiles_nearly_equal_the_pixels_of_their_image(tmp_path: Path) -> None:
     cut(scenes(tmp_path / "set", suffix=".jpg"), "--tile", "160x128", "--output", tmp_path / "cut")
-    pieces, wholes = load_document(tmp_path / "cut"), load_document(tmp_path / "set")
-    piece = pieces.images[1]
-    difference = np.abs(pieces.pixels(piece).astype(int) - wholes.pixels(wholes.images[0])[:128, 110:270])
-    assert piece["file_name"] == "deep/0_110_0.jpg"
-    assert difference.mean() < 2  # of noise, the worst there is
+    tiles, wholes = load_document(tmp_path / "cut"), load_document(tmp_path / "set")
+    tile = tiles.images[1]
+    difference = np.abs(tiles.pixels(tile).astype(int) - wholes.pixels(wholes.images[0])[:128, 110:270])
+    assert tile["file_name"] == "deep/0_110_0.jpg"
+    assert difference.mean() < 2  # noise is the worst case
 
 
 @pytest.mark.parametrize(
@@ -215,11 +217,11 @@ def test_jpeg_pieces_are_nearly_the_pixels_of_their_image(tmp_path: Path) -> Non
         ([".", "--tile", "600x400", "--grid", "tinydet", "--output", "new"], "are square"),
         ([".", "--overlap", "600", "--output", "new"], "cannot overlap"),
         ([".", "--jpeg-quality", "0", "--output", "new"], "1 to 100"),
-        (["corners.json", "--output", "new.json"], "already cut; to write its pieces name"),
+        (["corners.json", "--output", "new.json"], "already cut; to write its tiles name"),
         (["corners.json", "--grid", "benchmark"], "already cut; leave out --grid"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_and_leaves_nothing(
+def test_invalid_options_are_rejected_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(scenes(tmp_path))
@@ -230,7 +232,7 @@ def test_what_cannot_be_cut_is_refused_and_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_corner_outside_its_image_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_corner_outside_its_image_is_rejected_and_nothing_is_written(tmp_path: Path) -> None:
     folder = scenes(tmp_path / "whole")
     cut(folder / "annotations.json", "--output", tmp_path / "corners.json")
     corners = json.loads((tmp_path / "corners.json").read_text())
@@ -245,12 +247,12 @@ def test_a_corner_outside_its_image_is_refused_and_leaves_nothing(tmp_path: Path
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_two_images_of_one_file_are_refused(tmp_path: Path) -> None:
+def test_two_images_with_one_file_are_rejected(tmp_path: Path) -> None:
     folder = scenes(tmp_path)
     document = json.loads((folder / "annotations.json").read_text())
     document["images"].append({**document["images"][0], "id": 99})
     (folder / "annotations.json").write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="several images are the file deep/0.png"):
+    with pytest.raises(ValueError, match="several images share the file deep/0.png"):
         cut_document(load_document(folder))
 
 
@@ -258,17 +260,17 @@ def test_two_images_of_one_file_are_refused(tmp_path: Path) -> None:
     "name",
     ["citypersons_val.json", "nwpu_vhr10.json", "pesmod_every10.json", "tinyperson_156_frames_approx1920x1080.json"],
 )
-def test_real_annotation_files_are_cut_as_the_rules_say(shared: Path, name: str) -> None:
-    """CityPersons draws whole bodies, also where the image ends: what lies outside counts as hidden."""
+def test_real_annotation_files_are_cut_as_by_a_plain_implementation(shared: Path, name: str) -> None:
+    """Boxes of CityPersons reach outside the image; the part outside counts as hidden."""
     document = load_document(shared / "data" / "annotations" / name)
     content = cut_document(document)
-    corners, boxes = plainly_cut(document.content)
-    assert [piece["corner"] for piece in content["images"]] == corners
+    corners, boxes = cut_plainly(document.content)
+    assert [tile["corner"] for tile in content["images"]] == corners
     assert [(entry["image_id"], entry["bbox"]) for entry in content["annotations"]] == boxes
 
 
-def plainly_cut(content: dict[str, Any]) -> tuple[list[list[int]], list[tuple[int, list[float]]]]:
-    """Corners, and (piece, x y width height) of each box, one box after the other."""
+def cut_plainly(content: dict[str, Any]) -> tuple[list[list[int]], list[tuple[int, list[float]]]]:
+    """Return the corners, and (tile, [x, y, width, height]) of each box, computed one box at a time."""
     corners: list[list[int]] = []
     boxes = []
     of_image: dict[int, list[list[float]]] = {image["id"]: [] for image in content["images"]}

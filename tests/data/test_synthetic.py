@@ -19,7 +19,7 @@ def boxes_of(people: list[Person]) -> np.ndarray:
     return np.array([person[:4] for person in people]).reshape(-1, 4)
 
 
-def test_a_scene_follows_from_its_seed() -> None:
+def test_the_seed_determines_the_scene() -> None:
     pixels, people = render_scene(200, 150, seed=5, density=400)
     again, same_people = render_scene(200, 150, seed=5, density=400)
     assert pixels.shape == (150, 200, 3)
@@ -32,7 +32,7 @@ def test_a_scene_follows_from_its_seed() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_boxes_lie_inside_the_picture(seed: int) -> None:
+def test_boxes_lie_inside_the_image(seed: int) -> None:
     _, people = render_scene(150, 100, seed=seed, density=2000)
     boxes = boxes_of(people)
     assert len(boxes) > 5
@@ -41,7 +41,7 @@ def test_boxes_lie_inside_the_picture(seed: int) -> None:
     assert (boxes[:, :2] + boxes[:, 2:] <= (150, 100)).all()
 
 
-def test_what_a_person_adds_to_the_picture_is_in_its_box() -> None:
+def test_a_person_changes_pixels_only_in_its_box() -> None:
     changed, boxed = [], []
     for seed in range(8):
         empty, nobody = render_scene(256, 256, seed=seed, density=0)
@@ -60,27 +60,26 @@ def test_what_a_person_adds_to_the_picture_is_in_its_box() -> None:
 
 
 @pytest.mark.parametrize("density", [50, 400])
-def test_density_is_the_people_on_a_million_pixels(density: float) -> None:
+def test_density_is_people_per_million_pixels(density: float) -> None:
     counts = [len(render_scene(192, 192, seed=seed, density=density)[1]) for seed in range(24)]
     expected = density * 192 * 192 / 1e6
-    assert (
-        0.75 * expected < np.mean(counts) < 1.15 * expected
-    )  # hidden ones, and members of a group outside, are missing
+    # People who are hidden, or whose group reaches outside the image, are missing.
+    assert 0.75 * expected < np.mean(counts) < 1.15 * expected
 
 
 @pytest.mark.parametrize("size", [(15, 100), (100, 15), (20_000, 100)])
-def test_a_scene_of_an_impossible_size_is_refused(size: tuple[int, int]) -> None:
+def test_an_invalid_size_is_rejected(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"16 to 16384 pixels wide and high, not {size[0]}x{size[1]}"):
         render_scene(*size, seed=0)
 
 
 @pytest.mark.parametrize("density", [-1.0, float("nan"), float("inf")])
-def test_an_impossible_density_is_refused(density: float) -> None:
+def test_an_invalid_density_is_rejected(density: float) -> None:
     with pytest.raises(ValueError, match="density is 0 to 20000 people"):
         render_scene(64, 64, seed=0, density=density)
 
 
-def test_a_written_data_set_is_a_coco_folder(tmp_path: Path) -> None:
+def test_a_written_dataset_is_a_coco_folder(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", count=5, width=96, height=64, seed=3, density=800)
     dataset = load_dataset(tmp_path / "set")
     assert dataset.classes == ("person",)
@@ -98,7 +97,7 @@ def test_a_written_data_set_is_a_coco_folder(tmp_path: Path) -> None:
         assert annotation["ignore"] in (0, 1)
 
 
-def test_the_pictures_of_a_data_set_differ_and_follow_from_its_seed(tmp_path: Path) -> None:
+def test_the_images_of_a_dataset_differ_and_depend_only_on_its_seed(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("same", 3), ("other", 4)):
         write_dataset(tmp_path / name, count=2, width=64, height=64, seed=seed)
     files = {
@@ -109,7 +108,7 @@ def test_the_pictures_of_a_data_set_differ_and_follow_from_its_seed(tmp_path: Pa
     assert len({*files["a"], *files["other"]}) == 4
 
 
-def test_a_folder_with_something_in_it_is_not_written_into(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").touch()
     with pytest.raises(ValueError, match=r"is not empty; name a new folder"):
         write_dataset(tmp_path, count=1, width=64, height=64, seed=0)
@@ -118,20 +117,20 @@ def test_a_folder_with_something_in_it_is_not_written_into(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
-def test_a_written_scene_has_its_annotations_beside_it(tmp_path: Path, suffix: str) -> None:
+def test_a_scene_is_written_with_its_annotations(tmp_path: Path, suffix: str) -> None:
     annotations = write_scene(tmp_path / f"coast.big{suffix}", 128, 96, seed=1, density=900)
     assert annotations == tmp_path / "coast.big.annotations.json"
     dataset = load_dataset(annotations, tmp_path)
     pixels, people = render_scene(128, 96, seed=1, density=900)
     assert len(dataset.boxes) == len(people)
     error = np.abs(read_pixels(dataset, 0).astype(int) - pixels)
-    assert error.mean() < 6  # of the JPEG file; colours in another order would give far more
+    assert error.mean() < 6  # JPEG artifacts; swapped color channels would give far more
     if suffix != ".jpg":
         assert error.max() == 0
 
 
 @pytest.mark.parametrize(("name", "message"), [("scene.xyz", "no image format"), ("no/scene.png", "does not exist")])
-def test_a_scene_that_could_not_be_written_is_not_drawn(
+def test_an_invalid_path_is_rejected_before_the_scene_is_drawn(
     tmp_path: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(synthetic, "render_scene", lambda *_, **__: pytest.fail("drawn in vain"))
@@ -139,7 +138,7 @@ def test_a_scene_that_could_not_be_written_is_not_drawn(
         write_scene(tmp_path / name, 64, 64, seed=0)
 
 
-def test_the_command_writes_a_data_set_or_a_scene(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_dataset_or_a_scene(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "set"), "--images", "2", "--size", "64x48", "--seed", "9"]) == 0
     assert [(image.width, image.height) for image in load_dataset(tmp_path / "set").images] == [(64, 48)] * 2
     assert main([str(tmp_path / "big.png"), "--scene", "--size", "160x120", "--density", "500"]) == 0
@@ -151,7 +150,7 @@ def test_the_command_writes_a_data_set_or_a_scene(tmp_path: Path, capsys: pytest
     "arguments",
     [["--size", "64"], ["--size", "64x-4"], ["--seed", "-1"], ["--images", "0"], ["--scene", "--images", "2"]],
 )
-def test_the_command_refuses_what_it_cannot_draw_in_one_line(
+def test_the_command_rejects_invalid_options_in_one_line(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path / "set"), *arguments]) == 2
@@ -159,7 +158,9 @@ def test_the_command_refuses_what_it_cannot_draw_in_one_line(
     assert not (tmp_path / "set").exists()
 
 
-def test_the_embedded_validation_data_is_drawn_once_and_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_built_in_validation_split_is_generated_once_and_has_tiny_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TINYDET_CACHE", str(tmp_path))
     folder = embedded_dataset("val")
     dataset = load_dataset(folder)
@@ -175,7 +176,7 @@ def test_the_embedded_validation_data_is_drawn_once_and_hard(tmp_path: Path, mon
     assert embedded_dataset("val") == folder
 
 
-def test_there_is_no_other_split() -> None:
+def test_an_unknown_split_is_rejected() -> None:
     with pytest.raises(ValueError, match="train and val, not 'test'"):
         embedded_dataset("test")
 
@@ -188,7 +189,7 @@ def test_there_is_no_other_split() -> None:
         ({"HOME": "three"}, "three/.cache/tinydet"),
     ],
 )
-def test_the_cache_lies_where_the_user_says(
+def test_environment_variables_set_the_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
 ) -> None:
     monkeypatch.setitem(synthetic.EMBEDDED, "val", (1, 7))
@@ -200,7 +201,7 @@ def test_the_cache_lies_where_the_user_says(
     assert embedded_dataset("val") == tmp_path / folder / f"synthetic-{synthetic.VERSION}" / "val"
 
 
-def test_processes_may_race_for_the_cache(tmp_path: Path) -> None:
+def test_concurrent_processes_generate_one_cache(tmp_path: Path) -> None:
     program = (
         "from tinydet.data import synthetic\n"
         "synthetic.EMBEDDED['train'] = (6, 1)\n"
@@ -216,20 +217,18 @@ def test_processes_may_race_for_the_cache(tmp_path: Path) -> None:
     assert [run.returncode for run in runs] == [0, 0, 0]
     assert folders == {str(tmp_path / f"synthetic-{synthetic.VERSION}" / "train")}
     assert len(load_dataset(Path(folders.pop())).images) == 6
-    assert os.listdir(tmp_path / f"synthetic-{synthetic.VERSION}") == ["train"]  # and no leavings
+    assert os.listdir(tmp_path / f"synthetic-{synthetic.VERSION}") == ["train"]  # no temporary folders are left
 
 
-def test_the_first_of_two_that_drew_the_same_data_stays(tmp_path: Path) -> None:
+def test_the_first_of_two_processes_keeps_its_folder(tmp_path: Path) -> None:
     for name in ("first", "second"):
         write_dataset(tmp_path / name, count=2, width=32, height=32, seed=0)
     first = (tmp_path / "first").stat().st_ino
-    synthetic._move_in(tmp_path / "second", tmp_path / "first", 2)
-    assert (tmp_path / "first").stat().st_ino == first  # readers of it are not disturbed
+    synthetic._move_into_place(tmp_path / "second", tmp_path / "first", 2)
+    assert (tmp_path / "first").stat().st_ino == first  # so its readers are not disturbed
 
 
-def test_an_interrupted_drawing_leaves_nothing_that_is_taken_for_the_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_generation_leaves_no_partial_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYDET_CACHE", str(tmp_path))
     monkeypatch.setitem(synthetic.EMBEDDED, "val", (3, 7))
     monkeypatch.setattr(synthetic, "EMBEDDED_SIZE", 32)
@@ -250,7 +249,7 @@ def test_an_interrupted_drawing_leaves_nothing_that_is_taken_for_the_data(
 
 
 @pytest.mark.parametrize("lost", ["annotations.json", "images/000001.jpg"])
-def test_a_damaged_cache_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+def test_a_damaged_cache_is_regenerated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
     monkeypatch.setenv("TINYDET_CACHE", str(tmp_path))
     monkeypatch.setitem(synthetic.EMBEDDED, "val", (2, 7))
     monkeypatch.setattr(synthetic, "EMBEDDED_SIZE", 32)
@@ -261,7 +260,7 @@ def test_a_damaged_cache_is_drawn_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert os.listdir(folder.parent) == ["val"]
 
 
-def test_a_cache_that_cannot_be_written_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_reported_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TINYDET_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match=r"cannot be written .*; name a folder for it in TINYDET_CACHE"):

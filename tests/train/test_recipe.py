@@ -95,12 +95,12 @@ def test_the_recipe_trains_on_real_frames(shared: Path, tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "model.pth").detector.backbone == "resnet50"
 
 
-@pytest.mark.parametrize("slivers", ["ignore", "drop"])
+@pytest.mark.parametrize("truncated", ["ignore", "drop"])
 def test_tiles_without_an_object_are_those_whose_sample_has_none_and_the_others_are_counted(
-    tinyperson: Path, slivers: str
+    tinyperson: Path, truncated: str
 ) -> None:
     dataset = load_dataset(tinyperson / "tiny_set_train.json", tinyperson / "images")
-    tiles = TrainingTiles(dataset, 640, 128, flip=False, cut=benchmark_tiles, slivers=slivers)  # type: ignore[arg-type]
+    tiles = TrainingTiles(dataset, 640, 128, flip=False, cut=benchmark_tiles, truncated=truncated)  # type: ignore[arg-type]
     samples = [tiles.sample(i, seed=0, epoch=0) for i in range(len(tiles))]
     assert len(samples) == 8
     full = [tile for tile, sample in zip(tiles.tiles, samples, strict=True) if len(sample.boxes)]

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import check_folder, find_dataset
-from tinydet.data.documents import write_document
-from tinydet.data.faults import (
+from tinydet.data.coco_file import write_document
+from tinydet.data.coco_repair import mend
+from tinydet.data.coco_rules import (
     Boxes,
     Contents,
     Fault,
@@ -26,8 +27,7 @@ from tinydet.data.faults import (
     examine_pictures,
     read_document,
 )
-from tinydet.data.image_files import list_pictures
-from tinydet.data.repair import mend
+from tinydet.data.image_files import list_images
 
 
 @dataclass(frozen=True)
@@ -175,5 +175,5 @@ def _notes(document: dict[str, Any], contents: Contents, boxes: Boxes, folder: P
     for key in ("area", "iscrowd"):
         if count := sum(key not in entry for entry in entries):
             yield f"{count:,} annotations have no {key!r}, which pycocotools asks for; --fix fills it in"
-    if folder is not None and (count := len(set(list_pictures(folder)) - {Path(image.file_name) for image in images})):
+    if folder is not None and (count := len(set(list_images(folder)) - {Path(image.file_name) for image in images})):
         yield f"{count:,} picture files in {folder} are in no image of the file"

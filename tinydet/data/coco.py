@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.data.faults import (
+from tinydet.data.coco_rules import (
     Fault,
     ImageRecord,
     Report,

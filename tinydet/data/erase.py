@@ -1,8 +1,8 @@
-"""`tinydet data erase`: regions to ignore painted over and dense images left out, as for TinyPerson's training set.
+"""`tinydet data erase`: fill ignore regions with their mean color and drop dense images, as in TinyPerson.
 
-Detectors of the benchmark train without ignore regions: offline, each region marked `ignore` or `uncertain` is filled
-with its mean colour and its annotation removed; images with more than 200 annotations are left out, images without
-any are kept as background. The authors gave away their erased pictures but no program.
+The detectors of the benchmark train without ignore regions. Beforehand, each region marked `ignore` or `uncertain` is
+filled with its mean color and its annotation is removed. Images with more than 200 annotations are dropped; images
+without annotations remain as background. The authors published the erased images but no code for this step.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet.data.documents import Document, Entry, boxes_of, load_document, write_document
-from tinydet.data.rewriting import (
+from tinydet.data.coco_file import Document, Entry, boxes_of, load_document, write_document
+from tinydet.data.output_folder import (
     JPEG_QUALITY,
     PictureFolder,
     add_source_arguments,
@@ -28,71 +28,77 @@ from tinydet.data.rewriting import (
     new_folder,
 )
 
-FLAGS = ("ignore", "iscrowd", "uncertain", "logo")
-DENSE = 200  # annotations; the authors' program says 220, their paper 200, and no image of theirs lies between
+FLAGS = ("ignore", "iscrowd", "uncertain", "logo")  # each can mark an annotation as an ignore region
+# Annotations of a dense image. The paper says 200 and the authors' code 220; no image of TinyPerson lies in between.
+DENSE = 200
 
 
 def erase_regions(
     pixels: NDArray[np.uint8], regions: NDArray[np.float64], spared: NDArray[np.float64] | None = None
 ) -> NDArray[np.uint8]:
-    """A copy of `pixels` (H, W, 3) with each region filled with its mean colour.
+    """Return a copy of `pixels` (H, W, 3) with each region filled with its mean color.
 
-    A region covers every pixel that it touches. Its mean is that of the picture as it came, so that the order of
-    overlapping regions decides only which colour lies on top: the last.
+    A region covers every pixel that it touches. The means are those of the original pixels; where regions overlap,
+    the last one is on top.
 
     Args:
         regions: (R, 4) xyxy.
-        spared: (M, 4) xyxy, boxes whose pixels stay as they are.
+        spared: (M, 4) xyxy, boxes whose pixels stay unchanged.
     """
     erased = pixels.copy()
-    for window in _windows(regions, pixels.shape):
+    for window in _pixel_windows(regions, pixels.shape):
         erased[window] = np.rint(pixels[window].mean(axis=(0, 1)))
-    for window in _windows(np.zeros((0, 4)) if spared is None else spared, pixels.shape):
+    for window in _pixel_windows(np.zeros((0, 4)) if spared is None else spared, pixels.shape):
         erased[window] = pixels[window]
     return erased
 
 
 def is_dense(annotations: Sequence[Entry], limit: int = DENSE) -> bool:
-    """Whether an image has more than `limit` annotations, of whatever kind, or says of itself that it is dense."""
+    """Return whether an image has more than `limit` annotations of any kind, or annotations marked `in_dense_image`."""
     return len(annotations) > limit or any(entry.get("in_dense_image") for entry in annotations)
 
 
 @dataclass(frozen=True)
 class Erased:
-    """What `erase_document` leaves, and what it took.
+    """Result of `erase_document`.
 
     Attributes:
-        content: the annotation file.
-        regions: by image id, (R, 4) xyxy, what to paint over.
-        images: how many images were left out.
-        annotations: how many annotations of the others were removed.
+        content: the new annotation file.
+        regions: (R, 4) xyxy by image id, the regions to fill.
+        dropped_images: number of dense images that were dropped.
+        removed_annotations: number of annotations that were removed from the other images.
     """
 
     content: dict[str, Any]
     regions: dict[int, NDArray[np.float64]]
-    images: int
-    annotations: int
+    dropped_images: int
+    removed_annotations: int
 
 
 def erase_document(document: Document, flags: Sequence[str] = FLAGS, dense: int | None = None) -> Erased:
-    """The data set without annotations that have one of `flags`, and without images denser than `dense`.
+    """Remove the annotations that have one of `flags`, and the images with more than `dense` annotations.
+
+    Args:
+        dense: see `is_dense`; None keeps all images.
 
     Raises:
-        ValueError: where no image is left.
+        ValueError: no image is left.
     """
     images = [entry for entry in document.images if dense is None or not is_dense(document.annotations(entry), dense)]
     if not images:
         raise ValueError(f"{document.dataset.source}: every image has more than {dense} annotations; raise --dense")
-    left = {int(image["id"]) for image in images}
-    listed = [entry for entry in document.content["annotations"] if int(entry["image_id"]) in left]
-    kept = [entry for entry in listed if not any(entry.get(flag) for flag in flags)]
+    ids = {int(image["id"]) for image in images}
+    kept: list[Entry] = []
     flagged: dict[int, list[Entry]] = defaultdict(list)
-    for entry in listed:
-        if any(entry.get(flag) for flag in flags):
-            flagged[int(entry["image_id"])].append(entry)
-    regions = {image: boxes_of(entries) for image, entries in flagged.items()}
+    for entry in document.content["annotations"]:
+        if int(entry["image_id"]) in ids:
+            erase = any(entry.get(flag) for flag in flags)
+            (flagged[int(entry["image_id"])] if erase else kept).append(entry)
     return Erased(
-        document.rewritten(images, kept), regions, len(document.images) - len(images), len(listed) - len(kept)
+        document.rewritten(images, kept),
+        regions={image: boxes_of(entries) for image, entries in flagged.items()},
+        dropped_images=len(document.images) - len(images),
+        removed_annotations=sum(map(len, flagged.values())),
     )
 
 
@@ -105,17 +111,17 @@ def write_erased(
     form: str = "same",
     quality: int = JPEG_QUALITY,
 ) -> int:
-    """Write the erased data set as a COCO folder, atomically; pictures without regions are copied as they are.
+    """Write the erased dataset as a COCO folder, atomically. Files of images without regions are copied.
 
     Args:
-        spare_objects: objects inside a region keep their pixels.
-        form, quality: of the pictures, see `PictureFolder`.
+        spare_objects: keep the pixels of objects inside regions.
+        form, quality: format of the images, see `PictureFolder`.
 
     Returns:
-        How many objects lost half of their pixels or more.
+        The number of objects that lost at least half of their pixels.
 
     Raises:
-        ValueError: where an image cannot be read, or `folder` has something in it.
+        ValueError: an image cannot be read, or `folder` is not empty.
     """
     hidden = 0
     kept = Document(erased.content, document.dataset)
@@ -128,7 +134,7 @@ def write_erased(
                 objects = boxes_of(kept.annotations(image))
                 pixels = document.pixels(image)
                 if not spare_objects:
-                    hidden += _half_hidden(objects, regions, pixels.shape)
+                    hidden += _count_hidden(objects, regions, pixels.shape)
                 erased_pixels = erase_regions(pixels, regions, objects if spare_objects else None)
                 name = pictures.write(image["file_name"], erased_pixels)
             else:
@@ -140,8 +146,8 @@ def write_erased(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Fill regions to ignore with their mean colour and remove their annotations; leave out dense images. For "
-        "detectors that know no ignore regions; tinydet's own training respects them without this."
+        "Fill ignore regions with their mean color and remove their annotations; optionally drop dense images. This is "
+        "for detectors without support for ignore regions; the training of tinydet supports them."
     )
     parser.epilog = "example: tinydet data erase tiny_set --output tiny_set-erased --dense 200"
     add_source_arguments(parser, "erased")
@@ -150,59 +156,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_flags,
         default=FLAGS,
         metavar="A,B",
-        help=f"which annotations to erase, of {','.join(FLAGS)}, or none; default: all of them",
+        help=f"erase annotations with one of these flags, or none; default: {','.join(FLAGS)}",
     )
     parser.add_argument(
         "--dense",
         type=int,
         metavar="N",
-        help=f"leave out images with more than N annotations; the benchmark says {DENSE}; default: keep all",
+        help=f"drop images with more than N annotations ({DENSE} in the benchmark) and those marked in_dense_image; "
+        "default: keep all",
     )
     parser.add_argument(
         "--spare-objects",
         action="store_true",
-        help="objects inside a region keep their pixels; default: the whole region is filled",
+        help="keep the pixels of objects inside a region; default: fill the whole region",
     )
 
 
 def run(args: argparse.Namespace) -> str:
-    """Erase as the arguments say; returns what was done."""
+    """Erase regions and return a summary."""
     document = load_document(args.source, args.images)
     output = choose_output(args.source, document.dataset, args.output, "erased")
     erased = erase_document(document, args.flags, args.dense)
-    done = (
+    summary = (
         f"{output}: {len(erased.content['images']):,} images, {len(erased.content['annotations']):,} boxes; "
-        f"{erased.annotations:,} regions erased, {erased.images:,} dense images left out"
+        f"{erased.removed_annotations:,} regions erased, {erased.dropped_images:,} dense images dropped"
     )
     if is_annotation_file(output):
         write_document(output, erased.content)
-        return f"{done}; annotations only, the pictures are as they were"
+        return f"{summary}; annotations only, the images are unchanged"
     hidden = write_erased(
         document, erased, output, spare_objects=args.spare_objects, form=args.format, quality=args.jpeg_quality
     )
     if hidden:
-        done += f"\nnote: {hidden:,} objects lost half of their pixels or more; --spare-objects keeps them"
-    return done
+        summary += f"\nnote: {hidden:,} objects lost at least half of their pixels; --spare-objects keeps them"
+    return summary
 
 
-def _windows(boxes: NDArray[np.float64], shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
-    """The pixels that boxes touch; none for a box without an area in the image."""
+def _pixel_windows(boxes: NDArray[np.float64], shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
+    """Return the pixels that each box touches; boxes without an area inside the image are left out."""
     solid = boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
     low = np.floor(solid[:, :2]).clip(0).astype(int).tolist()
     high = np.ceil(solid[:, 2:]).clip(0, (shape[1], shape[0])).astype(int).tolist()
     return [(slice(y1, y2), slice(x1, x2)) for (x1, y1), (x2, y2) in zip(low, high, strict=True) if x1 < x2 and y1 < y2]
 
 
-def _half_hidden(objects: NDArray[np.float64], regions: NDArray[np.float64], shape: tuple[int, ...]) -> int:
-    painted = np.zeros(shape[:2], bool)
-    for window in _windows(regions, shape):
-        painted[window] = True
-    return sum(float(painted[window].mean()) >= 0.5 for window in _windows(objects, shape))
+def _count_hidden(objects: NDArray[np.float64], regions: NDArray[np.float64], shape: tuple[int, ...]) -> int:
+    """Return how many objects have at least half of their pixels inside regions."""
+    erased = np.zeros(shape[:2], bool)
+    for window in _pixel_windows(regions, shape):
+        erased[window] = True
+    return sum(float(erased[window].mean()) >= 0.5 for window in _pixel_windows(objects, shape))
 
 
 def _flags(text: str) -> tuple[str, ...]:
     flags = tuple(flag.strip() for flag in text.split(",") if flag.strip() not in ("", "none"))
     unknown = [flag for flag in flags if flag not in FLAGS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no flag {unknown[0]!r}; choose from {', '.join(FLAGS)}, or none")
+        raise argparse.ArgumentTypeError(f"unknown flag {unknown[0]!r}; choose from {', '.join(FLAGS)}, or none")
     return flags

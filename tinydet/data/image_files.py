@@ -1,4 +1,4 @@
-"""Picture files of a folder, and their sizes without decoding them where the header says it."""
+"""Image files of a folder, and their sizes, read from the header if possible."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from tinydet.runtime.scenes import open_scene
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"})
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """Files with the name of a picture, however deep in the folder, relative to it, sorted."""
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder and its subfolders, by suffix; sorted, relative to the folder."""
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of the pixels that `tinydet.runtime.scenes.read_image` gives, EXIF orientation applied.
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the width and height that `tinydet.runtime.scenes.read_image` gives, with EXIF orientation applied.
 
-    JPEG and PNG say both in their headers; other files are opened. A file cut off behind its header passes.
+    Reads the header of JPEG and PNG files, so a file that is truncated after its header is not noticed. Other files
+    are opened.
 
     Raises:
         ValueError, OSError: as `open_scene`.
@@ -32,7 +33,7 @@ def picture_size(path: Path) -> tuple[int, int]:
                 size = _jpeg(file)
             if signature == b"\x89PNG\r\n\x1a\n":
                 size = _png(file)
-        except struct.error:  # cut off; opening it says so
+        except struct.error:  # truncated header; opening the file reports it
             pass
     if size is not None:
         return size
@@ -41,8 +42,9 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def _jpeg(file: BinaryIO) -> tuple[int, int] | None:
+    """Read the size from a JPEG header, None if it is not found."""
     file.seek(2)
-    turned = False
+    transposed = False
     while True:
         prefix, marker = struct.unpack(">BB", file.read(2))
         while marker == 0xFF:  # fill bytes
@@ -54,20 +56,21 @@ def _jpeg(file: BinaryIO) -> tuple[int, int] | None:
             return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">xHH", file.read(5))
-            return (height, width) if turned else (width, height)
+            return (height, width) if transposed else (width, height)
         content = file.read(length - 2) if marker == 0xE1 else b""
         if content.startswith(b"Exif\0\0"):
-            turned = 5 <= _orientation(content[6:]) <= 8
+            transposed = 5 <= _orientation(content[6:]) <= 8
         elif marker != 0xE1:
             file.seek(length - 2, 1)
 
 
 def _png(file: BinaryIO) -> tuple[int, int] | None:
+    """Read the size from a PNG header, None if it is not found or an EXIF chunk may rotate the image."""
     width, height = struct.unpack(">8xII", file.read(16))
     file.seek(5 + 4, 1)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        if kind == b"eXIf":  # it may turn the picture; the decoder knows
+        if kind == b"eXIf":  # may rotate the image; left to the decoder
             return None
         if kind == b"IEND":
             return width, height
@@ -76,7 +79,7 @@ def _png(file: BinaryIO) -> tuple[int, int] | None:
 
 
 def _orientation(exif: bytes) -> int:
-    """The tag 0x0112 of the first directory of a TIFF header; 1 where there is none."""
+    """Return the orientation (tag 0x0112 of the first directory of a TIFF header), 1 by default."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return 1

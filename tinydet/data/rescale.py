@@ -1,18 +1,17 @@
-"""`tinydet data rescale`: a data set with smaller pictures, as Tiny CityPersons (1/4) and COCO100 (short side 100)."""
+"""`tinydet data rescale`: resize images and boxes, as for Tiny CityPersons (1/4) and COCO100 (short side 100)."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from tinydet.data.documents import VISIBLE_BOXES, Document, Entry, load_document, outline, write_document
-from tinydet.data.resample import FILTERS, Filter, resample
-from tinydet.data.rewriting import (
+from tinydet.data.coco_file import VISIBLE_BOXES, Document, Entry, load_document, outline, write_document
+from tinydet.data.output_folder import (
     JPEG_QUALITY,
     PictureFolder,
     add_source_arguments,
@@ -20,34 +19,40 @@ from tinydet.data.rewriting import (
     is_annotation_file,
     new_folder,
 )
+from tinydet.data.resample import FILTERS, Filter, resample
 
-LONG_OVER_SHORT = 5 / 3  # 167 to 100 and 1333 to 800: how COCO's detectors cap the long side
-Resize = Callable[[int, int], tuple[int, int]]  # (width, height) of a picture -> those of the new one
+LONG_OVER_SHORT = 5 / 3  # limit of the long side, as in COCO100 (167 to 100) and COCO detectors (1333 to 800)
+Resize = Callable[[int, int], tuple[int, int]]  # from the width and height of an image to the new ones
 
 
 def by_factor(factor: float) -> Resize:
-    """Sides times `factor`, rounded to whole pixels, at least one.
+    """Return a rule that multiplies both sides by `factor` and rounds to whole pixels, at least one.
+
+    >>> by_factor(0.25)(2048, 1026)
+    (512, 256)
 
     Raises:
-        ValueError: for a factor that is not positive.
+        ValueError: `factor` is not positive or not finite.
     """
     if not 0 < factor < float("inf"):
-        raise ValueError(f"the factor of a resize is above 0 (0.25 = a quarter), got {factor}")
+        raise ValueError(f"the resize factor must be above 0 (0.25 is a quarter), got {factor}")
     return lambda width, height: (max(round(width * factor), 1), max(round(height * factor), 1))
 
 
 def by_short_side(short: int, longest: int | None = None) -> Resize:
-    """The short side becomes `short` pixels, unless the long side would exceed `longest`: then that.
+    """Return a rule that makes the short side `short` pixels, or less if the long side would exceed `longest`.
 
     >>> by_short_side(100, 167)(640, 480), by_short_side(100, 167)(640, 200)
     ((133, 100), (167, 52))
 
     Raises:
-        ValueError: for sides that are not positive, or a longest side below the short one.
+        ValueError: `short` is not positive, or above `longest`.
     """
     longest = round(short * LONG_OVER_SHORT) if longest is None else longest
     if not 0 < short <= longest:
-        raise ValueError(f"the short side is at least 1 pixel and at most the long one, got {short} and {longest}")
+        raise ValueError(
+            f"the short side must be at least 1 pixel and at most the long side, got {short} and {longest}"
+        )
 
     def resize(width: int, height: int) -> tuple[int, int]:
         factor = min(short / min(width, height), longest / max(width, height))
@@ -57,35 +62,55 @@ def by_short_side(short: int, longest: int | None = None) -> Resize:
 
 
 def rescale_document(document: Document, resize: Resize, *, digits: int | None = None) -> dict[str, Any]:
-    """The annotation file for pictures of other sizes; all fields that it does not mention are carried over.
+    """Return the annotation file for resized images.
 
-    Boxes, visible boxes, polygons and keypoints are multiplied by new size / old size, for each axis, and not rounded.
-    `area` becomes width * height and `size`, where there is one, its root. A run-length mask becomes its box.
+    Boxes, visible boxes, polygons and keypoints are multiplied by new size / old size along each axis, without
+    rounding. `area` becomes width * height, `size` (if present) its square root, and a run-length mask the outline of
+    its box. All other fields are kept.
 
     Args:
-        digits: decimals to round coordinates to (COCO100 has 3); a side stays at least one unit of the last.
+        digits: decimals to round coordinates to (3 in COCO100); sides stay at least one unit in the last place.
+    """
+    sizes = [resize(int(image["width"]), int(image["height"])) for image in document.images]
+    return resize_document(document, sizes, digits=digits)
+
+
+def resize_document(
+    document: Document,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    digits: int | None = None,
+    removed: Collection[int] = (),
+) -> dict[str, Any]:
+    """Return the annotation file for images of the given sizes; see `rescale_document`.
+
+    Args:
+        sizes: new width and height of each image, in the order of the document.
+        removed: ids of annotations to leave out.
     """
     images = []
     factors = {}
-    for image in document.images:
-        width, height = int(image["width"]), int(image["height"])
-        new_width, new_height = resize(width, height)
-        images.append({**image, "width": new_width, "height": new_height})
-        factors[int(image["id"])] = new_width / width, new_height / height
-    listed = document.content["annotations"]
-    annotations = [rescaled(entry, *factors[int(entry["image_id"])], digits=digits) for entry in listed]
+    for image, (width, height) in zip(document.images, sizes, strict=True):
+        images.append({**image, "width": width, "height": height})
+        factors[int(image["id"])] = width / int(image["width"]), height / int(image["height"])
+    annotations = [
+        rescale_annotation(entry, *factors[int(entry["image_id"])], digits=digits)
+        for entry in document.content["annotations"]
+        if int(entry["id"]) not in removed
+    ]
     return document.rewritten(images, annotations)
 
 
-def rescaled(annotation: Entry, x: float, y: float, *, digits: int | None = None) -> Entry:
-    """An annotation with its coordinates multiplied; see `rescale_document`."""
+def rescale_annotation(annotation: Entry, x: float, y: float, *, digits: int | None = None) -> Entry:
+    """Return an annotation with its coordinates multiplied by `x` and `y`; see `rescale_document`."""
 
     def box(values: list[float]) -> list[float]:
         scaled = [value * factor for value, factor in zip(values, (x, y, x, y), strict=True)]
         if digits is None:
             return scaled
-        least = 10.0**-digits
-        return [round(value, digits) for value in scaled[:2]] + [max(round(v, digits), least) for v in scaled[2:]]
+        smallest = 10.0**-digits
+        sides = [max(round(value, digits), smallest) for value in scaled[2:]]
+        return [round(value, digits) for value in scaled[:2]] + sides
 
     def points(values: list[float], step: int) -> list[float]:
         factors = {0: x, 1: y}
@@ -112,62 +137,68 @@ def write_rescaled(
     content: dict[str, Any],
     folder: Path,
     *,
-    kind: Filter = "area",
+    filter: Filter = "area",
     form: str = "same",
     quality: int = JPEG_QUALITY,
 ) -> None:
-    """Write a COCO folder with pictures of the sizes that `content` says, atomically.
+    """Write a COCO folder with the images resized to the sizes in `content`, atomically.
 
     Args:
-        content: as `rescale_document` gives it, images in the order of the document.
-        kind: how pictures are resampled, see `resample`.
-        form, quality: of the pictures, see `PictureFolder`.
+        content: result of `rescale_document` or `resize_document`.
+        filter: see `resample`.
+        form, quality: format of the images, see `PictureFolder`.
 
     Raises:
-        ValueError: where an image cannot be read, or `folder` has something in it.
+        ValueError: an image cannot be read, or `folder` is not empty.
     """
     with new_folder(folder) as work:
         pictures = PictureFolder(work / "images", form, quality)
         images = []
         pairs = zip(document.images, content["images"], strict=True)
         for old, new in tqdm(pairs, desc="rescale", unit="image", total=len(document.images), disable=None):
-            pixels = resample(document.pixels(old), new["width"], new["height"], kind)
+            pixels = resample(document.pixels(old), new["width"], new["height"], filter)
             images.append({**new, "file_name": pictures.write(old["file_name"], pixels)})
         write_document(work / "annotations.json", {**content, "images": images})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Write a data set with smaller (or larger) pictures and the boxes to match."
+    parser.description = "Resize the images of a dataset together with their boxes."
     parser.epilog = "example: tinydet data rescale citypersons --factor 1/4 --output tiny-citypersons"
     add_source_arguments(parser, "rescaled")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument(
-        "--factor", type=_factor, metavar="F", help="resize factor, as 0.25 or 1/4 (Tiny CityPersons); no default"
+        "--factor",
+        type=_factor,
+        metavar="F",
+        help="multiply width and height by F, such as 0.25 or 1/4 (Tiny CityPersons)",
     )
     how.add_argument(
-        "--short", type=int, metavar="PIXELS", help="length of the short side, as 100 (COCO100); no default"
+        "--short", type=int, metavar="PIXELS", help="resize the short side to this length, such as 100 (COCO100)"
     )
     parser.add_argument(
         "--long",
         type=int,
         metavar="PIXELS",
-        help="with --short, the most that the long side may be; default: 5/3 of it (167 to 100)",
+        help="with --short, maximum length of the long side; default: 5/3 of the short side, such as 167 for 100",
     )
     parser.add_argument(
         "--filter",
         choices=FILTERS,
         default="area",
-        help="how pictures are resampled; all three are free of aliasing; default: area",
+        help="resampling filter; all of them avoid aliasing; default: area",
     )
     parser.add_argument(
-        "--round", type=int, metavar="DIGITS", help="decimals of the coordinates; COCO100 has 3; default: all"
+        "--round",
+        type=int,
+        metavar="DIGITS",
+        help="round coordinates to this many decimals (3 in COCO100); default: do not round",
     )
 
 
 def run(args: argparse.Namespace) -> str:
-    """Rescale as the arguments say; returns what was done."""
+    """Rescale the dataset and return a summary."""
     if args.long is not None and args.short is None:
-        raise ValueError("--long caps the long side where --short sets the short one; name both, or --factor alone")
+        raise ValueError("--long limits the long side of images that --short resizes; add --short, or leave out --long")
     resize = by_factor(args.factor) if args.short is None else by_short_side(args.short, args.long)
     document = load_document(args.source, args.images)
     output = choose_output(args.source, document.dataset, args.output, "rescaled")
@@ -175,7 +206,7 @@ def run(args: argparse.Namespace) -> str:
     if is_annotation_file(output):
         write_document(output, content)
     else:
-        write_rescaled(document, content, output, kind=args.filter, form=args.format, quality=args.jpeg_quality)
+        write_rescaled(document, content, output, filter=args.filter, form=args.format, quality=args.jpeg_quality)
     images, boxes = len(content["images"]), len(content["annotations"])
     return f"{output}: {images:,} images, {boxes:,} boxes"
 
@@ -184,4 +215,4 @@ def _factor(text: str) -> float:
     try:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"expected a number as 0.25 or 1/4, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected a number such as 0.25 or 1/4, got {text!r}") from None

@@ -1,6 +1,7 @@
-"""Training samples: tiles of the data set's images, cut by the same `TileGrid` as at inference, flipped at random.
+"""Training samples: tiles of the images of a dataset, flipped at random.
 
-Or by the TinyPerson benchmark's cutter: then the samples are those that its cut files hold.
+Tiles are cut by the same `TileGrid` as at inference, or as in the TinyPerson benchmark; the samples then equal those
+of its cut files.
 """
 
 from __future__ import annotations
@@ -17,35 +18,41 @@ from tinydet.data.coco import Dataset, read_pixels
 from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import Tile, TileGrid
 
-VISIBLE = 0.7  # an object belongs to a tile if sqrt(visible area / area) is at least this (the benchmark's cutter)
+# A tile contains an object if sqrt(visible area / area) is at least this. Boxes below it are truncated. The value is
+# that of the TinyPerson benchmark.
+MIN_VISIBILITY = 0.7
 
-Slivers = Literal["ignore", "drop"]  # what a box becomes in a tile that shows less of it
-Cut = Callable[[int, int], Sequence[Tile]]  # the tiles of an image of this width and height
+Truncated = Literal["ignore", "drop"]  # what to do with the truncated boxes of a tile
+Cut = Callable[[int, int], Sequence[Tile]]  # from the width and height of an image to its tiles
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One tile: pixels (h, w, 3) uint8 RGB; boxes xyxy float32 in its pixels; labels; ignore regions."""
+    """One training tile with its objects and ignore regions; boxes are xyxy in pixels of the tile."""
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[np.uint8]  # (h, w, 3) RGB
     boxes: npt.NDArray[np.float32]  # (M, 4)
-    labels: npt.NDArray[np.int64]  # (M,)
-    regions: npt.NDArray[np.float32]  # (R, 4)
+    labels: npt.NDArray[np.int64]  # (M,) index of the class
+    regions: npt.NDArray[np.float32]  # (R, 4) ignore regions
 
 
 class TrainingTiles:
-    """All training tiles of a data set, in a fixed order; an image that fits into a tile is one tile.
+    """All training tiles of a dataset, in a fixed order. An image that fits into a tile is one tile.
 
-    What a sample looks like depends on (seed, epoch, index) alone, so a resumed run sees what an uninterrupted one
-    would have seen.
+    A sample depends only on (seed, epoch, index), so a resumed run sees the same samples as an uninterrupted one.
 
     Args:
-        cache_bytes: decoded images are kept up to this size, the longest unused is dropped first.
-        cut: where to cut instead, such as `tinydet.data.sub_images.benchmark_tiles`; None: by `TileGrid`.
-        slivers: "ignore" keeps a sliver of an object as an ignore region, and the visible part of an ignore region
-            however small; "drop" keeps neither, as the benchmark, for which what lies outside the image is hidden too.
-        transform: changes each sample before it is flipped, such as `tinydet.data.scale_match.ScaleMatch`. Its
-            generator follows from (seed, epoch, index) too.
+        tile: width and height of a tile, pixels.
+        overlap: pixels that neighboring tiles share, at least.
+        flip: flip half of the samples horizontally.
+        cache_bytes: size of the cache of decoded images; the least recently used image is evicted first.
+        cut: replaces `TileGrid`, for example with `tinydet.data.sub_images.benchmark_tiles`; `tile` and `overlap` are
+            then unused.
+        truncated: "ignore" turns truncated objects into ignore regions and keeps the visible part of every ignore
+            region; "drop" removes truncated objects and regions, and counts parts outside the image as hidden. The
+            benchmark drops.
+        transform: applied to each sample before the flip, for example `tinydet.data.scale_match.ScaleMatch`. Its
+            generator is seeded with (seed, epoch, index).
     """
 
     def __init__(
@@ -57,19 +64,19 @@ class TrainingTiles:
         flip: bool = True,
         cache_bytes: int = 2 << 30,
         cut: Cut | None = None,
-        slivers: Slivers = "ignore",
+        truncated: Truncated = "ignore",
         transform: Callable[[Sample, np.random.Generator], Sample] | None = None,
     ) -> None:
-        if slivers not in ("ignore", "drop"):
-            raise ValueError(f"slivers are 'ignore' or 'drop', got {slivers!r}")
+        if truncated not in ("ignore", "drop"):
+            raise ValueError(f"truncated must be 'ignore' or 'drop', got {truncated!r}")
         self.dataset = dataset
         self.flip = flip
-        self.slivers = slivers
+        self.truncated = truncated
         self.transform = transform
         self.tiles: list[tuple[int, Tile]] = [
-            (index, piece)
+            (index, window)
             for index, image in enumerate(dataset.images)
-            for piece in (
+            for window in (
                 TileGrid(image.width, image.height, tile, overlap).tiles
                 if cut is None
                 else cut(image.width, image.height)
@@ -82,14 +89,14 @@ class TrainingTiles:
         return len(self.tiles)
 
     def sample(self, index: int, *, seed: int, epoch: int) -> Sample:
-        """Tile `index` as seen in `epoch`.
+        """Return tile `index` with the flip and the transform of `epoch`.
 
         Raises:
-            ValueError: naming the image, where it cannot be read.
+            ValueError: the image cannot be read; the message names it.
         """
         image, tile = self.tiles[index]
         pixels = self._pixels(image)[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
-        boxes, objects, regions = self.shown(index)
+        boxes, objects, regions = self.boxes_in(index)
         sample = Sample(
             pixels,
             boxes[objects].astype(np.float32),
@@ -102,13 +109,18 @@ class TrainingTiles:
             sample = flip_horizontally(sample)
         return sample
 
-    def shown(self, index: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """What tile `index` shows of its image's boxes: (M, 4) clipped, in its pixels; which are its objects (M,), and
-        which its ignore regions (M,)."""
+    def boxes_in(self, index: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return all boxes of the image of tile `index`, clipped to the tile.
+
+        Returns:
+            Boxes (M, 4) xyxy in pixels of the tile, which of them are objects of the tile (M,), and which are its
+            ignore regions (M,).
+        """
         image, tile = self.tiles[index]
-        found = self.dataset.of_image(image)
-        boxes, visible = clip_to_tile(found.boxes, tile, found.areas if self.slivers == "drop" else None)
-        return boxes, *share_out(found.ignore, visible, self.slivers)
+        annotations = self.dataset.of_image(image)
+        areas = annotations.areas if self.truncated == "drop" else None
+        boxes, visibility = clip_to_tile(annotations.boxes, tile, areas)
+        return boxes, *objects_and_regions(annotations.ignore, visibility, self.truncated)
 
     def _pixels(self, image: int) -> npt.NDArray[np.uint8]:
         if image in self._cache:
@@ -125,50 +137,62 @@ class TrainingTiles:
 def clip_to_tile(
     boxes: npt.NDArray[np.float64], tile: Tile, areas: npt.NDArray[np.float64] | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Boxes (M, 4) in image pixels -> clipped boxes in tile pixels, and sqrt(visible area / area) of each.
+    """Clip boxes to a tile.
 
     Args:
-        areas: (M,) square pixels to compare with; None for those of `boxes`.
+        boxes: (M, 4) xyxy in pixels of the image.
+        areas: (M,) areas to compare with, in square pixels; None uses those of `boxes`.
+
+    Returns:
+        Clipped boxes (M, 4) xyxy in pixels of the tile, and their visibility (M,): sqrt(visible area / area).
     """
     local = boxes - np.array([tile.x, tile.y, tile.x, tile.y], dtype=np.float64)
-    clipped = local.copy()
-    clipped[:, 0::2] = local[:, 0::2].clip(0, tile.width)
-    clipped[:, 1::2] = local[:, 1::2].clip(0, tile.height)
-    of_whole = area(local) if areas is None else areas
-    return clipped, np.sqrt(area(clipped) / np.maximum(of_whole, np.finfo(np.float64).tiny))
+    clipped = local.clip(0, np.tile((tile.width, tile.height), 2))
+    full = area(local) if areas is None else areas
+    return clipped, np.sqrt(area(clipped) / np.maximum(full, np.finfo(np.float64).tiny))
 
 
-def share_out(
-    ignore: npt.NDArray[np.bool_], visible: npt.NDArray[np.float64], slivers: Slivers
+def objects_and_regions(
+    ignore: npt.NDArray[np.bool_], visibility: npt.NDArray[np.float64], truncated: Truncated
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which boxes are objects of a tile and which are its ignore regions, from how much of each it shows."""
-    objects = ~ignore & (visible >= VISIBLE)
-    if slivers == "drop":
-        return objects, ignore & (visible >= VISIBLE)
-    # A sliver of an object is neither an object nor background; nor is an ignore region.
-    return objects, (ignore | (visible < VISIBLE)) & (visible > 0)
+    """Return which boxes are objects of a tile and which are its ignore regions, (M,) each.
+
+    Args:
+        ignore: (M,) true for the ignore regions of the image.
+        visibility: (M,) see `clip_to_tile`.
+        truncated: see `TrainingTiles`.
+    """
+    objects = ~ignore & (visibility >= MIN_VISIBILITY)
+    if truncated == "drop":
+        return objects, ignore & (visibility >= MIN_VISIBILITY)
+    # The visible part of a truncated object is neither an object nor background.
+    return objects, (ignore | (visibility < MIN_VISIBILITY)) & (visibility > 0)
 
 
 def flip_horizontally(sample: Sample) -> Sample:
-    """The mirror image of a sample."""
+    """Return the mirror image of a sample."""
     width = sample.pixels.shape[1]
 
-    def mirrored(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def mirror(boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         result = boxes.copy()
         result[:, 0], result[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
         return result
 
-    return Sample(sample.pixels[:, ::-1], mirrored(sample.boxes), sample.labels, mirrored(sample.regions))
+    return Sample(sample.pixels[:, ::-1], mirror(sample.boxes), sample.labels, mirror(sample.regions))
 
 
 def epoch_batches(count: int, batch: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """The sample indices of each step of an epoch: a shuffle that depends on (seed, epoch); the last may be short."""
+    """Return the sample indices of each batch of an epoch, shuffled by (seed, epoch). The last batch may be smaller."""
     order = np.random.default_rng((seed, epoch)).permutation(count)
     return [order[start : start + batch].tolist() for start in range(0, count, batch)]
 
 
 def pad_together(pixels: Sequence[npt.NDArray[np.uint8]], pad: Sequence[int], multiple: int) -> npt.NDArray[np.uint8]:
-    """Images (h_i, w_i, 3) -> (B, H, W, 3), padded right and below with `pad`; H and W multiples of `multiple`."""
+    """Return images (h_i, w_i, 3) as one batch (B, H, W, 3); H and W are multiples of `multiple`.
+
+    Args:
+        pad: RGB color of the padding at the right and at the bottom.
+    """
     height = -(-max(p.shape[0] for p in pixels) // multiple) * multiple
     width = -(-max(p.shape[1] for p in pixels) // multiple) * multiple
     batch = np.empty((len(pixels), height, width, 3), dtype=np.uint8)
@@ -179,16 +203,16 @@ def pad_together(pixels: Sequence[npt.NDArray[np.uint8]], pad: Sequence[int], mu
 
 
 def stream(tiles: TrainingTiles, batches: Sequence[Sequence[int]], *, seed: int, epoch: int) -> Iterator[list[Sample]]:
-    """The samples of each batch, one batch read ahead by a thread."""
+    """Yield the samples of each batch. A thread loads one batch ahead."""
     from concurrent.futures import ThreadPoolExecutor
 
     def load(batch: Sequence[int]) -> list[Sample]:
         return [tiles.sample(index, seed=seed, epoch=epoch) for index in batch]
 
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1) as executor:
         pending = None
         for batch in batches:
-            following = reader.submit(load, batch)
+            following = executor.submit(load, batch)
             if pending is not None:
                 yield pending.result()
             pending = following

@@ -1,7 +1,9 @@
-"""`tinydet data scale-match`: pictures resized until their objects are as large as those of another data set.
+"""`tinydet data scale-match`: resize images so that their objects match the object sizes of another dataset.
 
-Scale Match and Monotone Scale Match, for pre-training: of COCO, say, on the sizes of TinyPerson. Size is sqrt(width *
-height). Source: `scale_match.py` of ucas-vg/TinyBenchmark; "Scale Match for Tiny Person Detection", WACV 2020.
+Scale Match and Monotone Scale Match prepare a dataset for pretraining, for example COCO with the sizes of TinyPerson.
+The size of an object is sqrt(width * height).
+
+Source: Yu et al., "Scale Match for Tiny Person Detection", WACV 2020, and `scale_match.py` of ucas-vg/TinyBenchmark.
 """
 
 from __future__ import annotations
@@ -14,32 +16,33 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.arguments import float_range
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
-from tinydet.data.documents import Document, boxes_of, is_ignored, load_document, write_document
+from tinydet.data.coco_file import Document, boxes_of, is_ignored, load_document, write_document
+from tinydet.data.output_folder import add_source_arguments, choose_output, is_annotation_file
 from tinydet.data.resample import FILTERS, Filter, resample
-from tinydet.data.rescale import rescaled, write_rescaled
-from tinydet.data.rewriting import add_source_arguments, choose_output, is_annotation_file
+from tinydet.data.rescale import by_factor, resize_document, write_rescaled
 from tinydet.data.samples import Sample
 from tinydet.geometry.boxes import area
 
 BINS = 100
 SCALE_RANGE = (0.1, 1.0)
 DEFAULT_SCALE = 0.25
-TRIES = 5
-LEAST_SIDE = 2  # pixels
+MAX_DRAWS = 5  # of a scale inside the range
+MIN_SIDE = 2  # pixels; smaller objects are removed
 
 Sizes = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class SizeHistogram:
-    """How large the objects of a data set are.
+    """Histogram of the object sizes of a dataset.
 
-    The smallest and the largest 1 % (with 100 bins) fill one bin each, so that a few giants do not widen the others,
-    which are equally wide.
+    The smallest and the largest 1% of the objects (with 100 bins) have a bin of their own, so that a few very large
+    objects do not widen the other bins, which have equal widths.
 
     Attributes:
-        shares: (bins,) sum 1.
+        shares: (bins,) fraction of the objects in each bin; they sum to 1.
         edges: (bins + 1,) ascending, pixels.
     """
 
@@ -48,24 +51,24 @@ class SizeHistogram:
 
     @property
     def cumulative(self) -> Sizes:
-        """(bins,) share of the objects up to the upper edge of each bin."""
+        """(bins,) fraction of the objects up to the upper edge of each bin."""
         return np.cumsum(self.shares)
 
 
 def size_histogram(sizes: Sizes, bins: int = BINS) -> SizeHistogram:
-    """The histogram of sizes (N,).
+    """Return the histogram of sizes (N,).
 
     Raises:
-        ValueError: without a size, for sizes that are not positive, for less than three bins.
+        ValueError: no sizes, sizes that are not positive, or fewer than three bins.
     """
     if bins < 3:
-        raise ValueError(f"a size histogram has at least 3 bins, two of them for the extremes, got {bins}")
-    ordered = _ordered(sizes)
-    # As the original writes it; a rounder formula would cut elsewhere.
+        raise ValueError(f"a size histogram needs at least 3 bins, two of them for the extremes, got {bins}")
+    ordered = _sorted_sizes(sizes)
+    # Written as in the original: a simplified formula would round to other indices.
     rate = 2.0 / bins
     head, rest = int(len(ordered) * rate / 2), int((1 - rate / 2) * len(ordered))
     counts, edges = np.histogram(ordered[head:rest] if head < rest else ordered, bins=bins - 2)
-    if head >= rest:  # fewer than two objects for each percent
+    if head >= rest:  # too few objects for bins at the extremes
         head, rest = 0, len(ordered)
     shares = np.array([head, *counts, len(ordered) - rest]) / len(ordered)
     ends = ordered[0], ordered[-1]
@@ -73,27 +76,27 @@ def size_histogram(sizes: Sizes, bins: int = BINS) -> SizeHistogram:
 
 
 def matching_edges(sizes: Sizes, target: SizeHistogram) -> Sizes:
-    """(bins + 1,) sizes between which the same shares of `sizes` (N,) lie as of the target between its edges."""
-    ordered = _ordered(sizes)
-    places = (target.cumulative[:-1] * len(ordered)).astype(int).clip(max=len(ordered) - 1)
-    return np.array([ordered[0], *ordered[places], ordered[-1]])
+    """Return edges (bins + 1,) that divide `sizes` (N,) into the same shares as the bins of the target."""
+    ordered = _sorted_sizes(sizes)
+    inner = (target.cumulative[:-1] * len(ordered)).astype(int).clip(max=len(ordered) - 1)
+    return np.array([ordered[0], *ordered[inner], ordered[-1]])
 
 
 @dataclass(frozen=True, eq=False)
 class ScaleMatch:
-    """Finds the scale of an image from its boxes; called with a sample, it resizes that (a `TrainingTiles.transform`).
+    """Chooses the scale of an image from its boxes. Calling it resizes a sample, as a `TrainingTiles.transform`.
 
-    The size of an image is the geometric mean of its objects' sizes. Scale Match draws another from the target. The
-    monotone kind, which has `source` edges, maps the size from its place in the source to the same place in the
-    target, and draws nothing.
+    The size of an image is the geometric mean of the sizes of its objects. Scale Match draws a new size from the
+    target. Monotone Scale Match (with `source`) maps the size to the same quantile of the target, without randomness.
 
     Attributes:
         target: sizes to match.
-        source: (bins + 1,) see `matching_edges`; None: not monotone.
-        scale_range: a scale outside is drawn anew, up to five times, then dealt with; the monotone one is clipped.
-        outside: what is done then: "clip", or "default" for `default_scale`.
-        default_scale: of images without objects, or of whose objects none would be left.
-        kind: how pictures are resampled, see `resample`.
+        source: (bins + 1,) result of `matching_edges`; None for Scale Match.
+        scale_range: lowest and highest scale. Scale Match draws up to five times until a scale lies inside; Monotone
+            Scale Match clips.
+        outside: what Scale Match does after five failed draws: "clip" the last scale, or use `default_scale`.
+        default_scale: scale of images without objects, and of images that would lose all of their objects.
+        filter: resampling filter, see `resample`.
     """
 
     target: SizeHistogram
@@ -101,19 +104,19 @@ class ScaleMatch:
     scale_range: tuple[float, float] = SCALE_RANGE
     outside: Literal["clip", "default"] = "clip"
     default_scale: float = DEFAULT_SCALE
-    kind: Filter = "bilinear"
+    filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
         low, high = self.scale_range
         if not 0 < low < high < np.inf:
-            raise ValueError(f"the range of scales rises from above 0, got {self.scale_range}")
+            raise ValueError(f"the scale range must be ascending and above 0, got {self.scale_range}")
         if not 0 < self.default_scale < np.inf:
-            raise ValueError(f"the default scale is above 0, got {self.default_scale}")
+            raise ValueError(f"the default scale must be above 0, got {self.default_scale}")
         if self.outside not in ("clip", "default"):
-            raise ValueError(f"scales outside the range are dealt with by 'clip' or 'default', got {self.outside!r}")
+            raise ValueError(f"outside must be 'clip' or 'default', got {self.outside!r}")
 
-    def scale(self, boxes: NDArray[np.floating[Any]], rng: np.random.Generator) -> float:
-        """The scale of an image whose objects are `boxes` (M, 4) xyxy."""
+    def choose_scale(self, boxes: NDArray[np.floating[Any]], rng: np.random.Generator) -> float:
+        """Return the scale of an image with the objects `boxes` (M, 4) xyxy."""
         sizes = sizes_of(boxes)
         sizes = sizes[sizes > 0]
         if not len(sizes):
@@ -122,97 +125,95 @@ class ScaleMatch:
         low, high = self.scale_range
         if self.source is not None:
             return float(np.clip(np.interp(size, self.source, self.target.edges) / size, low, high))
-        for _ in range(TRIES):
-            scale = self._draw(rng) / size
+        for _ in range(MAX_DRAWS):
+            scale = self._draw_size(rng) / size
             if low < scale < high:
                 return scale
         return self.default_scale if self.outside == "default" else float(np.clip(scale, low, high))
 
-    def size(self, width: int, height: int, scale: float) -> tuple[int, int]:
-        """Width and height of a picture after scaling, whole pixels."""
-        return max(round(scale * width), 1), max(round(scale * height), 1)
-
-    def plan(
+    def choose_size(
         self, width: int, height: int, boxes: NDArray[np.floating[Any]], rng: np.random.Generator
     ) -> tuple[tuple[int, int], NDArray[np.bool_]]:
-        """The new size of an image of `width` x `height` with objects (M, 4), and which of these stay objects (M,).
+        """Choose the new size of an image.
 
-        An object that becomes smaller than two pixels goes. Where all would, the default scale is taken and all stay.
+        Objects with a side below two pixels are removed. If this would remove all, the image gets the default scale
+        and keeps all.
+
+        Args:
+            boxes: (M, 4) xyxy, the objects of the image.
+
+        Returns:
+            New width and height, and which objects to keep (M,).
         """
-        new = self.size(width, height, self.scale(boxes, rng))
-        # In the original a box of w pixels ends at x + w - 1, so that its scaled width is (w - 1) * scale + 1.
+        new = by_factor(self.choose_scale(boxes, rng))(width, height)
+        # In the original, a box w pixels wide ends at x + w - 1, so its scaled width is (w - 1) * scale + 1.
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2] - 1, 0) * (new[0] / width, new[1] / height) + 1
-        kept = (sides >= LEAST_SIDE).all(axis=1)
+        kept = (sides >= MIN_SIDE).all(axis=1)
         if not kept.any():
-            return self.size(width, height, self.default_scale), np.ones(len(boxes), bool)
+            return by_factor(self.default_scale)(width, height), np.ones(len(boxes), bool)
         return new, kept
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = sample.pixels.shape[:2]
-        (new_width, new_height), kept = self.plan(width, height, sample.boxes, rng)
+        (new_width, new_height), kept = self.choose_size(width, height, sample.boxes, rng)
         factors = np.tile(np.array([new_width / width, new_height / height], np.float32), 2)
         return Sample(
-            resample(sample.pixels, new_width, new_height, self.kind),
+            resample(sample.pixels, new_width, new_height, self.filter),
             sample.boxes[kept] * factors,
             sample.labels[kept],
             sample.regions * factors,
         )
 
-    def _draw(self, rng: np.random.Generator) -> float:
-        place = int(np.searchsorted(self.target.cumulative + 1e-6, rng.random()))
-        low, high = self.target.edges[place : place + 2].tolist()
+    def _draw_size(self, rng: np.random.Generator) -> float:
+        bin = int(np.searchsorted(self.target.cumulative + 1e-6, rng.random()))
+        low, high = self.target.edges[bin : bin + 2].tolist()
         return float(low + (high - low) * rng.random())
 
 
 def match_document(document: Document, match: ScaleMatch, *, seed: int = 0) -> dict[str, Any]:
-    """The annotation file for pictures resized by `match`; objects that become too small are removed.
+    """Return the annotation file for images resized by `match`, without the objects that become too small.
 
-    Ignore regions are scaled with their image and always stay. The draw of an image follows from the seed and its
-    place in the file.
+    Ignore regions are always kept. The random draw of an image depends on the seed and its position in the file.
     """
-    images = []
-    factors: dict[int, tuple[float, float]] = {}
-    gone: set[int] = set()
+    sizes = []
+    removed: set[int] = set()
     for n, image in enumerate(document.images):
         objects = [entry for entry in document.annotations(image) if not is_ignored(entry)]
         width, height = int(image["width"]), int(image["height"])
         inside = boxes_of(objects).clip(0, np.tile((width, height), 2))
-        (new_width, new_height), kept = match.plan(width, height, inside, np.random.default_rng((seed, n)))
-        images.append({**image, "width": new_width, "height": new_height})
-        factors[int(image["id"])] = new_width / width, new_height / height
-        gone.update(int(objects[k]["id"]) for k in np.flatnonzero(~kept).tolist())
-    left = [entry for entry in document.content["annotations"] if int(entry["id"]) not in gone]
-    annotations = [rescaled(entry, *factors[int(entry["image_id"])]) for entry in left]
-    return document.rewritten(images, annotations)
+        size, kept = match.choose_size(width, height, inside, np.random.default_rng((seed, n)))
+        sizes.append(size)
+        removed.update(int(objects[k]["id"]) for k in np.flatnonzero(~kept).tolist())
+    return resize_document(document, sizes, removed=removed)
 
 
 def object_sizes(dataset: Dataset) -> Sizes:
-    """(M,) sizes of the objects of a data set, ignore regions aside."""
+    """Return the sizes (M,) of the objects of a dataset, without ignore regions."""
     return sizes_of(dataset.boxes[dataset.objects])
 
 
 def sizes_of(boxes: NDArray[np.floating[Any]]) -> Sizes:
-    """(M,) sqrt(width * height) of boxes (M, 4) xyxy."""
+    """Return sqrt(width * height) (M,) of boxes (M, 4) xyxy."""
     sizes: Sizes = np.sqrt(area(np.asarray(boxes, np.float64)))
     return sizes
 
 
 def size_distance(a: Sizes, b: Sizes) -> float:
-    """The Kolmogorov-Smirnov distance: how far the cumulative distributions of two samples are apart at most.
+    """Return the Kolmogorov-Smirnov distance: the largest gap between the cumulative distributions of two samples.
 
     >>> size_distance(np.array([1.0, 2.0]), np.array([2.0, 3.0]))
     0.5
     """
-    places = np.concatenate([a, b])
-    below = [np.searchsorted(np.sort(sample), places, side="right") / len(sample) for sample in (a, b)]
+    points = np.concatenate([a, b])
+    below = [np.searchsorted(np.sort(sample), points, side="right") / len(sample) for sample in (a, b)]
     return float(np.abs(below[0] - below[1]).max())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     low, high = SCALE_RANGE
     parser.description = (
-        "Resize each picture so that its objects become as large as those of another data set: Scale Match draws the "
-        "size from the target, --monotone maps small to small and large to large."
+        "Resize images so that their objects match the object sizes of another dataset. Scale Match draws a size from "
+        "the target dataset for each image; Monotone Scale Match (--monotone) maps small to small and large to large."
     )
     parser.epilog = "example: tinydet data scale-match coco --target tiny_set_train.json --monotone --output coco-tiny"
     add_source_arguments(parser, "matched")
@@ -221,55 +222,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PATH",
-        help="annotation file or COCO folder whose sizes to match; no default",
+        help="annotation file or COCO folder with the object sizes to match",
     )
     parser.add_argument(
-        "--monotone", action="store_true", help="Monotone Scale Match; default: Scale Match, which draws at random"
+        "--monotone",
+        action="store_true",
+        help="use Monotone Scale Match; default: Scale Match, which draws sizes at random",
     )
     parser.add_argument(
         "--source-sizes",
         type=Path,
         metavar="PATH",
-        help="with --monotone, the data set whose sizes are the source's; default: SOURCE itself",
+        help="with --monotone, annotation file or COCO folder that gives the source sizes; default: SOURCE",
     )
-    parser.add_argument("--bins", type=int, default=BINS, help=f"of the target's histogram; default: {BINS}")
+    parser.add_argument(
+        "--bins", type=int, default=BINS, metavar="N", help=f"bins of the size histogram, at least 3; default: {BINS}"
+    )
     parser.add_argument(
         "--scale-range",
-        type=_range,
+        type=float_range,
         default=SCALE_RANGE,
         metavar="LOW,HIGH",
-        help=f"of the resize factors; default: {low:g},{high:g}",
+        help=f"lowest and highest resize factor; default: {low:g},{high:g}",
     )
     parser.add_argument(
         "--outside",
         choices=("clip", "default"),
         default="clip",
-        help="a factor that stays outside after five draws is clipped or the default; default: clip",
+        help="if five draws give no factor in the range, clip the last one or use --default-scale; default: clip",
     )
     parser.add_argument(
         "--default-scale",
         type=float,
         default=DEFAULT_SCALE,
         metavar="F",
-        help=f"of pictures without objects; default: {DEFAULT_SCALE:g}",
+        help="resize factor of images without objects, and of those that would lose all of their objects; "
+        f"default: {DEFAULT_SCALE:g}",
     )
+    parser.add_argument("--filter", choices=FILTERS, default="bilinear", help="resampling filter; default: bilinear")
     parser.add_argument(
-        "--filter", choices=FILTERS, default="bilinear", help="how pictures are resampled; default: bilinear"
+        "--seed", type=int, default=0, metavar="N", help="seed of the random draws, 0 or more; default: 0"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other sizes; default: 0")
 
 
 def run(args: argparse.Namespace) -> str:
-    """Match as the arguments say; returns what was done, with the distance to the target before and after."""
+    """Match the dataset and return a summary with the distance to the target before and after."""
     if args.source_sizes is not None and not args.monotone:
-        raise ValueError("--source-sizes says what Monotone Scale Match starts from; add --monotone, or leave it out")
+        raise ValueError("--source-sizes has an effect only in Monotone Scale Match; add --monotone, or leave it out")
     if args.seed < 0:
-        raise ValueError(f"--seed is a whole number from 0, got {args.seed}")
+        raise ValueError(f"--seed must be a whole number from 0 up, got {args.seed}")
     document = load_document(args.source, args.images)
     output = choose_output(args.source, document.dataset, args.output, "matched")
-    goal, before = object_sizes(_boxes_only(args.target)), object_sizes(document.dataset)
-    target = size_histogram(goal, args.bins)
-    source = before if args.source_sizes is None else object_sizes(_boxes_only(args.source_sizes))
+    target_sizes, before = object_sizes(_load_boxes(args.target)), object_sizes(document.dataset)
+    target = size_histogram(target_sizes, args.bins)
+    source = before if args.source_sizes is None else object_sizes(_load_boxes(args.source_sizes))
     match = ScaleMatch(
         target,
         matching_edges(source, target) if args.monotone else None,
@@ -281,31 +287,24 @@ def run(args: argparse.Namespace) -> str:
     if is_annotation_file(output):
         write_document(output, content)
     else:
-        write_rescaled(document, content, output, kind=args.filter, form=args.format, quality=args.jpeg_quality)
+        write_rescaled(document, content, output, filter=args.filter, form=args.format, quality=args.jpeg_quality)
     after = sizes_of(boxes_of([entry for entry in content["annotations"] if not is_ignored(entry)]))
     boxes = len(content["annotations"])
-    gone = len(document.content["annotations"]) - boxes
+    removed = len(document.content["annotations"]) - boxes
+    ks_before, ks_after = (size_distance(sizes, target_sizes) for sizes in (before, after))
     return (
-        f"{output}: {len(content['images']):,} images, {boxes:,} boxes; {gone:,} objects became too small and went\n"
-        f"median size {np.median(before):.1f} -> {np.median(after):.1f} px, of the target {np.median(goal):.1f} px; "
-        f"KS distance to the target {size_distance(before, goal):.3f} -> {size_distance(after, goal):.3f}"
+        f"{output}: {len(content['images']):,} images, {boxes:,} boxes; {removed:,} objects removed as too small\n"
+        f"median size {np.median(before):.1f} -> {np.median(after):.1f} px (target {np.median(target_sizes):.1f} px); "
+        f"KS distance to the target {ks_before:.3f} -> {ks_after:.3f}"
     )
 
 
-def _boxes_only(path: Path) -> Dataset:
-    """The boxes of an annotation file, or of the one in a COCO folder, whose pictures need not be there."""
+def _load_boxes(path: Path) -> Dataset:
+    """Load an annotation file, or the one of a COCO folder, without its images."""
     return load_dataset(find_dataset(path)[0] if path.is_dir() else path)
 
 
-def _ordered(sizes: Sizes) -> Sizes:
+def _sorted_sizes(sizes: Sizes) -> Sizes:
     if not len(sizes) or not (sizes > 0).all():
-        raise ValueError("sizes to match must be above 0, and at least one; name a data set that has objects")
+        raise ValueError("matching needs at least one object, and sizes above 0; name a dataset that has objects")
     return np.sort(np.asarray(sizes, np.float64))
-
-
-def _range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(value) for value in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected LOW,HIGH as in 0.1,1, got {text!r}") from None
-    return low, high

@@ -1,8 +1,10 @@
-"""`tinydet data cut`: images cut into pieces with their boxes, exactly as the TinyPerson benchmark cuts, or our way.
+"""`tinydet data cut`: cut images into tiles with their boxes, as in the TinyPerson benchmark or as in our training.
 
-The result has the benchmark's form, a corner file: each entry of `images` is a piece, with its own id and its `corner`
-[x1, y1, x2, y2] in the image `file_name`; `old_images` lists the images. The original is `COCOSplitImage` of
-ucas-vg/TinyBenchmark. To train, cut files are not needed: `TrainingTiles` cuts the same samples on the fly.
+The result is a corner file, the format of the benchmark. Each entry of `images` is a tile (a "sub-image") with its own
+id and its `corner` [x1, y1, x2, y2] in the image `file_name`; `old_images` lists the uncut images. Training needs no
+cut files: `TrainingTiles` cuts the same samples on the fly.
+
+Source: `COCOSplitImage` in ucas-vg/TinyBenchmark.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet.data.documents import (
+from tinydet.data.coco_file import (
     VISIBLE_BOXES,
     Document,
     Entry,
@@ -27,7 +29,7 @@ from tinydet.data.documents import (
     outline,
     write_document,
 )
-from tinydet.data.rewriting import (
+from tinydet.data.output_folder import (
     JPEG_QUALITY,
     PictureFolder,
     add_source_arguments,
@@ -35,43 +37,39 @@ from tinydet.data.rewriting import (
     is_annotation_file,
     new_folder,
 )
-from tinydet.data.samples import Cut, Slivers, clip_to_tile, share_out
+from tinydet.data.samples import Cut, Truncated, clip_to_tile, objects_and_regions
 from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import Tile, TileGrid
 from tinydet.runtime.scan import OVERLAP
 
-SUB_IMAGE = (640, 512)  # pixels, width and height
-SUB_OVERLAP = (50, 50)
-Corner = tuple[int, int, int, int]  # x1, y1, x2, y2 of a sub-image, pixels of the whole image
+SUB_IMAGE = (640, 512)  # width and height of the benchmark's tiles, pixels
+SUB_OVERLAP = (50, 50)  # pixels, horizontal and vertical
+TILE = 640  # width and height of our tiles, pixels
+Corner = tuple[int, int, int, int]  # x1, y1, x2, y2 of a tile, in pixels of the uncut image
 
 
 def sub_image_corners(
     width: int, height: int, size: tuple[int, int] = SUB_IMAGE, overlap: tuple[int, int] = SUB_OVERLAP
 ) -> list[Corner]:
-    """The benchmark's cut of an image, row by row. The last of a row or column is moved inside.
+    """Return the corners of the benchmark's tiles, row by row. The last tile of a row or column is moved inside.
 
     >>> sub_image_corners(1280, 720)[:3]
     [(0, 0, 640, 512), (590, 0, 1230, 512), (640, 0, 1280, 512)]
 
     Raises:
-        ValueError: an overlap that is not smaller than the sub-image.
+        ValueError: the overlap is not smaller than a tile.
     """
     if overlap[0] >= size[0] or overlap[1] >= size[1]:
-        raise ValueError(f"sub-images of {size} pixels cannot overlap by {overlap}; choose less")
-    columns, rows = (
-        [max(min(i * (side - shared), whole - side), 0) for i in range(max(-(-(whole - shared) // (side - shared)), 1))]
-        for whole, side, shared in zip((width, height), size, overlap, strict=True)
-    )
-    return [(x, y, min(x + size[0], width), min(y + size[1], height)) for y in rows for x in columns]
-
-
-TILE = 640
+        raise ValueError(f"tiles of {size} pixels cannot overlap by {overlap}; choose a smaller overlap")
+    xs = _tile_starts(width, size[0], overlap[0])
+    ys = _tile_starts(height, size[1], overlap[1])
+    return [(x, y, min(x + size[0], width), min(y + size[1], height)) for y in ys for x in xs]
 
 
 def benchmark_tiles(
     width: int, height: int, size: tuple[int, int] = SUB_IMAGE, overlap: tuple[int, int] = SUB_OVERLAP
 ) -> list[Tile]:
-    """The benchmark's pieces of an image, row by row; the last of a row or column is moved inside.
+    """Return the benchmark's tiles of an image; see `sub_image_corners`.
 
     >>> [tile.x for tile in benchmark_tiles(1280, 720) if tile.row == 0]
     [0, 590, 640]
@@ -81,181 +79,188 @@ def benchmark_tiles(
     return [Tile(n, n // columns, n % columns, x1, y1, x2 - x1, y2 - y1) for n, (x1, y1, x2, y2) in enumerate(corners)]
 
 
-def cut_document(document: Document, cut: Cut = benchmark_tiles, *, slivers: Slivers = "drop") -> dict[str, Any]:
-    """The corner file of a data set; all fields that it does not mention are carried over.
+def cut_document(document: Document, cut: Cut = benchmark_tiles, *, truncated: Truncated = "drop") -> dict[str, Any]:
+    """Return the corner file of a dataset.
 
-    Pieces and annotations are numbered from 0, in the order of the file, pieces row by row, also those without a box.
-    A box belongs to every piece that shows enough of it: sqrt(visible area / area) >= 0.7. It is clipped to the piece
-    and rounded to float32, as the benchmark does. `area` is width * height, `size` its root; `segmentation`, where
-    there is one, becomes the box; keypoints are dropped.
+    Tiles and annotations are numbered from 0 in the order of the file, tiles row by row, including tiles without
+    boxes. A box belongs to every tile with sqrt(visible area / area) >= 0.7. It is clipped to the tile and rounded to
+    float32, as in the benchmark. `area` becomes width * height, `size` its square root, and `segmentation` (if present)
+    the outline of the box; keypoints are removed. All other fields are kept.
 
     Args:
-        slivers: what becomes of a box of which less is seen. "drop": nothing, as in the benchmark, where the area is
-            that of the box as written. "ignore": an ignore region, and so does the visible part of an ignore region,
-            however small, as in training, where the area is that inside the image.
+        truncated: what happens to boxes with less visibility. "drop" removes them, as in the benchmark, and compares
+            with the area of the box as written. "ignore" turns them into ignore regions and keeps the visible part of
+            every ignore region, as in training, and compares with the area inside the image.
 
     Raises:
-        ValueError: where two images are one file.
+        ValueError: two images share a file.
     """
     source = document.dataset.source
     names = [entry["file_name"] for entry in document.images]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{source}: several images are the file {twice}; a corner file tells images apart by file")
-    pieces: list[Entry] = []
+        raise ValueError(f"{source}: several images share the file {twice}; a corner file identifies images by file")
+    tiles: list[Entry] = []
     boxes: list[Entry] = []
     for image in tqdm(document.images, desc="cut", unit="image", disable=None, leave=False):
         annotations = document.annotations(image)
         written = boxes_of(annotations)
-        whole = written.clip(0, np.tile((image["width"], image["height"]), 2))
+        inside = written.clip(0, np.tile((image["width"], image["height"]), 2))
         areas = area(written)
         ignore = np.array([is_ignored(entry) for entry in annotations], bool)
         for tile in cut(int(image["width"]), int(image["height"])):
             corner = [tile.x, tile.y, tile.x + tile.width, tile.y + tile.height]
-            near = np.flatnonzero(((whole[:, :2] < corner[2:]) & (whole[:, 2:] > corner[:2])).all(axis=1))
+            near = np.flatnonzero(((inside[:, :2] < corner[2:]) & (inside[:, 2:] > corner[:2])).all(axis=1))
             if len(near):
-                clipped, visible = clip_to_tile(whole[near], tile, areas[near] if slivers == "drop" else None)
-                objects, regions = share_out(ignore[near], visible, slivers)
+                clipped, visibility = clip_to_tile(inside[near], tile, areas[near] if truncated == "drop" else None)
+                objects, regions = objects_and_regions(ignore[near], visibility, truncated)
                 rounded = _float32_xywh(clipped)
                 for k in np.flatnonzero(objects | regions).tolist():
-                    if min(rounded[k][2:]) > 0:  # else the edge of an ignore region, rounded away
-                        entry = _in_piece(annotations[near[k]], rounded[k], tile)
-                        sliver = {"ignore": 1} if regions[k] and not ignore[near[k]] else {}
-                        boxes.append({**entry, **sliver, "image_id": len(pieces), "id": len(boxes)})
+                    if min(rounded[k][2:]) > 0:  # otherwise the edge of an ignore region, which rounding removed
+                        entry = _crop_annotation(annotations[near[k]], rounded[k], tile)
+                        flag = {"ignore": 1} if regions[k] and not ignore[near[k]] else {}
+                        boxes.append({**entry, **flag, "image_id": len(tiles), "id": len(boxes)})
             size = {"width": tile.width, "height": tile.height}
-            pieces.append({**image, **size, "id": len(pieces), "corner": corner})
-    return {**document.rewritten(pieces, boxes), "old_images": document.images}
+            tiles.append({**image, **size, "id": len(tiles), "corner": corner})
+    return {**document.rewritten(tiles, boxes), "old_images": document.images}
 
 
-def write_pieces(
+def write_tiles(
     document: Document, corners: dict[str, Any], folder: Path, *, form: str = "same", quality: int = JPEG_QUALITY
 ) -> None:
-    """Write the pieces of a corner file as a COCO folder, atomically.
+    """Write the tiles of a corner file as a COCO folder, atomically.
 
-    `annotations.json` lists the pieces as images of their own, `NAME_X_Y`; `corners.json` is the corner file, with
-    the same ids, to join what is detected on the pieces (`tinydet evaluate --corner-gt`).
+    In `annotations.json` each tile is an image of its own, named `NAME_X_Y`. `corners.json` is the corner file with the
+    same ids, to merge the detections on the tiles (`tinydet evaluate --corner-gt`).
 
     Args:
-        document: what was cut, or the corner file itself.
-        corners: as `cut_document` gives it, or the corner file's content.
-        form, quality: of the pictures, see `PictureFolder`.
+        document: the uncut dataset, or the corner file itself.
+        corners: result of `cut_document`, or the content of the corner file.
+        form, quality: format of the images, see `PictureFolder`.
 
     Raises:
-        ValueError: where an image cannot be read, or `folder` has something in it.
+        ValueError: an image cannot be read, or `folder` is not empty.
     """
     images = []
     with new_folder(folder) as work:
         pictures = PictureFolder(work / "images", form, quality)
-        found = tqdm(_pieces(document, corners), "cut", len(corners["images"]), unit="piece", disable=None)
-        for piece, pixels in found:
-            path = PurePosixPath(piece["file_name"])
-            x, y = piece["corner"][:2]
+        tiles = tqdm(_tiles_with_pixels(document, corners), "cut", len(corners["images"]), unit="tile", disable=None)
+        for tile, pixels in tiles:
+            path = PurePosixPath(tile["file_name"])
+            x, y = tile["corner"][:2]
             name = pictures.write(str(path.with_name(f"{path.stem}_{x}_{y}{path.suffix}")), pixels)
-            images.append({**{key: value for key, value in piece.items() if key != "corner"}, "file_name": name})
+            images.append({**{key: value for key, value in tile.items() if key != "corner"}, "file_name": name})
         write_document(work / "corners.json", corners)
-        apart = {key: value for key, value in corners.items() if key != "old_images"}
-        write_document(work / "annotations.json", {**apart, "images": images})
+        content = {key: value for key, value in corners.items() if key != "old_images"}
+        write_document(work / "annotations.json", {**content, "images": images})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Cut images into pieces with their boxes: a COCO folder of pieces, with corners.json beside its annotations, "
-        "or (--output NAME.json) the corner file alone. Of a corner file, write the pieces."
+        "Cut images into tiles with their boxes. Writes a COCO folder of tiles that includes the corner file "
+        "(corners.json), or only the corner file (--output NAME.json). If SOURCE is a corner file, writes its tiles."
     )
-    parser.epilog = "example: tinydet data cut tiny_set/annotations.json --images tiny_set/images --output pieces"
+    parser.epilog = "example: tinydet data cut tiny_set/annotations.json --images tiny_set/images --output tiles"
     add_source_arguments(parser, "cut")
     parser.add_argument(
         "--grid",
         choices=("benchmark", "tinydet"),
-        help="the TinyPerson benchmark's pieces, or the even tiles of training and inference; default: benchmark",
+        help="cut as the TinyPerson benchmark, or as training and inference of tinydet; default: benchmark",
     )
     parser.add_argument(
         "--tile",
-        type=_size,
+        type=_tile_size,
         metavar="WxH",
-        help="pixels of a piece; default: {}x{}, or {} (square) for the grid tinydet".format(*SUB_IMAGE, TILE),
+        help="size of a tile in pixels; default: {}x{}, or {} (square) with --grid tinydet".format(*SUB_IMAGE, TILE),
     )
     parser.add_argument(
         "--overlap",
         type=int,
         metavar="PIXELS",
-        help=f"shared by neighbours; default: {SUB_OVERLAP[0]}, or {OVERLAP} for the grid tinydet",
+        help=f"pixels that neighboring tiles share; default: {SUB_OVERLAP[0]}, or {OVERLAP} with --grid tinydet",
     )
     parser.add_argument(
+        "--truncated",
         "--slivers",
         choices=("drop", "ignore"),
-        help="what becomes of boxes cut to less than half: nothing, as in the benchmark, or ignore regions, as in "
-        "training; default: drop, or ignore for the grid tinydet",
+        help="drop boxes of which a tile shows less than half, or turn them into ignore regions; default: drop, or "
+        "ignore with --grid tinydet",
     )
 
 
 def run(args: argparse.Namespace) -> str:
-    """Cut as the arguments say; returns what was done."""
+    """Cut the dataset and return a summary."""
     document = load_document(args.source, args.images, pieces=True)
     output = choose_output(args.source, document.dataset, args.output, "cut")
     if document.is_cut:
         source = document.dataset.source
-        chosen = [f"--{name}" for name in ("grid", "tile", "overlap", "slivers") if getattr(args, name) is not None]
+        chosen = [f"--{name}" for name in ("grid", "tile", "overlap", "truncated") if getattr(args, name) is not None]
         if chosen:
             raise ValueError(f"{source} is a corner file, already cut; leave out {', '.join(chosen)}")
         if is_annotation_file(output):
             raise ValueError(
-                f"{source} is a corner file, already cut; to write its pieces name the folder of the whole pictures "
+                f"{source} is a corner file, already cut; to write its tiles name the folder of the uncut images "
                 "with --images DIR, and a folder as --output"
             )
     corners = document.content if document.is_cut else _cut(document, args)
     if is_annotation_file(output):
         write_document(output, corners)
     else:
-        write_pieces(document, corners, output, form=args.format, quality=args.jpeg_quality)
-    files = len({piece["file_name"] for piece in corners["images"]})
-    pieces, boxes = len(corners["images"]), len(corners["annotations"])
-    return f"{output}: {pieces:,} pieces of {files:,} images, {boxes:,} boxes"
+        write_tiles(document, corners, output, form=args.format, quality=args.jpeg_quality)
+    images = len({tile["file_name"] for tile in corners["images"]})
+    tiles, boxes = len(corners["images"]), len(corners["annotations"])
+    return f"{output}: {tiles:,} tiles of {images:,} images, {boxes:,} boxes"
 
 
 def _cut(document: Document, args: argparse.Namespace) -> dict[str, Any]:
     if args.grid == "tinydet":
         tile, height = args.tile or (TILE, TILE)
         if tile != height:
-            raise ValueError(f"tiles of the grid tinydet are square, got {tile}x{height}; use --grid benchmark")
+            raise ValueError(f"tiles of --grid tinydet are square, got {tile}x{height}; use --grid benchmark")
         overlap = OVERLAP if args.overlap is None else args.overlap
-        slivers: Slivers = args.slivers or "ignore"
-        return cut_document(document, lambda w, h: TileGrid(w, h, tile, overlap).tiles, slivers=slivers)
+        truncated: Truncated = args.truncated or "ignore"
+        return cut_document(document, lambda w, h: TileGrid(w, h, tile, overlap).tiles, truncated=truncated)
     size = args.tile or SUB_IMAGE
     shared = SUB_OVERLAP if args.overlap is None else (args.overlap, args.overlap)
-    return cut_document(document, lambda w, h: benchmark_tiles(w, h, size, shared), slivers=args.slivers or "drop")
+    return cut_document(document, lambda w, h: benchmark_tiles(w, h, size, shared), truncated=args.truncated or "drop")
 
 
-def _size(text: str) -> tuple[int, int]:
+def _tile_size(text: str) -> tuple[int, int]:
     try:
         sides = [int(side) for side in text.lower().split("x")]
     except ValueError:
         sides = []
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT as in 640x512, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 640x512, got {text!r}")
     return sides[0], sides[-1]
 
 
-def _pieces(document: Document, corners: dict[str, Any]) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
-    """The pieces in their order, with their pixels."""
+def _tile_starts(length: int, side: int, overlap: int) -> list[int]:
+    step = side - overlap
+    count = max(-(-(length - overlap) // step), 1)
+    return [max(min(n * step, length - side), 0) for n in range(count)]
+
+
+def _tiles_with_pixels(document: Document, corners: dict[str, Any]) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
+    """Yield the tiles in order, with their pixels."""
     if document.is_cut:
-        yield from ((piece, document.pixels(piece)) for piece in document.images)
+        yield from ((tile, document.pixels(tile)) for tile in document.images)
         return
-    pieces_of = defaultdict(list)
-    for piece in corners["images"]:
-        pieces_of[piece["file_name"]].append(piece)
+    tiles_of = defaultdict(list)
+    for tile in corners["images"]:
+        tiles_of[tile["file_name"]].append(tile)
     for image in document.images:
         pixels = document.pixels(image)
-        for piece in pieces_of[image["file_name"]]:
-            x1, y1, x2, y2 = piece["corner"]
-            yield piece, pixels[y1:y2, x1:x2]
+        for tile in tiles_of[image["file_name"]]:
+            x1, y1, x2, y2 = tile["corner"]
+            yield tile, pixels[y1:y2, x1:x2]
 
 
-def _in_piece(annotation: Entry, bbox: list[float], tile: Tile) -> Entry:
-    """The annotation with its box in pixels of the piece."""
+def _crop_annotation(annotation: Entry, bbox: list[float], tile: Tile) -> Entry:
+    """Return an annotation of a tile, with the box `bbox` in pixels of the tile."""
     entry = {key: value for key, value in annotation.items() if key not in ("keypoints", "num_keypoints")}
-    area = bbox[2] * bbox[3]
-    entry.update(bbox=bbox, area=area, size=area**0.5)
+    box_area = bbox[2] * bbox[3]
+    entry.update(bbox=bbox, area=box_area, size=box_area**0.5)
     if "segmentation" in entry:
         entry["segmentation"] = outline(*bbox)
     for key in VISIBLE_BOXES:
@@ -265,7 +270,7 @@ def _in_piece(annotation: Entry, bbox: list[float], tile: Tile) -> Entry:
 
 
 def _float32_xywh(boxes: NDArray[np.float64]) -> list[list[float]]:
-    """(M, 4) xyxy as x, y, width, height."""
+    """Return boxes (M, 4) xyxy as x, y, width, height, rounded to float32."""
     rounded: list[list[float]]
     rounded = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float32).tolist()
     return rounded

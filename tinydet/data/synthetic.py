@@ -1,9 +1,10 @@
-"""Annotated scenes with tiny people, made rather than collected: the embedded data, and the tests' fixture.
+"""`tinydet synthetic`: generate annotated scenes with tiny people, among them the built-in dataset.
 
-A scene is a stretch of coast seen obliquely from the air: a sea, a beach, and bands of grass and paving behind it.
-On it stand people of 3 to 24 pixels, and many things of their size that are none. Everything follows from the seed.
-The layers, back to front: ground, shadows, things and people (nearer ones hide farther ones), camera. Each is a
-module of `tinydet.data.scenery`.
+A scene shows a coast from the air at an oblique angle: the sea, a beach, and bands of grass and pavement behind it,
+with people 3 to 24 pixels tall and many distractors of similar size. The seed determines every pixel.
+
+The layers from back to front are ground, shadows, distractors and people (nearer ones occlude farther ones), camera.
+Each is a module of `tinydet.data.scenery`.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from tinydet._internal.atomic import atomic_path, write_json
 from tinydet._internal.command import command
 from tinydet.data.scenery.camera import photograph
 from tinydet.data.scenery.compositing import Person, cast_shadows, paste, visible_people
-from tinydet.data.scenery.ground import lay_ground
+from tinydet.data.scenery.distractors import place_distractors
+from tinydet.data.scenery.ground import draw_ground
 from tinydet.data.scenery.people import place_people
-from tinydet.data.scenery.things import place_things
 from tinydet.data.scenery.view import choose_view
 
 __all__ = ["Person", "embedded_dataset", "main", "render_scene", "write_dataset", "write_scene"]
 
-VERSION = 1  # of the pictures; raised when the same seed draws others, for they are cached by it
+VERSION = 1  # of the generator; part of the cache path, so raise it when a seed gives other pixels
 EMBEDDED = {"train": (240, 1), "val": (60, 2)}  # images, seed
-EMBEDDED_SIZE = 384  # pixels, square
-DENSITY = 120.0  # people on a million pixels, in a data set on average
-SCENE_DENSITY = 40.0  # and in one large scene: several hundred on 4096 x 4096
-LARGEST = 16_384  # pixels, a side of a scene: drawing takes some 100 bytes for each pixel
+EMBEDDED_SIZE = 384  # width and height, pixels
+DENSITY = 120.0  # people per million pixels in a dataset, on average
+SCENE_DENSITY = 40.0  # people per million pixels in a single scene: several hundred on 4096 x 4096
+MAX_SIDE = 16_384  # pixels; drawing takes about 100 bytes per pixel
 CATEGORY = {"id": 1, "name": "person", "supercategory": "person"}
 
 
@@ -50,22 +51,26 @@ def render_scene(
     """Draw a scene.
 
     Args:
-        density: people on a million pixels, on average. It changes the people only: ground, things and noise stay.
+        density: people per million pixels, on average. It affects only the people, not the ground, the distractors or
+            the noise.
 
     Returns:
-        (H, W, 3) RGB, and the people on it in no particular order.
+        (H, W, 3) RGB, and the people in no particular order.
+
+    Raises:
+        ValueError: a size or density out of range.
     """
-    if not 16 <= min(width, height) <= max(width, height) <= LARGEST:
-        raise ValueError(f"a scene is 16 to {LARGEST} pixels wide and high, not {width}x{height}")
+    if not 16 <= min(width, height) <= max(width, height) <= MAX_SIDE:
+        raise ValueError(f"a scene is 16 to {MAX_SIDE} pixels wide and high, not {width}x{height}")
     if not 0 <= density <= 20_000:
-        raise ValueError(f"density is 0 to 20000 people on a million pixels, not {density:g}")
-    layout, ground_noise, thing_noise, people_noise, camera = np.random.default_rng(seed).spawn(5)
+        raise ValueError(f"density is 0 to 20000 people per million pixels, not {density:g}")
+    layout, ground_noise, distractor_noise, people_noise, camera = np.random.default_rng(seed).spawn(5)
     view = choose_view(layout, width, height)
-    ground = lay_ground(layout, ground_noise, view)
-    sprites = place_things(thing_noise, view, ground) + place_people(people_noise, view, ground, density)
-    sprites.sort(key=lambda sprite: (not sprite.flat, sprite.base[1]))  # nearer is lower in the picture
+    ground = draw_ground(layout, ground_noise, view)
+    sprites = place_distractors(distractor_noise, view, ground) + place_people(people_noise, view, ground, density)
+    sprites.sort(key=lambda sprite: (not sprite.flat, sprite.base[1]))  # lower in the image is nearer
     people = visible_people(sprites, view)
-    image = ground.colour
+    image = ground.color
     cast_shadows(image, sprites, view)
     for sprite in sprites:
         paste(image, sprite)
@@ -75,13 +80,13 @@ def render_scene(
 def write_dataset(folder: Path, *, count: int, width: int, height: int, seed: int, density: float = DENSITY) -> None:
     """Write a COCO folder of `count` scenes: `images/*.jpg` first, `annotations.json` last.
 
-    From image to image the density varies around `density`, and some images are empty.
+    The density varies between images, with mean `density`; every 16th image has no people.
 
     Raises:
-        ValueError: where the folder has something in it, or `count` is not positive.
+        ValueError: the folder is not empty, or `count` is not positive.
     """
     if count < 1:
-        raise ValueError(f"a data set needs at least one image, not {count}")
+        raise ValueError(f"a dataset needs at least one image, not {count}")
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name a new folder, or remove what is in it")
@@ -98,10 +103,13 @@ def write_dataset(folder: Path, *, count: int, width: int, height: int, seed: in
 
 
 def write_scene(path: Path, width: int, height: int, seed: int, *, density: float = SCENE_DENSITY) -> Path:
-    """Write one scene to `path` (its suffix says the format), and its COCO annotations beside it.
+    """Write one scene to `path`, in the format of its suffix, and its COCO annotations next to it.
 
     Returns:
-        The annotation file, `NAME.annotations.json`.
+        The path of the annotation file, `NAME.annotations.json`.
+
+    Raises:
+        ValueError: unknown image format, or a folder that does not exist.
     """
     path = Path(path)
     if not cv2.haveImageWriter(path.name):
@@ -117,20 +125,23 @@ def write_scene(path: Path, width: int, height: int, seed: int, *, density: floa
 
 
 def embedded_dataset(split: str) -> Path:
-    """The COCO folder of the embedded data, "train" or "val", drawn on first use (some 15 seconds), then kept.
+    """Return the COCO folder of the built-in dataset, generating it on first use (about 15 seconds).
 
-    It lies in $TINYDET_CACHE, else $XDG_CACHE_HOME/tinydet, else ~/.cache/tinydet. A folder is drawn under another
-    name and renamed when it is whole, so that processes may race and may be killed.
+    The cache is $TINYDET_CACHE, else $XDG_CACHE_HOME/tinydet, else ~/.cache/tinydet. A split is written to a temporary
+    folder, which is renamed when it is complete, so concurrent and killed processes do no harm.
+
+    Args:
+        split: "train" or "val".
 
     Raises:
-        ValueError: for another split.
-        OSError: where the cache cannot be written, naming the way out.
+        ValueError: unknown split.
+        OSError: the cache is not writable; the message names the remedy.
     """
     if split not in EMBEDDED:
-        raise ValueError(f"the embedded data has the splits {' and '.join(EMBEDDED)}, not {split!r}")
+        raise ValueError(f"the built-in dataset has the splits {' and '.join(EMBEDDED)}, not {split!r}")
     count, seed = EMBEDDED[split]
-    folder = _cache() / f"synthetic-{VERSION}" / split
-    if _whole(folder, count):
+    folder = _cache_folder() / f"synthetic-{VERSION}" / split
+    if _is_complete(folder, count):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +152,7 @@ def embedded_dataset(split: str) -> Path:
         ) from error
     try:
         write_dataset(work / split, count=count, width=EMBEDDED_SIZE, height=EMBEDDED_SIZE, seed=seed)
-        _move_in(work / split, folder, count)
+        _move_into_place(work / split, folder, count)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
@@ -151,34 +162,39 @@ def embedded_dataset(split: str) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tinydet synthetic",
-        description="Draw annotated scenes with tiny people: coasts seen from the air, people of 3 to 24 pixels, and\n"
-        "many things of their size that are none. OUTPUT becomes a new COCO folder; with --scene, one\n"
-        "picture with NAME.annotations.json beside it. The same seed draws the same pixels.",
+        description="Generate annotated scenes with tiny people: coasts seen from the air, people 3 to 24 pixels\n"
+        "tall, and many other objects of similar size. OUTPUT is a new COCO folder or, with --scene, an\n"
+        "image, whose annotations go to NAME.annotations.json. The same seed gives the same pixels.",
         epilog="examples:\n"
-        "  python -m tinydet.data.synthetic beach --images 500 --seed 3\n"
-        "  python -m tinydet.data.synthetic scene.jpg --scene --size 4096x4096 --seed 7",
+        "  tinydet synthetic beach --images 500 --seed 3\n"
+        "  tinydet synthetic scene.jpg --scene --size 4096x4096 --seed 7",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("output", type=Path, help="a new folder; with --scene a .jpg, .png or .tif file")
-    parser.add_argument("--images", type=int, metavar="N", help="how many, in a folder (default: 100)")
+    parser.add_argument("output", type=Path, help="new folder; with --scene, image file (.jpg, .png or .tif)")
+    parser.add_argument("--images", type=int, metavar="N", help="number of images in the folder (default: 100)")
     parser.add_argument(
-        "--size", default="384x384", metavar="WxH", help=f"pixels of each, 16 to {LARGEST} a side (default: 384x384)"
+        "--size",
+        default="384x384",
+        metavar="WxH",
+        help=f"width and height in pixels, 16 to {MAX_SIDE} each (default: 384x384)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another draws other scenes (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the random generator, 0 or more (default: 0)"
+    )
     parser.add_argument(
         "--density",
         type=float,
         metavar="D",
-        help=f"people on a million pixels (default: {DENSITY:g}, with --scene {SCENE_DENSITY:g})",
+        help=f"people per million pixels, on average (default: {DENSITY:g}; with --scene {SCENE_DENSITY:g})",
     )
-    parser.add_argument("--scene", action="store_true", help="draw one picture, not a folder of them")
+    parser.add_argument("--scene", action="store_true", help="generate one image instead of a folder")
     options = parser.parse_args(argv)
     width, height = _size(options.size)
     if options.seed < 0:
-        raise ValueError(f"--seed is a whole number from 0, not {options.seed}")
+        raise ValueError(f"--seed must be a whole number from 0 up, not {options.seed}")
     if options.scene:
         if options.images is not None:
-            raise ValueError("--images is for a folder, and --scene draws one picture; leave one of them out")
+            raise ValueError("--images is for a folder, but --scene generates one image; leave one of them out")
         density = SCENE_DENSITY if options.density is None else options.density
         annotations = write_scene(options.output, width, height, options.seed, density=density)
         print(f"{options.output}  {annotations}")
@@ -215,8 +231,8 @@ def _write_image(path: Path, pixels: NDArray[np.uint8]) -> None:
         temporary.write_bytes(content.tobytes())
 
 
-def _move_in(drawn: Path, folder: Path, count: int) -> None:
-    """Rename `drawn` to `folder`, unless another process was first; one that lost files makes way."""
+def _move_into_place(drawn: Path, folder: Path, count: int) -> None:
+    """Rename `drawn` to `folder`, unless another process was first. An incomplete `folder` is replaced."""
     while True:
         try:
             drawn.rename(folder)
@@ -224,13 +240,13 @@ def _move_in(drawn: Path, folder: Path, count: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-        if _whole(folder, count):
+        if _is_complete(folder, count):
             return
         with contextlib.suppress(FileNotFoundError):  # another process moved it away first
             folder.rename(Path(tempfile.mkdtemp(dir=drawn.parent)) / "damaged")
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     if named := os.environ.get("TINYDET_CACHE"):
         return Path(named).expanduser()
     if named := os.environ.get("XDG_CACHE_HOME"):
@@ -238,8 +254,8 @@ def _cache() -> Path:
     return Path.home() / ".cache" / "tinydet"
 
 
-def _whole(folder: Path, count: int) -> bool:
-    """Nothing was removed from a folder that was whole when it came here."""
+def _is_complete(folder: Path, count: int) -> bool:
+    """Return whether no file was removed from a folder since it was moved here."""
     images = folder / "images"
     return (folder / "annotations.json").is_file() and images.is_dir() and len(os.listdir(images)) == count
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset
-from tinydet.data.samples import VISIBLE, TrainingTiles, clip_to_tile
+from tinydet.data.samples import MIN_VISIBILITY, TrainingTiles, clip_to_tile
 from tinydet.geometry.anchors import DESIGNS, AnchorDesign, released_design, torchvision_design
 from tinydet.runtime.scan import OVERLAP, plan_tiles
 from tinydet.salpha.counting import ALPHA_RANGE, CountRule, FusionStatistics, count_levels, released_clipping
@@ -67,7 +67,7 @@ def statistics_of_tiles(
     boxes: list[NDArray[np.float64]] = []
     index: list[NDArray[np.int64]] = []
     for number in range(len(tiles)):
-        clipped, objects, _ = tiles.shown(number)
+        clipped, objects, _ = tiles.boxes_in(number)
         boxes.append(clipped[objects])
         index.append(np.full(int(objects.sum()), number))
     sizes = np.array([(tile.width, tile.height) for _, tile in tiles.tiles], np.int64)
@@ -145,7 +145,7 @@ def _tiles(
             for window in row:
                 beside = near[(boxes[near, 2] > window.x) & (boxes[near, 0] < window.x + window.width)]
                 clipped, visible = clip_to_tile(boxes[beside], window)
-                shown = visible >= VISIBLE
+                shown = visible >= MIN_VISIBILITY
                 of_tile = inputs + rank[index[beside[shown]]] * len(plan.grid) + window.index
                 parts.append((clipped[shown] * plan.scale, of_tile))
         inputs += len(images) * len(plan.grid)

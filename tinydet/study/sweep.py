@@ -20,7 +20,7 @@ from tinydet._internal.arguments import positive_int
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset
-from tinydet.data.documents import load_document
+from tinydet.data.coco_file import load_document
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.models.checkpoint import current_versions

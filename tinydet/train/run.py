@@ -245,7 +245,7 @@ def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
     options: dict[str, Any] = {
         "flip": config.flip,
         "cut": benchmark_tiles if benchmark else None,
-        "slivers": "drop" if benchmark else "ignore",
+        "truncated": "drop" if benchmark else "ignore",
         "transform": chain(transforms),
     }
     if config.skip_unreadable:

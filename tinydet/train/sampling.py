@@ -47,7 +47,7 @@ def without_empty(tiles: TrainingTiles) -> list[tuple[int, Tile]]:
     Raises:
         ValueError: where none does.
     """
-    kept = [tile for index, tile in enumerate(tiles.tiles) if tiles.shown(index)[1].any()]
+    kept = [tile for index, tile in enumerate(tiles.tiles) if tiles.boxes_in(index)[1].any()]
     if not kept:
         raise ValueError(f"{tiles.dataset.source}: no tile shows an object; train on all of them")
     return kept

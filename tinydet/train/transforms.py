@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
-from tinydet.data.samples import Sample, clip_to_tile, flip_horizontally, share_out
+from tinydet.data.samples import Sample, clip_to_tile, flip_horizontally, objects_and_regions
 from tinydet.geometry.tiles import Tile
 
 AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric")
@@ -91,7 +91,7 @@ def crop(sample: Sample, size: int, rng: np.random.Generator) -> Sample:
     every = np.concatenate([sample.boxes, sample.regions]).astype(np.float64)
     clipped, visible = clip_to_tile(every, window)
     ignore = np.arange(len(every)) >= len(sample.boxes)
-    objects, regions = share_out(ignore, visible, "ignore")
+    objects, regions = objects_and_regions(ignore, visible, "ignore")
     return Sample(
         sample.pixels[y : y + window.height, x : x + window.width],
         clipped[objects].astype(np.float32),

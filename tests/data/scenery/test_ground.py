@@ -4,34 +4,34 @@ import numpy as np
 import pytest
 
 from tinydet.data.scenery import ground, water
-from tinydet.data.scenery.ground import lay_ground
+from tinydet.data.scenery.ground import draw_ground
 from tinydet.data.scenery.view import choose_view
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
-def test_how_many_rows_are_computed_at_a_time_leaves_no_trace(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def laid() -> list[np.ndarray]:
-        colours = []
+def test_the_strip_height_does_not_change_the_result(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw() -> list[np.ndarray]:
+        colors = []
         for seed in range(8):
             generator = np.random.default_rng(seed)
             view = choose_view(generator, 130, 75)
-            colours.append(lay_ground(generator, generator, view).colour)
-        return colours
+            colors.append(draw_ground(generator, generator, view).color)
+        return colors
 
-    expected = laid()
-    monkeypatch.setattr(ground, "ROWS", rows)
-    monkeypatch.setattr(water, "ROWS", rows)
-    assert all(np.array_equal(one, other) for one, other in zip(laid(), expected, strict=True))
+    expected = draw()
+    monkeypatch.setattr(ground, "STRIP_ROWS", rows)
+    monkeypatch.setattr(water, "STRIP_ROWS", rows)
+    assert all(np.array_equal(one, other) for one, other in zip(draw(), expected, strict=True))
 
 
-def test_the_ground_is_known_where_it_is_asked_for_and_beyond_the_border() -> None:
+def test_the_ground_can_be_queried_inside_and_outside_the_image() -> None:
     generator = np.random.default_rng(3)
-    laid = lay_ground(generator, generator, choose_view(generator, 64, 48))
+    drawn = draw_ground(generator, generator, choose_view(generator, 64, 48))
     for y in range(48):
         for x in range(64):
-            inland = laid.from_shore(x + 0.5, y + 0.5)
-            assert inland == laid.inland[y, x]
-            band = int((laid.borders < inland).sum())
-            assert laid.material(x + 0.5, y + 0.5) == ("water" if inland < 0 else laid.bands[band])
-    assert laid.from_shore(-9, -9) == laid.inland[0, 0]
-    assert laid.from_shore(900, 900) == laid.inland[-1, -1]
+            distance = drawn.shore_distance_at(x + 0.5, y + 0.5)
+            assert distance == drawn.shore_distance[y, x]
+            band = int((drawn.borders < distance).sum())
+            assert drawn.material(x + 0.5, y + 0.5) == ("water" if distance < 0 else drawn.bands[band])
+    assert drawn.shore_distance_at(-9, -9) == drawn.shore_distance[0, 0]
+    assert drawn.shore_distance_at(900, 900) == drawn.shore_distance[-1, -1]

@@ -1,1 +1,1 @@
-"""Published annotation formats, a module each: `read` takes the files as they are and gives a `Collection`."""
+"""Readers of published annotation formats, one module per format. `read` returns a `CocoBuilder`."""

@@ -1,7 +1,7 @@
-"""DOTA: a text file for each picture, one oriented quadrilateral a line.
+"""DOTA: one text file per image, one oriented quadrilateral per line.
 
-`x1 y1 x2 y2 x3 y3 x4 y4 category difficult` after two lines of heading, `imagesource:...` and `gsd:...`, which some
-releases lack, as do some lines the last field. The box is the axis-aligned one around the quadrilateral.
+A line is `x1 y1 x2 y2 x3 y3 x4 y4 category difficult`. Two header lines, `imagesource:...` and `gsd:...`, come first in
+some releases, and some lines lack the last field. The box is the axis-aligned bounding box of the quadrilateral.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinydet.data.image_files import picture_size
-from tinydet.data.readers.collection import Collection
-from tinydet.data.readers.text import numbered_lines, pair_with_pictures, to_numbers, to_whole
+from tinydet.data.image_files import image_size
+from tinydet.data.readers.coco_builder import CocoBuilder
+from tinydet.data.readers.text_files import numbered_lines, pair_with_images, parse_numbers, to_integer
 
 CATEGORIES = (
     "plane",
@@ -33,47 +33,48 @@ CATEGORIES = (
     "airport",  # from 2.0
     "helipad",
 )
-_HEADING = ("imagesource:", "gsd:")
+_HEADER = ("imagesource:", "gsd:")
 _FORM = "x1 y1 x2 y2 x3 y3 x4 y4 category difficult"
 
 
-def read(source: Path, images: Path | None, *, classes: Sequence[str] | None = None) -> Collection:
-    """The folder `labelTxt` of a DOTA set, with its folder `images`; `difficult` objects become ignore regions.
+def read(source: Path, images: Path | None, *, classes: Sequence[str] | None = None) -> CocoBuilder:
+    """Read the folder `labelTxt`. `difficult` objects become ignore regions.
 
     Args:
-        classes: all names in the order of their ids; None: those that occur, numbered as published.
+        images: folder of the images; required, because the labels have no image sizes.
+        classes: all class names in the order of their ids; None takes those that occur, numbered as published.
 
     Raises:
-        ValueError: naming the file and the line.
+        ValueError: a file or line is invalid; the message names it.
     """
-    pairs, alone = pair_with_pictures(source, images)
+    pairs, unmatched = pair_with_images(source, images)
     assert images is not None
-    found = Collection(source, [])
-    for text, picture in pairs:
-        image_id = found.add_image(picture.as_posix(), picture_size(images / picture))
+    coco = CocoBuilder(source, [])
+    for text, image in pairs:
+        image_id = coco.add_image(image.as_posix(), image_size(images / image))
         for number, line in numbered_lines(text):
-            if line.lower().startswith(_HEADING):
+            if line.lower().startswith(_HEADER):
                 continue
-            where = f"{text} line {number}"
+            location = f"{text} line {number}"
             fields = line.split()
             if len(fields) not in (9, 10):
-                raise ValueError(f"{where}: {len(fields)} fields; expected 10: {_FORM}")
-            corners = to_numbers(fields[:8], where, _FORM)
+                raise ValueError(f"{location}: {len(fields)} fields; expected 10: {_FORM}")
+            corners = parse_numbers(fields[:8], location, _FORM)
             difficult = 0
             if len(fields) == 10:
-                (value,) = to_numbers(fields[9:], where, _FORM)
-                difficult = to_whole(value, 0, 2, where, "difficulty")
+                (value,) = parse_numbers(fields[9:], location, _FORM)
+                difficult = to_integer(value, 0, 2, location, "difficulty")
             xs, ys = corners[0::2], corners[1::2]
-            found.add_box(
+            coco.add_box(
                 image_id,
                 fields[8],
                 (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)),
-                where,
+                location,
                 ignore=difficult > 0,
                 segmentation=[corners],
                 difficult=difficult,
             )
-    found.number_categories(CATEGORIES, classes)
-    if alone:
-        found.notes.append(f"{len(alone)} pictures of {images} have no annotation file and are left out")
-    return found
+    coco.number_categories(CATEGORIES, classes)
+    if unmatched:
+        coco.notes.append(f"{len(unmatched)} images of {images} have no annotation file and are left out")
+    return coco

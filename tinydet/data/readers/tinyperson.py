@@ -1,8 +1,8 @@
-"""TinyPerson: COCO JSON with four flags of its own for each annotation.
+"""TinyPerson: COCO JSON with four additional flags per annotation.
 
-`ignore` (crowds, reflections), `uncertain` (a person or not?), `logo` and `in_dense_image`; sub-images have a `corner`,
-and their file the `old_images` that they were cut from. Ids count from 0. The classes are sea_person and earth_person,
-or, in the files of a task, one of them alone or `person`. Published in ucas-vg/TinyBenchmark.
+The flags are `ignore` (crowds, reflections), `uncertain` (perhaps not a person), `logo` and `in_dense_image`. Files of
+sub-images give each image a `corner` and list the uncut images as `old_images`. Ids count from 0. The classes are
+sea_person and earth_person; files of a task have only one of them, or `person`. Published in ucas-vg/TinyBenchmark.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from tinydet.data.coco import refusing
-from tinydet.data.faults import examine, read_document
-from tinydet.data.readers.collection import Collection
+from tinydet.data.coco_rules import examine, read_document
+from tinydet.data.readers.coco_builder import CocoBuilder
 
 FLAGS = ("ignore", "uncertain", "logo", "in_dense_image")
 TASKS = ("all", "sea", "earth")
 
 
-def read(source: Path, *, task: str | None = None, keep_uncertain: bool = False) -> Collection:
-    """Any annotation file of the set, whole images or sub-images; every field stays as it is, but for `ignore`.
+def read(source: Path, *, task: str | None = None, keep_uncertain: bool = False) -> CocoBuilder:
+    """Read an annotation file of whole images or sub-images. All fields except `ignore` stay unchanged.
 
-    What is uncertain or a logo becomes an ignore region, as the benchmark's training set has neither. Its evaluator
-    reads `ignore` and `uncertain` but no `logo`: to compare with published scores, score the published file itself.
+    Uncertain annotations and logos become ignore regions, because the training set of the benchmark has neither. The
+    evaluator of the benchmark reads `ignore` and `uncertain` but not `logo`: evaluate with the published file to
+    compare with published scores.
 
     Args:
-        task: "all" makes one class `person`; "sea" and "earth" keep one class, and the other becomes ignore regions.
-            None leaves the classes of the file.
-        keep_uncertain: uncertain annotations stay objects.
+        task: "all" makes one class `person`; "sea" and "earth" keep one class and turn the other into ignore regions.
+            None keeps the classes of the file.
+        keep_uncertain: keep uncertain annotations as objects.
 
     Raises:
-        ValueError: naming the file and the entry.
+        ValueError: the file or an entry is invalid; the message names it.
     """
     document = read_document(source)
     examine(document, refusing(source))
@@ -41,18 +42,18 @@ def read(source: Path, *, task: str | None = None, keep_uncertain: bool = False)
                 what = f"annotation {annotation['id']} has {flag} {annotation[flag]!r}"
                 raise ValueError(f"{source}: {what}; expected true or false, as in the files of TinyPerson")
     counts = {flag: sum(bool(annotation.get(flag)) for annotation in annotations) for flag in FLAGS}
-    hidden = ("ignore", "logo") if keep_uncertain else ("ignore", "uncertain", "logo")
+    ignored = ("ignore", "logo") if keep_uncertain else ("ignore", "uncertain", "logo")
     for annotation in annotations:
-        annotation["ignore"] = int(any(annotation.get(flag) for flag in hidden))
+        annotation["ignore"] = int(any(annotation.get(flag) for flag in ignored))
     categories = document["categories"] if task is None else _for_task(document, task, source)
     extra = {key: value for key, value in document.items() if key not in ("images", "annotations", "categories")}
-    places = [f"annotation {annotation['id']}" for annotation in annotations]
+    locations = [f"annotation {annotation['id']}" for annotation in annotations]
     notes = [f"flagged in the file: {', '.join(f'{flag} {count:,}' for flag, count in counts.items())}"]
-    return Collection(source, categories, document["images"], annotations, places, notes, extra)
+    return CocoBuilder(source, categories, document["images"], annotations, locations, notes, extra)
 
 
 def _for_task(document: dict[str, Any], task: str, source: Path) -> list[dict[str, Any]]:
-    """The categories of a task; annotations are changed to it."""
+    """Return the categories of a task, and change the annotations in place."""
     annotations, categories = document["annotations"], document["categories"]
     if task == "all":
         for annotation in annotations:

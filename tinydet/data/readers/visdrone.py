@@ -1,17 +1,18 @@
-"""VisDrone-DET: a text file for each picture, one box a line.
+"""VisDrone-DET: one text file per image, one box per line.
 
-`left,top,width,height,score,category,truncation,occlusion`, whole pixels. In ground truth the score is 1, or 0 for a
-box that scoring ignores. Category 0 are ignored regions, 11 are others, which are ignored too. Published in
-VisDrone/VisDrone2018-DET-toolkit; some files end their lines with a comma, and a few boxes have no height.
+A line is `left,top,width,height,score,category,truncation,occlusion`, in whole pixels. In the ground truth the score is
+1, or 0 for boxes that the evaluation ignores. Categories 0 (ignored regions) and 11 (others) are ignored too. Lines of
+some files end with a comma, and a few boxes have no height. The format is published in
+VisDrone/VisDrone2018-DET-toolkit.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tinydet.data.image_files import picture_size
-from tinydet.data.readers.collection import Collection
-from tinydet.data.readers.text import numbered_lines, pair_with_pictures, to_numbers, to_whole
+from tinydet.data.image_files import image_size
+from tinydet.data.readers.coco_builder import CocoBuilder
+from tinydet.data.readers.text_files import numbered_lines, pair_with_images, parse_numbers, to_integer
 
 CATEGORIES = (
     "ignored regions",
@@ -31,41 +32,44 @@ REGIONS, OTHERS = 0, 11
 _FORM = "left,top,width,height,score,category,truncation,occlusion"
 
 
-def read(source: Path, images: Path | None) -> Collection:
-    """The folder `annotations` of a VisDrone-DET set, with its folder `images`.
+def read(source: Path, images: Path | None) -> CocoBuilder:
+    """Read the folder `annotations`. Ignored regions, others and boxes of score 0 become ignore regions.
+
+    Args:
+        images: folder of the images; required, because the annotations have no image sizes.
 
     Raises:
-        ValueError: naming the file and the line.
+        ValueError: a file or line is invalid; the message names it.
     """
-    pairs, alone = pair_with_pictures(source, images)
+    pairs, unmatched = pair_with_images(source, images)
     assert images is not None
-    found = Collection(source, [])
-    for text, picture in pairs:
-        image_id = found.add_image(picture.as_posix(), picture_size(images / picture))
+    coco = CocoBuilder(source, [])
+    for text, image in pairs:
+        image_id = coco.add_image(image.as_posix(), image_size(images / image))
         for number, line in numbered_lines(text):
-            where = f"{text} line {number}"
+            location = f"{text} line {number}"
             fields = line.removesuffix(",").split(",")
             if len(fields) != 8:
-                raise ValueError(f"{where}: {len(fields)} numbers; expected 8: {_FORM}")
-            left, top, width, height, score, category, truncation, occlusion = to_numbers(fields, where, _FORM)
+                raise ValueError(f"{location}: {len(fields)} numbers; expected 8: {_FORM}")
+            left, top, width, height, score, category, truncation, occlusion = parse_numbers(fields, location, _FORM)
             if width < 0 or height < 0:
-                raise ValueError(f"{where}: a box of {width:g}x{height:g} pixels; expected {_FORM}")
-            kind = to_whole(category, 0, OTHERS, where, "category")
-            considered = to_whole(score, 0, 1, where, "score")
-            found.add_box(
+                raise ValueError(f"{location}: a box of {width:g}x{height:g} pixels; expected {_FORM}")
+            category_id = to_integer(category, 0, OTHERS, location, "category")
+            evaluated = to_integer(score, 0, 1, location, "score")
+            coco.add_box(
                 image_id,
-                kind,
+                category_id,
                 (left, top, width, height),
-                where,
-                ignore=kind in (REGIONS, OTHERS) or not considered,
-                crowd=kind == REGIONS,
-                score=considered,
-                truncation=to_whole(truncation, -1, 1, where, "truncation"),
-                occlusion=to_whole(occlusion, -1, 2, where, "occlusion"),
+                location,
+                ignore=category_id in (REGIONS, OTHERS) or not evaluated,
+                crowd=category_id == REGIONS,
+                score=evaluated,
+                truncation=to_integer(truncation, -1, 1, location, "truncation"),
+                occlusion=to_integer(occlusion, -1, 2, location, "occlusion"),
             )
-    # A category of ignore regions alone would pass for a class where none of its boxes is in the set.
-    used = {annotation["category_id"] for annotation in found.annotations} | set(range(REGIONS + 1, OTHERS))
-    found.categories = [{"id": n, "name": name} for n, name in enumerate(CATEGORIES) if n in used]
-    if alone:
-        found.notes.append(f"{len(alone)} pictures of {images} have no annotation file and are left out")
-    return found
+    # A category without annotations counts as a class, so list the ignored ones only if they occur.
+    used = {annotation["category_id"] for annotation in coco.annotations} | set(range(REGIONS + 1, OTHERS))
+    coco.categories = [{"id": n, "name": name} for n, name in enumerate(CATEGORIES) if n in used]
+    if unmatched:
+        coco.notes.append(f"{len(unmatched)} images of {images} have no annotation file and are left out")
+    return coco

@@ -1,8 +1,8 @@
-"""Pascal VOC: an XML file for each picture.
+"""Pascal VOC: one XML file per image.
 
-Pixels count from 1 and the last one belongs to the box: a box from 1 to 4 is 4 pixels wide and begins at 0. Tools that
-write the format often mean edges counted from 0 instead; `first_pixel` says which. `difficult` objects are left out of
-the benchmark's scores, and become ignore regions.
+Coordinates are pixel indices from 1, and the last pixel belongs to the box: a box from 1 to 4 starts at 0 and is 4
+pixels wide. Many annotation tools write edges counted from 0 instead; `first_pixel` chooses between the two. The
+benchmark does not evaluate `difficult` objects; they become ignore regions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
-from tinydet.data.image_files import list_pictures, picture_size
-from tinydet.data.readers.collection import Collection
+from tinydet.data.image_files import image_size, list_images
+from tinydet.data.readers.coco_builder import CocoBuilder
 
 CATEGORIES = (
     "aeroplane",
@@ -40,70 +40,73 @@ CATEGORIES = (
     "tvmonitor",
 )
 _FLAGS = ("truncated", "occluded", "difficult")
-_DEEPEST = 50  # levels of elements; the format has four
-_LONGEST = 1000  # characters of a text; the format has numbers and names
+_MAX_DEPTH = 50  # of nested elements; the format needs four
+_MAX_TEXT = 1000  # characters of an element's text; the format has only numbers and names
 
 
 def read(
     source: Path, images: Path | None = None, *, first_pixel: int = 1, classes: Sequence[str] | None = None
-) -> Collection:
-    """A folder of XML files (or one of them), whose pictures need not be there if the files say their sizes.
+) -> CocoBuilder:
+    """Read an XML file or a folder of them.
 
     Args:
-        images: folder of the pictures. A picture is the one that `filename` names, or else the file's namesake.
-        first_pixel: 1, as published; 0 where the numbers are edges.
-        classes: all names in the order of their ids; None: those that occur, numbered as published.
+        images: folder of the images, which are found by `filename` or by the name of the XML file. None takes
+            `filename` without a check; the files must then state the image sizes.
+        first_pixel: 1 for pixel indices, as published; 0 for edges.
+        classes: all class names in the order of their ids; None takes those that occur, numbered as published.
 
     Raises:
-        ValueError: naming the file and the line.
+        ValueError: a file or element is invalid; the message names the file and the line.
     """
     if not source.exists():
         raise ValueError(f"{source} does not exist; name a folder of .xml files")
     files = sorted(source.rglob("*.xml")) if source.is_dir() else [source]
     if not files:
-        raise ValueError(f"{source}: no .xml file in this folder; name the one that holds the annotations")
-    pictures = None if images is None else _Pictures(images)
-    found = Collection(source, [])
-    edges = 0
+        raise ValueError(f"{source}: no .xml file in this folder; name the folder of the annotations")
+    index = None if images is None else _ImageIndex(images)
+    coco = CocoBuilder(source, [])
+    edges = 0  # boxes that cannot be pixel indices from 1
     for path in files:
         root = parse_xml(path)
         if root.tag != "annotation":
             raise ValueError(f"{path} line {root.line}: <{root.tag}>; expected <annotation> of Pascal VOC")
         named = root.first("filename")
         name = Path(named.text.replace("\\", "/")).name if named is not None else ""
-        if pictures is not None:
-            name = pictures.take(path, path.relative_to(source) if source.is_dir() else Path(path.name), name)
+        if index is not None:
+            name = index.assign(path, path.relative_to(source) if source.is_dir() else Path(path.name), name)
         elif not name:
-            raise ValueError(f"{path} line {root.line}: no <filename>; name the folder of the pictures with --images")
-        image_id = found.add_image(name, _size(path, root, images / name if images is not None else None))
+            raise ValueError(f"{path} line {root.line}: no <filename>; name the folder of the images with --images")
+        image_id = coco.add_image(name, _size(path, root, images / name if images is not None else None))
         for element in root.all("object"):
-            box = element.one("bndbox", path)
-            left, top, right, bottom = (_number(path, box.one(key, path)) for key in ("xmin", "ymin", "xmax", "ymax"))
+            box = element.require("bndbox", path)
+            left, top, right, bottom = (
+                _number(path, box.require(key, path)) for key in ("xmin", "ymin", "xmax", "ymax")
+            )
             if right < left or bottom < top:
                 what = f"a box from {left:g},{top:g} to {right:g},{bottom:g}"
-                raise ValueError(f"{path} line {box.line}: {what}; xmin and ymin must be the smaller ones")
+                raise ValueError(f"{path} line {box.line}: {what}; xmin and ymin must be at most xmax and ymax")
             edges += left < 1 or top < 1
             flags = {flag: _flag(path, element, flag) for flag in _FLAGS}
             pose = {"pose": pose.text} if (pose := element.first("pose")) is not None and pose.text else {}
             xywh = (left - first_pixel, top - first_pixel, right - left + first_pixel, bottom - top + first_pixel)
-            kind = element.one("name", path)
-            if not kind.text:
-                raise ValueError(f"{path} line {kind.line}: an object without a name; give it its class")
+            category = element.require("name", path)
+            if not category.text:
+                raise ValueError(f"{path} line {category.line}: an object without a name; give it its class")
             fields: dict[str, Any] = {**{key: flag for key, flag in flags.items() if flag is not None}, **pose}
-            found.add_box(
-                image_id, kind.text, xywh, f"{path} line {element.line}", ignore=bool(flags["difficult"]), **fields
+            coco.add_box(
+                image_id, category.text, xywh, f"{path} line {element.line}", ignore=bool(flags["difficult"]), **fields
             )
-    found.number_categories(CATEGORIES, classes)
+    coco.number_categories(CATEGORIES, classes)
     if first_pixel and edges:
-        found.notes.append(f"{edges} boxes begin before pixel 1, so they hardly count from 1; try --first-pixel 0")
-    if pictures is not None and (alone := pictures.left()):
-        found.notes.append(f"{alone} pictures of {images} have no annotation file and are left out")
-    return found
+        coco.notes.append(f"{edges} boxes start before pixel 1, so coordinates are probably edges; try --first-pixel 0")
+    if index is not None and (unmatched := index.count_unassigned()):
+        coco.notes.append(f"{unmatched} images of {images} have no annotation file and are left out")
+    return coco
 
 
 @dataclass
 class Element:
-    """An XML element: its name, its line, the text before its first child, its children."""
+    """An XML element with its line number and the text before its first child."""
 
     tag: str
     line: int
@@ -116,11 +119,11 @@ class Element:
     def first(self, tag: str) -> Element | None:
         return next(iter(self.all(tag)), None)
 
-    def one(self, tag: str, path: Path) -> Element:
-        """The first child of this name.
+    def require(self, tag: str, path: Path) -> Element:
+        """Return the first child with this tag.
 
         Raises:
-            ValueError: naming the file and the line, where there is none.
+            ValueError: there is none; the message names the file and the line.
         """
         child = self.first(tag)
         if child is None:
@@ -129,24 +132,26 @@ class Element:
 
 
 def parse_xml(path: Path) -> Element:
-    """The root element of a file without a document type: so it can define no entities, and load no other files.
+    """Return the root element of an XML file.
+
+    A document type is an error, so a file can neither define entities nor load other files.
 
     Raises:
-        ValueError: naming the file and the line.
+        ValueError: the file is invalid; the message names the file and the line.
     """
     stack: list[Element] = []
     roots: list[Element] = []
     parser = expat.ParserCreate()
 
-    def where() -> str:
+    def location() -> str:
         return f"{path} line {parser.CurrentLineNumber}"
 
-    def refuse(*_: object) -> None:
-        raise ValueError(f"{where()}: a document type (<!DOCTYPE>), which Pascal VOC does not have; remove it")
+    def reject_doctype(*_: object) -> None:
+        raise ValueError(f"{location()}: a document type (<!DOCTYPE>) is not allowed in Pascal VOC; remove it")
 
     def start(tag: str, _: dict[str, str]) -> None:
-        if len(stack) >= _DEEPEST:
-            raise ValueError(f"{where()}: elements in elements, more than {_DEEPEST} deep; this is not Pascal VOC")
+        if len(stack) >= _MAX_DEPTH:
+            raise ValueError(f"{location()}: elements nested more than {_MAX_DEPTH} deep; this is not Pascal VOC")
         element = Element(tag, parser.CurrentLineNumber)
         (stack[-1].children if stack else roots).append(element)
         stack.append(element)
@@ -156,60 +161,70 @@ def parse_xml(path: Path) -> Element:
         element.text = element.text.strip()
 
     def text(data: str) -> None:
-        if stack and not stack[-1].children and len(stack[-1].text) < _LONGEST:
+        if stack and not stack[-1].children and len(stack[-1].text) < _MAX_TEXT:
             stack[-1].text += data
 
-    parser.StartDoctypeDeclHandler = refuse
+    parser.StartDoctypeDeclHandler = reject_doctype
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
     parser.buffer_text = True
     try:
         parser.Parse(path.read_bytes(), True)
     except expat.ExpatError as error:
         reason = expat.ErrorString(error.code)
-        raise ValueError(f"{path} line {error.lineno}: not XML ({reason}); write the file again") from error
+        raise ValueError(f"{path} line {error.lineno}: not XML ({reason}); replace the file") from error
     return roots[0]
 
 
-class _Pictures:
-    """The pictures of a folder, by name; each belongs to one annotation file."""
+class _ImageIndex:
+    """The images of a folder by name. Each belongs to at most one annotation file."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder of images; check --images")
         self.folder = folder
-        self.owner: dict[Path, Path | None] = dict.fromkeys(list_pictures(folder))
-        self.named: dict[str, list[Path]] = {}
-        for picture in self.owner:
-            for name in (picture.name, picture.stem):
-                self.named.setdefault(name, []).append(picture)
+        self.owner: dict[Path, Path | None] = dict.fromkeys(list_images(folder))
+        self.by_name: dict[str, list[Path]] = {}
+        for image in self.owner:
+            for name in (image.name, image.stem):
+                self.by_name.setdefault(name, []).append(image)
 
-    def take(self, path: Path, relative: Path, name: str) -> str:
-        """The picture of an annotation file: the one that it names, or its namesake; of several, in the same folder."""
-        found = self.named.get(name) or self.named.get(path.stem) or []
+    def assign(self, path: Path, relative: Path, name: str) -> str:
+        """Return the image of an annotation file: the one called `name`, or the one with the name of the file.
+
+        Args:
+            path: the annotation file.
+            relative: `path` relative to the folder of annotations; it decides between images of the same name.
+            name: from the file; may be empty.
+
+        Raises:
+            ValueError: no such image, or it belongs to another file.
+        """
+        found = self.by_name.get(name) or self.by_name.get(path.stem) or []
         if len(found) > 1:
-            found = [picture for picture in found if picture.with_suffix("") == relative.with_suffix("")]
+            found = [image for image in found if image.with_suffix("") == relative.with_suffix("")]
         if len(found) != 1:
-            raise ValueError(
-                f"{path}: no picture {name!r}, and none of the file's name, in {self.folder}; check --images"
-            )
+            raise ValueError(f"{path}: no image {name!r} or {path.stem!r} in {self.folder}; check --images")
         if (other := self.owner[found[0]]) is not None:
-            raise ValueError(f"{path}: {other} is about the same picture, {found[0]}; remove one of the two")
+            raise ValueError(f"{path}: {other} annotates the same image, {found[0]}; remove one of the two")
         self.owner[found[0]] = path
         return found[0].as_posix()
 
-    def left(self) -> int:
+    def count_unassigned(self) -> int:
         return sum(owner is None for owner in self.owner.values())
 
 
-def _size(path: Path, root: Element, picture: Path | None) -> tuple[int, int]:
+def _size(path: Path, root: Element, image: Path | None) -> tuple[int, int]:
+    """Return width and height as stated in the file, otherwise those of the image."""
     size = root.first("size")
-    sides = [_number(path, size.one(key, path)) for key in ("width", "height")] if size is not None else [0.0, 0.0]
+    sides = [_number(path, size.require(key, path)) for key in ("width", "height")] if size is not None else [0.0, 0.0]
     if all(side > 0 and side.is_integer() for side in sides):
         return int(sides[0]), int(sides[1])
-    if picture is None:  # some tools leave the size out, or write 0
+    if image is None:  # some tools omit the size, or write 0
         line = root.line if size is None else size.line
-        raise ValueError(f"{path} line {line}: no size of the picture; name its folder with --images to read it there")
-    return picture_size(picture)
+        raise ValueError(
+            f"{path} line {line}: no image size; name the folder of the images with --images to read it from there"
+        )
+    return image_size(image)
 
 
 def _number(path: Path, element: Element) -> float:

@@ -1,109 +1,80 @@
-"""YOLO: a text file for each picture, one object a line; the names of the classes in `data.yaml` or `classes.txt`.
+"""YOLO: one text file per image, one object per line; class names in `data.yaml` or `classes.txt`.
 
-`class x y width height`: the number of the class from 0, then the centre and the sides as shares of the picture. More
-numbers are the corners of a polygon (segmentation, oriented boxes), and the box is the one around it. A picture
-without a text file, or with an empty one, shows no object.
+A line is `class x y width height`: the class number from 0, then center and size as fractions of the image size. Lines
+with more numbers hold the corners of a polygon (segmentation, oriented boxes); the box is its bounding box. An image
+without a text file, or with an empty one, has no objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tinydet._internal.extras import needs_extra
-from tinydet.data.image_files import picture_size
-from tinydet.data.readers.collection import Collection
-from tinydet.data.readers.text import numbered_lines, pair_with_pictures, read_names, to_numbers, to_whole
+from tinydet.data.image_files import image_size
+from tinydet.data.readers.class_names import read_class_names
+from tinydet.data.readers.coco_builder import CocoBuilder
+from tinydet.data.readers.text_files import numbered_lines, pair_with_images, parse_numbers, to_integer
 
-LISTS = ("data.yaml", "data.yml", "classes.txt", "obj.names")  # of class names, in the folder or the two above it
-_FORM = "class x y width height, as shares of the picture from 0 to 1"
-_SLACK = 0.01  # labels that were rounded or drawn beyond the border; what is further out is not a share
+# Files of class names, looked up in the folder of labels and its two parents.
+CLASS_FILES = ("data.yaml", "data.yml", "classes.txt", "obj.names")
+_FORM = "class x y width height, as fractions of the image size from 0 to 1"
+_TOLERANCE = 0.01  # for labels that were rounded, or drawn beyond the border
 
 
-def read(source: Path, images: Path | None, *, classes: Sequence[str] | None = None) -> Collection:
-    """A folder of labels with the folder of its pictures.
+def read(source: Path, images: Path | None, *, classes: Sequence[str] | None = None) -> CocoBuilder:
+    """Read a folder of labels.
 
     Args:
-        classes: names in the order of their numbers; None: those of the nearest of `LISTS`.
+        images: folder of the images; required, because the labels have no image sizes.
+        classes: class names in the order of their numbers; None reads the nearest of `CLASS_FILES`.
 
     Raises:
-        ValueError: naming the file and the line.
-    """
-    names = list(classes) if classes is not None else _find_names(source)
-    pairs, alone = pair_with_pictures(source, images, leave=frozenset(LISTS))
-    assert images is not None
-    found = Collection(source, [{"id": n, "name": name} for n, name in enumerate(names)])
-    labels = {picture: text for text, picture in pairs}
-    for picture in sorted([*labels, *alone]):
-        size = picture_size(images / picture)
-        image_id = found.add_image(picture.as_posix(), size)
-        for number, line in numbered_lines(labels[picture]) if picture in labels else ():
-            where = f"{labels[picture]} line {number}"
-            kind, *shares = to_numbers(line.split(), where, _FORM)
-            kind = to_whole(kind, 0, len(names) - 1, where, "class")
-            found.add_box(image_id, kind, *_in_pixels(shares, size, where))
-    if alone:
-        found.notes.append(f"{len(alone)} pictures of {images} have no label file: images without objects")
-    return found
-
-
-def read_yaml_names(path: Path) -> list[str]:
-    """The `names` of a data.yaml: a list, or a mapping from numbers.
-
-    Raises:
-        ValueError: naming the file, where they are neither.
+        ValueError: a file or line is invalid; the message names it.
         ModuleNotFoundError: PyYAML is not installed.
     """
-    with needs_extra("formats"):
-        import yaml
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}); correct it") from error
-    names: Any = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[n] for n in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
-        raise ValueError(f"{path}: expected names: [person, car], or names: {{0: person, 1: car}}")
-    texts = [str(name) for name in names]
-    if len(set(texts)) < len(texts):
-        raise ValueError(f"{path}: a class name is listed twice in {texts}; the names of classes must differ")
-    return texts
+    names = list(classes) if classes is not None else _find_class_names(source)
+    pairs, unmatched = pair_with_images(source, images, skip=frozenset(CLASS_FILES))
+    assert images is not None
+    coco = CocoBuilder(source, [{"id": n, "name": name} for n, name in enumerate(names)])
+    labels = {image: text for text, image in pairs}
+    for image in sorted([*labels, *unmatched]):
+        size = image_size(images / image)
+        image_id = coco.add_image(image.as_posix(), size)
+        for number, line in numbered_lines(labels[image]) if image in labels else ():
+            location = f"{labels[image]} line {number}"
+            category, *fractions = parse_numbers(line.split(), location, _FORM)
+            category = to_integer(category, 0, len(names) - 1, location, "class")
+            coco.add_box(image_id, category, _to_pixels(fractions, size, location), location)
+    if unmatched:
+        coco.notes.append(f"{len(unmatched)} images of {images} have no label file: images without objects")
+    return coco
 
 
-def _find_names(source: Path) -> list[str]:
+def _find_class_names(source: Path) -> list[str]:
+    """Read the first of `CLASS_FILES` in the folder of labels or its two parents."""
     folder = source.parent if source.is_file() else source
-    for place in (folder, *list(folder.absolute().parents)[:2]):
-        for name in LISTS:
-            if (place / name).is_file():
-                return read_class_list(place / name)
+    for parent in (folder, *list(folder.absolute().parents)[:2]):
+        for name in CLASS_FILES:
+            if (parent / name).is_file():
+                return read_class_names(parent / name)
     raise ValueError(
-        f"{source}: no {', '.join(LISTS)} here or in the two folders above; name the file of class names with --classes"
+        f"{source}: no {', '.join(CLASS_FILES)} here or in the two parent folders; name the file of class names with "
+        "--classes"
     )
 
 
-def read_class_list(path: Path) -> list[str]:
-    """Names of classes from a file of YAML, or of one name a line.
-
-    Raises:
-        ValueError, OSError, ModuleNotFoundError: as `read_names` and `read_yaml_names`.
-    """
-    return read_yaml_names(path) if path.suffix in (".yaml", ".yml") else read_names(path)
-
-
-def _in_pixels(shares: list[float], size: tuple[int, int], where: str) -> tuple[tuple[float, float, float, float], str]:
-    """x, y, width, height in pixels, and the place."""
-    if any(not -_SLACK <= share <= 1 + _SLACK for share in shares):
-        raise ValueError(f"{where}: a share of the picture is not from 0 to 1; expected {_FORM}")
-    if len(shares) == 4:
-        x, y, width, height = shares
+def _to_pixels(fractions: list[float], size: tuple[int, int], location: str) -> tuple[float, float, float, float]:
+    """Convert the numbers of a line to x, y, width, height in pixels."""
+    if any(not -_TOLERANCE <= fraction <= 1 + _TOLERANCE for fraction in fractions):
+        raise ValueError(f"{location}: a fraction of the image size is not from 0 to 1; expected {_FORM}")
+    if len(fractions) == 4:
+        x, y, width, height = fractions
         if width < 0 or height < 0:
-            raise ValueError(f"{where}: a box of negative size; expected {_FORM}")
+            raise ValueError(f"{location}: a box with a negative side; expected {_FORM}")
         left, top = x - width / 2, y - height / 2
-    elif len(shares) >= 6 and len(shares) % 2 == 0:
-        left, top = min(shares[0::2]), min(shares[1::2])
-        width, height = max(shares[0::2]) - left, max(shares[1::2]) - top
+    elif len(fractions) >= 6 and len(fractions) % 2 == 0:
+        left, top = min(fractions[0::2]), min(fractions[1::2])
+        width, height = max(fractions[0::2]) - left, max(fractions[1::2]) - top
     else:
-        raise ValueError(f"{where}: {len(shares) + 1} numbers; expected 5: {_FORM}")
-    return (left * size[0], top * size[1], width * size[0], height * size[1]), where
+        raise ValueError(f"{location}: {len(fractions) + 1} numbers; expected 5: {_FORM}")
+    return left * size[0], top * size[1], width * size[0], height * size[1]

@@ -1,1 +1,1 @@
-"""What a synthetic scene is made of, one module each: see `tinydet.data.synthetic`, which puts it together."""
+"""The layers of a synthetic scene, one per module. `tinydet.data.synthetic` combines them."""

@@ -1,4 +1,4 @@
-"""A COCO document in the making, which remembers where in the source each box stands."""
+"""Build a COCO document from another format, with the location of each box for error messages."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinydet.data.faults import NO_AREA, OUTSIDE, Fault, examine, examine_boxes, examine_objects
+from tinydet.data.coco_rules import NO_AREA, OUTSIDE, Fault, examine, examine_boxes, examine_objects
 
 
 @dataclass
-class Collection:
-    """What a reader found.
+class CocoBuilder:
+    """A COCO document under construction.
 
     Attributes:
-        source: the file or folder that was read.
+        source: the file or folder that is read.
         categories: COCO categories.
         images, annotations: COCO entries; ids count from 1.
-        places: where in the source each annotation stands, "labels/7.txt line 3"; parallel to `annotations`.
-        notes: what a user should know about the conversion, a sentence each.
+        locations: of each annotation in the source, such as "labels/7.txt line 3"; parallel to `annotations`.
+        notes: messages to the user about the conversion.
         extra: other keys of the document.
     """
 
@@ -27,12 +27,12 @@ class Collection:
     categories: list[dict[str, Any]]
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
+    locations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def add_image(self, file_name: str, size: tuple[int, int], **fields: Any) -> int:
-        """Returns its id."""
+        """Add an image and return its id."""
         width, height = size
         self.images.append(
             {"id": len(self.images) + 1, "file_name": file_name, "width": width, "height": height, **fields}
@@ -44,17 +44,18 @@ class Collection:
         image_id: int,
         category: int | str,
         xywh: Sequence[float],
-        place: str,
+        location: str,
         *,
         ignore: bool = False,
         crowd: bool = False,
         **fields: Any,
     ) -> None:
-        """An object, or with `ignore` a region where there is nothing to find and nothing to punish.
+        """Add an object, or an ignore region.
 
         Args:
-            category: its id, or its name, for `number_categories`.
-            xywh: pixels of the image.
+            category: id of the category, or its name if `number_categories` follows.
+            xywh: x, y, width, height in pixels of the image.
+            location: file and line of the box in the source.
         """
         self.annotations.append(
             {
@@ -68,26 +69,27 @@ class Collection:
                 **fields,
             }
         )
-        self.places.append(place)
+        self.locations.append(location)
 
     def number_categories(self, published: Sequence[str], listed: Sequence[str] | None) -> None:
-        """Give categories their ids, from 1, where the boxes hold names so far.
+        """Number the categories from 1 and replace their names in the annotations by the ids.
 
         Args:
-            published: the classes of the published data set, in its order; they keep their number there.
-            listed: all classes in the order that the user wants; None for the published numbers, or for the alphabet
-                where a name is not among them.
+            published: classes of the published dataset in the order of their numbers.
+            listed: all classes in the order that the user wants. None keeps the published numbers, or numbers the
+                classes alphabetically if one of them is not published.
 
         Raises:
-            ValueError: where `listed` lacks a name.
+            ValueError: `listed` lacks a name.
         """
         found = sorted({annotation["category_id"] for annotation in self.annotations})
         if listed is not None:
             if unknown := [name for name in found if name not in listed]:
-                place = next(
-                    p for a, p in zip(self.annotations, self.places, strict=True) if a["category_id"] == unknown[0]
+                first = next(n for n, entry in enumerate(self.annotations) if entry["category_id"] == unknown[0])
+                known = ", ".join(listed)
+                raise ValueError(
+                    f"{self.locations[first]}: {unknown[0]!r} is not among the classes of --classes: {known}"
                 )
-                raise ValueError(f"{place}: {unknown[0]!r} is not among the classes of --classes: {', '.join(listed)}")
             number = {name: n for n, name in enumerate(listed, 1)}
         elif set(found) <= set(published):
             number = {name: n for n, name in enumerate(published, 1) if name in found}
@@ -98,12 +100,12 @@ class Collection:
             annotation["category_id"] = number[annotation["category_id"]]
 
     def to_coco(self) -> dict[str, Any]:
-        """The document, which `load_dataset` accepts.
+        """Return the document, which `load_dataset` accepts.
 
-        Objects without an area or outside their image, which published sets have too, are left out; a note says so.
+        Objects without an area or outside their image, which occur in published datasets, are removed with a note.
 
         Raises:
-            ValueError: the first other fault, naming the source.
+            ValueError: the first other fault.
         """
         document: dict[str, Any] = {
             **self.extra,
@@ -114,14 +116,15 @@ class Collection:
         faults: list[Fault] = []
         contents = examine(document, faults.append)
         examine_boxes(contents, faults.append)
-        lost: set[int] = set()
+        removed: set[int] = set()
         for fault in faults:
             if fault.rule not in (NO_AREA, OUTSIDE):
                 raise ValueError(f"{self.source}: {fault.first()}")
             what = fault.rule.replace("object", "object" + "s" * (len(fault.entries) > 1), 1)
-            self.notes.append(f"{len(fault.entries)} {what} left out, the first of {self.places[fault.entries[0]]}")
-            lost.update(fault.entries)
-        document["annotations"] = [entry for n, entry in enumerate(self.annotations) if n not in lost]
+            first = self.locations[fault.entries[0]]
+            self.notes.append(f"{len(fault.entries)} {what} left out, the first of {first}")
+            removed.update(fault.entries)
+        document["annotations"] = [entry for n, entry in enumerate(self.annotations) if n not in removed]
         faults.clear()
         examine_objects(examine(document, faults.append), faults.append)
         if faults:

@@ -10,8 +10,8 @@ import pytest
 
 from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
-from tinydet.data.documents import load_document, write_document
-from tinydet.data.rewriting import PictureFolder, choose_output, new_folder
+from tinydet.data.coco_file import load_document, write_document
+from tinydet.data.output_folder import PictureFolder, choose_output, new_folder
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path
 from tinydet.data.coco import Dataset, load_dataset, read_pixels
-from tinydet.data.faults import read_document
+from tinydet.data.coco_rules import read_document
 
 Entry = dict[str, Any]  # an image or an annotation, as written
 VISIBLE_BOXES = ("vis_bbox", "vis")  # x, y, width, height of what is seen of an object (CityPersons)

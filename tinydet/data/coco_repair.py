@@ -1,4 +1,4 @@
-"""Mending what `tinydet.data.faults` finds, where no guess is needed: entries are dropped, renumbered or merged.
+"""Mending what `tinydet.data.coco_rules` finds, where no guess is needed: entries are dropped, renumbered or merged.
 
 What could mean two things (two different images of one id) is dropped with all that refers to it: a box on the wrong
 image is worse than no box.
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tinydet.data.faults import (
+from tinydet.data.coco_rules import (
     LISTS,
     Fault,
     Part,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tinydet.runtime.scenes import open_scene
 
 Part = Literal["", "images", "categories", "annotations"]
-# How `tinydet data check --fix` mends entries; see tinydet.data.repair.
+# How `tinydet data check --fix` mends entries; see tinydet.data.coco_repair.
 Repair = Literal["", "drop", "renumber", "tell apart", "merge", "name", "flag", "measure", "compare"]
 
 LISTS: tuple[Part, ...] = ("images", "categories", "annotations")
