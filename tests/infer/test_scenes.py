@@ -111,7 +111,7 @@ def test_tiles_without_data_are_not_run_and_counted(folder: Path, capsys, runs: 
     assert cv2.imwrite("a.png", pixels)
     assert run("--image", "a.png", "--output", "all.json", overlap=0) == 0
     assert rows(folder / "all.json") == [(1, 32, 16, 8, 8)]
-    assert "48 tiles without data were passed over (75%)" in capsys.readouterr().out
+    assert "48 tiles without data were skipped (75%)" in capsys.readouterr().out
     assert sum(runs) == 16
 
 
@@ -168,12 +168,12 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(OnnxRuntimeBackend, "run", stops)
         assert run(*words) == 130
-    assert "40 of 361 tiles are kept in all.journal; --resume goes on from there" in capsys.readouterr().out
+    assert "40 of 361 tiles are kept in all.journal; --resume continues from there" in capsys.readouterr().out
     assert not (folder / "all.json").exists()
     assert run(*words, "--resume", "--bands", "1,2,9") == 2  # which costs nothing of what was found
     runs.clear()
     assert run(*words, "--resume") == 0
-    assert "40 of 361 tiles are known from an earlier run" in capsys.readouterr().out
+    assert "40 of 361 tiles were finished by an earlier run" in capsys.readouterr().out
     assert rows(folder / "all.json") == expected == sorted((1, *box) for box in boxes)
     assert sum(runs) - 8 == tiles - 40
 
@@ -221,7 +221,7 @@ def test_scenes_that_were_finished_before_ctrl_c_are_not_run_again(
     runs.clear()
     capsys.readouterr()
     assert run("--image", "flight", "--resume") == 0
-    assert capsys.readouterr().out.count("done before") == 2
+    assert capsys.readouterr().out.count("already complete") == 2
     assert sum(runs) == 4
     assert run("--image", "flight") == 0
     assert not list(folder.rglob("*.journal"))
@@ -285,7 +285,7 @@ def test_a_killed_process_loses_no_more_than_the_tiles_in_flight(folder: Path, c
     assert main([*words, "--resume"]) == 0
     assert sorted(path.name for path in folder.glob("*all*")) == ["all.journal", "all.json"]
     # 11 runs came back before the kill, of which two told how long it takes.
-    assert f"{4 * (11 - 2)} of 81 tiles are known from an earlier run" in capsys.readouterr().out
+    assert f"{4 * (11 - 2)} of 81 tiles were finished by an earlier run" in capsys.readouterr().out
     assert rows(folder / "all.json") == sorted((1, *box) for box in boxes)
 
 
@@ -332,7 +332,7 @@ def test_tiles_without_structure_are_skipped_once_it_is_measured_what_that_costs
     runs.clear()
     assert run(*words) == 0
     assert sum(runs) - 8 == 2
-    assert "79 tiles that show nothing of an object's size were passed over (98%)" in capsys.readouterr().out
+    assert "79 tiles without anything of an object's size were skipped (98%)" in capsys.readouterr().out
     assert rows(folder / "all.json") == sorted((1, *box) for box in boxes)
     assert run(*words, "--scale", "0.5") == 2
     assert "calibrate it again" in capsys.readouterr().err

@@ -111,7 +111,7 @@ def test_what_a_video_cannot_become_is_said_before_the_work(
 def test_a_damaged_video_in_a_folder_is_skipped_and_named(folder: Path, capsys) -> None:
     (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:900])
     assert run("--image", "cut.mp4", "clip.mp4", "--output", "found/", "--skip-unreadable") == 0
-    assert "1 of 2 scenes were skipped, for they cannot be read, first cut.mp4" in capsys.readouterr().out
+    assert "1 of 2 scenes were skipped because they cannot be read, first cut.mp4" in capsys.readouterr().out
     assert sorted(path.name for path in (folder / "found").iterdir()) == [
         "clip.detections.frames.csv", "clip.detections.json"
     ]  # fmt: skip
@@ -136,15 +136,15 @@ def test_an_interrupted_video_goes_on_and_a_second_run_changes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(OnnxRuntimeBackend, "run", stops)
         assert run("--image", "clip.mp4", "--resume") == 130
-    assert "6 frames are kept in clip.detections.journal; --resume goes on" in capsys.readouterr().out
+    assert "6 frames are kept in clip.detections.journal; --resume continues" in capsys.readouterr().out
     assert not any(path.exists() for path in outputs)
     assert run("--image", "clip.mp4", "--resume") == 0
     assert len(runs) == COUNT
-    assert "6 frames are known from an earlier run" in capsys.readouterr().out
+    assert "6 frames were finished by an earlier run" in capsys.readouterr().out
     assert [path.read_bytes() for path in outputs] == expected
     changed = [path.stat().st_mtime_ns for path in outputs]
     assert run("--image", "clip.mp4", "--resume") == 0
-    assert "done before" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     assert len(runs) == COUNT
     assert [path.stat().st_mtime_ns for path in outputs] == changed
     assert run("--image", "clip.mp4", "--resume", "--every", "2") == 2
@@ -169,7 +169,7 @@ def test_a_fault_of_the_machine_says_where_the_journal_is(
     assert run("--image", scene, "--output", "found.json") == 2
     captured = capsys.readouterr()
     assert kept in captured.out
-    assert "found.journal; --resume goes on from there" in captured.out
+    assert "found.journal; --resume continues from there" in captured.out
     assert "out of memory" in captured.err
 
 
@@ -197,7 +197,7 @@ def test_a_stream_that_was_cut_off_goes_on_where_it_is_now(folder: Path, runs: l
     assert len(rows) == len(runs) > first > 0
     assert rows == sorted(rows)
     assert len(dict(rows)) == len(rows)
-    assert f"{first} frames are known from an earlier run" in capsys.readouterr().out
+    assert f"{first} frames were finished by an earlier run" in capsys.readouterr().out
 
 
 def test_a_stream_that_is_lost_leaves_its_files_and_resuming_does_not_replace_its_video(folder: Path, capsys) -> None:

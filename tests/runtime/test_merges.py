@@ -156,7 +156,8 @@ def test_neither_the_order_of_tiles_nor_the_height_of_bands_changes_a_merge(merg
         found = []
         for step in steps:
             which = np.flatnonzero(np.isin(sources, step))
-            found.append(stitcher.add(step.tolist(), sources[which], corners[which], scores[which], labels[which]))
+            boxes = Detections(corners[which], scores[which], labels[which], {"tile": sources[which]})
+            found.append(stitcher.add(step.tolist(), boxes))
         return Detections.concatenate(found).by_score()
 
     at_once = stitched([np.arange(len(grid))])
@@ -170,7 +171,7 @@ def test_neither_the_order_of_tiles_nor_the_height_of_bands_changes_a_merge(merg
 @pytest.mark.parametrize("merge", MERGES)
 def test_two_classes_on_one_object_are_one_only_if_asked(merge: str) -> None:
     boxes = np.array([[540, 300, 560, 320], [541, 300, 561, 320]], float)
-    arguments = ([0, 1], np.array([0, 1]), boxes, np.float32([0.9, 0.8]), np.int32([0, 1]))
+    arguments = [0, 1], Detections(boxes, np.float32([0.9, 0.8]), np.int32([0, 1]), {"tile": np.array([0, 1])})
     grid = TileGrid(1152, 640, 640, 128)
     assert len(Stitcher(grid, nms_iou=0.5, merge=merge, score=0.3).add(*arguments)) == 2
     (label,) = Stitcher(grid, nms_iou=0.5, merge=merge, agnostic=True, score=0.3).add(*arguments).labels
@@ -180,4 +181,4 @@ def test_two_classes_on_one_object_are_one_only_if_asked(merge: str) -> None:
 def test_agnostic_suppression_inside_a_tile_keeps_the_best_class() -> None:
     boxes = np.array([[100, 300, 120, 320], [101, 300, 121, 320]], float)
     stitcher = Stitcher(TileGrid(640, 640, 640, 128), nms_iou=0.5, agnostic=True)
-    assert stitcher.add([0], np.zeros(2, np.int64), boxes, np.float32([0.8, 0.9]), np.int32([0, 1])).labels == [1]
+    assert stitcher.add([0], Detections(boxes, np.float32([0.8, 0.9]), np.int32([0, 1]))).labels == [1]

@@ -21,6 +21,11 @@ def area(boxes: np.ndarray) -> np.ndarray:
     return np.maximum(boxes[..., 2:] - boxes[..., :2], 0).prod(-1)
 
 
+def boxes_of(tiles: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Detections:
+    """Boxes of one or more tiles, in scene pixels."""
+    return Detections(boxes, scores, labels, {"tile": tiles})
+
+
 def objects(
     seed: int, size: int, count: int, smallest: float, largest: float, spread: float | None = None
 ) -> np.ndarray:
@@ -68,7 +73,7 @@ def scan(
         )
         scores = (rng.uniform(0.5, 1, len(which)) * (0.5 + 0.5 * share[which])).astype(np.float32)
         classes = np.zeros(len(which), np.int32) if labels is None else labels[which].astype(np.int32)
-        found.append(stitcher.add([index], np.full(len(which), index), boxes, scores, classes))
+        found.append(stitcher.add([index], boxes_of(np.full(len(which), index), boxes, scores, classes)))
         held = max(held, len(stitcher._pool))
     assert len(stitcher._pool) == 0
     return Detections.concatenate(found), held
@@ -172,21 +177,23 @@ def test_a_part_that_touches_an_edge_is_dropped_where_the_next_tile_sees_more() 
     """The next tile saw nothing there: what the first tile took for an object was the edge."""
     stitcher = Stitcher(TileGrid(1152, 640, 640, 128), nms_iou=None)
     boxes = np.array([[630, 300, 640, 320], [300, 300, 310, 320]], float)
-    found = stitcher.add([0, 1], np.zeros(2, np.int64), boxes, np.float32([0.9, 0.8]), np.zeros(2, np.int32))
+    found = stitcher.add([0, 1], boxes_of(np.zeros(2, np.int64), boxes, np.float32([0.9, 0.8]), np.zeros(2, np.int32)))
     assert found.boxes.tolist() == [[300, 300, 310, 320]]
 
 
 def test_a_box_at_the_border_of_the_scene_stays() -> None:
     stitcher = Stitcher(TileGrid(1152, 640, 640, 128), nms_iou=None)
     boxes = np.array([[0, 0, 9, 9], [1143, 631, 1152, 640]], float)
-    found = stitcher.add([0, 1], np.array([0, 1]), boxes, np.float32([0.9, 0.8]), np.zeros(2, np.int32))
+    found = stitcher.add([0, 1], boxes_of(np.array([0, 1]), boxes, np.float32([0.9, 0.8]), np.zeros(2, np.int32)))
     assert sorted(found.boxes.tolist()) == sorted(boxes.tolist())
 
 
 def test_two_boxes_of_one_tile_never_suppress_each_other_across_tiles() -> None:
     stitcher = Stitcher(TileGrid(1152, 640, 640, 128), nms_iou=None)
     boxes = np.array([[540, 300, 560, 320], [543, 300, 563, 320], [540, 300, 560, 320]], float)  # IoU 0.74
-    found = stitcher.add([0, 1], np.array([0, 0, 1]), boxes, np.float32([0.9, 0.8, 0.7]), np.zeros(3, np.int32))
+    found = stitcher.add(
+        [0, 1], boxes_of(np.array([0, 0, 1]), boxes, np.float32([0.9, 0.8, 0.7]), np.zeros(3, np.int32))
+    )
     assert found.boxes.tolist() == boxes[:2].tolist()
     assert found.tiles.tolist() == [0, 0]
 
@@ -231,12 +238,14 @@ def pair(boxes: np.ndarray, tiles: list[int], labels: list[int] | None = None, *
     """What becomes of boxes of two tiles that share x = 512 to 640; scores fall from 0.9."""
     stitcher = Stitcher(TileGrid(1152, 640, 640, 128), **{"nms_iou": None, **options})
     scores = np.float32(0.9 - 0.1 * np.arange(len(boxes)))
-    return stitcher.add([0, 1], np.array(tiles), boxes, scores, np.int32(labels or [0] * len(boxes))).by_score()
+    return stitcher.add(
+        [0, 1], boxes_of(np.array(tiles), boxes, scores, np.int32(labels or [0] * len(boxes)))
+    ).by_score()
 
 
 def test_nms_inside_a_tile_is_by_class_and_only_where_the_model_has_none() -> None:
     boxes = np.array([[100, 300, 120, 320], [101, 300, 121, 320], [102, 300, 122, 320]], float)
-    arguments = ([0, 1], np.zeros(3, np.int64), boxes, np.float32([0.9, 0.8, 0.7]), np.int32([0, 0, 1]))
+    arguments = [0, 1], boxes_of(np.zeros(3, np.int64), boxes, np.float32([0.9, 0.8, 0.7]), np.int32([0, 0, 1]))
     grid = TileGrid(1152, 640, 640, 128)
     assert Stitcher(grid, nms_iou=0.5).add(*arguments).labels.tolist() == [0, 1]
     assert len(Stitcher(grid, nms_iou=None).add(*arguments)) == 3
@@ -281,7 +290,9 @@ def test_rows_leave_as_soon_as_they_are_complete() -> None:
     left = []
     for index, tile in enumerate(grid.tiles):
         box = np.array([[100, tile.y + 70, 110, tile.y + 80]], float)  # above all of the next row
-        left.append(len(stitcher.add([index], np.array([index]), box, np.float32([0.9]), np.zeros(1, np.int32))))
+        left.append(
+            len(stitcher.add([index], boxes_of(np.array([index]), box, np.float32([0.9]), np.zeros(1, np.int32))))
+        )
     assert left == [1] * len(grid)
 
 
@@ -289,20 +300,17 @@ def test_provenance_says_which_tile_saw_a_box_and_how_near_its_edge() -> None:
     grid = TileGrid(1152, 640, 640, 128)
     stitcher = Stitcher(grid, nms_iou=None)
     boxes = np.array([[10, 10, 30, 30], [600, 10, 620, 30]], float)
-    found = stitcher.add([0, 1], np.array([0, 1]), boxes, np.float32([0.9, 0.8]), np.zeros(2, np.int32))
+    found = stitcher.add([0, 1], boxes_of(np.array([0, 1]), boxes, np.float32([0.9, 0.8]), np.zeros(2, np.int32)))
     assert found.tiles.tolist() == [0, 1]
     assert found.seam_distance.tolist() == [610, 88]  # to x = 640, the right edge of tile 0; to 512, the left of tile 1
     alone = Stitcher(TileGrid(600, 600, 640, 128), nms_iou=None)
-    found = alone.add([0], np.zeros(1, np.int64), boxes[:1], np.float32([0.9]), np.zeros(1, np.int32))
+    found = alone.add([0], boxes_of(np.zeros(1, np.int64), boxes[:1], np.float32([0.9]), np.zeros(1, np.int32)))
     assert found.seam_distance.tolist() == [np.inf]
 
 
 def test_boxes_that_are_no_numbers_are_refused() -> None:
     stitcher = Stitcher(TileGrid(64, 64, 64, 8), nms_iou=None)
     with pytest.raises(ValueError, match="NaN"):
-        stitcher.add([0], np.zeros(1, np.int64), np.full((1, 4), np.nan), np.float32([0.9]), np.zeros(1, np.int32))
-
-
-def test_an_unknown_merge_is_refused() -> None:
-    with pytest.raises(ValueError, match="seam, nms, nmm, wbf, soft-nms"):
-        Stitcher(TileGrid(64, 64, 64, 8), nms_iou=None, merge="fuse")
+        stitcher.add(
+            [0], boxes_of(np.zeros(1, np.int64), np.full((1, 4), np.nan), np.float32([0.9]), np.zeros(1, np.int32))
+        )

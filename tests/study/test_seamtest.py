@@ -10,8 +10,9 @@ import pytest
 
 from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.backends import TileOutputs
+from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes import open_scene
-from tinydet.study.seamtest import main, seam_test, shift_of
+from tinydet.study.seamtest import View, main, seam_test, shift_of, shifted_views
 
 
 def squares(seed: int = 0, side: int = 8) -> np.ndarray:
@@ -23,6 +24,11 @@ def squares(seed: int = 0, side: int = 8) -> np.ndarray:
             dx, dy = rng.integers(1, 15 - side, 2)
             pixels[y + dy : y + dy + side, x + dx : x + dx + side] = 255
     return pixels
+
+
+def views_of(backend: object) -> tuple[View, View]:
+    """Two views of a scene of squares, cut into tiles that share 20 pixels."""
+    return shifted_views(open_scene(squares()), backend.spec, ScanOptions(overlap=20, score=0.3))
 
 
 class Blinkered:
@@ -38,8 +44,7 @@ class Blinkered:
 
 
 def test_scans_of_a_perfect_detector_agree(white_squares: Callable) -> None:
-    scene = open_scene(squares())
-    report = seam_test(white_squares(), scene, shift_of(TileGrid(320, 240, 64, 20)), overlap=20, score=0.3)
+    report = seam_test(white_squares(), views_of(white_squares()))
     assert report.at_seams.boxes > 100
     assert report.elsewhere.boxes > 0
     for part in (report.at_seams, report.elsewhere):
@@ -49,9 +54,8 @@ def test_scans_of_a_perfect_detector_agree(white_squares: Callable) -> None:
 
 def test_what_a_seam_hides_is_counted_as_lost_and_at_seams(white_squares: Callable) -> None:
     """Blind for 30 pixels where tiles share 20: strips of 10 that no tile of a grid sees."""
-    scene = open_scene(squares())
     backend = Blinkered(white_squares(), 30)
-    report = seam_test(backend, scene, shift_of(TileGrid(320, 240, 64, 20)), overlap=20, score=0.3)
+    report = seam_test(backend, views_of(backend))
     assert report.at_seams.lost > 10
     assert report.at_seams.duplicates == 0
     assert report.excess > 0.05
@@ -59,20 +63,15 @@ def test_what_a_seam_hides_is_counted_as_lost_and_at_seams(white_squares: Callab
 
 def test_parts_that_a_merge_leaves_are_disagreement(white_squares: Callable) -> None:
     """Plain NMS keeps a part of a square beside the whole one wherever less than half of it is seen."""
-    scene = open_scene(squares())
-    shift = shift_of(TileGrid(320, 240, 64, 20))
-    seam, nms = (
-        seam_test(white_squares(), scene, shift, overlap=20, score=0.3, merge=merge) for merge in ("seam", "nms")
-    )
+    views = views_of(white_squares())
+    seam, nms = (seam_test(white_squares(), views, merge) for merge in ("seam", "nms"))
     assert seam.excess == 0
     assert nms.excess > 0.02
 
 
 def test_the_shift_is_half_a_stride_in_whole_cells_of_the_pyramid() -> None:
-    shift = shift_of(TileGrid(3000, 3000, 640, 128))
-    assert (shift.x, shift.y) == (256, 256)
-    shift = shift_of(TileGrid(3000, 640, 640, 128))
-    assert (shift.x, shift.y) == (256, 0)
+    assert shift_of(TileGrid(3000, 3000, 640, 128)) == (256, 256)
+    assert shift_of(TileGrid(3000, 640, 640, 128)) == (256, 0)
     with pytest.raises(ValueError, match="no seams"):
         shift_of(TileGrid(640, 640, 640, 128))
 

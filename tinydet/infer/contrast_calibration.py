@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.infer.contrast_filter import ContrastFilter, contrast, spots
-from tinydet.runtime.scan import OVERLAP, plan_tiles, seen_size
+from tinydet.runtime.plan import OVERLAP, plan_tiles
 from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.sources import coco_sources
 from tinydet.spec import ModelSpec
@@ -91,7 +91,7 @@ def measure_contrasts(
         with open_scene(source.path, stretch=spec.stretch, bands=bands) as scene:
             plan = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)
             in_scene = [
-                contrast(scene.read(tile.x, tile.y, tile.width, tile.height, seen_size(plan)), size)
+                contrast(scene.read(tile.x, tile.y, tile.width, tile.height, plan.content_size), size)
                 for tile in plan.grid.tiles
             ]
             boxes = truth.get(source.image_id, ())
