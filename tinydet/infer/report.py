@@ -82,9 +82,8 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
             yield f"  {count} tiles {reason} were skipped ({count / tiles.tiles:.0%})"
     if tiles.saturated:
         yield (
-            f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; the lowest scores are lost. "
-            "Raise --score, or use smaller tiles: "
-            f"python export/to_onnx.py model.pth --tile {spec.tile // 2}"
+            f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; some boxes are lost. "
+            f"Raise --score, or use smaller tiles: python export/to_onnx.py model.pth --tile {spec.tile // 2}"
         )
     if tiles.unconverged:
         yield f"  {unsettled(tiles.unconverged, spec)}"
