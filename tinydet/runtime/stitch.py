@@ -230,7 +230,7 @@ class Stitcher:
         by_tile = full_pass[np.argsort(tile[full_pass], kind="stable")]
         sorted_tiles = tile[by_tile]
         pairs = [(parts[:0], parts[:0])]
-        for down, right in _neighbours(grid):
+        for down, right in _neighbors(grid):
             column = tile[parts] % grid.columns + right
             inside = parts[(column >= 0) & (column < grid.columns)]
             other = tile[inside] + down * grid.columns + right
@@ -251,7 +251,7 @@ class Stitcher:
         return (box[whole], part[whole]), (box[pieces], part[pieces])
 
     def _side_by_side(self, one: Indices, two: Indices) -> NDArray[np.bool_]:
-        """Mark pairs of tiles in one row or column; diagonal neighbours share too little to compare parts."""
+        """Mark pairs of tiles in one row or column; diagonal neighbors share too little to compare parts."""
         columns = self._grid.columns
         result: NDArray[np.bool_] = (one // columns == two // columns) | (one % columns == two % columns)
         return result
@@ -304,7 +304,7 @@ def _joined(boxes: Detections, group: Indices) -> Detections:
     return boxes if len(first) == len(boxes) else replace(boxes[first], boxes=corners)
 
 
-def _neighbours(grid: TileGrid) -> list[tuple[int, int]]:
+def _neighbors(grid: TileGrid) -> list[tuple[int, int]]:
     """Return the steps (rows down, columns right) from a tile to all tiles that may overlap it."""
     down, right = _reach(grid.ys, grid.tile_height), _reach(grid.xs, grid.tile_width)
     steps = itertools.product(range(-down, down + 1), range(-right, right + 1))
