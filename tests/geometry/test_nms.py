@@ -32,26 +32,26 @@ def crowd(seed: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     kind = seed % 8
     extent = [60, 200, 1e3, 1e4, 50, 80, 100, 300][kind]
-    centre = rng.uniform(0, extent, (count, 2))
+    center = rng.uniform(0, extent, (count, 2))
     side = rng.uniform(8, 24, (count, 2))
     if kind == 1:
         side = np.exp(rng.uniform(0, 6, (count, 2)))  # 1 to 400 pixels, every shape
     if kind == 2:
-        centre[count // 2 :] = centre[: count - count // 2] + rng.normal(0, 0.5, (count - count // 2, 2))
+        center[count // 2 :] = center[: count - count // 2] + rng.normal(0, 0.5, (count - count // 2, 2))
         side[count // 2 :] = side[: count - count // 2]
     if kind == 3:
         side[::7] *= 1000  # larger than the scene
     if kind == 4:
-        centre, side = np.round(centre), np.round(side)  # exact ties of IoU
+        center, side = np.round(center), np.round(side)  # exact ties of IoU
     if kind == 5:
         side[::3, 0] = 0  # without area
         side[1::5] *= -1  # inverted
     if kind == 6:
-        centre[:] = centre[rng.integers(0, 20, count)]
+        center[:] = center[rng.integers(0, 20, count)]
         side[:] = 16  # identical
     if kind == 7:
-        centre -= 40_000  # far away and negative
-    boxes = np.concatenate([centre - side / 2, centre + side / 2], 1).astype(np.float32)
+        center -= 40_000  # far away and negative
+    boxes = np.concatenate([center - side / 2, center + side / 2], 1).astype(np.float32)
     return boxes, np.round(rng.uniform(0, 1, count), 2).astype(np.float32)
 
 
@@ -134,9 +134,9 @@ def test_a_long_chain_is_resolved_to_its_end() -> None:
 def test_forty_thousand_objects_with_four_boxes_each_are_found_once() -> None:
     rng = np.random.default_rng(0)
     column, row = np.divmod(np.arange(40_000), 200)
-    centre = np.stack([column, row], 1) * 30.0 + 20
+    center = np.stack([column, row], 1) * 30.0 + 20
     side = rng.uniform(12, 24, (40_000, 2))
-    boxes = np.concatenate([centre - side / 2, centre + side / 2], 1)
+    boxes = np.concatenate([center - side / 2, center + side / 2], 1)
     seen = np.concatenate([boxes + rng.uniform(-0.5, 0.5, boxes.shape) for _ in range(4)]).astype(np.float32)
     kept = suppress(seen, rng.uniform(0, 1, len(seen)), 0.5)
     assert sorted((kept % 40_000).tolist()) == list(range(40_000))

@@ -17,12 +17,12 @@ FUSING = ("nmm", "wbf", "soft-nms")
 def crowd(seed: int, count: int = 40, extent: float = 100) -> tuple[np.ndarray, np.ndarray]:
     """Boxes that overlap in every way, by descending score, all scores different."""
     rng = np.random.default_rng(seed)
-    centre, side = rng.uniform(20, extent - 20, (count, 2)), rng.uniform(6, 24, (count, 2))
+    center, side = rng.uniform(20, extent - 20, (count, 2)), rng.uniform(6, 24, (count, 2))
     again = rng.integers(0, count, count // 3)
-    centre[: count // 3] = centre[again] + rng.normal(0, 1.5, (count // 3, 2))
+    center[: count // 3] = center[again] + rng.normal(0, 1.5, (count // 3, 2))
     side[: count // 3] = side[again] * rng.uniform(0.8, 1.25, (count // 3, 2))
     scores = np.sort(rng.permutation(1000)[:count] / 1000 + 1e-4)[::-1].astype(np.float32)
-    return np.concatenate([centre - side / 2, centre + side / 2], 1), scores
+    return np.concatenate([center - side / 2, center + side / 2], 1), scores
 
 
 def overlap(one: np.ndarray, two: np.ndarray) -> float:
@@ -141,10 +141,10 @@ def test_the_order_of_tiles_does_not_change_a_merge(merge: str, agnostic: bool) 
     rng = np.random.default_rng(0)
     boxes, tiles = [], []
     for tile in grid.tiles:
-        centre = rng.uniform((tile.x, tile.y), (tile.x + 128, tile.y + 128), (12, 2))
+        center = rng.uniform((tile.x, tile.y), (tile.x + 128, tile.y + 128), (12, 2))
         side = rng.uniform(4, 40, (12, 2))
         bounds = [tile.x, tile.y, tile.x + tile.width, tile.y + tile.height]
-        corners = np.concatenate([centre - side / 2, centre + side / 2], 1)
+        corners = np.concatenate([center - side / 2, center + side / 2], 1)
         boxes.append(np.clip(corners, np.tile(bounds[:2], 2), np.tile(bounds[2:], 2)))
         tiles += [tile.index] * 12
     corners, sources = np.concatenate(boxes), np.array(tiles)

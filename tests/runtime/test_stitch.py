@@ -33,13 +33,13 @@ def objects(
     rng = np.random.default_rng(seed)
     found = np.zeros((0, 4))
     while len(found) < count:
-        centre = (
+        center = (
             rng.uniform(0, size, (1, 2)) if spread is None else rng.uniform(0, size, 2) + rng.normal(0, spread, (30, 2))
         )
-        side = rng.uniform(smallest, largest, (len(centre), 1)) * np.exp(
-            rng.uniform(-0.25, 0.25, (len(centre), 1)) * [1, -1]
+        side = rng.uniform(smallest, largest, (len(center), 1)) * np.exp(
+            rng.uniform(-0.25, 0.25, (len(center), 1)) * [1, -1]
         )
-        for box in np.concatenate([centre - side / 2, centre + side / 2], 1):
+        for box in np.concatenate([center - side / 2, center + side / 2], 1):
             if box.min() >= 0 and box.max() <= size and not (iou(box[None], found) >= 0.5).any():
                 found = np.concatenate([found, box[None]])
     return found
@@ -277,8 +277,8 @@ def test_the_number_of_waiting_boxes_does_not_grow_with_the_height_of_the_scene(
     held = []
     for height in (2000, 8000):
         rng = np.random.default_rng(0)
-        centre = rng.uniform(20, [980, height - 20], (height // 4, 2))
-        truth = np.concatenate([centre - 8, centre + 8], 1)
+        center = rng.uniform(20, [980, height - 20], (height // 4, 2))
+        truth = np.concatenate([center - 8, center + 8], 1)
         _, most = stitched(truth, TileGrid(1000, height, 256, 64))
         held.append(most)
     assert 0 < held[1] < 1.5 * held[0]
