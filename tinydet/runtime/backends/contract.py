@@ -107,12 +107,13 @@ def check_outputs(outputs: TileOutputs, spec: ModelSpec, count: int, *, name: st
                 f"{array.shape}; export the model again, or correct what `run` of the backend returns"
             )
     filled = outputs.labels >= 0
-    for fault, where in (
-        ("scores that are NaN or infinite", np.isnan(outputs.scores) | (filled & np.isinf(outputs.scores))),
-        ("boxes that are NaN or infinite", filled & ~np.isfinite(outputs.boxes).all(axis=2)),
-        (f"labels above {len(spec.classes) - 1}, its last class", outputs.labels >= len(spec.classes)),
-    ):
-        if where.any():
+    faults = {
+        "scores that are NaN or infinite": np.isnan(outputs.scores).any() or np.isinf(outputs.scores[filled]).any(),
+        "boxes that are NaN or infinite": not np.isfinite(outputs.boxes[filled]).all(),
+        f"labels above {len(spec.classes) - 1}, its last class": (outputs.labels >= len(spec.classes)).any(),
+    }
+    for fault, present in faults.items():
+        if present:
             raise ValueError(
                 f"{model}: the model returned {fault}; export it again and check it with `tinydet export verify`"
             )
