@@ -1,6 +1,6 @@
 """Validation while training: scores by all processes together, precision-recall curves and a picture for TensorBoard.
 
-What is scored is what ships: `detect_scene()` on whole images, through the same backend as `tinydet evaluate model.pth`.
+What is scored is what ships: `detect_scene()` on whole images and the backend of `tinydet evaluate model.pth`.
 """
 
 from __future__ import annotations
