@@ -35,7 +35,9 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.journal import Journal
-from tinydet.runtime.scan import plan_tiles, scan
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import plan_scan, plan_tiles
+from tinydet.runtime.scan import scan
 from tinydet.runtime.scenes import Scene, open_scene, read_image
 from tinydet.runtime.scenes.pixels import Image
 from tinydet.spec import ModelSpec
@@ -192,19 +194,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         tiles = found = 0
         busy = 0.0
         began = time.perf_counter()
+        options = ScanOptions(args.overlap, score=0.3, batch=args.batch, coarse=None, readers=args.readers)
+        plan = plan_scan(scene, spec, options)
         with journal_of(args, scene, backend) as journal:
             earlier = 0 if journal is None else journal.tiles()
-            for step in scan(backend, scene, overlap=args.overlap, batch=args.batch, readers=args.readers, score=0.3,
-                             coarse=None, journal=journal):  # fmt: skip
+            for step in scan(backend, scene, plan, journal=journal):
                 tiles, busy, found = tiles + step.tiles, busy + step.busy, found + len(step.detections)
                 if args.minutes is not None and time.perf_counter() - began > 60 * args.minutes:
                     break
             seconds = time.perf_counter() - began
         tiles -= earlier
-        in_all = len(plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=args.overlap).grid)
     return {"backend": backend.name, "width": scene.width, "height": scene.height, "tile": spec.tile,
             "precision": spec.precision, "backbone": spec.backbone, "batch": args.batch, "readers": args.readers,
-            "threads": args.threads, "tiles": tiles, "tiles_in_all": in_all, "detections": found,
+            "threads": args.threads, "tiles": tiles, "tiles_in_all": plan.tiles, "detections": found,
             "seconds": round(seconds, 2),
             "tiles_per_second": round(tiles / seconds, 2), "busy_share": round(busy / seconds, 4),
             "peak_mib_before": round(before / 2**20), "peak_mib": round(peak_bytes() / 2**20)}  # fmt: skip
@@ -225,7 +227,7 @@ def overhead(quick: bool) -> dict[str, Any]:
     cpu, wall, tiles = [], [], 0
     for _ in range(repeats):
         began, began_cpu = time.perf_counter(), time.process_time()
-        tiles = sum(step.tiles for step in scan(backend, scene))
+        tiles = sum(step.tiles for step in scan(backend, scene, plan_scan(scene, backend.spec, ScanOptions())))
         wall.append((time.perf_counter() - began) / tiles * 1e3)
         cpu.append((time.process_time() - began_cpu) / tiles * 1e3)
     return {"tiles": tiles, "repeats": repeats, "cpu_ms_per_tile": round(min(cpu), 4),

@@ -43,6 +43,8 @@ from tinydet._internal.atomic import atomic_path, write_json, write_text
 from tinydet._internal.extras import needs_extra
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import plan_scan
 from tinydet.runtime.scan import scan
 from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.pixels import Image
@@ -178,7 +180,8 @@ def measure(model: Path, backend: str, batch: int, source: Path, seconds: float)
             tiles = boxes = 0
             busy = 0.0
             timed.asked = start_of_scan = time.perf_counter()
-            for step in scan(timed, TimedScene(scene, batch, times), batch=batch, score=0.3, coarse=None):
+            plan = plan_scan(scene, spec, ScanOptions(batch=batch, score=0.3, coarse=None))
+            for step in scan(timed, TimedScene(scene, batch, times), plan):
                 now = time.perf_counter()
                 times["stitch"].append(now - timed.ended)
                 timed.asked = now

@@ -27,6 +27,7 @@ from environment import ROOT, environment
 from tinydet._internal.atomic import write_json
 from tinydet.geometry.boxes import area, iou_of_pairs
 from tinydet.runtime import TileGrid
+from tinydet.runtime.detections import Detections
 from tinydet.runtime.stitch import MERGES, Stitcher
 
 SIZE, TILE, OVERLAP = 3000, 640, 128
@@ -139,9 +140,9 @@ def available_merges(grid: TileGrid) -> Iterator[tuple[str, Merger]]:
 
 def ours(views: Views, grid: TileGrid, merge: str) -> tuple[np.ndarray, np.ndarray]:
     stitcher = Stitcher(grid, nms_iou=None, merge=merge, score=0.3)
-    found = stitcher.add(
-        range(len(grid)), views.tiles, views.boxes, views.scores, np.zeros(len(views.boxes), np.int32)
-    ).by_score()
+    labels = np.zeros(len(views.boxes), np.int32)
+    boxes = Detections(views.boxes, views.scores, labels, {"tile": views.tiles})
+    found = stitcher.add(range(len(grid)), boxes).by_score()
     return found.boxes.astype(float), found.scores
 
 

@@ -8,7 +8,7 @@ share of their objects whose tile is run, `saving` the share of the tiles that a
 
 Video: made from these images, for no annotated one is at hand. Six of them, side by side, rest; objects cut from others
 are moved over them by --speeds pixels a frame, and each frame gets noise of its own and is encoded as H.264; then
-`Stills` decides which tiles are run. `noticed` is the share of the objects of the images that change their tile enough
+`StaticTiles` picks the tiles to run. `noticed` is the share of the objects of the images that change their tile enough
 where they come; `current` the share of the moving objects, frame by frame, of which a tile that shows them was last run
 while they were where they are, IoU 0.5. With a model, `found` is the share of all objects (resting and moving) that it
 finds at --score, IoU 0.5, with and without.
@@ -34,11 +34,13 @@ from tinydet._internal.atomic import write_json
 from tinydet.geometry.boxes import iou_of_pairs
 from tinydet.infer.contrast_calibration import Contrasts, calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter
-from tinydet.infer.static_tiles import Stills
+from tinydet.infer.static_tiles import StaticTiles
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.journal import TileBoxes
-from tinydet.runtime.scan import detect, plan_tiles
+from tinydet.runtime.journal import BatchRecord
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import plan_scan
+from tinydet.runtime.scan import collect, detect_scene, scan
 from tinydet.runtime.scenes import Scene, open_scene, read_image
 from tinydet.runtime.scenes.video import Video
 from tinydet.spec import ModelSpec
@@ -124,10 +126,11 @@ def found_in_stills(backend: Backend, gate: ContrastFilter, args: argparse.Names
     tiles = plain = 0
     for image_id in list(names)[: args.images]:
         with open_scene(args.data / f"{VIDEO}-val" / "images" / names[image_id]) as scene:
-            both = [detect(backend, scene, overlap=64, score=args.score, worth=worth) for worth in (None, gate)]
+            options = ScanOptions(64, score=args.score)
+            both = [detect_scene(backend, scene, options, tile_filter=tile_filter) for tile_filter in (None, gate)]
         boxes = truth.get(image_id, np.zeros((0, 4)))
         counts += [len(boxes), *(hits(boxes, one.detections) for one in both)]
-        tiles, plain = tiles + both[1].tiles, plain + both[1].plain
+        tiles, plain = tiles + both[1].tiles, plain + both[1].filtered
     return {
         "objects": int(counts[0]),
         "found": int(counts[1]),
@@ -150,7 +153,7 @@ class Nothing:
         return TileOutputs(np.zeros((n, slots, 4), np.float32), scores, labels, np.zeros(n, np.int32))
 
 
-class LastRuns(Stills):
+class LastRuns(StaticTiles):
     """Also remembers at which frame each tile was last run."""
 
     def __init__(self, gate: ContrastFilter) -> None:
@@ -158,9 +161,9 @@ class LastRuns(Stills):
         self.frame = 0
         self.last: dict[int, int] = {}
 
-    def append(self, found: TileBoxes) -> None:
-        super().append(found)
-        self.last.update(dict.fromkeys(found.tiles.tolist(), self.frame))
+    def append(self, record: BatchRecord) -> None:
+        super().append(record)
+        self.last.update(dict.fromkeys(record.tiles.tolist(), self.frame))
 
 
 def on_video(backend: Backend, gate: ContrastFilter, speed: float, args: argparse.Namespace) -> dict[str, Any]:
@@ -177,18 +180,17 @@ def on_video(backend: Backend, gate: ContrastFilter, speed: float, args: argpars
             for frame, boxes in zip(video, moving, strict=True):
                 scene: Scene = frame.scene
                 stills.frame = frame.index
-                stills.look(scene, backend.spec, overlap=overlap, scale=1.0)
-                some = detect(
-                    backend, scene, overlap=overlap, score=args.score, worth=gate, journal=stills, coarse=None
-                )
-                bounds = plan_tiles(scene.width, scene.height, tile=tile, overlap=overlap).grid
+                plan = plan_scan(scene, backend.spec, ScanOptions(overlap, score=args.score, coarse=None))
+                stills.start_frame(scene, plan)
+                some = collect(scan(backend, scene, plan, tile_filter=gate, journal=stills))
+                bounds = plan.full.grid
                 edges = bounds.bounds(np.arange(len(bounds)))
                 for number, box in boxes.items():
                     whole = np.flatnonzero((edges[:, :2] <= box[:2]).all(1) & (edges[:, 2:] >= box[2:]).all(1)).tolist()
                     then = [moving[stills.last[at]].get(number) for at in whole if at in stills.last]
                     current.append(max((float(iou_of_pairs(one, box)) for one in then if one is not None), default=0.0))
                 if backend.name != Nothing.name:
-                    every = detect(backend, scene, overlap=overlap, score=args.score, coarse=None)
+                    every = detect_scene(backend, scene, plan.options)
                     there = np.array([*resting, *boxes.values()])
                     counts += [len(there), hits(there, every.detections), hits(there, some.detections)]
     row = {
@@ -196,9 +198,9 @@ def on_video(backend: Backend, gate: ContrastFilter, speed: float, args: argpars
         "speed": speed,
         "frames": len(moving),
         "tiles": stills.tiles,
-        "plain": round(stills.plain / stills.tiles, 4),
-        "still": round(stills.still / stills.tiles, 4),
-        "run": round(1 - (stills.plain + stills.still) / stills.tiles, 4),
+        "plain": round(stills.filtered / stills.tiles, 4),
+        "still": round(stills.static / stills.tiles, 4),
+        "run": round(1 - (stills.filtered + stills.static) / stills.tiles, 4),
         "moving_objects": len(current),
         "current": round(float(np.mean(np.array(current) >= 0.5)), 4),
         "mean_iou": round(float(np.mean(current)), 4),

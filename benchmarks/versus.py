@@ -41,8 +41,9 @@ from tinydet.evaluate import evaluate_detections
 from tinydet.geometry.boxes import iou_of_pairs
 from tinydet.runtime import TileGrid
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
-from tinydet.runtime.scan import OVERLAP
-from tinydet.runtime.scan import detect as detect_in
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import OVERLAP
+from tinydet.runtime.scan import detect_scene
 from tinydet.runtime.scenes import open_scene
 from tinydet.spec import ModelSpec
 
@@ -123,7 +124,7 @@ def compare(path: Path, scene: np.ndarray, truth: dict[str, Any], rounds: int, t
 
 def ours(backend: Backend) -> Tool:
     def look(scene: np.ndarray, score: float) -> Answer:
-        found = detect_in(backend, open_scene(scene), score=score).detections
+        found = detect_scene(backend, open_scene(scene), ScanOptions(OVERLAP, score=score)).detections
         return found.boxes, found.scores, found.labels
 
     return look
@@ -158,7 +159,7 @@ def share_beside_the_model(backend: Backend, scene: np.ndarray, rounds: int) -> 
             for name, source in sources.items():
                 began = time.perf_counter()
                 with open_scene(source) as opened:
-                    busy = detect_in(backend, opened, score=SCORE).busy
+                    busy = detect_scene(backend, opened, ScanOptions(OVERLAP, score=SCORE)).busy
                 shares.setdefault(name, []).append(1 - busy / (time.perf_counter() - began))
     return {name: summary(values) for name, values in shares.items()}
 

@@ -1,7 +1,9 @@
-"""docs/api.md, block by block, as a reader would run it."""
+"""docs/api.md: its code blocks, run one after the other, and its table of options."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib.util
 import os
 import re
@@ -12,13 +14,16 @@ import cv2
 import numpy as np
 import pytest
 
+from tinydet.runtime.model import SCORE
+from tinydet.runtime.options import ScanOptions
+
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.M | re.S)
 PACKAGES = re.compile(r"# needs: (.*)")
 
 
 def cells(seed: int) -> np.ndarray:
-    """White cells of 8 pixels, which is what the fixture's model finds."""
+    """White cells of 8 pixels, which the model of the fixture finds."""
     white = (np.random.default_rng(seed).uniform(size=(15, 20)) < 0.1).astype(np.uint8) * 255
     return np.kron(white, np.ones((8, 8), np.uint8))
 
@@ -39,8 +44,16 @@ def folder(tmp_path: Path, make_onnx: Callable[..., Path]) -> Path:
     return tmp_path
 
 
+def test_the_table_lists_all_options_with_their_defaults() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", DOCUMENT.read_text(encoding="utf-8"), re.M)
+    defaults = {field.name: field.default for field in dataclasses.fields(ScanOptions)} | {"score": SCORE}
+    assert [name for name, _ in rows] == list(defaults)
+    for name, text in rows[1:]:  # the overlap depends on the model
+        assert ast.literal_eval(text.strip("`")) == defaults[name]
+
+
 def test_every_block_runs_in_turn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Blocks whose packages are absent are left out; those of the core never are."""
+    """Blocks that need an optional package are skipped if it is not installed."""
     names: dict[str, object] = {"__name__": "document"}
     left_out, here = [], Path.cwd()
     os.chdir(folder)

@@ -19,6 +19,7 @@ from tinydet.evaluate.score_model import detect_dataset
 from tinydet.evaluate.sub_images import corners_by_file
 from tinydet.evaluate.tables import read_json
 from tinydet.runtime.backends import open_model
+from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
 
 GT: dict[str, Any] = {
@@ -248,7 +249,8 @@ def test_merge_options_select_how_tiles_are_merged(onnx_file: Path, squares: Pat
     expected = detect_dataset(
         open_model(onnx_file),
         load_dataset(squares),
-        merge="tinyperson" if merge == "corner file" else merge,  # type: ignore[arg-type]
+        ScanOptions(merge="nms" if merge == "nms" else "seam"),
+        sub_images=merge in ("tinyperson", "corner file"),
         corners=corners_by_file(read_json(Path(corners))) if merge == "corner file" else None,
     )
     assert json.loads(found.read_text()) == json.loads(json.dumps(expected.detections))

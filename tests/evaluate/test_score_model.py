@@ -16,6 +16,7 @@ from tinydet.data.coco import load_dataset
 from tinydet.evaluate import choose_protocol, evaluate_backend, evaluate_detections
 from tinydet.evaluate.score_model import detect_dataset, match_classes, score_dataset
 from tinydet.runtime.backends import TileOutputs
+from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
 
 SPEC = ModelSpec(("person",), (1,), "white", "none", tile=256, max_batch=4, max_detections=200)
@@ -71,7 +72,7 @@ def make_data(tmp_path_factory: pytest.TempPathFactory) -> MakeData:
 def test_a_perfect_model_scores_one_across_tile_borders(make_data: MakeData) -> None:
     dataset = load_dataset(make_data([(560, 300), (100, 90)]))
     for protocol in ("coco", "tinyperson-fixed", "tinyperson-mmdet"):
-        result = evaluate_backend(FindsWhite(), dataset, score=0.5, overlap=32, protocol=protocol)
+        result = evaluate_backend(FindsWhite(), dataset, ScanOptions(32, score=0.5), protocol=protocol)
         assert result["protocol"] == protocol
         assert result["AP"]["tiny1"] == pytest.approx({"0.25": 1, "0.50": 1, "0.75": 1}, abs=1e-9)
         assert result["AP"]["tiny2"]["0.50"] == -1  # no object of that size
@@ -148,20 +149,20 @@ def test_a_limit_scores_only_the_first_images(make_data: MakeData) -> None:
 def test_a_perfect_model_finds_every_object_on_the_benchmarks_sub_images(make_data: MakeData) -> None:
     dataset = load_dataset(make_data([(1300, 700)]))
     backend = FindsWhite(max_detections=400)
-    found = detect_dataset(backend, dataset, merge="tinyperson", score=0.5)
+    found = detect_dataset(backend, dataset, ScanOptions(score=0.5), sub_images=True)
     scores = score_dataset(dataset, found, choose_protocol("tinyperson-mmdet")).to_json()
     assert scores["AP_counts"]["all"]["0.75"]["tp"] == len(dataset.boxes)
     assert scores["AP_counts"]["all"]["0.75"]["fp"] <= 8  # squares cut by the border of a sub-image
 
     corners = {"0.png": [(0, 0, 640, 512), (600, 100, 1240, 612)]}
-    partial = detect_dataset(backend, dataset, merge="tinyperson", corners=corners, score=0.5)
+    partial = detect_dataset(backend, dataset, ScanOptions(score=0.5), sub_images=True, corners=corners)
     reach = np.array([d["bbox"] for d in partial.detections])
     assert 0 < len(reach) < len(found.detections)
     assert (reach[:, 0] + reach[:, 2]).max() <= 1240 and (reach[:, 1] + reach[:, 3]).max() <= 612
     with pytest.raises(ValueError, match="no sub-image of 0.png"):
-        detect_dataset(backend, dataset, merge="tinyperson", corners={"1.png": []})
-    with pytest.raises(ValueError, match="1300x700 pixels, and no sub-image at"):
-        detect_dataset(backend, dataset, merge="tinyperson", corners={"0.png": [(0, 0, 1301, 9)]})
+        detect_dataset(backend, dataset, sub_images=True, corners={"1.png": []})
+    with pytest.raises(ValueError, match="1300x700 pixels, and no window at"):
+        detect_dataset(backend, dataset, sub_images=True, corners={"0.png": [(0, 0, 1301, 9)]})
 
 
 def test_an_image_whose_size_differs_from_the_annotation_is_rejected(make_data: MakeData) -> None:

@@ -21,7 +21,7 @@ def test_every_object_no_larger_than_the_overlap_lies_whole_inside_a_tile() -> N
         assert inside.any(axis=1).all(), (length, tile, overlap)
 
 
-def test_tiles_cover_the_image_lie_inside_it_and_are_equal() -> None:
+def test_tiles_cover_the_image_lie_inside_it_and_have_one_size() -> None:
     for length, tile, overlap in CASES:
         grid = TileGrid(length, 5, tile, overlap)
         covered = np.zeros(length, bool)
@@ -40,14 +40,14 @@ def test_no_grid_of_fewer_tiles_keeps_the_overlap() -> None:
 
 
 @pytest.mark.parametrize("length", [1152, 4096, 4100, 6175, 50000])
-def test_tiles_but_the_last_start_on_a_cell_of_the_coarsest_level(length: int) -> None:
+def test_all_tiles_but_the_last_start_on_a_cell_of_the_coarsest_level(length: int) -> None:
     starts = TileGrid(length, 640, 640, 128).xs
     assert starts[-1] == length - 640
     assert all(start % 64 == 0 for start in starts[:-1])
     assert max(np.diff(starts)) <= 512
 
 
-def test_tiles_are_counted_row_by_row_and_know_their_bounds() -> None:
+def test_tiles_are_indexed_row_by_row() -> None:
     grid = TileGrid(100, 70, 40, 8)
     assert [tile.index for tile in grid.tiles] == list(range(len(grid)))
     assert [(tile.row, tile.column) for tile in grid.tiles] == list(
@@ -57,13 +57,13 @@ def test_tiles_are_counted_row_by_row_and_know_their_bounds() -> None:
     assert bounds.tolist() == [[t.x, t.y, t.x + t.width, t.y + t.height] for t in grid.tiles]
 
 
-def test_an_image_smaller_than_a_tile_is_one_tile_of_its_size() -> None:
+def test_an_image_smaller_than_a_tile_has_one_tile_of_its_size() -> None:
     (tile,) = TileGrid(100, 70, 640, 128).tiles
     assert (tile.x, tile.y, tile.width, tile.height) == (0, 0, 100, 70)
 
 
 @pytest.mark.parametrize("overlap", [-1, 64, 100])
-def test_an_overlap_that_no_tile_can_keep_is_refused(overlap: int) -> None:
+def test_an_overlap_outside_the_tile_is_refused(overlap: int) -> None:
     with pytest.raises(ValueError, match=f"smaller than the tile of 64, got {overlap}"):
         TileGrid(100, 100, 64, overlap)
 

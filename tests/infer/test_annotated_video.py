@@ -17,7 +17,7 @@ TIMES = (0.0, 0.04, 0.5, 0.54)  # a variable frame rate
 
 def detection(box: list[float]) -> Detections:
     zero = np.zeros(1, np.int32)
-    return Detections(np.float32([box]), np.float32([0.9]), zero, zero, np.float32([np.inf]))
+    return Detections(np.float32([box]), np.float32([0.9]), zero)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

@@ -12,7 +12,7 @@ def detections_of(boxes: list[list[float]]) -> Detections:
     n = len(boxes)
     zeros = np.zeros(n, np.int32)
     scores = np.linspace(0.9, 0.3, n).astype(np.float32)
-    return Detections(np.float32(boxes).reshape(-1, 4), scores, zeros, zeros, np.full(n, np.inf, np.float32))
+    return Detections(np.float32(boxes).reshape(-1, 4), scores, zeros)
 
 
 def cell(sheet: np.ndarray, index: int, columns: int) -> np.ndarray:

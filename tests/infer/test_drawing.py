@@ -16,7 +16,7 @@ def detections_of(boxes: np.ndarray, labels: np.ndarray | None = None) -> Detect
     n = len(boxes)
     labels = np.zeros(n, np.int32) if labels is None else labels.astype(np.int32)
     scores = np.linspace(0.9, 0.3, n).astype(np.float32)
-    return Detections(np.float32(boxes), scores, labels, np.zeros(n, np.int32), np.zeros(n, np.float32))
+    return Detections(np.float32(boxes), scores, labels)
 
 
 def grid_boxes(size: int, pitch: int, side: int) -> np.ndarray:

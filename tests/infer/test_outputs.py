@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from tinydet.infer.__main__ import main
-from tinydet.infer.chunks import Best, portions
+from tinydet.infer.chunks import Best, chunks
 from tinydet.infer.jobs import OutputOptions, plan_jobs
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scan import Step
+from tinydet.runtime.scan import BatchResult
 from tinydet.runtime.scenes.sources import find_sources
 from tinydet.runtime.writers import SceneDetections, open_writers
 from tinydet.spec import ModelSpec
@@ -150,11 +150,11 @@ def test_a_damaged_scene_stops_the_run_or_is_skipped_and_reported(flight: Path, 
     words = ("--image", "flight", "--output", "all.json")
     assert run(*words) == 2
     assert "truncated PNG" in (said := capsys.readouterr().err)
-    assert said.endswith("--skip-unreadable goes on with the other scenes\n")
+    assert said.endswith("--skip-unreadable continues with the other scenes\n")
     assert not (flight / "all.json").exists()
     assert run(*words, "--skip-unreadable") == 0
     assert coco(flight / "all.json") == sorted(BOXES["a"])
-    assert "1 of 3 scenes were skipped, for they cannot be read, first flight/b.png" in capsys.readouterr().out
+    assert "1 of 3 scenes were skipped because they cannot be read, first flight/b.png" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
@@ -170,12 +170,12 @@ def test_for_a_partly_damaged_scene_the_number_of_boxes_written_is_reported(
         file.write(pixels)
     intact = (flight / "flight" / "d.tif").read_bytes()
     (flight / "flight" / "d.tif").write_bytes(intact[: len(intact) * 9 // 10])
-    monkeypatch.setattr("tinydet.infer.scenes.portions", functools.partial(portions, size=1))
+    monkeypatch.setattr("tinydet.infer.scenes.chunks", functools.partial(chunks, size=1))
     assert run("--image", "flight", "--output", "all.json", "--skip-unreadable") == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "d.tif: skipped" in line)
     written = len(coco(flight / "all.json")) - sum(map(len, BOXES.values()))
     assert written > 0
-    assert line.endswith(f"; {written} of its boxes were written before")
+    assert line.endswith(f"; {written} of its boxes were already written")
 
 
 def test_only_an_added_scene_is_run_when_resuming(flight: Path, capsys) -> None:
@@ -184,7 +184,7 @@ def test_only_an_added_scene_is_run_when_resuming(flight: Path, capsys) -> None:
     before = json.loads((flight / "all.json").read_text())
     paint(flight / "flight" / "aa.png", BOXES["b"])
     assert run(*words) == 0
-    assert capsys.readouterr().out.count("12 of 12 tiles are known from an earlier run") == 3
+    assert capsys.readouterr().out.count("12 of 12 tiles were finished by an earlier run") == 3
     after = json.loads((flight / "all.json").read_text())
     assert [row["bbox"] for row in after if row["image_id"] == 2] == BOXES["b"]
     assert len(after) == len(before) + 1
@@ -207,43 +207,43 @@ def test_the_number_of_open_files_does_not_grow_with_the_number_of_scenes(
     assert max(counts) <= counts[3] + 2
 
 
-def steps(rng: np.random.Generator, sizes: list[int]) -> Iterator[Step]:
+def steps(rng: np.random.Generator, sizes: list[int]) -> Iterator[BatchResult]:
     for size in sizes:
         corner = rng.uniform(0, 900, (size, 2)).astype(np.float32)
         scores = rng.choice(np.float32([0.4, 0.5, 0.6]), size)
         zeros = np.zeros(size, np.int32)
-        found = Detections(np.concatenate([corner, corner + 8], 1), scores, zeros, zeros, np.zeros(size, np.float32))
-        yield Step(found, 1, 0, 0, 0, 0.0)
+        found = Detections(np.concatenate([corner, corner + 8], 1), scores, zeros)
+        yield BatchResult(found, tiles=1)
 
 
-def split_again(parts: list[Step], cuts: list[int]) -> list[Step]:
+def split_again(parts: list[BatchResult], cuts: list[int]) -> list[BatchResult]:
     """Return the same detections, split into other steps."""
     everything = Detections.concatenate([part.detections for part in parts])
     edges = [0, *cuts, len(everything)]
-    return [Step(everything[a:b], 1, 0, 0, 0, 0.0) for a, b in itertools.pairwise(edges)]
+    return [BatchResult(everything[a:b], tiles=1) for a, b in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [7, 8, 9, 30], list(range(1, 60))])
-def test_portions_do_not_depend_on_the_batches_of_the_scan_and_are_sorted_by_score(cuts: list[int]) -> None:
+def test_chunks_do_not_depend_on_the_batches_of_the_scan_and_are_sorted_by_score(cuts: list[int]) -> None:
     parts = list(steps(np.random.default_rng(0), [5, 0, 20, 1, 34]))
-    expected = list(portions(parts, 25))
+    expected = list(chunks(parts, 25))
     assert [len(one) for one in expected] == [25, 25, 10]
-    for one, two in zip(portions(split_again(parts, cuts), 25), expected, strict=True):
+    for one, two in zip(chunks(split_again(parts, cuts), 25), expected, strict=True):
         assert np.array_equal(one.boxes, two.boxes)
         assert (np.diff(one.scores) <= 0).all()
-    (everything,) = portions(parts, 1000)
+    (everything,) = chunks(parts, 1000)
     assert np.array_equal(
         everything.boxes, Detections.concatenate([part.detections for part in parts]).by_score().boxes
     )
-    assert list(portions([], 10)) == []
+    assert list(chunks([], 10)) == []
 
 
 def test_memory_does_not_grow_with_the_number_of_objects(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
         with open_writers([tmp_path / "all.json", tmp_path / "all.csv"], SPEC) as write:
-            for portion in portions(steps(np.random.default_rng(0), [500] * (count // 500)), 2000):
-                write(SceneDetections("scene", 1, 1000, 1000, portion))
+            for chunk in chunks(steps(np.random.default_rng(0), [500] * (count // 500)), 2000):
+                write(SceneDetections("scene", 1, 1000, 1000, chunk))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert len(json.loads((tmp_path / "all.json").read_text())) == count
@@ -253,11 +253,11 @@ def test_memory_does_not_grow_with_the_number_of_objects(tmp_path: Path) -> None
     assert peak(20_000) < 1.2 * peak(4000)
 
 
-def test_a_drawing_gets_the_best_of_all_portions() -> None:
+def test_a_drawing_gets_the_best_of_all_chunks() -> None:
     parts = list(steps(np.random.default_rng(1), [40, 40]))
     best = Best(30)
-    for portion in portions(parts, 20):
-        best.add(portion)
+    for chunk in chunks(parts, 20):
+        best.add(chunk)
     everything = Detections.concatenate([part.detections for part in parts]).by_score()
     assert np.array_equal(best.detections.boxes, everything.boxes[:30])
     assert best.total == 80

@@ -1,4 +1,4 @@
-"""The command on many scenes, on videos, with what it chooses itself, and when it is cut off."""
+"""The command on many scenes and videos: automatic options, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ SPEC = ModelSpec(
     object_sizes=(6.0, 8.0, 10.0),
 )
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # of the file that is written here
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # the test file has none
 
 
 @pytest.fixture
 def folder(make_onnx: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a model that finds white cells of the lattice of 8 pixels."""
+    """A working folder with a model that finds white cells of a lattice of 8 pixels."""
     monkeypatch.chdir(tmp_path)
     make_onnx(tmp_path / "model.onnx", spec=SPEC)
     return tmp_path
@@ -63,11 +63,11 @@ def rows(path: Path) -> list[tuple]:
 
 
 def run(*words: object, overlap: object = 8) -> int:
-    # The backend whose runs are counted; `auto` takes OpenVINO where it is installed.
+    # The backend whose runs are counted; `auto` would use OpenVINO if it is installed.
     return main([*map(str, words), "--overlap", str(overlap), "--backend", "onnx"])
 
 
-def test_a_folder_and_a_pattern_are_looked_at_and_not_what_was_written_there(folder: Path, capsys) -> None:
+def test_a_folder_and_a_pattern_are_scanned_without_earlier_outputs(folder: Path, capsys) -> None:
     for name in ("b.png", "a.png"):
         paint(folder / "flight" / name, [[16, 24, 8, 8]])
     assert run("--image", "flight") == 0
@@ -88,7 +88,7 @@ def test_the_images_of_a_coco_file_keep_its_ids(folder: Path, capsys) -> None:
     assert "give either the scenes, --image SCENE" in capsys.readouterr().err
 
 
-def test_chosen_bands_are_what_the_model_sees(folder: Path, capsys) -> None:
+def test_the_model_gets_the_chosen_bands(folder: Path, capsys) -> None:
     rasterio = pytest.importorskip("rasterio")
     pixels = np.zeros((5, 64, 64), np.uint8)
     pixels[4, 16:24, 32:40] = 255
@@ -100,7 +100,7 @@ def test_chosen_bands_are_what_the_model_sees(folder: Path, capsys) -> None:
     assert rows(folder / "all.json") == [(1, 32, 16, 8, 8)]
     assert run("--image", "a.tif", "--bands", "6") == 2
     assert "a.tif: bands are one (grayscale) or three" in capsys.readouterr().err
-    assert run("--image", "a.tif", "--bands", "6", "--skip-unreadable") == 2  # the choice is at fault
+    assert run("--image", "a.tif", "--bands", "6", "--skip-unreadable") == 2  # the choice is wrong, not the scene
     assert "a.tif: bands are one (grayscale) or three" in capsys.readouterr().err
 
 
@@ -111,11 +111,11 @@ def test_tiles_without_data_are_not_run_and_counted(folder: Path, capsys, runs: 
     assert cv2.imwrite("a.png", pixels)
     assert run("--image", "a.png", "--output", "all.json", overlap=0) == 0
     assert rows(folder / "all.json") == [(1, 32, 16, 8, 8)]
-    assert "48 tiles without data were passed over (75%)" in capsys.readouterr().out
+    assert "48 tiles without data were skipped (75%)" in capsys.readouterr().out
     assert sum(runs) == 16
 
 
-def test_overlap_and_scale_follow_from_the_sizes_that_the_model_learned(folder: Path, capsys) -> None:
+def test_automatic_overlap_and_scale_follow_from_the_training_objects(folder: Path, capsys) -> None:
     paint(folder / "a.png", [[32, 32, 16, 16]], 256, 256)
     words = ("--image", "a.png", "--output", "all.json", "--scale", "auto")
     assert run(*words, "--object-size", "16", overlap="auto") == 0
@@ -132,14 +132,14 @@ def test_overlap_and_scale_follow_from_the_sizes_that_the_model_learned(folder: 
         assert message in capsys.readouterr().err
 
 
-def test_a_model_that_does_not_know_its_sizes_asks_for_numbers(folder: Path, make_onnx: Callable, capsys) -> None:
+def test_a_model_without_object_sizes_needs_numbers(folder: Path, make_onnx: Callable, capsys) -> None:
     make_onnx(folder / "model.onnx", spec=dataclasses.replace(SPEC, object_sizes=None))
     paint(folder / "a.png", [])
     assert run("--image", "a.png", overlap="auto") == 2
     assert "give --overlap a number" in capsys.readouterr().err
 
 
-def test_the_plan_says_memory_and_of_a_long_run_the_time(folder: Path, capsys) -> None:
+def test_the_plan_states_memory_and_for_long_runs_time(folder: Path, capsys) -> None:
     paint(folder / "a.png", [], 64, 64)
     paint(folder / "b.png", [], 1024, 512)
     assert run("--image", "a.png", "b.png", "--output", "all.json") == 0
@@ -148,14 +148,14 @@ def test_the_plan_says_memory_and_of_a_long_run_the_time(folder: Path, capsys) -
     assert long.endswith(" s at most")
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
+def test_an_interrupted_run_says_how_to_resume_and_resumes(
     folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, runs: list[int]
 ) -> None:
     boxes = lattice(0, 1024, 1024, 300)
     paint(folder / "a.png", boxes, 1024, 1024)
     words = ("--image", "a.png", "--output", "all.json")
     assert run(*words) == 0
-    expected, tiles = rows(folder / "all.json"), sum(runs) - 8  # two batches tell how long it takes
+    expected, tiles = rows(folder / "all.json"), sum(runs) - 8  # two batches measure the time per batch
     (folder / "all.json").unlink()
     runs.clear()
     counted = OnnxRuntimeBackend.run
@@ -168,17 +168,17 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(OnnxRuntimeBackend, "run", stops)
         assert run(*words) == 130
-    assert "40 of 361 tiles are kept in all.journal; --resume goes on from there" in capsys.readouterr().out
+    assert "40 of 361 tiles are kept in all.journal; --resume continues from there" in capsys.readouterr().out
     assert not (folder / "all.json").exists()
-    assert run(*words, "--resume", "--bands", "1,2,9") == 2  # which costs nothing of what was found
+    assert run(*words, "--resume", "--bands", "1,2,9") == 2  # a refusal that loses nothing
     runs.clear()
     assert run(*words, "--resume") == 0
-    assert "40 of 361 tiles are known from an earlier run" in capsys.readouterr().out
+    assert "40 of 361 tiles were finished by an earlier run" in capsys.readouterr().out
     assert rows(folder / "all.json") == expected == sorted((1, *box) for box in boxes)
     assert sum(runs) - 8 == tiles - 40
 
 
-def test_a_second_run_changes_nothing_and_a_missing_output_is_made_again_without_the_model(
+def test_a_second_run_changes_nothing_and_restores_a_missing_output_without_the_model(
     folder: Path, capsys, runs: list[int]
 ) -> None:
     for name in ("a.png", "b.png"):
@@ -202,7 +202,7 @@ def test_a_second_run_changes_nothing_and_a_missing_output_is_made_again_without
     assert "unchanged" in capsys.readouterr().out
 
 
-def test_scenes_that_were_finished_before_ctrl_c_are_not_run_again(
+def test_scenes_that_were_complete_before_ctrl_c_are_not_run_again(
     folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, runs: list[int]
 ) -> None:
     for name in ("a.png", "b.png", "c.png"):
@@ -217,11 +217,11 @@ def test_scenes_that_were_finished_before_ctrl_c_are_not_run_again(
     with monkeypatch.context() as patch:
         patch.setattr(OnnxRuntimeBackend, "run", stops)
         assert run("--image", "flight") == 130
-    assert sum(runs) == 8 * 4  # 12 tiles a scene: two are done, and two batches of the third
+    assert sum(runs) == 8 * 4  # 12 tiles per scene: two scenes are complete, and two batches of the third
     runs.clear()
     capsys.readouterr()
     assert run("--image", "flight", "--resume") == 0
-    assert capsys.readouterr().out.count("done before") == 2
+    assert capsys.readouterr().out.count("already complete") == 2
     assert sum(runs) == 4
     assert run("--image", "flight") == 0
     assert not list(folder.rglob("*.journal"))
@@ -284,8 +284,8 @@ def test_a_killed_process_loses_no_more_than_the_tiles_in_flight(folder: Path, c
     assert sorted(path.name for path in folder.glob("*all*")) == [".all.part.json", "all.journal"]
     assert main([*words, "--resume"]) == 0
     assert sorted(path.name for path in folder.glob("*all*")) == ["all.journal", "all.json"]
-    # 11 runs came back before the kill, of which two told how long it takes.
-    assert f"{4 * (11 - 2)} of 81 tiles are known from an earlier run" in capsys.readouterr().out
+    # 11 runs finished before the kill; two of them measured the time per batch.
+    assert f"{4 * (11 - 2)} of 81 tiles were finished by an earlier run" in capsys.readouterr().out
     assert rows(folder / "all.json") == sorted((1, *box) for box in boxes)
 
 
@@ -312,9 +312,7 @@ def test_frames_of_a_video_are_images_with_times(folder: Path, capsys) -> None:
     assert {image_id for image_id, *_ in rows(folder / "two.json")} == {1, 2}
 
 
-def test_tiles_without_structure_are_skipped_once_it_is_measured_what_that_costs(
-    folder: Path, capsys, runs: list[int]
-) -> None:
+def test_tiles_without_contrast_are_skipped_after_calibration(folder: Path, capsys, runs: list[int]) -> None:
     boxes = [[16, 16, 8, 8], [80, 16, 8, 8]]
     paint(folder / "val" / "a.png", boxes, 512, 512)
     annotations = [{"id": i, "image_id": 3, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)]
@@ -332,7 +330,7 @@ def test_tiles_without_structure_are_skipped_once_it_is_measured_what_that_costs
     runs.clear()
     assert run(*words) == 0
     assert sum(runs) - 8 == 2
-    assert "79 tiles that show nothing of an object's size were passed over (98%)" in capsys.readouterr().out
+    assert "79 tiles without anything of an object's size were skipped (98%)" in capsys.readouterr().out
     assert rows(folder / "all.json") == sorted((1, *box) for box in boxes)
     assert run(*words, "--scale", "0.5") == 2
     assert "calibrate it again" in capsys.readouterr().err

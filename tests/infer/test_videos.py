@@ -1,4 +1,4 @@
-"""The command on videos: their files, and going on after an interruption."""
+"""The command on videos: their files, and resuming after an interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNT = 10
 
 
 def write_clip(path: Path, rotation: int = 0, **options: object) -> Path:
-    """A white cell that goes right by 16 pixels each second frame."""
+    """A white cell that moves right by 16 pixels every second frame."""
     with av.open(str(path), "w", **options) as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 128, 64, "yuv420p", 4_000_000
@@ -54,13 +54,13 @@ def places(path: Path) -> list[tuple]:
     return [(row["image_id"], *row["bbox"][:2]) for row in json.loads(path.read_text())]
 
 
-def test_bands_of_a_video_are_refused_rather_than_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bands_of_a_video_are_refused_rather_than_ignored(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--image", "clip.mp4", "--bands", "1,2,3") == 2
     assert "videos are always RGB" in capsys.readouterr().err
     assert not list(folder.glob("clip.detections*"))
 
 
-def test_a_video_gives_results_a_table_of_its_frames_and_a_video_with_boxes(folder: Path) -> None:
+def test_a_video_gives_results_a_table_of_frames_and_an_annotated_video(folder: Path) -> None:
     assert run("--image", "clip.mp4", "--format", "coco,csv") == 0
     names = ["csv", "frames.csv", "json", "mp4"]
     assert sorted(p.name for p in folder.glob("clip.*.*")) == [f"clip.detections.{name}" for name in names]
@@ -74,7 +74,7 @@ def test_a_video_gives_results_a_table_of_its_frames_and_a_video_with_boxes(fold
     assert not capture.read()[0]
 
 
-def test_named_outputs_are_the_only_ones_and_a_phone_that_was_held_upright_is_drawn_so(folder: Path) -> None:
+def test_only_named_outputs_are_written_and_an_upright_phone_video_stays_upright(folder: Path) -> None:
     write_clip(folder / "phone.mp4", rotation=90)
     before = {path.name for path in folder.iterdir()}
     assert run("--image", "phone.mp4", "--draw", "out.mkv") == 0
@@ -97,7 +97,7 @@ def test_named_outputs_are_the_only_ones_and_a_phone_that_was_held_upright_is_dr
         (["model.onnx", "--output", "all.json"], "name a folder for one file per scene: --output all/"),
     ],
 )
-def test_what_a_video_cannot_become_is_said_before_the_work(
+def test_impossible_outputs_of_a_video_are_refused_before_the_work(
     folder: Path, words: list[str], message: str, capsys
 ) -> None:
     assert cv2.imwrite("still.png", np.zeros((64, 64), np.uint8))
@@ -111,13 +111,13 @@ def test_what_a_video_cannot_become_is_said_before_the_work(
 def test_a_damaged_video_in_a_folder_is_skipped_and_named(folder: Path, capsys) -> None:
     (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:900])
     assert run("--image", "cut.mp4", "clip.mp4", "--output", "found/", "--skip-unreadable") == 0
-    assert "1 of 2 scenes were skipped, for they cannot be read, first cut.mp4" in capsys.readouterr().out
+    assert "1 of 2 scenes were skipped because they cannot be read, first cut.mp4" in capsys.readouterr().out
     assert sorted(path.name for path in (folder / "found").iterdir()) == [
         "clip.detections.frames.csv", "clip.detections.json"
     ]  # fmt: skip
 
 
-def test_an_interrupted_video_goes_on_and_a_second_run_changes_nothing(
+def test_an_interrupted_video_resumes_and_a_second_run_changes_nothing(
     folder: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     outputs = [folder / f"clip.detections.{suffix}" for suffix in ("json", "frames.csv", "mp4")]
@@ -136,15 +136,15 @@ def test_an_interrupted_video_goes_on_and_a_second_run_changes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(OnnxRuntimeBackend, "run", stops)
         assert run("--image", "clip.mp4", "--resume") == 130
-    assert "6 frames are kept in clip.detections.journal; --resume goes on" in capsys.readouterr().out
+    assert "6 frames are kept in clip.detections.journal; --resume continues" in capsys.readouterr().out
     assert not any(path.exists() for path in outputs)
     assert run("--image", "clip.mp4", "--resume") == 0
     assert len(runs) == COUNT
-    assert "6 frames are known from an earlier run" in capsys.readouterr().out
+    assert "6 frames were finished by an earlier run" in capsys.readouterr().out
     assert [path.read_bytes() for path in outputs] == expected
     changed = [path.stat().st_mtime_ns for path in outputs]
     assert run("--image", "clip.mp4", "--resume") == 0
-    assert "done before" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     assert len(runs) == COUNT
     assert [path.stat().st_mtime_ns for path in outputs] == changed
     assert run("--image", "clip.mp4", "--resume", "--every", "2") == 2
@@ -154,7 +154,7 @@ def test_an_interrupted_video_goes_on_and_a_second_run_changes_nothing(
 @pytest.mark.parametrize(
     ("scene", "kept"), [("clip.mp4", "3 frames are kept in"), ("a.png", "12 of 49 tiles are kept")]
 )
-def test_a_fault_of_the_machine_says_where_the_journal_is(
+def test_after_a_failure_the_message_names_the_journal(
     folder: Path, scene: str, kept: str, runs: list[int], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     assert cv2.imwrite("a.png", np.zeros((400, 400), np.uint8))
@@ -169,11 +169,11 @@ def test_a_fault_of_the_machine_says_where_the_journal_is(
     assert run("--image", scene, "--output", "found.json") == 2
     captured = capsys.readouterr()
     assert kept in captured.out
-    assert "found.journal; --resume goes on from there" in captured.out
+    assert "found.journal; --resume continues from there" in captured.out
     assert "out of memory" in captured.err
 
 
-def test_a_stream_that_was_cut_off_goes_on_where_it_is_now(folder: Path, runs: list[int], capsys) -> None:
+def test_an_interrupted_stream_resumes_with_its_current_frame(folder: Path, runs: list[int], capsys) -> None:
     data = write_clip(folder / "live.ts", format="mpegts").read_bytes()
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -188,7 +188,7 @@ def test_a_stream_that_was_cut_off_goes_on_where_it_is_now(folder: Path, runs: l
     words = ("--image", f"tcp://127.0.0.1:{server.getsockname()[1]}", "--output", "live.json", "--reconnect", "0")
     with server:
         assert run(*words, "--resume") == 0
-        (folder / "live.json").unlink()  # as if the files had not been written any more
+        (folder / "live.json").unlink()  # as if the run had ended before writing its files
         first = len(runs)
         assert run(*words, "--resume") == 0
         thread.join(10)
@@ -197,10 +197,10 @@ def test_a_stream_that_was_cut_off_goes_on_where_it_is_now(folder: Path, runs: l
     assert len(rows) == len(runs) > first > 0
     assert rows == sorted(rows)
     assert len(dict(rows)) == len(rows)
-    assert f"{first} frames are known from an earlier run" in capsys.readouterr().out
+    assert f"{first} frames were finished by an earlier run" in capsys.readouterr().out
 
 
-def test_a_stream_that_is_lost_leaves_its_files_and_resuming_does_not_replace_its_video(folder: Path, capsys) -> None:
+def test_a_lost_stream_leaves_its_files_and_resuming_does_not_replace_its_video(folder: Path, capsys) -> None:
     data = write_clip(folder / "live.ts", format="mpegts").read_bytes()
 
     def serve_once(port: int = 0) -> tuple[int, threading.Thread]:

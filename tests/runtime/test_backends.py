@@ -10,7 +10,8 @@ import pytest
 
 from tinydet.runtime.backends import choose_model, onnx_runtime, open_model
 from tinydet.runtime.backends.onnx_runtime import BoundTensors, has_gpu_provider
-from tinydet.runtime.scan import detect
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.scan import detect_scene
 from tinydet.runtime.scenes import open_scene
 from tinydet.spec import ModelSpec
 
@@ -38,7 +39,7 @@ def test_an_onnx_file_carries_its_spec_and_finds_the_objects(make_onnx: Callable
     assert backend.spec.classes == ("square", "bar")
     assert backend.name.startswith("ONNX Runtime")
     pixels, boxes = cells(30)
-    result = detect(backend, open_scene(pixels), overlap=8)
+    result = detect_scene(backend, open_scene(pixels), ScanOptions(overlap=8))
     assert set(map(tuple, result.detections.boxes.tolist())) == boxes
     assert len(result.detections) == len(boxes)
     assert result.saturated == 0

@@ -14,10 +14,10 @@ def some(scores: list[float], labels: list[int] | None = None) -> Detections:
     n = len(scores)
     boxes = np.arange(4 * n, dtype=np.float32).reshape(n, 4) + 0.25
     zeros = np.zeros(n, np.int32)
-    return Detections(boxes, np.float32(scores), np.int32(labels or zeros), zeros, np.full(n, np.inf, np.float32))
+    return Detections(boxes, np.float32(scores), np.int32(labels or zeros), {"tile": zeros})
 
 
-def test_results_are_coco_results_with_the_category_ids_of_the_data_set() -> None:
+def test_coco_results_have_the_category_ids_of_the_dataset() -> None:
     rows = some([0.5, 0.25], [1, 0]).to_coco(12, (7, 0))
     assert rows == [
         {"image_id": 12, "category_id": 0, "bbox": [0.25, 1.25, 2.0, 2.0], "score": 0.5},
@@ -37,7 +37,7 @@ def test_a_written_file_holds_every_scene_exactly(tmp_path) -> None:
     assert np.float32(rows[2]["score"]) == np.float32(1 / 3)
 
 
-def test_best_first_does_not_depend_on_the_order_before() -> None:
+def test_sorting_by_score_does_not_depend_on_the_previous_order() -> None:
     detections = some([0.5, 0.9, 0.5, 0.9])
     shuffled = detections[np.array([2, 1, 3, 0])]
     assert detections.by_score().boxes.tolist() == shuffled.by_score().boxes.tolist()
@@ -54,4 +54,23 @@ def test_selecting_and_concatenating_are_inverse() -> None:
 def test_arrays_of_different_lengths_are_refused() -> None:
     empty = Detections.empty()
     with pytest.raises(ValueError, match=r"boxes \(1, 4\)"):
-        Detections(empty.boxes, np.zeros(1, np.float32), empty.labels, empty.tiles, empty.seam_distance)
+        Detections(empty.boxes, np.zeros(1, np.float32), empty.labels)
+
+
+def test_further_columns_are_selected_sorted_and_joined_with_the_boxes() -> None:
+    detections = some([0.1, 0.3, 0.2])
+    detections.data["track"] = np.array([[7, 0], [8, 1], [9, 2]])
+    assert detections.by_score().data["track"][:, 0].tolist() == [8, 9, 7]
+    joined = Detections.concatenate([detections[1:], Detections.empty(), detections[:1]])
+    assert joined.data["track"][:, 0].tolist() == [8, 9, 7]
+    assert joined.tiles.tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"same columns, got \[\('tile',\), \('tile', 'track'\)\]"):
+        Detections.concatenate([detections, some([0.5])])
+    with pytest.raises(ValueError, match="'track': 2"):
+        Detections(detections.boxes, detections.scores, detections.labels, {"track": np.zeros(2)})
+
+
+def test_columns_that_were_not_set_have_defaults() -> None:
+    found = some([0.5, 0.6])
+    bare = Detections(found.boxes, found.scores, found.labels)
+    assert (bare.tiles.tolist(), bare.passes.tolist(), bare.seam_distance.tolist()) == ([0, 0], [0, 0], [np.inf] * 2)

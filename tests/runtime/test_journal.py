@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,36 +7,44 @@ import numpy as np
 import pytest
 
 from tinydet.runtime.backends import TileOutputs
-from tinydet.runtime.journal import Journal, TileBoxes
-from tinydet.runtime.scan import detect
+from tinydet.runtime.detections import Detections
+from tinydet.runtime.journal import BatchRecord, Journal
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import plan_scan
+from tinydet.runtime.scan import collect, detect_scene, scan
 from tinydet.runtime.scenes import open_scene
 
 IDENTITY = {"scene": "a.tif", "scale": 0.5, "tile": 64}
 
 
-def boxes(seed: int, count: int = 3) -> TileBoxes:
+def boxes(seed: int, count: int = 3) -> BatchRecord:
     rng = np.random.default_rng(seed)
-    return TileBoxes(
+    return BatchRecord(
         np.arange(seed, seed + 2),
         np.array([90 + seed]),
         np.array([], np.int64),
-        np.full(count, seed),
-        rng.uniform(0, 100, (count, 4)),
-        rng.uniform(0, 1, count).astype(np.float32),
-        rng.integers(0, 5, count, dtype=np.int32),
+        Detections(
+            rng.uniform(0, 100, (count, 4)),
+            rng.uniform(0, 1, count).astype(np.float32),
+            rng.integers(0, 5, count, dtype=np.int32),
+            {"tile": np.full(count, seed)},
+        ),
         seed,
         seed % 2,
     )
 
 
-def equal(one: TileBoxes, two: TileBoxes) -> bool:
-    return all(np.array_equal(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(TileBoxes))
+def equal(one: BatchRecord, two: BatchRecord) -> bool:
+    return one.to_bytes() == two.to_bytes() and all(
+        np.array_equal(getattr(one.detections, name), getattr(two.detections, name))
+        for name in ("boxes", "scores", "labels", "tiles")
+    )
 
 
-def test_what_was_appended_is_read_again_by_its_pass(tmp_path: Path) -> None:
+def test_records_are_read_back_by_pass(tmp_path: Path) -> None:
     written = [boxes(seed, count) for seed, count in ((0, 3), (1, 0), (2, 7), (3, 1))]
     with Journal(tmp_path / "j", IDENTITY, resume=False) as journal:
-        assert not (tmp_path / "j").exists()  # with the first record, and not before
+        assert not (tmp_path / "j").exists()  # created with the first record
         for found in written:
             journal.append(found)
     with Journal(tmp_path / "j", IDENTITY, resume=True) as journal:
@@ -47,7 +54,7 @@ def test_what_was_appended_is_read_again_by_its_pass(tmp_path: Path) -> None:
             assert all(equal(a, b) for a, b in zip(read, written[number::2], strict=True))
 
 
-def test_a_record_that_was_cut_anywhere_is_lost_alone_and_writing_goes_on(tmp_path: Path) -> None:
+def test_only_an_incomplete_record_is_lost_and_writing_continues(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", IDENTITY, resume=False) as journal:
         journal.append(boxes(0))
         whole = (tmp_path / "j").stat().st_size
@@ -63,7 +70,7 @@ def test_a_record_that_was_cut_anywhere_is_lost_alone_and_writing_goes_on(tmp_pa
     for end in range(whole, len(data)):
         (tmp_path / "j").write_bytes(data[:end])
         with Journal(tmp_path / "j", IDENTITY, resume=True) as journal:
-            assert [found.number for found in journal.records()] == [0]
+            assert [record.pass_index for record in journal.records()] == [0]
             journal.append(boxes(4))
             assert len(list(journal.records())) == 2
     (tmp_path / "j").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -71,28 +78,28 @@ def test_a_record_that_was_cut_anywhere_is_lost_alone_and_writing_goes_on(tmp_pa
         assert len(list(journal.records())) == 1
 
 
-def test_other_settings_are_refused_by_name_and_a_fresh_start_puts_the_old_journal_aside(tmp_path: Path) -> None:
+def test_other_settings_are_refused_by_name_and_a_fresh_start_deletes_the_old_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", IDENTITY, resume=False) as journal:
         journal.append(boxes(0))
-    with pytest.raises(ValueError, match=r"other settings \(scale was 0.5\); repeat them, or start anew"):
+    with pytest.raises(ValueError, match=r"other settings \(scale was 0.5\); repeat them, or start again"):
         Journal(tmp_path / "j", {**IDENTITY, "scale": 1.0}, resume=True)
     with Journal(tmp_path / "j", {**IDENTITY, "scale": 1.0}, resume=False) as journal:
         assert list(journal.records()) == []
     (tmp_path / "j").write_text("something else\n")
-    with pytest.raises(ValueError, match="no journal"):
+    with pytest.raises(ValueError, match="not a journal"):
         Journal(tmp_path / "j", IDENTITY, resume=True)
 
 
-def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
+def test_a_second_run_cannot_write_the_same_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", IDENTITY, resume=False) as journal:
         journal.append(boxes(0))
         for resume in (True, False):
-            with pytest.raises(OSError, match="another run is working on this scene"):
+            with pytest.raises(OSError, match="another run is processing this scene"):
                 Journal(tmp_path / "j", IDENTITY, resume=resume)
         assert len(list(journal.records())) == 1
 
 
-def test_a_finished_scene_says_what_was_written(tmp_path: Path) -> None:
+def test_a_complete_scene_names_the_files_that_were_written(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", IDENTITY, resume=False) as journal:
         journal.append(boxes(0))
         journal.finish({"a.json": "abc"})
@@ -105,8 +112,8 @@ class PowerCut(Exception):
     pass
 
 
-@pytest.mark.parametrize("sizes", [None, (4.0, 10.0, 30.0)], ids=["one pass", "a coarse pass before"])
-def test_a_run_that_is_cut_off_again_and_again_gives_what_an_uncut_one_gives(
+@pytest.mark.parametrize("sizes", [None, (4.0, 10.0, 30.0)], ids=["one pass", "with a coarse pass"])
+def test_a_run_that_is_interrupted_repeatedly_gives_the_result_of_an_uninterrupted_one(
     white_squares: Callable, tmp_path: Path, sizes: tuple | None
 ) -> None:
     rng = np.random.default_rng(0)
@@ -114,9 +121,9 @@ def test_a_run_that_is_cut_off_again_and_again_gives_what_an_uncut_one_gives(
     for x, y in rng.integers(0, 280, (60, 2)):
         pixels[y : y + 9, x : x + 7] = 255
     pixels[330:360, 40:75] = 255
-    options = {"overlap": 32, "batch": 2}
-    backend = white_squares(object_sizes=sizes)
-    expected = detect(backend, open_scene(pixels), **options)
+    options = ScanOptions(overlap=32, batch=2)
+    backend, scene = white_squares(object_sizes=sizes), open_scene(pixels)
+    expected = detect_scene(backend, scene, options)
     batches = len(backend.batches)
 
     def cut(images: np.ndarray) -> TileOutputs:
@@ -131,11 +138,11 @@ def test_a_run_that_is_cut_off_again_and_again_gives_what_an_uncut_one_gives(
         before = len(backend.batches)
         with Journal(tmp_path / "j", IDENTITY, resume=True) as journal:
             try:
-                result = detect(backend, open_scene(pixels), journal=journal, **options)
+                result = collect(scan(backend, scene, plan_scan(scene, backend.spec, options), journal=journal))
             except PowerCut:
                 continue
             break
-    assert len(backend.batches) <= batches + 6  # a batch that the cut made smaller now and then, no tile twice
+    assert len(backend.batches) <= batches + 6  # interruptions make some batches smaller, but no tile runs twice
     assert sum(backend.batches) == result.tiles == expected.tiles
     for name in ("boxes", "scores", "labels", "tiles", "seam_distance"):
         assert np.array_equal(getattr(result.detections, name), getattr(expected.detections, name))

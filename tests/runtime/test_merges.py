@@ -15,14 +15,14 @@ FUSING = ("nmm", "wbf", "soft-nms")
 
 
 def crowd(seed: int, count: int = 40, extent: float = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes that overlap in every way, best first, no two of one score."""
+    """Boxes that overlap in every way, by descending score, all scores different."""
     rng = np.random.default_rng(seed)
-    centre, side = rng.uniform(20, extent - 20, (count, 2)), rng.uniform(6, 24, (count, 2))
+    center, side = rng.uniform(20, extent - 20, (count, 2)), rng.uniform(6, 24, (count, 2))
     again = rng.integers(0, count, count // 3)
-    centre[: count // 3] = centre[again] + rng.normal(0, 1.5, (count // 3, 2))
+    center[: count // 3] = center[again] + rng.normal(0, 1.5, (count // 3, 2))
     side[: count // 3] = side[again] * rng.uniform(0.8, 1.25, (count // 3, 2))
     scores = np.sort(rng.permutation(1000)[:count] / 1000 + 1e-4)[::-1].astype(np.float32)
-    return np.concatenate([centre - side / 2, centre + side / 2], 1), scores
+    return np.concatenate([center - side / 2, center + side / 2], 1), scores
 
 
 def overlap(one: np.ndarray, two: np.ndarray) -> float:
@@ -88,7 +88,7 @@ def in_order(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("merge", FUSING)
-def test_a_merge_gives_what_its_definition_gives(merge: str) -> None:
+def test_a_merge_equals_its_definition(merge: str) -> None:
     for seed in range(4):
         boxes, scores = crowd(seed)
         found = fuse(merge, boxes, scores, separate_groups(boxes, np.zeros(len(boxes), np.int64)))
@@ -101,7 +101,7 @@ def test_a_merge_gives_what_its_definition_gives(merge: str) -> None:
         )
 
 
-def test_fused_boxes_are_those_of_the_authors_of_weighted_boxes_fusion() -> None:
+def test_weighted_boxes_fusion_equals_the_implementation_of_its_authors() -> None:
     package = pytest.importorskip("ensemble_boxes", reason="pip install ensemble-boxes in a venv of its own")
     for seed in range(6):
         boxes, scores = crowd(seed)
@@ -113,7 +113,7 @@ def test_fused_boxes_are_those_of_the_authors_of_weighted_boxes_fusion() -> None
 
 
 @pytest.mark.parametrize("merge", FUSING)
-def test_groups_that_do_not_meet_can_be_merged_one_at_a_time(merge: str) -> None:
+def test_separate_groups_can_be_merged_one_at_a_time(merge: str) -> None:
     boxes, scores = crowd(3, 200, 900)
     group = separate_groups(boxes, np.zeros(len(boxes), np.int64))
     assert 1 < len(np.unique(group)) < len(boxes)
@@ -122,8 +122,8 @@ def test_groups_that_do_not_meet_can_be_merged_one_at_a_time(merge: str) -> None
     np.testing.assert_allclose(in_order(whole.corners, whole.scores), in_order(parts.corners, parts.scores))
 
 
-def test_hulls_of_separate_groups_do_not_meet() -> None:
-    """A chain whose hull swallows what none of its boxes touches is one group with it."""
+def test_hulls_of_separate_groups_do_not_overlap() -> None:
+    """A chain and a box that only the hull of the chain overlaps are one group."""
     boxes = np.array([[0, 0, 10, 10], [9, 0, 19, 10], [9, 9, 19, 30], [0, 20, 5, 25], [40, 40, 50, 50]], float)
     assert separate_groups(boxes, np.zeros(5, np.int64)).tolist() == [0, 0, 0, 0, 4]
     assert separate_groups(boxes, np.array([0, 0, 0, 1, 0])).tolist() == [0, 0, 0, 3, 4]
@@ -136,15 +136,15 @@ def test_hulls_of_separate_groups_do_not_meet() -> None:
 
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("agnostic", [False, True], ids=["by class", "agnostic"])
-def test_neither_the_order_of_tiles_nor_the_height_of_bands_changes_a_merge(merge: str, agnostic: bool) -> None:
+def test_the_order_of_tiles_does_not_change_a_merge(merge: str, agnostic: bool) -> None:
     grid = TileGrid(320, 520, 128, 32)
     rng = np.random.default_rng(0)
     boxes, tiles = [], []
     for tile in grid.tiles:
-        centre = rng.uniform((tile.x, tile.y), (tile.x + 128, tile.y + 128), (12, 2))
+        center = rng.uniform((tile.x, tile.y), (tile.x + 128, tile.y + 128), (12, 2))
         side = rng.uniform(4, 40, (12, 2))
         bounds = [tile.x, tile.y, tile.x + tile.width, tile.y + tile.height]
-        corners = np.concatenate([centre - side / 2, centre + side / 2], 1)
+        corners = np.concatenate([center - side / 2, center + side / 2], 1)
         boxes.append(np.clip(corners, np.tile(bounds[:2], 2), np.tile(bounds[2:], 2)))
         tiles += [tile.index] * 12
     corners, sources = np.concatenate(boxes), np.array(tiles)
@@ -156,7 +156,8 @@ def test_neither_the_order_of_tiles_nor_the_height_of_bands_changes_a_merge(merg
         found = []
         for step in steps:
             which = np.flatnonzero(np.isin(sources, step))
-            found.append(stitcher.add(step.tolist(), sources[which], corners[which], scores[which], labels[which]))
+            boxes = Detections(corners[which], scores[which], labels[which], {"tile": sources[which]})
+            found.append(stitcher.add(step.tolist(), boxes))
         return Detections.concatenate(found).by_score()
 
     at_once = stitched([np.arange(len(grid))])
@@ -168,16 +169,16 @@ def test_neither_the_order_of_tiles_nor_the_height_of_bands_changes_a_merge(merg
 
 
 @pytest.mark.parametrize("merge", MERGES)
-def test_two_classes_on_one_object_are_one_only_if_asked(merge: str) -> None:
+def test_two_classes_on_one_object_are_merged_only_if_agnostic(merge: str) -> None:
     boxes = np.array([[540, 300, 560, 320], [541, 300, 561, 320]], float)
-    arguments = ([0, 1], np.array([0, 1]), boxes, np.float32([0.9, 0.8]), np.int32([0, 1]))
+    arguments = [0, 1], Detections(boxes, np.float32([0.9, 0.8]), np.int32([0, 1]), {"tile": np.array([0, 1])})
     grid = TileGrid(1152, 640, 640, 128)
     assert len(Stitcher(grid, nms_iou=0.5, merge=merge, score=0.3).add(*arguments)) == 2
     (label,) = Stitcher(grid, nms_iou=0.5, merge=merge, agnostic=True, score=0.3).add(*arguments).labels
     assert label == 0
 
 
-def test_agnostic_suppression_inside_a_tile_keeps_the_best_class() -> None:
+def test_agnostic_suppression_within_a_tile_keeps_the_best_class() -> None:
     boxes = np.array([[100, 300, 120, 320], [101, 300, 121, 320]], float)
     stitcher = Stitcher(TileGrid(640, 640, 640, 128), nms_iou=0.5, agnostic=True)
-    assert stitcher.add([0], np.zeros(2, np.int64), boxes, np.float32([0.8, 0.9]), np.int32([0, 1])).labels == [1]
+    assert stitcher.add([0], Detections(boxes, np.float32([0.8, 0.9]), np.int32([0, 1]))).labels == [1]

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.runtime import Found, Model, detect, load, open_scene
-from tinydet.runtime.scan import detect as detect_in
+from tinydet.runtime import Model, Prediction, ScanOptions, detect, load, open_scene
+from tinydet.runtime.scan import detect_scene
 
 
-def picture(*corners: tuple[int, int]) -> np.ndarray:
+def image(*corners: tuple[int, int]) -> np.ndarray:
     pixels = np.zeros((100, 150, 3), np.uint8)
     for x, y in corners:
         pixels[y : y + 10, x : x + 10] = 255
@@ -24,13 +24,13 @@ def model(white_squares: Callable) -> Model:
     return Model(white_squares(), overlap=16)
 
 
-def test_a_path_an_array_and_an_open_scene_give_the_same(model: Model, tmp_path: Path) -> None:
-    pixels = picture((20, 30), (120, 80))
+def test_a_path_an_array_and_an_open_scene_give_the_same_result(model: Model, tmp_path: Path) -> None:
+    pixels = image((20, 30), (120, 80))
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), pixels)
     with open_scene(path) as scene:
         found = [model.detect(source) for source in (path, str(path), pixels, scene)]
-        expected = detect_in(model.backend, scene, overlap=16, score=0.3).detections
+        expected = detect_scene(model.backend, scene, ScanOptions(overlap=16, score=0.3)).detections
     for one in found:
         assert one.boxes.tolist() == expected.boxes.tolist() == [[20, 30, 30, 40], [120, 80, 130, 90]]
         assert (one.width, one.height, one.class_names) == (150, 100, ["square", "square"])
@@ -38,7 +38,7 @@ def test_a_path_an_array_and_an_open_scene_give_the_same(model: Model, tmp_path:
 
 
 def test_options_reach_the_scan(white_squares: Callable) -> None:
-    pixels = picture((20, 30), (120, 80))
+    pixels = image((20, 30), (120, 80))
     assert len(Model(white_squares(), overlap=16, score=0.7).detect(pixels)) == 0
     backend = white_squares()
     Model(backend, overlap=16, batch=1).detect(pixels)
@@ -47,12 +47,12 @@ def test_options_reach_the_scan(white_squares: Callable) -> None:
         Model(white_squares(), overlap=16, merge="best").detect(pixels)  # type: ignore[arg-type]
 
 
-def test_a_stream_takes_one_scene_or_many_and_folders_and_is_lazy(model: Model, tmp_path: Path) -> None:
+def test_a_stream_takes_scenes_and_folders_and_is_lazy(model: Model, tmp_path: Path) -> None:
     for name in ("b.png", "a.png"):
-        cv2.imwrite(str(tmp_path / name), picture((20, 30)))
+        cv2.imwrite(str(tmp_path / name), image((20, 30)))
     assert [found.scene for found in model.stream(tmp_path)] == [str(tmp_path / name) for name in ("a.png", "b.png")]
-    assert len(list(model.stream(picture((20, 30))))) == 1
-    mixed = list(model.stream([picture(), str(tmp_path), tmp_path / "b.png"]))
+    assert len(list(model.stream(image((20, 30))))) == 1
+    mixed = list(model.stream([image(), str(tmp_path), tmp_path / "b.png"]))
     assert [found.image_id for found in mixed] == [1, 2, 3, 4]
     assert [len(found) for found in mixed] == [0, 1, 1, 1]
     lazy = model.stream([tmp_path / "a.png", tmp_path / "missing.png"])
@@ -65,7 +65,7 @@ def test_each_frame_of_a_video_is_a_scene_with_its_time(model: Model, tmp_path: 
     pytest.importorskip("av")
     writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (150, 100))
     for i in range(3):
-        writer.write(picture((20 + 30 * i, 30)))
+        writer.write(image((20 + 30 * i, 30)))
     writer.release()
     found = list(model.stream(tmp_path / "a.avi"))
     assert [one.seconds for one in found] == pytest.approx([0, 0.1, 0.2], abs=0.02)
@@ -74,37 +74,37 @@ def test_each_frame_of_a_video_is_a_scene_with_its_time(model: Model, tmp_path: 
 
 
 @pytest.fixture
-def some(model: Model) -> Found:
-    pixels = picture((20, 30), (120, 80))
+def some(model: Model) -> Prediction:
+    pixels = image((20, 30), (120, 80))
     pixels[60:90, 50:58] = 255  # a bar
     return model.detect(pixels, image_id=5)
 
 
-def test_coco_results_carry_the_ids_of_the_scene_and_of_the_data_set(some: Found, tmp_path: Path) -> None:
+def test_coco_results_have_the_ids_of_the_scene_and_of_the_dataset(some: Prediction, tmp_path: Path) -> None:
     assert [(row["image_id"], row["category_id"]) for row in some.to_coco()] == [(5, 0), (5, 7), (5, 7)]
     some.save(tmp_path / "found.json")
     assert json.loads((tmp_path / "found.json").read_text()) == some.to_coco()
 
 
-def test_a_data_frame_has_a_row_for_each_box(some: Found) -> None:
+def test_a_data_frame_has_one_row_per_box(some: Prediction) -> None:
     pytest.importorskip("pandas")
     frame = some.to_pandas()
     assert frame["class"].tolist() == ["bar", "square", "square"]
     assert frame[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == some.boxes.tolist()
 
 
-def test_supervision_takes_what_was_found(some: Found) -> None:
+def test_a_prediction_converts_to_supervision(some: Prediction) -> None:
     supervision = pytest.importorskip("supervision")
     detections = some.to_supervision()
     assert isinstance(detections, supervision.Detections)
     assert detections.xyxy.tolist() == some.boxes.tolist()
     assert detections[detections.class_id == 1].data["class_name"].tolist() == ["bar"]
-    blank = picture()
+    blank = image()
     drawn = supervision.BoxAnnotator().annotate(blank.copy(), detections)
     assert (drawn != blank).any()
 
 
-def test_fiftyone_takes_what_was_found(some: Found) -> None:
+def test_a_prediction_converts_to_fiftyone(some: Prediction) -> None:
     fiftyone = pytest.importorskip("fiftyone", reason="fiftyone brings another OpenCV: a venv of its own")
     field = some.to_fiftyone()
     assert isinstance(field, fiftyone.Detections)

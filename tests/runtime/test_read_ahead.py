@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from tinydet.geometry.tiles import TileGrid
-from tinydet.runtime.read_ahead import PASSED_AT_ONCE, ReadAhead
+from tinydet.runtime.read_ahead import MAX_SKIPPED, ReadAhead
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
 
 
 class Holes(Scene):
-    """Each pixel tells its place; the tiles in `empty` have no data; every handle is counted."""
+    """The value of a pixel is the index of its tile; tiles in `empty` have no data; open handles are counted."""
 
     name, width, height = "holes", 640, 640
 
@@ -46,27 +46,27 @@ CASES = {
 @pytest.mark.parametrize("empty", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("readers", [1, 3])
 @pytest.mark.parametrize("batch", [1, 4, 7, 200])
-def test_full_batches_of_the_tiles_that_have_data_in_their_order_and_all_others_told(
+def test_batches_hold_the_tiles_with_data_in_order_and_report_all_others(
     empty: set[int], readers: int, batch: int
 ) -> None:
     scene = Holes(empty)
-    seen, passed, sizes = [], [], []
+    run, skipped, sizes = [], [], []
     for read in ReadAhead(scene, GRID.tiles, size=(64, 64), side=64, pad=(1, 2, 3), batch=batch, readers=readers):
         assert len(read.images) == len(read.tiles)
         assert [int(image[9, 9, 0]) for image in read.images] == [tile.index for tile in read.tiles]
         assert read.tiles or read.empty
-        assert len(read.empty) <= PASSED_AT_ONCE + batch
-        seen += [tile.index for tile in read.tiles]
-        passed += [tile.index for tile in read.empty]
+        assert len(read.empty) <= MAX_SKIPPED + batch
+        run += [tile.index for tile in read.tiles]
+        skipped += [tile.index for tile in read.empty]
         if read.tiles:
             sizes.append(len(read.tiles))
-    assert seen == [i for i in range(100) if i not in empty]
-    assert passed == sorted(empty)
+    assert run == [i for i in range(100) if i not in empty]
+    assert skipped == sorted(empty)
     assert all(size == batch for size in sizes[:-1])
     assert scene.open_handles == []
 
 
-def test_pictures_that_are_not_worth_it_are_told_apart_from_empty_ones() -> None:
+def test_filtered_tiles_are_reported_apart_from_empty_ones() -> None:
     reading = ReadAhead(
         Holes({3}),
         GRID.tiles[:12],
@@ -74,15 +74,15 @@ def test_pictures_that_are_not_worth_it_are_told_apart_from_empty_ones() -> None
         side=64,
         pad=(0, 0, 0),
         batch=4,
-        worth=lambda picture: int(picture[0, 0, 0]) % 2 == 0,
+        tile_filter=lambda pixels: int(pixels[0, 0, 0]) % 2 == 0,
     )
     reads = list(reading)
-    assert [tile.index for read in reads for tile in read.plain] == [1, 5, 7, 9, 11]
+    assert [tile.index for read in reads for tile in read.filtered] == [1, 5, 7, 9, 11]
     assert [tile.index for read in reads for tile in read.empty] == [3]
     assert [[tile.index for tile in read.tiles] for read in reads] == [[0, 2, 4, 6], [8, 10]]
 
 
-def test_handles_are_closed_when_the_caller_leaves_early() -> None:
+def test_handles_are_closed_if_the_caller_stops_early() -> None:
     scene = Holes(set())
     batches = iter(ReadAhead(scene, GRID.tiles, size=(64, 64), side=64, pad=(0, 0, 0), batch=4, readers=4))
     next(batches)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tinydet.runtime.backends import TileOutputs
-from tinydet.runtime.scan import detect, plan_tiles
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import plan_tiles
+from tinydet.runtime.scan import detect_scene
 from tinydet.runtime.scenes import Image, Scene, open_scene
 
 
@@ -41,7 +43,9 @@ def test_every_object_of_a_scene_is_found_once_in_its_pixels(
     white_squares: Callable, width: int, height: int, batch: int
 ) -> None:
     truth = squares(0, width, height)
-    result = detect(white_squares(), open_scene(scene_with(truth, width, height)), overlap=20, batch=batch)
+    result = detect_scene(
+        white_squares(), open_scene(scene_with(truth, width, height)), ScanOptions(overlap=20, batch=batch)
+    )
     assert as_set(result.detections.boxes) == as_set(truth)
     assert len(result.detections) == len(truth)
     sides = np.sort(truth[:, 2:] - truth[:, :2], axis=1)
@@ -49,23 +53,21 @@ def test_every_object_of_a_scene_is_found_once_in_its_pixels(
     assert result.saturated == 0
 
 
-def test_detections_come_best_first_and_above_the_score(white_squares: Callable) -> None:
+def test_detections_are_sorted_by_score_and_above_the_minimum(white_squares: Callable) -> None:
     scene = open_scene(scene_with(squares(0, 300, 300), 300, 300))
-    everything = detect(white_squares(), scene, overlap=20).detections
+    everything = detect_scene(white_squares(), scene, ScanOptions(overlap=20)).detections
     assert (np.diff(everything.scores) <= 0).all()
-    best = detect(white_squares(), scene, overlap=20, score=0.55).detections
+    best = detect_scene(white_squares(), scene, ScanOptions(overlap=20, score=0.55)).detections
     assert best.boxes.tolist() == everything.boxes[everything.scores >= 0.55].tolist()
     assert 0 < len(best) < len(everything)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.25, 2.0])
-def test_detections_of_a_rescaled_scene_are_in_pixels_of_the_scene_itself(
-    white_squares: Callable, scale: float
-) -> None:
+def test_detections_of_a_rescaled_scene_are_in_pixels_of_the_original(white_squares: Callable, scale: float) -> None:
     unit = max(1, round(1 / scale))
     truth = squares(0, 300, 200) * unit
     pixels = scene_with(truth, 300 * unit, 200 * unit)
-    result = detect(white_squares(), open_scene(pixels), overlap=30, scale=scale)
+    result = detect_scene(white_squares(), open_scene(pixels), ScanOptions(overlap=30, scale=scale))
     assert len(result.detections) == len(truth)
     found = result.detections.boxes
     distance = np.abs(found[:, None] - truth[None]).max(-1)
@@ -73,56 +75,58 @@ def test_detections_of_a_rescaled_scene_are_in_pixels_of_the_scene_itself(
     assert result.tiles == len(plan_tiles(300 * unit, 200 * unit, tile=64, overlap=30, scale=scale).grid)
 
 
-def test_a_scale_that_fits_no_whole_pixels_moves_no_box(white_squares: Callable) -> None:
+def test_a_scale_without_whole_pixels_shifts_no_box(white_squares: Callable) -> None:
     truth = squares(3, 280, 200, 25, 12) * 3
-    truth[:, 3] = truth[:, 1] + truth[:, 2] - truth[:, 0]  # of one class however a side is rounded
-    result = detect(white_squares(), open_scene(scene_with(truth, 840, 600)), overlap=30, scale=0.37)
+    truth[:, 3] = truth[:, 1] + truth[:, 2] - truth[:, 0]  # squares, whose class does not depend on rounding
+    result = detect_scene(white_squares(), open_scene(scene_with(truth, 840, 600)), ScanOptions(overlap=30, scale=0.37))
     assert len(result.detections) == len(truth)
     distance = np.abs(result.detections.boxes[:, None] - truth[None]).max(-1)
-    assert distance.min(0).max() <= 1 / 0.37  # a pixel of what the model saw
+    assert distance.min(0).max() <= 1 / 0.37  # a pixel of the model's input
 
 
-def test_batches_are_full_but_the_last_and_never_larger_than_the_model_takes(white_squares: Callable) -> None:
+def test_all_batches_but_the_last_are_full_and_none_exceeds_the_model(white_squares: Callable) -> None:
     backend = white_squares(max_batch=4)
-    result = detect(backend, open_scene(np.zeros((300, 200, 3), np.uint8)), overlap=20, batch=16)
+    result = detect_scene(backend, open_scene(np.zeros((300, 200, 3), np.uint8)), ScanOptions(overlap=20, batch=16))
     assert set(backend.batches[:-1]) == {4}
     assert sum(backend.batches) == result.tiles == 35
 
 
-def test_pixels_beyond_the_scene_are_padding_and_hold_no_detection(white_squares: Callable) -> None:
+def test_pixels_beyond_the_scene_are_padding_without_detections(white_squares: Callable) -> None:
     backend = white_squares(pad=(255, 255, 255))
     for height, width in ((40, 64), (64, 50)):
-        result = detect(backend, open_scene(np.zeros((height, width, 3), np.uint8)), overlap=8)
+        result = detect_scene(backend, open_scene(np.zeros((height, width, 3), np.uint8)), ScanOptions(overlap=8))
         assert len(result.detections) == 0
     truth = np.array([[3, 4, 9, 10]])
     backend = white_squares(pad=(7, 8, 9))
-    run, seen = backend.run, []
-    backend.run = lambda images: (seen.append(images.copy()), run(images))[1]
-    result = detect(backend, open_scene(scene_with(truth, 50, 40)), overlap=8)
-    assert (seen[0][0, 40:] == (7, 8, 9)).all()
-    assert (seen[0][0, :, 50:] == (7, 8, 9)).all()
+    run, inputs = backend.run, []
+    backend.run = lambda images: (inputs.append(images.copy()), run(images))[1]
+    result = detect_scene(backend, open_scene(scene_with(truth, 50, 40)), ScanOptions(overlap=8))
+    assert (inputs[0][0, 40:] == (7, 8, 9)).all()
+    assert (inputs[0][0, :, 50:] == (7, 8, 9)).all()
     assert as_set(result.detections.boxes) == as_set(truth)
 
 
-def test_tiles_with_more_objects_than_slots_are_counted(white_squares: Callable) -> None:
+def test_tiles_with_more_objects_than_slots_are_counted_as_saturated(white_squares: Callable) -> None:
     truth = squares(0, 256, 64, 12, 5)
     scene = open_scene(scene_with(truth, 256, 64))
-    full = detect(white_squares(max_detections=3), scene, overlap=8)
+    full = detect_scene(white_squares(max_detections=3), scene, ScanOptions(overlap=8))
     assert full.saturated == full.tiles
-    assert detect(white_squares(max_detections=50), scene, overlap=8).saturated == 0
-    # The slots below the score are what was cut: nothing that was asked for is missing.
-    assert detect(white_squares(max_detections=3), scene, overlap=8, score=0.9).saturated == 0
+    assert detect_scene(white_squares(max_detections=50), scene, ScanOptions(overlap=8)).saturated == 0
+    # Only boxes below the requested score were cut.
+    assert detect_scene(white_squares(max_detections=3), scene, ScanOptions(overlap=8, score=0.9)).saturated == 0
 
 
 def test_progress_counts_every_tile(white_squares: Callable) -> None:
-    seen: list[int] = []
-    result = detect(white_squares(), open_scene(np.zeros((300, 300, 3), np.uint8)), overlap=20, progress=seen.append)
-    assert sum(seen) == result.tiles
+    ticks: list[int] = []
+    result = detect_scene(
+        white_squares(), open_scene(np.zeros((300, 300, 3), np.uint8)), ScanOptions(overlap=20), progress=ticks.append
+    )
+    assert sum(ticks) == result.tiles
     assert result.seconds > 0
 
 
 class Recording(Scene):
-    """A scene that notes who reads it, and can be damaged from some row on."""
+    """A scene that records which thread reads what, and can be damaged from a row on."""
 
     name, width, height = "recording", 640, 640
 
@@ -146,7 +150,7 @@ def test_one_other_thread_reads_ahead_of_the_backend(white_squares: Callable) ->
 
     def slow(images: np.ndarray) -> TileOutputs:
         deadline = threading.Event()
-        for _ in range(200):  # until the reader has done what it may
+        for _ in range(200):  # until the reader can read no further ahead
             if len(scene.reads) >= 4 * min(len(backend.batches) + 3, 25):
                 break
             deadline.wait(0.01)
@@ -156,18 +160,18 @@ def test_one_other_thread_reads_ahead_of_the_backend(white_squares: Callable) ->
 
     backend.run = slow
     grid = plan_tiles(640, 640, tile=64, overlap=0).grid
-    detect(backend, scene, overlap=0)
+    detect_scene(backend, scene, ScanOptions(overlap=0))
     assert scene.reads == [(tile.x, tile.y) for tile in grid.tiles]
     assert scene.threads.isdisjoint({threading.get_ident()})
     assert len(scene.threads) == 1
-    assert max(ahead) == 8  # two batches, and no more: memory stays bounded
+    assert max(ahead) == 8  # two batches and no more: memory is bounded
     assert min(ahead[:-2]) == 8
 
 
-def test_a_damaged_window_ends_the_run_with_its_message_and_no_thread_left(white_squares: Callable) -> None:
+def test_a_damaged_scene_ends_the_run_with_its_message_and_leaves_no_thread(white_squares: Callable) -> None:
     before = threading.active_count()
     with pytest.raises(ValueError, match="recording: damaged"):
-        detect(white_squares(), Recording(damaged_from=300), overlap=0)
+        detect_scene(white_squares(), Recording(damaged_from=300), ScanOptions(overlap=0))
     assert threading.active_count() == before
 
 
@@ -179,12 +183,12 @@ def test_an_interrupted_run_leaves_no_thread(white_squares: Callable, error: typ
     before = threading.active_count()
     scene = Recording()
     with pytest.raises(error):
-        detect(white_squares(), scene, overlap=0, progress=stop)
+        detect_scene(white_squares(), scene, ScanOptions(overlap=0), progress=stop)
     assert threading.active_count() == before
     assert len(scene.reads) <= 4 * 3
 
 
-def test_a_model_that_gives_nan_is_refused(white_squares: Callable) -> None:
+def test_a_model_that_returns_nan_is_refused(white_squares: Callable) -> None:
     backend = white_squares()
     run = backend.run
     for field in ("scores", "boxes"):
@@ -197,21 +201,4 @@ def test_a_model_that_gives_nan_is_refused(white_squares: Callable) -> None:
 
         backend.run = broken
         with pytest.raises(ValueError, match="NaN"):
-            detect(backend, open_scene(np.zeros((64, 64, 3), np.uint8)), overlap=8)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"score": 1.5}, r"\[0, 1\], got 1.5"),
-        ({"batch": 0}, "at least one tile, got 0"),
-        ({"overlap": 64}, "smaller than the tile of 64, got 64"),
-        ({"scale": 0.0}, "resize factor above 0"),
-        ({"scale": float("nan")}, "resize factor above 0"),
-        ({"scale": 1000.0}, "resize factor above 0"),
-        ({"merge": "soft"}, "seam, nms"),
-    ],
-)
-def test_values_out_of_range_are_refused(white_squares: Callable, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        detect(white_squares(), open_scene(np.zeros((64, 64, 3), np.uint8)), **{"overlap": 8} | options)
+            detect_scene(backend, open_scene(np.zeros((64, 64, 3), np.uint8)), ScanOptions(overlap=8))

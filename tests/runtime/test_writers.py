@@ -30,7 +30,8 @@ def some(count: int, seed: int = 0) -> Detections:
     seam = rng.uniform(0, 100, count).astype(np.float32)
     seam[::2] = np.inf
     integers = [rng.integers(0, most, count).astype(np.int32) for most in (2, 9, 2)]
-    return Detections(boxes, rng.uniform(0.3, 1, count).astype(np.float32), *integers[:2], seam, integers[2])
+    columns = {"tile": integers[1], "pass": integers[2], "seam_distance": seam}
+    return Detections(boxes, rng.uniform(0.3, 1, count).astype(np.float32), integers[0], columns)
 
 
 def scene(name: str, image_id: int, count: int, georeference: Georeference | None = None) -> SceneDetections:

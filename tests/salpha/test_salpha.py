@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.geometry.anchors import FASTER_RCNN, RETINANET, released_design, torchvision_design
-from tinydet.runtime.scan import plan_tiles
+from tinydet.runtime.plan import plan_tiles
 from tinydet.salpha.__main__ import main
 from tinydet.salpha.counting import best_anchors, count_levels, estimate_alpha
 from tinydet.salpha.dataset import design_of, statistics_of

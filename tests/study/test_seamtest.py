@@ -10,12 +10,13 @@ import pytest
 
 from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.backends import TileOutputs
+from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes import open_scene
-from tinydet.study.seamtest import main, seam_test, shift_of
+from tinydet.study.seamtest import View, main, seam_test, shift_of, shifted_views
 
 
 def squares(seed: int = 0, side: int = 8) -> np.ndarray:
-    """White squares of 8 pixels, one in each cell of 16, somewhere inside it."""
+    """White squares of 8 pixels, one at a random position in each cell of 16."""
     rng = np.random.default_rng(seed)
     pixels = np.zeros((240, 320, 3), np.uint8)
     for y in range(0, 240, 16):
@@ -25,8 +26,13 @@ def squares(seed: int = 0, side: int = 8) -> np.ndarray:
     return pixels
 
 
+def views_of(backend: object) -> tuple[View, View]:
+    """Two views of a scene of squares, cut into tiles that share 20 pixels."""
+    return shifted_views(open_scene(squares()), backend.spec, ScanOptions(overlap=20, score=0.3))
+
+
 class Blinkered:
-    """Finds nothing nearer than `blind` pixels to the right edge of a tile: what a seam does to a bad detector."""
+    """Finds nothing nearer than `blind` pixels to the right edge of a tile: a detector that fails at seams."""
 
     def __init__(self, backend: object, blind: int) -> None:
         self.spec, self.name, self._backend, self._blind = backend.spec, "blinkered", backend, blind
@@ -38,8 +44,7 @@ class Blinkered:
 
 
 def test_scans_of_a_perfect_detector_agree(white_squares: Callable) -> None:
-    scene = open_scene(squares())
-    report = seam_test(white_squares(), scene, shift_of(TileGrid(320, 240, 64, 20)), overlap=20, score=0.3)
+    report = seam_test(white_squares(), views_of(white_squares()))
     assert report.at_seams.boxes > 100
     assert report.elsewhere.boxes > 0
     for part in (report.at_seams, report.elsewhere):
@@ -47,32 +52,26 @@ def test_scans_of_a_perfect_detector_agree(white_squares: Callable) -> None:
     assert report.excess == 0
 
 
-def test_what_a_seam_hides_is_counted_as_lost_and_at_seams(white_squares: Callable) -> None:
-    """Blind for 30 pixels where tiles share 20: strips of 10 that no tile of a grid sees."""
-    scene = open_scene(squares())
+def test_objects_that_a_seam_hides_are_counted_as_lost_at_seams(white_squares: Callable) -> None:
+    """Blind for 30 pixels where tiles share 20: no tile of a grid finds anything in strips of 10 pixels."""
     backend = Blinkered(white_squares(), 30)
-    report = seam_test(backend, scene, shift_of(TileGrid(320, 240, 64, 20)), overlap=20, score=0.3)
+    report = seam_test(backend, views_of(backend))
     assert report.at_seams.lost > 10
     assert report.at_seams.duplicates == 0
     assert report.excess > 0.05
 
 
-def test_parts_that_a_merge_leaves_are_disagreement(white_squares: Callable) -> None:
-    """Plain NMS keeps a part of a square beside the whole one wherever less than half of it is seen."""
-    scene = open_scene(squares())
-    shift = shift_of(TileGrid(320, 240, 64, 20))
-    seam, nms = (
-        seam_test(white_squares(), scene, shift, overlap=20, score=0.3, merge=merge) for merge in ("seam", "nms")
-    )
+def test_parts_that_a_merge_leaves_are_counted_as_disagreement(white_squares: Callable) -> None:
+    """Plain NMS keeps a part of a square next to the whole one if the part is less than half of it."""
+    views = views_of(white_squares())
+    seam, nms = (seam_test(white_squares(), views, merge) for merge in ("seam", "nms"))
     assert seam.excess == 0
     assert nms.excess > 0.02
 
 
 def test_the_shift_is_half_a_stride_in_whole_cells_of_the_pyramid() -> None:
-    shift = shift_of(TileGrid(3000, 3000, 640, 128))
-    assert (shift.x, shift.y) == (256, 256)
-    shift = shift_of(TileGrid(3000, 640, 640, 128))
-    assert (shift.x, shift.y) == (256, 0)
+    assert shift_of(TileGrid(3000, 3000, 640, 128)) == (256, 256)
+    assert shift_of(TileGrid(3000, 640, 640, 128)) == (256, 0)
     with pytest.raises(ValueError, match="no seams"):
         shift_of(TileGrid(640, 640, 640, 128))
 
@@ -113,7 +112,7 @@ def test_the_model_runs_once_for_all_merges(white_squares: Callable, monkeypatch
     assert len(backend.batches) == 2 * once
 
 
-def test_more_disagreement_than_the_limit_is_exit_code_1(
+def test_the_exit_code_is_1_if_the_disagreement_exceeds_the_limit(
     white_squares: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cv2.imwrite(str(tmp_path / "scene.png"), squares())

@@ -40,7 +40,7 @@ from tinydet.data.output_folder import (
 from tinydet.data.samples import Cut, Truncated, clip_to_tile, objects_and_regions
 from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import Tile, TileGrid
-from tinydet.runtime.scan import OVERLAP
+from tinydet.runtime.plan import OVERLAP
 
 SUB_IMAGE = (640, 512)  # width and height of the benchmark's tiles, pixels
 SUB_OVERLAP = (50, 50)  # pixels, horizontal and vertical

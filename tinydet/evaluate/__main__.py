@@ -71,6 +71,8 @@ def _score_results(args: argparse.Namespace, protocol: Protocol) -> Scores:
 
 
 def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
+    from tinydet.runtime.options import ScanOptions
+
     dataset = _dataset(args)
     corners = args.corner_gt and corners_by_file(read_json(args.corner_gt), source=str(args.corner_gt))
     backend = _backend(args.model or DEFAULT_MODEL, args.device)
@@ -80,10 +82,8 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     found = detect_dataset(
         backend,
         dataset,
-        score=args.score,
-        overlap=args.overlap,
-        scale=args.scale,
-        merge=args.merge or ("seam" if args.corner_gt is None else "tinyperson"),
+        ScanOptions(args.overlap, args.scale, args.score, merge="nms" if args.merge == "nms" else "seam"),
+        sub_images=args.merge == "tinyperson" or args.corner_gt is not None,
         corners=corners,
         limit=args.limit,
         progress=True,

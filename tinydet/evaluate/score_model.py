@@ -1,4 +1,4 @@
-"""Run a model on a dataset and score its detections, with the same `detect()` as in deployment."""
+"""Run a model on a dataset and score its detections, with the same `detect_scene()` as in deployment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
     from tinydet.data.sub_images import Corner
     from tinydet.runtime.backends import Backend
+    from tinydet.runtime.options import ScanOptions
     from tinydet.runtime.scenes import Scene
-
-Merge = Literal["seam", "nms", "tinyperson"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,8 @@ class DatasetDetections:
 def evaluate_backend(
     backend: Backend,
     dataset: Dataset,
+    options: ScanOptions | None = None,
     *,
-    score: float = 0.05,
-    overlap: int | None = None,
     protocol: str = "coco",
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -61,8 +59,7 @@ def evaluate_backend(
     The result has the keys of `tinydet evaluate --json`, see docs/evaluation.md.
 
     Args:
-        score: drop detections below this score.
-        overlap: overlap of neighboring tiles in pixels; None for 128, or half a tile if that is less.
+        options: how to scan the images; None for the defaults of `ScanOptions`.
         protocol: a name in `PROTOCOLS`.
         progress: show a progress bar on stderr.
 
@@ -70,18 +67,16 @@ def evaluate_backend(
         ValueError: no common class, an unreadable image, an unknown protocol.
     """
     rules = choose_protocol(protocol)
-    found = detect_dataset(backend, dataset, score=score, overlap=overlap, progress=progress)
+    found = detect_dataset(backend, dataset, options, progress=progress)
     return score_dataset(dataset, found, rules).to_json()
 
 
 def detect_dataset(
     backend: Backend,
     dataset: Dataset,
+    options: ScanOptions | None = None,
     *,
-    score: float = 0.05,
-    overlap: int | None = None,
-    scale: float = 1.0,
-    merge: Merge = "seam",
+    sub_images: bool = False,
     corners: Mapping[str, Sequence[Corner]] | None = None,
     limit: int | None = None,
     progress: bool = False,
@@ -91,12 +86,10 @@ def detect_dataset(
     Classes are matched by name. Detections of a class that the dataset does not have are left out, with a note.
 
     Args:
-        score: drop detections below this score.
-        overlap: overlap of neighboring tiles in pixels; None for 128, or half a tile if that is less.
-        scale: resize factor of the images; boxes are in pixels of the original images.
-        merge: how to merge the tiles of an image: "seam" or "nms", see `tinydet.runtime.scan.detect`; "tinyperson" runs
-            on each of the benchmark's sub-images as an image of its own and merges them as the benchmark does.
-        corners: the sub-images of each file, for "tinyperson"; None for the benchmark's grid.
+        options: how to scan the images; None for the defaults of `ScanOptions`.
+        sub_images: run on each of the TinyPerson benchmark's sub-images as an image of its own, and merge them as the
+            benchmark does.
+        corners: the sub-images of each file, for `sub_images`; None for the benchmark's grid.
         limit: run only on the first `limit` images; None for all.
         progress: show a progress bar on stderr.
 
@@ -105,16 +98,13 @@ def detect_dataset(
     """
     from tqdm import tqdm
 
-    from tinydet.evaluate.window import Window
-    from tinydet.runtime.scan import detect, unsettled
+    from tinydet.runtime.scan import detect_scene, unsettled
     from tinydet.runtime.scenes import open_scene
+    from tinydet.runtime.scenes.window import Window
 
     categories, notes = match_classes(backend.spec.classes, dataset.classes, dataset.category_ids)
     known = np.array([category is not None for category in categories])
     ids = [-1 if category is None else category for category in categories]
-    if overlap is None:
-        overlap = min(128, backend.spec.tile // 2)
-    within: Literal["seam", "nms"] = "seam" if merge == "tinyperson" else merge
     records = dataset.images[:limit]
     detections: list[dict[str, Any]] = []
     tiles = saturated = unconverged = 0
@@ -122,9 +112,9 @@ def detect_dataset(
     for i, record in enumerate(tqdm(records, desc="evaluate", unit="image", disable=None if progress else True)):
         with open_scene(dataset.image_path(i), stretch=backend.spec.stretch) as scene:
             _check_size(scene, dataset, i)
-            pieces = _sub_images(record.file_name, scene, corners) if merge == "tinyperson" else None
+            pieces = _sub_images(record.file_name, scene, corners) if sub_images else None
             views = [scene] if pieces is None else [Window(scene, corner) for corner in pieces]
-            results = [detect(backend, view, overlap=overlap, scale=scale, score=score, merge=within) for view in views]
+            results = [detect_scene(backend, view, options) for view in views]
         kept = [result.detections[known[result.detections.labels]] for result in results]
         if pieces is None:
             detections += kept[0].to_coco(record.id, ids)

@@ -18,6 +18,7 @@ from tinydet.models.batch import collate
 from tinydet.models.checkpoint import Checkpoint
 from tinydet.models.detector import Detector
 from tinydet.models.fpn import FusionFPN, freeze_attention
+from tinydet.runtime.options import ScanOptions
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def factors_on(detector: Detector, tiles: TrainingTiles) -> Tensor:
 
 def _score(detector: Detector, checkpoint: Checkpoint, val: Dataset, overlap: int) -> dict[str, float]:
     backend = TorchBackend(detector, checkpoint.spec())
-    found = detect_dataset(backend, val, overlap=overlap, progress=True)
+    found = detect_dataset(backend, val, ScanOptions(overlap), progress=True)
     precision = score_dataset(val, found, choose_protocol("coco")).precision
     assert precision is not None
     scores = {"AP50": precision["all"][0.5].ap, "AP50-tiny": precision["tiny"][0.5].ap}

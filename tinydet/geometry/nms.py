@@ -1,9 +1,9 @@
-"""Exact greedy non-maximum suppression, in time that grows with the boxes and not with their square.
+"""Exact greedy non-maximum suppression, in about linear time.
 
-Boxes with an IoU above t are alike: the larger side of one is less than 1/t times the other's, and their centres lie
-closer than (1 - t) / (1 + t) times the mean of these sides. So boxes are sorted into cells of that size, for each
-power of two of their size, and each meets those in the cells around its own. Everything is done on arrays; the only
-loop over boxes is for chains in which each box hangs on the one before.
+If two boxes have an IoU above t, the longer side of one is less than 1/t times that of the other, and their centers are
+closer than (1 - t) / (1 + t) times the mean of these sides. So boxes are sorted into cells of that size, for each power
+of two of their size, and compared with the boxes in the cells around their own. All steps are array operations, except
+for chains in which the verdict on each box depends on the one before.
 """
 
 from __future__ import annotations
@@ -21,38 +21,43 @@ Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 Mask = NDArray[np.bool_]
 
-PAIRS_AT_ONCE = 1 << 24  # where boxes are denser the best half goes first; most of the others fall to it
+PAIRS_AT_ONCE = 1 << 24  # if boxes are denser, the better half is processed first: it suppresses most of the others
 PAIRS_IN_MEMORY = 1 << 20
-MARGIN = 1e-4  # the bounds above hold for real numbers, IoU is computed in floats
-ROUNDS = 64  # before long chains are walked box by box
-FEW = 1 << 14  # boxes for which one size of cell is tried first: there arrays are so short that each step costs alike
-FEW_PAIRS = 16  # for each of them, beyond which cells of several sizes are the faster way
-ROW = 1 << 32  # keys of cells one above the other differ by this
-FAR = 1 << 30  # cells beyond are one cell: slower, and still right
+MARGIN = 1e-4  # relative; the bounds above hold for real numbers, but IoU is computed in floats
+ROUNDS = 64  # array operations along chains, before long chains are resolved box by box
+FEW = 1 << 14  # up to this many boxes, one cell size for all is tried first, because short arrays cost mostly overhead
+FEW_PAIRS = 16  # candidate pairs per box above which cells of several sizes are faster
+ROW = 1 << 32  # difference of the keys of two vertically adjacent cells
+FAR = 1 << 30  # cells beyond this are treated as one cell: slower, but correct
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Masks over the boxes: kept for sure, or neither kept nor suppressed before more is known."""
+    """Masks over boxes. The others are suppressed.
+
+    Attributes:
+        kept: boxes that are certainly kept.
+        undecided: boxes whose verdict depends on pairs that are still missing.
+    """
 
     kept: Mask
     undecided: Mask
 
 
 def suppress(boxes: Floats, scores: Floats, iou_threshold: float, *, same: Integers | None = None) -> NDArray[np.int64]:
-    """Greedy NMS: of two boxes with an IoU above the threshold only the better one stays. Equal to torchvision's `nms`.
+    """Greedy NMS: of two boxes with an IoU above the threshold, keep the better one. Equal to torchvision's `nms`.
 
     Args:
         boxes: (N, 4) xyxy, float32 or float64; IoU is computed in this type.
-        scores: (N,); of equal ones the earlier box is better.
+        scores: (N,); of boxes with equal scores, the earlier one is better.
         iou_threshold: in [0, 1].
-        same: (N,) numbers; boxes of different numbers (classes, tiles) leave each other alone.
+        same: (N,) group numbers; boxes of different groups (classes, tiles) do not suppress each other.
 
     Returns:
-        Indices of the boxes that stay, best first.
+        Indices of the kept boxes, by descending score.
 
     Raises:
-        ValueError: for shapes that do not fit, and for values that are not finite.
+        ValueError: the shapes do not match, or a value is NaN or infinite.
     """
     boxes, scores = np.asarray(boxes), np.asarray(scores)
     if scores.ndim != 1 or boxes.shape != (len(scores), 4):
@@ -60,22 +65,22 @@ def suppress(boxes: Floats, scores: Floats, iou_threshold: float, *, same: Integ
     if not np.isfinite(scores).all():
         raise ValueError("a score is NaN or infinite; the model that made it is broken")
     order = np.argsort(-scores, kind="stable")
-    neighbours = _Neighbours(boxes[order], iou_threshold, None if same is None else np.asarray(same)[order], None)
+    neighbors = _NeighborSearch(boxes[order], iou_threshold, None if same is None else np.asarray(same)[order], None)
 
     alive = np.ones(len(boxes), np.bool_)
-    pending = np.flatnonzero(neighbours.solid)
+    pending = np.flatnonzero(neighbors.solid)
     while pending.size:
         head = pending
-        joins = neighbours.within(head)
+        joins = neighbors.within(head)
         while sum(join.pairs for join in joins) > PAIRS_AT_ONCE and len(head) > 1:
             head = head[: len(head) // 2]
-            joins = neighbours.within(head)
-        better, worse = neighbours.conflicts(joins)
+            joins = neighbors.within(head)
+        better, worse = neighbors.conflicts(joins)
         alive &= resolve(better, worse, np.zeros(len(boxes), np.bool_)).kept
 
         pending = pending[len(head) :]
         if pending.size:
-            alive[neighbours.conflicts(neighbours.between(head[alive[head]], pending))[1]] = False
+            alive[neighbors.conflicts(neighbors.between(head[alive[head]], pending))[1]] = False
             pending = pending[alive[pending]]
     return order[alive]
 
@@ -83,38 +88,38 @@ def suppress(boxes: Floats, scores: Floats, iou_threshold: float, *, same: Integ
 def conflicts(
     boxes: Floats, iou_threshold: float, *, same: Integers | None = None, apart: Integers | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pairs of boxes with an IoU above the threshold, as two arrays of indices, the smaller one first.
+    """Return the pairs of boxes with an IoU above the threshold, as two arrays of indices, the smaller index first.
 
     Args:
         boxes, iou_threshold, same: as for `suppress`.
-        apart: (N,) numbers; boxes of one number (tile) leave each other alone.
+        apart: (N,) group numbers; boxes of one group (tile) are not paired.
     """
-    neighbours = _Neighbours(boxes, iou_threshold, same, apart)
-    return neighbours.conflicts(neighbours.within(np.flatnonzero(neighbours.solid)))
+    neighbors = _NeighborSearch(boxes, iou_threshold, same, apart)
+    return neighbors.conflicts(neighbors.within(np.flatnonzero(neighbors.solid)))
 
 
 def resolve(better: NDArray[np.int64], worse: NDArray[np.int64], waiting: Mask) -> Verdict:
-    """Greedy suppression along pairs of boxes, some of which still wait for pairs that are not there yet.
+    """Apply greedy suppression to pairs of boxes, while pairs with further boxes may still be missing.
 
     Args:
-        better, worse: indices of the boxes of each pair. Boxes come best first, so better < worse.
-        waiting: (N,) boxes that one to come may still suppress.
+        better, worse: (P,) indices of the boxes of each pair. Boxes are sorted by descending score: better < worse.
+        waiting: (N,) boxes that a box still to come may suppress.
 
     Returns:
-        What is certain whatever comes: a box that waits, and one that hangs on it, can be suppressed but not kept.
+        What is certain whatever comes. A waiting box, and a box that depends on one, can be suppressed but not kept.
     """
     suppressed, undecided = np.zeros(len(waiting), np.bool_), waiting.copy()
     for _ in range(ROUNDS):
-        hangs = undecided.copy()
-        hangs[worse] = True
-        sure = ~hangs[better]
+        depends = undecided.copy()
+        depends[worse] = True
+        sure = ~depends[better]
         if not sure.any():
             break
         suppressed[worse[sure]] = True
         undecided &= ~suppressed
         live = ~(sure | suppressed[better] | suppressed[worse])
         better, worse = better[live], worse[live]
-    # What is left is a long chain, or hangs on a box that waits. Best first, so each verdict is in when it is needed.
+    # The rest are long chains, or depend on a waiting box. In this order, each verdict is known when it is needed.
     order = np.argsort(better, kind="stable")
     for i, j in zip(better[order].tolist(), worse[order].tolist(), strict=True):
         if suppressed[i]:
@@ -127,27 +132,27 @@ def resolve(better: NDArray[np.int64], worse: NDArray[np.int64], waiting: Mask) 
 
 
 def pairs_of_ranges(low: Integers, high: Integers) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The pairs (i, j) with low[i] <= j < high[i], a bounded number at a time.
+    """Yield the pairs (i, j) with low[i] <= j < high[i], a bounded number at a time.
 
     >>> [(i.tolist(), j.tolist()) for i, j in pairs_of_ranges(np.array([5, 0, 7]), np.array([7, 0, 8]))]
     [([0, 0, 2], [5, 6, 7])]
     """
-    some = np.flatnonzero(high > low)
-    counts = (high - low)[some]
+    nonempty = np.flatnonzero(high > low)
+    counts = (high - low)[nonempty]
     ends = np.cumsum(counts)
     start = 0
-    while start < len(some):
+    while start < len(nonempty):
         done = int(ends[start - 1]) if start else 0
         stop = max(int(np.searchsorted(ends, done + PAIRS_IN_MEMORY, "right")), start + 1)
-        chunk, n = some[start:stop], counts[start:stop]
-        step = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
-        yield np.repeat(chunk, n), np.repeat(low[chunk], n) + step
+        chunk, n = nonempty[start:stop], counts[start:stop]
+        offset = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
+        yield np.repeat(chunk, n), np.repeat(low[chunk], n) + offset
         start = stop
 
 
 @dataclass(frozen=True)
 class _Join:
-    """Each `first` meets the boxes `others[low:high]` of its row."""
+    """Candidate pairs: `first[i]` with each of `others[low[i]:high[i]]`."""
 
     first: NDArray[np.int64]
     others: NDArray[np.int64]
@@ -159,8 +164,8 @@ class _Join:
         return int((self.high - self.low).sum())
 
 
-class _Neighbours:
-    """Finds the pairs of boxes that conflict."""
+class _NeighborSearch:
+    """Finds the pairs of boxes with an IoU above the threshold."""
 
     def __init__(self, boxes: Floats, threshold: float, same: Integers | None, apart: Integers | None) -> None:
         if not 0 <= threshold <= 1:
@@ -173,17 +178,17 @@ class _Neighbours:
         with np.errstate(over="ignore", invalid="ignore"):
             width, height = right - left, bottom - top
             self.area = width * height
-            # A box without an area, or with one beyond the type, has an IoU of 0 or NaN with all others.
+            # A box without area, or with an area that overflows, has an IoU of 0 or NaN with all others.
             self.solid = (width > 0) & (height > 0) & (self.area > 0) & np.isfinite(self.area)
             self.level = np.frexp(np.maximum(width, height))[1]  # side < 2 ** level
-        self.centre_x = (left.astype(np.float64) + right) / 2
-        self.centre_y = (top.astype(np.float64) + bottom) / 2
-        least = threshold * (1 - MARGIN)
-        self.reach = max((1 - least) / (1 + least), 0.1)
-        self.levels_apart = np.inf if least == 0 else 1 - np.log2(least)
+        self.center_x = (left.astype(np.float64) + right) / 2
+        self.center_y = (top.astype(np.float64) + bottom) / 2
+        lowest = threshold * (1 - MARGIN)
+        self.reach = max((1 - lowest) / (1 + lowest), 0.1)
+        self.levels_apart = np.inf if lowest == 0 else 1 - np.log2(lowest)
 
     def within(self, members: NDArray[np.int64]) -> list[_Join]:
-        """Joins that hold each pair of `members` that may conflict, once."""
+        """Return each pair of `members` that may conflict, once."""
         if 0 < len(members) <= FEW:
             join = self._inside(members, self.reach * 2.0 ** int(self.level[members].max()))
             if join.pairs <= FEW_PAIRS * len(members):
@@ -198,17 +203,17 @@ class _Neighbours:
         return joins
 
     def between(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> list[_Join]:
-        """Joins that hold each pair of a `first` and a `second` that may conflict, once."""
+        """Return each pair of a `first` and a `second` that may conflict, once."""
         return [
             join
-            for i, some in self._by_level(first).items()
-            for j, others in self._by_level(second).items()
+            for i, one in self._by_level(first).items()
+            for j, two in self._by_level(second).items()
             if abs(i - j) < self.levels_apart
-            for join in self._between(some, others, self.reach * (2.0**i + 2.0**j) / 2)
+            for join in self._between(one, two, self.reach * (2.0**i + 2.0**j) / 2)
         ]
 
     def conflicts(self, joins: list[_Join]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(better, worse) of each pair that conflicts."""
+        """Return the better and the worse box of each pair that conflicts."""
         found = [
             self._conflicting(join.first[i], join.others[j])
             for join in joins
@@ -224,14 +229,14 @@ class _Neighbours:
         return {int(level): members[levels == level] for level in np.unique(levels)}
 
     def _keys(self, members: NDArray[np.int64], cell: float) -> NDArray[np.int64]:
-        column, row = (np.clip(np.floor(c[members] / cell), -FAR, FAR) for c in (self.centre_x, self.centre_y))
+        column, row = (np.clip(np.floor(c[members] / cell), -FAR, FAR) for c in (self.center_x, self.center_y))
         return row.astype(np.int64) * ROW + column.astype(np.int64)
 
     def _inside(self, members: NDArray[np.int64], cell: float) -> _Join:
         keys = self._keys(members, cell)
         order = keys.argsort(kind="stable")
         members, keys = members[order], keys[order]
-        # To the right and below; left and above are met from the other side.
+        # Pairs within a cell, to the right and below. Pairs to the left and above are found from the other box.
         right = np.arange(1, len(keys) + 1), keys.searchsorted(keys + 1, "right")
         ranges = zip(right, _ranges(keys, keys + ROW), strict=True)
         return _Join(np.concatenate([members, members]), members, *map(np.concatenate, ranges))
@@ -264,5 +269,5 @@ class _Neighbours:
 
 
 def _ranges(keys: NDArray[np.int64], cells: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the sorted `keys` hold a cell with its left and right neighbour."""
+    """Find the ranges of the sorted `keys` that hold a cell and its left and right neighbors."""
     return keys.searchsorted(cells - 1, "left"), keys.searchsorted(cells + 1, "right")

@@ -1,4 +1,4 @@
-"""Equal tiles that overlap, and the fewest of them that cover."""
+"""Cover an image with the fewest tiles of one size that overlap by a given number of pixels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-COARSEST_CELL = 64  # stride of P6
+COARSEST_CELL = 64  # stride of P6, in pixels
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of an image in its pixels; `index` counts row by row."""
+    """A rectangle of an image, in its pixels. `index` counts row by row."""
 
     index: int
     row: int
@@ -32,9 +32,9 @@ class TileGrid:
 
     An object no larger than `overlap` lies whole inside at least one tile. No grid of fewer tiles has this property.
 
-    All tiles have one size: `tile` pixels, or the image's where the image is smaller. They are spread about evenly, so
-    neighbours share `overlap` pixels or more. Where `tile - overlap` is a multiple of 64, so are the edges of the
-    tiles, but for the last of a row or column.
+    All tiles have the same size: `tile` pixels, or the size of the image where it is smaller. They are spaced about
+    evenly, so adjacent tiles share `overlap` pixels or more. If `tile - overlap` is a multiple of 64, so are the edges
+    of all tiles except the last of a row or column.
     """
 
     width: int
@@ -78,7 +78,7 @@ class TileGrid:
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
-        """Row by row, left to right."""
+        """All tiles, row by row, from left to right."""
         return tuple(
             Tile(row * self.columns + column, row, column, x, y, self.tile_width, self.tile_height)
             for row, y in enumerate(self.ys)
@@ -89,7 +89,7 @@ class TileGrid:
         return self.rows * self.columns
 
     def bounds(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-        """(N, 4) xyxy of the tiles with these indices."""
+        """Return the corners of the tiles with these indices, (N, 4) xyxy."""
         x = np.asarray(self.xs, np.float64)[indices % self.columns]
         y = np.asarray(self.ys, np.float64)[indices // self.columns]
         corners: NDArray[np.float64] = np.stack([x, y, x + self.tile_width, y + self.tile_height], axis=1)
@@ -97,12 +97,12 @@ class TileGrid:
 
 
 def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
-    """Evenly spread, then moved left to multiples of `align` as far as the overlap to the right allows."""
+    """Space tiles evenly, then move them left to multiples of `align` as far as the overlap to their right allows."""
     if length <= tile:
         return (0,)
     last, stride = length - tile, tile - overlap
     steps = -(-last // stride)
-    # An object then falls on the same cells of the feature pyramid in each tile that sees it, and so gets the same box.
+    # An object then falls on the same cells of the feature pyramid in all its tiles, and gets the same box.
     align = math.gcd(stride, COARSEST_CELL)
     starts = [max(i * last // steps // align, -((last - (steps - i) * stride) // -align)) * align for i in range(steps)]
     return (*starts, last)

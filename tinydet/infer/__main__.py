@@ -16,12 +16,13 @@ from tinydet.infer.auto_options import choose_overlap
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
-from tinydet.infer.scenes import Survey
+from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import OVERLAP
 from tinydet.runtime.read_ahead import READERS
-from tinydet.runtime.scan import OVERLAP
 from tinydet.runtime.scenes.sources import Source, coco_sources, find_sources
 from tinydet.runtime.stitch import MERGES
 from tinydet.runtime.writers import FORMATS, is_device
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say = _print_to_stderr if args.output is not None and is_device(Path(args.output)) else print
     path, backend = _model(args, say)
     settings = _settings(args, path, backend)
-    Survey(backend, hash_file(path), settings, say).run(plan)
+    InferenceRun(backend, hash_file(path), settings, say).run(plan)
     return 0
 
 
@@ -178,22 +179,25 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
             "--object-size 0.6m (meters)"
         )
     return Settings(
-        overlap,
-        args.score,
-        min(args.batch, spec.max_batch),
-        args.readers,
-        scale=scale,
+        ScanOptions(
+            overlap,
+            1.0 if scale is None else scale,
+            args.score,
+            min(args.batch, spec.max_batch),
+            merge=args.merge,
+            agnostic=args.agnostic,
+            readers=args.readers,
+        ),
+        auto_scale=scale is None,
         object_size=args.object_size or "",
         gsd=args.gsd,
-        gate=contrast_filter,
+        contrast_filter=contrast_filter,
         bands=args.bands,
         resume=args.resume,
         skip_unreadable=args.skip_unreadable,
         every=args.every,
         frames=args.frames,
         reconnect=args.reconnect,
-        merge=args.merge,
-        agnostic=args.agnostic,
     )
 
 
@@ -232,19 +236,21 @@ def _calibrate(args: argparse.Namespace) -> int:
     path, backend = _model(args)
     args.skip_empty = False  # the filter does not exist yet
     settings = _settings(args, path, backend)
-    if settings.scale is None:
+    if settings.auto_scale:
         raise ValueError("--calibrate-skip needs a fixed scale, such as --scale 0.5")
+    options = settings.options
+    assert options.overlap is not None
     with tqdm(total=len(coco_sources(args.annotations, args.images)), unit="image", disable=None, leave=False) as bar:
         contrasts = measure_contrasts(
             backend.spec,
             args.annotations,
             args.images,
-            scale=settings.scale,
-            overlap=settings.overlap,
+            scale=options.scale,
+            overlap=options.overlap,
             bands=settings.bands,
             progress=bar.update,
         )
-    calibrated = calibrate_contrast_filter(contrasts, tile=backend.spec.tile, scale=settings.scale)
+    calibrated = calibrate_contrast_filter(contrasts, tile=backend.spec.tile, scale=options.scale)
     calibrated.save(contrast_filter_path(path))
     print(
         f"--skip-empty will skip tiles whose contrast at the size of an object ({calibrated.size:.0f} pixels) is "

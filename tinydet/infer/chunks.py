@@ -1,85 +1,83 @@
-"""The detections of a scene in portions, so that memory does not grow with their number."""
+"""The detections of a scene in chunks, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scan import Step
+from tinydet.runtime.scan import BatchResult, ScanCounts
 
-PORTION = 100_000  # boxes
+CHUNK = 100_000  # boxes
 
 
 @dataclass
 class Tally:
-    """What was counted so far in a scene, or in several.
+    """Running counts of a scene.
 
     Attributes:
-        counts: boxes of each class.
-        tiles, empty, plain, saturated, unconverged: see `pipeline.SceneResult`.
+        by_class: number of boxes of each class.
+        tiles: counts of tiles.
     """
 
-    counts: np.ndarray
-    tiles: int = 0
-    empty: int = 0
-    plain: int = 0
-    saturated: int = 0
-    unconverged: int = 0
+    by_class: NDArray[np.int64]
+    tiles: ScanCounts = field(default_factory=ScanCounts)
 
     @classmethod
     def of(cls, classes: int) -> Tally:
+        """Return the counts before a scan with this number of classes."""
         return cls(np.zeros(classes, np.int64))
 
-    def add(self, step: Step) -> None:
-        self.counts += np.bincount(step.detections.labels, minlength=len(self.counts))
-        self.tiles, self.empty, self.plain = self.tiles + step.tiles, self.empty + step.empty, self.plain + step.plain
-        self.saturated += step.saturated
-        self.unconverged += step.unconverged
+    def add(self, result: BatchResult) -> None:
+        """Count the result of a batch."""
+        self.by_class += np.bincount(result.detections.labels, minlength=len(self.by_class))
+        self.tiles += result
 
 
-def portions(
-    steps: Iterable[Step], size: int = PORTION, *, told: Callable[[Step], object] = lambda step: None
+def chunks(
+    results: Iterable[BatchResult], size: int = CHUNK, *, observe: Callable[[BatchResult], object] = lambda result: None
 ) -> Iterator[Detections]:
-    """The detections of a scan, best first: all at once, or `size` of them at a time where there are more.
+    """Yield the detections of a scan by descending score: all at once, or `size` at a time if there are more.
 
-    The portions are the same however the scan was cut into batches, and whatever of it came from a journal.
+    The chunks do not depend on how the scan was divided into batches, or on what came from a journal.
 
     Args:
-        told: called with each step.
+        observe: called with each result.
     """
     waiting: list[Detections] = []
     count = 0
-    for step in steps:
-        told(step)
-        waiting.append(step.detections)
-        count += len(step.detections)
+    for result in results:
+        observe(result)
+        waiting.append(result.detections)
+        count += len(result.detections)
         if count >= size:
             pool = Detections.concatenate(waiting)
-            cuts = range(0, count - size + 1, size)
-            for start in cuts:
+            starts = range(0, count - size + 1, size)
+            for start in starts:
                 yield pool[start : start + size].by_score()
-            waiting = [pool[len(cuts) * size :]]
+            waiting = [pool[len(starts) * size :]]
             count = len(waiting[0])
     if count:
         yield Detections.concatenate(waiting).by_score()
 
 
 class Best:
-    """Keeps the best detections of a scene, for a picture; the others are counted only.
+    """Keeps the best detections of a scene, for a drawing, and counts all of them.
 
     Attributes:
-        detections: best first.
-        total: of all.
+        detections: by descending score.
+        total: number of all detections.
     """
 
-    def __init__(self, most: int = PORTION) -> None:
-        self._most = most
+    def __init__(self, limit: int = CHUNK) -> None:
+        self._limit = limit
         self.detections = Detections.empty()
         self.total = 0
 
-    def add(self, portion: Detections) -> None:
-        self.total += len(portion)
-        self.detections = Detections.concatenate([self.detections, portion]).by_score()[: self._most]
+    def add(self, chunk: Detections) -> None:
+        """Take a chunk of detections."""
+        self.total += len(chunk)
+        self.detections = Detections.concatenate([self.detections, chunk]).by_score()[: self._limit]

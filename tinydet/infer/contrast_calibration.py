@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.infer.contrast_filter import ContrastFilter, contrast, spots
-from tinydet.runtime.scan import OVERLAP, plan_tiles, seen_size
+from tinydet.runtime.plan import OVERLAP, plan_tiles
+from tinydet.runtime.scan import Progress
 from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.sources import coco_sources
 from tinydet.spec import ModelSpec
@@ -65,7 +66,7 @@ def measure_contrasts(
     scale: float = 1.0,
     overlap: int = OVERLAP,
     bands: tuple[int, ...] | None = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Contrasts:
     """Measure the contrast of all tiles and objects of annotated images.
 
@@ -91,7 +92,7 @@ def measure_contrasts(
         with open_scene(source.path, stretch=spec.stretch, bands=bands) as scene:
             plan = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)
             in_scene = [
-                contrast(scene.read(tile.x, tile.y, tile.width, tile.height, seen_size(plan)), size)
+                contrast(scene.read(tile.x, tile.y, tile.width, tile.height, plan.content_size), size)
                 for tile in plan.grid.tiles
             ]
             boxes = truth.get(source.image_id, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -99,7 +100,7 @@ def outline(image: Image, box: list[int], inner: int, outer: int, color: tuple[i
         image[rows, columns] = color
 
 
-def _pixel_boxes(boxes: NDArray[np.float32]) -> NDArray[np.int64]:
+def _pixel_boxes(boxes: NDArray[Any]) -> NDArray[np.int64]:
     """Round boxes outward to integer pixels, with sides of at least MIN_BOX."""
     center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, np.maximum(boxes[:, 2:] - boxes[:, :2], MIN_BOX) / 2
     corners: NDArray[np.int64] = np.concatenate([np.floor(center - half), np.ceil(center + half)], axis=1).astype(int)

@@ -71,7 +71,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """All jobs of a run, and the files that their scenes share.
 
     Attributes:
@@ -85,7 +85,7 @@ class Plan:
     journals: Path | None = None
 
 
-def plan_jobs(sources: Sequence[Source], options: OutputOptions, inputs: Sequence[Path] = ()) -> Plan:
+def plan_jobs(sources: Sequence[Source], options: OutputOptions, inputs: Sequence[Path] = ()) -> RunPlan:
     """Return a job for each scene.
 
     Args:
@@ -125,7 +125,7 @@ def plan_jobs(sources: Sequence[Source], options: OutputOptions, inputs: Sequenc
     journals = None
     if shared and not any(map(is_device, shared)):
         journals = shared[0].with_name(f"{shared[0].stem}.journals")
-    return Plan([_with_journal_in(job, journals) for job in jobs] if shared else jobs, shared, journals)
+    return RunPlan([_with_journal_in(job, journals) for job in jobs] if shared else jobs, shared, journals)
 
 
 def hashes(paths: Sequence[Path]) -> dict[str, str] | None:

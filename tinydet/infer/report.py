@@ -1,4 +1,4 @@
-"""What the command says to people: the plan before the work, and what came of it."""
+"""What the command prints: the plan before the work, and the result after it."""
 
 from __future__ import annotations
 
@@ -6,103 +6,96 @@ from collections.abc import Iterator
 
 from tinydet.infer.auto_options import expected_memory
 from tinydet.infer.chunks import Tally
-from tinydet.runtime.coarse import plan_coarse
-from tinydet.runtime.scan import plan_passes, unsettled
+from tinydet.runtime.plan import ScanPlan
+from tinydet.runtime.scan import unsettled
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.video import Video
 from tinydet.spec import ModelSpec
 
 
 def plan_lines(
-    scene: Scene,
-    spec: ModelSpec,
-    *,
-    overlap: int,
-    scale: float,
-    score: float,
-    batch: int,
-    known: int,
-    seconds: float | None,
+    scene: Scene, spec: ModelSpec, plan: ScanPlan, *, from_journal: int, seconds: float | None
 ) -> Iterator[str]:
-    """What will be done with a scene.
+    """Describe the scan of a scene.
 
     Args:
-        known: tiles that an earlier run finished.
-        seconds: that the rest is expected to take; None where it is not worth a word.
+        from_journal: number of tiles that an earlier run finished.
+        seconds: expected duration of the rest; None if it is too short to mention.
     """
-    passes = plan_passes(scene, spec, overlap=overlap, scale=scale)
-    plan, _ = passes[-1]
-    grid = plan.grid
-    tiles = sum(len(one.grid) for one, _ in passes)
-    scaled = "" if plan.scale == 1 else f" at scale {plan.scale:.4g}"
-    batches = sum(-(-len(one.grid) // batch) for one, _ in passes)
+    tiling, grid, batch = plan.full, plan.full.grid, plan.options.batch
+    scale = "" if tiling.scale == 1 else f" at scale {tiling.scale:.4g}"
     memory = expected_memory(scene, spec, batch) / 2**20
     eta = "" if seconds is None else f", {duration(seconds)} at most"
     yield (
-        f"{scene.name}: {scene.width}x{scene.height}{scaled}, {grid.columns}x{grid.rows} = {len(grid)} tiles of "
-        f"{plan.tile}, overlap {overlap}, {batches} batches of {batch}, about {memory:.0f} MiB{eta}"
+        f"{scene.name}: {scene.width}x{scene.height}{scale}, {grid.columns}x{grid.rows} = {len(grid)} tiles of "
+        f"{tiling.tile}, overlap {plan.overlap}, {plan.batches} batches of {batch}, about {memory:.0f} MiB{eta}"
     )
-    if len(passes) > 1:
-        coarse, least = passes[0]
-        yield f"  before, {len(coarse.grid)} tiles at scale {coarse.scale:.3g}, for objects above {least:.0f} pixels"
-    if known:
-        yield f"  {known} of {tiles} tiles are known from an earlier run"
-    if score < spec.score_floor:
-        yield f"  The model itself leaves out what scores below {spec.score_floor}"
-    if warning := plan_coarse(spec, grid, overlap=overlap, scale=scale).warning:
-        yield f"  {warning[0].upper()}{warning[1:]}"
+    if plan.coarse is not None:
+        yield (
+            f"  first a coarse pass: {len(plan.coarse.grid)} tiles at scale {plan.coarse.scale:.3g}, for objects above "
+            f"{plan.min_side:.0f} pixels"
+        )
+    if from_journal:
+        yield f"  {from_journal} of {plan.tiles} tiles were finished by an earlier run"
+    if plan.options.score < spec.score_floor:
+        yield f"  The model itself drops detections with a score below {spec.score_floor}"
+    if plan.warning:
+        yield f"  {plan.warning[0].upper()}{plan.warning[1:]}"
 
 
 def video_line(
-    video: Video, spec: ModelSpec, *, overlap: int, scale: float | None, batch: int, frames: int, seconds: float = 0.0
+    video: Video, spec: ModelSpec, plan: ScanPlan | None, *, frames: int, seconds_per_batch: float = 0.0
 ) -> str:
-    """What will be done with a video.
+    """Describe the scan of a video.
 
     Args:
-        scale: None where it depends on the frames.
-        frames: that will be looked at; 0 where it is not known.
-        seconds: that the model takes for a batch; 0 where the video is short or its end is not known.
+        plan: of its frames; None if the scale depends on the frame.
+        frames: number of frames to process; 0 if unknown.
+        seconds_per_batch: time that the model takes for a batch; 0 if the video is short or its length is unknown.
     """
     line = f"{video.name}: {video.width}x{video.height}, {float(video.rate):.4g} frames/s, "
-    line += f"{frames or 'unknown number of'} frames to look at{', live' if video.live else ''}"
-    if scale is None:
+    line += f"{frames or 'unknown number of'} frames to process{', live' if video.live else ''}"
+    if plan is None:
         return line
-    grids = [len(plan.grid) for plan, _ in plan_passes(video, spec, overlap=overlap, scale=scale)]
-    batches = sum(-(-tiles // batch) for tiles in grids)
-    line += f", {sum(grids)} tiles of {spec.tile} each, overlap {overlap}, {batches} batches of {batch}"
-    return line + (f", {duration(seconds * batches * frames)} at most" if seconds else "")
+    line += (
+        f", {plan.tiles} tiles of {spec.tile} each, overlap {plan.overlap}, {plan.batches} batches of "
+        f"{plan.options.batch}"
+    )
+    seconds = seconds_per_batch * plan.batches * frames
+    return line + (f", {duration(seconds)} at most" if seconds else "")
 
 
-def result_lines(tally: Tally, spec: ModelSpec, *, known: int, seconds: float) -> Iterator[str]:
-    """What was found in a scene.
+def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: float) -> Iterator[str]:
+    """Describe what was found in a scene.
 
     Args:
-        known: tiles that an earlier run finished.
-        seconds: that the others took.
+        from_journal: number of tiles that an earlier run finished.
+        seconds: duration of the others.
     """
-    run = tally.tiles - known
+    tiles = tally.tiles
     yield (
-        f"  {tally.counts.sum()} detections ({class_counts(tally, spec)}) in {tally.tiles} tiles, {seconds:.1f} s, "
-        f"{run / seconds:.1f} tiles/s; {tally.saturated or 'no'} tiles saturated"
+        f"  {tally.by_class.sum()} detections ({class_counts(tally, spec)}) in {tiles.tiles} tiles, {seconds:.1f} s, "
+        f"{(tiles.tiles - from_journal) / seconds:.1f} tiles/s; {tiles.saturated or 'no'} tiles saturated"
     )
-    for count, reason in ((tally.empty, "without data"), (tally.plain, "that show nothing of an object's size")):
+    for count, reason in ((tiles.empty, "without data"), (tiles.filtered, "without anything of an object's size")):
         if count:
-            yield f"  {count} tiles {reason} were passed over ({count / tally.tiles:.0%})"
-    if tally.saturated:
+            yield f"  {count} tiles {reason} were skipped ({count / tiles.tiles:.0%})"
+    if tiles.saturated:
         yield (
-            f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; the weakest are "
-            f"lost. Raise --score, or use smaller tiles: python export/to_onnx.py model.pth --tile {spec.tile // 2}"
+            f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; some boxes are lost. "
+            f"Raise --score, or use smaller tiles: python export/to_onnx.py model.pth --tile {spec.tile // 2}"
         )
-    if tally.unconverged:
-        yield f"  {unsettled(tally.unconverged, spec)}"
+    if tiles.unconverged:
+        yield f"  {unsettled(tiles.unconverged, spec)}"
 
 
 def class_counts(tally: Tally, spec: ModelSpec) -> str:
-    return ", ".join(f"{name} {count}" for name, count in zip(spec.classes, tally.counts.tolist(), strict=True))
+    """List the number of boxes of each class."""
+    return ", ".join(f"{name} {count}" for name, count in zip(spec.classes, tally.by_class.tolist(), strict=True))
 
 
 def duration(seconds: float) -> str:
-    """In the unit that a person would take.
+    """Format a duration in a readable unit.
 
     >>> duration(42), duration(300), duration(9000)
     ('42 s', '5 min', '2.5 h')

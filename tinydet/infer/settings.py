@@ -1,4 +1,4 @@
-"""How scenes are scanned, as a user asked for it."""
+"""The settings of a run of `tinydet infer`."""
 
 from __future__ import annotations
 
@@ -8,65 +8,67 @@ from typing import Any
 
 from tinydet.infer.auto_options import choose_scale, object_pixels
 from tinydet.infer.contrast_filter import ContrastFilter
+from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes import Scene
-from tinydet.runtime.stitch import Merge
 from tinydet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How scenes are scanned.
+    """How a run processes its scenes.
 
     Attributes:
-        scale: resize factor; None for that of each scene by `object_size`.
-        object_size: side of a typical object, see `choosing.object_pixels`.
-        gsd: metres for each pixel; None for what a scene says.
-        gate: which tiles are worth running; None for all.
-        bands: of the scenes; None for those that call themselves red, green and blue.
-        resume: go on from journals, and keep them.
-        skip_unreadable: go on with the next scene where one is damaged.
-        every, frames, reconnect: of a video, see `Video`; `frames` ends it.
-        merge, agnostic: how the tiles' boxes become the scene's, see `pipeline.scan`.
+        options: how a scene is scanned.
+        auto_scale: choose the scale of each scene from `object_size`, in place of the scale in `options`.
+        object_size: side of a typical object, see `auto_options.object_pixels`.
+        gsd: meters per pixel; None for the ground sample distance that a scene states.
+        contrast_filter: which tiles the model must run on; None for all.
+        bands: 1-based band indices of the scenes; None for the RGB bands of the file.
+        resume: continue from journals, and keep them.
+        skip_unreadable: skip damaged scenes.
+        every, frames, reconnect: of a video, see `Video`; the run stops after `frames`.
     """
 
-    overlap: int
-    score: float
-    batch: int
-    readers: int
-    scale: float | None = 1.0
+    options: ScanOptions
+    auto_scale: bool = False
     object_size: str = ""
     gsd: float | None = None
-    gate: ContrastFilter | None = None
+    contrast_filter: ContrastFilter | None = None
     bands: tuple[int, ...] | None = None
     resume: bool = False
     skip_unreadable: bool = False
     every: int = 1
     frames: int | None = None
     reconnect: float = 30.0
-    merge: Merge = "seam"
-    agnostic: bool = False
 
-    def scale_of(self, scene: Scene, spec: ModelSpec) -> float:
-        """The resize factor for a scene.
+    def options_for(self, scene: Scene, spec: ModelSpec) -> ScanOptions:
+        """Return the options for a scene.
 
         Raises:
-            ValueError: it depends on what the scene does not say, or the gate was not measured at it.
+            ValueError: the scale depends on a ground sample distance that the scene does not state, or the filter was
+                calibrated at another scale.
         """
-        scale = self.scale
-        if scale is None:
+        options = self.options
+        if self.auto_scale:
             gsd = self.gsd if self.gsd is not None else scene.gsd
             scale = choose_scale(spec, object_pixels(self.object_size, gsd, scene.name))
-        if self.gate is not None:
-            self.gate.check(spec.tile, scale, self.bands)
-        return scale
+            options = dataclasses.replace(options, scale=scale)
+        if self.contrast_filter is not None:
+            self.contrast_filter.check(spec.tile, options.scale, self.bands)
+        return options
 
     def identity(self) -> dict[str, Any]:
-        """What the boxes of a scene depend on, beside the model, the scene and its scale; plain JSON values."""
+        """Return everything that the boxes of a scene depend on, except model, scene and scale, as JSON values."""
         return {
             "bands": self.bands,
-            "overlap": self.overlap,
-            "score": self.score,
-            "merge": self.merge,
-            "agnostic": self.agnostic,
-            "skip": None if self.gate is None else dataclasses.asdict(self.gate),
+            "overlap": self.options.overlap,
+            "score": self.options.score,
+            "merge": self.options.merge,
+            "agnostic": self.options.agnostic,
+            "skip": None if self.contrast_filter is None else dataclasses.asdict(self.contrast_filter),
         }
+
+    def scale_identity(self) -> dict[str, Any]:
+        """Return everything that the scale of a scene depends on, except the scene, as JSON values."""
+        scale = None if self.auto_scale else self.options.scale
+        return {"scale": scale, "object_size": self.object_size, "gsd": self.gsd}

@@ -1,9 +1,9 @@
-"""Tiles of a video in which nothing moved: what they showed when they were last run is taken over.
+"""Skip tiles of a video in which nothing moved, and reuse the boxes of their last run.
 
-A tile is compared with itself as it was when it was last run, so that slow changes add up until they count. What is
-compared are means over spots of half an object's side, where the noise of single pixels and of compression mostly
-cancels out. How much of a change an object makes is measured by `calibrating`. In a picture that moves as a whole
-everything is run.
+A tile is compared with its pixels at the time of its last run, so slow changes add up until the tile is run again. The
+comparison uses mean values over spots of half an object's side, in which pixel noise and compression artifacts mostly
+cancel out. The threshold is calibrated on the change that an appearing object causes. If the whole image moves, all
+tiles are run.
 """
 
 from __future__ import annotations
@@ -14,86 +14,77 @@ import cv2
 import numpy as np
 
 from tinydet.infer.contrast_filter import ContrastFilter, spots
-from tinydet.runtime.journal import TileBoxes
-from tinydet.runtime.scan import plan_passes, seen_size
+from tinydet.runtime.journal import BatchRecord
+from tinydet.runtime.plan import ScanPlan
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
-from tinydet.spec import ModelSpec
 
-Key = tuple[int, int]  # pass and tile
+Key = tuple[int, int]  # index of the pass, index of the tile
 
 
-class Stills:
-    """A `TileStore` for the frames of one video. `look` at each frame before it is scanned.
+class StaticTiles:
+    """A `RecordStore` for the frames of one video. Call `start_frame` before each frame is scanned.
 
     Attributes:
-        tiles, plain, still: tiles of all frames so far; those that show nothing; those that showed no motion.
+        tiles: number of tiles of all frames so far.
+        filtered: number of these that the contrast filter rejected.
+        static: number of these in which nothing moved.
     """
 
-    def __init__(self, gate: ContrastFilter) -> None:
-        self.tiles = self.plain = self.still = 0
-        self._gate = gate
-        self._reference: dict[Key, Image] = {}
-        self._boxes: dict[Key, TileBoxes] = {}
-        self._seen: dict[Key, Image] = {}
-        self._unmoved: list[Key] = []
-        self._shape: tuple[int, int, float] | None = None
+    def __init__(self, contrast_filter: ContrastFilter) -> None:
+        self.tiles = self.filtered = self.static = 0
+        self._filter = contrast_filter
+        self._records: dict[Key, BatchRecord] = {}  # of the last run of each tile
+        self._references: dict[Key, Image] = {}  # spots of each tile at its last run
+        self._changed: dict[Key, Image] = {}  # spots of the tiles to run in this frame
+        self._unchanged: list[Key] = []
+        self._layout: tuple[int, int, float] | None = None
 
-    def look(self, scene: Scene, spec: ModelSpec, *, overlap: int, scale: float) -> None:
-        """Find the tiles of a frame in which nothing moved since they were last run.
+    def start_frame(self, scene: Scene, plan: ScanPlan) -> None:
+        """Find the tiles of a frame in which nothing moved since their last run.
 
         Args:
-            overlap, scale: with which it is going to be scanned.
+            plan: with which the frame will be scanned.
         """
-        self._seen, self._unmoved = {}, []
-        shape = scene.width, scene.height, scale
-        if shape != self._shape:  # a phone was turned, or a stream came back in another size: tiles lie elsewhere
-            self._reference, self._boxes, self._shape = {}, {}, shape
-        for number, (plan, _) in enumerate(plan_passes(scene, spec, overlap=overlap, scale=scale)):
-            size = seen_size(plan)
-            for tile in plan.grid.tiles:
-                key = number, tile.index
+        self._changed, self._unchanged = {}, []
+        layout = scene.width, scene.height, plan.options.scale
+        if layout != self._layout:  # a phone was rotated, or a stream changed its resolution: tiles have moved
+            self._references, self._records, self._layout = {}, {}, layout
+        for pass_index, tiling in enumerate(plan.passes):
+            for tile in tiling.grid.tiles:
+                key = pass_index, tile.index
                 self.tiles += 1
-                seen = spots(scene.read(tile.x, tile.y, tile.width, tile.height, size), self._gate.size)
-                before = self._reference.get(key)
-                if before is not None and change(before, seen) < self._gate.motion:
-                    self._unmoved.append(key)
-                    self.still += not self._boxes[key].plain.size
-                    self.plain += self._boxes[key].plain.size
+                pixels = scene.read(tile.x, tile.y, tile.width, tile.height, tiling.content_size)
+                current = spots(pixels, self._filter.size)
+                reference = self._references.get(key)
+                if reference is not None and change(reference, current) < self._filter.motion:
+                    self._unchanged.append(key)
+                    self.static += not self._records[key].filtered.size
+                    self.filtered += self._records[key].filtered.size
                 else:
-                    self._seen[key] = seen
+                    self._changed[key] = current
 
-    def records(self, number: int = 0) -> Iterator[TileBoxes]:
-        """What tiles without motion showed when they were last run."""
-        return iter([self._boxes[key] for key in self._unmoved if key[0] == number])
+    def records(self, pass_index: int = 0) -> Iterator[BatchRecord]:
+        """Yield the last records of the tiles in which nothing moved."""
+        return iter([self._records[key] for key in self._unchanged if key[0] == pass_index])
 
-    def append(self, found: TileBoxes) -> None:
-        """Keep what tiles showed that were run."""
-        self.plain += len(found.plain)
-        for tile in found.tiles.tolist():
-            of = found.sources == tile
-            self._keep(
-                found.number,
-                tile,
-                TileBoxes(
-                    np.array([tile]),
-                    sources=found.sources[of],
-                    boxes=found.boxes[of],
-                    scores=found.scores[of],
-                    labels=found.labels[of],
-                    number=found.number,
-                ),
-            )
-        for tile in found.plain.tolist():
-            self._keep(found.number, tile, TileBoxes(plain=np.array([tile]), number=found.number))
-        for tile in found.empty.tolist():
-            self._keep(found.number, tile, TileBoxes(empty=np.array([tile]), number=found.number))
+    def append(self, record: BatchRecord) -> None:
+        """Store the record of tiles that were run."""
+        self.filtered += len(record.filtered)
+        for tile in record.tiles.tolist():
+            found = record.detections[record.detections.tiles == tile]
+            self._store(tile, BatchRecord(np.array([tile]), detections=found, pass_index=record.pass_index))
+        for tile in record.filtered.tolist():
+            self._store(tile, BatchRecord(filtered=np.array([tile]), pass_index=record.pass_index))
+        for tile in record.empty.tolist():
+            self._store(tile, BatchRecord(empty=np.array([tile]), pass_index=record.pass_index))
 
-    def _keep(self, number: int, tile: int, found: TileBoxes) -> None:
-        self._boxes[number, tile] = found
-        self._reference[number, tile] = self._seen[number, tile]
+    def _store(self, tile: int, record: BatchRecord) -> None:
+        key = record.pass_index, tile
+        self._records[key] = record
+        self._references[key] = self._changed[key]
 
 
 def change(before: Image, after: Image) -> int:
-    """The largest difference of two pictures of spots, 0 to 255."""
+    """Return the largest difference between two images of spots, 0 to 255."""
     return int(cv2.absdiff(before, after).max())

@@ -1,8 +1,9 @@
-"""A video, or a live stream, from its first frame to its files."""
+"""Run inference over the frames of a video or a live stream."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,160 +20,152 @@ from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.jobs import Job
 from tinydet.infer.report import video_line
 from tinydet.infer.settings import Settings
-from tinydet.infer.static_tiles import Stills
+from tinydet.infer.static_tiles import StaticTiles
 from tinydet.runtime.backends import Backend
-from tinydet.runtime.journal import FrameBoxes, Journal
-from tinydet.runtime.scan import detect
+from tinydet.runtime.detections import Detections
+from tinydet.runtime.journal import FrameRecord, Journal
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import ScanPlan, Sized, plan_scan
+from tinydet.runtime.scan import collect, scan
 from tinydet.runtime.scenes.video import Frame, LostStreamError, Video
 from tinydet.runtime.writers import SceneDetections, open_writers
 
-LEAST = 0.001  # seconds from a frame of a video that is drawn to the next
+MIN_INTERVAL = 0.001  # seconds between two frames of an annotated video
 COLUMNS = ("image_id", "frame", "seconds", "clock", "detections")
 
 
 def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, say: Callable[[str], object]) -> None:
-    """Look at each frame as a scene. Its image id counts the frames of the source from that of the job on, those left
-    out too.
+    """Process each frame as a scene. Image ids count all frames of the source, starting with the id of the job.
 
-    What each frame gave goes to a journal at once, and to the files. With `settings.resume` frames that are in the
-    journal are not run again; a live stream goes on where it is now.
+    Each frame's detections are written to the journal and to the files immediately. With `settings.resume`, frames in
+    the journal are not run again; a live stream continues with its current frame.
 
     Raises:
-        ValueError, OSError: the source cannot be read, or breaks; of a live stream after its files were written. Or its
-            annotated video would be replaced by one of the frames from now on.
-        KeyboardInterrupt: again, after the files of a live stream were written: Ctrl-C is the way to end it.
+        ValueError, OSError: the source cannot be read, or breaks (for a live stream, after its files were written); or
+            resuming a live stream would replace its annotated video.
+        KeyboardInterrupt: again, after the files of a live stream were written. Ctrl-C is the way to end a stream.
     """
     with Video(job.source.location, every=settings.every, reconnect=settings.reconnect) as video, ExitStack() as stack:
         journal = None
         if job.journal is not None:
             identity = _identity(job, video, model_hash, settings)
             journal = stack.enter_context(Journal(job.journal, identity, resume=settings.resume))
-        limited = {} if settings.frames is None else {"--frames": str(settings.frames)}
-        if journal is not None and journal.outputs == {**job.written(), **limited}:
-            say(f"{video.name}: done before, {', '.join(map(str, job.outputs))} unchanged")
+        limit = {} if settings.frames is None else {"--frames": str(settings.frames)}
+        if journal is not None and journal.outputs == {**job.written(), **limit}:
+            say(f"{video.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
             return
-        goes_on = video.live and journal is not None and next(journal.frames(), None) is not None
-        if goes_on and job.picture is not None and job.picture.exists():
+        continues = video.live and journal is not None and next(journal.frames(), None) is not None
+        if continues and job.picture is not None and job.picture.exists():
             raise ValueError(
                 f"{job.picture} shows the frames before the interruption and would be replaced; move it away"
             )
-        frames = min((limit for limit in (video.frames, settings.frames) if limit), default=0)
-        seconds = seconds_per_batch(backend, settings.batch) if frames > MANY else 0.0
-        say(
-            video_line(
-                video,
-                backend.spec,
-                overlap=settings.overlap,
-                scale=settings.scale,
-                batch=settings.batch,
-                frames=frames,
-                seconds=seconds,
-            )
-        )
-        stopped = _write(_Watched(backend, job, video, settings, journal), say)
+        frames = _Frames(backend, job, video, settings, journal)
+        count = frames.expected or 0
+        seconds = seconds_per_batch(backend, settings.options.batch) if count > MANY else 0.0
+        plan = None if settings.auto_scale else frames.plan(video, settings.options)
+        say(video_line(video, backend.spec, plan, frames=count, seconds_per_batch=seconds))
+        stopped = _write(frames, say)
         for path in job.outputs:
-            if path.exists():  # there is no video of no frames
+            if path.exists():  # a video of no frames is not written
                 say(f"  {path}")
         if journal is not None:
             if stopped is None:
-                journal.finish({**job.written(), **limited})
+                journal.finish({**job.written(), **limit})
             elif not settings.resume:
                 journal.remove()
         if stopped is not None:
             raise stopped
 
 
-class _Watched:
-    """The frames of a video with what each gave, those of earlier runs first.
+class _Frames:
+    """The frames of a video with their detections; first those that earlier runs processed.
 
     Attributes:
-        known: how many frames earlier runs had looked at, so far.
-        stills: what is taken over from frame to frame; None where all tiles are run.
+        expected: number of frames to process; None if unknown.
+        from_journal: number of frames so far whose detections came from the journal.
+        static_tiles: reuses boxes from frame to frame; None if all tiles are run.
     """
 
     def __init__(self, backend: Backend, job: Job, video: Video, settings: Settings, journal: Journal | None) -> None:
         self.job, self.video, self.settings = job, video, settings
-        self.known = 0
-        self.stills = None if settings.gate is None else Stills(settings.gate)
+        self.expected = min((limit for limit in (video.frames, settings.frames) if limit), default=None)
+        self.from_journal = 0
+        self.static_tiles = None if settings.contrast_filter is None else StaticTiles(settings.contrast_filter)
         self.backend, self._journal = backend, journal
+        self._plans: dict[tuple[int, int, ScanOptions], ScanPlan] = {}
 
-    def __iter__(self) -> Iterator[tuple[FrameBoxes, Frame | None]]:
-        """What a frame gave, and the frame; None for those of a stream that are over."""
+    def plan(self, frame: Sized, options: ScanOptions) -> ScanPlan:
+        """Return the plan for a frame. Frames of one size share it, and one thread reads a frame: it is in memory."""
+        key = frame.width, frame.height, options
+        if key not in self._plans:
+            self._plans[key] = plan_scan(frame, self.backend.spec, dataclasses.replace(options, readers=1))
+        return self._plans[key]
+
+    def __iter__(self) -> Iterator[tuple[FrameRecord, Frame | None]]:
+        """Yield the record of each frame, and the frame; None for frames of a stream that earlier runs processed."""
         earlier = iter(()) if self._journal is None else self._journal.frames()
         index, seconds = 0, 0.0
         if self.video.live:
             first = last = None
-            for found in earlier:
-                first, last = first or found, found
-                self.known += 1
-                yield found, None
-            if first is not None and last is not None:  # the clock goes on from the first frame of all
+            for record in earlier:
+                first, last = first or record, record
+                self.from_journal += 1
+                yield record, None
+            if first is not None and last is not None:  # time counts from the first frame of all runs
                 index = last.index + 1
-                gone = datetime.now().astimezone() - datetime.fromisoformat(first.clock)
-                seconds = max(last.seconds, gone.total_seconds())
+                elapsed = datetime.now().astimezone() - datetime.fromisoformat(first.clock)
+                seconds = max(last.seconds, elapsed.total_seconds())
         for frame in self.video:
-            record = None if self.video.live else next(earlier, None)
-            if record is None:
+            stored = None if self.video.live else next(earlier, None)
+            if stored is None:
                 clock = "" if frame.clock is None else frame.clock.isoformat(timespec="milliseconds")
-                record = FrameBoxes(frame.index + index, frame.seconds + seconds, clock, self._detect(frame))
+                record = FrameRecord(frame.index + index, frame.seconds + seconds, clock, self._detect(frame))
                 if self._journal is not None:
                     self._journal.append_frame(record)
-            elif record.index != frame.index:
+                yield record, frame
+            elif stored.index != frame.index:
                 raise ValueError(
-                    f"{self.video.name}: frame {frame.index} comes where frame {record.index} was; "
-                    "start anew without --resume"
+                    f"{self.video.name}: expected frame {stored.index} of the journal, got frame {frame.index}; "
+                    "start again without --resume"
                 )
             else:
-                self.known += 1
-            yield record, frame
+                self.from_journal += 1
+                yield stored, frame
 
-    def _detect(self, frame: Frame) -> Any:
-        settings, backend = self.settings, self.backend
-        scale = settings.scale_of(frame.scene, backend.spec)
-        if self.stills is not None:
-            self.stills.look(frame.scene, backend.spec, overlap=settings.overlap, scale=scale)
-        return detect(
-            backend,
-            frame.scene,
-            overlap=settings.overlap,
-            scale=scale,
-            score=settings.score,
-            batch=settings.batch,
-            merge=settings.merge,
-            agnostic=settings.agnostic,
-            readers=1,
-            worth=settings.gate,
-            journal=self.stills,
-        ).detections
+    def _detect(self, frame: Frame) -> Detections:
+        scene, settings = frame.scene, self.settings
+        plan = self.plan(scene, settings.options_for(scene, self.backend.spec))
+        if self.static_tiles is not None:
+            self.static_tiles.start_frame(scene, plan)
+        results = scan(self.backend, scene, plan, tile_filter=settings.contrast_filter, journal=self.static_tiles)
+        return collect(results).detections
 
 
-def _write(watched: _Watched, say: Callable[[str], object]) -> KeyboardInterrupt | LostStreamError | None:
-    """Write the files of a video; what ended it, if it is a stream that did not end by itself."""
-    job, video, settings = watched.job, watched.video, watched.settings
+def _write(frames: _Frames, say: Callable[[str], object]) -> KeyboardInterrupt | LostStreamError | None:
+    """Write the files of a video. Return what ended a stream, if it did not end regularly."""
+    job, video, settings = frames.job, frames.video, frames.settings
     stopped: KeyboardInterrupt | LostStreamError | None = None
-    count, boxes, began = 0, 0, time.perf_counter()
-    total = min((limit for limit in (video.frames, settings.frames) if limit), default=None)
+    count, boxes, start = 0, 0, time.perf_counter()
     with ExitStack() as stack:
-        write = stack.enter_context(open_writers(job.results, watched.backend.spec))
-        picture, shown = None, -LEAST
-        row = stack.enter_context(_table(job.frames))
-        bar = stack.enter_context(tqdm(total=total, unit="frame", disable=None, leave=False))
+        write = stack.enter_context(open_writers(job.results, frames.backend.spec))
+        draw, shown = None, -MIN_INTERVAL
+        write_row = stack.enter_context(_table(job.frames))
+        bar = stack.enter_context(tqdm(total=frames.expected, unit="frame", disable=None, leave=False))
         try:
-            for found, frame in watched:
-                image_id = job.source.image_id + found.index
-                width, height = (
-                    (video.width, video.height) if frame is None else (frame.scene.width, frame.scene.height)
-                )
+            for record, frame in frames:
+                image_id = job.source.image_id + record.index
+                size: Sized = video if frame is None else frame.scene
+                found = record.detections
                 with deferred_interrupt():
-                    write(SceneDetections(f"{video.name}#{found.index}", image_id, width, height, found.detections))
-                    row((image_id, found.index, f"{found.seconds:.3f}", found.clock, len(found.detections)))
-                    count, boxes = count + 1, boxes + len(found.detections)
+                    write(SceneDetections(f"{video.name}#{record.index}", image_id, size.width, size.height, found))
+                    write_row((image_id, record.index, f"{record.seconds:.3f}", record.clock, len(found)))
+                    count, boxes = count + 1, boxes + len(found)
                 if job.picture is not None and frame is not None:
-                    if picture is None:  # only now it is known how a phone was held
-                        picture = stack.enter_context(open_video(job.picture, width, height))
-                    shown = max(found.seconds, shown + LEAST)  # sources repeat a time now and then
+                    if draw is None:  # the first frame shows how the phone was held
+                        draw = stack.enter_context(open_video(job.picture, size.width, size.height))
+                    shown = max(record.seconds, shown + MIN_INTERVAL)  # some sources repeat a timestamp
                     with deferred_interrupt():
-                        picture(frame.scene, found.detections, shown)
+                        draw(frame.scene, found, shown)
                 bar.update()
                 if settings.frames is not None and count >= settings.frames:
                     break
@@ -181,26 +174,26 @@ def _write(watched: _Watched, say: Callable[[str], object]) -> KeyboardInterrupt
         except (KeyboardInterrupt, OSError) as error:
             if not video.live or not isinstance(error, KeyboardInterrupt):
                 if job.journal is not None and job.journal.exists():
-                    say(f"  {count} frames are kept in {job.journal}; --resume goes on from there")
+                    say(f"  {count} frames are kept in {job.journal}; --resume continues from there")
                 raise
             stopped = error
-    rate = (count - watched.known) / (time.perf_counter() - began)
+    rate = (count - frames.from_journal) / (time.perf_counter() - start)
     say(
         f"  {boxes} detections in {count} frames, {rate:.1f} frames/s; {video.dropped} frames dropped, "
         f"{video.reconnects} reconnects"
     )
-    if watched.known:
-        say(f"  {watched.known} frames are known from an earlier run")
-    stills = watched.stills
-    if stills is not None and stills.tiles:
-        for tiles, reason in ((stills.plain, "show nothing of an object's size"), (stills.still, "show no motion")):
-            say(f"  {tiles} of {stills.tiles} tiles that {reason} were not run ({tiles / stills.tiles:.0%})")
+    if frames.from_journal:
+        say(f"  {frames.from_journal} frames were finished by an earlier run")
+    tiles = frames.static_tiles
+    if tiles is not None and tiles.tiles:
+        for skipped, reason in ((tiles.filtered, "anything of an object's size"), (tiles.static, "motion")):
+            say(f"  {skipped} of {tiles.tiles} tiles without {reason} were skipped ({skipped / tiles.tiles:.0%})")
     return stopped
 
 
 @contextmanager
 def _table(path: Path | None) -> Iterator[Callable[[Sequence[object]], object]]:
-    """Takes the rows of a video's frames."""
+    """Open the table of a video's frames; yield the function that writes a row."""
     if path is None:
         yield lambda row: None
         return
@@ -211,7 +204,7 @@ def _table(path: Path | None) -> Iterator[Callable[[Sequence[object]], object]]:
 
 
 def _identity(job: Job, video: Video, model_hash: str, settings: Settings) -> dict[str, Any]:
-    """What the frames in a journal depend on."""
+    """Return what the frames in a journal depend on."""
     state = job.source.path.stat() if job.source.path.is_file() else None
     return {
         "model": model_hash,
@@ -219,8 +212,6 @@ def _identity(job: Job, video: Video, model_hash: str, settings: Settings) -> di
         "bytes": None if state is None else state.st_size,
         "changed": None if state is None else state.st_mtime_ns,
         "every": settings.every,
-        "scale": settings.scale,
-        "object_size": settings.object_size,
-        "gsd": settings.gsd,
+        **settings.scale_identity(),
         **settings.identity(),
     }

@@ -1,4 +1,4 @@
-"""The deployment side: scenes in, boxes out. numpy, OpenCV and a backend; never torch.
+"""The deployment library: scenes in, boxes out. It needs numpy, OpenCV and a backend, and never torch.
 
     from tinydet.runtime import load
 
@@ -6,7 +6,7 @@
     for found in model.stream("flight/**/*.tif"):
         print(found.scene, len(found), found.boxes, found.scores)
 
-docs/api.md shows the rest. `detect` of `tinydet.runtime.scan` is the function below that takes a backend.
+See docs/api.md for more. Below this interface, `tinydet.runtime.scan` has the functions that take a backend.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from __future__ import annotations
 from tinydet.geometry.tiles import Tile, TileGrid
 from tinydet.runtime.backends import Backend, TileOutputs, choose_model, open_model
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.model import Found, Model, detect, load
+from tinydet.runtime.model import Model, Prediction, detect, load
+from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scan import SceneResult
 from tinydet.runtime.scenes import Scene, open_scene, read_image
 
 __all__ = [
     "Backend",
     "Detections",
-    "Found",
     "Model",
+    "Prediction",
+    "ScanOptions",
     "Scene",
     "SceneResult",
     "Tile",

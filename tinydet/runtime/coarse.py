@@ -1,8 +1,8 @@
-"""A coarse pass for objects larger than the overlap: the scene once more, so small that they lie whole inside a tile.
+"""The coarse pass: scan the scene once more at a smaller scale, for objects larger than the overlap.
 
-Tiles that share 128 pixels show an object of 300 in parts wherever it lies across a seam. At a scale where the largest
-objects are as large as the overlap, some tile sees each of them whole. Such a pass has few tiles (the square of its
-scale), and what it finds enters the suppression of the full pass as known: see `stitch`.
+Tiles that share 128 pixels show only parts of a 300-pixel object wherever it crosses a seam. At a scale at which the
+largest objects are as large as the overlap, some tile contains each of them whole. Such a pass has few tiles (their
+number falls with the square of the scale). Its detections take part in the suppression of the full pass; see `stitch`.
 """
 
 from __future__ import annotations
@@ -16,50 +16,55 @@ from tinydet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class Coarse:
+class CoarsePass:
     """A pass at a smaller scale.
 
     Attributes:
         scale: resize factor of the scene in this pass.
-        least: side in scene pixels; of this pass only objects larger than it count, the full pass sees the others.
+        min_side: in scene pixels. Only objects with a longer side count; smaller ones are left to the full pass.
     """
 
     scale: float
-    least: float
+    min_side: float
 
 
 @dataclass(frozen=True)
 class CoarseChoice:
-    """Whether a coarse pass is due, and in one sentence why not where objects larger than the overlap may come."""
+    """The coarse pass for a scene, if it needs one.
 
-    coarse: Coarse | None
+    Attributes:
+        coarse: None if there is no coarse pass.
+        warning: one sentence if the scene needs a coarse pass but the overlap is too small for one; else empty.
+    """
+
+    coarse: CoarsePass | None
     warning: str = ""
 
 
-def plan_coarse(spec: ModelSpec, grid: TileGrid, *, overlap: int, scale: float = 1.0) -> CoarseChoice:
-    """Choose the coarse pass for a model by the sizes that it learned.
+def choose_coarse_pass(spec: ModelSpec, grid: TileGrid, *, overlap: int, scale: float = 1.0) -> CoarseChoice:
+    """Choose the coarse pass by the object sizes that the model was trained on.
 
     Args:
-        grid: the tiles of the full pass.
-        overlap: what tiles share, in pixels of the model.
+        grid: tiles of the full pass.
+        overlap: of the tiles, in pixels of the model's input.
         scale: of the full pass.
     """
     if len(grid) == 1 or spec.object_sizes is None:
         return CoarseChoice(None)
     smallest, _, largest = spec.object_sizes
-    whole = overlap - 3 * EDGE
-    if largest <= whole:
+    room = overlap - 3 * EDGE  # objects up to this size lie whole, and off the edges, inside some tile
+    if largest <= room:
         return CoarseChoice(None)
-    if whole < smallest:
+    if room < smallest:
         return CoarseChoice(
             None,
-            f"objects of up to {largest:.0f} pixels are joined from parts where tiles meet: the overlap of {overlap} "
-            f"leaves no room for a coarse pass; to see them whole: --overlap {int(largest + 3 * EDGE) + 1}",
+            f"objects of up to {largest:.0f} pixels are joined from parts where tiles meet, because the overlap of "
+            f"{overlap} leaves no room for a coarse pass; to see them whole: --overlap {int(largest + 3 * EDGE) + 1}",
         )
-    return CoarseChoice(Coarse(scale * whole / largest, whole / scale))
+    return CoarseChoice(CoarsePass(scale * room / largest, room / scale))
 
 
-def larger_than(detections: Detections, least: float) -> Detections:
-    """Those with a side longer than `least` pixels."""
+def larger_than(detections: Detections, side: float) -> Detections:
+    """Select detections with a side longer than `side` pixels."""
     sides = detections.boxes[:, 2:] - detections.boxes[:, :2]
-    return detections[sides.max(axis=1, initial=0) > least]
+    return detections[sides.max(axis=1, initial=0) > side]

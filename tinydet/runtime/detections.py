@@ -1,9 +1,9 @@
-"""Detections: boxes, scores and labels as parallel arrays, with the tile that each came from."""
+"""Detections: boxes, scores and labels as parallel arrays, with further columns of data per box."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,68 +12,95 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Detections:
-    """N boxes of one stated image.
+    """N boxes of one image, the container from the backend to the file.
 
     Attributes:
-        boxes: (N, 4) float32, xyxy in pixels of the stated image (a tile or a scene).
+        boxes: (N, 4) xyxy in pixels of a stated image (a tile or a scene). float32 in results; float64 while tiles are
+            stitched, so that adding the position of a tile rounds nothing.
         scores: (N,) float32.
         labels: (N,) int32, index into the model's classes.
-        tiles: (N,) int32, index of the tile that saw the box; of the best piece where it was joined from several.
-        seam_distance: (N,) float32, pixels from the box to the nearest inner edge of its tile; inf where its tile
-            has none. Near 0 the tile may have seen a part of the object only.
-        passes: (N,) int32, 0 for the pass over the scene at full scale, 1 for the coarse one, whose tiles are counted
-            by themselves. All 0 where it is not given.
+        data: further columns by name, each (N, ...). A scan sets `tile`, `pass` and `seam_distance`; see the properties
+            `tiles`, `passes` and `seam_distance`, which also cover detections without these columns.
     """
 
-    boxes: NDArray[np.float32]
+    boxes: NDArray[Any]
     scores: NDArray[np.float32]
     labels: NDArray[np.int32]
-    tiles: NDArray[np.int32]
-    seam_distance: NDArray[np.float32]
-    passes: NDArray[np.int32] = None  # type: ignore[assignment]  # filled in below
+    data: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.passes is None:
-            object.__setattr__(self, "passes", np.zeros(len(self.scores), np.int32))
-        shapes = {field.name: getattr(self, field.name).shape for field in fields(self)}
         count = len(self.scores)
-        if shapes.pop("boxes") != (count, 4) or any(shape != (count,) for shape in shapes.values()):
-            raise ValueError(
-                f"expected boxes ({count}, 4) and {count} of each other array, got {self.boxes.shape}, {shapes}"
-            )
+        shapes = {"boxes": self.boxes.shape, "scores": self.scores.shape, "labels": self.labels.shape}
+        lengths = {name: len(column) for name, column in self.data.items()}
+        expected = {"boxes": (count, 4), "scores": (count,), "labels": (count,)}
+        if shapes != expected or any(length != count for length in lengths.values()):
+            raise ValueError(f"expected boxes ({count}, 4) and {count} of each other array, got {shapes | lengths}")
 
     @classmethod
     def empty(cls) -> Detections:
-        return cls(
-            np.zeros((0, 4), np.float32),
-            np.zeros(0, np.float32),
-            np.zeros(0, np.int32),
-            np.zeros(0, np.int32),
-            np.zeros(0, np.float32),
-        )
+        """Return zero detections, without further columns."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Detections]) -> Detections:
-        if not parts:
-            return cls.empty()
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        """Join detections of one image. Parts without boxes are ignored, so only the others need the same columns.
+
+        Raises:
+            ValueError: the parts have different columns.
+        """
+        filled = [part for part in parts if len(part)]
+        if len(filled) < 2:
+            return (filled or [*parts, cls.empty()])[0]
+        names = {tuple(sorted(part.data)) for part in filled}
+        if len(names) > 1:
+            raise ValueError(f"detections to join must have the same columns, got {sorted(names)}")
+        return cls(
+            np.concatenate([part.boxes for part in filled]),
+            np.concatenate([part.scores for part in filled]),
+            np.concatenate([part.labels for part in filled]),
+            {name: np.concatenate([part.data[name] for part in filled]) for name in filled[0].data},
+        )
+
+    @property
+    def tiles(self) -> NDArray[Any]:
+        """(N,) index of the tile in which the box was found; for a box joined from parts, of its best part. Default 0.
+
+        Each pass over the scene counts its own tiles.
+        """
+        return self._column("tile", np.int32(0))
+
+    @property
+    def passes(self) -> NDArray[Any]:
+        """(N,) 0 for the pass over the scene at full scale, 1 for the coarse pass. Default 0."""
+        return self._column("pass", np.int32(0))
+
+    @property
+    def seam_distance(self) -> NDArray[Any]:
+        """(N,) pixels from the box to the nearest inner edge of its tile; inf if the tile has none. Default inf.
+
+        Near 0, the tile may show only a part of the object.
+        """
+        return self._column("seam_distance", np.float32(np.inf))
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, which: NDArray[Any] | slice) -> Detections:
-        """Those that a boolean mask, an array of indices or a slice selects."""
-        return Detections(*(getattr(self, field.name)[which] for field in fields(self)))
+        """Select detections by a boolean mask, an array of indices or a slice."""
+        columns = {name: column[which] for name, column in self.data.items()}
+        return Detections(self.boxes[which], self.scores[which], self.labels[which], columns)
 
     def by_score(self) -> Detections:
-        """Best first; ties by tile, then by place, so that the order says nothing about timing."""
-        boxes = self.boxes
-        places = boxes[:, 2], boxes[:, 3], boxes[:, 0], boxes[:, 1]
-        order = np.lexsort((self.labels, *places, self.tiles, self.passes, -self.scores))
-        return self[order]
+        """Sort by descending score. Ties are sorted by tile, then by position, so the order is reproducible."""
+        x1, y1, x2, y2 = self.boxes.T
+        return self[np.lexsort((self.labels, x2, y2, x1, y1, self.tiles, self.passes, -self.scores))]
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """COCO results; `category_ids` holds the COCO id of each class, in the order of the labels."""
+        """Convert to COCO results.
+
+        Args:
+            category_ids: COCO category id of each class, in the order of the labels.
+        """
         corners = self.boxes.astype(np.float64)
         corners[:, 2:] -= corners[:, :2]
         categories = np.asarray(category_ids, np.int64)[self.labels].tolist() if len(self) else []
@@ -81,3 +108,6 @@ class Detections:
             {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
             for category, box, score in zip(categories, corners.tolist(), self.scores.tolist(), strict=True)
         ]
+
+    def _column(self, name: str, default: np.generic) -> NDArray[Any]:
+        return self.data[name] if name in self.data else np.full(len(self), default)

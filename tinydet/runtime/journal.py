@@ -1,8 +1,8 @@
-"""What was found so far, on disk: a run that was cut off goes on from it, and gives what an uncut one gives.
+"""A journal of what a run has found so far, on disk. A resumed run gives the same result as an uninterrupted one.
 
-A journal is one file for one scene. It begins with a line of JSON that says what it belongs to, then holds a record for
-each batch, or each frame of a video, appended in one piece and closed by a checksum. So whatever ends the process, only
-the record that was being written is lost; it is cut away when the journal is opened again.
+A journal is one file per scene. Its first line is JSON that identifies the run; then comes one record per batch, or per
+frame of a video, each appended in one write and followed by a checksum. Whatever ends the process, only the record that
+was being written is lost; it is removed when the journal is opened again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tinydet.runtime.detections import Detections
 
 FORMAT = 1
 HEAD = struct.Struct("<4sII")  # mark, length, checksum
-COUNTS = struct.Struct("<IIIIII")  # tiles, empty, plain, boxes, saturated, number of the pass
+COUNTS = struct.Struct("<IIIIII")  # tiles, empty, filtered, boxes, saturated, index of the pass
 FRAME_HEAD = struct.Struct("<qdII")  # index, seconds, bytes of the clock, boxes
 BEGINNING = b'{"format": '  # of the first line
 BATCH, FRAME, DONE = b"tile", b"fram", b"done"
@@ -35,73 +35,62 @@ def _no_tiles() -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class TileBoxes:
-    """What some tiles of a scene gave, before tiles are joined.
+class BatchRecord:
+    """Detections of some tiles of a scene, before they are stitched.
 
     Attributes:
-        tiles, empty, plain: indices of tiles that were run, had no data, or were not worth running.
-        sources: (N,) int64, the tile of each box.
-        boxes: (N, 4) float64, xyxy in scene pixels.
-        scores: (N,) float32.
-        labels: (N,) int32.
-        saturated: how many of the tiles had more boxes than the model has slots.
-        number: of the pass over the scene; each has tiles of its own.
+        tiles, empty, filtered: indices of tiles that were run, have no data, or were rejected by the tile filter.
+        detections: boxes float64, in scene pixels; with the column `tile`.
+        saturated: number of tiles that had more boxes than the model has slots.
+        pass_index: position of the pass in `ScanPlan.passes`; each pass counts its own tiles.
     """
 
     tiles: NDArray[np.int64] = field(default_factory=_no_tiles)
     empty: NDArray[np.int64] = field(default_factory=_no_tiles)
-    plain: NDArray[np.int64] = field(default_factory=_no_tiles)
-    sources: NDArray[np.int64] = field(default_factory=_no_tiles)
-    boxes: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
-    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    labels: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    filtered: NDArray[np.int64] = field(default_factory=_no_tiles)
+    detections: Detections = field(default_factory=Detections.empty)
     saturated: int = 0
-    number: int = 0
+    pass_index: int = 0
 
     @property
     def finished(self) -> NDArray[np.int64]:
-        """All tiles that need not be looked at again."""
-        return np.concatenate([self.tiles, self.empty, self.plain])
+        """Indices of all tiles that need not be processed again."""
+        return np.concatenate([self.tiles, self.empty, self.filtered])
 
     def to_bytes(self) -> bytes:
+        found = self.detections
         counts = COUNTS.pack(
-            len(self.tiles), len(self.empty), len(self.plain), len(self.scores), self.saturated, self.number
+            len(self.tiles), len(self.empty), len(self.filtered), len(found), self.saturated, self.pass_index
         )
-        arrays = (self.tiles, self.empty, self.plain, self.sources, self.boxes, self.scores, self.labels)
+        sources, boxes = found.tiles.astype(np.int64), found.boxes.astype(np.float64)
+        arrays = (self.tiles, self.empty, self.filtered, sources, boxes, found.scores, found.labels)
         return counts + b"".join(array.tobytes() for array in arrays)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> TileBoxes:
-        tiles, empty, plain, boxes, saturated, number = COUNTS.unpack_from(data)
+    def from_bytes(cls, data: bytes) -> BatchRecord:
+        tiles, empty, filtered, boxes, saturated, pass_index = COUNTS.unpack_from(data)
         position = COUNTS.size
 
-        def take(count: int, kind: type[Any]) -> NDArray[Any]:
+        def take(count: int, dtype: type[Any]) -> NDArray[Any]:
             nonlocal position
-            array = np.frombuffer(data, kind, count, position)
+            array = np.frombuffer(data, dtype, count, position)
             position += array.nbytes
             return array
 
-        return cls(
-            take(tiles, np.int64),
-            take(empty, np.int64),
-            take(plain, np.int64),
-            take(boxes, np.int64),
-            take(4 * boxes, np.float64).reshape(-1, 4),
-            take(boxes, np.float32),
-            take(boxes, np.int32),
-            saturated,
-            number,
-        )
+        indices = take(tiles, np.int64), take(empty, np.int64), take(filtered, np.int64)
+        sources, corners = take(boxes, np.int64), take(4 * boxes, np.float64).reshape(-1, 4)
+        detections = Detections(corners, take(boxes, np.float32), take(boxes, np.int32), {"tile": sources})
+        return cls(*indices, detections, saturated, pass_index)
 
 
 @dataclass(frozen=True)
-class FrameBoxes:
-    """What a frame of a video gave.
+class FrameRecord:
+    """Detections of a frame of a video.
 
     Attributes:
-        index, seconds: as of a `video.Frame`.
-        clock: when a live source gave it, as ISO 8601; else empty.
-        detections: in its pixels.
+        index, seconds: as in `video.Frame`.
+        clock: time at which a live source delivered the frame, in ISO 8601; else empty.
+        detections: in pixels of the frame.
     """
 
     index: int
@@ -110,51 +99,59 @@ class FrameBoxes:
     detections: Detections
 
     def to_bytes(self) -> bytes:
-        clock, of = self.clock.encode(), self.detections
-        arrays = (of.boxes, of.scores, of.labels, of.tiles, of.seam_distance, of.passes)
-        head = FRAME_HEAD.pack(self.index, self.seconds, len(clock), len(of))
+        clock, found = self.clock.encode(), self.detections
+        arrays = (
+            found.boxes.astype(np.float32),
+            found.scores,
+            found.labels,
+            found.tiles.astype(np.int32),
+            found.seam_distance.astype(np.float32),
+            found.passes.astype(np.int32),
+        )
+        head = FRAME_HEAD.pack(self.index, self.seconds, len(clock), len(found))
         return head + clock + b"".join(array.tobytes() for array in arrays)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> FrameBoxes:
-        index, seconds, letters, count = FRAME_HEAD.unpack_from(data)
-        position = FRAME_HEAD.size + letters
+    def from_bytes(cls, data: bytes) -> FrameRecord:
+        index, seconds, clock_bytes, count = FRAME_HEAD.unpack_from(data)
+        position = FRAME_HEAD.size + clock_bytes
         clock = data[FRAME_HEAD.size : position].decode()
         boxes = np.frombuffer(data, np.float32, 4 * count, position).reshape(-1, 4)
         rows = np.frombuffer(data, np.int32, 5 * count, position + boxes.nbytes).reshape(5, -1)
-        scores, seam = rows[0].view(np.float32), rows[3].view(np.float32)
-        return cls(index, seconds, clock, Detections(boxes, scores, rows[1], rows[2], seam, rows[4]))
+        columns = {"tile": rows[2], "pass": rows[4], "seam_distance": rows[3].view(np.float32)}
+        return cls(index, seconds, clock, Detections(boxes, rows[0].view(np.float32), rows[1], columns))
 
 
-class TileStore(Protocol):
-    """Takes what the tiles of a scene gave, and gives what is known of some of them: those are not run again."""
+class RecordStore(Protocol):
+    """Stores the records of a scene's tiles. Tiles that it has a record of are not run again."""
 
-    def records(self, number: int = 0) -> Iterator[TileBoxes]:
-        """What is known of one pass."""
+    def records(self, pass_index: int = 0) -> Iterator[BatchRecord]:
+        """Yield the stored records of one pass."""
         ...
 
-    def append(self, found: TileBoxes) -> None:
-        """Take what a batch gave."""
+    def append(self, record: BatchRecord) -> None:
+        """Store the record of a batch."""
         ...
 
 
 class Journal:
-    """The record of one scene; a context manager.
+    """The journal of one scene; a context manager.
 
     Attributes:
-        path: of the file, which is made with the first record.
-        outputs: what was written when the scene was done (path to hash); None where it is not done.
+        path: the file, which is created with the first record.
+        outputs: hash of each file that was written when the scene was completed; None if it is not complete.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], *, resume: bool) -> None:
         """
         Args:
-            identity: what the records depend on: the model, the scene, how it is cut. Plain JSON values.
-            resume: go on from what is there; without it an older journal is put aside.
+            identity: everything that the records depend on, such as the model, the scene and the options, as JSON
+                values.
+            resume: continue an existing journal; otherwise it is deleted.
 
         Raises:
-            ValueError: the journal is of another identity, or no journal.
-            OSError: another run is writing it, or it may not be read.
+            ValueError: the journal has another identity, or the file is not a journal.
+            OSError: another run is writing the journal, or it cannot be read.
         """
         self.path = path
         self.outputs: dict[str, str] | None = None
@@ -171,37 +168,43 @@ class Journal:
         self._file = path.open("r+b", buffering=0)
         try:
             _lock(self._file, path)
-            self._check()
-            self._cut_torn_record()
+            self._check_identity()
+            self._remove_incomplete_record()
         except BaseException:
             self.close()
             raise
 
-    def records(self, number: int = 0) -> Iterator[TileBoxes]:
-        """What earlier runs found in one pass, one record at a time."""
-        return (found for found in self._all() if found.number == number)
+    def records(self, pass_index: int = 0) -> Iterator[BatchRecord]:
+        """Yield the records of one pass, one at a time."""
+        return (record for record in self._all() if record.pass_index == pass_index)
 
     def tiles(self) -> int:
-        """How many tiles are finished, in all passes."""
-        return sum(len(found.finished) for found in self._all())
+        """Return the number of finished tiles in all passes."""
+        return sum(len(record.finished) for record in self._all())
 
-    def append(self, found: TileBoxes) -> None:
-        self._append(BATCH, found.to_bytes())
+    def append(self, record: BatchRecord) -> None:
+        """Write the record of a batch."""
+        self._append(BATCH, record.to_bytes())
 
-    def frames(self) -> Iterator[FrameBoxes]:
-        """What earlier runs found in the frames of a video, in their order."""
-        return (FrameBoxes.from_bytes(data) for mark, data in self._marked() if mark == FRAME)
+    def frames(self) -> Iterator[FrameRecord]:
+        """Yield the records of a video's frames, in their order."""
+        return (FrameRecord.from_bytes(data) for mark, data in self._marked() if mark == FRAME)
 
-    def append_frame(self, found: FrameBoxes) -> None:
-        self._append(FRAME, found.to_bytes())
+    def append_frame(self, record: FrameRecord) -> None:
+        """Write the record of a frame."""
+        self._append(FRAME, record.to_bytes())
 
     def finish(self, outputs: dict[str, str]) -> None:
-        """Note that the scene is done, and what was written of it."""
+        """Mark the scene as complete.
+
+        Args:
+            outputs: hash of each file that was written.
+        """
         self.outputs = outputs
         self._append(DONE, json.dumps(outputs).encode())
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Close and delete the journal."""
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -216,8 +219,8 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _all(self) -> Iterator[TileBoxes]:
-        return (TileBoxes.from_bytes(data) for mark, data in self._marked() if mark == BATCH)
+    def _all(self) -> Iterator[BatchRecord]:
+        return (BatchRecord.from_bytes(data) for mark, data in self._marked() if mark == BATCH)
 
     def _marked(self) -> Iterator[tuple[bytes, bytes]]:
         if self._file is None:
@@ -234,31 +237,31 @@ class Journal:
         if not self._start:
             head = json.dumps(self._identity).encode() + b"\n"
             self._start, record = len(head), head + record
-        piece = memoryview(record)
-        while piece:
-            piece = piece[self._file.write(piece) :]
+        rest = memoryview(record)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
-    def _check(self) -> None:
+    def _check_identity(self) -> None:
         assert self._file is not None
         with self.path.open("rb") as file:
             line = file.readline(1 << 20)
         if not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]:
-            self._file.truncate(0)  # the process ended within the first line: nothing is known
+            self._file.truncate(0)  # the process ended while writing the first line: no record exists
             return
         self._start = len(line)
         try:
             written = json.loads(line)
             different = [key for key in {**written, **self._identity} if written.get(key) != self._identity.get(key)]
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.path}: no journal of an interrupted run; move it out of the way") from error
+            raise ValueError(f"{self.path}: not a journal of an interrupted run; move it away") from error
         if different:
             was = ", ".join(f"{key} was {_short(written.get(key))}" for key in sorted(different))
             raise ValueError(
-                f"{self.path} belongs to a run with other settings ({was}); repeat them, or start anew without "
-                "--resume; where the scene was replaced, remove this file"
+                f"{self.path} belongs to a run with other settings ({was}); repeat them, or start again without "
+                "--resume; if the scene was replaced, delete this file"
             )
 
-    def _cut_torn_record(self) -> None:
+    def _remove_incomplete_record(self) -> None:
         assert self._file is not None
         with self.path.open("rb") as file:
             file.seek(self._start)
@@ -273,7 +276,7 @@ class Journal:
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Sound records up to the end, or to the first that is torn."""
+    """Yield intact records up to the end of the file, or up to the first incomplete one."""
     while len(head := file.read(HEAD.size)) == HEAD.size:
         mark, length, checksum = HEAD.unpack(head)
         if mark not in (BATCH, FRAME, DONE):
@@ -288,7 +291,7 @@ def _lock(file: BinaryIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise OSError(f"{path}: another run is working on this scene; wait for it, or stop it") from error
+        raise OSError(f"{path}: another run is processing this scene; wait for it, or stop it") from error
 
 
 def _short(value: Any) -> str:

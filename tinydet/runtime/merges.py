@@ -1,10 +1,10 @@
-"""Merges that make new boxes or scores of those that overlap: what other tools do, to compare with.
+"""Merge methods of other tools, for comparison. They create new boxes or scores from boxes that overlap.
 
-Each takes whole groups of boxes (`separate_groups`), best first, and what it makes of one depends on no other.
+Each processes whole groups of boxes (`separate_groups`) by descending score, and groups do not affect each other.
 
-"nmm": of boxes that share more than half of the smaller one the best takes in the others (SAHI's greedy
-non-maximum merging with its measure IOS). "wbf": weighted boxes fusion (Solovyev et al., 2021) with one weight for all
-boxes. "soft-nms": Gaussian (Bodla et al., 2017).
+"nmm": among boxes that share more than half of the smaller one, the best is extended to cover the others (SAHI's greedy
+non-maximum merging with its IOS metric). "wbf": weighted boxes fusion (Solovyev et al., 2021) with equal weights.
+"soft-nms": Gaussian Soft-NMS (Bodla et al., 2017).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from tinydet.geometry.nms import conflicts, resolve
 
 Scores = NDArray[np.float32]
 
-NMM_SHARED = 0.5  # of the smaller box; SAHI's default
-WBF_IOU = 0.55  # the paper's, and the default of its authors' package
-SOFT_SIGMA = 0.5  # the paper's
+NMM_SHARED = 0.5  # share of the smaller box's area; SAHI's default
+WBF_IOU = 0.55  # as in the paper, and the default of its authors' package
+SOFT_SIGMA = 0.5  # as in the paper
 
 
 class Fused(NamedTuple):
-    """What became of a set of boxes.
+    """Merged boxes.
 
     Attributes:
-        corners: (M, 4).
+        corners: (M, 4) xyxy.
         scores: (M,).
-        source: (M,) the best of the boxes that each was made of.
+        source: (M,) index of the best of the boxes that each box was made from.
     """
 
     corners: Boxes
@@ -39,19 +39,19 @@ class Fused(NamedTuple):
     source: Indices
 
 
-def fuse(merge: str, corners: Boxes, scores: Scores, group: Indices, least: float = 0.0) -> Fused:
-    """Apply a merge to boxes that come best first.
+def fuse(merge: str, corners: Boxes, scores: Scores, group: Indices, min_score: float = 0.0) -> Fused:
+    """Merge boxes within groups.
 
     Args:
         merge: "nmm", "wbf" or "soft-nms".
         corners: (N, 4) xyxy.
         scores: (N,) descending.
-        group: (N,) boxes of different groups do not meet.
-        least: boxes whose score falls below it are left out.
+        group: (N,) boxes of different groups do not affect each other.
+        min_score: boxes whose new score is lower are dropped.
     """
     if merge == "nmm":
-        return _taken_in(corners, scores, group)
-    one_group = {"wbf": _weighted, "soft-nms": _decayed}[merge]
+        return _non_maximum_merging(corners, scores, group)
+    one_group = {"wbf": _weighted_boxes_fusion, "soft-nms": _soft_nms}[merge]
     order = np.argsort(group, kind="stable")
     _, starts, counts = np.unique(group[order], return_index=True, return_counts=True)
     alone = order[starts[counts == 1]]
@@ -60,28 +60,28 @@ def fuse(merge: str, corners: Boxes, scores: Scores, group: Indices, least: floa
         members = order[start : start + count]
         fused = one_group(corners[members], scores[members])
         parts.append(fused._replace(source=members[fused.source]))
-    found = np.concatenate([part.corners for part in parts])
-    values = np.concatenate([part.scores for part in parts])
+    fused_corners = np.concatenate([part.corners for part in parts])
+    fused_scores = np.concatenate([part.scores for part in parts])
     source = np.concatenate([part.source for part in parts])
-    stays = values >= least
-    return Fused(found[stays], values[stays], source[stays])
+    stays = fused_scores >= min_score
+    return Fused(fused_corners[stays], fused_scores[stays], source[stays])
 
 
-def _taken_in(corners: Boxes, scores: Scores, group: Indices) -> Fused:
+def _non_maximum_merging(corners: Boxes, scores: Scores, group: Indices) -> Fused:
     better, worse = conflicts(corners, 0.0, same=group)
     smaller = np.minimum(area(corners[better]), area(corners[worse]))
-    alike = area(intersection(corners[better], corners[worse])) > NMM_SHARED * smaller
-    better, worse = better[alike], worse[alike]
+    overlapping = area(intersection(corners[better], corners[worse])) > NMM_SHARED * smaller
+    better, worse = better[overlapping], worse[overlapping]
     kept = resolve(better, worse, np.zeros(len(corners), np.bool_)).kept
-    taker = np.arange(len(corners))
-    taken = kept[better]
-    taker[~kept] = len(corners)
-    np.minimum.at(taker, worse[taken], better[taken])
-    source, around = hulls(corners, taker)
-    return Fused(around, scores[source], source)
+    target = np.arange(len(corners))  # the box that each box is merged into
+    merged = kept[better]
+    target[~kept] = len(corners)
+    np.minimum.at(target, worse[merged], better[merged])
+    source, merged_corners = hulls(corners, target)
+    return Fused(merged_corners, scores[source], source)
 
 
-def _weighted(corners: Boxes, scores: Scores) -> Fused:
+def _weighted_boxes_fusion(corners: Boxes, scores: Scores) -> Fused:
     weights = np.maximum(scores.astype(np.float64), np.finfo(np.float32).tiny)
     sums, fused = np.zeros_like(corners), np.zeros_like(corners)
     total, members = np.zeros(len(corners)), np.zeros(len(corners))
@@ -101,7 +101,7 @@ def _weighted(corners: Boxes, scores: Scores) -> Fused:
     return Fused(fused[clusters], mean, np.array(source, np.int64))
 
 
-def _decayed(corners: Boxes, scores: Scores) -> Fused:
+def _soft_nms(corners: Boxes, scores: Scores) -> Fused:
     left = scores.astype(np.float64)
     final = np.zeros(len(corners))
     source: list[int] = []

@@ -1,47 +1,45 @@
-"""The runtime from Python: load a model once, give it scenes, take numpy arrays or what another tool wants."""
+"""The Python API: load a model once, give it scenes, and get arrays or the types of other tools."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends import Backend, open_model
-from tinydet.runtime.coarse import Coarse
-from tinydet.runtime.scan import OVERLAP, SceneResult
-from tinydet.runtime.scan import detect as detect_in
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.scan import Progress, SceneResult, detect_scene
 from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.pixels import Pixels
 from tinydet.runtime.scenes.sources import find_sources
 from tinydet.runtime.scenes.video import Video
-from tinydet.runtime.stitch import Merge
 from tinydet.runtime.writers import SceneDetections, open_writer
 from tinydet.runtime.writers.table import columns
 from tinydet.spec import ModelSpec
 
 SceneLike = Path | str | Pixels | Scene
+SCORE = 0.3  # default minimum score of a `Model`; the low default of `ScanOptions` is for measuring average precision
 
 
-@dataclass(frozen=True)
-class Found(SceneDetections):
-    """What a model found in one scene, best first.
-
-    Beside the attributes of `SceneDetections`:
+@dataclass(frozen=True, kw_only=True)
+class Prediction(SceneDetections):
+    """What a model found in one scene, by descending score. Extends `SceneDetections`.
 
     Attributes:
-        spec: of the model that found it: the names and ids of its classes.
-        result: tiles, saturated tiles, seconds.
-        seconds: of a frame of a video, its time since the first one.
+        spec: of the model; names and COCO ids of its classes.
+        result: number of tiles, of saturated tiles, seconds; see `SceneResult`.
+        seconds: for a frame of a video, the time since its first frame; else None.
     """
 
-    spec: ModelSpec = None  # type: ignore[assignment]  # always given; a field after defaults must have one
-    result: SceneResult = None  # type: ignore[assignment]
+    spec: ModelSpec
+    result: SceneResult
     seconds: float | None = None
 
     def __len__(self) -> int:
@@ -64,15 +62,15 @@ class Found(SceneDetections):
 
     @property
     def class_names(self) -> list[str]:
-        """(N,)"""
+        """Name of each box's class, (N,)."""
         return [self.spec.classes[label] for label in self.labels.tolist()]
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """COCO results, with the category ids of the training annotations."""
+        """Convert to COCO results, with the category ids of the training annotations."""
         return self.detections.to_coco(self.image_id, self.spec.category_ids)
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame` with a row for each box: the columns of the CSV file.
+        """Convert to a `pandas.DataFrame` with one row per box and the columns of the CSV file.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
@@ -82,38 +80,37 @@ class Found(SceneDetections):
         return pandas.DataFrame(columns(self, self.spec))
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections`; class names, tiles, passes and distances to the seam are in its `data`.
+        """Convert to `supervision.Detections`; its `data` has the class names and the columns of `Detections`.
 
         Raises:
             ModuleNotFoundError: supervision is not installed.
         """
         with needs_extra("supervision"):
             import supervision
-        of = self.detections
+        found = self.detections
+        data = {"tile": found.tiles, "pass": found.passes, "seam_distance": found.seam_distance, **found.data}
         return supervision.Detections(
-            xyxy=of.boxes.copy(),
-            confidence=of.scores.copy(),
-            class_id=of.labels.astype(int),
+            xyxy=found.boxes.copy(),
+            confidence=found.scores.copy(),
+            class_id=found.labels.astype(int),
             data={
                 "class_name": np.asarray(self.class_names, str),
-                "tile": of.tiles.copy(),
-                "pass": of.passes.copy(),
-                "seam_distance": of.seam_distance.copy(),
+                **{name: column.copy() for name, column in data.items()},
             },
         )
 
     def to_fiftyone(self) -> Any:
-        """`fiftyone.Detections`, to be a field of a sample.
+        """Convert to `fiftyone.Detections`, a field of a FiftyOne sample.
 
         Raises:
             ModuleNotFoundError: FiftyOne is not installed.
         """
         with needs_extra("fiftyone"):
             import fiftyone
-        of = self.detections
-        corners = of.boxes.astype(np.float64) / ((self.width, self.height) * 2)
-        corners[:, 2:] -= corners[:, :2]  # FiftyOne: left, top, width, height, in shares of the picture
-        rows = zip(self.class_names, corners.tolist(), of.scores.tolist(), of.tiles.tolist(), strict=True)
+        found = self.detections
+        corners = found.boxes.astype(np.float64) / ((self.width, self.height) * 2)
+        corners[:, 2:] -= corners[:, :2]  # FiftyOne: left, top, width, height, as fractions of the image
+        rows = zip(self.class_names, corners.tolist(), found.scores.tolist(), found.tiles.tolist(), strict=True)
         return fiftyone.Detections(
             detections=[
                 fiftyone.Detection(label=name, bounding_box=box, confidence=score, tile=tile)
@@ -122,76 +119,72 @@ class Found(SceneDetections):
         )
 
     def save(self, path: Path | str) -> None:
-        """Write a file; its suffix says which format: see `FORMATS` of the writers.
+        """Write a file; its suffix determines the format, see `tinydet.runtime.writers.FORMATS`.
 
         Raises:
-            ValueError: an unknown suffix, or a map of a scene that lies nowhere.
+            ValueError: an unknown suffix, or a map format for a scene without georeference.
             OSError: the file cannot be written.
         """
         with open_writer(Path(path), self.spec) as write:
             write(self)
 
 
-@dataclass(frozen=True)
 class Model:
-    """An exported model and how it looks at scenes. The options mean what those of `tinydet infer` mean.
+    """An exported model, and how it scans scenes.
 
     Attributes:
-        backend: what runs it.
-        overlap: pixels, in the rescaled scene, that neighbouring tiles share at least.
-        scale: resize factor of the scene, 0.5 = half.
-        score: detections below it are left out.
-        batch: tiles for each run of the backend, as far as it takes them.
-        merge: what becomes of boxes where tiles meet.
-        agnostic: boxes of different classes may be one object.
-        coarse: a pass before, for objects larger than the overlap; None for none.
+        backend: what runs the model.
+        options: how scenes are scanned.
     """
 
-    backend: Backend
-    overlap: int = OVERLAP
-    scale: float = 1.0
-    score: float = 0.3
-    batch: int = 4
-    merge: Merge = "seam"
-    agnostic: bool = False
-    coarse: Coarse | Literal["auto"] | None = "auto"
+    def __init__(self, backend: Backend, options: ScanOptions | None = None, **changes: Any) -> None:
+        """
+        Args:
+            options: how scenes are scanned; None for the defaults of `ScanOptions` with a score of 0.3.
+            changes: fields of `ScanOptions` that replace those of `options`, for example `overlap=64`.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        self.backend = backend
+        self.options = dataclasses.replace(ScanOptions(score=SCORE) if options is None else options, **changes)
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model says about itself."""
+        """The description that the model carries."""
         return self.backend.spec
 
-    def detect(self, scene: SceneLike, *, image_id: int = 1, progress: Callable[[int], object] | None = None) -> Found:
-        """Find the objects of one scene.
+    def detect(self, scene: SceneLike, *, image_id: int = 1, progress: Progress | None = None) -> Prediction:
+        """Detect the objects of one scene.
 
         Args:
             scene: an image file or raster of any size, an array (H, W) or (H, W, C) in RGB, or an open scene.
             image_id: for COCO results.
-            progress: called with the number of tiles that were just finished (`tqdm.update` fits).
+            progress: called with the number of tiles that were just finished; `tqdm.update` fits.
 
         Raises:
-            ValueError: a damaged scene, or options out of range.
+            ValueError: the scene is damaged, an option does not fit the model, or the model returns invalid outputs.
             OSError: the file is missing.
         """
         if isinstance(scene, Scene):
-            return self._found(scene, scene.name, image_id, progress)
+            return self._predict(scene, scene.name, image_id, progress)
         with open_scene(scene, stretch=self.spec.stretch) as opened:
             name = str(scene) if isinstance(scene, str | Path) else opened.name
-            return self._found(opened, name, image_id, progress)
+            return self._predict(opened, name, image_id, progress)
 
-    def stream(self, scenes: SceneLike | Iterable[SceneLike]) -> Iterator[Found]:
-        """Find the objects of one scene after the other; nothing is read before it is asked for.
+    def stream(self, scenes: SceneLike | Iterable[SceneLike]) -> Iterator[Prediction]:
+        """Detect the objects of one scene after the other. A scene is read when its prediction is requested.
 
         Args:
             scenes: each as for `detect`, or a folder, a pattern (`flight/**/*.tif`), a video file, a stream
-                (`rtsp://...`) or a webcam (`"0"`), of which every frame is a scene.
+                (`rtsp://...`) or a webcam (`"0"`). Each frame of a video is a scene.
 
         Raises:
-            ValueError, OSError: as `detect`; for a pattern that fits nothing, and a stream that breaks.
+            ValueError, OSError: as `detect`; also if a pattern matches nothing, or a stream breaks.
         """
-        some: Iterable[SceneLike] = [scenes] if isinstance(scenes, str | Path | np.ndarray | Scene) else scenes
+        several: Iterable[SceneLike] = [scenes] if isinstance(scenes, str | Path | np.ndarray | Scene) else scenes
         image_id = 1
-        for scene in some:
+        for scene in several:
             if not isinstance(scene, str | Path):
                 yield self.detect(scene, image_id=image_id)
                 image_id += 1
@@ -200,73 +193,52 @@ class Model:
                 if source.moving:
                     with Video(source.location) as video:
                         for frame in video:
-                            found = self._found(frame.scene, frame.scene.name, image_id, None, frame.seconds)
-                            yield found
+                            prediction = self._predict(frame.scene, frame.scene.name, image_id)
+                            yield dataclasses.replace(prediction, seconds=frame.seconds)
                             image_id += 1
                 else:
                     yield self.detect(source.path, image_id=image_id)
                     image_id += 1
 
-    def _found(
-        self,
-        scene: Scene,
-        name: str,
-        image_id: int,
-        progress: Callable[[int], object] | None,
-        seconds: float | None = None,
-    ) -> Found:
-        result = detect_in(
-            self.backend,
-            scene,
-            overlap=self.overlap,
-            scale=self.scale,
-            score=self.score,
-            batch=self.batch,
-            merge=self.merge,
-            agnostic=self.agnostic,
-            coarse=self.coarse,
-            progress=progress,
+    def _predict(self, scene: Scene, name: str, image_id: int, progress: Progress | None = None) -> Prediction:
+        result = detect_scene(self.backend, scene, self.options, progress=progress)
+        is_raster = Path(name).suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt")
+        return Prediction(
+            name,
+            image_id,
+            scene.width,
+            scene.height,
+            result.detections,
+            georeference_of(Path(name)) if is_raster else None,
+            spec=self.spec,
+            result=result,
         )
-        place = georeference_of(Path(name)) if Path(name).suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt") else None
-        return Found(name, image_id, scene.width, scene.height, result.detections, place, self.spec, result, seconds)
 
 
-def load(
-    path: Path | str | None = None,
-    *,
-    backend: str = "auto",
-    threads: int | None = None,
-    overlap: int = OVERLAP,
-    scale: float = 1.0,
-    score: float = 0.3,
-    batch: int = 4,
-    merge: Merge = "seam",
-    agnostic: bool = False,
-    coarse: Coarse | Literal["auto"] | None = "auto",
-) -> Model:
+def load(path: Path | str | None = None, *, backend: str = "auto", threads: int | None = None, **options: Any) -> Model:
     """Open an exported model.
 
     Args:
-        path: `model.onnx` or `model.engine`, or the name of a bundled model; None for the best one in the current
+        path: `model.onnx` or `model.engine`, or the name of a bundled model; None for the best model in the current
             folder.
-        backend: what runs it; "auto" by the kind of file.
+        backend: what runs the model; "auto" chooses by the kind of file.
         threads: CPU threads; None for all that are usable.
-        overlap, scale, score, batch, merge, agnostic, coarse: see `Model`.
+        options: fields of `ScanOptions`: overlap, scale, score (default 0.3), batch, merge, agnostic, coarse, readers.
 
     Raises:
-        ValueError, OSError, ModuleNotFoundError: as `open_model`.
+        ValueError, OSError, ModuleNotFoundError: as `open_model`; ValueError also for an option that is out of range.
     """
-    opened = open_model(None if path is None else Path(path), backend, threads=threads)
-    return Model(opened, overlap, scale, score, batch, merge, agnostic, coarse)
+    checked = dataclasses.replace(ScanOptions(score=SCORE), **options)  # before the model: it takes seconds to open
+    return Model(open_model(None if path is None else Path(path), backend, threads=threads), checked)
 
 
-def detect(model: Model | Path | str, scene: SceneLike, **options: Any) -> Found:
-    """Find the objects of one scene, in one call. To look at several, `load` the model once.
+def detect(model: Model | Path | str, scene: SceneLike, **options: Any) -> Prediction:
+    """Detect the objects of one scene in one call. For several scenes, `load` the model once.
 
     Args:
         model: a model, or the path of one.
         scene: as for `Model.detect`.
-        options: as for `load`, where `model` is a path.
+        options: as for `load`; only if `model` is a path.
     """
     if isinstance(model, Model):
         if options:

@@ -1,7 +1,7 @@
-"""Tiles read ahead of the model: threads with a handle each, into buffers that go round.
+"""Read tiles ahead of the model: several threads, each with its own handle, fill a ring of buffers.
 
-Memory holds a few batches, whatever the size of the scene. Batches are made of the tiles in their order, however the
-threads are timed, so that a run can be repeated exactly.
+Memory holds a few batches, whatever the size of the scene. Batches contain the tiles in their order, independent of
+thread timing, so a run is reproducible.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
 
 AHEAD = 2  # batches that are read while one runs
-READERS = 2  # threads, where the scene lets itself be read by more than one
-PASSED_AT_ONCE = 64  # tiles without a picture that are told together
+READERS = 2  # default number of threads
+MAX_SKIPPED = 64  # skipped tiles are reported in groups of about this size
 
-Outcome = Literal["seen", "empty", "plain"]
+TileFilter = Callable[[Image], bool]  # pixels (H, W, 3) of a tile -> whether the model must run on it
+Outcome = Literal["read", "empty", "filtered"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tiles to run, and those that were passed over on the way to them.
+    """Tiles to run, and the tiles that were skipped on the way to them.
 
     Attributes:
-        tiles: with a picture each; none where a long stretch was passed over.
-        images: (N, T, T, 3), valid until the next batch is asked for.
-        empty: tiles without a pixel of data.
-        plain: tiles that `worth` refused.
+        tiles: tiles to run; none after a long run of skipped tiles.
+        images: (N, T, T, 3), one per tile to run; valid until the next batch is requested.
+        empty: skipped tiles without a pixel of data.
+        filtered: skipped tiles that the tile filter rejected.
     """
 
     tiles: list[Tile]
     images: Image
     empty: list[Tile]
-    plain: list[Tile]
+    filtered: list[Tile]
 
 
 class ReadAhead:
-    """Iterates over batches of tiles; to be used once."""
+    """Iterator over batches of tiles; for one use."""
 
     def __init__(
         self,
@@ -58,20 +59,21 @@ class ReadAhead:
         pad: tuple[int, int, int],
         batch: int,
         readers: int = READERS,
-        worth: Callable[[Image], bool] | None = None,
+        tile_filter: TileFilter | None = None,
     ) -> None:
         """
         Args:
-            size: (width, height) that the picture of a tile has in the model's input; the rest is `pad`.
-            side: T, of the model's input.
-            batch: tiles in each but the last.
-            readers: threads at most.
-            worth: whether a picture is worth running; None runs all that have data.
+            size: (width, height) of a tile's content in the model's input; the rest is `pad`.
+            side: T, side of the model's input.
+            pad: RGB.
+            batch: tiles per batch; the last one may be smaller.
+            readers: maximum number of threads.
+            tile_filter: tiles for which it returns False are skipped; None runs all tiles that have data.
         """
-        self._scene, self._tiles, self._batch, self._worth = scene, tiles, batch, worth
+        self._scene, self._tiles, self._batch, self._tile_filter = scene, tiles, batch, tile_filter
         self._width, self._height = size
         slots = min((AHEAD + 1) * batch, -(-len(tiles) // batch) * batch)
-        # They go round: fresh memory costs more than copying a tile into it. The padding stays as it is.
+        # Buffers are reused: allocating memory costs more than copying a tile into it. Only the content is overwritten.
         self._buffer = np.empty((slots, side, side, 3), np.uint8)
         self._buffer[:, self._height :] = pad
         self._buffer[:, :, self._width :] = pad
@@ -94,34 +96,34 @@ class ReadAhead:
         pending: deque[tuple[list[Tile], list[int], Future[list[Outcome]]]] = deque()
         tiles: list[Tile] = []
         slots: list[int] = []
-        passed: dict[Outcome, list[Tile]] = {"empty": [], "plain": []}
+        skipped: dict[Outcome, list[Tile]] = {"empty": [], "filtered": []}
         while True:
-            # A batch's worth at a time: handing over costs as much as copying a tile does.
+            # Submit a whole batch at a time: submitting costs as much as copying a tile.
             while free and (len(free) >= self._batch or not pending):
-                some = list(islice(ahead, min(self._batch, len(free))))
-                if not some:
+                submitted = list(islice(ahead, min(self._batch, len(free))))
+                if not submitted:
                     break
-                places = [free.popleft() for _ in some]
-                pending.append((some, places, pool.submit(self._read, handles, some, places)))
+                targets = [free.popleft() for _ in submitted]
+                pending.append((submitted, targets, pool.submit(self._read, handles, submitted, targets)))
             if not pending:
                 break
-            some, places, future = pending.popleft()
-            for tile, slot, outcome in zip(some, places, future.result(), strict=True):
-                if outcome == "seen":
+            submitted, targets, future = pending.popleft()
+            for tile, slot, outcome in zip(submitted, targets, future.result(), strict=True):
+                if outcome == "read":
                     tiles.append(tile)
                     slots.append(slot)
                 else:
-                    passed[outcome].append(tile)
+                    skipped[outcome].append(tile)
                     free.append(slot)
                 if len(tiles) == self._batch:
-                    yield Batch(tiles, self._pictures(slots), passed["empty"], passed["plain"])
+                    yield Batch(tiles, self._images(slots), skipped["empty"], skipped["filtered"])
                     free.extend(slots)
-                    tiles, slots, passed = [], [], {"empty": [], "plain": []}
-            if sum(map(len, passed.values())) >= PASSED_AT_ONCE:
-                yield Batch([], self._buffer[:0], passed["empty"], passed["plain"])
-                passed = {"empty": [], "plain": []}
-        if tiles or any(passed.values()):
-            yield Batch(tiles, self._pictures(slots), passed["empty"], passed["plain"])
+                    tiles, slots, skipped = [], [], {"empty": [], "filtered": []}
+            if sum(map(len, skipped.values())) >= MAX_SKIPPED:
+                yield Batch([], self._buffer[:0], skipped["empty"], skipped["filtered"])
+                skipped = {"empty": [], "filtered": []}
+        if tiles or any(skipped.values()):
+            yield Batch(tiles, self._images(slots), skipped["empty"], skipped["filtered"])
 
     def _read(self, handles: SimpleQueue[Scene], tiles: list[Tile], slots: list[int]) -> list[Outcome]:
         scene = handles.get()
@@ -133,12 +135,12 @@ class ReadAhead:
     def _read_tile(self, scene: Scene, tile: Tile, slot: int) -> Outcome:
         if scene.is_empty(tile.x, tile.y, tile.width, tile.height):
             return "empty"
-        picture = self._buffer[slot, : self._height, : self._width]
-        picture[:] = scene.read(tile.x, tile.y, tile.width, tile.height, (self._width, self._height))
-        return "seen" if self._worth is None or self._worth(picture) else "plain"
+        content = self._buffer[slot, : self._height, : self._width]
+        content[:] = scene.read(tile.x, tile.y, tile.width, tile.height, (self._width, self._height))
+        return "read" if self._tile_filter is None or self._tile_filter(content) else "filtered"
 
-    def _pictures(self, slots: list[int]) -> NDArray[np.uint8]:
-        """The buffers of a batch: themselves where they lie side by side, else a copy."""
+    def _images(self, slots: list[int]) -> NDArray[np.uint8]:
+        """Return the buffers of a batch: a view if they are contiguous, else a copy."""
         if not slots:
             return self._buffer[:0]
         if slots == list(range(slots[0], slots[0] + len(slots))):
@@ -148,7 +150,7 @@ class ReadAhead:
         return np.take(self._buffer, slots, axis=0, out=self._gathered[: len(slots)], mode="clip")
 
     def _handles(self) -> tuple[SimpleQueue[Scene], list[Scene]]:
-        """The scene and what it gives for further threads; of these, the ones to close."""
+        """Return a handle of the scene for each thread, and those of them that must be closed."""
         handles: SimpleQueue[Scene] = SimpleQueue()
         handles.put(self._scene)
         opened: list[Scene] = []

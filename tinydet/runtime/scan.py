@@ -1,349 +1,248 @@
-"""From a scene to its detections: read ahead, batch, run, stitch.
+"""From a scene to its detections: read tiles ahead, run the model on batches, stitch.
 
 Memory holds a few batches and the boxes of two rows of tiles, whatever the size of the scene. Evaluation, validation
-in training and inference all go through `scan`: what is scored is what ships.
+during training and inference all use `scan`, so what is scored is what ships.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from tinydet.geometry.tiles import TileGrid
-from tinydet.runtime.backends import Backend, TileOutputs
-from tinydet.runtime.coarse import Coarse, larger_than, plan_coarse
+from tinydet.runtime.backends import Backend, TileOutputs, check_outputs
+from tinydet.runtime.coarse import larger_than
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.journal import TileBoxes, TileStore
-from tinydet.runtime.read_ahead import READERS, Batch, ReadAhead
+from tinydet.runtime.journal import BatchRecord, RecordStore
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import ScanPlan, Tiling, plan_scan
+from tinydet.runtime.read_ahead import Batch, ReadAhead, TileFilter
 from tinydet.runtime.scenes import Scene
-from tinydet.runtime.scenes.pixels import Image
-from tinydet.runtime.stitch import Merge, Stitcher
+from tinydet.runtime.stitch import Stitcher
 from tinydet.spec import ModelSpec
 
-OVERLAP = 128
+Progress = Callable[[int], object]  # called with the number of items that were just finished; `tqdm.update` fits
 
 
-@dataclass(frozen=True)
-class SceneResult:
-    """What `detect` found.
+@dataclass(frozen=True, kw_only=True)
+class ScanCounts:
+    """Counts over some tiles.
 
     Attributes:
-        detections: in scene pixels, best first.
-        tiles: how many tiles were finished, in both passes.
-        saturated: tiles with more boxes than the model has slots, all slots above the asked score: boxes were lost.
-        seconds: wall time.
-        empty: tiles that were not run because they have no data: nodata, or transparent throughout.
-        plain: tiles that were not run because `worth` refused them.
+        tiles: finished tiles in all passes, including the skipped ones.
+        empty: tiles that were skipped because they have no data: all pixels are nodata or transparent.
+        filtered: tiles that the tile filter rejected.
+        saturated: tiles with more boxes than the model has slots, all slots above the requested score: boxes were lost.
         busy: seconds in the backend.
-        unconverged: proposals whose suppression in the graph had not settled, of the tiles that were run now; see
-            `TileOutputs`.
+        unconverged: proposals whose suppression in the graph did not converge, see `TileOutputs`; only of tiles that
+            this run processed, not of tiles from a journal.
     """
 
-    detections: Detections
-    tiles: int
-    saturated: int
-    seconds: float
+    tiles: int = 0
     empty: int = 0
-    plain: int = 0
+    filtered: int = 0
+    saturated: int = 0
     busy: float = 0.0
     unconverged: int = 0
 
+    def __add__(self, other: ScanCounts) -> ScanCounts:
+        names = [field.name for field in dataclasses.fields(ScanCounts)]
+        return ScanCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
 
 @dataclass(frozen=True)
-class Step:
-    """What one run of the backend brought.
+class BatchResult(ScanCounts):
+    """What became final after one batch.
 
     Attributes:
-        detections: those that became final, in scene pixels, in no particular order.
-        tiles: how many were finished, the empty and plain ones with them.
-        empty, plain, saturated: how many of these; see `SceneResult`.
-        busy: seconds in the backend.
-        unconverged: see `SceneResult`.
+        detections: in scene pixels, in no particular order; not necessarily from tiles of this batch.
     """
 
     detections: Detections
-    tiles: int
-    empty: int
-    plain: int
-    saturated: int
-    busy: float
-    unconverged: int = 0
-
-
-class Sized(Protocol):
-    """What has the size of a scene."""
-
-    @property
-    def width(self) -> int: ...
-
-    @property
-    def height(self) -> int: ...
 
 
 @dataclass(frozen=True)
-class TilePlan:
-    """How a scene is cut for a model.
+class SceneResult(ScanCounts):
+    """All detections of a scene.
 
     Attributes:
-        grid: the tiles, in scene pixels.
-        tile: side of the model's input.
-        scale: model pixels for each scene pixel. Tiles lie on whole scene pixels, so that a scale near 1 may differ
-            from the one asked for in the third digit.
+        detections: in scene pixels, by descending score.
+        seconds: wall time.
     """
 
-    grid: TileGrid
-    tile: int
-    scale: float
+    detections: Detections
+    seconds: float
 
 
-def plan_tiles(width: int, height: int, *, tile: int, overlap: int = OVERLAP, scale: float = 1.0) -> TilePlan:
-    """Cut a scene of `width` x `height` pixels into tiles that a model of `tile` pixels sees at `scale`.
-
-    Args:
-        overlap: in pixels of the rescaled scene, as the model sees it.
-        scale: resize factor of the scene, 0.5 = half.
-    """
-    if not (math.isfinite(scale) and scale > 0 and round(tile / scale) >= 1):
-        raise ValueError(f"the scale is an image resize factor above 0 (0.5 = half), got {scale}")
-    if not 0 <= overlap < tile:
-        raise ValueError(
-            f"the overlap must be at least 0 and smaller than the tile of {tile}, got {overlap}; "
-            "a quarter of the tile, or the largest object, is a good one"
-        )
-    window = round(tile / scale)
-    return TilePlan(TileGrid(width, height, window, min(math.ceil(overlap / scale), window - 1)), tile, tile / window)
-
-
-def detect(
+def detect_scene(
     backend: Backend,
     scene: Scene,
+    options: ScanOptions | None = None,
     *,
-    overlap: int = OVERLAP,
-    scale: float = 1.0,
-    score: float = 0.05,
-    batch: int = 4,
-    merge: Merge = "seam",
-    agnostic: bool = False,
-    coarse: Coarse | Literal["auto"] | None = "auto",
-    readers: int = READERS,
-    worth: Callable[[Image], bool] | None = None,
-    journal: TileStore | None = None,
-    progress: Callable[[int], object] | None = None,
+    tile_filter: TileFilter | None = None,
+    progress: Progress | None = None,
 ) -> SceneResult:
-    """Find the objects of a scene of any size. What each argument means is said at `scan`.
+    """Detect the objects of a scene of any size.
 
     Args:
-        progress: called with the number of tiles that were just finished (`tqdm.update` fits).
+        options: how to scan; None for the defaults of `ScanOptions`.
+        tile_filter: as for `scan`.
+        progress: called with the number of tiles that were just finished.
 
     Raises:
-        ValueError: for values out of range, a damaged scene, or a model that gives NaN.
+        ValueError: an option does not fit the model, the scene is damaged, or the model returns invalid outputs.
     """
-    began = time.perf_counter()
-    steps = scan(
-        backend,
-        scene,
-        overlap=overlap,
-        scale=scale,
-        score=score,
-        batch=batch,
-        merge=merge,
-        agnostic=agnostic,
-        coarse=coarse,
-        readers=readers,
-        worth=worth,
-        journal=journal,
-    )
-    found, tiles, empty, plain, saturated, busy, unconverged = [], 0, 0, 0, 0, 0.0, 0
-    for step in steps:
-        found.append(step.detections)
-        tiles, empty, plain = tiles + step.tiles, empty + step.empty, plain + step.plain
-        saturated, busy = saturated + step.saturated, busy + step.busy
-        unconverged += step.unconverged
+    plan = plan_scan(scene, backend.spec, options or ScanOptions())
+    return collect(scan(backend, scene, plan, tile_filter=tile_filter), progress)
+
+
+def collect(results: Iterable[BatchResult], progress: Progress | None = None) -> SceneResult:
+    """Run a scan to its end and join its results."""
+    start = time.perf_counter()
+    parts, counts = [], ScanCounts()
+    for result in results:
+        parts.append(result.detections)
+        counts += result
         if progress is not None:
-            progress(step.tiles)
-    detections = Detections.concatenate(found).by_score()
-    return SceneResult(detections, tiles, saturated, time.perf_counter() - began, empty, plain, busy, unconverged)
+            progress(result.tiles)
+    detections = Detections.concatenate(parts).by_score()
+    return SceneResult(detections, time.perf_counter() - start, **dataclasses.asdict(counts))
 
 
 def scan(
     backend: Backend,
     scene: Scene,
+    plan: ScanPlan,
     *,
-    overlap: int = OVERLAP,
-    scale: float = 1.0,
-    score: float = 0.05,
-    batch: int = 4,
-    merge: Merge = "seam",
-    agnostic: bool = False,
-    coarse: Coarse | Literal["auto"] | None = "auto",
-    readers: int = READERS,
-    worth: Callable[[Image], bool] | None = None,
-    journal: TileStore | None = None,
-) -> Iterator[Step]:
-    """The objects of a scene of any size, handed out while it runs: a row of tiles at a time, in bounded memory.
+    tile_filter: TileFilter | None = None,
+    journal: RecordStore | None = None,
+) -> Iterator[BatchResult]:
+    """Detect the objects of a scene of any size, in bounded memory: yield them as rows of tiles are finished.
 
     Args:
-        overlap: pixels, in the rescaled scene, that neighbouring tiles share at least. An object no larger lies whole
-            inside some tile; larger ones are joined from their parts.
-        scale: resize factor of the scene, 0.5 = half. Detections are in pixels of the scene as it is.
-        score: detections below it are left out.
-        batch: tiles for each run of the backend, as far as it takes them.
-        merge: "seam", or one of the others for comparison; see `stitch` and `fusing`.
-        agnostic: boxes of different classes may be one object.
-        coarse: a pass before, at a smaller scale, for the objects larger than the overlap; "auto" where the model
-            learned such objects (`plan_coarse`), None for none.
-        readers: threads that read the scene, each with a handle of its own, where the scene allows more than one.
-        worth: whether the picture of a tile is worth running, see `gate`; None runs all that have data.
-        journal: takes what each batch gave, and gives what earlier runs found; those tiles are not run again.
+        plan: from `plan_scan`, for this scene and the model of this backend.
+        tile_filter: tiles for which it returns False are skipped; None runs all tiles that have data.
+        journal: receives the record of each batch, and provides the records of earlier runs; their tiles are not run.
 
     Raises:
-        ValueError: for values out of range, a damaged scene, or a model that gives NaN.
+        ValueError: the scene is damaged, or the model returns invalid outputs.
     """
-    if not 0 <= score <= 1:
-        raise ValueError(f"the score lies in [0, 1], got {score}")
-    if batch < 1:
-        raise ValueError(f"the batch holds at least one tile, got {batch}")
-    if readers < 1:
-        raise ValueError(f"a scene is read by at least one thread, got {readers}")
-    spec = backend.spec
-    passes = plan_passes(scene, spec, overlap=overlap, scale=scale, coarse=coarse)
-    known: Detections | None = None
-    for number, (plan, least) in enumerate(passes):
+    spec, options = backend.spec, plan.options
+    large: Detections | None = None
+    for pass_index, tiling in enumerate(plan.passes):
         stitcher = Stitcher(
-            plan.grid,
+            tiling.grid,
             nms_iou=None if spec.nms_in_graph else spec.nms_iou,
-            merge=merge,
-            agnostic=agnostic,
-            pixel=1 / plan.scale,
-            score=score,
-            known=known,
+            merge=options.merge,
+            agnostic=options.agnostic,
+            pixel=1 / tiling.scale,
+            score=options.score,
+            coarse=large,
         )
-        large = [Detections.empty()]
-        for found, busy, rest in _tile_boxes(backend, scene, plan, number, score, batch, readers, worth, journal):
-            step = _stitched(stitcher, found, busy, rest)
-            if least is not None:  # what the coarse pass finds is for the full pass to hand out
-                large.append(larger_than(step.detections, least))
-                step = dataclasses.replace(step, detections=Detections.empty())
-            yield step
-        known = None if least is None else Detections.concatenate(large).by_score()
-
-
-def plan_passes(
-    scene: Sized,
-    spec: ModelSpec,
-    *,
-    overlap: int = OVERLAP,
-    scale: float = 1.0,
-    coarse: Coarse | Literal["auto"] | None = "auto",
-) -> list[tuple[TilePlan, float | None]]:
-    """How often a scene is cut, and how: a coarse pass where one is due, with the side above which its objects count,
-    then the full pass."""
-    full = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)
-    if coarse == "auto":
-        coarse = plan_coarse(spec, full.grid, overlap=overlap, scale=scale).coarse
-    if coarse is None:
-        return [(full, None)]
-    first = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=coarse.scale)
-    return [(first, coarse.least), (full, None)]
+        coarse_parts = []
+        for run in _run_tiles(backend, scene, plan, pass_index, tile_filter, journal):
+            result = _stitch(stitcher, run)
+            if tiling is plan.coarse:  # the full pass yields these, unless it finds something better
+                coarse_parts.append(larger_than(result.detections, plan.min_side))
+                result = dataclasses.replace(result, detections=Detections.empty())
+            yield result
+        large = Detections.concatenate(coarse_parts).by_score()
 
 
 def unsettled(proposals: int, spec: ModelSpec) -> str:
-    """What is wrong where suppression among proposals did not settle, and the way out."""
+    """Say that suppression among proposals did not converge, and what to do."""
     return (
         f"{proposals} proposals still changed in the last of {spec.nms_rounds} rounds of suppression; "
         f"export with more: --nms-rounds {2 * spec.nms_rounds}"
     )
 
 
-def _tile_boxes(
+class _TileRun(NamedTuple):
+    """A batch record, with the seconds that the backend took and the proposals that did not converge."""
+
+    record: BatchRecord
+    busy: float = 0.0
+    unconverged: int = 0
+
+
+def _run_tiles(
     backend: Backend,
     scene: Scene,
-    plan: TilePlan,
-    number: int,
-    score: float,
-    batch: int,
-    readers: int,
-    worth: Callable[[Image], bool] | None,
-    journal: TileStore | None,
-) -> Iterator[tuple[TileBoxes, float, int]]:
-    """What the tiles of one pass give, from the journal and then from the model, with the seconds that it took and the
-    proposals that it left unsettled."""
-    todo = np.ones(len(plan.grid), np.bool_)
+    plan: ScanPlan,
+    pass_index: int,
+    tile_filter: TileFilter | None,
+    journal: RecordStore | None,
+) -> Iterator[_TileRun]:
+    """Yield the records of one pass: those in the journal, then those of the remaining tiles."""
+    tiling, options = plan.passes[pass_index], plan.options
+    todo = np.ones(len(tiling.grid), np.bool_)
     if journal is not None:
-        for found in journal.records(number):
-            todo[found.finished] = False
-            yield found, 0.0, 0
-    tiles = plan.grid.tiles if todo.all() else tuple(plan.grid.tiles[i] for i in np.flatnonzero(todo).tolist())
+        for record in journal.records(pass_index):
+            todo[record.finished] = False
+            yield _TileRun(record)
+    tiles = tiling.grid.tiles if todo.all() else tuple(tiling.grid.tiles[i] for i in np.flatnonzero(todo).tolist())
     if not tiles:
         return
-    reading = ReadAhead(
+    batches = ReadAhead(
         scene,
         tiles,
-        size=seen_size(plan),
-        side=plan.tile,
+        size=tiling.content_size,
+        side=tiling.tile,
         pad=backend.spec.pad,
-        batch=min(batch, backend.spec.max_batch),
-        readers=readers,
-        worth=worth,
+        batch=min(options.batch, backend.spec.max_batch),
+        readers=options.readers,
+        tile_filter=tile_filter,
     )
-    for read in reading:
-        began = time.perf_counter()
-        outputs = backend.run(read.images) if read.tiles else None
-        busy = time.perf_counter() - began
-        found = _on_scene(outputs, read, plan, number, score)
+    for batch in batches:
+        start = time.perf_counter()
+        outputs = backend.run(batch.images) if batch.tiles else None
+        busy = time.perf_counter() - start
+        if outputs is not None:
+            check_outputs(outputs, backend.spec, len(batch.tiles), name=backend.name)
+        record = _record(outputs, batch, tiling, pass_index, options.score)
         if journal is not None:
-            journal.append(found)
-        yield found, busy, 0 if outputs is None else int(outputs.unconverged.sum())
+            journal.append(record)
+        yield _TileRun(record, busy, 0 if outputs is None else int(outputs.unconverged.sum()))
 
 
-def _stitched(stitcher: Stitcher, found: TileBoxes, busy: float, unconverged: int) -> Step:
-    finished = found.finished.tolist()
-    final = stitcher.add(finished, found.sources, found.boxes, found.scores, found.labels)
-    return Step(final, len(finished), len(found.empty), len(found.plain), found.saturated, busy, unconverged)
-
-
-def seen_size(plan: TilePlan) -> tuple[int, int]:
-    """(width, height) that a tile covers of the model's input; less than all where the scene is smaller than a tile."""
-    return max(1, round(plan.grid.tile_width * plan.scale)), max(1, round(plan.grid.tile_height * plan.scale))
-
-
-def _on_scene(outputs: TileOutputs | None, read: Batch, plan: TilePlan, number: int, score: float) -> TileBoxes:
-    """All boxes of a batch that are good enough and not in the padding, in scene pixels."""
-    index, empty, plain = (
-        np.array([tile.index for tile in of], np.int64) for of in (read.tiles, read.empty, read.plain)
+def _stitch(stitcher: Stitcher, run: _TileRun) -> BatchResult:
+    record = run.record
+    finished = record.finished.tolist()
+    return BatchResult(
+        stitcher.add(finished, record.detections),
+        tiles=len(finished),
+        empty=len(record.empty),
+        filtered=len(record.filtered),
+        saturated=record.saturated,
+        busy=run.busy,
+        unconverged=run.unconverged,
     )
+
+
+def _record(outputs: TileOutputs | None, batch: Batch, tiling: Tiling, pass_index: int, score: float) -> BatchRecord:
+    """Convert the outputs of a batch to scene pixels, without boxes in the padding or below the score."""
+    tiles, empty, filtered = (
+        np.array([tile.index for tile in group], np.int64) for group in (batch.tiles, batch.empty, batch.filtered)
+    )
+    record = BatchRecord(tiles, empty, filtered, pass_index=pass_index)
     if outputs is None:
-        return TileBoxes(index, empty, plain, number=number)
-    if np.isnan(outputs.scores).any():
-        raise ValueError("the model gave scores that are NaN; export it again and compare it with torch")
+        return record
     slots = outputs.scores.shape[1]
     saturated = int(((outputs.candidates > slots) & (outputs.scores[:, -1] >= score)).sum())
     which, slot = np.nonzero((outputs.labels >= 0) & (outputs.scores >= score))
     if not len(which):
-        return TileBoxes(index, empty, plain, saturated=saturated, number=number)
-    seen = np.array(seen_size(plan) * 2, np.float64)
-    size = np.array((plan.grid.tile_width, plan.grid.tile_height) * 2, np.float64)
-    boxes = np.clip(outputs.boxes[which, slot].astype(np.float64), 0, seen) * (size / seen)
+        return dataclasses.replace(record, saturated=saturated)
+    content = np.array(tiling.content_size * 2, np.float64)
+    size = np.array((tiling.grid.tile_width, tiling.grid.tile_height) * 2, np.float64)
+    boxes = np.clip(outputs.boxes[which, slot].astype(np.float64), 0, content) * (size / content)
     inside = ~((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
     which, slot, boxes = which[inside], slot[inside], boxes[inside]
-    origin = np.array([(tile.x, tile.y) * 2 for tile in read.tiles], np.float64)
-    scores, labels = outputs.scores[which, slot], outputs.labels[which, slot]
-    if not np.isfinite(boxes).all():
-        raise ValueError("the model gave boxes that are NaN or infinite; export it again and compare it with torch")
-    return TileBoxes(
-        index,
-        empty,
-        plain,
-        index[which],
-        boxes + origin[which],
-        scores.astype(np.float32, copy=False),
-        labels.astype(np.int32, copy=False),
-        saturated,
-        number,
+    origin = np.array([(tile.x, tile.y) * 2 for tile in batch.tiles], np.float64)
+    detections = Detections(
+        boxes + origin[which], outputs.scores[which, slot], outputs.labels[which, slot], {"tile": tiles[which]}
     )
+    return dataclasses.replace(record, detections=detections, saturated=saturated)

@@ -1,27 +1,27 @@
-"""From boxes on tiles to boxes on the scene, a row of tiles at a time.
+"""Stitch the boxes of tiles to the boxes of the scene, one row of tiles at a time.
 
-1. NMS inside each tile and class, where the model has none.
-2. Edge-drop. A box that touches an inner edge of its tile may be a part of an object. It is dropped where another
-   tile has room for all of it: that tile sees the object whole, or more of it. So of every object the largest view
-   stays, and a box stays though it touches an edge if the object is too large for the overlap.
-3. Suppression across tiles only, and of each tile only the one box that is most alike. Two boxes of one tile never
-   suppress each other here: the detector saw both at once and told them apart, which is what keeps crowds whole.
-4. Boxes that still touch an edge are parts. Where two tiles both look, their parts of one object agree; agreeing parts
-   are joined to one box, and a part that agrees with a whole box gives way to it.
+1. NMS within each tile and class, for models without NMS in their graph.
+2. Edge drop. A box that touches an inner edge of its tile may be a part of an object. It is dropped if another tile has
+   room for all of it, because that tile sees the whole object, or more of it. So the largest view of each object stays,
+   and a box at an edge stays if the object is too large for the overlap.
+3. Suppression across tiles only; in each other tile, a box suppresses only the one most similar to it. Two boxes of one
+   tile never suppress each other here: the detector saw both objects and separated them. This keeps crowds intact.
+4. Boxes that still touch an edge are parts. Where two tiles overlap, their parts of one object agree; agreeing parts
+   are joined, and a part that agrees with a whole box is suppressed by it.
 
-Boxes that a coarser pass over the scene knows already (`known`) take part as whole boxes of one further tile: parts
-give way to them, and they give way to a whole box of this pass that is alike.
+Boxes of a coarse pass take part as whole boxes of one further tile: they suppress parts, and a similar whole box of the
+full pass suppresses them.
 
-The outcome depends on neither the order in which tiles arrive nor on how many rows are at hand: a box leaves once
-nothing that is still to come can touch it. Offsets are added in float64, nothing is rounded.
+The result depends neither on the order in which tiles arrive nor on the number of rows in memory: a box is final once
+no box that is still to come can touch it. Offsets are added in float64 and nothing is rounded.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,19 +34,18 @@ from tinydet.runtime.detections import Detections
 from tinydet.runtime.merges import fuse
 
 Merge = Literal["seam", "nms", "nmm", "wbf", "soft-nms"]
-Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
-_Found = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32], NDArray[np.int32]]  # as `add` takes them
+Indices = NDArray[np.int64]
+Pairs = tuple[Indices, Indices]
 MERGES: tuple[Merge, ...] = get_args(Merge)
 
-SAME_OBJECT = 0.5  # IoU of two views of one object
-JITTER = 2.0  # pixels; views of a very small object may have a lower IoU, but no edge is further off than this
-FAINT = 0.1  # and no IoU is lower than this
-EDGE = 4.0  # pixels; a box nearer to an inner edge touches it. Room is twice this: jitter must not drop both views
-KNOWN = 1 << 40  # added to the tiles of boxes that another pass knows; no grid has as many
+SAME_OBJECT = 0.5  # minimum IoU of two views of one object
+JITTER = 2.0  # pixels; two views of a very small object may have a lower IoU if no edge differs by more than this
+MIN_IOU = 0.1  # but not a lower IoU than this
+EDGE = 4.0  # pixels; a box nearer to an inner edge touches it. Room means twice this: jitter must not drop both views
 
 
 class Stitcher:
-    """Takes the boxes of each tile in any order, hands out the scene's by rows."""
+    """Takes the boxes of tiles in any order, and returns the boxes of the scene row by row."""
 
     def __init__(
         self,
@@ -57,110 +56,92 @@ class Stitcher:
         agnostic: bool = False,
         pixel: float = 1.0,
         score: float = 0.0,
-        known: Detections | None = None,
+        coarse: Detections | None = None,
     ) -> None:
         """
         Args:
             grid: the tiles, in scene pixels.
-            nms_iou: threshold inside a tile; None where the model has suppressed already.
-            merge: "seam" as above; "nms" (plain NMS over everything) and those of `fuse` are for comparison.
-            agnostic: boxes of different classes may be one object, the best of them; else classes leave each other
-                alone.
-            pixel: side of a pixel that the model sees, in scene pixels.
-            score: what "soft-nms" brings below it is left out.
-            known: boxes of a coarser pass, final among themselves, in scene pixels.
+            nms_iou: threshold of the NMS within a tile; None if the model has NMS in its graph.
+            merge: "seam" as described above; "nms" (plain NMS over all boxes) and those of `fuse` are for comparison.
+            agnostic: boxes of different classes may be one object, and the best of them stays; otherwise classes do not
+                affect each other.
+            pixel: side of a pixel of the model's input, in scene pixels.
+            score: boxes whose score "soft-nms" reduces below this are dropped.
+            coarse: final detections of a coarse pass, in scene pixels.
         """
-        if merge not in MERGES:
-            raise ValueError(f"merge is one of {', '.join(MERGES)}, got {merge!r}")
         self._grid, self._nms_iou, self._merge, self._agnostic, self._score = grid, nms_iou, merge, agnostic, score
-        self._known = _Boxes.known(Detections.empty() if known is None else known)
         self._edge, self._jitter = EDGE * pixel, JITTER * pixel
         self._missing = [grid.columns] * grid.rows
-        self._rows: dict[int, list[_Found]] = {}
+        self._rows: dict[int, list[Detections]] = {}
         self._next = 0
-        self._pool = _Boxes.empty()
+        self._pool = self._prepared(Detections.empty())  # boxes that a box to come may still change
+        self._coarse = _whole_boxes(Detections.empty() if coarse is None else coarse)
 
-    def add(
-        self,
-        tiles: Sequence[int],
-        sources: NDArray[np.int64],
-        boxes: NDArray[np.float64],
-        scores: NDArray[np.float32],
-        labels: NDArray[np.int32],
-    ) -> Detections:
+    def add(self, tiles: Sequence[int], found: Detections) -> Detections:
         """Take all boxes of some tiles; return what became final, in no particular order.
 
         Args:
-            tiles: indices of tiles that are done, also of those without a box.
-            sources: (N,) which of the grid's tiles each box is from; the boxes of one tile in the model's order.
-            boxes: (N, 4) xyxy in scene pixels, inside their tiles.
-            scores, labels: (N,).
-
-        Raises:
-            ValueError: for boxes or scores that are not finite.
+            tiles: indices of finished tiles, including those without a box.
+            found: boxes in scene pixels, finite and inside their tiles; the column `tile` is the index of each box's
+                tile. The boxes of one tile are in the order of the model.
         """
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise ValueError("the model gave boxes that are NaN or infinite; export it again and compare it with torch")
-        if len(scores):
-            rows = sources // self._grid.columns
+        if len(found):
+            rows = found.tiles // self._grid.columns
             first, last = int(rows.min()), int(rows.max())
             for row in range(first, last + 1):
-                of_row = slice(None) if first == last else rows == row
-                pieces = sources[of_row], boxes[of_row], scores[of_row], labels[of_row]
-                self._rows.setdefault(row, []).append(pieces)
+                self._rows.setdefault(row, []).append(found if first == last else found[rows == row])
         for tile in tiles:
             self._missing[tile // self._grid.columns] -= 1
         done = []
         while self._next < self._grid.rows and self._missing[self._next] == 0:
             done.append(self._finish_row())
-        return done[0] if len(done) == 1 else Detections.concatenate(done)
+        return Detections.concatenate(done)
 
-    def _boxes(
-        self,
-        tile: NDArray[np.int64],
-        corners: NDArray[np.float64],
-        score: NDArray[np.float32],
-        label: NDArray[np.int32],
-    ) -> _Boxes:
-        """With the distance of each box to the nearest edge of its tile that is not the scene's."""
-        grid = self._grid
+    def _prepared(self, found: Detections) -> Detections:
+        """Add the columns that stitching needs.
+
+        `seam_distance` is the distance of each box to the nearest edge of its tile that is not an edge of the scene;
+        `part` marks boxes that touch such an edge.
+        """
+        grid, tile = self._grid, found.tiles
         column, row = tile % grid.columns, tile // grid.columns
         outer = np.stack([column == 0, row == 0, column == grid.columns - 1, row == grid.rows - 1], axis=1)
-        seam = np.where(outer, np.inf, np.abs(corners - grid.bounds(tile))).min(axis=1)
-        part = (seam <= self._edge) & (self._merge == "seam")
-        return _Boxes(corners, score, label.astype(np.int64), tile, seam, part)
+        seam_distance = np.where(outer, np.inf, np.abs(found.boxes - grid.bounds(tile))).min(axis=1)
+        part = (seam_distance <= self._edge) & (self._merge == "seam")
+        columns = {"tile": tile, "pass": np.zeros_like(tile), "seam_distance": seam_distance, "part": part}
+        return replace(found, data=columns)
 
     def _finish_row(self) -> Detections:
-        pieces = self._rows.pop(self._next, [])
+        arrived = self._rows.pop(self._next, [])
         self._next += 1
         horizon = float(self._grid.ys[self._next]) if self._next < self._grid.rows else np.inf
-        if not pieces and not len(self._pool) and not len(self._known):
+        if not arrived and not len(self._pool) and not len(self._coarse):
             return Detections.empty()
-        # A row at a time: on arrays as short as a batch's, each step costs as much as on ten times as many boxes.
-        row = self._boxes(*map(np.concatenate, zip(*pieces, strict=True))) if pieces else _Boxes.empty()
+        # One row at a time: on the few boxes of a batch, each array operation would cost as much as on a whole row.
+        row = self._prepared(Detections.concatenate(arrived))
         if self._nms_iou is not None:
             kind = self._kind(row)
-            group = row.tile * (int(kind.max(initial=0)) + 1) + kind
-            row = row[np.sort(suppress(row.corners, row.score, self._nms_iou, same=group))]
-        row = row[~(row.part & self._seen_better(row.corners, row.tile))]
-        pool = _Boxes.concatenate([self._pool, row])
-        if len(self._known):
-            above = self._known.corners[:, 1] < horizon  # the others touch nothing that is final now
-            pool = _Boxes.concatenate([pool, self._known[above]])
-            self._known = self._known[~above]
+            group = row.tiles * (int(kind.max(initial=0)) + 1) + kind
+            row = row[np.sort(suppress(row.boxes, row.scores, self._nms_iou, same=group))]
+        row = row[~(row.data["part"] & self._seen_better(row))]
+        pool = Detections.concatenate([self._pool, row])
+        if len(self._coarse):
+            above = self._coarse.boxes[:, 1] < horizon  # the others touch nothing that becomes final now
+            pool = Detections.concatenate([pool, self._coarse[above]])
+            self._coarse = self._coarse[~above]
         settle = self._settle if self._merge in ("seam", "nms") else self._settle_clusters
         final, self._pool = settle(pool, horizon)
-        return final.detections()
+        return _as_result(final)
 
-    def _kind(self, boxes: _Boxes) -> NDArray[np.int64]:
-        """Boxes of different kinds leave each other alone."""
-        return np.zeros_like(boxes.label) if self._agnostic else boxes.label
+    def _kind(self, boxes: Detections) -> Indices:
+        """Return a number for each box; boxes with different numbers do not affect each other."""
+        return np.zeros(len(boxes), np.int64) if self._agnostic else boxes.labels.astype(np.int64)
 
-    def _seen_better(self, corners: NDArray[np.float64], tile: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Boxes that touch an edge where a tile further along the axis has room for them."""
-        grid = self._grid
-        across = self._has_room(corners[:, 0], corners[:, 2], grid.xs, grid.tile_width, tile % grid.columns)
-        along = self._has_room(corners[:, 1], corners[:, 3], grid.ys, grid.tile_height, tile // grid.columns)
+    def _seen_better(self, row: Detections) -> NDArray[np.bool_]:
+        """Mark boxes that touch an edge across which another tile has room for them."""
+        grid, (x1, y1, x2, y2) = self._grid, row.boxes.T
+        across = self._has_room(x1, x2, grid.xs, grid.tile_width, row.tiles % grid.columns)
+        along = self._has_room(y1, y2, grid.ys, grid.tile_height, row.tiles // grid.columns)
         return across | along
 
     def _has_room(
@@ -169,31 +150,40 @@ class Stitcher:
         high: NDArray[np.float64],
         starts: tuple[int, ...],
         size: int,
-        own: NDArray[np.int64],
+        own: Indices,
     ) -> NDArray[np.bool_]:
-        """Intervals of one axis that touch an inner edge of their own tile and lie inside another one with room."""
+        """Mark intervals on one axis that touch an inner edge of their own tile and fit into another tile with room.
+
+        Args:
+            low, high: ends of the intervals.
+            starts: lower edges of the tiles.
+            size: of a tile.
+            own: index of each interval's tile in `starts`.
+        """
         edges = np.asarray(starts, np.float64)
         last = len(starts) - 1
         touches = ((own > 0) & (low <= edges[own] + self._edge)) | (
             (own < last) & (high >= edges[own] + size - self._edge)
         )
-        # The last tile that leaves room before the interval leaves the most behind it.
+        # Of the tiles with room before the interval, the last one has the most room behind it.
         best = np.maximum(np.searchsorted(edges, low - 2 * self._edge, "right") - 1, 0)
         result: NDArray[np.bool_] = touches & ((best == last) | (high <= edges[best] + size - 2 * self._edge))
         return result
 
-    def _settle(self, pool: _Boxes, horizon: float) -> tuple[_Boxes, _Boxes]:
-        """Split into what is final when all boxes to come lie below `horizon`, and what must wait."""
-        last = pool.part.astype(np.int8)
+    def _settle(self, pool: Detections, horizon: float) -> tuple[Detections, Detections]:
+        """Split boxes into those that are final, given that all boxes to come lie below `horizon`, and the others."""
+        last = pool.data["part"].astype(np.int8)
         if self._merge == "seam":
-            last = 2 * last + (pool.tile >= KNOWN)  # a coarser pass places edges less exactly
-        pool = pool[np.lexsort((pool.tile, -pool.score, last))]  # whole, known, parts; best first
-        waiting = pool.corners[:, 3] > horizon
-        better, worse = self._alike(pool)
-        both_parts = pool.part[better] & pool.part[worse]
-        (whole, part), (first, second) = self._agreeing(pool)
+            last = 2 * last + pool.passes  # a coarse pass locates edges less exactly
+        # Whole boxes, boxes of the coarse pass, parts; each by descending score.
+        pool = pool[np.lexsort((pool.tiles, pool.passes, -pool.scores, last))]
+        part = pool.data["part"]
+        waiting = pool.boxes[:, 3] > horizon
+        better, worse = self._similar(pool)
+        both_parts = part[better] & part[worse]
+        (whole, whole_part), (first, second) = self._agreeing(pool)
         verdict = resolve(
-            np.concatenate([better[~both_parts], whole]), np.concatenate([worse[~both_parts], part]), waiting
+            np.concatenate([better[~both_parts], whole]), np.concatenate([worse[~both_parts], whole_part]), waiting
         )
         stays = verdict.kept | verdict.undecided
         links = stays[first] & stays[second]
@@ -202,158 +192,120 @@ class Stitcher:
         group = components(len(pool), first[links], second[links])
         held = np.zeros(len(pool), np.bool_)
         held[group[verdict.undecided]] = True
-        held = held[group] & stays  # with all parts that belong to one that must wait
+        held = held[group] & stays  # including all parts of a group with a part that must wait
         final = verdict.kept & ~held
         return _joined(pool[final], group[final]), pool[held]
 
-    def _settle_clusters(self, pool: _Boxes, horizon: float) -> tuple[_Boxes, _Boxes]:
-        """As `_settle`, for merges that make new boxes: groups that cannot meet are final one at a time."""
-        pool = pool[np.lexsort((pool.tile, -pool.score))]
-        group = separate_groups(pool.corners, self._kind(pool))
+    def _settle_clusters(self, pool: Detections, horizon: float) -> tuple[Detections, Detections]:
+        """Like `_settle`, for merges that create new boxes: whole groups of boxes become final."""
+        pool = pool[np.lexsort((pool.tiles, pool.passes, -pool.scores))]
+        group = separate_groups(pool.boxes, self._kind(pool))
         bottom = np.full(len(pool), -np.inf)
-        np.maximum.at(bottom, group, pool.corners[:, 3])
+        np.maximum.at(bottom, group, pool.boxes[:, 3])
         final = bottom[group] <= horizon
         done = pool[final]
-        fused = fuse(self._merge, done.corners, done.score, group[final], self._score)
-        return replace(done[fused.source], corners=fused.corners, score=fused.scores), pool[~final]
+        fused = fuse(self._merge, done.boxes, done.scores, group[final], self._score)
+        return replace(done[fused.source], boxes=fused.corners, scores=fused.scores), pool[~final]
 
-    def _alike(self, pool: _Boxes) -> Pairs:
-        """Pairs of boxes that are two views of one object."""
+    def _similar(self, pool: Detections) -> Pairs:
+        """Find pairs of boxes that are two views of one object."""
         if self._merge == "nms":
-            return conflicts(pool.corners, SAME_OBJECT, same=self._kind(pool))
-        first, second = conflicts(pool.corners, FAINT, same=self._kind(pool), apart=pool.view)
-        one, two = pool.corners[first], pool.corners[second]
+            return conflicts(pool.boxes, SAME_OBJECT, same=self._kind(pool))
+        view = np.where(pool.passes > 0, -1, pool.tiles)  # the coarse pass is one view: it has separated its boxes
+        first, second = conflicts(pool.boxes, MIN_IOU, same=self._kind(pool), apart=view)
+        one, two = pool.boxes[first], pool.boxes[second]
         iou = iou_of_pairs(one, two)
-        alike = (iou > SAME_OBJECT) | (np.abs(one - two).max(axis=1, initial=0) < self._jitter)
-        alike &= _each_others_best(iou, first, second, pool.view)
-        return first[alike], second[alike]
+        similar = (iou > SAME_OBJECT) | (np.abs(one - two).max(axis=1, initial=0) < self._jitter)
+        similar &= _mutual_best(iou, first, second, view)
+        return first[similar], second[similar]
 
-    def _agreeing(self, pool: _Boxes) -> tuple[Pairs, Pairs]:
-        """Pairs of one object in different tiles: (whole boxes, parts of them) and (parts, other parts)."""
-        parts = np.flatnonzero(pool.part)
+    def _agreeing(self, pool: Detections) -> tuple[Pairs, Pairs]:
+        """Find pairs of one object in different tiles: (whole boxes, parts of them) and (parts, other parts)."""
+        is_part, tile = pool.data["part"], pool.tiles
+        parts = np.flatnonzero(is_part)
         if not parts.size:
             return (parts, parts), (parts, parts)
         grid = self._grid
-        by_tile = np.argsort(pool.tile, kind="stable")
-        sorted_tiles = pool.tile[by_tile]
+        full_pass = np.flatnonzero(pool.passes == 0)
+        by_tile = full_pass[np.argsort(tile[full_pass], kind="stable")]
+        sorted_tiles = tile[by_tile]
         pairs = [(parts[:0], parts[:0])]
-        for down, right in _neighbours(grid):
-            column = pool.tile[parts] % grid.columns + right
-            seen = parts[(column >= 0) & (column < grid.columns)]
-            other = pool.tile[seen] + down * grid.columns + right
+        for down, right in _neighbors(grid):
+            column = tile[parts] % grid.columns + right
+            inside = parts[(column >= 0) & (column < grid.columns)]
+            other = tile[inside] + down * grid.columns + right
             low, high = (np.searchsorted(sorted_tiles, other, side) for side in ("left", "right"))
-            pairs += [(by_tile[i], seen[which]) for which, i in pairs_of_ranges(low, high)]
-        known = np.flatnonzero(pool.tile >= KNOWN)
-        if known.size:
-            both = np.concatenate([known, parts])
-            first, second = conflicts(pool.corners[both], 0.0, apart=pool.part[both].astype(np.int8))
+            pairs += [(by_tile[i], inside[which]) for which, i in pairs_of_ranges(low, high)]
+        coarse = np.flatnonzero(pool.passes > 0)
+        if coarse.size:
+            both = np.concatenate([coarse, parts])
+            first, second = conflicts(pool.boxes[both], 0.0, apart=is_part[both].astype(np.int8))
             pairs.append((both[first], both[second]))
         box, part = (np.concatenate(side) for side in zip(*pairs, strict=True))
         kind = self._kind(pool)
         same = kind[box] == kind[part]
-        whole = same & ~pool.part[box]
-        whole[whole] = self._part_of(pool, box[whole], part[whole])
-        pieces = same & pool.part[box] & (box < part) & self._side_by_side(pool.tile[box], pool.tile[part])
-        pieces[pieces] = self._pieces_of_one(pool, box[pieces], part[pieces])
+        whole = same & ~is_part[box]
+        whole[whole] = self._is_part_of(pool, box[whole], part[whole])
+        pieces = same & is_part[box] & (box < part) & self._side_by_side(tile[box], tile[part])
+        pieces[pieces] = self._are_one_object(pool, box[pieces], part[pieces])
         return (box[whole], part[whole]), (box[pieces], part[pieces])
 
-    def _side_by_side(self, one: NDArray[np.int64], two: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Pairs of tiles of one row or column; tiles across a corner share too little to compare parts by."""
+    def _side_by_side(self, one: Indices, two: Indices) -> NDArray[np.bool_]:
+        """Mark pairs of tiles in one row or column; diagonal neighbors share too little to compare parts."""
         columns = self._grid.columns
         result: NDArray[np.bool_] = (one // columns == two // columns) | (one % columns == two % columns)
         return result
 
-    def _part_of(self, pool: _Boxes, whole: NDArray[np.int64], part: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Pairs where the part is what its tile sees of the whole box."""
-        seen = intersection(pool.corners[whole], self._grid.bounds(pool.tile[part]))
-        result: NDArray[np.bool_] = iou_of_pairs(seen, pool.corners[part]) > SAME_OBJECT
+    def _is_part_of(self, pool: Detections, whole: Indices, part: Indices) -> NDArray[np.bool_]:
+        """Mark pairs in which the part is what its tile shows of the whole box."""
+        visible = intersection(pool.boxes[whole], self._grid.bounds(pool.tiles[part]))
+        result: NDArray[np.bool_] = iou_of_pairs(visible, pool.boxes[part]) > SAME_OBJECT
         return result
 
-    def _pieces_of_one(self, pool: _Boxes, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Pairs of parts that are each other's most alike in the area that both tiles see."""
-        common = intersection(*(self._grid.bounds(pool.tile[side]) for side in (first, second)))
-        one, two = (intersection(pool.corners[side], common) for side in (first, second))
+    def _are_one_object(self, pool: Detections, first: Indices, second: Indices) -> NDArray[np.bool_]:
+        """Mark pairs of parts that are mutually most similar in the area that both tiles show."""
+        boxes, tile = pool.boxes, pool.tiles
+        common = intersection(*(self._grid.bounds(tile[side]) for side in (first, second)))
+        one, two = (intersection(boxes[side], common) for side in (first, second))
         iou = iou_of_pairs(one, two)
-        # A sliver at the area's edge may be anything: the object must cross the area, or half of it lie inside.
+        # A sliver at the border of the area proves nothing: the object must cross the area, or lie half inside it.
         shared = intersection(one, two)
         crosses = (shared[:, 2:] - shared[:, :2] >= common[:, 2:] - common[:, :2] - 4 * self._edge).any(axis=1)
-        half = 2 * area(shared) >= np.minimum(area(pool.corners[first]), area(pool.corners[second]))
+        half = 2 * area(shared) >= np.minimum(area(boxes[first]), area(boxes[second]))
         iou = np.where(crosses | half, iou, 0)
         result: NDArray[np.bool_] = iou > SAME_OBJECT
-        return result & _each_others_best(iou, first, second, pool.tile)
+        return result & _mutual_best(iou, first, second, tile)
 
 
-@dataclass(frozen=True)
-class _Boxes:
-    """Boxes under way, parallel arrays."""
-
-    corners: NDArray[np.float64]
-    score: NDArray[np.float32]
-    label: NDArray[np.int64]
-    tile: NDArray[np.int64]
-    seam: NDArray[np.float64]
-    part: NDArray[np.bool_]
-
-    @classmethod
-    def empty(cls) -> _Boxes:
-        return cls(
-            np.zeros((0, 4)),
-            np.zeros(0, np.float32),
-            np.zeros(0, np.int64),
-            np.zeros(0, np.int64),
-            np.zeros(0),
-            np.zeros(0, np.bool_),
-        )
-
-    @classmethod
-    def known(cls, detections: Detections) -> _Boxes:
-        """What another pass found."""
-        return cls(
-            detections.boxes.astype(np.float64),
-            detections.scores,
-            detections.labels.astype(np.int64),
-            detections.tiles.astype(np.int64) + KNOWN,
-            detections.seam_distance.astype(np.float64),
-            np.zeros(len(detections), np.bool_),
-        )
-
-    @property
-    def view(self) -> NDArray[np.int64]:
-        """The tile; one for all that another pass knows, for it has told these apart."""
-        return np.minimum(self.tile, KNOWN)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[_Boxes]) -> _Boxes:
-        if not parts:
-            return cls.empty()
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
-
-    def __len__(self) -> int:
-        return len(self.score)
-
-    def __getitem__(self, which: NDArray[Any]) -> _Boxes:
-        return _Boxes(*(getattr(self, field.name)[which] for field in fields(self)))
-
-    def detections(self) -> Detections:
-        passes = self.tile // KNOWN
-        return Detections(
-            self.corners.astype(np.float32),
-            self.score,
-            self.label.astype(np.int32),
-            (self.tile - passes * KNOWN).astype(np.int32),
-            self.seam.astype(np.float32),
-            passes.astype(np.int32),
-        )
+def _whole_boxes(coarse: Detections) -> Detections:
+    """Convert the result of a coarse pass to boxes that take part in the stitching of the full pass."""
+    columns = {
+        "tile": coarse.tiles.astype(np.int64),
+        "pass": np.ones(len(coarse), np.int64),
+        "seam_distance": coarse.seam_distance.astype(np.float64),
+        "part": np.zeros(len(coarse), np.bool_),
+    }
+    return replace(coarse, boxes=coarse.boxes.astype(np.float64), data=columns)
 
 
-def _joined(boxes: _Boxes, group: NDArray[np.int64]) -> _Boxes:
-    """One box for each group: around all of its members, the rest from the first, which is the best."""
-    first, corners = hulls(boxes.corners, group)
-    return boxes if len(first) == len(boxes) else replace(boxes[first], corners=corners)
+def _as_result(boxes: Detections) -> Detections:
+    """Convert to the types and columns of a result."""
+    columns = {
+        "tile": boxes.tiles.astype(np.int32),
+        "pass": boxes.passes.astype(np.int32),
+        "seam_distance": boxes.seam_distance.astype(np.float32),
+    }
+    return replace(boxes, boxes=boxes.boxes.astype(np.float32), data=columns)
 
 
-def _neighbours(grid: TileGrid) -> list[tuple[int, int]]:
-    """Steps (rows down, columns right) to all tiles that may overlap a tile."""
+def _joined(boxes: Detections, group: Indices) -> Detections:
+    """Join each group to one box around all of its members; all else is that of the first member, the best one."""
+    first, corners = hulls(boxes.boxes, group)
+    return boxes if len(first) == len(boxes) else replace(boxes[first], boxes=corners)
+
+
+def _neighbors(grid: TileGrid) -> list[tuple[int, int]]:
+    """Return the steps (rows down, columns right) from a tile to all tiles that may overlap it."""
     down, right = _reach(grid.ys, grid.tile_height), _reach(grid.xs, grid.tile_width)
     steps = itertools.product(range(-down, down + 1), range(-right, right + 1))
     return [step for step in steps if step != (0, 0)]
@@ -364,16 +316,20 @@ def _reach(starts: tuple[int, ...], size: int) -> int:
     return int((np.searchsorted(edges, edges + size, "left") - 1 - np.arange(len(edges))).max())
 
 
-def _each_others_best(
-    iou: NDArray[np.float64], first: NDArray[np.int64], second: NDArray[np.int64], tile: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Pairs in which each box is the most alike that the other has in that tile; of equal ones the first."""
+def _mutual_best(iou: NDArray[np.float64], first: Indices, second: Indices, view: Indices) -> NDArray[np.bool_]:
+    """Mark pairs in which each box is the most similar one to the other within its view; of equal ones the first.
+
+    Args:
+        iou: (P,) of each pair.
+        first, second: (P,) indices of the boxes.
+        view: (N,) tile of each box.
+    """
     box, other = np.concatenate([first, second]), np.concatenate([second, first])
-    of = tile[other]
-    order = np.lexsort((other, np.concatenate([-iou, -iou]), of, box))
-    box, of = box[order], of[order]
+    other_view = view[other]
+    order = np.lexsort((other, np.concatenate([-iou, -iou]), other_view, box))
+    box, other_view = box[order], other_view[order]
     new = np.ones(len(box), np.bool_)
-    new[1:] = (box[1:] != box[:-1]) | (of[1:] != of[:-1])
+    new[1:] = (box[1:] != box[:-1]) | (other_view[1:] != other_view[:-1])
     best = np.zeros(len(box), np.bool_)
     best[order] = new
     return best[: len(iou)] & best[len(iou) :]

@@ -13,7 +13,7 @@ from tinydet._internal.command import command
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.geometry.anchors import DESIGNS, AnchorDesign
-from tinydet.runtime.scan import OVERLAP
+from tinydet.runtime.plan import OVERLAP
 from tinydet.salpha.counting import ALPHA_RANGE, FusionStatistics
 from tinydet.salpha.dataset import design_of, statistics_of
 

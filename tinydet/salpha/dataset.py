@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import MIN_VISIBILITY, TrainingTiles, clip_to_tile
 from tinydet.geometry.anchors import DESIGNS, AnchorDesign, released_design, torchvision_design
-from tinydet.runtime.scan import OVERLAP, plan_tiles
+from tinydet.runtime.plan import OVERLAP, plan_tiles
 from tinydet.salpha.counting import ALPHA_RANGE, CountRule, FusionStatistics, count_levels, released_clipping
 
 

@@ -1,18 +1,19 @@
-"""The command `tinydet seamtest`: does it matter where tiles meet?
+"""The command `tinydet seamtest`: measure what the borders between tiles do to the result.
 
-A scene is scanned twice, with grids that are shifted against each other, so that no object lies at a seam of both in
-the same way. A box of one scan that has no counterpart in the other was lost there or made up here; of two boxes that
-have one counterpart together, one is a duplicate. A network sees an object in other surroundings, too, and may change
-its mind without any seam: so the boxes that no edge of a tile comes near are counted apart, and what matters is the
-difference. A score may cross the threshold: a counterpart counts down to half of it.
+A scene is scanned twice, on two grids that are shifted against each other, so that no object lies at a seam of both in
+the same way. A box of one scan without a counterpart in the other was lost in one or invented in the other; of two
+boxes that share a counterpart, one is a duplicate. A network also reacts to an object's surroundings and may change its
+output without any seam. Boxes away from all seams are therefore counted separately, and the difference is what matters.
+A score may cross the threshold, so a counterpart counts down to half of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,30 +25,32 @@ from tinydet._internal.command import command
 from tinydet.geometry.nms import conflicts
 from tinydet.geometry.tiles import COARSEST_CELL, TileGrid
 from tinydet.runtime.backends import BACKENDS, Backend, TileOutputs, open_model
-from tinydet.runtime.coarse import plan_coarse
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scan import detect, plan_tiles
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import OVERLAP, ScanPlan, plan_scan
+from tinydet.runtime.scan import Progress, collect, scan
 from tinydet.runtime.scenes import Scene, open_scene
-from tinydet.runtime.scenes.pixels import Image
+from tinydet.runtime.scenes.window import Window
 from tinydet.runtime.stitch import EDGE, JITTER, MERGES, SAME_OBJECT, Merge
+from tinydet.spec import ModelSpec
 
 EXAMPLE = """example:
   tinydet seamtest --image scene.jpg --model model.onnx --merge seam nms nmm
 
-  scans scene.jpg twice and says how many boxes the two scans do not share, near the edges of tiles and elsewhere, for
-  each merge; the model runs only once for all of them. --limit 0.01 makes it a test: exit code 1 where boxes near edges
-  disagree by more than a hundredth beyond the others.
+  scans scene.jpg twice and prints, for each merge, how many boxes the two scans do not share, at seams and elsewhere.
+  The model runs only once for all merges. --limit 0.01 makes it a test: the exit code is 1 if the disagreement at
+  seams exceeds that elsewhere by more than 0.01.
 """
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What two scans of one area share.
+    """Agreement of two scans of one area.
 
     Attributes:
-        boxes: how many both scans have together, of those scored high enough.
-        lost: of these, how many have no counterpart.
-        duplicates: how many share their counterpart with a better one.
+        boxes: number of boxes in both scans above the score threshold.
+        lost: number of these without a counterpart.
+        duplicates: number of these that share their counterpart with a better box.
     """
 
     boxes: int
@@ -56,29 +59,36 @@ class Agreement:
 
     @property
     def disagreement(self) -> float:
-        """Share of the boxes that are lost or duplicates; 0 where there are none."""
+        """Share of the boxes that are lost or duplicates; 0 if there are no boxes."""
         return (self.lost + self.duplicates) / self.boxes if self.boxes else 0.0
 
 
 @dataclass(frozen=True)
 class SeamReport:
-    """Boxes that an inner edge of a tile touches or comes near in either scan, and all others."""
+    """Agreement of boxes that lie at or near an inner edge of a tile in either scan, and of all others."""
 
     at_seams: Agreement
     elsewhere: Agreement
 
     @property
     def excess(self) -> float:
-        """Disagreement that the seams add to the network's own."""
+        """Disagreement that the seams add to that of the network."""
         return self.at_seams.disagreement - self.elsewhere.disagreement
 
 
 @dataclass(frozen=True)
-class Shifted:
-    """The area of the second scan: the scene without `x` columns and `y` rows, so that its tiles lie elsewhere."""
+class View:
+    """One of the two scans.
 
-    x: int
-    y: int
+    Attributes:
+        scene: the scene, or the window of it that is scanned.
+        origin: (x, y) of the window in the scene.
+        plan: how it is scanned.
+    """
+
+    scene: Scene
+    origin: tuple[int, int]
+    plan: ScanPlan
 
 
 @command("seamtest")
@@ -87,36 +97,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.limit is not None and not 0 <= args.limit <= 1:
         raise ValueError(f"--limit is a share in [0, 1], got {args.limit}")
     rows, failed = [], False
-    with open_scene(args.image) as probe:  # before the model: a wrong path is said at once
+    with open_scene(args.image) as probe:  # before the model: a wrong path is reported immediately
         print(f"{probe.name}: {probe.width}x{probe.height}")
     replay = _Replay(open_model(args.model, args.backend, threads=args.threads))
+    options = ScanOptions(args.overlap, args.scale, args.score, args.batch, agnostic=args.agnostic)
     with open_scene(args.image, stretch=replay.spec.stretch) as scene:
-        grid = plan_tiles(scene.width, scene.height, tile=replay.spec.tile, overlap=args.overlap, scale=args.scale).grid
-        shifted = shift_of(grid)
+        views = shifted_views(scene, replay.spec, options)
+        plan, (x, y) = views[0].plan, views[1].origin
+        grid = plan.full.grid
         print(
             f"  {replay.name}; {len(grid)} tiles of {grid.tile_width}x{grid.tile_height}, scanned again from "
-            f"({shifted.x}, {shifted.y}); scores from {args.score}"
+            f"({x}, {y}); scores from {args.score}"
         )
-        warning = plan_coarse(replay.spec, grid, overlap=args.overlap, scale=args.scale).warning
-        if warning:
-            print(f"  {warning[0].upper()}{warning[1:]}")
+        if plan.warning:
+            print(f"  {plan.warning[0].upper()}{plan.warning[1:]}")
         print(f"  {'merge':9} {'where':9} {'boxes':>7} {'lost':>6} {'duplicates':>11} {'disagree':>9}")
         for merge in dict.fromkeys(args.merge):
-            report = seam_test(
-                replay.rewound(),
-                scene,
-                shifted,
-                overlap=args.overlap,
-                scale=args.scale,
-                score=args.score,
-                batch=args.batch,
-                merge=merge,
-                agnostic=args.agnostic,
-            )
-            for where, seen in (("at seams", report.at_seams), ("elsewhere", report.elsewhere)):
+            with tqdm(unit="tile", disable=None, leave=False) as bar:
+                report = seam_test(replay.rewound(), views, merge, progress=bar.update)
+            for where, agreement in (("at seams", report.at_seams), ("elsewhere", report.elsewhere)):
                 print(
-                    f"  {merge:9} {where:9} {seen.boxes:7,} {seen.lost:6,} {seen.duplicates:11,} "
-                    f"{seen.disagreement:9.2%}"
+                    f"  {merge:9} {where:9} {agreement.boxes:7,} {agreement.lost:6,} {agreement.duplicates:11,} "
+                    f"{agreement.disagreement:9.2%}"
                 )
             rows.append({"merge": merge, "excess": report.excess, **asdict(report)})
             failed |= args.limit is not None and report.excess > args.limit
@@ -128,61 +130,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(failed)
 
 
-def shift_of(grid: TileGrid) -> Shifted:
-    """Half the way to the next tile, in whole cells of the feature pyramid as far as there are some."""
+def shifted_views(scene: Scene, spec: ModelSpec, options: ScanOptions) -> tuple[View, View]:
+    """Return the scene, and the scene without its first columns and rows, so that its tiles are shifted.
+
+    Raises:
+        ValueError: the scene is too small to have seams, or an option does not fit the model.
+    """
+    plan = plan_scan(scene, spec, options)
+    x, y = shift_of(plan.full.grid)
+    window = Window(scene, (x, y, scene.width, scene.height))
+    return View(scene, (0, 0), plan), View(window, (x, y), plan_scan(window, spec, options))
+
+
+def shift_of(grid: TileGrid) -> tuple[int, int]:
+    """Return the shift (x, y): half a stride of the tiles, if possible in whole cells of the feature pyramid."""
     half = (grid.tile - grid.overlap) // 2
-    step = half // COARSEST_CELL * COARSEST_CELL or max(half, 1)
-    x, y = (step if length > grid.tile + step else 0 for length in (grid.width, grid.height))
+    shift = half // COARSEST_CELL * COARSEST_CELL or max(half, 1)
+    x, y = (shift if length > grid.tile + shift else 0 for length in (grid.width, grid.height))
     if not (x or y):
         raise ValueError(
             f"a scene of {grid.width}x{grid.height} has no seams to test: it takes more than "
-            f"{grid.tile + step} pixels on one side for tiles of {grid.tile}"
+            f"{grid.tile + shift} pixels on one side for tiles of {grid.tile}"
         )
-    return Shifted(x, y)
+    return x, y
 
 
 def seam_test(
-    backend: Backend,
-    scene: Scene,
-    shifted: Shifted,
-    *,
-    overlap: int,
-    scale: float = 1.0,
-    score: float = 0.3,
-    batch: int = 4,
-    merge: Merge = "seam",
-    agnostic: bool = False,
+    backend: Backend, views: tuple[View, View], merge: Merge = "seam", *, progress: Progress | None = None
 ) -> SeamReport:
-    """Scan a scene and its shifted area, and compare the boxes of what both see. Options as for `detect`."""
-    part = _Part(scene, shifted)
+    """Scan both views, and compare the boxes of the area that both show.
+
+    Args:
+        views: from `shifted_views`.
+        merge: replaces the merge of the views' options.
+        progress: called with the number of tiles that were just finished.
+    """
+    options = views[0].plan.options
+    lower = dataclasses.replace(options, merge=merge, score=options.score / 2)
     scans = []
-    for area, origin in ((scene, (0, 0)), (part, (shifted.x, shifted.y))):
-        plan = plan_tiles(area.width, area.height, tile=backend.spec.tile, overlap=overlap, scale=scale)
-        with tqdm(unit="tile", disable=None, leave=False) as bar:
-            found = detect(
-                backend,
-                area,
-                overlap=overlap,
-                scale=scale,
-                score=score / 2,
-                batch=batch,
-                merge=merge,
-                agnostic=agnostic,
-                progress=bar.update,
-            ).detections
-        offset = np.array(origin * 2, np.float32)
-        scans.append((replace(found, boxes=found.boxes + offset), plan.grid, origin))
-    margin = overlap / scale  # at the border of the second area the network sees other surroundings, and parts
-    inner = np.array([shifted.x and shifted.x + margin, shifted.y and shifted.y + margin])
-    near = 2 * EDGE / scale
-    chosen = [found[np.flatnonzero((found.boxes[:, :2] >= inner).all(axis=1))] for found, _, _ in scans]
+    for view in views:
+        plan = dataclasses.replace(view.plan, options=lower)
+        found = collect(scan(backend, view.scene, plan), progress).detections
+        offset = np.array(view.origin * 2, np.float32)
+        scans.append(dataclasses.replace(found, boxes=found.boxes + offset))
+    # At the border of the second view the network sees other surroundings, and parts of objects.
+    margin = views[0].plan.overlap / options.scale
+    inner = np.array([shift and shift + margin for shift in views[1].origin])
+    near = 2 * EDGE / options.scale
+    chosen = [found[np.flatnonzero((found.boxes[:, :2] >= inner).all(axis=1))] for found in scans]
     marked = []
     for found in chosen:
         at_seam = np.zeros(len(found), np.bool_)
-        for _, grid, origin in scans:
-            at_seam |= _near_an_edge(found.boxes, grid, origin, near)
+        for view in views:
+            at_seam |= _near_an_edge(found.boxes, view.plan.full.grid, view.origin, near)
         marked.append(at_seam)
-    return _compare(chosen[0], chosen[1], marked[0], marked[1], score, JITTER / scale, agnostic)
+    return _compare(chosen[0], chosen[1], marked[0], marked[1], options.score, JITTER / options.scale, options.agnostic)
 
 
 def _compare(
@@ -200,7 +202,7 @@ def _compare(
     kind = None if agnostic else both.labels
     corners = both.boxes.astype(np.float64)
     first, second = conflicts(corners, SAME_OBJECT, same=kind, apart=scan)
-    loose = conflicts(corners, 0.0, same=kind, apart=scan)  # very small boxes: no edge further off than the jitter
+    loose = conflicts(corners, 0.0, same=kind, apart=scan)  # very small boxes: no edge differs by more than the jitter
     close = np.abs(corners[loose[0]] - corners[loose[1]]).max(axis=1, initial=0) < jitter
     first, second = (np.concatenate([a, b[close]]) for a, b in ((first, loose[0]), (second, loose[1])))
 
@@ -208,16 +210,16 @@ def _compare(
     has_counterpart[first] = has_counterpart[second] = True
     matched = _matched(first, second, both.scores)
     counted = both.scores >= score
-    parts = []
+    agreements = []
     for where in (at_seam, ~at_seam):
-        of = counted & where
-        lost, doubled = of & ~has_counterpart, of & has_counterpart & ~matched
-        parts.append(Agreement(int(of.sum()), int(lost.sum()), int(doubled.sum())))
-    return SeamReport(*parts)
+        boxes = counted & where
+        lost, duplicates = boxes & ~has_counterpart, boxes & has_counterpart & ~matched
+        agreements.append(Agreement(int(boxes.sum()), int(lost.sum()), int(duplicates.sum())))
+    return SeamReport(*agreements)
 
 
 def _matched(first: NDArray[np.int64], second: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Boxes that have a counterpart of their own, the best pairs first."""
+    """Mark boxes that have a counterpart of their own, assigned greedily by the sum of the scores of a pair."""
     order = np.lexsort((second, first, -(scores[first] + scores[second])))
     matched = np.zeros(len(scores), np.bool_)
     for i, j in zip(first[order].tolist(), second[order].tolist(), strict=True):
@@ -229,7 +231,7 @@ def _matched(first: NDArray[np.int64], second: NDArray[np.int64], scores: NDArra
 def _near_an_edge(
     boxes: NDArray[np.float32], grid: TileGrid, origin: tuple[int, int], near: float
 ) -> NDArray[np.bool_]:
-    """Boxes that an inner edge of a tile crosses, or comes nearer to than `near` pixels."""
+    """Mark boxes that an inner edge of a tile crosses, or comes nearer to than `near` pixels."""
     result = np.zeros(len(boxes), np.bool_)
     for axis, (starts, size) in enumerate(((grid.xs, grid.tile_width), (grid.ys, grid.tile_height))):
         begin = np.asarray(starts, np.float64)
@@ -239,24 +241,12 @@ def _near_an_edge(
     return result
 
 
-class _Part(Scene):
-    """A scene without its first columns and rows."""
-
-    def __init__(self, scene: Scene, shifted: Shifted) -> None:
-        self._scene, self._shifted = scene, shifted
-        self.name = scene.name
-        self.width, self.height = scene.width - shifted.x, scene.height - shifted.y
-
-    def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
-        return self._scene.read(x + self._shifted.x, y + self._shifted.y, width, height, size)
-
-
 class _Replay:
-    """A backend that answers the second time as it did the first, without running the model."""
+    """A backend that records the outputs of a model, and replays them after `rewound`."""
 
     def __init__(self, backend: Backend) -> None:
         self.spec, self.name, self._backend = backend.spec, backend.name, backend
-        self._answers: list[TileOutputs] = []
+        self._outputs: list[TileOutputs] = []
         self._next = 0
 
     def rewound(self) -> _Replay:
@@ -264,10 +254,10 @@ class _Replay:
         return self
 
     def run(self, images: NDArray[np.uint8]) -> TileOutputs:
-        if self._next == len(self._answers):
-            self._answers.append(self._backend.run(images))
+        if self._next == len(self._outputs):
+            self._outputs.append(self._backend.run(images))
         self._next += 1
-        return self._answers[self._next - 1]
+        return self._outputs[self._next - 1]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -279,21 +269,21 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--image", type=Path, required=True, metavar="FILE", help="a scene of more than a tile")
-    add("--model", type=Path, metavar="FILE", help="exported model (default: the first that can run in this folder)")
+    add("--image", type=Path, required=True, metavar="FILE", help="scene, larger than one tile")
+    add("--model", type=Path, metavar="FILE", help="exported model (default: the first usable one in this folder)")
     add("--backend", choices=BACKENDS, default="auto", help="what runs the model (default: auto, by the kind of file)")
     add("--merge", nargs="+", choices=MERGES, default=["seam"], metavar="NAME",
-        help=f"merges to compare, of {', '.join(MERGES)} (default: seam)")  # fmt: skip
-    add("--agnostic", action="store_true", help="boxes of different classes may be one object")
-    add("--overlap", type=int, default=128, metavar="PX", help="what tiles share; more than an object (default: 128)")
-    add("--score", type=float, default=0.3, metavar="S", help="least score of the boxes compared (default: 0.3)")
-    add("--scale", type=float, default=1.0, metavar="F", help="resize the scene first, 0.5 = half (default: 1)")
-    add("--batch", type=int, default=4, metavar="N", help="tiles for each run of the model (default: 4)")
-    add("--threads", type=int, metavar="N", help="CPU threads of the model (default: all that are usable)")
-    add(
-        "--limit", type=float, metavar="SHARE", help="exit with 1 where seams add more disagreement (default: no limit)"
-    )
-    add("--output", type=Path, metavar="FILE", help="the counts as JSON (default: not written)")
+        help=f"merge methods to compare: {', '.join(MERGES)} (default: seam)")  # fmt: skip
+    add("--agnostic", action="store_true", help="merge boxes of different classes (default: only within a class)")
+    add("--overlap", type=int, default=OVERLAP, metavar="PX", help="overlap of the tiles, in pixels; more than the size"
+        f" of an object (default: {OVERLAP})")  # fmt: skip
+    add("--score", type=float, default=0.3, metavar="S", help="minimum score of the compared boxes (default: 0.3)")
+    add("--scale", type=float, default=1.0, metavar="F", help="resize factor of the scene; 0.5 halves it (default: 1)")
+    add("--batch", type=int, default=4, metavar="N", help="tiles per run of the model (default: 4)")
+    add("--threads", type=int, metavar="N", help="CPU threads of the model (default: all usable ones)")
+    add("--limit", type=float, metavar="SHARE", help="exit with code 1 if seams add more disagreement, 0 to 1 (default:"
+        " no limit)")  # fmt: skip
+    add("--output", type=Path, metavar="FILE", help="JSON file for the counts (default: none)")
     return parser
 
 

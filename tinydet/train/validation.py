@@ -1,6 +1,6 @@
 """Validation while training: scores by all processes together, precision-recall curves and a picture for TensorBoard.
 
-What is scored is what ships: `detect()` on whole images, through the same backend as `tinydet evaluate model.pth`.
+What is scored is what ships: `detect_scene()` on whole images and the backend of `tinydet evaluate model.pth`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tinydet.evaluate.score_model import DatasetDetections, detect_dataset, scor
 from tinydet.models.backend import TorchBackend
 from tinydet.models.detector import Detector
 from tinydet.models.distributed import Processes
+from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
 from tinydet.train.sampling import with_images
 
@@ -65,7 +66,7 @@ class Validation:
         numbers = range(len(self.dataset.images))
         mine = np.isin(np.arange(len(numbers)), self.processes.share(numbers))
         part = detect_dataset(
-            backend, with_images(self.dataset, mine), overlap=self.overlap, progress=self.processes.first
+            backend, with_images(self.dataset, mine), ScanOptions(self.overlap), progress=self.processes.first
         )
         parts = self.processes.gather(part)
         metrics = self._score(parts) if parts else None

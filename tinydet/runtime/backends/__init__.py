@@ -8,7 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinydet.runtime.backends.contract import OUTPUT_TYPES, Backend, TileOutputs, check_tiles, output_shapes
+from tinydet.runtime.backends.contract import (
+    OUTPUT_TYPES,
+    Backend,
+    TileOutputs,
+    check_outputs,
+    check_tiles,
+    output_shapes,
+)
 from tinydet.runtime.bundled import model_path
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "Backend",
     "Choice",
     "TileOutputs",
+    "check_outputs",
     "check_tiles",
     "choose_model",
     "open_model",

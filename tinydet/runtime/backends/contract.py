@@ -77,3 +77,43 @@ def check_tiles(images: NDArray[np.uint8], spec: ModelSpec) -> None:
         raise ValueError(
             f"expected uint8 tiles (N, {tile}, {tile}, 3) with N <= {largest}, got {images.dtype} {images.shape}"
         )
+
+
+def check_outputs(outputs: TileOutputs, spec: ModelSpec, count: int, *, name: str) -> None:
+    """Check the outputs of a backend, before anything is clipped. Empty slots may hold any box.
+
+    Args:
+        spec: of the model.
+        count: number of tiles that were run.
+        name: of the backend, for the message.
+
+    Raises:
+        ValueError: the outputs have a wrong shape or type, a label is not a class of the model, a score is NaN, or a
+            box or score in a filled slot is NaN or infinite.
+    """
+    model = f"{name}, {spec.detector} {spec.backbone} {spec.precision}"
+    slots = (outputs.scores.shape[1] if outputs.scores.ndim == 2 else 0) or spec.max_detections
+    shapes: dict[str, tuple[int, ...]] = {
+        "boxes": (count, slots, 4),
+        "scores": (count, slots),
+        "labels": (count, slots),
+        "candidates": (count,),
+        "unconverged": (count,) if outputs.unconverged.size else (0,),
+    }
+    for output, array in outputs._asdict().items():
+        if array.shape != shapes[output] or array.dtype != OUTPUT_TYPES[output]:
+            raise ValueError(
+                f"{model}: expected {output} {np.dtype(OUTPUT_TYPES[output])} {shapes[output]}, got {array.dtype} "
+                f"{array.shape}; export the model again, or correct what `run` of the backend returns"
+            )
+    filled = outputs.labels >= 0
+    faults = {
+        "scores that are NaN or infinite": np.isnan(outputs.scores).any() or np.isinf(outputs.scores[filled]).any(),
+        "boxes that are NaN or infinite": not np.isfinite(outputs.boxes[filled]).all(),
+        f"labels above {len(spec.classes) - 1}, its last class": (outputs.labels >= len(spec.classes)).any(),
+    }
+    for fault, present in faults.items():
+        if present:
+            raise ValueError(
+                f"{model}: the model returned {fault}; export it again and check it with `tinydet export verify`"
+            )
