@@ -16,7 +16,7 @@ import pytest
 from tinydet.__main__ import main as tinydet
 from tinydet.data.check import check_document
 from tinydet.data.coco import load_dataset, read_pixels
-from tinydet.data.coco_repair import mend
+from tinydet.data.coco_repair import repair_document
 
 SIZES = {1: (60, 40), 2: (50, 40), 3: (30, 20)}
 SOUND: dict[str, Any] = {
@@ -91,30 +91,30 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told 
     "annotation without category_id": (put("annotations", 0, category_id=...), "no 'category_id'", "dropped", 3, 5),
     "annotation whose image_id is not listed": (put("annotations", 0, image_id=9), "image_id 9", "dropped", 3, 5),
     "annotation whose category_id is not listed": (put("annotations", 0, category_id=9), "_id 9", "dropped", 3, 5),
-    "annotation whose image_id is no whole number": (
+    "annotation whose image_id is not a whole number": (
         put("annotations", 0, image_id="1"), 'annotation 1 has the image_id "1"', "dropped", 3, 5),
     "annotation without id": (
         put("annotations", 0, id=...), "entry 0 of 'annotations' has no 'id'", "id set to 7", 3, 6),
-    "annotation whose id is no whole number": (
+    "annotation whose id is not a whole number": (
         put("annotations", 0, id="one"), "entry 0 of 'annotations' has the id \"one\"", "id set to 7", 3, 6),
     "annotation id used twice": (put("annotations", 1, id=1), "entries 0 and 1 of 'annotations'", "id set to 7", 3, 6),
-    "annotation that is no object": (add("annotations", 5), "entry 6 of 'annotations'", "dropped", 3, 6),
-    "annotation whose ignore is no flag": (
+    "annotation that is not an object": (add("annotations", 5), "entry 6 of 'annotations'", "dropped", 3, 6),
+    "annotation whose ignore is not a flag": (
         put("annotations", 0, ignore="no"), 'annotation 1 has ignore "no"', "ignore set to 0", 3, 6),
-    "annotation whose iscrowd is no flag": (
+    "annotation whose iscrowd is not a flag": (
         put("annotations", 0, iscrowd=2), "annotation 1 has iscrowd 2", "iscrowd set to 1", 3, 6),
     "image without id": (put("images", 0, id=...), "entry 0 of 'images' has no 'id'", "dropped", 2, 4),
-    "image whose id is no whole number": (
+    "image whose id is not a whole number": (
         renamed_image, "entry 0 of 'images' has the id \"a\"", "id set to 4", 3, 6),
     "image id used twice": (
         put("images", 1, id=1), "entries 0 and 1 of 'images'", "annotations could mean either", 1, 2),
-    "image that is no object": (add("images", "x"), "entry 3 of 'images'", "dropped", 3, 6),
+    "image that is not an object": (add("images", "x"), "entry 3 of 'images'", "dropped", 3, 6),
     "image without file_name": (put("images", 0, file_name=...), "image 1 has no 'file_name'", "dropped", 2, 4),
-    "image whose file_name is no text": (put("images", 0, file_name=7), "image 1 has the file_name 7", "dropped", 2, 4),
+    "image whose file_name is not a string": (put("images", 0, file_name=7), "image 1 has the file_name 7", "dropped", 2, 4),
     "image without width": (put("images", 0, width=...), "image 1 has no 'width'", "set to 60x40, as its file", 3, 6),
     "image without a height in pixels": (
         put("images", 0, height=0), "image 1 has the height 0", "set to 60x40, as its file is", 3, 6),
-    "image whose width is no whole number": (
+    "image whose width is not a whole number": (
         put("images", 0, width=60.5), "image 1 has the width 60.5", "set to 60x40, as its file is", 3, 6),
     "image with a wrong corner": (put("images", 0, corner=[0, 0, 9, 9]), "has the corner", "dropped", 2, 4),
     "file of two sizes": (put("images", 1, file_name="1.png"), "are one file, 1.png", "image 2 dropped", 2, 4),
@@ -125,10 +125,10 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told 
     "category id used twice": (
         add("categories", SOUND["categories"][0]), "entries 0 and 2 of 'categories'", "the same as the first", 3, 6),
     "category without name": (put("categories", 0, name=...), "category 1 has no 'name'", 'set to "category_1"', 3, 6),
-    "category whose name is no text": (put("categories", 0, name=5), "category 1 has the name 5", "category_1", 3, 6),
+    "category whose name is not a string": (put("categories", 0, name=5), "category 1 has the name 5", "category_1", 3, 6),
     "category name used twice": (
         put("categories", 1, name="person"), "categories 1 and 2 are all named", "category 2 merged into 1", 3, 6),
-    "category that is no object": (add("categories", None), "entry 2 of 'categories'", "dropped", 3, 6),
+    "category that is not an object": (add("categories", None), "entry 2 of 'categories'", "dropped", 3, 6),
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def test_a_fault_is_named_and_repaired(tmp_path: Path, capsys: pytest.CaptureFix
     dataset = load_dataset(fixed, source / "images")
     assert (len(dataset.images), len(dataset.boxes)) == (images, boxes)
     assert tinydet(["data", "check", str(fixed), "--images", str(source / "images")]) == 0
-    assert "no fault in" in capsys.readouterr().out
+    assert "no faults in" in capsys.readouterr().out
 
 
 REFUSED: dict[str, tuple[Spoil, str]] = {
@@ -208,7 +208,7 @@ def test_a_damaged_picture_is_found_where_only_its_end_is_missing(
     assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 0
     assert [image.id for image in load_dataset(tmp_path / "fixed.json").images] == [2, 3]
     assert tinydet(["data", "check", str(source / "annotations.json")]) == 0  # the file alone is sound
-    assert "pictures not read (--images DIR)" in capsys.readouterr().out
+    assert "images not read (--images DIR)" in capsys.readouterr().out
 
 
 def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
@@ -248,7 +248,7 @@ def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
 
 def test_a_sound_document_is_left_as_it_is() -> None:
     document = copy.deepcopy(SOUND)
-    assert mend(document, Path("x.json")) == []
+    assert repair_document(document, Path("x.json")) == []
     assert document == SOUND
 
 
@@ -262,4 +262,4 @@ def test_every_real_annotation_file_passes(shared: Path, capsys: pytest.CaptureF
     for name in ("hituav-val/annotations.json", "tinyperson640-val/annotations.json", "annotations/uavvaste.json",
                  "bigscene-brighton-geotiff/annotations.json", "bigscene-plaza/annotations.json"):  # fmt: skip
         assert tinydet(["data", "check", str(shared / "data" / name)]) == 0
-        assert "no fault in" in capsys.readouterr().out
+        assert "no faults in" in capsys.readouterr().out

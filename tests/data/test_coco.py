@@ -305,7 +305,7 @@ def test_malformed_content_is_refused_in_one_line_that_names_file_and_place(tmp_
 
 
 BROKEN_FILES = {
-    "missing": (None, "no such annotation file"),
+    "missing": (None, "no such file"),
     "empty": (b" \n", "an empty file"),
     "cut off": (json.dumps(DOCUMENT).encode()[:-9], "not JSON"),
     "binary": (b"\x89PNG\r\n\x1a\n\x00\xff", "not JSON"),

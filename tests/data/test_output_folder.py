@@ -11,7 +11,7 @@ import pytest
 from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.data.coco_file import load_document, write_document
-from tinydet.data.output_folder import PictureFolder, choose_output, new_folder
+from tinydet.data.output_folder import ImageWriter, choose_output, new_folder
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
@@ -59,13 +59,13 @@ def test_a_new_folder_takes_no_place_that_is_taken(tmp_path: Path) -> None:
 def test_a_picture_keeps_its_name_as_far_as_its_format_allows(
     tmp_path: Path, form: str, name: str, written: str
 ) -> None:
-    assert PictureFolder(tmp_path / "images", form).write(name, NOISE) == written
+    assert ImageWriter(tmp_path / "images", form).write(name, NOISE) == written
     pixels = cv2.imread(str(tmp_path / "images" / written))[..., ::-1]
     assert np.abs(pixels.astype(int) - NOISE).max() <= (0 if written.endswith("png") else 8)
 
 
 def test_pictures_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
-    folder = PictureFolder(tmp_path / "images", "png")
+    folder = ImageWriter(tmp_path / "images", "png")
     assert [folder.write(name, NOISE) for name in ("a.jpg", "a.png", "a.tif", "b.png")] == [
         "a.png", "a-2.png", "a-3.png", "b.png",
     ]  # fmt: skip
@@ -74,14 +74,14 @@ def test_pictures_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/../../a.png", "..\\a.png"])
 def test_a_picture_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="leaves the image folder"):
-        PictureFolder(tmp_path / "images").write(name, NOISE)
+        ImageWriter(tmp_path / "images").write(name, NOISE)
     assert [path.name for path in tmp_path.rglob("*")] == ["images"]
 
 
 @pytest.mark.parametrize(("form", "quality", "message"), [("gif", 90, "same, png, jpg"), ("jpg", 101, "1 to 100")])
 def test_a_wrong_format_is_refused(tmp_path: Path, form: str, quality: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PictureFolder(tmp_path / "images", form, quality)
+        ImageWriter(tmp_path / "images", form, quality)
 
 
 def test_results_lie_beside_their_source(squares: Path, tmp_path: Path) -> None:
