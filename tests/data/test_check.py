@@ -110,7 +110,8 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told 
         put("images", 1, id=1), "entries 0 and 1 of 'images'", "annotations could mean either", 1, 2),
     "image that is not an object": (add("images", "x"), "entry 3 of 'images'", "dropped", 3, 6),
     "image without file_name": (put("images", 0, file_name=...), "image 1 has no 'file_name'", "dropped", 2, 4),
-    "image whose file_name is not a string": (put("images", 0, file_name=7), "image 1 has the file_name 7", "dropped", 2, 4),
+    "image whose file_name is not a string": (
+        put("images", 0, file_name=7), "image 1 has the file_name 7", "dropped", 2, 4),
     "image without width": (put("images", 0, width=...), "image 1 has no 'width'", "set to 60x40, as its file", 3, 6),
     "image without a height in pixels": (
         put("images", 0, height=0), "image 1 has the height 0", "set to 60x40, as its file is", 3, 6),
@@ -125,7 +126,8 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told 
     "category id used twice": (
         add("categories", SOUND["categories"][0]), "entries 0 and 2 of 'categories'", "the same as the first", 3, 6),
     "category without name": (put("categories", 0, name=...), "category 1 has no 'name'", 'set to "category_1"', 3, 6),
-    "category whose name is not a string": (put("categories", 0, name=5), "category 1 has the name 5", "category_1", 3, 6),
+    "category whose name is not a string": (
+        put("categories", 0, name=5), "category 1 has the name 5", "category_1", 3, 6),
     "category name used twice": (
         put("categories", 1, name="person"), "categories 1 and 2 are all named", "category 2 merged into 1", 3, 6),
     "category that is not an object": (add("categories", None), "entry 2 of 'categories'", "dropped", 3, 6),
