@@ -1,13 +1,17 @@
-"""What comes in is checked: each fault is named with its place, and odd but sound input is taken."""
+"""Ground truth and results are checked: errors name the entry, and unusual but valid input is accepted."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tinydet.data.coco import build_dataset
 from tinydet.evaluate import choose_protocol, evaluate_detections, score_detections
 
 GT: dict[str, Any] = {
@@ -25,11 +29,11 @@ DT: list[dict[str, Any]] = [
 
 
 def changed(path: str, value: Any, *, remove: bool = False) -> tuple[Any, Any]:
-    """GT and DT with one place changed or removed, such as `gt.images.0.id`."""
+    """Return GT and DT with one value, such as `gt.images.0.id`, changed or removed."""
     both: Any = {"gt": copy.deepcopy(GT), "dt": copy.deepcopy(DT)}
-    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     place = both
-    for part in way:
+    for part in parents:
         place = place[part]
     if remove:
         del place[last]
@@ -38,7 +42,7 @@ def changed(path: str, value: Any, *, remove: bool = False) -> tuple[Any, Any]:
     return both["gt"], both["dt"]
 
 
-def test_sound_input_scores_one() -> None:
+def test_perfect_detections_score_one() -> None:
     perfect = {"0.25": 1.0, "0.50": 1.0, "0.75": 1.0}
     assert evaluate_detections(GT, DT)["AP"]["all"] == pytest.approx(perfect, abs=1e-12)
 
@@ -108,9 +112,60 @@ def test_a_missing_key_is_named(path: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["gt.annotations.1.iscrowd", "gt.annotations.1.area", "gt.annotations.1.id"])
-def test_what_has_an_evident_default_may_be_absent(path: str) -> None:
+def test_a_field_with_an_evident_default_may_be_absent(path: str) -> None:
     gt, dt = changed(path, None, remove=True)
     assert evaluate_detections(gt, dt)["AP"] == evaluate_detections(GT, DT)["AP"]
+
+
+SPOILED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no list": lambda gt: gt.pop("annotations"),
+    "not a list": lambda gt: gt.update(images={}),
+    "no categories": lambda gt: gt.update(categories=[]),
+    "not an object": lambda gt: gt["annotations"].append(7),
+    "no id": lambda gt: gt["images"][1].pop("id"),
+    "id used twice": lambda gt: gt["categories"][1].update(id=0),
+    "no bbox": lambda gt: gt["annotations"][1].pop("bbox"),
+    "three numbers": lambda gt: gt["annotations"][1].update(bbox=[1, 2, 3]),
+    "not finite": lambda gt: gt["annotations"][1].update(bbox=[1, 2, math.nan, 4]),
+    "a huge number": lambda gt: gt["annotations"][1].update(bbox=[1, 2, 10**400, 4]),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILED)
+def test_scoring_refuses_a_file_with_the_message_of_load_dataset(fault: str) -> None:
+    gt = copy.deepcopy(GT)
+    for image in gt["images"]:
+        image.update(width=40, height=40)
+    SPOILED[fault](gt)
+    with pytest.raises(ValueError, match="^gt.json: ") as expected:
+        build_dataset(gt, Path("gt.json"))
+    with pytest.raises(ValueError, match="^gt.json: ") as refusal:
+        score_detections(gt, DT, choose_protocol("coco"), sources=("gt.json", "dt.json"))
+    assert str(refusal.value) == str(expected.value)
+
+
+def test_scalars_and_arrays_of_numpy_are_numbers_and_boxes() -> None:
+    arrays = [
+        {
+            "image_id": np.int64(detection["image_id"]),
+            "category_id": np.int32(detection["category_id"]),
+            "bbox": np.array(detection["bbox"], np.float32),
+            "score": np.float64(detection["score"]),
+        }
+        for detection in DT
+    ]
+    assert evaluate_detections(GT, arrays) == evaluate_detections(GT, DT)
+
+
+def test_ids_may_be_strings() -> None:
+    gt, dt = copy.deepcopy((GT, DT))
+    for image in gt["images"]:
+        image["id"] = f"frame {image['id']}"
+    for entry in [*gt["annotations"], *dt]:
+        entry["image_id"] = f"frame {entry['image_id']}"
+    for annotation in gt["annotations"]:
+        annotation["id"] = f"box {annotation['id']}"
+    assert evaluate_detections(gt, dt) == evaluate_detections(GT, DT)
 
 
 def test_no_detections_score_zero_and_miss_everything() -> None:
@@ -145,7 +200,7 @@ def test_a_selected_category_that_was_never_detected_scores_zero() -> None:
     assert not any("categories" in note for note in scores.notes)
 
 
-def test_an_unknown_selection_names_what_there_is() -> None:
+def test_an_unknown_category_is_refused_with_the_list_of_categories() -> None:
     with pytest.raises(ValueError, match="has no category 'bike'; choose from person, car"):
         evaluate_detections(GT, DT, categories=["bike"])
 
@@ -157,14 +212,14 @@ def test_annotations_of_unlisted_images_are_left_out_with_a_note() -> None:
     assert any("images that 'images' does not list" in note for note in scores.notes)
 
 
-def test_the_order_of_files_changes_nothing_where_scores_differ() -> None:
+def test_the_order_of_entries_does_not_matter_if_scores_differ() -> None:
     gt = {key: value[::-1] for key, value in GT.items()}
     assert evaluate_detections(gt, DT[::-1], protocol="tinyperson") == evaluate_detections(
         GT, DT, protocol="tinyperson"
     )
 
 
-def test_annotation_id_zero_is_found_only_by_the_fixed_protocol() -> None:
+def test_an_annotation_with_id_zero_can_be_found_only_with_the_fixed_protocol() -> None:
     gt, dt = changed("gt.annotations.0.id", 0)
     found = {
         name: evaluate_detections(gt, dt, protocol=name, categories=["person"])["AP"]["all"]["0.50"]
@@ -176,8 +231,8 @@ def test_annotation_id_zero_is_found_only_by_the_fixed_protocol() -> None:
     assert any("id 0" in note for note in notes)
 
 
-def test_a_category_of_ignore_regions_alone_is_said_to_forgive_no_other() -> None:
-    """As in every published evaluator: a car in a `dont_care` region of its own category is a false positive."""
+def test_a_note_says_that_a_category_of_ignore_regions_affects_no_other_category() -> None:
+    """As in every published evaluator, a car in a region of category `dont_care` is a false positive."""
     region = {"id": 3, "image_id": 5, "category_id": 9, "bbox": [40, 40, 50, 50], "area": 2500, "ignore": 1}
     categories = [*GT["categories"], {"id": 9, "name": "dont_care"}]
     gt = {**GT, "categories": categories, "annotations": [*GT["annotations"], region]}
@@ -189,7 +244,7 @@ def test_a_category_of_ignore_regions_alone_is_said_to_forgive_no_other() -> Non
 
 
 def test_visible_share_selects_the_objects_of_citypersons() -> None:
-    """Half visible: heavily occluded, and of no other setup but All. Both spellings of the visible box count."""
+    """A half visible person counts in Heavy and All only; either key may hold the visible box."""
     for key in ("vis", "vis_bbox"):
         gt = {
             **GT,
