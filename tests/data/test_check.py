@@ -1,4 +1,4 @@
-"""`tinydet data check`: every class of fault is found and named, and repaired without a guess or refused."""
+"""`tinydet data check`: every kind of fault is reported, and either repaired without guessing or refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tinydet.data.coco import load_dataset, read_pixels
 from tinydet.data.coco_repair import repair_document
 
 SIZES = {1: (60, 40), 2: (50, 40), 3: (30, 20)}
-SOUND: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "images": [{"id": n, "file_name": f"{n}.png", "width": w, "height": h} for n, (w, h) in SIZES.items()],
     "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "boat"}],
     "annotations": [
@@ -30,11 +30,11 @@ SOUND: dict[str, Any] = {
 Spoil = Callable[[dict[str, Any]], None]
 
 
-def put(part: str, place: int, **values: Any) -> Spoil:
-    """Change an entry; `...` removes a field."""
+def put(section: str, n: int, **values: Any) -> Spoil:
+    """Set fields of an entry; `...` removes a field."""
 
     def change(document: dict[str, Any]) -> None:
-        entry = document[part][place]
+        entry = document[section][n]
         entry.update({key: value for key, value in values.items() if value is not ...})
         for key in [key for key, value in values.items() if value is ...]:
             del entry[key]
@@ -42,12 +42,12 @@ def put(part: str, place: int, **values: Any) -> Spoil:
     return change
 
 
-def add(part: str, entry: Any) -> Spoil:
-    return lambda document: document[part].append(copy.deepcopy(entry))
+def add(section: str, entry: Any) -> Spoil:
+    return lambda document: document[section].append(copy.deepcopy(entry))
 
 
 def renamed_image(document: dict[str, Any]) -> None:
-    """An image and what refers to it, by a text."""
+    """Use a string as the id of an image, also in its annotations."""
     document["images"][0]["id"] = "a"
     for entry in document["annotations"]:
         if entry["image_id"] == 1:
@@ -66,18 +66,18 @@ def flat_or_ignored(document: dict[str, Any]) -> None:
 
 
 def folder(path: Path, spoil: Spoil | None = None) -> Path:
-    """A COCO folder."""
+    """Write a COCO folder."""
     (path / "images").mkdir(parents=True)
     for n, (width, height) in SIZES.items():
         assert cv2.imwrite(str(path / "images" / f"{n}.png"), np.full((height, width, 3), 40 * n, np.uint8))
-    document = copy.deepcopy(SOUND)
+    document = copy.deepcopy(VALID)
     if spoil is not None:
         spoil(document)
     (path / "annotations.json").write_text(json.dumps(document))
     return path
 
 
-REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told of the repair, images and boxes left
+REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # by rule: message, repair, remaining images and boxes
     "annotation without bbox": (put("annotations", 0, bbox=...), "annotation 1 has no 'bbox'", "dropped", 3, 5),
     "annotation whose bbox is not four numbers": (
         put("annotations", 0, bbox=[1, 2, "3", 4]), "annotation 1 has the bbox", "dropped", 3, 5),
@@ -124,7 +124,7 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told 
         put("images", 0, width=40, height=60), "it looks turned: check its EXIF orientation", "dropped", 2, 4),
     "category without id": (put("categories", 1, id=...), "entry 1 of 'categories' has no 'id'", "dropped", 3, 3),
     "category id used twice": (
-        add("categories", SOUND["categories"][0]), "entries 0 and 2 of 'categories'", "the same as the first", 3, 6),
+        add("categories", VALID["categories"][0]), "entries 0 and 2 of 'categories'", "the same as the first", 3, 6),
     "category without name": (put("categories", 0, name=...), "category 1 has no 'name'", 'set to "category_1"', 3, 6),
     "category whose name is not a string": (
         put("categories", 0, name=5), "category 1 has the name 5", "category_1", 3, 6),
@@ -135,14 +135,14 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told 
 
 
 @pytest.mark.parametrize("rule", REPAIRED)
-def test_a_fault_is_named_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str) -> None:
-    spoil, told, repair, images, boxes = REPAIRED[rule]
+def test_a_fault_is_reported_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str) -> None:
+    spoil, message, repair, images, boxes = REPAIRED[rule]
     source = folder(tmp_path / "set", spoil)
     with pytest.raises(ValueError, match=re.escape(str(source))):  # training would refuse it
         read_pixels(load_dataset(source), 0)
     assert tinydet(["data", "check", str(source), "--json", str(tmp_path / "report.json")]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{source / 'annotations.json'}: ") and told in lines[0]
+    assert lines[0].startswith(f"{source / 'annotations.json'}: ") and message in lines[0]
     report = json.loads((tmp_path / "report.json").read_text())
     assert rule in {fault["rule"] for fault in report["faults"]}
 
@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_what_only_a_person_can_mend_is_refused_and_nothing_is_written(
+def test_a_fault_that_only_a_person_can_repair_is_refused_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     spoil, message = REFUSED[fault]
@@ -177,8 +177,8 @@ def test_what_only_a_person_can_mend_is_refused_and_nothing_is_written(
     assert not (tmp_path / "fixed.json").exists()
 
 
-def test_every_fault_of_a_file_is_told_not_just_the_first(tmp_path: Path) -> None:
-    document = copy.deepcopy(SOUND)
+def test_every_fault_of_a_file_is_reported(tmp_path: Path) -> None:
+    document = copy.deepcopy(VALID)
     for spoil in (
         put("annotations", 0, bbox=[0, 0, 0, 0]),
         put("annotations", 1, image_id=8),
@@ -198,7 +198,7 @@ def test_every_fault_of_a_file_is_told_not_just_the_first(tmp_path: Path) -> Non
     assert all(line.startswith("x.json: ") for line in findings.lines())
 
 
-def test_a_damaged_picture_is_found_where_only_its_end_is_missing(
+def test_a_damaged_image_is_found_even_if_only_its_end_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = folder(tmp_path / "set")
@@ -209,14 +209,14 @@ def test_a_damaged_picture_is_found_where_only_its_end_is_missing(
     assert "1 image with an unreadable file" in capsys.readouterr().out
     assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 0
     assert [image.id for image in load_dataset(tmp_path / "fixed.json").images] == [2, 3]
-    assert tinydet(["data", "check", str(source / "annotations.json")]) == 0  # the file alone is sound
+    assert tinydet(["data", "check", str(source / "annotations.json")]) == 0  # the annotations alone have no fault
     assert "images not read (--images DIR)" in capsys.readouterr().out
 
 
-def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
+def test_a_file_without_faults_may_have_notes_and_is_completed_by_fix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = copy.deepcopy(SOUND)
+    document = copy.deepcopy(VALID)
     document["annotations"][0].update(bbox=[55, 5, 10, 10], size=10.0)
     for key in ("area", "iscrowd"):
         del document["annotations"][1][key]
@@ -229,7 +229,7 @@ def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
     source.write_text(json.dumps(document))
     assert tinydet(["data", "check", str(source)]) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    for said in (
+    for note in (
         "1 boxes reach outside their image",
         "1 ignore regions have no area in their image",
         "1 annotations repeat another",
@@ -238,7 +238,7 @@ def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
         "1 annotations have no 'area'",
         "1 annotations have no 'iscrowd'",
     ):
-        assert any(said in note for note in notes), said
+        assert any(note in line for line in notes), note
     before = source.read_bytes()
     assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "b.json")]) == 0
     assert source.read_bytes() == before
@@ -248,19 +248,19 @@ def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
     assert fixed[40]["score"] is None
 
 
-def test_a_sound_document_is_left_as_it_is() -> None:
-    document = copy.deepcopy(SOUND)
+def test_a_complete_document_without_faults_is_not_changed() -> None:
+    document = copy.deepcopy(VALID)
     assert repair_document(document, Path("x.json")) == []
-    assert document == SOUND
+    assert document == VALID
 
 
-def test_a_repair_does_not_overwrite_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fix_does_not_overwrite_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folder(tmp_path / "set")
     assert tinydet(["data", "check", str(source), "--fix", str(source / "images" / ".." / "annotations.json")]) == 2
     assert "would overwrite the file that it repairs" in capsys.readouterr().err
 
 
-def test_every_real_annotation_file_passes(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_annotation_files_have_no_faults(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("hituav-val/annotations.json", "tinyperson640-val/annotations.json", "annotations/uavvaste.json",
                  "bigscene-brighton-geotiff/annotations.json", "bigscene-plaza/annotations.json"):  # fmt: skip
         assert tinydet(["data", "check", str(shared / "data" / name)]) == 0
