@@ -124,13 +124,13 @@ def test_every_tool_writes_a_folder_that_loads_with_its_images(
 
 
 @pytest.mark.parametrize("tool", [["erase"], ["rescale", "--factor", "2"], ["scale-match", "--target", "corners.json"]])
-def test_a_corner_file_is_refused_with_the_command_that_writes_its_pieces(
+def test_a_corner_file_is_refused_with_the_command_that_writes_its_tiles(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tool: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert tinydet(["data", "cut", str(squares / "annotations.json"), "--tile", "64", "--output", "corners.json"]) == 0
     assert tinydet(["data", tool[0], "corners.json", *tool[1:]]) == 2
-    assert "write the pieces first: tinydet data cut" in capsys.readouterr().err
+    assert "write the tiles first: tinydet data cut" in capsys.readouterr().err
 
 
 def test_a_damaged_image_leaves_no_folder(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

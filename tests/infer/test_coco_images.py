@@ -73,7 +73,7 @@ def test_a_corner_file_is_refused(flight: Path) -> None:
     """Its images are parts of the files, which would be scanned in full for each of them."""
     images = [{"id": 1, "file_name": "b.JPG", "width": 4, "height": 4, "corner": [2, 0, 6, 4]}]
     Path("set.json").write_text(json.dumps({**DOCUMENT, "images": images}))
-    with pytest.raises(ValueError, match="a corner file, .* write the pieces first"):
+    with pytest.raises(ValueError, match="a corner file, .* write the tiles first"):
         coco_sources(Path("set.json"), flight)
 
 

@@ -45,7 +45,7 @@ class Document:
 
     @property
     def is_cut(self) -> bool:
-        """True for a corner file, whose images are sub-images of the image files."""
+        """True for a corner file, whose images are tiles of the image files."""
         return any(record.corner is not None for record in self.dataset.images)
 
     def annotations(self, image: Entry) -> list[Entry]:
@@ -87,24 +87,24 @@ class Document:
         return {record.id: n for n, record in enumerate(self.dataset.images)}
 
 
-def load_document(source: Path, images: Path | None = None, *, pieces: bool = False) -> Document:
+def load_document(source: Path, images: Path | None = None, *, allow_corner_file: bool = False) -> Document:
     """Read and check an annotation file or a COCO folder, as `load_dataset` does, and keep all of its fields.
 
     Args:
-        pieces: accept a corner file too.
+        allow_corner_file: accept a corner file, whose images are tiles of the image files.
 
     Raises:
-        ValueError: as `load_dataset`; or it is a corner file and `pieces` is false.
+        ValueError: as `load_dataset`; or it is a corner file and those are not allowed.
     """
     source = Path(source)
     if images is None and source.is_dir():
         source, images = find_dataset(source)
     content = read_document(source)
     document = Document(content, build_dataset(content, source, images))
-    if document.is_cut and not pieces:
+    if document.is_cut and not allow_corner_file:
         raise ValueError(
-            f"{source}: a corner file, whose images are pieces of image files; use the annotation file of the full "
-            "images, or write the pieces first: tinydet data cut CORNERS.json --images DIR --output FOLDER"
+            f"{source}: a corner file, whose images are tiles of the image files; use the annotation file of the full "
+            "images, or write the tiles first: tinydet data cut CORNERS.json --images DIR --output FOLDER"
         )
     return document
 

@@ -190,7 +190,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Cut the dataset and return a summary."""
-    document = load_document(args.source, args.images, pieces=True)
+    document = load_document(args.source, args.images, allow_corner_file=True)
     output = choose_output(args.source, document.dataset, args.output, "cut")
     if document.is_cut:
         source = document.dataset.source
