@@ -198,6 +198,15 @@ def test_every_fault_of_a_file_is_reported(tmp_path: Path) -> None:
     assert all(line.startswith("x.json: ") for line in findings.lines())
 
 
+def test_an_entry_with_a_repeated_id_is_checked_for_other_faults() -> None:
+    document = copy.deepcopy(VALID)
+    put("annotations", 1, id=1, bbox=...)(document)
+    lines = list(check_document(document, Path("x.json")).lines())
+    assert len(lines) == 2
+    assert "entries 0 and 1 of 'annotations' have the same id 1" in lines[0]
+    assert "entry 1 of 'annotations' has no 'bbox'" in lines[1]
+
+
 def test_a_damaged_image_is_found_even_if_only_its_end_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,11 +85,13 @@ def test_a_wrong_format_or_quality_is_refused(tmp_path: Path, form: str, quality
 
 
 def test_results_are_written_next_to_their_source(squares: Path, tmp_path: Path) -> None:
-    whole, alone = load_dataset(squares), load_dataset(squares / "annotations.json")
-    assert choose_output(squares, whole, None, "cut") == squares.with_name(f"{squares.name}-cut")
-    assert choose_output(squares / "annotations.json", alone, None, "cut") == squares / "annotations.cut.json"
-    assert choose_output(tmp_path / "a.json.gz", whole, None, "cut") == tmp_path / "a-cut"
-    assert choose_output(tmp_path / "a.json.gz", alone, None, "cut") == tmp_path / "a.cut.json"
+    with_images, annotations_only = load_dataset(squares), load_dataset(squares / "annotations.json")
+    assert choose_output(squares, with_images, None, "cut") == squares.with_name(f"{squares.name}-cut")
+    assert (
+        choose_output(squares / "annotations.json", annotations_only, None, "cut") == squares / "annotations.cut.json"
+    )
+    assert choose_output(tmp_path / "a.json.gz", with_images, None, "cut") == tmp_path / "a-cut"
+    assert choose_output(tmp_path / "a.json.gz", annotations_only, None, "cut") == tmp_path / "a.cut.json"
 
 
 def test_a_document_is_written_as_it_was_read(squares: Path, tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def read_sections(document: Any, report: Report) -> dict[Section, list[Any]]:
 class Entries:
     """A list of a COCO file. Each method checks one field of all entries and returns it as a column.
 
-    Most methods return a column and a mask, both of length N. The mask is false for entries that broke a rule, and
-    their value is a placeholder: 0, an empty string or None.
+    The methods that return columns add a mask (N,). It is false for entries that broke a rule, whose value is a
+    placeholder: 0, an empty string or None.
 
     Attributes:
         entries: the objects; an empty one stands in for anything that is not an object.
@@ -198,6 +198,7 @@ class Entries:
             "separate",
             subject=lambda n: f"entries {self.places[first[self.ids[n]]]} and {self.places[n]} of {self.section!r}",
         )
+        self.has_id = self.has_id.copy()  # it may be `valid` itself
         self.has_id[repeated] = False
 
     def column(
@@ -242,7 +243,7 @@ class Entries:
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return (N,) the index into `known` of the id under `key`, -1 if `known` does not have it.
 
-        An unknown id is no fault here.
+        An unknown id is not a fault here.
         """
         values, good = self.identifiers(key, strings=strings)
         place = {id: n for n, id in enumerate(known)}
