@@ -1,4 +1,4 @@
-"""`tinydet data check`: every class of fault is found and named, and repaired without a guess or refused."""
+"""`tinydet data check`: every kind of fault is reported, and either repaired without guessing or refused."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 from tinydet.__main__ import main as tinydet
 from tinydet.data.check import check_document
 from tinydet.data.coco import load_dataset, read_pixels
-from tinydet.data.coco_repair import mend
+from tinydet.data.coco_repair import repair_document
 
 SIZES = {1: (60, 40), 2: (50, 40), 3: (30, 20)}
-SOUND: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "images": [{"id": n, "file_name": f"{n}.png", "width": w, "height": h} for n, (w, h) in SIZES.items()],
     "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "boat"}],
     "annotations": [
@@ -30,11 +30,11 @@ SOUND: dict[str, Any] = {
 Spoil = Callable[[dict[str, Any]], None]
 
 
-def put(part: str, place: int, **values: Any) -> Spoil:
-    """Change an entry; `...` removes a field."""
+def put(section: str, n: int, **values: Any) -> Spoil:
+    """Set fields of an entry; `...` removes a field."""
 
     def change(document: dict[str, Any]) -> None:
-        entry = document[part][place]
+        entry = document[section][n]
         entry.update({key: value for key, value in values.items() if value is not ...})
         for key in [key for key, value in values.items() if value is ...]:
             del entry[key]
@@ -42,12 +42,12 @@ def put(part: str, place: int, **values: Any) -> Spoil:
     return change
 
 
-def add(part: str, entry: Any) -> Spoil:
-    return lambda document: document[part].append(copy.deepcopy(entry))
+def add(section: str, entry: Any) -> Spoil:
+    return lambda document: document[section].append(copy.deepcopy(entry))
 
 
 def renamed_image(document: dict[str, Any]) -> None:
-    """An image and what refers to it, by a text."""
+    """Use a string as the id of an image, also in its annotations."""
     document["images"][0]["id"] = "a"
     for entry in document["annotations"]:
         if entry["image_id"] == 1:
@@ -66,18 +66,18 @@ def flat_or_ignored(document: dict[str, Any]) -> None:
 
 
 def folder(path: Path, spoil: Spoil | None = None) -> Path:
-    """A COCO folder."""
+    """Write a COCO folder."""
     (path / "images").mkdir(parents=True)
     for n, (width, height) in SIZES.items():
         assert cv2.imwrite(str(path / "images" / f"{n}.png"), np.full((height, width, 3), 40 * n, np.uint8))
-    document = copy.deepcopy(SOUND)
+    document = copy.deepcopy(VALID)
     if spoil is not None:
         spoil(document)
     (path / "annotations.json").write_text(json.dumps(document))
     return path
 
 
-REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told of the repair, images and boxes left
+REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # by rule: message, repair, remaining images and boxes
     "annotation without bbox": (put("annotations", 0, bbox=...), "annotation 1 has no 'bbox'", "dropped", 3, 5),
     "annotation whose bbox is not four numbers": (
         put("annotations", 0, bbox=[1, 2, "3", 4]), "annotation 1 has the bbox", "dropped", 3, 5),
@@ -91,30 +91,31 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told 
     "annotation without category_id": (put("annotations", 0, category_id=...), "no 'category_id'", "dropped", 3, 5),
     "annotation whose image_id is not listed": (put("annotations", 0, image_id=9), "image_id 9", "dropped", 3, 5),
     "annotation whose category_id is not listed": (put("annotations", 0, category_id=9), "_id 9", "dropped", 3, 5),
-    "annotation whose image_id is no whole number": (
+    "annotation whose image_id is not a whole number": (
         put("annotations", 0, image_id="1"), 'annotation 1 has the image_id "1"', "dropped", 3, 5),
     "annotation without id": (
         put("annotations", 0, id=...), "entry 0 of 'annotations' has no 'id'", "id set to 7", 3, 6),
-    "annotation whose id is no whole number": (
+    "annotation whose id is not a whole number": (
         put("annotations", 0, id="one"), "entry 0 of 'annotations' has the id \"one\"", "id set to 7", 3, 6),
     "annotation id used twice": (put("annotations", 1, id=1), "entries 0 and 1 of 'annotations'", "id set to 7", 3, 6),
-    "annotation that is no object": (add("annotations", 5), "entry 6 of 'annotations'", "dropped", 3, 6),
-    "annotation whose ignore is no flag": (
+    "annotation that is not an object": (add("annotations", 5), "entry 6 of 'annotations'", "dropped", 3, 6),
+    "annotation whose ignore is not a flag": (
         put("annotations", 0, ignore="no"), 'annotation 1 has ignore "no"', "ignore set to 0", 3, 6),
-    "annotation whose iscrowd is no flag": (
+    "annotation whose iscrowd is not a flag": (
         put("annotations", 0, iscrowd=2), "annotation 1 has iscrowd 2", "iscrowd set to 1", 3, 6),
     "image without id": (put("images", 0, id=...), "entry 0 of 'images' has no 'id'", "dropped", 2, 4),
-    "image whose id is no whole number": (
+    "image whose id is not a whole number": (
         renamed_image, "entry 0 of 'images' has the id \"a\"", "id set to 4", 3, 6),
     "image id used twice": (
         put("images", 1, id=1), "entries 0 and 1 of 'images'", "annotations could mean either", 1, 2),
-    "image that is no object": (add("images", "x"), "entry 3 of 'images'", "dropped", 3, 6),
+    "image that is not an object": (add("images", "x"), "entry 3 of 'images'", "dropped", 3, 6),
     "image without file_name": (put("images", 0, file_name=...), "image 1 has no 'file_name'", "dropped", 2, 4),
-    "image whose file_name is no text": (put("images", 0, file_name=7), "image 1 has the file_name 7", "dropped", 2, 4),
+    "image whose file_name is not a string": (
+        put("images", 0, file_name=7), "image 1 has the file_name 7", "dropped", 2, 4),
     "image without width": (put("images", 0, width=...), "image 1 has no 'width'", "set to 60x40, as its file", 3, 6),
     "image without a height in pixels": (
         put("images", 0, height=0), "image 1 has the height 0", "set to 60x40, as its file is", 3, 6),
-    "image whose width is no whole number": (
+    "image whose width is not a whole number": (
         put("images", 0, width=60.5), "image 1 has the width 60.5", "set to 60x40, as its file is", 3, 6),
     "image with a wrong corner": (put("images", 0, corner=[0, 0, 9, 9]), "has the corner", "dropped", 2, 4),
     "file of two sizes": (put("images", 1, file_name="1.png"), "are one file, 1.png", "image 2 dropped", 2, 4),
@@ -123,24 +124,25 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # rule, what is told 
         put("images", 0, width=40, height=60), "it looks turned: check its EXIF orientation", "dropped", 2, 4),
     "category without id": (put("categories", 1, id=...), "entry 1 of 'categories' has no 'id'", "dropped", 3, 3),
     "category id used twice": (
-        add("categories", SOUND["categories"][0]), "entries 0 and 2 of 'categories'", "the same as the first", 3, 6),
+        add("categories", VALID["categories"][0]), "entries 0 and 2 of 'categories'", "the same as the first", 3, 6),
     "category without name": (put("categories", 0, name=...), "category 1 has no 'name'", 'set to "category_1"', 3, 6),
-    "category whose name is no text": (put("categories", 0, name=5), "category 1 has the name 5", "category_1", 3, 6),
+    "category whose name is not a string": (
+        put("categories", 0, name=5), "category 1 has the name 5", "category_1", 3, 6),
     "category name used twice": (
         put("categories", 1, name="person"), "categories 1 and 2 are all named", "category 2 merged into 1", 3, 6),
-    "category that is no object": (add("categories", None), "entry 2 of 'categories'", "dropped", 3, 6),
+    "category that is not an object": (add("categories", None), "entry 2 of 'categories'", "dropped", 3, 6),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", REPAIRED)
-def test_a_fault_is_named_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str) -> None:
-    spoil, told, repair, images, boxes = REPAIRED[rule]
+def test_a_fault_is_reported_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str) -> None:
+    spoil, message, repair, images, boxes = REPAIRED[rule]
     source = folder(tmp_path / "set", spoil)
     with pytest.raises(ValueError, match=re.escape(str(source))):  # training would refuse it
         read_pixels(load_dataset(source), 0)
     assert tinydet(["data", "check", str(source), "--json", str(tmp_path / "report.json")]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{source / 'annotations.json'}: ") and told in lines[0]
+    assert lines[0].startswith(f"{source / 'annotations.json'}: ") and message in lines[0]
     report = json.loads((tmp_path / "report.json").read_text())
     assert rule in {fault["rule"] for fault in report["faults"]}
 
@@ -150,7 +152,7 @@ def test_a_fault_is_named_and_repaired(tmp_path: Path, capsys: pytest.CaptureFix
     dataset = load_dataset(fixed, source / "images")
     assert (len(dataset.images), len(dataset.boxes)) == (images, boxes)
     assert tinydet(["data", "check", str(fixed), "--images", str(source / "images")]) == 0
-    assert "no fault in" in capsys.readouterr().out
+    assert "no faults in" in capsys.readouterr().out
 
 
 REFUSED: dict[str, tuple[Spoil, str]] = {
@@ -164,7 +166,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_what_only_a_person_can_mend_is_refused_and_nothing_is_written(
+def test_a_fault_that_only_a_person_can_repair_is_refused_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     spoil, message = REFUSED[fault]
@@ -175,8 +177,8 @@ def test_what_only_a_person_can_mend_is_refused_and_nothing_is_written(
     assert not (tmp_path / "fixed.json").exists()
 
 
-def test_every_fault_of_a_file_is_told_not_just_the_first(tmp_path: Path) -> None:
-    document = copy.deepcopy(SOUND)
+def test_every_fault_of_a_file_is_reported(tmp_path: Path) -> None:
+    document = copy.deepcopy(VALID)
     for spoil in (
         put("annotations", 0, bbox=[0, 0, 0, 0]),
         put("annotations", 1, image_id=8),
@@ -196,7 +198,16 @@ def test_every_fault_of_a_file_is_told_not_just_the_first(tmp_path: Path) -> Non
     assert all(line.startswith("x.json: ") for line in findings.lines())
 
 
-def test_a_damaged_picture_is_found_where_only_its_end_is_missing(
+def test_an_entry_with_a_repeated_id_is_checked_for_other_faults() -> None:
+    document = copy.deepcopy(VALID)
+    put("annotations", 1, id=1, bbox=...)(document)
+    lines = list(check_document(document, Path("x.json")).lines())
+    assert len(lines) == 2
+    assert "entries 0 and 1 of 'annotations' have the same id 1" in lines[0]
+    assert "entry 1 of 'annotations' has no 'bbox'" in lines[1]
+
+
+def test_a_damaged_image_is_found_even_if_only_its_end_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = folder(tmp_path / "set")
@@ -207,14 +218,14 @@ def test_a_damaged_picture_is_found_where_only_its_end_is_missing(
     assert "1 image with an unreadable file" in capsys.readouterr().out
     assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 0
     assert [image.id for image in load_dataset(tmp_path / "fixed.json").images] == [2, 3]
-    assert tinydet(["data", "check", str(source / "annotations.json")]) == 0  # the file alone is sound
-    assert "pictures not read (--images DIR)" in capsys.readouterr().out
+    assert tinydet(["data", "check", str(source / "annotations.json")]) == 0  # the annotations alone have no fault
+    assert "images not read (--images DIR)" in capsys.readouterr().out
 
 
-def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
+def test_a_file_without_faults_may_have_notes_and_is_completed_by_fix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = copy.deepcopy(SOUND)
+    document = copy.deepcopy(VALID)
     document["annotations"][0].update(bbox=[55, 5, 10, 10], size=10.0)
     for key in ("area", "iscrowd"):
         del document["annotations"][1][key]
@@ -227,7 +238,7 @@ def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
     source.write_text(json.dumps(document))
     assert tinydet(["data", "check", str(source)]) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    for said in (
+    for note in (
         "1 boxes reach outside their image",
         "1 ignore regions have no area in their image",
         "1 annotations repeat another",
@@ -236,7 +247,7 @@ def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
         "1 annotations have no 'area'",
         "1 annotations have no 'iscrowd'",
     ):
-        assert any(said in note for note in notes), said
+        assert any(note in line for line in notes), note
     before = source.read_bytes()
     assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "b.json")]) == 0
     assert source.read_bytes() == before
@@ -246,20 +257,20 @@ def test_a_sound_file_may_have_notes_and_a_repair_completes_it(
     assert fixed[40]["score"] is None
 
 
-def test_a_sound_document_is_left_as_it_is() -> None:
-    document = copy.deepcopy(SOUND)
-    assert mend(document, Path("x.json")) == []
-    assert document == SOUND
+def test_a_complete_document_without_faults_is_not_changed() -> None:
+    document = copy.deepcopy(VALID)
+    assert repair_document(document, Path("x.json")) == []
+    assert document == VALID
 
 
-def test_a_repair_does_not_overwrite_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fix_does_not_overwrite_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = folder(tmp_path / "set")
     assert tinydet(["data", "check", str(source), "--fix", str(source / "images" / ".." / "annotations.json")]) == 2
     assert "would overwrite the file that it repairs" in capsys.readouterr().err
 
 
-def test_every_real_annotation_file_passes(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_annotation_files_have_no_faults(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("hituav-val/annotations.json", "tinyperson640-val/annotations.json", "annotations/uavvaste.json",
                  "bigscene-brighton-geotiff/annotations.json", "bigscene-plaza/annotations.json"):  # fmt: skip
         assert tinydet(["data", "check", str(shared / "data" / name)]) == 0
-        assert "no fault in" in capsys.readouterr().out
+        assert "no faults in" in capsys.readouterr().out

@@ -15,7 +15,7 @@ import pytest
 
 from tinydet.data.coco import Dataset, find_dataset, load_dataset, read_pixels
 
-# Ids out of order, with gaps and with 0; image 7 has no box; "crowded" is never an object.
+# Ids are unordered, have gaps and include 0; image 7 has no box; "crowded" has only ignore regions.
 DOCUMENT: dict[str, Any] = {
     "images": [
         {"id": 30, "file_name": "b.png", "width": 50, "height": 40},
@@ -79,7 +79,7 @@ PERSON = [(0, (10.5, 20.25, 14.5, 28.25), "person", False), (0, (5, 5, 10, 10), 
 CROWD = (30, (0, 0, 50, 40), None, True)
 
 
-def test_every_box_comes_out_with_its_image_and_class(tmp_path: Path) -> None:
+def test_every_box_is_loaded_with_its_image_and_class(tmp_path: Path) -> None:
     dataset = load_dataset(written(tmp_path))
     assert [image.id for image in dataset.images] == [0, 7, 30]
     assert (dataset.classes, dataset.category_ids) == (("person", "unused", "boat"), (0, 5, 9))
@@ -97,13 +97,13 @@ def test_every_box_comes_out_with_its_image_and_class(tmp_path: Path) -> None:
     assert dataset.image_dir is None
 
 
-def test_a_selection_keeps_its_class_and_the_regions_that_count_for_all(tmp_path: Path) -> None:
+def test_a_selection_keeps_its_classes_and_the_regions_that_apply_to_all(tmp_path: Path) -> None:
     dataset = load_dataset(written(tmp_path), categories=["person"])
     assert (dataset.classes, dataset.category_ids, dataset.clipped) == (("person",), (0,), 0)
     assert rows(dataset) == [*PERSON, (30, (6, 6, 12, 12), "person", True), CROWD]
 
 
-def test_classes_keep_the_order_of_their_ids_however_they_are_named(tmp_path: Path) -> None:
+def test_classes_are_sorted_by_id_whatever_the_order_of_the_selection(tmp_path: Path) -> None:
     one, other = (
         load_dataset(written(tmp_path), categories=names) for names in (["boat", "person"], ["person", "boat"])
     )
@@ -119,7 +119,7 @@ def test_of_image_partitions_the_boxes(tmp_path: Path) -> None:
         assert np.array_equal(np.concatenate([part[k] for part in parts]), whole)
 
 
-def test_the_order_of_the_file_changes_nothing_but_the_order_within_an_image(tmp_path: Path) -> None:
+def test_the_order_of_the_file_matters_only_within_an_image(tmp_path: Path) -> None:
     document = {key: entries[::-1] for key, entries in DOCUMENT.items()}
     assert sorted(rows(load_dataset(written(tmp_path, document))), key=str) == sorted(
         rows(load_dataset(written(tmp_path))), key=str
@@ -163,7 +163,7 @@ def test_an_ignore_region_without_an_area_in_the_image_is_dropped(tmp_path: Path
     assert rows(load_dataset(written(tmp_path, document))) == rows(load_dataset(written(tmp_path)))
 
 
-def test_a_bad_box_of_an_unselected_class_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_bad_box_of_an_unselected_class_does_not_matter(tmp_path: Path) -> None:
     document = copy.deepcopy(DOCUMENT)
     document["annotations"][0]["bbox"] = [1, 2, 0, 4]
     assert len(load_dataset(written(tmp_path, document), categories=["person"]).boxes) == 4
@@ -175,7 +175,7 @@ def test_sub_images_of_one_file_may_differ_in_size(tmp_path: Path) -> None:
     assert len(load_dataset(written(tmp_path, document)).images) == 3
 
 
-@pytest.mark.parametrize("kind", ["grey", "16-bit grey", "rgb", "16-bit rgb", "rgba"])
+@pytest.mark.parametrize("kind", ["gray", "16-bit gray", "rgb", "16-bit rgb", "rgba"])
 def test_pixels_of_every_kind_of_file_are_rgb8(tmp_path: Path, kind: str) -> None:
     folder = coco_folder(tmp_path)
     bands = {"rgb": 3, "rgba": 4}.get(kind.removeprefix("16-bit "), 1)
@@ -187,7 +187,7 @@ def test_pixels_of_every_kind_of_file_are_rgb8(tmp_path: Path, kind: str) -> Non
     assert np.ptp(read) > 200
 
 
-def test_a_picture_of_another_size_than_recorded_is_refused_with_both_sizes(tmp_path: Path) -> None:
+def test_an_image_of_another_size_than_recorded_is_refused_with_both_sizes(tmp_path: Path) -> None:
     folder = coco_folder(tmp_path)
     dataset = load_dataset(folder)
     cv2.imwrite(str(folder / "images" / "b.png"), np.zeros((50, 40), np.uint8))
@@ -201,7 +201,7 @@ def test_pixels_without_an_image_folder_are_refused(tmp_path: Path) -> None:
 
 
 def changed(key: str, entry: int, **values: Any) -> Callable[[dict[str, Any]], None]:
-    """Sets values of one entry; `...` removes the key."""
+    """Set values of one entry; `...` removes the key."""
 
     def change(document: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -262,7 +262,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "category listed twice": (doubled("categories", 1), "entries 1 and 4 of 'categories' have the same id 0"),
     "category named twice": (changed("categories", 0, name="person"), "categories 9 and 0 are all named 'person'"),
     "category without name": (changed("categories", 0, name=...), "category 9 has no 'name'"),
-    "category without a text for a name": (changed("categories", 0, name=None), "category 9 has the name None"),
+    "category whose name is not a string": (changed("categories", 0, name=None), "category 9 has the name None"),
     "annotation listed twice": (doubled("annotations", 1), "entries 1 and 7 of 'annotations' have the same id 3"),
     "annotation without id": (annotation(id=...), "entry 1 of 'annotations' has no 'id'"),
     "annotation without image": (annotation(image_id=...), "annotation 3 has no 'image_id'"),
@@ -274,10 +274,10 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "annotation without bbox": (annotation(bbox=...), "annotation 3 has no 'bbox'"),
     "bbox of three": (annotation(bbox=[1, 2, 3]), r"annotation 3 has the bbox \[1, 2, 3\]; .*four numbers"),
-    "bbox of texts": (annotation(bbox=["1", 2, 3, 4]), "annotation 3 has the bbox .*four numbers"),
+    "bbox of strings": (annotation(bbox=["1", 2, 3, 4]), "annotation 3 has the bbox .*four numbers"),
     "bbox of null": (annotation(bbox=[None, 2, 3, 4]), "annotation 3 has the bbox .*four numbers"),
     "bbox null": (annotation(bbox=None), "annotation 3 has the bbox null; .*four numbers"),
-    "bbox of truth values": (annotation(bbox=[1, 2, 3, True]), "annotation 3 .*four numbers"),
+    "bbox of booleans": (annotation(bbox=[1, 2, 3, True]), "annotation 3 .*four numbers"),
     "bbox of NaN": (annotation(bbox=[1, 2, float("nan"), 4]), "annotation 3 .*NaN.* not finite"),
     "bbox of infinity": (annotation(bbox=[1, 2, float("inf"), 4]), "annotation 3 .*Infinity.* not finite"),
     "bbox of a huge number": (annotation(bbox=[1, 2, 10**400, 4]), "annotation 3 .* not finite"),
@@ -293,7 +293,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_malformed_content_is_refused_in_one_line_that_names_file_and_place(tmp_path: Path, fault: str) -> None:
+def test_malformed_content_is_refused_in_one_line_that_names_file_and_entry(tmp_path: Path, fault: str) -> None:
     spoil, message = FAULTS[fault]
     document = copy.deepcopy(DOCUMENT)
     spoil(document)
@@ -305,11 +305,11 @@ def test_malformed_content_is_refused_in_one_line_that_names_file_and_place(tmp_
 
 
 BROKEN_FILES = {
-    "missing": (None, "no such annotation file"),
+    "missing": (None, "no such file"),
     "empty": (b" \n", "an empty file"),
     "cut off": (json.dumps(DOCUMENT).encode()[:-9], "not JSON"),
     "binary": (b"\x89PNG\r\n\x1a\n\x00\xff", "not JSON"),
-    "nested without end": (b"[" * 100_000, "not JSON"),
+    "endless nesting": (b"[" * 100_000, "not JSON"),
     "a list": (b"[]", "a JSON list, not an object"),
     "null": (b"null", "a JSON null, not an object"),
     "an empty object": (b"{}", "has no 'images'"),
@@ -347,7 +347,7 @@ def test_many_faults_of_one_kind_are_counted_and_the_first_is_named(tmp_path: Pa
         (["crowded"], "no object of crowded that is not ignored"),
     ],
 )
-def test_a_selection_that_leaves_nothing_is_refused_with_what_there_is(
+def test_a_selection_without_objects_is_refused_with_the_alternatives(
     tmp_path: Path, categories: list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -378,14 +378,14 @@ def test_missing_image_files_are_counted_and_the_first_is_named(tmp_path: Path) 
         (["annotations.json"], "has no folder images/"),
     ],
 )
-def test_a_folder_that_is_no_coco_folder_is_refused(tmp_path: Path, present: list[str], message: str) -> None:
+def test_a_folder_without_annotations_and_images_is_refused(tmp_path: Path, present: list[str], message: str) -> None:
     for name in present:
         written(tmp_path, name=name)
     with pytest.raises(ValueError, match=f"{message}.*--annotations FILE --images DIR"):
         find_dataset(tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist; expected a folder with"):
         find_dataset(tmp_path / "nowhere")
 
@@ -399,7 +399,7 @@ def test_every_real_annotation_file_loads_with_all_of_its_boxes(shared: Path) ->
         content = path.read_bytes()
         document = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
         assert len(dataset.images) == len(document["images"])
-        assert len(dataset.boxes) == len(document["annotations"])  # none of them has a degenerate box
+        assert len(dataset.boxes) == len(document["annotations"])  # none has a degenerate box
         assert int(dataset.objects.sum()) == sum(not (a["ignore"] or a["iscrowd"]) for a in document["annotations"])
         clipped[path.name] = dataset.clipped
         if not dataset.clipped:
@@ -424,7 +424,7 @@ def test_every_real_image_set_loads_with_its_pixels(shared: Path) -> None:
         assert read_pixels(dataset, smallest).ndim == 3
 
 
-def test_the_dont_care_regions_of_hituav_count_for_every_class(shared: Path) -> None:
+def test_the_dont_care_regions_of_hituav_apply_to_every_class(shared: Path) -> None:
     dataset = load_dataset(shared / "data" / "hituav-train", categories=["person"])
     assert (dataset.classes, int(dataset.objects.sum()), int((dataset.labels < 0).sum())) == (("person",), 2721, 35)
     assert dataset.ignore[dataset.labels < 0].all()

@@ -11,28 +11,28 @@ import pytest
 from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.data.coco_file import load_document, write_document
-from tinydet.data.output_folder import PictureFolder, choose_output, new_folder
+from tinydet.data.output_folder import ImageWriter, choose_output, new_folder
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
 
-def test_a_new_folder_is_whole_or_absent(tmp_path: Path) -> None:
+def test_a_new_folder_is_complete_or_absent(tmp_path: Path) -> None:
     def interrupted() -> None:
         with new_folder(tmp_path / "set") as work:
             (work / "half").write_text("")
-            assert work.parent == tmp_path  # a rename does not cross file systems
+            assert work.parent == tmp_path  # renaming does not cross file systems
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "set").mkdir()  # an empty one is taken
+    (tmp_path / "set").mkdir()  # an empty folder may exist
     with new_folder(tmp_path / "set") as work:
         (work / "whole").write_text("")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["set", "set/whole"]
 
 
-def test_a_new_folder_takes_no_place_that_is_taken(tmp_path: Path) -> None:
+def test_a_new_folder_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path, message in ((tmp_path / "file", "is a file"), (tmp_path, "is not empty")):
         with pytest.raises(ValueError, match=message), new_folder(path):
@@ -56,40 +56,42 @@ def test_a_new_folder_takes_no_place_that_is_taken(tmp_path: Path) -> None:
         ("jpg", "a.png", "a.jpg"),
     ],
 )
-def test_a_picture_keeps_its_name_as_far_as_its_format_allows(
+def test_an_image_keeps_its_name_as_far_as_its_format_allows(
     tmp_path: Path, form: str, name: str, written: str
 ) -> None:
-    assert PictureFolder(tmp_path / "images", form).write(name, NOISE) == written
+    assert ImageWriter(tmp_path / "images", form).write(name, NOISE) == written
     pixels = cv2.imread(str(tmp_path / "images" / written))[..., ::-1]
     assert np.abs(pixels.astype(int) - NOISE).max() <= (0 if written.endswith("png") else 8)
 
 
-def test_pictures_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
-    folder = PictureFolder(tmp_path / "images", "png")
+def test_images_of_one_name_get_unique_names(tmp_path: Path) -> None:
+    folder = ImageWriter(tmp_path / "images", "png")
     assert [folder.write(name, NOISE) for name in ("a.jpg", "a.png", "a.tif", "b.png")] == [
         "a.png", "a-2.png", "a-3.png", "b.png",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "b/../../a.png", "..\\a.png"])
-def test_a_picture_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
+def test_an_image_cannot_leave_its_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="leaves the image folder"):
-        PictureFolder(tmp_path / "images").write(name, NOISE)
+        ImageWriter(tmp_path / "images").write(name, NOISE)
     assert [path.name for path in tmp_path.rglob("*")] == ["images"]
 
 
 @pytest.mark.parametrize(("form", "quality", "message"), [("gif", 90, "same, png, jpg"), ("jpg", 101, "1 to 100")])
-def test_a_wrong_format_is_refused(tmp_path: Path, form: str, quality: int, message: str) -> None:
+def test_a_wrong_format_or_quality_is_refused(tmp_path: Path, form: str, quality: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PictureFolder(tmp_path / "images", form, quality)
+        ImageWriter(tmp_path / "images", form, quality)
 
 
-def test_results_lie_beside_their_source(squares: Path, tmp_path: Path) -> None:
-    whole, alone = load_dataset(squares), load_dataset(squares / "annotations.json")
-    assert choose_output(squares, whole, None, "cut") == squares.with_name(f"{squares.name}-cut")
-    assert choose_output(squares / "annotations.json", alone, None, "cut") == squares / "annotations.cut.json"
-    assert choose_output(tmp_path / "a.json.gz", whole, None, "cut") == tmp_path / "a-cut"
-    assert choose_output(tmp_path / "a.json.gz", alone, None, "cut") == tmp_path / "a.cut.json"
+def test_results_are_written_next_to_their_source(squares: Path, tmp_path: Path) -> None:
+    with_images, annotations_only = load_dataset(squares), load_dataset(squares / "annotations.json")
+    assert choose_output(squares, with_images, None, "cut") == squares.with_name(f"{squares.name}-cut")
+    assert (
+        choose_output(squares / "annotations.json", annotations_only, None, "cut") == squares / "annotations.cut.json"
+    )
+    assert choose_output(tmp_path / "a.json.gz", with_images, None, "cut") == tmp_path / "a-cut"
+    assert choose_output(tmp_path / "a.json.gz", annotations_only, None, "cut") == tmp_path / "a.cut.json"
 
 
 def test_a_document_is_written_as_it_was_read(squares: Path, tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_a_document_is_written_as_it_was_read(squares: Path, tmp_path: Path) -> 
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_every_tool_makes_a_folder_that_loads_with_its_pictures(
+def test_every_tool_writes_a_folder_that_loads_with_its_images(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     words = [str(squares) if word == "SOURCE" else word for word in arguments]
@@ -124,16 +126,16 @@ def test_every_tool_makes_a_folder_that_loads_with_its_pictures(
 
 
 @pytest.mark.parametrize("tool", [["erase"], ["rescale", "--factor", "2"], ["scale-match", "--target", "corners.json"]])
-def test_pieces_that_are_no_files_are_sent_to_be_written_first(
+def test_a_corner_file_is_refused_with_the_command_that_writes_its_tiles(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tool: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert tinydet(["data", "cut", str(squares / "annotations.json"), "--tile", "64", "--output", "corners.json"]) == 0
     assert tinydet(["data", tool[0], "corners.json", *tool[1:]]) == 2
-    assert "write the pieces first: tinydet data cut" in capsys.readouterr().err
+    assert "write the tiles first: tinydet data cut" in capsys.readouterr().err
 
 
-def test_a_damaged_picture_leaves_no_folder(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_image_leaves_no_folder(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads((squares / "annotations.json").read_text())
     (tmp_path / "images").mkdir()
     for image in document["images"]:

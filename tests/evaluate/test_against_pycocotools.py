@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tinydet._internal.json_files import read_json
 from tinydet.evaluate import PROTOCOLS, evaluate_detections, score_detections
-from tinydet.evaluate.tables import read_json
 from tinydet.geometry import nms
 from tinydet.geometry.overlaps import find_overlaps
 

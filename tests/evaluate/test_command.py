@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from tinydet.__main__ import main as tinydet
+from tinydet._internal.json_files import read_json
 from tinydet.data.coco import load_dataset
 from tinydet.evaluate import PROTOCOLS, evaluate_detections, score_detections
 from tinydet.evaluate.__main__ import main
 from tinydet.evaluate.score_model import detect_dataset
 from tinydet.evaluate.sub_images import corners_by_file
-from tinydet.evaluate.tables import read_json
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
@@ -99,8 +99,8 @@ def test_switches_reach_the_scores(files: list[str], flags: list[str], switches:
         (["--detections", "dt.json"], "add --gt"),
         (["--gt", "gt.json", "--detections", "dt.json", "--limit", "3"], "--limit belongs to a model"),
         (["--gt", "gt.json", "--detections", "dt.json", "--data", "x"], "--data belongs to a model"),
-        (["--gt", "gone.json", "--detections", "dt.json"], "gone.json: No such file or directory"),
-        (["--gt", "dt.json", "--detections", "gt.json"], "dt.json: expected a COCO object"),
+        (["--gt", "gone.json", "--detections", "dt.json"], "gone.json: no such file"),
+        (["--gt", "dt.json", "--detections", "gt.json"], "dt.json: a JSON list, not an object; expected COCO"),
         (["--gt", "gt.json", "--detections", "gt.json"], "gt.json: expected a list of COCO results"),
         (["--gt", "gt.json", "--detections", "dt.json", "--categories", "bike"], "choose from person, boat"),
         (["--gt", "gt.json", "--detections", "dt.json", "--max-detections", "0"], "keep at least 1"),

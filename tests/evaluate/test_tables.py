@@ -1,18 +1,18 @@
-"""What comes in is checked: each fault is named with its place, and odd but sound input is taken."""
+"""Ground truth and results are checked: errors name the entry, and unusual but valid input is accepted."""
 
 from __future__ import annotations
 
 import copy
-import gzip
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tinydet.data.coco import build_dataset
 from tinydet.evaluate import choose_protocol, evaluate_detections, score_detections
-from tinydet.evaluate.tables import read_json
 
 GT: dict[str, Any] = {
     "images": [{"id": 5, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
@@ -29,11 +29,11 @@ DT: list[dict[str, Any]] = [
 
 
 def changed(path: str, value: Any, *, remove: bool = False) -> tuple[Any, Any]:
-    """GT and DT with one place changed or removed, such as `gt.images.0.id`."""
+    """Return GT and DT with one value, such as `gt.images.0.id`, changed or removed."""
     both: Any = {"gt": copy.deepcopy(GT), "dt": copy.deepcopy(DT)}
-    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     place = both
-    for part in way:
+    for part in parents:
         place = place[part]
     if remove:
         del place[last]
@@ -42,7 +42,7 @@ def changed(path: str, value: Any, *, remove: bool = False) -> tuple[Any, Any]:
     return both["gt"], both["dt"]
 
 
-def test_sound_input_scores_one() -> None:
+def test_perfect_detections_score_one() -> None:
     perfect = {"0.25": 1.0, "0.50": 1.0, "0.75": 1.0}
     assert evaluate_detections(GT, DT)["AP"]["all"] == pytest.approx(perfect, abs=1e-12)
 
@@ -50,32 +50,40 @@ def test_sound_input_scores_one() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("gt", [], "ground truth: expected a COCO object .* got a list"),
-        ("gt.images", {}, "'images' is an object, not a list"),
-        ("gt.images", [], "no image to score"),
+        ("gt", [], "ground truth: a JSON list, not an object; expected COCO"),
+        ("gt.images", {}, "'images' is a JSON object, not a list"),
+        ("gt.images", [], "'images' is empty"),
         ("gt.categories", [], "'categories' is empty"),
-        ("gt.images.1.id", 5, "two images have the id 5"),
+        ("gt.images.1.id", 5, "entries 0 and 1 of 'images' have the same id 5"),
         ("gt.images.1.id", "b", "ids of 'images' are not all numbers"),
-        ("gt.annotations.1.id", 1, "two annotations have the id 1"),
-        ("gt.annotations.1.image_id", [1], r"annotations\[1\]: 'image_id' is a list, not an id"),
-        ("gt.annotations.1.bbox", [1, 2, 3], r"annotations\[1\]: bbox \[1, 2, 3\] is not four finite numbers"),
-        ("gt.annotations.1.bbox", [1, 2, "3", 4], r"annotations\[1\]: bbox .* is not four finite numbers"),
-        ("gt.annotations.1.bbox", [1, 2, math.inf, 4], r"annotations\[1\]: bbox .* is not four finite numbers"),
-        ("gt.annotations.1.area", math.nan, r"annotations\[1\]: area 'nan' is not a finite number"),
-        ("gt.annotations.1.area", "64", r"annotations\[1\]: area '64' is not a finite number"),
-        ("gt.annotations.1.size", "8", r"annotations\[1\]: size '8' is not a finite number"),
-        ("gt.annotations.1.vis_ratio", None, r"annotations\[1\]: vis_ratio 'None' is not a finite number"),
-        ("gt.annotations.1.vis", [1, 2], r"annotations \(vis\)\[1\]: bbox \[1, 2\] is not four finite numbers"),
-        ("dt", {"annotations": []}, "expected a list of COCO results, got an object; this looks like"),
-        ("dt", None, r"expected a list of COCO results, got nothing \(null\)"),
-        ("dt.1", 3, r"detections\[1\] is a int, not an object with 'image_id'"),
-        ("dt.1.image_id", 9, "1 of 2 detections name images .* image_id 9 in entry 1"),
-        ("dt.1.image_id", None, "1 of 2 detections name images .* image_id None in entry 1"),
-        ("dt.1.bbox", [1, 2, None, 4], r"detections\[1\]: bbox .* is not four finite numbers"),
-        ("dt.1.score", math.nan, r"detections\[1\]: score 'nan' is not a finite number"),
-        ("dt.1.score", math.inf, r"detections\[1\]: score 'inf' is not a finite number"),
-        ("dt.1.score", "0.5", r"detections\[1\]: score '0.5' is not a finite number"),
-        ("dt.1.score", True, r"detections\[1\]: score 'True' is not a finite number"),
+        ("gt.annotations.1.id", 1, "entries 0 and 1 of 'annotations' have the same id 1"),
+        (
+            "gt.annotations.1.image_id",
+            [1],
+            r"annotation 2 has the image_id \[1\]; it must be a whole number or a string",
+        ),
+        ("gt.annotations.1.bbox", [1, 2, 3], r"annotation 2 has the bbox \[1, 2, 3\]; a bbox is .*, four numbers"),
+        (
+            "gt.annotations.1.bbox",
+            [1, 2, "3", 4],
+            r"annotation 2 has the bbox \[1, 2, \"3\", 4\]; a bbox is .*, four numbers",
+        ),
+        ("gt.annotations.1.bbox", [1, 2, math.inf, 4], "annotation 2 has the bbox .*, which is not finite"),
+        ("gt.annotations.1.area", math.nan, "annotation 2 has the area NaN; it must be a finite number"),
+        ("gt.annotations.1.area", "64", 'annotation 2 has the area "64"; it must be a finite number'),
+        ("gt.annotations.1.size", "8", 'annotation 2 has the size "8"; it must be a finite number'),
+        ("gt.annotations.1.vis_ratio", None, "annotation 2 has the vis_ratio null; it must be a finite number"),
+        ("gt.annotations.1.vis", [1, 2], r"annotation 2 has the vis \[1, 2\]; a vis is .*, four numbers"),
+        ("dt", {"annotations": []}, "expected a list of COCO results, got a JSON object; this looks like"),
+        ("dt", None, "expected a list of COCO results, got a JSON null"),
+        ("dt.1", 3, "entry 1 is a JSON number, not an object; expected COCO results"),
+        ("dt.1.image_id", 9, "1 of 2 detections are on images .* image_id 9 in entry 1"),
+        ("dt.1.image_id", None, "entry 1 has the image_id null; it must be a whole number or a string"),
+        ("dt.1.bbox", [1, 2, None, 4], r"entry 1 has the bbox \[1, 2, null, 4\]; a bbox is .*, four numbers"),
+        ("dt.1.score", math.nan, "entry 1 has the score NaN; it must be a finite number"),
+        ("dt.1.score", math.inf, "entry 1 has the score Infinity; it must be a finite number"),
+        ("dt.1.score", "0.5", 'entry 1 has the score "0.5"; it must be a finite number'),
+        ("dt.1.score", True, "entry 1 has the score true; it must be a finite number"),
     ],
 )
 def test_a_malformed_value_is_named(path: str, value: Any, message: str) -> None:
@@ -88,14 +96,14 @@ def test_a_malformed_value_is_named(path: str, value: Any, message: str) -> None
     [
         ("gt.images", "has no 'images'"),
         ("gt.annotations", "has no 'annotations'"),
-        ("gt.images.1.id", r"images\[1\] has no 'id'"),
-        ("gt.annotations.1.image_id", r"annotations\[1\] has no 'image_id' \(it has 'id', 'category_id', .*\)"),
-        ("gt.annotations.1.category_id", r"annotations\[1\] has no 'category_id'"),
-        ("gt.annotations.1.bbox", r"annotations\[1\] has no 'bbox'"),
-        ("dt.1.image_id", r"detections\[1\] has no 'image_id'"),
-        ("dt.1.category_id", r"detections\[1\] has no 'category_id'"),
-        ("dt.1.bbox", r"detections\[1\] has no 'bbox'"),
-        ("dt.1.score", r"detections\[1\] has no 'score'; results need one, is this a ground-truth file\?"),
+        ("gt.images.1.id", "entry 1 of 'images' has no 'id'"),
+        ("gt.annotations.1.image_id", r"annotation 2 has no 'image_id' \(it has 'id', 'category_id', .*\)"),
+        ("gt.annotations.1.category_id", "annotation 2 has no 'category_id'"),
+        ("gt.annotations.1.bbox", "annotation 2 has no 'bbox'"),
+        ("dt.1.image_id", "entry 1 has no 'image_id'"),
+        ("dt.1.category_id", "entry 1 has no 'category_id'"),
+        ("dt.1.bbox", "entry 1 has no 'bbox'"),
+        ("dt.1.score", r"entry 1 has no 'score' .*; results need one; is this a ground-truth file\?"),
     ],
 )
 def test_a_missing_key_is_named(path: str, message: str) -> None:
@@ -104,9 +112,60 @@ def test_a_missing_key_is_named(path: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["gt.annotations.1.iscrowd", "gt.annotations.1.area", "gt.annotations.1.id"])
-def test_what_has_an_evident_default_may_be_absent(path: str) -> None:
+def test_a_field_with_an_evident_default_may_be_absent(path: str) -> None:
     gt, dt = changed(path, None, remove=True)
     assert evaluate_detections(gt, dt)["AP"] == evaluate_detections(GT, DT)["AP"]
+
+
+SPOILED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no list": lambda gt: gt.pop("annotations"),
+    "not a list": lambda gt: gt.update(images={}),
+    "no categories": lambda gt: gt.update(categories=[]),
+    "not an object": lambda gt: gt["annotations"].append(7),
+    "no id": lambda gt: gt["images"][1].pop("id"),
+    "id used twice": lambda gt: gt["categories"][1].update(id=0),
+    "no bbox": lambda gt: gt["annotations"][1].pop("bbox"),
+    "three numbers": lambda gt: gt["annotations"][1].update(bbox=[1, 2, 3]),
+    "not finite": lambda gt: gt["annotations"][1].update(bbox=[1, 2, math.nan, 4]),
+    "a huge number": lambda gt: gt["annotations"][1].update(bbox=[1, 2, 10**400, 4]),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILED)
+def test_scoring_refuses_a_file_with_the_message_of_load_dataset(fault: str) -> None:
+    gt = copy.deepcopy(GT)
+    for image in gt["images"]:
+        image.update(width=40, height=40)
+    SPOILED[fault](gt)
+    with pytest.raises(ValueError, match="^gt.json: ") as expected:
+        build_dataset(gt, Path("gt.json"))
+    with pytest.raises(ValueError, match="^gt.json: ") as refusal:
+        score_detections(gt, DT, choose_protocol("coco"), sources=("gt.json", "dt.json"))
+    assert str(refusal.value) == str(expected.value)
+
+
+def test_scalars_and_arrays_of_numpy_are_numbers_and_boxes() -> None:
+    arrays = [
+        {
+            "image_id": np.int64(detection["image_id"]),
+            "category_id": np.int32(detection["category_id"]),
+            "bbox": np.array(detection["bbox"], np.float32),
+            "score": np.float64(detection["score"]),
+        }
+        for detection in DT
+    ]
+    assert evaluate_detections(GT, arrays) == evaluate_detections(GT, DT)
+
+
+def test_ids_may_be_strings() -> None:
+    gt, dt = copy.deepcopy((GT, DT))
+    for image in gt["images"]:
+        image["id"] = f"frame {image['id']}"
+    for entry in [*gt["annotations"], *dt]:
+        entry["image_id"] = f"frame {entry['image_id']}"
+    for annotation in gt["annotations"]:
+        annotation["id"] = f"box {annotation['id']}"
+    assert evaluate_detections(gt, dt) == evaluate_detections(GT, DT)
 
 
 def test_no_detections_score_zero_and_miss_everything() -> None:
@@ -141,7 +200,7 @@ def test_a_selected_category_that_was_never_detected_scores_zero() -> None:
     assert not any("categories" in note for note in scores.notes)
 
 
-def test_an_unknown_selection_names_what_there_is() -> None:
+def test_an_unknown_category_is_refused_with_the_list_of_categories() -> None:
     with pytest.raises(ValueError, match="has no category 'bike'; choose from person, car"):
         evaluate_detections(GT, DT, categories=["bike"])
 
@@ -153,14 +212,14 @@ def test_annotations_of_unlisted_images_are_left_out_with_a_note() -> None:
     assert any("images that 'images' does not list" in note for note in scores.notes)
 
 
-def test_the_order_of_files_changes_nothing_where_scores_differ() -> None:
+def test_the_order_of_entries_does_not_matter_if_scores_differ() -> None:
     gt = {key: value[::-1] for key, value in GT.items()}
     assert evaluate_detections(gt, DT[::-1], protocol="tinyperson") == evaluate_detections(
         GT, DT, protocol="tinyperson"
     )
 
 
-def test_annotation_id_zero_is_found_only_by_the_fixed_protocol() -> None:
+def test_an_annotation_with_id_zero_can_be_found_only_with_the_fixed_protocol() -> None:
     gt, dt = changed("gt.annotations.0.id", 0)
     found = {
         name: evaluate_detections(gt, dt, protocol=name, categories=["person"])["AP"]["all"]["0.50"]
@@ -172,8 +231,8 @@ def test_annotation_id_zero_is_found_only_by_the_fixed_protocol() -> None:
     assert any("id 0" in note for note in notes)
 
 
-def test_a_category_of_ignore_regions_alone_is_said_to_forgive_no_other() -> None:
-    """As in every published evaluator: a car in a `dont_care` region of its own category is a false positive."""
+def test_a_note_says_that_a_category_of_ignore_regions_affects_no_other_category() -> None:
+    """As in every published evaluator, a car in a region of category `dont_care` is a false positive."""
     region = {"id": 3, "image_id": 5, "category_id": 9, "bbox": [40, 40, 50, 50], "area": 2500, "ignore": 1}
     categories = [*GT["categories"], {"id": 9, "name": "dont_care"}]
     gt = {**GT, "categories": categories, "annotations": [*GT["annotations"], region]}
@@ -185,7 +244,7 @@ def test_a_category_of_ignore_regions_alone_is_said_to_forgive_no_other() -> Non
 
 
 def test_visible_share_selects_the_objects_of_citypersons() -> None:
-    """Half visible: heavily occluded, and of no other setup but All. Both spellings of the visible box count."""
+    """A half visible person counts in Heavy and All only; either key may hold the visible box."""
     for key in ("vis", "vis_bbox"):
         gt = {
             **GT,
@@ -201,27 +260,3 @@ def test_visible_share_selects_the_objects_of_citypersons() -> None:
             "Heavy": 0,
             "All": 0,
         }
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_files_are_read_packed_or_not(tmp_path: Path, packed: bool) -> None:
-    path = tmp_path / "gt.json"
-    content = json.dumps(GT).encode()
-    path.write_bytes(gzip.compress(content) if packed else content)
-    assert read_json(path) == GT
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "gt.json: is empty"),
-        (b"\xff\xfe[", "gt.json: is not JSON"),
-        (b'{"images": [', "gt.json: is not JSON"),
-        (gzip.compress(b"[1, 2, 3]" * 99)[:-12], "gt.json: truncated or damaged gzip file"),
-    ],
-)
-def test_a_file_that_is_not_json_is_named(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "gt.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_json(path)

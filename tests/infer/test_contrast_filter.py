@@ -55,9 +55,10 @@ def test_an_appearing_object_changes_the_image_by_its_difference_from_the_backgr
     image = np.full((256, 256, 3), 60, np.uint8)
     for i, brighter in enumerate((20, 40, 80)):
         image[100:108, 40 + 60 * i : 48 + 60 * i] += brighter
-        boxes.append({"image_id": 1, "bbox": [40 + 60 * i, 100, 8, 8]})
+        boxes.append({"id": i, "image_id": 1, "category_id": 1, "bbox": [40 + 60 * i, 100, 8, 8]})
     cv2.imwrite(str(tmp_path / "a.png"), image)
-    document = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": boxes}
+    images = [{"id": 1, "file_name": "a.png", "width": 256, "height": 256}]
+    document = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "square"}]}
     (tmp_path / "val.json").write_text(json.dumps(document))
     contrasts = measure_contrasts(SPEC, tmp_path / "val.json", overlap=16)
     assert contrasts.changes == pytest.approx([20, 40, 80], abs=2)
@@ -89,8 +90,10 @@ def test_a_filter_is_calibrated_on_the_chosen_bands_and_refuses_others(tmp_path:
             tmp_path / "a.tif", "w", driver="GTiff", count=4, dtype="uint8", width=64, height=64
         ) as file:
             file.write(pixels)
-    boxes = [{"image_id": 1, "bbox": [20, 20, 8, 8]}]
-    (tmp_path / "val.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "a.tif"}], "annotations": boxes}))
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 8, 8]}]
+    images = [{"id": 1, "file_name": "a.tif", "width": 64, "height": 64}]
+    document = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "square"}]}
+    (tmp_path / "val.json").write_text(json.dumps(document))
     assert measure_contrasts(SPEC, tmp_path / "val.json", overlap=16).objects == [0]
     contrasts = measure_contrasts(SPEC, tmp_path / "val.json", overlap=16, bands=(4, 4, 4))
     assert contrasts.objects[0] > 50

@@ -116,8 +116,9 @@ def test_a_scene_without_georeference_is_refused_before_any_is_scanned(flight: P
 
 
 def test_inputs_are_not_overwritten(flight: Path, capsys) -> None:
-    images = [{"id": 1, "file_name": "a.png"}]
-    (flight / "val.json").write_text(json.dumps({"images": images}))
+    images = [{"id": 1, "file_name": "a.png", "width": 192, "height": 128}]
+    document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "square"}]}
+    (flight / "val.json").write_text(json.dumps(document))
     for name in ("model.engine", "model.json", "model.skip.json"):
         (flight / name).write_text("{}")
     before = {path: path.read_bytes() for path in flight.glob("*.*")}

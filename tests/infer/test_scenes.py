@@ -80,8 +80,10 @@ def test_a_folder_and_a_pattern_are_scanned_without_earlier_outputs(folder: Path
 def test_the_images_of_a_coco_file_keep_its_ids(folder: Path, capsys) -> None:
     paint(folder / "set" / "x.png", [[16, 24, 8, 8]])
     paint(folder / "set" / "y.png", [[32, 40, 8, 8]])
-    images = [{"id": 90, "file_name": "y.png"}, {"id": 11, "file_name": "x.png"}]
-    (folder / "val.json").write_text(json.dumps({"images": images}))
+    size = {"width": 192, "height": 128}
+    images = [{"id": 90, "file_name": "y.png", **size}, {"id": 11, "file_name": "x.png", **size}]
+    document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "square"}]}
+    (folder / "val.json").write_text(json.dumps(document))
     assert run("--annotations", "val.json", "--images", "set", "--output", "all.json") == 0
     assert rows(folder / "all.json") == [(11, 16, 24, 8, 8), (90, 32, 40, 8, 8)]
     assert run("--images", "set") == 2
@@ -317,7 +319,8 @@ def test_tiles_without_contrast_are_skipped_after_calibration(folder: Path, caps
     paint(folder / "val" / "a.png", boxes, 512, 512)
     annotations = [{"id": i, "image_id": 3, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)]
     annotations.append({"id": 9, "image_id": 3, "category_id": 1, "bbox": [300, 300, 9, 9], "ignore": 1})
-    document = {"images": [{"id": 3, "file_name": "a.png"}], "annotations": annotations}
+    images = [{"id": 3, "file_name": "a.png", "width": 512, "height": 512}]
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
     (folder / "val.json").write_text(json.dumps(document))
     calibration = ("--calibrate-skip", "--annotations", "val.json", "--images", "val")
     words = ("--image", "val/a.png", "--output", "all.json", "--skip-empty")

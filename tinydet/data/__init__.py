@@ -1,1 +1,1 @@
-"""Annotated images: COCO-format reading and the embedded synthetic data. numpy and opencv only, no torch."""
+"""Annotated images: COCO datasets, published formats, tools that rewrite datasets, and synthetic scenes. No torch."""

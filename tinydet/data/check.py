@@ -1,4 +1,4 @@
-"""`tinydet data check`: every fault of an annotation file and its pictures, and a repaired copy."""
+"""`tinydet data check`: list every fault of an annotation file and its images, and write a repaired copy."""
 
 from __future__ import annotations
 
@@ -13,31 +13,24 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
-from tinydet.data.coco import check_folder, find_dataset
+from tinydet.data.coco import find_dataset
+from tinydet.data.coco_entries import Fault
 from tinydet.data.coco_file import write_document
-from tinydet.data.coco_repair import mend
-from tinydet.data.coco_rules import (
-    Boxes,
-    Contents,
-    Fault,
-    examine,
-    examine_boxes,
-    examine_files,
-    examine_objects,
-    examine_pictures,
-    read_document,
-)
+from tinydet.data.coco_repair import repair_document
+from tinydet.data.coco_rules import Boxes, Contents, examine, examine_boxes, examine_objects, read_document
+from tinydet.data.image_checks import check_folder, examine_files, examine_pixels
 from tinydet.data.image_files import list_images
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that is to be said of one annotation file.
+    """The result of checking one annotation file.
 
     Attributes:
-        faults: broken rules. `load_dataset` refuses the file for any, but for what is inside pictures: it opens none.
-        notes: what no rule forbids and a reader should know, a sentence each.
-        images, annotations, categories: entries in the file.
+        faults: broken rules. `load_dataset` refuses the file for any of them, except those about the content of image
+            files, which it does not open.
+        notes: peculiarities that break no rule, one sentence each.
+        images, annotations, categories: number of entries in the file.
     """
 
     source: Path
@@ -49,10 +42,11 @@ class Findings:
 
     @property
     def count(self) -> int:
-        return sum(max(len(fault.entries), 1) for fault in self.faults)
+        """Number of entries at fault, counted once per rule."""
+        return sum(map(_entry_count, self.faults))
 
     def lines(self) -> Iterator[str]:
-        """One line for each entry at fault, naming file and id."""
+        """One line per entry at fault, with file and id."""
         return (f"{self.source}: {line}" for fault in self.faults for line in fault.lines())
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +56,7 @@ class Findings:
             "annotations": self.annotations,
             "categories": self.categories,
             "faults": [
-                {"rule": fault.rule, "list": fault.part or None, "entry": entry, "message": line}
+                {"rule": fault.rule, "list": fault.section or None, "entry": entry, "message": line}
                 for fault in self.faults
                 for entry, line in zip(fault.entries or (None,), fault.lines(), strict=True)
             ],
@@ -73,16 +67,17 @@ class Findings:
 def check_document(
     document: dict[str, Any], source: Path, images: Path | None = None, *, progress: bool = False
 ) -> Findings:
-    """Every fault of an annotation file that was read, in the order in which `load_dataset` meets them.
+    """Return every fault of an annotation file, in the order in which `load_dataset` would meet them.
 
     Args:
-        source: its file, for messages.
-        images: folder of the image files: each must be there, be readable to its last pixel and have the size that
-            the annotation file says.
-        progress: show a bar while pictures are read.
+        document: content of the file.
+        source: the file, for messages.
+        images: folder of the image files: each must exist, decode to its last pixel and have the recorded size. None
+            checks the annotations alone.
+        progress: show a progress bar while images are read.
 
     Raises:
-        ValueError: where `images` is no folder.
+        ValueError: `images` is not a folder.
     """
     faults: list[Fault] = []
     contents = examine(document, faults.append)
@@ -91,11 +86,11 @@ def check_document(
         examine_files(contents, images, faults.append)
         files = len({image.file_name for image in contents.images})
         with tqdm(total=files, desc="reading", unit="image", disable=None if progress else True) as bar:
-            examine_pictures(contents, images, faults.append, bar.update)
+            examine_pixels(contents, images, faults.append, bar.update)
     examine_objects(contents, faults.append)
     boxes = examine_boxes(contents, faults.append)
-    sizes = [len(found) if isinstance(found := document.get(part), list) else 0 for part in _COUNTED]
-    return Findings(source, tuple(faults), tuple(_notes(document, contents, boxes, images)), *sizes)
+    counts = [len(found) if isinstance(found := document.get(section), list) else 0 for section in _COUNTED]
+    return Findings(source, tuple(faults), tuple(_notes(document, contents, boxes, images)), *counts)
 
 
 _COUNTED = ("images", "annotations", "categories")
@@ -104,17 +99,20 @@ _COUNTED = ("images", "annotations", "categories")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Find every fault of a COCO annotation file: broken references, ids used twice, boxes without an area or "
-        "outside their image, missing or damaged pictures. One line for each; exit code 1 where there are any."
+        "outside their image, missing or damaged images. Print one line for each; exit with 1 if there are any."
     )
-    parser.epilog = "example: python -m tinydet.data check annotations.json --images images --fix repaired.json"
+    parser.epilog = "example: tinydet data check annotations.json --images images --fix repaired.json"
     parser.add_argument("source", type=Path, help="COCO annotation file (.json or .json.gz), or a folder with images/")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="read these pictures too; default: images/ of a folder, else none"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="also read every image in this folder; default: images/ if SOURCE is a folder, otherwise none",
     )
     parser.add_argument(
-        "--fix", type=Path, metavar="FILE", help="write a repaired copy there and say what was done; default: none"
+        "--fix", type=Path, metavar="FILE", help="write a repaired copy to FILE and list the repairs; default: none"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was found; default: nowhere")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings to FILE as JSON; default: none")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,51 +127,54 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     categories = f"{findings.categories:,} categor{'y' if findings.categories == 1 else 'ies'}"
     size = f"{findings.images:,} images, {findings.annotations:,} annotations, {categories}"
-    read = "pictures read" if images is not None else "pictures not read (--images DIR)"
-    print(f"{source}: {_counted(findings)} in {size}; {read}")
+    read = "images read" if images is not None else "images not read (--images DIR)"
+    print(f"{source}: {_summary(findings)} in {size}; {read}")
     for note in findings.notes:
         print(f"note: {note}")
     report = findings.to_json()
     if args.fix is not None:
-        report["repairs"] = done = mend(document, source, images, list(findings.faults))
+        report["repairs"] = done = repair_document(document, source, images, list(findings.faults))
         write_document(args.fix, document)
         for line in done:
             print(f"repaired: {line}")
-        left = f"{len(document['images']):,} images, {len(document['annotations']):,} annotations"
-        print(f"{args.fix}: written, {left}")
+        print(f"{args.fix}: wrote {len(document['images']):,} images, {len(document['annotations']):,} annotations")
     if args.json is not None:
         write_json(args.json, report)
     return 1 if findings.faults and args.fix is None else 0
 
 
-def _counted(findings: Findings) -> str:
+def _entry_count(fault: Fault) -> int:
+    return max(len(fault.entries), 1)  # 1 for the file itself
+
+
+def _summary(findings: Findings) -> str:
     if not findings.faults:
-        return "no fault"
-    kinds = ", ".join(f"{max(len(fault.entries), 1):,} {fault.rule}" for fault in findings.faults)
-    return f"{findings.count:,} fault{'s' * (findings.count > 1)} ({kinds})"
+        return "no faults"
+    rules = ", ".join(f"{_entry_count(fault):,} {fault.rule}" for fault in findings.faults)
+    return f"{findings.count:,} fault{'s' * (findings.count > 1)} ({rules})"
 
 
 def _notes(document: dict[str, Any], contents: Contents, boxes: Boxes, folder: Path | None) -> Iterator[str]:
     rows, images = contents.rows, contents.images
-    if count := int(boxes.cut.sum()):
-        yield f"{count:,} boxes reach outside their image; reading clips them"
+    if count := int(boxes.clipped.sum()):
+        yield f"{count:,} boxes reach outside their image; they are clipped when the file is read"
     if count := int((rows.ignore & ~boxes.inside).sum()):
-        yield f"{count:,} ignore regions have no area in their image; reading leaves them out"
-    repeated = np.column_stack([rows.image, rows.category, rows.xywh])
-    if count := len(repeated) - len(np.unique(repeated, axis=0)):
+        yield f"{count:,} ignore regions have no area in their image; they are dropped when the file is read"
+    unique = np.unique(np.column_stack([rows.image, rows.category, rows.xywh]), axis=0)
+    if count := len(rows.id) - len(unique):
         yield f"{count:,} annotations repeat another: the same image, category and box"
     if count := len(images) - len(np.unique(rows.image)):
         yield f"{count:,} images have no annotation"
     used = np.bincount(rows.category, minlength=len(contents.categories))
     if unused := [name for (_, name), times in zip(contents.categories, used.tolist(), strict=True) if not times]:
         shown = ", ".join(unused[:6]) + (f" and {len(unused) - 6} more" if len(unused) > 6 else "")
-        yield f"no annotation is of category {shown}, which reading takes for a class"
-    whole = [image.file_name for image in images if image.corner is None and image.file_name]
-    if count := len(whole) - len(set(whole)):
-        yield f"{count:,} images name a file that another names too"
+        yield f"no annotation is of category {shown}, which counts as a class nevertheless"
+    names = [image.file_name for image in images if image.corner is None and image.file_name]
+    if count := len(names) - len(set(names)):
+        yield f"{count:,} images have the same file as another"
     entries = [document["annotations"][n] for n in rows.entry.tolist()]
     for key in ("area", "iscrowd"):
         if count := sum(key not in entry for entry in entries):
-            yield f"{count:,} annotations have no {key!r}, which pycocotools asks for; --fix fills it in"
+            yield f"{count:,} annotations have no {key!r}, which pycocotools needs; --fix adds it"
     if folder is not None and (count := len(set(list_images(folder)) - {Path(image.file_name) for image in images})):
-        yield f"{count:,} picture files in {folder} are in no image of the file"
+        yield f"{count:,} image files in {folder} are not listed in the file"

@@ -1,7 +1,8 @@
-"""COCO-format data sets: read once, checked whole, held as flat arrays.
+"""COCO datasets: read once, checked completely, held as flat arrays.
 
-The format is https://cocodataset.org/#format-data with two flags for each annotation: `iscrowd`, and `ignore` of
-TinyPerson and its relatives. Either makes the box an ignore region: nothing to find there, and nothing to punish.
+The format is https://cocodataset.org/#format-data, with two flags per annotation: `iscrowd`, and `ignore` as in
+TinyPerson. Either one makes the box an ignore region: there is nothing to detect, and detections there are not
+penalized.
 """
 
 from __future__ import annotations
@@ -9,22 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.data.coco_rules import (
-    Fault,
-    ImageRecord,
-    Report,
-    examine,
-    examine_boxes,
-    examine_files,
-    examine_objects,
-    misfit,
-    read_document,
-)
+from tinydet.data.coco_entries import raise_first
+from tinydet.data.coco_rules import ImageRecord, examine, examine_boxes, examine_objects, read_document
+from tinydet.data.image_checks import check_folder, examine_files, size_mismatch
 from tinydet.runtime.scenes import read_image
 
 __all__ = [
@@ -32,18 +25,17 @@ __all__ = [
     "Annotations",
     "Dataset",
     "ImageRecord",
-    "check_folder",
+    "build_dataset",
     "find_dataset",
     "load_dataset",
     "read_pixels",
-    "refusing",
 ]
 
-ANNOTATION_NAMES = ("annotations.json", "annotations.json.gz")  # of a COCO folder, beside `images/`
+ANNOTATION_NAMES = ("annotations.json", "annotations.json.gz")  # in a COCO folder, next to `images/`
 
 
 class Annotations(NamedTuple):
-    """The boxes of one image: (M, 4) xyxy in its pixels, (M,) class indices, ignore flags, areas as written."""
+    """Boxes of one image: (M, 4) xyxy in its pixels, (M,) class indices, ignore flags and areas as written."""
 
     boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
@@ -53,20 +45,20 @@ class Annotations(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A checked data set; `boxes`, `labels`, `image_index`, `ignore` and `areas` are parallel and sorted by image.
+    """A checked dataset; `boxes`, `labels`, `image_index`, `ignore` and `areas` are parallel and sorted by image.
 
     Attributes:
-        images: ascending id, with or without boxes.
-        image_dir: folder of the image files; None where only annotations were given.
+        images: by ascending id, with or without boxes.
+        image_dir: folder of the image files; None if only annotations were given.
         source: the annotation file.
         classes: names of the selected classes.
         category_ids: their COCO ids, ascending, parallel to `classes`.
         boxes: (M, 4) xyxy, pixels, inside the image.
-        labels: (M,) index into `classes`; -1 for an ignore region that belongs to no class and so counts for all.
+        labels: (M,) index into `classes`; -1 for an ignore region without a class, which applies to all classes.
         image_index: (M,) index into `images`, ascending.
         ignore: (M,) true for ignore regions.
-        areas: (M,) square pixels of the boxes as written, what lies outside the image included.
-        clipped: how many of the boxes reached outside their image in the file.
+        areas: (M,) square pixels of the boxes as written, including the part outside the image.
+        clipped: number of boxes that reached outside their image in the file.
     """
 
     images: tuple[ImageRecord, ...]
@@ -83,19 +75,19 @@ class Dataset:
 
     @property
     def objects(self) -> NDArray[np.bool_]:
-        """(M,) true for the boxes that are objects to find."""
+        """(M,) true for objects to detect, false for ignore regions."""
         return ~self.ignore
 
     def of_image(self, i: int) -> Annotations:
-        """The boxes of `images[i]`, in the order of the file (views, not copies)."""
-        here = slice(*np.searchsorted(self.image_index, (i, i + 1)).tolist())
-        return Annotations(self.boxes[here], self.labels[here], self.ignore[here], self.areas[here])
+        """Return the boxes of `images[i]`, in the order of the file (views, not copies)."""
+        rows = slice(*np.searchsorted(self.image_index, (i, i + 1)).tolist())
+        return Annotations(self.boxes[rows], self.labels[rows], self.ignore[rows], self.areas[rows])
 
     def image_path(self, i: int) -> Path:
-        """The file of `images[i]`.
+        """Return the file of `images[i]`.
 
         Raises:
-            ValueError: where the data set was loaded without an image folder.
+            ValueError: the dataset was loaded without an image folder.
         """
         if self.image_dir is None:
             raise ValueError(f"{self.source} was loaded without its images; name their folder with --images DIR")
@@ -103,10 +95,10 @@ class Dataset:
 
 
 def find_dataset(folder: Path) -> tuple[Path, Path]:
-    """The annotation file and the image folder of a COCO folder.
+    """Return the annotation file and the image folder of a COCO folder.
 
     Raises:
-        ValueError: what is missing, and how to name the two apart.
+        ValueError: one of them is missing, or there are two annotation files.
     """
     folder = Path(folder)
     otherwise = "or name the two apart with --annotations FILE --images DIR"
@@ -124,29 +116,37 @@ def find_dataset(folder: Path) -> tuple[Path, Path]:
 
 
 def load_dataset(annotations: Path, images: Path | None = None, *, categories: Sequence[str] | None = None) -> Dataset:
-    """Read and check an annotation file (`.json` or `.json.gz`), or a COCO folder with both parts.
+    """Read and check an annotation file (`.json` or `.json.gz`), or a COCO folder with annotations and images.
 
-    Classes: without `categories`, every category of the file but those whose annotations are all ignored (such
-    as `dont_care`); the regions of these count for every class, with `categories` too. Of the categories not
-    selected nothing else is kept. A category without annotations is a class; a file without annotations loads.
+    Classes: by default every category of the file, except those whose annotations are all ignored (such as
+    `dont_care`). The regions of such a category apply to every class, also with `categories`. Annotations of the
+    other unselected categories are dropped. A category without annotations is a class; a file without annotations
+    loads.
 
-    Boxes: clipped to the image and counted. An object's box must have a width, a height and a part inside its
-    image; an ignore region that has none of it is dropped without a word, for it changes nothing. Only these
-    two rules are not asked of unselected categories.
+    Boxes are clipped to the image and counted. The box of an object must have a width, a height and a part inside its
+    image; an ignore region that does not is dropped silently because it has no effect. These two rules do not apply
+    to unselected categories.
 
     Args:
-        images: folder that `file_name` is relative to; every file must be there. None: boxes only.
+        images: folder that `file_name` is relative to; every file must exist. None loads boxes only.
         categories: names of the classes to keep, in any order.
 
     Raises:
-        ValueError: the first fault of the first kind found and how many there are like it, naming file, id,
-            rule and way out.
+        ValueError: the file breaks a rule. The message names the file, the first entry at fault, the number of
+            others and what to do.
     """
     source = Path(annotations)
     if images is None and source.is_dir():
         source, images = find_dataset(source)
-    report = refusing(source)
-    contents = examine(read_document(source), report)
+    return build_dataset(read_document(source), source, images, categories=categories)
+
+
+def build_dataset(
+    document: dict[str, Any], source: Path, images: Path | None = None, *, categories: Sequence[str] | None = None
+) -> Dataset:
+    """Check the content of the annotation file `source` and return it as arrays; see `load_dataset`."""
+    report = raise_first(source)
+    contents = examine(document, report)
     if images is not None:
         images = Path(images)
         check_folder(source, images)
@@ -177,22 +177,22 @@ def load_dataset(annotations: Path, images: Path | None = None, *, categories: S
         image_index=rows.image[order],
         ignore=rows.ignore[order],
         areas=rows.xywh[order, 2:].prod(axis=1),
-        clipped=int((boxes.cut & inside).sum()),
+        clipped=int((boxes.clipped & inside).sum()),
     )
 
 
 def read_pixels(dataset: Dataset, i: int) -> NDArray[np.uint8]:
-    """The pixels of `images[i]`: (H, W, 3) RGB, whatever the file holds (grey, 16-bit, an alpha band).
+    """Return the pixels of `images[i]`: (H, W, 3) RGB, also from grayscale, 16-bit or RGBA files.
 
     Raises:
-        ValueError: where the file is unreadable, or of another size than the annotation file says.
+        ValueError: the file is unreadable, or its size contradicts the annotation file.
     """
     record, path = dataset.images[i], dataset.image_path(i)
     pixels = read_image(path)
     height, width = pixels.shape[:2]
-    if (what := misfit(record, width, height)) is not None:
+    if (recorded := size_mismatch(record, width, height)) is not None:
         raise ValueError(
-            f"{path} is {width}x{height} pixels, but image {record.id} of {dataset.source} {what}; "
+            f"{path} is {width}x{height} pixels, but image {record.id} of {dataset.source} {recorded}; "
             "its boxes would be misplaced: correct the one that is wrong"
         )
     if (width, height) == (record.width, record.height):
@@ -202,30 +202,10 @@ def read_pixels(dataset: Dataset, i: int) -> NDArray[np.uint8]:
     return pixels[y1:y2, x1:x2]
 
 
-def refusing(source: Path) -> Report:
-    """A report that raises the first fault it hears, as ValueError naming `source`."""
-
-    def refuse(fault: Fault) -> None:
-        raise ValueError(f"{source}: {fault.first()}")
-
-    return refuse
-
-
-def check_folder(source: Path, folder: Path) -> None:
-    """Refuse a folder of images that is none.
-
-    Raises:
-        ValueError: naming it, and the annotation file that it belongs to.
-    """
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise ValueError(f"{folder}: the image folder of {source} {what}; check --images")
-
-
 def _select(
     source: Path, table: Sequence[tuple[int, str]], ignored_only: NDArray[np.bool_], categories: Sequence[str] | None
 ) -> NDArray[np.bool_]:
-    """Which categories are classes, parallel to `table`."""
+    """(C,) true for the categories that become classes, parallel to `table`."""
     if categories is None:
         return ~ignored_only
     names = [name for _, name in table]

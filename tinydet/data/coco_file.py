@@ -1,7 +1,8 @@
-"""Annotation files with all of their fields, for the tools that write one data set from another.
+"""Annotation files with all of their fields, for tools that write one dataset from another.
 
-A `Dataset` holds what training and scoring look at. A tool must also carry over what it does not know: licences, flags
-of TinyPerson, the visible boxes of CityPersons. So it changes the entries of the file, which the reader has checked.
+A `Dataset` holds what training and scoring use. A tool must also carry over fields that it does not know: licenses,
+flags of TinyPerson, visible boxes of CityPersons. It therefore edits the entries of the file itself, after the checks
+of `load_dataset`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path
-from tinydet.data.coco import Dataset, load_dataset, read_pixels
+from tinydet.data.coco import Dataset, build_dataset, find_dataset, read_pixels
 from tinydet.data.coco_rules import read_document
 
 Entry = dict[str, Any]  # an image or an annotation, as written
-VISIBLE_BOXES = ("vis_bbox", "vis")  # x, y, width, height of what is seen of an object (CityPersons)
+VISIBLE_BOXES = ("vis_bbox", "vis")  # x, y, width, height of the visible part of an object (CityPersons)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +31,8 @@ class Document:
     """A checked annotation file.
 
     Attributes:
-        content: the JSON of the file.
-        dataset: the same as arrays; its images are sorted by id, those of `content` are in the order of the file.
+        content: the JSON of the file, with images in the order of the file.
+        dataset: the same as arrays, with images sorted by id.
     """
 
     content: dict[str, Any]
@@ -39,32 +40,34 @@ class Document:
 
     @property
     def images(self) -> list[Entry]:
+        """Image entries in the order of the file."""
         return self.content["images"]  # type: ignore[no-any-return]
 
     @property
     def is_cut(self) -> bool:
-        """Whether this is a corner file: an image is a part of the picture that it names."""
+        """True for a corner file, whose images are tiles of the image files."""
         return any(record.corner is not None for record in self.dataset.images)
 
     def annotations(self, image: Entry) -> list[Entry]:
-        """The annotations of an image, in the order of the file."""
+        """Return the annotations of an image, in the order of the file."""
         return self._by_image.get(int(image["id"]), [])
 
     def pixels(self, image: Entry) -> NDArray[np.uint8]:
-        """(H, W, 3) RGB.
+        """Return the pixels of an image: (H, W, 3) RGB.
 
         Raises:
-            ValueError: where the file is unreadable, or of another size than the annotation file says.
+            ValueError: the file is unreadable, or its size contradicts the annotation file.
         """
-        return read_pixels(self.dataset, self._place[int(image["id"])])
+        return read_pixels(self.dataset, self._index[int(image["id"])])
 
     def image_path(self, image: Entry) -> Path:
-        return self.dataset.image_path(self._place[int(image["id"])])
+        return self.dataset.image_path(self._index[int(image["id"])])
 
     def rewritten(self, images: list[Entry], annotations: list[Entry]) -> dict[str, Any]:
-        """The content with other images and annotations.
+        """Return the content with other images and annotations.
 
-        A category of ignore regions that lost all of them goes too: without annotations it would pass for a class.
+        A category that had only ignore regions is removed with the last of them; without annotations it would be
+        taken for a class.
         """
         used = {int(entry["category_id"]) for entry in annotations}.union(self.dataset.category_ids)
         categories = [entry for entry in self.content["categories"] if int(entry["id"]) in used]
@@ -72,53 +75,58 @@ class Document:
 
     @cached_property
     def _by_image(self) -> dict[int, list[Entry]]:
+        """Annotations by image id."""
         found = defaultdict(list)
         for entry in self.content["annotations"]:
             found[int(entry["image_id"])].append(entry)
         return dict(found)
 
     @cached_property
-    def _place(self) -> dict[int, int]:
+    def _index(self) -> dict[int, int]:
+        """Index into `dataset.images` by image id."""
         return {record.id: n for n, record in enumerate(self.dataset.images)}
 
 
-def load_document(source: Path, images: Path | None = None, *, pieces: bool = False) -> Document:
-    """Read and check an annotation file or a COCO folder, as `load_dataset` does, and keep all of it.
+def load_document(source: Path, images: Path | None = None, *, allow_corner_file: bool = False) -> Document:
+    """Read and check an annotation file or a COCO folder, as `load_dataset` does, and keep all of its fields.
 
     Args:
-        pieces: whether a corner file, whose images are pieces of pictures, will do too.
+        allow_corner_file: accept a corner file, whose images are tiles of the image files.
 
     Raises:
-        ValueError: as `load_dataset`; a corner file where none will do.
+        ValueError: as `load_dataset`; or it is a corner file and those are not allowed.
     """
-    dataset = load_dataset(source, images)
-    document = Document(read_document(dataset.source), dataset)
-    if document.is_cut and not pieces:
+    source = Path(source)
+    if images is None and source.is_dir():
+        source, images = find_dataset(source)
+    content = read_document(source)
+    document = Document(content, build_dataset(content, source, images))
+    if document.is_cut and not allow_corner_file:
         raise ValueError(
-            f"{dataset.source}: a corner file, whose images are pieces of pictures; use the annotation file of the "
-            "whole pictures, or write the pieces first: tinydet data cut CORNERS.json --images DIR --output FOLDER"
+            f"{source}: a corner file, whose images are tiles of the image files; use the annotation file of the full "
+            "images, or write the tiles first: tinydet data cut CORNERS.json --images DIR --output FOLDER"
         )
     return document
 
 
 def is_ignored(annotation: Entry) -> bool:
-    """Whether the annotation is an ignore region to the reader."""
+    """Return whether an annotation is an ignore region."""
     return bool(annotation.get("ignore") or annotation.get("iscrowd"))
 
 
 def boxes_of(annotations: list[Entry]) -> NDArray[np.float64]:
-    """(M, 4) xyxy, pixels, as written."""
+    """Return (M, 4) xyxy, pixels, as written."""
     xywh = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
     return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
 
 
 def outline(x: float, y: float, width: float, height: float) -> list[list[float]]:
-    """A box as the polygon that TinyPerson writes: from the upper left corner downwards."""
+    """Return a box as a polygon in TinyPerson's order: from the upper left corner downwards."""
     return [[x, y, x, y + height, x + width, y + height, x + width, y]]
 
 
 def write_document(path: Path, content: dict[str, Any]) -> None:
-    """Write an annotation file, atomically; `.gz` compresses it."""
+    """Write an annotation file atomically; compress it if the name ends with `.gz`."""
     text = json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
         if Path(path).suffix == ".gz":

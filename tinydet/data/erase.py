@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tinydet.data.coco_file import Document, Entry, boxes_of, load_document, write_document
 from tinydet.data.output_folder import (
     JPEG_QUALITY,
-    PictureFolder,
+    ImageWriter,
     add_source_arguments,
     choose_output,
     is_annotation_file,
@@ -115,7 +115,7 @@ def write_erased(
 
     Args:
         spare_objects: keep the pixels of objects inside regions.
-        form, quality: format of the images, see `PictureFolder`.
+        form, quality: format of the images, see `ImageWriter`.
 
     Returns:
         The number of objects that lost at least half of their pixels.
@@ -126,7 +126,7 @@ def write_erased(
     hidden = 0
     kept = Document(erased.content, document.dataset)
     with new_folder(folder) as work:
-        pictures = PictureFolder(work / "images", form, quality)
+        pictures = ImageWriter(work / "images", form, quality)
         images = []
         for image in tqdm(kept.images, desc="erase", unit="image", disable=None):
             regions = erased.regions.get(int(image["id"]), np.zeros((0, 4)))

@@ -1,6 +1,6 @@
-"""What the tools share that write one data set from another: arguments, where the result goes, its pictures.
+"""Where the tools that write one dataset from another put the result: arguments, the new folder, its images.
 
-A result is a COCO folder (`annotations.json` and `images/`), or an annotation file alone. Either is whole or absent.
+A result is a COCO folder (`annotations.json` and `images/`) or an annotation file. It appears only once it is complete.
 """
 
 from __future__ import annotations
@@ -19,33 +19,40 @@ from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset
 
-JPEG_QUALITY = 100  # with full colour resolution: an object of a few pixels has no detail to give away
+JPEG_QUALITY = 100  # with full color resolution: objects of a few pixels have no detail to lose
 FORMATS = ("same", "png", "jpg")
 _LOSSY = (".jpg", ".jpeg")
-_KEPT = (*_LOSSY, ".png")  # formats whose files every framework reads
+_KEPT = (*_LOSSY, ".png")  # formats that every framework reads
 
 
 def add_source_arguments(parser: argparse.ArgumentParser, word: str) -> None:
-    """The arguments that every such tool has; `word` names its default output."""
+    """Add the arguments that all these tools share; `word` is part of the default output name."""
     parser.add_argument("source", type=Path, help="COCO folder, or an annotation file (.json or .json.gz)")
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="image folder of an annotation file; default: annotations only"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="image folder if SOURCE is an annotation file; default: process annotations only",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="PATH",
-        help="new COCO folder, or an annotation file for annotations only; "
+        help="new COCO folder, or an annotation file to write annotations only; "
         f"default: SOURCE-{word} or, without images, SOURCE.{word}.json",
     )
     parser.add_argument(
         "--format",
         choices=FORMATS,
         default="same",
-        help="of the pictures; default: same (JPEG stays JPEG, all else becomes PNG)",
+        help="file format of the images; default: same (JPEG stays JPEG, everything else becomes PNG)",
     )
     parser.add_argument(
-        "--jpeg-quality", type=int, default=JPEG_QUALITY, metavar="Q", help=f"1 to 100; default: {JPEG_QUALITY}"
+        "--jpeg-quality",
+        type=int,
+        default=JPEG_QUALITY,
+        metavar="Q",
+        help=f"quality of JPEG images, 1 to 100; default: {JPEG_QUALITY}",
     )
 
 
@@ -54,10 +61,13 @@ def is_annotation_file(path: Path) -> bool:
 
 
 def choose_output(source: Path, dataset: Dataset, output: Path | None, word: str) -> Path:
-    """Where the result goes: a new folder, or a file for the annotations alone.
+    """Return where the result goes: a new folder, or a file for annotations only.
+
+    Args:
+        output: chosen by the user; None makes up a name from `source` and `word`.
 
     Raises:
-        ValueError: a folder where there are no images or that has something in it; the source itself.
+        ValueError: the output is the source, a folder that is not empty, or a folder for a dataset without images.
     """
     if output is None:
         base = Path(os.path.abspath(source)) if source.is_dir() else source
@@ -70,7 +80,7 @@ def choose_output(source: Path, dataset: Dataset, output: Path | None, word: str
     if dataset.image_dir is None:
         raise ValueError(
             f"{output} would be a COCO folder, but {dataset.source} was given without images; name their folder with "
-            "--images DIR, or an output .json for the annotations alone"
+            "--images DIR, or an output .json to write annotations only"
         )
     _check_new(output)
     return output
@@ -78,11 +88,11 @@ def choose_output(source: Path, dataset: Dataset, output: Path | None, word: str
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed to it when the block succeeds, removed otherwise.
+    """Yield a temporary folder next to `path`; rename it to `path` if the block succeeds, otherwise remove it.
 
     Raises:
-        ValueError: where `path` has something in it.
-        OSError: where it cannot be written.
+        ValueError: `path` is a file or a folder that is not empty.
+        OSError: `path` cannot be written.
     """
     path = Path(os.path.abspath(path))
     _check_new(path)
@@ -93,30 +103,32 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield work
         if path.is_dir():
-            path.rmdir()  # empty, as was checked; rename does not replace a folder everywhere
+            path.rmdir()  # it is empty; not every platform renames over an existing folder
         work.rename(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-class PictureFolder:
-    """Pictures of a new data set, each under a name of its own.
+class ImageWriter:
+    """Write the images of a new dataset to a new folder, each under a unique name.
 
     Args:
+        folder: created by the constructor.
         form: one of `FORMATS`.
+        quality: of JPEG images, 1 to 100.
     """
 
     def __init__(self, folder: Path, form: str = "same", quality: int = JPEG_QUALITY) -> None:
         if form not in FORMATS:
-            raise ValueError(f"pictures are written as {', '.join(FORMATS)}, not {form!r}")
+            raise ValueError(f"the image format must be one of {', '.join(FORMATS)}, got {form!r}")
         if not 1 <= quality <= 100:
-            raise ValueError(f"the quality of a JPEG is 1 to 100, got {quality}")
+            raise ValueError(f"the JPEG quality must be 1 to 100, got {quality}")
         self.folder, self.form, self.quality = folder, form, quality
         self._taken: set[str] = set()
         folder.mkdir()
 
     def write(self, name: str, pixels: NDArray[np.uint8]) -> str:
-        """Write (H, W, 3) RGB; returns the file name, `name` with the suffix of the format."""
+        """Write (H, W, 3) RGB and return the file name: `name` with the suffix of the format."""
         suffix = PurePosixPath(name).suffix
         if self.form != "same":
             suffix = f".{self.form}"
@@ -124,23 +136,24 @@ class PictureFolder:
             suffix = ".png"
         options = []
         if suffix.lower() in _LOSSY:
-            full_colour = cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
-            options = [cv2.IMWRITE_JPEG_QUALITY, self.quality, *full_colour]
-        coded, content = cv2.imencode(suffix, pixels[..., ::-1], options)
-        if not coded:
+            full_color = cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+            options = [cv2.IMWRITE_JPEG_QUALITY, self.quality, *full_color]
+        encoded, content = cv2.imencode(suffix, pixels[..., ::-1], options)
+        if not encoded:
             height, width = pixels.shape[:2]
             raise ValueError(f"{name}: {width}x{height} pixels cannot be written as {suffix}; choose another --format")
-        path, chosen = self._new(name, suffix)
+        path, file_name = self._reserve(name, suffix)
         path.write_bytes(content.tobytes())
-        return chosen
+        return file_name
 
     def copy(self, name: str, source: Path) -> str:
-        """Take over a file as it is."""
-        path, chosen = self._new(name, PurePosixPath(name).suffix)
+        """Copy a file unchanged and return its file name."""
+        path, file_name = self._reserve(name, PurePosixPath(name).suffix)
         shutil.copyfile(source, path)
-        return chosen
+        return file_name
 
-    def _new(self, name: str, suffix: str) -> tuple[Path, str]:
+    def _reserve(self, name: str, suffix: str) -> tuple[Path, str]:
+        """Return an unused path and its file name, relative to the folder."""
         relative = PurePosixPath(name.replace("\\", "/"))
         if relative.is_absolute() or ".." in relative.parts:
             raise ValueError(f"file_name {name!r} leaves the image folder; write it relative to that folder")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tinydet.data.coco_file import VISIBLE_BOXES, Document, Entry, load_document, outline, write_document
 from tinydet.data.output_folder import (
     JPEG_QUALITY,
-    PictureFolder,
+    ImageWriter,
     add_source_arguments,
     choose_output,
     is_annotation_file,
@@ -146,13 +146,13 @@ def write_rescaled(
     Args:
         content: result of `rescale_document` or `resize_document`.
         filter: see `resample`.
-        form, quality: format of the images, see `PictureFolder`.
+        form, quality: format of the images, see `ImageWriter`.
 
     Raises:
         ValueError: an image cannot be read, or `folder` is not empty.
     """
     with new_folder(folder) as work:
-        pictures = PictureFolder(work / "images", form, quality)
+        pictures = ImageWriter(work / "images", form, quality)
         images = []
         pairs = zip(document.images, content["images"], strict=True)
         for old, new in tqdm(pairs, desc="rescale", unit="image", total=len(document.images), disable=None):

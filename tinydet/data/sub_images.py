@@ -31,7 +31,7 @@ from tinydet.data.coco_file import (
 )
 from tinydet.data.output_folder import (
     JPEG_QUALITY,
-    PictureFolder,
+    ImageWriter,
     add_source_arguments,
     choose_output,
     is_annotation_file,
@@ -136,14 +136,14 @@ def write_tiles(
     Args:
         document: the uncut dataset, or the corner file itself.
         corners: result of `cut_document`, or the content of the corner file.
-        form, quality: format of the images, see `PictureFolder`.
+        form, quality: format of the images, see `ImageWriter`.
 
     Raises:
         ValueError: an image cannot be read, or `folder` is not empty.
     """
     images = []
     with new_folder(folder) as work:
-        pictures = PictureFolder(work / "images", form, quality)
+        pictures = ImageWriter(work / "images", form, quality)
         tiles = tqdm(_tiles_with_pixels(document, corners), "cut", len(corners["images"]), unit="tile", disable=None)
         for tile, pixels in tiles:
             path = PurePosixPath(tile["file_name"])
@@ -190,7 +190,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Cut the dataset and return a summary."""
-    document = load_document(args.source, args.images, pieces=True)
+    document = load_document(args.source, args.images, allow_corner_file=True)
     output = choose_output(args.source, document.dataset, args.output, "cut")
     if document.is_cut:
         source = document.dataset.source

@@ -12,6 +12,7 @@ from tinydet._internal.arguments import names
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.json_files import read_json
 from tinydet.evaluate.diagnosis import diagnose
 from tinydet.evaluate.plots import write_plots
 from tinydet.evaluate.protocols import PROTOCOLS, Protocol, choose_protocol
@@ -19,7 +20,6 @@ from tinydet.evaluate.report import format_errors, format_scores
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
 from tinydet.evaluate.sub_images import corners_by_file, merge_sub_images
-from tinydet.evaluate.tables import read_json
 from tinydet.runtime.bundled import BUNDLED, model_path
 
 if TYPE_CHECKING:

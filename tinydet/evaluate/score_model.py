@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinydet._internal.json_files import read_json
 from tinydet.evaluate.protocols import Protocol, choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.sub_images import merge_sub_images
-from tinydet.evaluate.tables import read_json
 
 if TYPE_CHECKING:
     from tinydet.data.coco import Dataset

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.evaluate.tables import tabulate_boxes
+from tinydet.data.coco_entries import Entries, raise_first
 from tinydet.geometry.boxes import iou_by_coordinates
 from tinydet.geometry.nms import resolve
 from tinydet.geometry.overlaps import candidate_pairs
@@ -72,7 +72,7 @@ def merge_sub_images(
                 "give the corner file of the sub-images that the detections were made on"
             )
     entries = sorted(detections, key=lambda entry: place[entry["image_id"]])  # stable
-    xywh = tabulate_boxes(entries, sources[1])
+    xywh, _ = Entries("results", entries, raise_first(sources[1])).boxes()
     shift = np.array([offset[entry["image_id"]] for entry in entries], np.float64).reshape(-1, 2)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) + np.tile(shift, 2)
     images = [image_of[entry["image_id"]] for entry in entries]

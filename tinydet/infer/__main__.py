@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tinydet._internal.arguments import integers, names_from, number_or_auto
 from tinydet._internal.command import command
 from tinydet.infer.auto_options import choose_overlap
+from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
@@ -23,7 +24,7 @@ from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import OVERLAP
 from tinydet.runtime.read_ahead import READERS
-from tinydet.runtime.scenes.sources import Source, coco_sources, find_sources
+from tinydet.runtime.scenes.sources import Source, find_sources
 from tinydet.runtime.stitch import MERGES
 from tinydet.runtime.writers import FORMATS, is_device
 

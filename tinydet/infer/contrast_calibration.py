@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.data.coco_file import boxes_of, is_ignored
+from tinydet.infer.coco_images import load_images
 from tinydet.infer.contrast_filter import ContrastFilter, contrast, spots
 from tinydet.runtime.plan import OVERLAP, plan_tiles
 from tinydet.runtime.scan import Progress
 from tinydet.runtime.scenes import Scene, open_scene
-from tinydet.runtime.scenes.sources import coco_sources
 from tinydet.spec import ModelSpec
 
 RECALL = 0.995  # of the objects of the calibration set
@@ -75,27 +74,26 @@ def measure_contrasts(
 
     Args:
         annotations: COCO file.
-        images: folder of its images; see `coco_sources` for the default.
+        images: folder of its images; see `load_images` for the default.
         bands: 1-based band indices to read, see `open_scene`.
         progress: called with 1 after each image.
 
     Raises:
-        ValueError: the file is not a COCO file, or has no objects.
+        ValueError: as `load_images`, or the file has no objects.
     """
     size = DEFAULT_SIZE if spec.object_sizes is None else spec.object_sizes[1]
-    sources = coco_sources(annotations, images)
-    truth = _boxes_by_image(annotations)
+    document = load_images(annotations, images)
     tile_contrasts: list[int] = []
     object_contrasts: list[int] = []
     changes: list[int] = []
-    for source in sources:
-        with open_scene(source.path, stretch=spec.stretch, bands=bands) as scene:
+    for image in document.images:
+        with open_scene(document.image_path(image), stretch=spec.stretch, bands=bands) as scene:
             plan = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)
             in_scene = [
                 contrast(scene.read(tile.x, tile.y, tile.width, tile.height, plan.content_size), size)
                 for tile in plan.grid.tiles
             ]
-            boxes = truth.get(source.image_id, ())
+            boxes = boxes_of([entry for entry in document.annotations(image) if not is_ignored(entry)])
             changes += [_change_by(scene, box, size, scale) for box in boxes]
         tile_contrasts += in_scene
         bounds = plan.grid.bounds(np.arange(len(plan.grid)))
@@ -191,21 +189,3 @@ def _tiles_of(bounds: NDArray[np.float64], box: NDArray[np.float64]) -> list[int
     if not chosen.any():
         chosen = (bounds[:, :2] < box[2:]).all(axis=1) & (bounds[:, 2:] > box[:2]).all(axis=1)
     return [int(i) for i in np.flatnonzero(chosen)]
-
-
-def _boxes_by_image(path: Path) -> dict[int, list[NDArray[np.float64]]]:
-    """Return the xyxy boxes of each image without those marked `ignore` or `iscrowd`."""
-    data = path.read_bytes()
-    document = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    boxes: dict[int, list[NDArray[np.float64]]] = {}
-    try:
-        for entry in document.get("annotations", []):
-            if entry.get("ignore") or entry.get("iscrowd"):
-                continue
-            x, y, width, height = map(float, entry["bbox"])
-            boxes.setdefault(int(entry["image_id"]), []).append(np.array([x, y, x + width, y + height]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: an annotation without image_id and bbox ({error!r}); see tinydet data check"
-        ) from error
-    return boxes

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 
 import pytest
 
-from tinydet.runtime.scenes.sources import Source, coco_sources, find_sources, is_stream
+from tinydet.runtime.scenes.sources import Source, find_sources, is_stream
 
 
 @pytest.fixture
@@ -81,43 +79,3 @@ def test_a_source_without_scenes_is_refused(flight: Path, word: str, message: st
     Path("empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         find_sources([word])
-
-
-@pytest.mark.parametrize("compress", [bytes, gzip.compress])
-def test_a_coco_file_gives_its_images_and_their_ids(flight: Path, compress: type) -> None:
-    images = [{"id": 40, "file_name": "b.JPG"}, {"id": 7, "file_name": "deep/c.png"}]
-    Path("set.json").write_bytes(compress(json.dumps({"images": images}).encode()))
-    sources = coco_sources(Path("set.json"), flight)
-    assert [(source.image_id, source.path) for source in sources] == [
-        (40, flight / "b.JPG"),
-        (7, flight / "deep/c.png"),
-    ]
-    flight.rename("images")
-    assert coco_sources(Path("set.json"))[0].path == Path("images/b.JPG")
-
-
-@pytest.mark.parametrize(
-    ("document", "message"),
-    [
-        ('{"images": [{"id": 1, "file_name": "gone.png"}]}', "names 1 of 1 images that do not exist, first .*--images"),
-        (
-            '{"images": [{"id": 1, "file_name": "a.tif"}, {"id": 1, "file_name": "b.JPG"}]}',
-            "two images have the same id",
-        ),
-        ('{"images": []}', "has no images"),
-        ('{"images": [{"id": "1", "file_name": "a.tif"}]}', "no COCO file"),
-        ("[1, 2]", "no COCO file"),
-        ("{", "no COCO file"),
-    ],
-)
-def test_an_unusable_coco_file_is_refused(flight: Path, document: str, message: str) -> None:
-    Path("set.json").write_text(document)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        coco_sources(Path("set.json"), flight)
-
-
-def test_all_images_of_a_real_dataset_are_found(shared: Path) -> None:
-    folder = shared / "data" / "hituav-val"
-    sources = coco_sources(folder / "annotations.json")
-    assert len(sources) == 100
-    assert {source.path for source in sources} == {source.path for source in find_sources([folder / "images"])}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinydet.data.coco_rules import NO_AREA, OUTSIDE, Fault, examine, examine_boxes, examine_objects
+from tinydet.data.coco_entries import Fault
+from tinydet.data.coco_rules import NO_AREA, OUTSIDE, examine, examine_boxes, examine_objects
 
 
 @dataclass

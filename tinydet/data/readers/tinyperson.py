@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tinydet.data.coco import refusing
+from tinydet.data.coco_entries import raise_first
 from tinydet.data.coco_rules import examine, read_document
 from tinydet.data.readers.coco_builder import CocoBuilder
 
@@ -34,7 +34,7 @@ def read(source: Path, *, task: str | None = None, keep_uncertain: bool = False)
         ValueError: the file or an entry is invalid; the message names it.
     """
     document = read_document(source)
-    examine(document, refusing(source))
+    examine(document, raise_first(source))
     annotations: list[dict[str, Any]] = document["annotations"]
     for annotation in annotations:
         for flag in FLAGS[1:]:

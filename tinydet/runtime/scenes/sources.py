@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import glob
-import gzip
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 IMAGES = frozenset(
     {".avif", ".bmp", ".gif", ".img", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
@@ -71,34 +68,6 @@ def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]
     ]
 
 
-def coco_sources(annotations: Path, images: Path | None = None) -> list[Source]:
-    """Return the images of a COCO file, in its order and with its image ids.
-
-    Args:
-        annotations: `.json` or gzipped `.json.gz`; only `images` is read.
-        images: folder of the images; None for the folder `images` next to the file, or the file's folder without one.
-
-    Raises:
-        ValueError: the file is not a COCO file, or two images have the same id.
-        OSError: the file or one of its images is missing.
-    """
-    entries = _image_entries(annotations)
-    folder = images
-    if folder is None:
-        folder = annotations.parent / "images"
-        folder = folder if folder.is_dir() else annotations.parent
-    sources = [Source(str(folder / entry["file_name"]), int(entry["id"])) for entry in entries]
-    missing = [source.location for source in sources if not source.path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{annotations} names {len(missing)} of {len(sources)} images that do not exist, first {missing[0]}; "
-            "--images names their folder"
-        )
-    if len({source.image_id for source in sources}) != len(sources):
-        raise ValueError(f"{annotations}: two images have the same id; correct the file (tinydet data check)")
-    return sources
-
-
 def is_stream(location: str) -> bool:
     """Return whether a location is not a file: a URL, a video device, or the number of a webcam."""
     if LOCATION.match(location) or location.startswith("/dev/video"):
@@ -133,18 +102,3 @@ def _expand(word: str) -> list[str]:
 def _is_scene(path: Path) -> bool:
     is_known = path.suffix.lower() in IMAGES | VIDEOS
     return is_known and not OUTPUT.search(path.name) and not path.name.startswith(".") and path.is_file()
-
-
-def _image_entries(path: Path) -> list[dict[str, Any]]:
-    try:
-        data = path.read_bytes()
-        document = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-        entries: list[dict[str, Any]] = document["images"]
-        for entry in entries:
-            if not (isinstance(entry["id"], int) and isinstance(entry["file_name"], str)):
-                raise TypeError("an id is a whole number, a file name a text")
-    except (ValueError, EOFError, KeyError, TypeError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: no COCO file with `images` of `id` and `file_name` ({error!r})") from error
-    if not entries:
-        raise ValueError(f"{path} has no images; name another annotation file")
-    return entries

@@ -1,0 +1,31 @@
+"""The images of a COCO file, as scenes to run a model on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinydet.data.coco_file import Document, load_document
+from tinydet.runtime.scenes.sources import Source
+
+
+def load_images(annotations: Path, images: Path | None = None) -> Document:
+    """Read and check a COCO file and its images, by the rules of `tinydet evaluate --annotations`.
+
+    Args:
+        annotations: `.json` or `.json.gz`.
+        images: folder of the image files; None for `images` next to the file, or the file's own folder without it.
+
+    Raises:
+        ValueError: the file breaks a rule, an image file is missing, or it is a corner file.
+    """
+    folder = images
+    if folder is None:
+        folder = annotations.parent / "images"
+        folder = folder if folder.is_dir() else annotations.parent
+    return load_document(annotations, folder)
+
+
+def coco_sources(annotations: Path, images: Path | None = None) -> list[Source]:
+    """Return the images of a COCO file with their ids, in the order of the file; see `load_images`."""
+    document = load_images(annotations, images)
+    return [Source(str(document.image_path(image)), int(image["id"])) for image in document.images]
