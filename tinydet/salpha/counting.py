@@ -25,9 +25,8 @@ def count_levels(
 ) -> tuple[int, ...]:
     """Count the objects of each level, finest first (Algorithm 1).
 
-    There is no IoU threshold, and anchors may extend beyond the image. Objects whose two best levels are equal within
-    float32 rounding, 0.2 to 0.5 % of real ones in full-HD frames, are decided by `best_anchors`, so that the counts
-    equal those of torchvision's `box_iou` and `argmax`.
+    There is no IoU threshold, and anchors may extend beyond the image. The counts equal those of torchvision's float32
+    `box_iou` and `argmax` over all anchors.
 
     Args:
         boxes: (M, 4) xyxy in pixels of the network's input. They are rounded to float32, as a network sees them.
@@ -40,6 +39,7 @@ def count_levels(
     inputs = check_inputs(boxes, sizes, image_index, design)
     ious = best_ious(inputs, design)
     level = ious.argmax(axis=0)
+    # Float32 may order levels differently if their IoUs are nearly equal: for 8 of the 343,204 boxes of VisDrone train.
     undecided = (ious >= ious.max(axis=0) - rounding_tolerance(inputs, design)).sum(axis=0) > 1
     if undecided.any():
         index = inputs.image_index[undecided]
