@@ -24,8 +24,9 @@ from torchvision.ops import box_iou
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.geometry.anchors import DESIGNS, AnchorDesign
-from tinydet.salpha.counting import best_anchors, count_levels
+from tinydet.salpha.counting import count_levels
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.parity import best_anchors, count_distinct_anchors
 
 DENSE_BYTES = 1 << 26  # of one IoU matrix; the dense form works through an image's boxes in steps of this size
 
@@ -87,7 +88,7 @@ def compare(
     seconds = in_turns(
         {
             "gt": lambda: count_levels(boxes, sizes, design, image_index=index),
-            "anchor": lambda: count_levels(boxes, sizes, design, image_index=index, count="anchor"),
+            "anchor": lambda: count_distinct_anchors(boxes, sizes, design, image_index=index),
             "dense": sample.dense,
         },
         args.repeats,

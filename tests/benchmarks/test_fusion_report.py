@@ -48,10 +48,10 @@ def test_a_pair_with_a_training_that_diverged_is_left_out_and_counted(report: An
     records = [training("1", 0.01, seed, 0.4) for seed in (0, 1, 2, 3)]
     records += [training("0.5", 0.01, seed, value) for seed, value in ((0, 0.5), (1, 0.5), (2, None), (3, 0.3))]
     found = report.Study(records, first_seed=0).difference("0.5")
-    assert found.pairs == pytest.approx((10, -10)) and found.verdict == "no difference is shown"
+    assert found.pairs == pytest.approx((10, -10)) and found.verdict == "no significant difference"
     report.write_report(records, tmp_path, first_seed=0, base_rate=0.01)
     page = (tmp_path / "fusion-study.md").read_text()
-    assert "3, 1 diverged" in page and "over 2 pairs: no difference is shown" in page
+    assert "3, 1 diverged" in page and "over 2 pairs, no significant difference" in page
 
 
 def test_trainings_in_different_precision_are_no_pair(report: Any, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_trainings_in_different_precision_are_no_pair(report: Any, tmp_path: Pat
     records += [training("1", 0.01, 3, 0.9, "bfloat16"), training("0.5", 0.01, 3, 0.1)]
     assert report.Study(records, first_seed=0).difference("0.5").pairs == pytest.approx((10, 10))
     page, *_ = report.write_report(records, tmp_path, first_seed=0, base_rate=0.01)
-    assert "Trained: rates in float32, fresh seeds in bfloat16 and float32." in page.read_text()
+    assert "Precision of training: rates in float32, fresh seeds in bfloat16 and float32." in page.read_text()
 
 
 def test_the_page_names_its_figures_and_they_are_there(report: Any, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_page_names_its_figures_and_they_are_there(report: Any, tmp_path: Pa
     page, *pictures = report.write_report(records, tmp_path, first_seed=0, base_rate=0.01)
     assert [p.name for p in pictures] == ["fusion-study-rates.png"]  # one pair makes no interval
     assert all(p.name in page.read_text() and p.read_bytes().startswith(b"\x89PNG") for p in pictures)
-    assert "Best at the highest rate tried" in page.read_text()
+    assert "Best at the highest learning rate tried" in page.read_text()
 
 
 def test_a_study_without_records_says_so(report: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torchvision.models.resnet import resnet18
 from tinydet.geometry.anchors import DESIGNS, RETINANET_P3P7
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.retinanet import RetinaNetP3P7
-from tinydet.salpha.counting import FusionStatistics
+from tinydet.salpha.factors import FusionStatistics
 
 
 @pytest.mark.parametrize("name", ["retinanet", "retinanet-p3p7"])

@@ -10,7 +10,7 @@ import pytest
 
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.models.checkpoint import load_checkpoint
-from tinydet.salpha.counting import estimate_alpha
+from tinydet.salpha.factors import estimate_alpha
 from tinydet.train.__main__ import main
 from tinydet.train.provenance import code_state, data_hash
 

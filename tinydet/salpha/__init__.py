@@ -1,1 +1,1 @@
-"""S-alpha: fusion factors from the annotations of a data set (Algorithm 1). numpy only."""
+"""S-alpha: fusion factors from the annotations of a dataset (Algorithm 1 of the paper)."""

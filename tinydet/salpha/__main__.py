@@ -7,15 +7,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tinydet._internal.arguments import positive_int
+from tinydet._internal.arguments import float_range, names, positive_int
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.geometry.anchors import DESIGNS, AnchorDesign
 from tinydet.runtime.plan import OVERLAP
-from tinydet.salpha.counting import ALPHA_RANGE, FusionStatistics
 from tinydet.salpha.dataset import design_of, statistics_of
+from tinydet.salpha.factors import ALPHA_RANGE, FusionStatistics
 
 
 @command("salpha")
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     design = design_of(options.detector, options.anchors)
     if options.overlap is not None and options.tile is None:
-        raise ValueError("--overlap says how far tiles overlap; name their size with --tile, or leave it out")
+        raise ValueError("--overlap needs --tile; without it whole images are counted")
     overlap = OVERLAP if options.overlap is None else options.overlap
     source = options.annotations or embedded_dataset("train")
     dataset = load_dataset(source, categories=options.categories)
@@ -38,10 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         alpha_range=options.alpha_range,
     )
     if options.json:
-        seen = {"tile": options.tile, "overlap": overlap if options.tile else None, "scale": options.scale}
-        how = {"detector": options.detector, "anchors": options.anchors, **seen, "flip": options.flip}
         values = statistics.to_json()
-        write_json(options.json, {**values, "rule": {**values["rule"], **how}, "source": dataset.source.name})
+        rule = {
+            **values["rule"],
+            "detector": options.detector,
+            "anchors": options.anchors,
+            "tile": options.tile,
+            "overlap": overlap if options.tile else None,
+            "scale": options.scale,
+            "flip": options.flip,
+        }
+        write_json(options.json, {**values, "rule": rule, "source": dataset.source.name})
     anchors = f"{options.detector}, {options.anchors} anchors"
     print(*_report(dataset, statistics, design, anchors, options.tile), sep="\n")
     return 0
@@ -50,16 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(
     dataset: Dataset, statistics: FusionStatistics, design: AnchorDesign, anchors: str, tile: int | None
 ) -> Iterator[str]:
-    """Lines for people, finest level first."""
+    """Lines of a readable report: counts by level and factors by edge, finest first."""
     inputs = f"{statistics.images:,} tiles" if tile else f"{statistics.images:,} images"
-    what = "objects" if statistics.count == "gt" else "anchors"
+    counted = "objects" if statistics.count == "gt" else "anchors"
     yield f"{dataset.source}: {statistics.boxes:,} objects ({_listed(dataset.classes)}) in {inputs}"
     if statistics.count == "gt":
-        yield f"Each object counts on the level of its best anchor ({anchors}):"
+        yield f"Objects by the level of their best anchor ({anchors}):"
     else:
-        yield f"Each anchor that is the best of some object counts once an image ({anchors}):"
+        yield f"Distinct best anchors by level, each counted once per image ({anchors}):"
     yield ""
-    yield f"level  stride  {what:>9}   share"
+    yield f"level  stride  {counted:>9}   share"
     total = max(sum(statistics.counts), 1)
     strides = design.strides[: len(statistics.levels)]
     for level, stride, count in zip(statistics.levels, strides, statistics.counts, strict=True):
@@ -68,7 +75,7 @@ def _report(
     last = len(statistics.edges) - 1
     yield "edge         raw   alpha"
     for n, (edge, raw, alpha) in enumerate(zip(statistics.edges, statistics.alpha_raw, statistics.alpha, strict=True)):
-        deepest = f"   ({statistics.levels[-1]}, which has no edge, counts with {statistics.levels[-2]})"
+        deepest = f"   ({statistics.levels[-1]} has no edge and is added to {statistics.levels[-2]})"
         yield f"{edge:<8}  {'-' if raw is None else f'{raw:.3f}':>6}  {alpha:6.3f}{deepest if n == last else ''}"
     yield ""
     yield f"alpha, finest first: {','.join(f'{alpha:.4g}' for alpha in statistics.alpha)}"
@@ -85,67 +92,63 @@ def _listed(names: Sequence[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinydet salpha",
-        description="Count objects by pyramid level and derive the fusion factors alpha (S-alpha) from the counts. "
-        "Only boxes and image sizes are read; no image, no network.",
+        description="Count the objects of each pyramid level and compute the fusion factors alpha (S-alpha) from the "
+        "counts. Only boxes and image sizes are read; no image is opened and no network is run.",
         epilog="example: python -m tinydet.salpha annotations.json --categories person --tile 640 --json salpha.json",
     )
     parser.add_argument(
         "annotations",
         nargs="?",
         type=Path,
-        help="COCO annotation file (.json or .json.gz) or a folder with one; default: the embedded training scenes",
+        help="COCO annotation file (.json or .json.gz) or a folder that holds one; default: the built-in synthetic "
+        "training set",
     )
     parser.add_argument(
-        "--detector", choices=tuple(DESIGNS), default="retinanet", help="whose anchors; default: retinanet"
+        "--detector", choices=tuple(DESIGNS), default="retinanet", help="count with its anchors; default: retinanet"
     )
     parser.add_argument(
         "--anchors",
         choices=("tinydet", "torchvision", "released"),
         default="tinydet",
-        help="laid out as here, in torchvision or in the paper's code; default: tinydet (unrounded, centred)",
+        help="anchor layout: tinydet (unrounded, centered), torchvision, or released (the paper authors' code); "
+        "default: tinydet",
     )
     parser.add_argument(
-        "--categories", type=_names, metavar="A,B", help="names of the classes to count; default: all of the file"
+        "--categories", type=names, metavar="A,B", help="names of the classes to count; default: all in the file"
     )
     parser.add_argument(
         "--count",
         choices=("gt", "anchor"),
         default="gt",
-        help="count objects, or distinct best anchors as the paper's code does; default: gt",
+        help="gt counts objects; anchor counts distinct best anchors, as the authors' code does; default: gt",
     )
     parser.add_argument(
         "--alpha-range",
-        type=_range,
+        type=float_range,
         default=ALPHA_RANGE,
         metavar="LOW,HIGH",
-        help="clamp of alpha; default: {},{}".format(*ALPHA_RANGE),
+        help="clamp alpha to this range; default: {},{}".format(*ALPHA_RANGE),
     )
     parser.add_argument(
-        "--tile", type=positive_int, help="count on square tiles of this many pixels; default: whole images"
+        "--tile",
+        type=positive_int,
+        metavar="PX",
+        help="cut images into square tiles of this many pixels and count per tile; default: whole images",
     )
     parser.add_argument(
-        "--overlap", type=int, help=f"pixels that neighbouring tiles share at least; default: {OVERLAP}"
+        "--overlap",
+        type=int,
+        metavar="PX",
+        help=f"minimum overlap of neighboring tiles in pixels, needs --tile; default: {OVERLAP}",
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="resize factor of the images; default: 1.0")
     parser.add_argument(
-        "--flip", action="store_true", help="count mirror images too; default: only the images as they are"
+        "--scale", type=float, default=1.0, help="resize factor of the images (0.5 = half size); default: 1.0"
     )
+    parser.add_argument("--flip", action="store_true", help="also count the mirror image of every input; default: off")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the counts and factors there; default: nowhere"
+        "--json", type=Path, metavar="FILE", help="also write counts and factors to this JSON file; default: none"
     )
     return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(value) for value in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected LOW,HIGH as in 0.2,2.0, got {text!r}") from None
-    return low, high
 
 
 if __name__ == "__main__":

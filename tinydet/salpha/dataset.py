@@ -1,13 +1,12 @@
-"""The command `tinydet salpha`: count the objects of each pyramid level in a data set and derive alpha from them.
+"""Fusion statistics of a dataset, on whole images or on tiles.
 
-No image is opened and no network is run: the fusion factor follows from boxes, image sizes and anchors.
+No image is opened and no network is run: the fusion factors follow from boxes, image sizes and anchors.
 """
 
 from __future__ import annotations
 
 import time
 from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,10 @@ from tinydet.data.coco import Dataset
 from tinydet.data.samples import MIN_VISIBILITY, TrainingTiles, clip_to_tile
 from tinydet.geometry.anchors import DESIGNS, AnchorDesign, released_design, torchvision_design
 from tinydet.runtime.plan import OVERLAP, plan_tiles
-from tinydet.salpha.counting import ALPHA_RANGE, CountRule, FusionStatistics, count_levels, released_clipping
+from tinydet.salpha.counting import count_levels
+from tinydet.salpha.factors import ALPHA_RANGE, CountRule, FusionStatistics
+from tinydet.salpha.inputs import Inputs
+from tinydet.salpha.parity import count_distinct_anchors, released_clipping
 
 
 def statistics_of(
@@ -30,25 +32,28 @@ def statistics_of(
     count: CountRule = "gt",
     alpha_range: tuple[float, float] = ALPHA_RANGE,
 ) -> FusionStatistics:
-    """Fusion statistics of a data set on what the network sees. Ignore regions are not counted.
+    """Compute the fusion statistics of a dataset on the images or tiles that a network receives.
+
+    Ignore regions are not counted.
 
     Args:
-        tile: side of the square tiles that images are cut into; None: whole images. Tiles count as images, and an
-            object counts in each tile that shows enough of it, as in training.
-        overlap: of the tiles, in pixels of the rescaled image.
-        scale: resize factor of the images, before tiles are cut.
-        flip: count every input and its mirror image.
-        count: see `tinydet.salpha.counting.count_levels`.
-        alpha_range: clamp of alpha.
+        tile: side of the square tiles that images are cut into; None for whole images. Each tile counts as an image,
+            and an object counts in every tile that shows enough of it, as in training.
+        overlap: of neighboring tiles, in pixels of the resized image.
+        scale: resize factor of the images, applied before tiles are cut.
+        flip: also count the mirror image of every input.
+        count: "gt" counts objects, "anchor" distinct best anchors as the authors' code does.
+        alpha_range: lower and upper bound of alpha.
 
     Raises:
-        ValueError: for a scale that is not positive, an overlap that is not smaller than the tile, a bad `alpha_range`.
+        ValueError: for a scale that is not positive, an overlap that is not smaller than the tile, an unknown `count`
+            or an invalid `alpha_range`.
     """
     start = time.perf_counter()
     inputs = _inputs(dataset, tile, overlap, scale)
     if flip:
         inputs = _with_mirror_images(inputs)
-    return _count(inputs, design, count, alpha_range, start)
+    return _statistics(inputs, design, count, alpha_range, start)
 
 
 def statistics_of_tiles(
@@ -58,10 +63,10 @@ def statistics_of_tiles(
     count: CountRule = "gt",
     alpha_range: tuple[float, float] = ALPHA_RANGE,
 ) -> FusionStatistics:
-    """Fusion statistics on the tiles of training, however they are cut; what is done to their pixels is not seen.
+    """Compute the fusion statistics of training tiles as they are cut, before any flip or transform.
 
     Raises:
-        ValueError: for a bad `alpha_range`.
+        ValueError: for an unknown `count` or an invalid `alpha_range`.
     """
     start = time.perf_counter()
     boxes: list[NDArray[np.float64]] = []
@@ -71,27 +76,11 @@ def statistics_of_tiles(
         boxes.append(clipped[objects])
         index.append(np.full(int(objects.sum()), number))
     sizes = np.array([(tile.width, tile.height) for _, tile in tiles.tiles], np.int64)
-    return _count(_Inputs(np.concatenate(boxes), sizes, np.concatenate(index)), design, count, alpha_range, start)
-
-
-def _count(
-    inputs: _Inputs, design: AnchorDesign, count: CountRule, alpha_range: tuple[float, float], start: float
-) -> FusionStatistics:
-    boxes, sizes, index = inputs
-    if design.inclusive:
-        boxes, kept = released_clipping(boxes, sizes[index])
-        boxes, index = boxes[kept], index[kept]
-    counts = count_levels(boxes, sizes, design, image_index=index, count=count)
-    seconds = time.perf_counter() - start
-    # P6 has no edge, and P7 beside it neither: they count as one.
-    first = len(counts) - design.unfused
-    counts = (*counts[:first], sum(counts[first:]))
-    levels = (*design.levels[:first], "+".join(design.levels[first:]))
-    return FusionStatistics(counts, len(boxes), len(sizes), seconds, levels, count, alpha_range)
+    return _statistics(Inputs(np.concatenate(boxes), sizes, np.concatenate(index)), design, count, alpha_range, start)
 
 
 def design_of(detector: str, anchors: str = "tinydet") -> AnchorDesign:
-    """The anchors of a detector by name: ours, or laid out as torchvision or the paper's authors do."""
+    """Return the anchors of a detector, laid out as in tinydet, torchvision or the authors' code ("released")."""
     match anchors:
         case "tinydet" if detector in DESIGNS:
             return DESIGNS[detector]
@@ -102,23 +91,34 @@ def design_of(detector: str, anchors: str = "tinydet") -> AnchorDesign:
     raise ValueError(f"no anchors {anchors!r} of {detector!r}; detectors: {', '.join(DESIGNS)}")
 
 
-class _Inputs(NamedTuple):
-    """What the network sees, one input image after the other."""
+def _statistics(
+    inputs: Inputs, design: AnchorDesign, count: CountRule, alpha_range: tuple[float, float], start: float
+) -> FusionStatistics:
+    boxes, sizes, index = inputs
+    if design.inclusive:
+        boxes, kept = released_clipping(boxes, sizes[index])
+        boxes, index = boxes[kept], index[kept]
+    if count not in ("gt", "anchor"):
+        raise ValueError(f"unknown counting rule {count!r}; choose gt or anchor")
+    rule = count_levels if count == "gt" else count_distinct_anchors
+    counts = rule(boxes, sizes, design, image_index=index)
+    seconds = time.perf_counter() - start
+    # P6 has no edge, and neither has P7 if there is one: their objects are counted together.
+    first = len(counts) - design.unfused
+    counts = (*counts[:first], sum(counts[first:]))
+    levels = (*design.levels[:first], "+".join(design.levels[first:]))
+    return FusionStatistics(counts, len(boxes), len(sizes), seconds, levels, count, alpha_range)
 
-    boxes: NDArray[np.float64]  # (M, 4) xyxy in pixels of the input
-    sizes: NDArray[np.int64]  # (I, 2) width and height of every input
-    image_index: NDArray[np.int64]  # (M,) input of each box
 
-
-def _inputs(dataset: Dataset, tile: int | None, overlap: int, scale: float) -> _Inputs:
+def _inputs(dataset: Dataset, tile: int | None, overlap: int, scale: float) -> Inputs:
     sizes = np.array([(image.width, image.height) for image in dataset.images], np.int64)
     boxes, index = dataset.boxes[dataset.objects], dataset.image_index[dataset.objects]
     if tile is not None:
         return _tiles(boxes, sizes, index, tile, overlap, scale)
     if not 0 < scale < np.inf:
         raise ValueError(f"the scale is an image resize factor above 0 (0.5 = half), got {scale}")
-    rescaled = np.maximum(np.round(sizes * scale), 1).astype(np.int64)
-    return _Inputs(boxes * np.tile((rescaled / sizes)[index], 2), rescaled, index)
+    resized = np.maximum(np.round(sizes * scale), 1).astype(np.int64)
+    return Inputs(boxes * np.tile((resized / sizes)[index], 2), resized, index)
 
 
 def _tiles(
@@ -128,34 +128,34 @@ def _tiles(
     tile: int,
     overlap: int,
     scale: float,
-) -> _Inputs:
-    """The tiles that inference cuts, with the objects that training gives them."""
+) -> Inputs:
+    """The tiles that inference cuts, with the objects that training assigns to them."""
     parts: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
     inputs = 0
-    for width, height in np.unique(sizes, axis=0).tolist():  # one plan for all images of a size
+    for width, height in np.unique(sizes, axis=0).tolist():  # images of one size share one plan
         images = np.flatnonzero((sizes == (width, height)).all(axis=1))
-        rank = np.full(len(sizes), -1)
+        rank = np.full(len(sizes), -1)  # of an image among those of this size
         rank[images] = np.arange(len(images))
-        here = np.flatnonzero(rank[index] >= 0)
+        of_size = np.flatnonzero(rank[index] >= 0)
         plan = plan_tiles(width, height, tile=tile, overlap=overlap, scale=scale)
-        for top, row in groupby(plan.grid.tiles, key=lambda window: window.y):
-            # A row at a time, so that a tile of a large image is not asked about the boxes of all others.
+        for top, row in groupby(plan.grid.tiles, key=lambda piece: piece.y):
+            # Select the boxes of each row first: testing every box against every tile is slow on large images.
             bottom = top + plan.grid.tile_height
-            near = here[(boxes[here, 3] > top) & (boxes[here, 1] < bottom)]
-            for window in row:
-                beside = near[(boxes[near, 2] > window.x) & (boxes[near, 0] < window.x + window.width)]
-                clipped, visible = clip_to_tile(boxes[beside], window)
+            in_row = of_size[(boxes[of_size, 3] > top) & (boxes[of_size, 1] < bottom)]
+            for piece in row:
+                overlapping = in_row[(boxes[in_row, 2] > piece.x) & (boxes[in_row, 0] < piece.x + piece.width)]
+                clipped, visible = clip_to_tile(boxes[overlapping], piece)
                 shown = visible >= MIN_VISIBILITY
-                of_tile = inputs + rank[index[beside[shown]]] * len(plan.grid) + window.index
+                of_tile = inputs + rank[index[overlapping[shown]]] * len(plan.grid) + piece.index
                 parts.append((clipped[shown] * plan.scale, of_tile))
         inputs += len(images) * len(plan.grid)
     in_tiles, tile_index = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _Inputs(in_tiles, np.full((inputs, 2), tile), tile_index)  # smaller images are padded to a tile
+    return Inputs(in_tiles, np.full((inputs, 2), tile), tile_index)  # smaller images are padded to a tile
 
 
-def _with_mirror_images(inputs: _Inputs) -> _Inputs:
+def _with_mirror_images(inputs: Inputs) -> Inputs:
     boxes, sizes, index = inputs
     mirrored = boxes.copy()
     mirrored[:, [2, 0]] = sizes[index, :1] - boxes[:, [0, 2]]
     both = np.concatenate([boxes, mirrored])
-    return _Inputs(both, np.concatenate([sizes, sizes]), np.concatenate([index, index + len(sizes)]))
+    return Inputs(both, np.concatenate([sizes, sizes]), np.concatenate([index, index + len(sizes)]))

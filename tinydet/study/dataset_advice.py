@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.tiles import TileGrid
-from tinydet.salpha.counting import best_anchors
+from tinydet.salpha.parity import best_anchors
 from tinydet.study.dataset_survey import Survey
 
 POSITIVE = 0.5  # IoU with an anchor from which on it is positive in training (RetinaNet)

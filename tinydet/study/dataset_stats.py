@@ -12,8 +12,8 @@ import numpy as np
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import load_dataset
 from tinydet.geometry.anchors import DESIGNS
-from tinydet.salpha.counting import FusionStatistics
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.factors import FusionStatistics
 from tinydet.study.dataset_advice import Advice, advise
 from tinydet.study.dataset_plots import write_plots
 from tinydet.study.dataset_survey import CROWDED, RANGES, Survey, quantiles, survey

@@ -15,8 +15,8 @@ from tinydet.data.coco import Dataset
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.boxes import area, intersection
 from tinydet.geometry.overlaps import candidate_pairs
-from tinydet.salpha.counting import FusionStatistics
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.factors import FusionStatistics
 
 # The paper's size ranges, pixels, from (inclusive) and to; sizes under 2 pixels are in none of them.
 RANGES = {

@@ -16,7 +16,7 @@ from tinydet.models.backbone import BACKBONES, Norm
 from tinydet.models.detector import DETECTORS
 from tinydet.models.faster_rcnn import CANONICAL_SCALE, ROI_ALIGN_RULES
 from tinydet.models.fpn import FUSIONS, Fusion
-from tinydet.salpha.counting import ALPHA_RANGE
+from tinydet.salpha.factors import ALPHA_RANGE
 from tinydet.train.recipe import FASTER_RCNN_LR, PRESETS
 from tinydet.train.transforms import AUGMENTATIONS
 

@@ -12,7 +12,7 @@ import torch
 from tinydet.data.coco import Dataset
 from tinydet.models.batch import collate
 from tinydet.models.cost import multiply_adds, training_bytes
-from tinydet.salpha.counting import FusionStatistics
+from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.recipe import TrainConfig
 from tinydet.train.trainer import Trainer
 

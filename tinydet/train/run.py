@@ -31,8 +31,8 @@ from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.distributed import Processes, join_processes, leave_processes
 from tinydet.models.fpn import initialise_sigma_power
 from tinydet.models.pretrained import Source, initialise, read_source
-from tinydet.salpha.counting import FusionStatistics
 from tinydet.salpha.dataset import statistics_of, statistics_of_tiles
+from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.options import RaisingParser, TrainOptions, flags_of, parser
 from tinydet.train.provenance import code_state, data_hash
 from tinydet.train.recipe import NEW_OPTIONS, TrainConfig, config_of

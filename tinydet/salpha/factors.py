@@ -1,0 +1,140 @@
+"""Object counts per pyramid level -> fusion factors alpha (Eq. 2 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CountRule = Literal["gt", "anchor"]
+
+ALPHA_RANGE = (0.2, 2.0)  # Not in the paper; the authors' code clamps so. Empty levels would give 0 or inf.
+FEW_OBJECTS = 20  # A ratio of two counts with a smaller sum is too uncertain to rely on.
+
+
+@dataclass(frozen=True)
+class FusionStatistics:
+    """Object counts per level and the fusion factors computed from them. Levels and edges are ordered finest first.
+
+    Attributes:
+        counts: objects per level, or distinct best anchors per level, as `count` says.
+        boxes: number of objects; larger than `sum(counts)` if distinct anchors were counted.
+        images: number of network inputs, that is images or tiles.
+        seconds: time spent counting.
+        levels: names, parallel to `counts`.
+        count: "gt" counts objects (the paper's text), "anchor" distinct best anchors (the authors' code).
+        alpha_range: lower and upper bound of alpha.
+
+    Raises:
+        ValueError: if `levels` and `counts` differ in length, and as `estimate_alpha` does.
+    """
+
+    counts: tuple[int, ...]
+    boxes: int
+    images: int
+    seconds: float
+    levels: tuple[str, ...] = ("P2", "P3", "P4", "P5", "P6")
+    count: CountRule = "gt"
+    alpha_range: tuple[float, float] = ALPHA_RANGE
+
+    def __post_init__(self) -> None:
+        if len(self.levels) != len(self.counts):
+            raise ValueError(f"each level has one count, got levels {self.levels} and counts {self.counts}")
+        estimate_alpha(self.counts, self.alpha_range)
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names of the fused edges, deeper level first: P3->P2, P4->P3, P5->P4."""
+        return tuple(f"{deeper}->{finer}" for finer, deeper in zip(self.levels[:-2], self.levels[1:-1], strict=True))
+
+    @property
+    def alpha_raw(self) -> tuple[float | None, ...]:
+        return raw_alpha(self.counts)
+
+    @property
+    def alpha(self) -> tuple[float, ...]:
+        return estimate_alpha(self.counts, self.alpha_range)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Reasons to distrust a factor, one sentence each; empty for a typical dataset of tiny objects."""
+        return tuple(_warnings(self))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return counts by level and factors by edge as JSON values; an undefined raw factor is None."""
+        return {
+            "counts": dict(zip(self.levels, self.counts, strict=True)),
+            "alpha_raw": dict(zip(self.edges, self.alpha_raw, strict=True)),
+            "alpha": dict(zip(self.edges, self.alpha, strict=True)),
+            "boxes": self.boxes,
+            "images": self.images,
+            "seconds": self.seconds,
+            "rule": {"count": self.count, "alpha_range": list(self.alpha_range)},
+            "warnings": list(self.warnings),
+        }
+
+
+def estimate_alpha(counts: Sequence[int], alpha_range: tuple[float, float] = ALPHA_RANGE) -> tuple[float, ...]:
+    """Fusion factors from object counts, finest first: alpha_i = N_{i+1} / N_i (Eq. 2), clamped to `alpha_range`.
+
+    The last level has no edge, so its objects join its neighbor's in the last ratio. Without objects on either side of
+    an edge (0/0) alpha is 1, as in a conventional FPN; without objects on the finer side only, the upper bound.
+
+    >>> estimate_alpha((1000, 400, 100, 20, 10))
+    (0.4, 0.25, 0.3)
+    >>> estimate_alpha((1000, 0, 0, 0, 0)), estimate_alpha((0, 50, 200, 0, 0))
+    ((0.2, 1.0, 1.0), (2.0, 2.0, 0.2))
+
+    Raises:
+        ValueError: for fewer than three levels, negative counts or an invalid range.
+    """
+    low, high = alpha_range
+    if not (0 <= low <= high < math.inf):
+        raise ValueError(f"an alpha range is LOW,HIGH with 0 <= LOW <= HIGH, got {low},{high}; the default is 0.2,2.0")
+    factors = []
+    for finer, deeper in _edge_counts(counts):
+        ratio = deeper / finer if finer else (math.inf if deeper else 1.0)
+        factors.append(min(max(ratio, low), high))
+    return tuple(factors)
+
+
+def raw_alpha(counts: Sequence[int]) -> tuple[float | None, ...]:
+    """The ratios of `estimate_alpha` before clamping; None where the finer level has no objects.
+
+    >>> raw_alpha((1000, 40, 0, 0, 0))
+    (0.04, 0.0, None)
+    """
+    return tuple(deeper / finer if finer else None for finer, deeper in _edge_counts(counts))
+
+
+def _edge_counts(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """(finer, deeper) counts of each edge; the last level's are added to its neighbor's."""
+    if len(counts) < 3 or any(count < 0 for count in counts):
+        raise ValueError(f"fusion factors need non-negative counts of at least three levels, got {tuple(counts)}")
+    deeper = [*counts[1:-2], counts[-2] + counts[-1]]
+    return list(zip(counts[:-2], deeper, strict=True))
+
+
+def _warnings(statistics: FusionStatistics) -> Iterator[str]:
+    empty = [level for level, count in zip(statistics.levels, statistics.counts, strict=True) if not count]
+    if empty:
+        yield f"no object has its best anchor on {', '.join(empty)}"
+    not_tiny = []
+    low, high = statistics.alpha_range
+    for edge, raw, alpha, (finer, deeper) in zip(
+        statistics.edges, statistics.alpha_raw, statistics.alpha, _edge_counts(statistics.counts), strict=True
+    ):
+        if not finer + deeper:
+            yield f"{edge}: no objects on either side (0/0), so alpha = {alpha:.3g} by convention"
+        elif finer + deeper < FEW_OBJECTS:
+            objects = "object" if finer + deeper == 1 else "objects"
+            yield f"{edge}: alpha is based on only {finer + deeper} {objects}, fewer than {FEW_OBJECTS}"
+        if raw is None and deeper:
+            yield f"{edge}: no objects on the finer side ({deeper}/0), so alpha is the upper bound, {alpha:.3g}"
+        elif raw is not None and raw != alpha:
+            yield f"{edge}: raw alpha {raw:.3g} is outside {low:g}..{high:g} and was clamped to {alpha:.3g}"
+        if deeper > finer:
+            not_tiny.append(edge)
+    if not_tiny:
+        yield f"raw alpha > 1 on {', '.join(not_tiny)}: the objects are not tiny for these anchors; use alpha = 1"
