@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from designs import DESIGNS
 from torch import nn
 
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.export.__main__ import main
 from tinydet.export.freeze import factors_on
-from tinydet.geometry.anchors import DESIGNS
 from tinydet.models.batch import collate
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
-from tinydet.models.fpn import FoldedFPN, FusionFPN, fold_alpha
+from tinydet.models.folding import FoldedFPN, fold_alpha
+from tinydet.models.fpn import FPN
 
 
 def checkpoint_of(fusion: str, *, decided: bool) -> Checkpoint:
@@ -40,7 +41,7 @@ def test_factors_are_those_of_each_tile_finest_first(squares: Path, decided: boo
     assert found.shape == (len(tiles), 3)
     assert bool((found == 1).all()) != decided
     fpn = detector.fpn
-    assert isinstance(fpn, FusionFPN)
+    assert isinstance(fpn, FPN)
     with torch.no_grad():
         c = detector.backbone(collate([tiles.sample(2, seed=0, epoch=0)], torch.device("cpu")).images)
         laterals = [inner(feature) for inner, feature in zip(fpn.inner, c, strict=True)]

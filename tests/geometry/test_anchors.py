@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from designs import DESIGNS, FASTER_RCNN, RETINANET, released_design, torchvision_design
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from tinydet.geometry.anchors import DESIGNS, FASTER_RCNN, RETINANET, AnchorDesign, released_design, torchvision_design
+from tinydet.geometry.anchors import AnchorDesign
 
 OCTAVES = [2 ** (k / 3) for k in range(3)]
 RETINANET_SIZES = [[base * octave for octave in OCTAVES] for base in (8, 16, 32, 64, 128)]

@@ -9,7 +9,9 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from tinydet.models.fpn import FUSIONS, FusionFPN, PlainFPN, fold_alpha, freeze_attention, initialise_sigma_power
+from tinydet.models.folding import fold_alpha, freeze_attention
+from tinydet.models.fpn import FPN, PlainFPN, initialize_sigma_power
+from tinydet.models.registry import FUSIONS
 
 CHANNELS = (8, 12, 16, 24)
 OFFICIAL = (0.368, 0.387, 0.367)  # the released S-alpha of RetinaNet on TinyPerson, finest first
@@ -22,9 +24,9 @@ def features(size: int = 64, dtype: torch.dtype = torch.float32) -> list[torch.T
     ]
 
 
-def pyramid(alpha: tuple[float, ...]) -> FusionFPN:
+def pyramid(alpha: tuple[float, ...]) -> FPN:
     torch.manual_seed(5)
-    fpn = FusionFPN(CHANNELS, 16, alpha)
+    fpn = FPN(CHANNELS, 16, alpha)
     for conv in (*fpn.inner, *fpn.layer):  # biases start at zero; a fold that forgets them must not pass
         nn.init.normal_(conv.bias)
     return fpn
@@ -101,7 +103,7 @@ def test_a_folded_pyramid_has_the_parameters_of_a_plain_one() -> None:
 
 def test_alpha_travels_with_the_weights_and_strict_loading_refuses_the_other_kind() -> None:
     fused, plain = pyramid(OFFICIAL), PlainFPN(CHANNELS, 16)
-    other = FusionFPN(CHANNELS, 16)
+    other = FPN(CHANNELS, 16)
     other.load_state_dict(fused.state_dict())
     assert torch.equal(other.alpha, fused.alpha)
     with pytest.raises(RuntimeError, match="alpha"):
@@ -116,13 +118,13 @@ def test_alpha_is_no_parameter() -> None:
 
 def test_a_wrong_number_of_factors_is_named() -> None:
     with pytest.raises(ValueError, match="3 fused edges, but alpha has 2 values"):
-        FusionFPN(CHANNELS, 16, (0.5, 0.5))
+        FPN(CHANNELS, 16, (0.5, 0.5))
 
 
-def learned(fusion: str) -> FusionFPN:
+def learned(fusion: str) -> FPN:
     """A pyramid of some strategy, with factors that are no longer where they started."""
     torch.manual_seed(5)
-    fpn = FusionFPN(CHANNELS, 16, (0.9, 0.5, 0.7), fusion=fusion)
+    fpn = FPN(CHANNELS, 16, (0.9, 0.5, 0.7), fusion=fusion)
     for parameter in (p for name, p in fpn.named_parameters() if name.startswith(("alpha", "attention"))):
         parameter.data += 0.2 * torch.randn_like(parameter)
     return fpn
@@ -141,8 +143,8 @@ def test_folding_learned_factors_changes_no_output(fusion: str) -> None:
 def test_learned_factors_start_where_they_are_told_and_have_a_gradient(fusion: str) -> None:
     torch.manual_seed(5)
     start = None if fusion == "attention" else (0.5, 0.5, 0.5)
-    fpn = FusionFPN(CHANNELS, 16, start, fusion=fusion)
-    fixed = FusionFPN(CHANNELS, 16, start)
+    fpn = FPN(CHANNELS, 16, start, fusion=fusion)
+    fixed = FPN(CHANNELS, 16, start)
     fixed.load_state_dict({**fixed.state_dict(), **{k: v for k, v in fpn.state_dict().items() if k[0] in "il"}})
     for level, other in zip(fpn(features()), fixed(features()), strict=True):
         torch.testing.assert_close(level, other)
@@ -164,7 +166,7 @@ def test_attention_gives_each_image_its_own_factor_and_cannot_be_folded() -> Non
 
 
 def test_frozen_attention_is_a_fixed_pyramid() -> None:
-    fpn = FusionFPN(CHANNELS, 16, fusion="attention")  # starts at 1
+    fpn = FPN(CHANNELS, 16, fusion="attention")  # starts at 1
     frozen = freeze_attention(fpn, (1.0, 1.0, 1.0))
     assert frozen.fusion == "fixed"
     for level, other in zip(fpn(features()), fold_alpha(frozen)(features()), strict=True):
@@ -173,7 +175,7 @@ def test_frozen_attention_is_a_fixed_pyramid() -> None:
 
 def test_sigma_power_initialisation_with_alpha_one_is_alpha_sigma() -> None:
     powers, fused = pyramid((1.0, 1.0, 1.0)), pyramid((0.5, 0.5, 0.5))
-    initialise_sigma_power(powers, 0.5)
+    initialize_sigma_power(powers, 0.5)
     for level, other in zip(powers(features()), fused(features()), strict=True):
         torch.testing.assert_close(level, other)
 
@@ -194,7 +196,7 @@ def test_a_spread_that_would_leave_half_precision_keeps_a_factor_and_changes_no_
 def test_a_single_weak_channel_folds_within_half_precision_or_keeps_its_factor(factor: float) -> None:
     """One of many does not show in the size of all the weights."""
     torch.manual_seed(5)
-    fpn = FusionFPN(CHANNELS, 256, (0.9, 0.5, 0.7), fusion="channel")
+    fpn = FPN(CHANNELS, 256, (0.9, 0.5, 0.7), fusion="channel")
     fpn.alpha.data[:, 3] = factor
     folded = fold_alpha(fpn)
     normal = torch.finfo(torch.float16)

@@ -16,10 +16,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from tinydet.models.box_coder import CODER_WEIGHTS
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
-from tinydet.models.pretrained import initialise, read_source
+from tinydet.models.pretrained import initialize, read_source
 from tinydet.train.__main__ import main
-from tinydet.train.options import parser
-from tinydet.train.recipe import config_of
+from tinydet.train.config import config_of
 from tinydet.train.run import choose_alpha
 
 PERSON, CAR, COCO = 1, 3, 91  # rows of torchvision's COCO weights
@@ -47,7 +46,7 @@ def test_torchvisions_faster_rcnn_keeps_its_answers_for_the_classes_that_both_kn
     theirs = TorchvisionFasterRCNN(_resnet_fpn_extractor(resnet18(weights=None), 5), COCO).eval()
     source = read_source(saved(theirs.state_dict(), tmp_path / "coco.pth", names), "faster_rcnn")
     ours = build_detector(DetectorConfig("resnet18", classes=2, detector="faster_rcnn")).eval()
-    told = initialise(ours, source, ("car", "unicorn"))
+    told = initialize(ours, source, ("car", "unicorn"))
     assert "classes that it does not know start anew: unicorn" in told
     assert any("anchors are not taken over" in line and "5.88, 8.84" in line for line in told)
     assert not any(line.startswith("start anew") for line in told)
@@ -76,7 +75,7 @@ def test_torchvisions_retinanet_means_the_same_boxes_in_our_order_and_code(names
     torch.nn.init.normal_(theirs.head.classification_head.cls_logits.bias)
     source = read_source(saved(theirs.state_dict(), tmp_path / "coco.pth", names), "retinanet-p3p7")
     ours = build_detector(DetectorConfig("resnet18", classes=1, detector="retinanet-p3p7")).eval()
-    told = initialise(ours, source, ("person",))
+    told = initialize(ours, source, ("person",))
     assert not any("anew" in line for line in told)
     images = torch.randn(1, 3, 64, 64)
     outputs = ours(images)
@@ -95,7 +94,7 @@ def test_levels_are_taken_by_their_name_and_p2_starts_anew(tmp_path: Path) -> No
     )
     state = TorchvisionRetinaNet(extractor, COCO).state_dict()
     ours = build_detector(DetectorConfig("resnet18", classes=1))
-    told = initialise(ours, read_source(saved(state, tmp_path / "coco.pth", "new"), "retinanet"), ("unicorn",))
+    told = initialize(ours, read_source(saved(state, tmp_path / "coco.pth", "new"), "retinanet"), ("unicorn",))
     assert "start anew: fpn.inner.0, fpn.layer.0, head.classification_head.cls_logits" in told
     for level in range(3):
         torch.testing.assert_close(
@@ -118,12 +117,12 @@ def test_our_own_checkpoint_comes_back_whole_and_by_the_names_of_its_classes(det
     source = read_source(checkpoint(tmp_path / "model.pth", ("person", "car"), detector), detector)
     config = DetectorConfig("mobilenet_v2", 16, 1, norm="batch", classes=2, detector=detector)
     same = build_detector(config)
-    assert len(initialise(same, source, ("person", "car"))) == 1  # nothing is missing
+    assert len(initialize(same, source, ("person", "car"))) == 1  # nothing is missing
     state = same.state_dict()
     assert all(torch.equal(state[k], v) for k, v in source.weights.items() if k != "fpn.alpha")
     assert set(state["fpn.alpha"].tolist()) == {1.0}  # alpha is the run's own
     swapped = build_detector(config)
-    initialise(swapped, source, ("car", "person"))
+    initialize(swapped, source, ("car", "person"))
     layer = "roi_heads.box_predictor.cls_score.bias" if detector == "faster_rcnn" else (
         "head.classification_head.cls_logits.bias")  # fmt: skip
     rows, before = swapped.state_dict()[layer], source.weights[layer]
@@ -137,7 +136,7 @@ def test_another_backbone_or_a_foreign_file_is_refused_and_named(tmp_path: Path)
     model = checkpoint(tmp_path / "model.pth", ("person",))
     other = build_detector(DetectorConfig("resnet18", 16, 1))
     with pytest.raises(ValueError, match=r"model.pth: does not fit the backbone.*--backbone"):
-        initialise(other, read_source(model, "retinanet"), ("person",))
+        initialize(other, read_source(model, "retinanet"), ("person",))
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "classifier.pth")
     with pytest.raises(ValueError, match=r"classifier.pth: weights of no RetinaNet.*--weights-backbone"):
         read_source(str(tmp_path / "classifier.pth"), "retinanet")
@@ -198,7 +197,7 @@ def test_what_becomes_of_factors_that_were_learned_is_told(
     start = None if old == "attention" else (0.5, 0.4, 0.3)
     weights = build_detector(config, start).state_dict()
     save_checkpoint(Checkpoint(config, weights, ("square",), (3,), tile=96, alpha_source="older"), tmp_path / "old.pth")
-    new = config_of(parser().parse_args(["--init", "old.pth", "--preset", "small", *flags]))
+    new = config_of(["--init", "old.pth", "--preset", "small", *flags]).resolve()
     found, source = choose_alpha(new, None, read_source("old.pth", "retinanet"))
     assert (None if found is None else pytest.approx(found)) == alpha
     assert source.startswith(told)
@@ -207,4 +206,4 @@ def test_what_becomes_of_factors_that_were_learned_is_told(
 def test_a_pyramid_that_has_learned_is_not_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="--sigma-power is how a pyramid starts anew"):
-        config_of(parser().parse_args(["--init", "old.pth", "--sigma-power", "0.5"]))
+        config_of(["--init", "old.pth", "--sigma-power", "0.5"]).resolve()

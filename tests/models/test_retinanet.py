@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from designs import DESIGNS, RETINANET_P3P7
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.resnet import resnet18
 
-from tinydet.geometry.anchors import DESIGNS, RETINANET_P3P7
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.retinanet import RetinaNetP3P7
 from tinydet.salpha.counting import FusionStatistics

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from designs import FASTER_RCNN, RETINANET, released_design, torchvision_design
 from torchvision.ops import box_iou
 
 from tinydet.data.coco import Dataset, load_dataset
-from tinydet.geometry.anchors import FASTER_RCNN, RETINANET, released_design, torchvision_design
 from tinydet.runtime.scan import plan_tiles
 from tinydet.salpha.__main__ import main
 from tinydet.salpha.counting import best_anchors, count_levels, estimate_alpha

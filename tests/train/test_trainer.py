@@ -18,11 +18,12 @@ from tinydet.data.samples import TrainingTiles, epoch_batches, flip_horizontally
 from tinydet.geometry.tiles import TileGrid
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
+from tinydet.models.losses import total
 from tinydet.train.report import run_record
 from tinydet.train.schedule import Schedule, parameter_groups
 from tinydet.train.trainer import Trainer
 
-CONFIG = DetectorConfig("mobilenet_v2", channels=16, head_convs=1, head_init="he", norm="frozen", classes=1)
+CONFIG = DetectorConfig("mobilenet_v2", channels=16, norm="frozen", options={"head_convs": 1, "head_init": "he"})
 
 
 def tiles_of(squares: Path, cls: type[TrainingTiles] = TrainingTiles) -> TrainingTiles:
@@ -75,7 +76,7 @@ def test_biases_learn_twice_as_fast_and_do_not_decay_and_frozen_parameters_do_no
 
 
 def test_learned_alpha_does_not_decay() -> None:
-    detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, head_convs=1, fusion="three"))
+    detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, fusion="three", options={"head_convs": 1}))
     owner = [g for g in parameter_groups(detector, 1e-4) if any(p is detector.fpn.alpha for p in g["params"])]
     assert [(g["weight_decay"], g["lr_factor"]) for g in owner] == [(0.0, 1.0)]
 
@@ -142,10 +143,10 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(squares: Path, tmp_pat
 def test_training_lowers_the_loss(squares: Path, tmp_path: Path) -> None:
     run = trainer(squares, tmp_path / "model.pth", epochs=8)
     samples = [run.tiles.sample(i, seed=0, epoch=0) for i in range(3)]
-    before = float(run.loss(samples).total().detach())
+    before = float(total(run.loss(samples)).detach())
     run.fit()
     run.detector.train()
-    assert float(run.loss(samples).total().detach()) < 0.9 * before
+    assert float(total(run.loss(samples)).detach()) < 0.9 * before
 
 
 def test_the_best_weights_on_validation_are_kept(squares: Path, tmp_path: Path) -> None:

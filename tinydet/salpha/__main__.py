@@ -11,16 +11,17 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command, positive
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.geometry.anchors import DESIGNS, AnchorDesign
+from tinydet.geometry.anchors import AnchorDesign
+from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.runtime.scan import OVERLAP
 from tinydet.salpha.counting import ALPHA_RANGE, FusionStatistics
-from tinydet.salpha.dataset import design_of, statistics_of
+from tinydet.salpha.dataset import statistics_of
 
 
 @command("salpha")
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    design = design_of(options.detector, options.anchors)
+    design = anchors_of(options.detector).design(options.anchors)
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap says how far tiles overlap; name their size with --tile, or leave it out")
     overlap = OVERLAP if options.overlap is None else options.overlap
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         help="COCO annotation file (.json or .json.gz) or a folder with one; default: the embedded training scenes",
     )
     parser.add_argument(
-        "--detector", choices=tuple(DESIGNS), default="retinanet", help="whose anchors; default: retinanet"
+        "--detector", choices=tuple(DETECTORS), default="retinanet", help="whose anchors; default: retinanet"
     )
     parser.add_argument(
         "--anchors",

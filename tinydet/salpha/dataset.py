@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import VISIBLE, TrainingTiles, clip_to_tile
-from tinydet.geometry.anchors import DESIGNS, AnchorDesign, released_design, torchvision_design
+from tinydet.geometry.anchors import AnchorDesign
 from tinydet.runtime.scan import OVERLAP, plan_tiles
 from tinydet.salpha.counting import ALPHA_RANGE, CountRule, FusionStatistics, count_levels, released_clipping
 
@@ -88,18 +88,6 @@ def _count(
     counts = (*counts[:first], sum(counts[first:]))
     levels = (*design.levels[:first], "+".join(design.levels[first:]))
     return FusionStatistics(counts, len(boxes), len(sizes), seconds, levels, count, alpha_range)
-
-
-def design_of(detector: str, anchors: str = "tinydet") -> AnchorDesign:
-    """The anchors of a detector by name: ours, or laid out as torchvision or the paper's authors do."""
-    match anchors:
-        case "tinydet" if detector in DESIGNS:
-            return DESIGNS[detector]
-        case "torchvision":
-            return torchvision_design(detector)
-        case "released":
-            return released_design(detector)
-    raise ValueError(f"no anchors {anchors!r} of {detector!r}; detectors: {', '.join(DESIGNS)}")
 
 
 class _Inputs(NamedTuple):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tinydet.models.backbone import PIXEL_MEAN, PIXEL_STD
 from tinydet.models.box_coder import decode
-from tinydet.models.detector import PIXEL_MEAN, PIXEL_STD, DetectorConfig, build_detector
-from tinydet.models.graphs.one_stage import InferenceGraph
+from tinydet.models.detector import DetectorConfig, build_detector
+from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.spec import ModelSpec
 
 TILE, K = 128, 50
@@ -18,7 +19,7 @@ TILE, K = 128, 50
 def detector(alpha=(0.4, 0.3, 0.2), classes: int = 2):
     torch.manual_seed(1)
     built = build_detector(
-        DetectorConfig("mobilenet_v2", channels=16, head_convs=1, norm="batch", classes=classes), alpha
+        DetectorConfig("mobilenet_v2", channels=16, norm="batch", classes=classes, options={"head_convs": 1}), alpha
     ).eval()
     built.head.classification_head.cls_logits.bias.data.fill_(-2.0)  # so that an untrained head says something
     torch.nn.init.normal_(built.head.classification_head.cls_logits.weight, std=0.5)

@@ -1,0 +1,144 @@
+"""Dataclass fields that also describe a command-line flag: one definition serves Python, the command and the docs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinydet._internal.command import positive, positive_float
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "",
+    metavar: str | tuple[str, ...] | None = None,
+    choices: Sequence[Any] | None = None,
+    parse: Callable[[str], Any] | None = None,
+    flag: str | None = None,
+    recorded: bool = True,
+) -> Any:
+    """Declare a dataclass field that is also a flag.
+
+    Args:
+        default: of the field and the flag; None: decided later, as the help says.
+        help: what happens when the flag is set; `%(default)s` is the default.
+        group: heading under which `--help` lists the flag.
+        choices: allowed values.
+        parse: converts the text of the flag; None: by the type of the field.
+        flag: name of the flag; None: from the field. A field that is True by default is switched off by `--no-NAME`.
+        recorded: whether the value influences results, so that it belongs into a checkpoint.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "metavar": metavar,
+        "choices": choices,
+        "parse": parse,
+        "flag": flag,
+        "recorded": recorded,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag_of(field: dataclasses.Field[Any]) -> str:
+    """Return the flag of a field, such as `--no-flip` for `flip: bool = True`."""
+    name = field.name.replace("_", "-")
+    return field.metadata["flag"] or (f"--no-{name}" if field.default is True else f"--{name}")
+
+
+def add_options(
+    parser: argparse.ArgumentParser, options: type[Any], *, group: str = "", defaults: Mapping[str, str] | None = None
+) -> None:
+    """Add one flag per field of the dataclass `options`; a flag that was not given is absent from the namespace.
+
+    Args:
+        group: heading for fields that name none.
+        defaults: text for `%(default)s` by field, where the default is decided later.
+    """
+    groups = {each.title: each for each in parser._action_groups}
+    types_of = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if "help" not in field.metadata:
+            continue
+        title = field.metadata["group"] or group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        flag = flag_of(field)
+        if flag in parser._option_string_actions:
+            continue  # shared by two detectors
+        shown = (defaults or {}).get(field.name, _shown(field.default))
+        help_text = field.metadata["help"].replace("%(default)s", shown)
+        if types_of[field.name] is bool:
+            action = "store_false" if field.default is True else "store_true"
+            groups[title].add_argument(flag, dest=field.name, action=action, default=argparse.SUPPRESS, help=help_text)
+            continue
+        groups[title].add_argument(
+            flag,
+            dest=field.name,
+            type=field.metadata["parse"] or _parser_of(types_of[field.name]),
+            choices=field.metadata["choices"],
+            metavar=field.metadata["metavar"],
+            default=argparse.SUPPRESS,
+            help=help_text,
+        )
+
+
+def check_values(values: Any) -> None:
+    """Check the fields of a dataclass as the command would check their text, and convert lists and path names.
+
+    Raises:
+        ValueError: naming the field, its rule and the value.
+    """
+    kinds = typing.get_type_hints(type(values))
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if "help" not in field.metadata or value is None or kinds[field.name] is bool:
+            continue
+        if isinstance(value, list):
+            value = tuple(value)
+        parse = field.metadata["parse"] or _parser_of(kinds[field.name])
+        choices = field.metadata["choices"]
+        if choices is not None and value not in choices:
+            raise ValueError(f"{field.name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
+        if parse is Path:
+            value = Path(value)
+        elif choices is None:
+            try:
+                parse(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+            except argparse.ArgumentTypeError as error:
+                raise ValueError(f"{field.name}: {error}") from error
+        object.__setattr__(values, field.name, value)
+
+
+def option_table(options: type[Any], defaults: Mapping[str, str] | None = None) -> str:
+    """Return the fields of a dataclass as a Markdown table: option, flag, default, meaning."""
+    rows = ["| option | flag | default | meaning |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(options):
+        if "help" in field.metadata:
+            shown = (defaults or {}).get(field.name, _shown(field.default))
+            meaning = field.metadata["help"].replace(" (default %(default)s)", "").replace("%(default)s", shown)
+            rows.append(f"| `{field.name}` | `{flag_of(field)}` | {shown} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return str(default)
+
+
+def _parser_of(kind: Any) -> Callable[[str], Any]:
+    """The converter for a field type; `X | None` parses like `X`, and integers and floats must be positive."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    converters: dict[Any, Callable[[str], Any]] = {int: positive, float: positive_float, Path: Path}
+    return converters.get(kind, str)
