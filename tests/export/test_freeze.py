@@ -24,7 +24,7 @@ from tinydet.models.fpn import FPN
 def checkpoint_of(fusion: str, *, decided: bool) -> Checkpoint:
     """A small detector; `decided`: its attention has left the start, where all factors are 1."""
     torch.manual_seed(4)
-    config = DetectorConfig("mobilenet_v2", 16, 1, "he", "batch", 1, fusion=fusion)
+    config = DetectorConfig("mobilenet_v2", 16, "batch", 1, fusion=fusion, options={"head_convs": 1, "head_init": "he"})
     detector = build_detector(config)
     nn.init.constant_(detector.head.classification_head.cls_logits.bias, 0.0)  # so that it finds something
     for module in detector.modules():
@@ -59,7 +59,7 @@ def test_other_detectors_are_frozen_too_and_their_edges_named(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], detector: str
 ) -> None:
     torch.manual_seed(4)
-    config = DetectorConfig("mobilenet_v2", 16, 1, "he", "batch", 1, detector=detector, fusion="attention")
+    config = DetectorConfig("mobilenet_v2", 16, "batch", 1, detector, "attention")
     weights = build_detector(config).state_dict()
     save_checkpoint(Checkpoint(config, weights, ("square",), (3,), tile=96), tmp_path / "model.pth")
     assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0

@@ -20,7 +20,7 @@ from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import Batch, anchors_of, collate
 from tinydet.models.checkpoint import Checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
-from tinydet.models.faster_rcnn import AlignedRoIAlign, FasterRCNN, TileDetections, _centered_in, _outside_regions
+from tinydet.models.faster_rcnn import AlignedRoIAlign, FasterRCNN, _centered_in, _outside_regions
 from tinydet.models.losses import total
 
 SIZE, CLASSES, CHANNELS = 128, 2, 16
@@ -194,7 +194,7 @@ def test_the_rules_of_pooling_differ_and_an_unknown_one_is_named() -> None:
         with torch.no_grad():
             found.append(detector(images)[0].boxes)
     assert found[0].shape != found[1].shape or not torch.allclose(found[0], found[1])
-    with pytest.raises(ValueError, match="unknown RoIAlign rule 'exact'; one of: torchvision, aligned"):
+    with pytest.raises(ValueError, match="unknown RoIAlign rule 'exact'; choose one of: torchvision, aligned"):
         FasterRCNN("mobilenet_v2", 1, roi_rule="exact")
 
 
@@ -207,25 +207,21 @@ def test_under_autocast_boxes_stay_in_float32() -> None:
     assert not torch.equal(found.boxes, found.boxes.bfloat16().float())
 
 
-class FindsMany(FasterRCNN):
-    """Finds ten objects on the first tile and none on the others."""
-
-    def forward(self, images: torch.Tensor) -> list[TileDetections]:
-        counts = [10, *[0] * (len(images) - 1)]
-        return [
-            TileDetections(torch.ones(k, 4) * 3, torch.linspace(0.9, 0.5, k), torch.zeros(k, dtype=torch.int64))
-            for k in counts
-        ]
-
-
-def test_a_tile_is_answered_in_the_contract_of_an_exported_model() -> None:
+@pytest.mark.parametrize(("bias", "label"), [(99.0, 0), (-99.0, -1)], ids=["full tile", "empty tile"])
+def test_the_torch_backend_keeps_the_contract_of_an_exported_model(bias: float, label: int) -> None:
     config = DetectorConfig("mobilenet_v2", channels=8, detector="faster_rcnn")
     spec = Checkpoint(config, {}, ("person",), (1,), tile=64).spec(max_detections=4)
     assert not spec.nms_in_graph  # overlaps are left to the runtime, as RetinaNet does
-    outputs = TorchBackend(FindsMany("mobilenet_v2", 1, channels=8), spec).run(np.zeros((2, 64, 64, 3), np.uint8))
-    assert outputs.candidates.tolist() == [10, 0]  # more than there are slots: the tile is seen to be full
-    assert outputs.labels.tolist() == [[0] * 4, [-1] * 4] and outputs.labels.dtype == np.int32
-    assert outputs.boxes[0].tolist() == [[3] * 4] * 4 and not outputs.boxes[1].any() and not outputs.scores[1].any()
+    detector = build_detector(config)
+    torch.nn.init.constant_(detector.roi_heads.box_predictor.cls_score.bias[1:], bias)
+    outputs = TorchBackend(detector, spec).run(np.zeros((2, 64, 64, 3), np.uint8))
+    assert outputs.labels.tolist() == [[label] * 4] * 2 and outputs.labels.dtype == np.int32
+    assert outputs.boxes.shape == (2, 4, 4) and outputs.boxes.dtype == outputs.scores.dtype == np.float32
+    if label == 0:
+        assert (outputs.candidates > 4).all()  # more than there are slots: the tile is seen to be full
+        assert (outputs.scores == 1).all() and (outputs.boxes[..., 2:] > outputs.boxes[..., :2]).all()
+    else:
+        assert not outputs.candidates.any() and not outputs.boxes.any() and not outputs.scores.any()
 
 
 def test_folding_alpha_changes_no_detection_but_for_rounding() -> None:

@@ -26,7 +26,7 @@ def features(size: int = 64, dtype: torch.dtype = torch.float32) -> list[torch.T
 
 def pyramid(alpha: tuple[float, ...]) -> FPN:
     torch.manual_seed(5)
-    fpn = FPN(CHANNELS, 16, alpha)
+    fpn = FPN(CHANNELS, 16, alpha, top=LastLevelMaxPool())
     for conv in (*fpn.inner, *fpn.layer):  # biases start at zero; a fold that forgets them must not pass
         nn.init.normal_(conv.bias)
     return fpn

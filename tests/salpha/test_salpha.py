@@ -17,10 +17,13 @@ from designs import FASTER_RCNN, RETINANET, released_design, torchvision_design
 from torchvision.ops import box_iou
 
 from tinydet.data.coco import Dataset, load_dataset
+from tinydet.models.faster_rcnn import FasterRCNN
+from tinydet.models.registry import anchors_of
+from tinydet.models.retinanet import RetinaNet
 from tinydet.runtime.scan import plan_tiles
 from tinydet.salpha.__main__ import main
 from tinydet.salpha.counting import best_anchors, count_levels, estimate_alpha
-from tinydet.salpha.dataset import design_of, statistics_of
+from tinydet.salpha.dataset import statistics_of
 
 REAL = ["tinyperson_156_frames_approx1920x1080", "tiny_citypersons_val", "hituav_six_flight_dates", "coco_val2014_100"]
 Box = tuple[float, float, float, float]
@@ -148,13 +151,16 @@ def test_flip_counts_the_mirror_images_too(tmp_path: Path) -> None:
             assert (flipped.boxes, flipped.images) == (once.boxes + other.boxes, 4)
 
 
-def test_names_of_designs() -> None:
-    assert design_of("retinanet") is RETINANET and design_of("faster_rcnn") is FASTER_RCNN
-    assert design_of("faster_rcnn", "torchvision") == torchvision_design("faster_rcnn")
-    assert design_of("retinanet", "released") == released_design("retinanet")
-    for detector, anchors in (("yolo", "tinydet"), ("yolo", "released"), ("retinanet", "mine")):
-        with pytest.raises(ValueError, match="retinanet, retinanet-p3p7, faster_rcnn"):
-            design_of(detector, anchors)
+def test_anchors_are_found_by_the_name_of_the_detector_and_of_the_layout() -> None:
+    assert RetinaNet.design == RETINANET and FasterRCNN("mobilenet_v2", 1, channels=8).design == FASTER_RCNN
+    assert anchors_of("retinanet").design() == RETINANET and anchors_of("faster_rcnn").design() == FASTER_RCNN
+    for detector in ("retinanet", "faster_rcnn"):
+        designs = [anchors_of(detector).design(layout) for layout in ("tinydet", "torchvision", "released")]
+        assert len({repr(design) for design in designs}) == 3
+    with pytest.raises(ValueError, match="retinanet, retinanet-p3p7, faster_rcnn"):
+        anchors_of("yolo")
+    with pytest.raises(ValueError, match="unknown anchor layout 'mine'; choose one of: tinydet, torchvision, released"):
+        anchors_of("retinanet").design("mine")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])

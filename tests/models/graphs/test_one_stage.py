@@ -82,7 +82,7 @@ def test_folding_changes_no_detection() -> None:
     folded, plain = InferenceGraph(built, spec()), InferenceGraph(built, spec(), fold=False)
     for ours, theirs in zip(folded(tiles()), plain(tiles()), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
-    assert not hasattr(folded.detector.fpn, "alpha")
+    assert not hasattr(folded.network.detector.fpn, "alpha")
 
 
 def test_a_tile_does_not_depend_on_its_batch() -> None:

@@ -30,10 +30,12 @@ from tinydet.spec import ModelSpec
 TILE, SLOTS, PROPOSALS = 96, 150, 100
 
 
-def detector(proposals: int = PROPOSALS, **changes: Any) -> tuple[FasterRCNN, ModelSpec]:
+def detector(proposals: int = PROPOSALS, **options: Any) -> tuple[FasterRCNN, ModelSpec]:
     """A small detector whose scores and boxes differ from proposal to proposal, though it never learned."""
     torch.manual_seed(3)
-    config = DetectorConfig("mobilenet_v2", channels=16, classes=2, norm="batch", detector="faster_rcnn", **changes)
+    config = DetectorConfig(
+        "mobilenet_v2", channels=16, classes=2, norm="batch", detector="faster_rcnn", options=options
+    )
     built = build_detector(config, (0.48, 0.66, 1.06))
     assert isinstance(built, FasterRCNN)
     for layer in built.modules():
@@ -66,9 +68,9 @@ def answers(graph: torch.nn.Module, images: NDArray[np.uint8]) -> TileOutputs:
 # ------------------------------------------------------------------------------------------------------ in torch
 
 
-@pytest.mark.parametrize("changes", [{}, {"roi_rule": "aligned", "canonical_scale": 32}], ids=["torchvision", "ours"])
-def test_the_graph_finds_what_torchvision_finds(changes: dict[str, Any]) -> None:
-    built, spec = detector(**changes)
+@pytest.mark.parametrize("options", [{}, {"roi_rule": "aligned", "canonical_scale": 32}], ids=["torchvision", "ours"])
+def test_the_graph_finds_what_torchvision_finds(options: dict[str, Any]) -> None:
+    built, spec = detector(**options)
     found = answers(InferenceGraph(built, spec), tiles())
     wanted = answers(TorchvisionGraph(built, spec, fold=False), tiles())
     parity = compare(wanted, found, spec.score_floor)
