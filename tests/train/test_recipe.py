@@ -61,12 +61,19 @@ def flags_of(tinyperson: Path) -> list[str]:
 
 def test_the_recipe_is_the_published_one(tinyperson: Path) -> None:
     config = config_of(flags_of(tinyperson)).resolve()
-    assert (config.backbone, config.channels, config.head_convs, config.head_init) == ("resnet50", 256, 4, "paper")
+    assert (config.backbone, config.channels, config.options) == (
+        "resnet50",
+        256,
+        {"head_convs": 4, "head_init": "paper"},
+    )
     assert (config.epochs, config.batch, config.lr, config.clip_norm, config.freeze) == (12, 2, 0.005, 0.0, 2)
-    assert (config.cut, config.empty_tiles, config.dense, config.group_shapes) == ("benchmark", False, 200, True)
+    assert (config.empty_tiles, config.dense, config.group_shapes) == (False, 200, True)
+    tiles = training_tiles(config, load_data(config)[0])
+    assert {(tile.width, tile.height) for _, tile in tiles.tiles} == {(640, 512)}  # the benchmark's sub-images
     assert config.flip and config.decay == "steps" and config.ema == 0
     two_stage = config_of([*flags_of(tinyperson), "--detector", "faster_rcnn"]).resolve()
-    assert two_stage.lr == 0.01 and not two_stage.straddling and two_stage.roi_rule == "torchvision"
+    assert two_stage.lr == 0.01
+    assert two_stage.options == {"straddling": False, "roi_rule": "torchvision", "canonical_scale": 224}
 
 
 def test_a_run_by_the_recipe_learns_from_the_sub_images_with_persons_of_frames_that_are_not_dense(

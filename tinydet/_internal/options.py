@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def option(
     *,
     group: str = "",
     metavar: str | tuple[str, ...] | None = None,
-    choices: Sequence[Any] | None = None,
+    choices: Collection[Any] | None = None,
     parse: Callable[[str], Any] | None = None,
     flag: str | None = None,
     recorded: bool = True,
@@ -30,7 +30,7 @@ def option(
         default: of the field and the flag; None: decided later, as the help says.
         help: what happens when the flag is set; `%(default)s` is the default.
         group: heading under which `--help` lists the flag.
-        choices: allowed values.
+        choices: allowed values; a live view, such as the keys of a registry, is read when a value is checked.
         parse: converts the text of the flag; None: by the type of the field.
         flag: name of the flag; None: from the field. A field that is True by default is switched off by `--no-NAME`.
         recorded: whether the value influences results, so that it belongs into a checkpoint.
@@ -82,7 +82,7 @@ def add_options(
         groups[title].add_argument(
             flag,
             dest=field.name,
-            type=field.metadata["parse"] or _parser_of(types_of[field.name]),
+            type=field.metadata["parse"] or _parser_of(_alternatives(types_of[field.name])),
             choices=field.metadata["choices"],
             metavar=field.metadata["metavar"],
             default=argparse.SUPPRESS,
@@ -91,30 +91,53 @@ def add_options(
 
 
 def check_values(values: Any) -> None:
-    """Check the fields of a dataclass as the command would check their text, and convert lists and path names.
+    """Check the fields of a dataclass by the rules of the command line; convert lists, path names and numbers.
+
+    Values must have the type of their field: the text of a number or of a list, as on a command line, is refused.
 
     Raises:
         ValueError: naming the field, its rule and the value.
     """
     kinds = typing.get_type_hints(type(values))
     for field in dataclasses.fields(values):
-        value = getattr(values, field.name)
-        if "help" not in field.metadata or value is None or kinds[field.name] is bool:
-            continue
-        if isinstance(value, list):
-            value = tuple(value)
-        parse = field.metadata["parse"] or _parser_of(kinds[field.name])
-        choices = field.metadata["choices"]
-        if choices is not None and value not in choices:
+        if "help" in field.metadata:
+            value = _checked(field, _alternatives(kinds[field.name]), getattr(values, field.name))
+            object.__setattr__(values, field.name, value)
+
+
+def _checked(field: dataclasses.Field[Any], kinds: Sequence[Any], value: Any) -> Any:
+    """Return a value as its field stores it; `kinds`: the types of the field."""
+    if value is None and type(None) in kinds:
+        return None
+    choices, parse = field.metadata["choices"], field.metadata["parse"] or _parser_of(kinds)
+    if choices is not None:
+        if value not in choices:
             raise ValueError(f"{field.name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
-        if parse is Path:
-            value = Path(value)
-        elif choices is None:
-            try:
-                parse(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-            except argparse.ArgumentTypeError as error:
-                raise ValueError(f"{field.name}: {error}") from error
-        object.__setattr__(values, field.name, value)
+        return value
+    many = any(typing.get_origin(kind) is tuple for kind in kinds)
+    fits = isinstance(value, bool) if bool in kinds else not isinstance(value, list | tuple) or many
+    if isinstance(value, str) and not {str, Path} & set(kinds):
+        fits = False
+    if value is None or not fits:
+        raise ValueError(f"{field.name}: expected {field.type}, got {value!r}")
+    if bool in kinds:
+        return value
+    if Path in kinds:
+        return Path(value)
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    try:
+        parsed = parse(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{field.name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{field.name}: expected {field.type}, got {value!r}") from error
+    if isinstance(value, str):
+        if parsed != value:
+            raise ValueError(f"{field.name}: expected {field.type}, got the text {value!r}")
+        return value
+    # Names keep the commas they contain; numbers of any kind become int and float, which a checkpoint can store.
+    names = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+    return tuple(value) if names else parsed
 
 
 def option_table(options: type[Any], defaults: Mapping[str, str] | None = None) -> str:
@@ -124,6 +147,8 @@ def option_table(options: type[Any], defaults: Mapping[str, str] | None = None) 
         if "help" in field.metadata:
             shown = (defaults or {}).get(field.name, _shown(field.default))
             meaning = field.metadata["help"].replace(" (default %(default)s)", "").replace("%(default)s", shown)
+            if field.default is True:
+                meaning = f"`False`: {meaning}"
             rows.append(f"| `{field.name}` | `{flag_of(field)}` | {shown} | {meaning} |")
     return "\n".join(rows) + "\n"
 
@@ -136,9 +161,13 @@ def _shown(default: Any) -> str:
     return str(default)
 
 
-def _parser_of(kind: Any) -> Callable[[str], Any]:
-    """The converter for a field type; `X | None` parses like `X`, and integers and floats must be positive."""
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types that a field accepts: `int | None` -> (int, NoneType)."""
+    union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    return typing.get_args(kind) if union else (kind,)
+
+
+def _parser_of(kinds: Sequence[Any]) -> Callable[[str], Any]:
+    """The converter for the types of a field: the first one counts, and integers and floats must be positive."""
     converters: dict[Any, Callable[[str], Any]] = {int: positive, float: positive_float, Path: Path}
-    return converters.get(kind, str)
+    return converters.get(kinds[0], str)

@@ -13,7 +13,7 @@ from tinydet.geometry.anchors import Pyramid
 from tinydet.models.backbone import Backbone
 from tinydet.models.batch import Batch
 from tinydet.models.fpn import PlainFPN
-from tinydet.models.registry import Fusion, Norm, detector_info
+from tinydet.models.registry import Fusion, Norm, detector_info, detector_options
 from tinydet.spec import ModelSpec
 
 
@@ -105,13 +105,7 @@ class DetectorConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        info = detector_info(self.detector)
-        if foreign := sorted(self.options.keys() - set(info.option_names)):
-            raise ValueError(
-                f"{self.detector} has no option {foreign[0]!r}; it has: {', '.join(info.option_names) or 'none'}"
-            )
-        defaults = dataclasses.asdict(info.options())
-        object.__setattr__(self, "options", {**defaults, **self.options})
+        object.__setattr__(self, "options", detector_options(self.detector, self.options))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as one flat dict, options included, as checkpoints store it."""

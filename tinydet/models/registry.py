@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tinydet._internal.options import option
+from tinydet._internal.options import check_values, option
 from tinydet.geometry.anchors import AnchorSizes, Pyramid, octaves
 from tinydet.spec import NMS_ROUNDS
 
@@ -179,6 +179,20 @@ def detector_info(name: str) -> DetectorInfo:
     if name not in DETECTORS:
         raise ValueError(f"unknown detector {name!r}; choose one of: {', '.join(DETECTORS)}")
     return DETECTORS[name]
+
+
+def detector_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a detector: the given ones, and defaults for the others.
+
+    Raises:
+        ValueError: the detector is unknown, has no such option, or a value is out of range.
+    """
+    info = detector_info(name)
+    if foreign := sorted(given.keys() - set(info.option_names)):
+        raise ValueError(f"{name} has no option {foreign[0]!r}; it has: {', '.join(info.option_names) or 'none'}")
+    options = info.options(**given)
+    check_values(options)
+    return dataclasses.asdict(options)
 
 
 def anchors_of(name: str) -> AnchorSizes:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tinydet._internal.options import add_options, check_values, option, option_table
-from tinydet.models.registry import BACKBONES, DETECTORS, FUSIONS, NORMS, Fusion, detector_info
+from tinydet._internal.options import add_options, check_values, flag_of, option, option_table
+from tinydet.models.registry import BACKBONES, DETECTORS, FUSIONS, NORMS, Fusion, detector_info, detector_options
 from tinydet.salpha.counting import ALPHA_RANGE
 
 DENSE = 200  # annotations; the paper's code leaves images with more out of training
@@ -32,9 +32,8 @@ def _alpha(text: str) -> tuple[float, ...] | str:
     values = _floats(text)
     if not 1 <= len(values) <= 3 or not all(map(math.isfinite, values)):
         raise argparse.ArgumentTypeError(
-            "expected one number, or one per edge, finest first, such as 0.5 or 0.37,0.39,0.37; or one, three, "
-            "channel, "
-            f"attention; got {text!r}"
+            "expected one number, or one per edge, finest first, such as 0.5 or 0.37,0.39,0.37; or "
+            f"{', '.join(kind for kind in FUSIONS if kind != 'fixed')}; got {text!r}"
         )
     return values
 
@@ -187,10 +186,9 @@ class TrainConfig:
 
     detector: str = option(
         "retinanet",
-        "network: retinanet (P2-P6, RetinaNet† of the paper), retinanet-p3p7 (the conventional levels with "
-        "small anchors) or faster_rcnn (P2-P6) (default %(default)s)",
+        f"network: {', '.join(f'{name} ({info.label})' for name, info in DETECTORS.items())} (default %(default)s)",
         group="model",
-        choices=tuple(DETECTORS),
+        choices=DETECTORS.keys(),  # a view, so that a detector that registers itself later is accepted
     )
     preset: str | None = option(
         None,
@@ -312,11 +310,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_values(self)
         if foreign := sorted(self.options.keys() - set(detector_info(self.detector).option_names)):
-            owners = [name for name, info in DETECTORS.items() if foreign[0] in info.option_names]
+            owners = {name: info for name, info in DETECTORS.items() if foreign[0] in info.option_names}
+            if not owners:
+                raise ValueError(f"no detector has an option {foreign[0]!r}")
+            fields = dataclasses.fields(next(iter(owners.values())).options)
+            flag = flag_of(next(each for each in fields if each.name == foreign[0]))
             raise ValueError(
-                f"--{foreign[0].replace('_', '-')} is not an option of {self.detector}"
-                + (f", but of {' and '.join(owners)}; leave it out or choose that --detector" if owners else "")
+                f"{flag} is not an option of {self.detector}, but of {' and '.join(owners)}; leave it out, or choose "
+                "another --detector"
             )
+        checked = detector_options(self.detector, self.options)
+        object.__setattr__(self, "options", {name: checked[name] for name in self.options})
 
     @property
     def fusion(self) -> Fusion:
@@ -328,8 +332,8 @@ class TrainConfig:
         """The factors given with `alpha`, one per edge, finest first; None: not given."""
         if self.alpha is None or isinstance(self.alpha, str):
             return None
-        values = (float(self.alpha),) if isinstance(self.alpha, int | float) else tuple(map(float, self.alpha))
-        return values * len(self.edges) if len(values) == 1 else values
+        assert isinstance(self.alpha, tuple)  # a single number was converted
+        return self.alpha * len(self.edges) if len(self.alpha) == 1 else self.alpha
 
     @property
     def edges(self) -> tuple[str, ...]:
@@ -415,8 +419,7 @@ class TrainConfig:
         if given is not None and len(given) != len(edges):
             raise ValueError(
                 f"{self.detector} has {len(edges)} fused edges ({', '.join(edges)}); --alpha takes one value for all "
-                f"of "
-                f"them or one per edge, got {len(given)}"
+                f"of them or one per edge, got {len(given)}"
             )
 
 

@@ -77,6 +77,19 @@ def test_empty_slots_are_marked() -> None:
     assert (labels == -1).all() and (scores == 0).all() and (boxes == 0).all() and (candidates == 0).all()
 
 
+def test_a_tile_with_fewer_boxes_than_slots_fills_the_rest_with_empty_slots() -> None:
+    built = detector()
+    full, small = (InferenceGraph(built, spec(tile=64, max_detections=k)) for k in (K, 3200))
+    images = tiles()[:, :64, :64]
+    assert sum(len(level) for level in built.design.grid_anchors(64, 64)) < 3200
+    wanted, found = full(images), small(images)
+    assert found[0].shape == (2, 3200, 4) and found[1].shape == found[2].shape == (2, 3200)
+    for one, other in zip(found[:3], wanted[:3], strict=True):
+        torch.testing.assert_close(one[:, :K], other, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[3], wanted[3]) and ((found[2] >= 0).sum(dim=1) == found[3]).all()
+    assert (found[2][:, -50:] == -1).all() and not found[0][:, -50:].any() and not found[1][:, -50:].any()
+
+
 def test_folding_changes_no_detection() -> None:
     built = detector((0.368, 0.387, 0.367))
     folded, plain = InferenceGraph(built, spec()), InferenceGraph(built, spec(), fold=False)

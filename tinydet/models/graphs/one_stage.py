@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinydet.geometry.anchors import AnchorDesign
@@ -13,6 +14,7 @@ from tinydet.models.box_coder import decode
 from tinydet.spec import ModelSpec
 
 MAX_TOPK = 3840  # TensorRT's TopK takes k <= 3840 (NVIDIA/TensorRT#4244)
+EMPTY = -1e4  # logit of an empty slot, below any score floor and within FP16
 
 
 class AnchorInference(nn.Module):
@@ -78,14 +80,18 @@ class BestBoxes(nn.Module):
     def forward(
         self, boxes: Sequence[Tensor], logits: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Parts of (N, M_i, 4), (N, M_i), (N, M_i) -> boxes (N, K, 4), scores (N, K) and labels (N, K) int32.
-
-        There must be at least K boxes in all.
-        """
-        kept, index = torch.cat(list(logits), dim=1).topk(self.slots, dim=1)
-        filled = kept > self.floor
+        """Parts of (N, M_i, 4), (N, M_i), (N, M_i) -> boxes (N, K, 4), scores (N, K) and labels (N, K) int32."""
+        every = torch.cat(list(logits), dim=1)
+        slots = min(self.slots, every.shape[1])
+        kept, index = every.topk(slots, dim=1)
         best_boxes = torch.cat(list(boxes), dim=1).gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         best_labels = torch.cat(list(labels), dim=1).gather(1, index).to(torch.int32)
+        if slots < self.slots:  # a small tile has fewer boxes than slots
+            missing = self.slots - slots
+            kept = F.pad(kept, (0, missing), value=EMPTY)
+            best_boxes = F.pad(best_boxes, (0, 0, 0, missing))
+            best_labels = F.pad(best_labels, (0, missing))
+        filled = kept > self.floor
         return (
             torch.where(filled.unsqueeze(2), best_boxes, 0.0),
             torch.where(filled, kept.sigmoid(), 0.0),
