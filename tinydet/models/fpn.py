@@ -92,8 +92,8 @@ class FPN(PlainFPN):
         in_channels, channels, top: see `PlainFPN`.
         alpha: one factor per fused edge, finest first: P3->P2, P4->P3, P5->P4. None: 1 everywhere.
         fusion: where the factors come from, see `registry.Fusion`. "fixed" keeps them in a buffer, (edges,); "one",
-        "three" and
-            "channel" in a parameter, (1,), (edges,) and (edges, channels); "attention" has a small network per edge.
+            "three" and "channel" in a parameter, (1,), (edges,) and (edges, channels); "attention" has a small network
+            per edge.
     """
 
     alpha: Tensor
