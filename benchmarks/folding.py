@@ -26,7 +26,8 @@ from environment import ROOT, environment
 from torch import Tensor, nn
 
 from tinydet._internal.atomic import write_json
-from tinydet.models.fpn import FoldedFPN, FusionFPN, PlainFPN, fold_alpha
+from tinydet.models.folding import FoldedFPN, fold_alpha
+from tinydet.models.fpn import FPN, PlainFPN
 
 CHANNELS, WIDTH = (256, 512, 1024, 2048), 256
 CASES: dict[str, tuple[tuple[float, float, float], float | None]] = {  # alpha, and the spread of small lateral weights
@@ -68,7 +69,7 @@ FORMS = ("alpha multiplies", "folded", "folded as in the paper")
 def measure(alpha: tuple[float, float, float], spread: float | None, seed: int, side: int) -> dict[str, Any]:
     """Errors of one draw, by number format and form of the pyramid."""
     torch.manual_seed(seed)
-    trained = FusionFPN(CHANNELS, WIDTH, alpha)
+    trained = FPN(CHANNELS, WIDTH, alpha)
     if spread is not None:
         for conv in trained.inner:
             nn.init.normal_(conv.weight, std=spread)
@@ -113,12 +114,12 @@ def forward(fpn: PlainFPN, features: Sequence[Tensor], weights: Rounding, values
 
 def factor_of(fpn: PlainFPN, i: int) -> Tensor | None:
     """What multiplies on edge `i`, if anything."""
-    if isinstance(fpn, FusionFPN):
+    if isinstance(fpn, FPN):
         return fpn.alpha[i]
     return getattr(fpn, f"factor{i}") if isinstance(fpn, FoldedFPN) and i in fpn.kept else None
 
 
-def fold_as_in_the_paper(fpn: FusionFPN) -> PlainFPN:
+def fold_as_in_the_paper(fpn: FPN) -> PlainFPN:
     """g = 1: P2 as it is, the scale of P_i the product of the factors below it."""
     plain = PlainFPN(CHANNELS, WIDTH)
     plain.load_state_dict({k: v for k, v in fpn.state_dict().items() if k != "alpha"})

@@ -14,7 +14,7 @@ from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.faster_rcnn import FasterRCNN
 from tinydet.spec import ModelSpec
-from tinydet.train.recipe import PRESETS
+from tinydet.train.config import PRESETS
 
 
 def write_random_checkpoint(

@@ -23,7 +23,8 @@ from torchvision.ops import box_iou
 
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import Dataset, load_dataset
-from tinydet.geometry.anchors import DESIGNS, AnchorDesign
+from tinydet.geometry.anchors import AnchorDesign
+from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.counting import count_levels
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.parity import best_anchors, count_distinct_anchors
@@ -37,7 +38,7 @@ def main() -> int:
     result: dict[str, Any] = {"command": "python benchmarks/salpha_speed.py", **environment(), "repeats": args.repeats}
     result["random"] = [
         {"boxes_per_image": n, "detector": name, **random_boxes(design, n, args)}
-        for name, design in DESIGNS.items()
+        for name, design in designs().items()
         for n in (20, 100)
     ]
     files = sorted(args.data.glob("*.json*")) if args.data.is_dir() else []
@@ -50,6 +51,11 @@ def main() -> int:
     write_json(args.output, result)
     print(table(result), f"\nwrote {args.output}")
     return 0
+
+
+def designs() -> dict[str, AnchorDesign]:
+    """The anchors of every detector that has some."""
+    return {name: anchors_of(name).design() for name, info in DETECTORS.items() if info.anchors is not None}
 
 
 def random_boxes(design: AnchorDesign, per_image: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def real_file(file: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     dataset = load_dataset(file)
     read = time.perf_counter() - start
     objects, sizes = dataset.objects, np.array([(image.width, image.height) for image in dataset.images])
-    for name, design in DESIGNS.items():
+    for name, design in designs().items():
         print(f"{file.name} {name}", flush=True)
         yield {
             "file": file.name,

@@ -305,7 +305,7 @@ def test_commands_that_need_no_torch_explain_themselves_without_it() -> None:
 def test_a_command_whose_packages_are_absent_says_what_to_install() -> None:
     done = run_without_extras("from tinydet.__main__ import main\nsys.exit(main(['train', '--salpha']))")
     assert done.returncode == 2
-    assert done.stderr == "tinydet: error: 'torch' is not installed. Run: pip install 'tinydet[train]'\n"
+    assert done.stderr == "tinydet train: error: 'torch' is not installed. Run: pip install 'tinydet[train]'\n"
 
 
 # --------------------------------------------------------------------------------------------------------- commands

@@ -16,7 +16,7 @@ from tinydet.__main__ import Group, _load
 from tinydet.evaluate import __main__ as evaluate
 from tinydet.study import sweep
 from tinydet.train.__main__ import main
-from tinydet.train.options import RaisingParser, parser
+from tinydet.train.config import parser
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("tinydet ")]
@@ -39,10 +39,10 @@ def understood(command: list[str]) -> argparse.Namespace:
     """The arguments as the command itself would read them."""
     match command:
         case ["train", *flags]:
-            return parser(RaisingParser).parse_args(flags)
+            return parser().parse_args(flags)
         case ["sweep", *flags]:
             own, others = sweep._parser().parse_known_args(flags)
-            parser(RaisingParser).parse_args(others)
+            parser().parse_args(others)
             return own
         case ["evaluate", *flags]:
             return evaluate._parser().parse_args(flags)

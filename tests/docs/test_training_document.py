@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinydet.models.checkpoint import load_checkpoint
-from tinydet.train.options import parser
+from tinydet.train import config
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
@@ -52,5 +52,5 @@ def test_every_block_runs_in_turn(
 
 
 def test_every_flag_that_the_page_names_is_one() -> None:
-    flags = {flag for action in parser()._actions for flag in action.option_strings}
+    flags = {flag for action in config.parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - {"--logdir"} <= flags

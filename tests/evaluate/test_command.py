@@ -153,7 +153,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tinydet.models.detector import DetectorConfig, build_detector
 
     torch.manual_seed(0)
-    config = DetectorConfig("mobilenet_v2", channels=16, head_convs=1, norm="batch", classes=2)
+    config = DetectorConfig("mobilenet_v2", channels=16, norm="batch", classes=2, options={"head_convs": 1})
     detector = build_detector(config, (0.5, 0.5, 0.5))
     for layer in detector.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):

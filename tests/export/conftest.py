@@ -97,7 +97,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tinydet.models.detector import DetectorConfig, build_detector
 
     torch.manual_seed(3)
-    config = DetectorConfig("mobilenet_v2", channels=64, head_convs=1, norm="batch", classes=2)
+    config = DetectorConfig("mobilenet_v2", channels=64, norm="batch", classes=2, options={"head_convs": 1})
     detector = build_detector(config, (0.368, 0.387, 0.367))
     for layer in detector.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):

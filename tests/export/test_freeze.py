@@ -7,23 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from designs import DESIGNS
 from torch import nn
 
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.export.__main__ import main
 from tinydet.export.freeze import factors_on
-from tinydet.geometry.anchors import DESIGNS
 from tinydet.models.batch import collate
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
-from tinydet.models.fpn import FoldedFPN, FusionFPN, fold_alpha
+from tinydet.models.folding import FoldedFPN, fold_alpha
+from tinydet.models.fpn import FPN
 
 
 def checkpoint_of(fusion: str, *, decided: bool) -> Checkpoint:
     """A small detector; `decided`: its attention has left the start, where all factors are 1."""
     torch.manual_seed(4)
-    config = DetectorConfig("mobilenet_v2", 16, 1, "he", "batch", 1, fusion=fusion)
+    config = DetectorConfig("mobilenet_v2", 16, "batch", 1, fusion=fusion, options={"head_convs": 1, "head_init": "he"})
     detector = build_detector(config)
     nn.init.constant_(detector.head.classification_head.cls_logits.bias, 0.0)  # so that it finds something
     for module in detector.modules():
@@ -40,7 +41,7 @@ def test_factors_are_those_of_each_tile_finest_first(squares: Path, decided: boo
     assert found.shape == (len(tiles), 3)
     assert bool((found == 1).all()) != decided
     fpn = detector.fpn
-    assert isinstance(fpn, FusionFPN)
+    assert isinstance(fpn, FPN)
     with torch.no_grad():
         c = detector.backbone(collate([tiles.sample(2, seed=0, epoch=0)], torch.device("cpu")).images)
         laterals = [inner(feature) for inner, feature in zip(fpn.inner, c, strict=True)]
@@ -58,7 +59,7 @@ def test_other_detectors_are_frozen_too_and_their_edges_named(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], detector: str
 ) -> None:
     torch.manual_seed(4)
-    config = DetectorConfig("mobilenet_v2", 16, 1, "he", "batch", 1, detector=detector, fusion="attention")
+    config = DetectorConfig("mobilenet_v2", 16, "batch", 1, detector, "attention")
     weights = build_detector(config).state_dict()
     save_checkpoint(Checkpoint(config, weights, ("square",), (3,), tile=96), tmp_path / "model.pth")
     assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0

@@ -23,8 +23,9 @@ from tinydet.export.onnx_file import export_onnx, lint, operators_added, trace
 from tinydet.export.parity import compare
 from tinydet.models.checkpoint import load_checkpoint
 from tinydet.models.detector import build_detector
-from tinydet.models.fpn import FusionFPN, PlainFPN, fold_alpha
-from tinydet.models.graphs.one_stage import InferenceGraph
+from tinydet.models.folding import fold_alpha
+from tinydet.models.fpn import FPN, PlainFPN
+from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.spec import ModelSpec
 
@@ -147,13 +148,13 @@ def wiring(graph: Any) -> list[Any]:
 
 @pytest.mark.parametrize("fusion", ["fixed", "one", "three", "channel"])
 def test_a_folded_pyramid_is_node_for_node_a_conventional_one(fusion: Any) -> None:
-    folded = traced(fold_alpha(FusionFPN([8] * 4, 8, (0.368, 0.387, 0.367), fusion=fusion)))
-    assert wiring(folded) == wiring(traced(PlainFPN([8] * 4, 8)))
+    folded = traced(fold_alpha(FPN([8] * 4, 8, (0.368, 0.387, 0.367), fusion=fusion, top=LastLevelMaxPool())))
+    assert wiring(folded) == wiring(traced(PlainFPN([8] * 4, 8, top=LastLevelMaxPool())))
     assert len(wiring(folded)) == CONVENTIONAL.total()
 
 
 def test_folded_graph_has_the_ops_of_a_conventional_fpn() -> None:
-    folded = operators(fold_alpha(FusionFPN([8] * 4, 8, (0.368, 0.387, 0.367))))
+    folded = operators(fold_alpha(FPN([8] * 4, 8, (0.368, 0.387, 0.367), top=LastLevelMaxPool())))
     theirs = operators(
         FeaturePyramidNetwork([8] * 4, 8, extra_blocks=LastLevelMaxPool()),
         lambda pyramid, levels: pyramid(dict(zip("2345", levels, strict=True))).values(),
@@ -163,14 +164,14 @@ def test_folded_graph_has_the_ops_of_a_conventional_fpn() -> None:
 
 
 def test_alpha_that_is_not_folded_costs_three_multiplications() -> None:
-    unfolded = operators(FusionFPN([8] * 4, 8, (0.368, 0.387, 0.367)))
+    unfolded = operators(FPN([8] * 4, 8, (0.368, 0.387, 0.367), top=LastLevelMaxPool()))
     assert unfolded - CONVENTIONAL == Counter(Mul=3)
     with pytest.raises(ValueError, match="alpha is not folded"):
         operators_added(unfolded, CONVENTIONAL, 0)
 
 
 def test_an_edge_without_weight_is_not_in_the_graph() -> None:
-    folded = operators(fold_alpha(FusionFPN([8] * 4, 8, (0.5, 0.0, 0.5))))
+    folded = operators(fold_alpha(FPN([8] * 4, 8, (0.5, 0.0, 0.5), top=LastLevelMaxPool())))
     assert CONVENTIONAL - folded == Counter(Resize=1, Add=1)
     assert operators_added(folded, CONVENTIONAL, 1) == 0
     with pytest.raises(ValueError, match="alpha is not folded"):
@@ -178,7 +179,7 @@ def test_an_edge_without_weight_is_not_in_the_graph() -> None:
 
 
 def test_an_edge_that_keeps_its_factor_is_one_multiplication() -> None:
-    pyramid = FusionFPN([8] * 4, 8, (0.5, 2e-3, 0.5))
+    pyramid = FPN([8] * 4, 8, (0.5, 2e-3, 0.5), top=LastLevelMaxPool())
     for conv in pyramid.inner:
         torch.nn.init.normal_(conv.weight, std=1e-4)
     folded = fold_alpha(pyramid)

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from designs import DESIGNS, FASTER_RCNN, RETINANET, released_design, torchvision_design
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from tinydet.geometry.anchors import DESIGNS, FASTER_RCNN, RETINANET, AnchorDesign, released_design, torchvision_design
+from tinydet.geometry.anchors import AnchorDesign
 
 OCTAVES = [2 ** (k / 3) for k in range(3)]
 RETINANET_SIZES = [[base * octave for octave in OCTAVES] for base in (8, 16, 32, 64, 128)]
@@ -122,7 +123,7 @@ def test_faults_of_a_design_are_named() -> None:
         AnchorDesign(shapes=(((8.0, 8.0),),))
     with pytest.raises(ValueError, match="level P2: stride and anchor sides must be positive"):
         AnchorDesign(shapes=(((0.0, 8.0),), *FASTER_RCNN.shapes[1:]))
-    with pytest.raises(ValueError, match="share one centre"):
+    with pytest.raises(ValueError, match="share one center"):
         AnchorDesign.from_cells([[[0, 0, 4, 4], [0, 0, 8, 8]]], strides=(4,), levels=("P2",))
     with pytest.raises(ValueError, match="got 1 and 5"):
         AnchorDesign.from_cells([[[0, 0, 4, 4]]])

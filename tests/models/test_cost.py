@@ -10,7 +10,7 @@ from tinydet.models.detector import DetectorConfig, build_detector
 
 
 def test_the_head_costs_what_its_convolutions_say_on_each_level() -> None:
-    detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, head_convs=2, classes=3))
+    detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, classes=3, options={"head_convs": 2}))
     counts = multiply_adds(detector, (128, 192))
     tower, answers = 2 * 2 * 16 * 16 * 9, 16 * 9 * (9 * 3 + 9 * 4)
     for level, stride in (("P2", 4), ("P3", 8), ("P4", 16), ("P5", 32)):
@@ -30,7 +30,7 @@ def test_faster_rcnn_pays_for_its_proposals() -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_memory_is_what_the_backward_pass_really_keeps(norm: str) -> None:
-    detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, head_convs=1, norm=norm)).train()
+    detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, norm=norm, options={"head_convs": 1})).train()
     sizes: dict[int, int] = {}
     kept = []
 

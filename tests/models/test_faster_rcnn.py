@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from designs import torchvision_design
 from torch import nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
+from torchvision_graph import TorchvisionGraph
 
 from tinydet.data.samples import Sample
-from tinydet.geometry.anchors import torchvision_design
-from tinydet.models.backend import TorchBackend, TorchvisionGraph
+from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import Batch, anchors_of, collate
 from tinydet.models.checkpoint import Checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
-from tinydet.models.faster_rcnn import AlignedRoIAlign, FasterRCNN, TileDetections, _centred_in, _outside_regions
+from tinydet.models.faster_rcnn import AlignedRoIAlign, FasterRCNN, _centered_in, _outside_regions
+from tinydet.models.losses import total
 
 SIZE, CLASSES, CHANNELS = 128, 2, 16
 CPU = torch.device("cpu")
@@ -107,7 +109,7 @@ def test_losses_and_gradients_are_torchvisions_where_the_sampling_is() -> None:
     targets = [{"boxes": batch.boxes[batch.owner == i], "labels": batch.labels[batch.owner == i] + 1} for i in range(2)]
     torch.manual_seed(5)
     losses = ours.loss(batch)
-    of_ours = torch.autograd.grad(losses.total(), ours.fpn.inner[0].weight)[0]
+    of_ours = torch.autograd.grad(total(losses), ours.fpn.inner[0].weight)[0]
     torch.manual_seed(5)
     # Without `GeneralizedRCNNTransform`, which draws a size from the same generator.
     features = theirs.backbone(batch.images)
@@ -115,8 +117,8 @@ def test_losses_and_gradients_are_torchvisions_where_the_sampling_is() -> None:
     wanted |= theirs.roi_heads(features, proposals, list(batch.sizes), targets)[1]
     of_theirs = torch.autograd.grad(sum(wanted.values()), ours.fpn.inner[0].weight)[0]
     names = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
-    assert [x.item() for x in losses] == [wanted[name].item() for name in names]
-    assert all(x.item() > 0 for x in losses)
+    assert [x.item() for x in losses.values()] == [wanted[name].item() for name in names]
+    assert all(x.item() > 0 for x in losses.values())
     torch.testing.assert_close(of_ours, of_theirs)
 
 
@@ -159,15 +161,15 @@ def test_tiles_that_are_ignored_whole_teach_nothing_and_break_nothing() -> None:
     region = np.array([[-99, -99, 199, 199]], np.float32)
     sample = Sample(np.zeros((64, 64, 3), np.uint8), empty, np.zeros(0, np.int64), region)
     losses = detector.loss(collate([sample], CPU))
-    assert [x.item() for x in losses] == [0, 0, 0, 0]
-    losses.total().backward()
+    assert [x.item() for x in losses.values()] == [0, 0, 0, 0]
+    total(losses).backward()
 
 
 def test_centres_on_a_regions_lower_edge_belong_to_it_and_on_its_upper_do_not() -> None:
     regions = torch.tensor([[10.0, 10, 20, 20]])
     boxes = torch.tensor([[9.0, 9, 11, 11], [19, 19, 21, 21], [19, 9, 20, 11]])
-    assert _centred_in(boxes, regions).tolist() == [True, False, True]
-    assert _centred_in(boxes, regions[:0]).tolist() == [False] * 3
+    assert _centered_in(boxes, regions).tolist() == [True, False, True]
+    assert _centered_in(boxes, regions[:0]).tolist() == [False] * 3
 
 
 def test_aligned_pooling_is_roi_align_aligned_level_by_level() -> None:
@@ -192,7 +194,7 @@ def test_the_rules_of_pooling_differ_and_an_unknown_one_is_named() -> None:
         with torch.no_grad():
             found.append(detector(images)[0].boxes)
     assert found[0].shape != found[1].shape or not torch.allclose(found[0], found[1])
-    with pytest.raises(ValueError, match="unknown RoIAlign rule 'exact'; one of: torchvision, aligned"):
+    with pytest.raises(ValueError, match="unknown RoIAlign rule 'exact'; choose one of: torchvision, aligned"):
         FasterRCNN("mobilenet_v2", 1, roi_rule="exact")
 
 
@@ -205,25 +207,21 @@ def test_under_autocast_boxes_stay_in_float32() -> None:
     assert not torch.equal(found.boxes, found.boxes.bfloat16().float())
 
 
-class FindsMany(FasterRCNN):
-    """Finds ten objects on the first tile and none on the others."""
-
-    def forward(self, images: torch.Tensor) -> list[TileDetections]:
-        counts = [10, *[0] * (len(images) - 1)]
-        return [
-            TileDetections(torch.ones(k, 4) * 3, torch.linspace(0.9, 0.5, k), torch.zeros(k, dtype=torch.int64))
-            for k in counts
-        ]
-
-
-def test_a_tile_is_answered_in_the_contract_of_an_exported_model() -> None:
+@pytest.mark.parametrize(("bias", "label"), [(99.0, 0), (-99.0, -1)], ids=["full tile", "empty tile"])
+def test_the_torch_backend_keeps_the_contract_of_an_exported_model(bias: float, label: int) -> None:
     config = DetectorConfig("mobilenet_v2", channels=8, detector="faster_rcnn")
     spec = Checkpoint(config, {}, ("person",), (1,), tile=64).spec(max_detections=4)
     assert not spec.nms_in_graph  # overlaps are left to the runtime, as RetinaNet does
-    outputs = TorchBackend(FindsMany("mobilenet_v2", 1, channels=8), spec).run(np.zeros((2, 64, 64, 3), np.uint8))
-    assert outputs.candidates.tolist() == [10, 0]  # more than there are slots: the tile is seen to be full
-    assert outputs.labels.tolist() == [[0] * 4, [-1] * 4] and outputs.labels.dtype == np.int32
-    assert outputs.boxes[0].tolist() == [[3] * 4] * 4 and not outputs.boxes[1].any() and not outputs.scores[1].any()
+    detector = build_detector(config)
+    torch.nn.init.constant_(detector.roi_heads.box_predictor.cls_score.bias[1:], bias)
+    outputs = TorchBackend(detector, spec).run(np.zeros((2, 64, 64, 3), np.uint8))
+    assert outputs.labels.tolist() == [[label] * 4] * 2 and outputs.labels.dtype == np.int32
+    assert outputs.boxes.shape == (2, 4, 4) and outputs.boxes.dtype == outputs.scores.dtype == np.float32
+    if label == 0:
+        assert (outputs.candidates > 4).all()  # more than there are slots: the tile is seen to be full
+        assert (outputs.scores == 1).all() and (outputs.boxes[..., 2:] > outputs.boxes[..., :2]).all()
+    else:
+        assert not outputs.candidates.any() and not outputs.boxes.any() and not outputs.scores.any()
 
 
 def test_folding_alpha_changes_no_detection_but_for_rounding() -> None:

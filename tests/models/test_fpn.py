@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models import detection
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from tinydet.models.fpn import FUSIONS, FusionFPN, PlainFPN, fold_alpha, freeze_attention, initialise_sigma_power
+from tinydet.models.folding import fold_alpha, freeze_attention
+from tinydet.models.fpn import FPN, PlainFPN, initialize_sigma_power
+from tinydet.models.registry import FUSIONS
 
 CHANNELS = (8, 12, 16, 24)
 OFFICIAL = (0.368, 0.387, 0.367)  # the released S-alpha of RetinaNet on TinyPerson, finest first
@@ -22,9 +25,9 @@ def features(size: int = 64, dtype: torch.dtype = torch.float32) -> list[torch.T
     ]
 
 
-def pyramid(alpha: tuple[float, ...]) -> FusionFPN:
+def pyramid(alpha: tuple[float, ...]) -> FPN:
     torch.manual_seed(5)
-    fpn = FusionFPN(CHANNELS, 16, alpha)
+    fpn = FPN(CHANNELS, 16, alpha, top=LastLevelMaxPool())
     for conv in (*fpn.inner, *fpn.layer):  # biases start at zero; a fold that forgets them must not pass
         nn.init.normal_(conv.bias)
     return fpn
@@ -101,7 +104,7 @@ def test_a_folded_pyramid_has_the_parameters_of_a_plain_one() -> None:
 
 def test_alpha_travels_with_the_weights_and_strict_loading_refuses_the_other_kind() -> None:
     fused, plain = pyramid(OFFICIAL), PlainFPN(CHANNELS, 16)
-    other = FusionFPN(CHANNELS, 16)
+    other = FPN(CHANNELS, 16)
     other.load_state_dict(fused.state_dict())
     assert torch.equal(other.alpha, fused.alpha)
     with pytest.raises(RuntimeError, match="alpha"):
@@ -116,13 +119,13 @@ def test_alpha_is_no_parameter() -> None:
 
 def test_a_wrong_number_of_factors_is_named() -> None:
     with pytest.raises(ValueError, match="3 fused edges, but alpha has 2 values"):
-        FusionFPN(CHANNELS, 16, (0.5, 0.5))
+        FPN(CHANNELS, 16, (0.5, 0.5))
 
 
-def learned(fusion: str) -> FusionFPN:
+def learned(fusion: str) -> FPN:
     """A pyramid of some strategy, with factors that are no longer where they started."""
     torch.manual_seed(5)
-    fpn = FusionFPN(CHANNELS, 16, (0.9, 0.5, 0.7), fusion=fusion)
+    fpn = FPN(CHANNELS, 16, (0.9, 0.5, 0.7), fusion=fusion)
     for parameter in (p for name, p in fpn.named_parameters() if name.startswith(("alpha", "attention"))):
         parameter.data += 0.2 * torch.randn_like(parameter)
     return fpn
@@ -141,8 +144,8 @@ def test_folding_learned_factors_changes_no_output(fusion: str) -> None:
 def test_learned_factors_start_where_they_are_told_and_have_a_gradient(fusion: str) -> None:
     torch.manual_seed(5)
     start = None if fusion == "attention" else (0.5, 0.5, 0.5)
-    fpn = FusionFPN(CHANNELS, 16, start, fusion=fusion)
-    fixed = FusionFPN(CHANNELS, 16, start)
+    fpn = FPN(CHANNELS, 16, start, fusion=fusion)
+    fixed = FPN(CHANNELS, 16, start)
     fixed.load_state_dict({**fixed.state_dict(), **{k: v for k, v in fpn.state_dict().items() if k[0] in "il"}})
     for level, other in zip(fpn(features()), fixed(features()), strict=True):
         torch.testing.assert_close(level, other)
@@ -164,7 +167,7 @@ def test_attention_gives_each_image_its_own_factor_and_cannot_be_folded() -> Non
 
 
 def test_frozen_attention_is_a_fixed_pyramid() -> None:
-    fpn = FusionFPN(CHANNELS, 16, fusion="attention")  # starts at 1
+    fpn = FPN(CHANNELS, 16, fusion="attention")  # starts at 1
     frozen = freeze_attention(fpn, (1.0, 1.0, 1.0))
     assert frozen.fusion == "fixed"
     for level, other in zip(fpn(features()), fold_alpha(frozen)(features()), strict=True):
@@ -173,7 +176,7 @@ def test_frozen_attention_is_a_fixed_pyramid() -> None:
 
 def test_sigma_power_initialisation_with_alpha_one_is_alpha_sigma() -> None:
     powers, fused = pyramid((1.0, 1.0, 1.0)), pyramid((0.5, 0.5, 0.5))
-    initialise_sigma_power(powers, 0.5)
+    initialize_sigma_power(powers, 0.5)
     for level, other in zip(powers(features()), fused(features()), strict=True):
         torch.testing.assert_close(level, other)
 
@@ -194,7 +197,7 @@ def test_a_spread_that_would_leave_half_precision_keeps_a_factor_and_changes_no_
 def test_a_single_weak_channel_folds_within_half_precision_or_keeps_its_factor(factor: float) -> None:
     """One of many does not show in the size of all the weights."""
     torch.manual_seed(5)
-    fpn = FusionFPN(CHANNELS, 256, (0.9, 0.5, 0.7), fusion="channel")
+    fpn = FPN(CHANNELS, 256, (0.9, 0.5, 0.7), fusion="channel")
     fpn.alpha.data[:, 3] = factor
     folded = fold_alpha(fpn)
     normal = torch.finfo(torch.float16)
@@ -233,3 +236,104 @@ def test_a_single_dead_channel_keeps_its_factors_and_changes_no_output() -> None
     assert folded.kept == (1,) and folded.factor1.shape == (16, 1, 1)
     for level, other in zip(fpn(features()), folded(features()), strict=True):
         assert (level - other).abs().max() <= 3e-6 * level.abs().max()
+
+
+# ------------------------------------------------------------------------------------- in a detector of torchvision
+
+QUICK = {"weights": None, "weights_backbone": None, "num_classes": 3, "min_size": 64, "max_size": 96}
+FEW_BOXES = {"box_detections_per_img": 5, "box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 20}
+FEW_ANCHORS = {"detections_per_img": 5, "score_thresh": 0.0, "topk_candidates": 20}
+TORCHVISION = {
+    "retinanet_resnet50_fpn": FEW_ANCHORS,
+    "retinanet_resnet50_fpn_v2": FEW_ANCHORS,
+    "fasterrcnn_resnet50_fpn": FEW_BOXES,
+    "fasterrcnn_resnet50_fpn_v2": FEW_BOXES,  # has batch norm in its pyramid
+    "maskrcnn_resnet50_fpn": FEW_BOXES,
+}
+
+
+def torchvision_model(name: str) -> nn.Module:
+    torch.manual_seed(11)
+    model = getattr(detection, name)(**QUICK, **TORCHVISION[name]).eval()
+    for module in model.backbone.fpn.modules():  # a pyramid that has learned
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 2.0)
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and module.bias is not None:
+            nn.init.normal_(module.bias)
+    return model
+
+
+@pytest.fixture(scope="module", params=TORCHVISION)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return torchvision_model(request.param)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(each, nn.BatchNorm2d) for each in module.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(64, 96), (75, 99)])  # levels that are twice as large as the next, and that are not
+def test_the_pyramid_of_any_torchvision_detector_takes_a_factor_and_folds_back(
+    model: nn.Module, size: tuple[int, int]
+) -> None:
+    theirs = model.backbone.fpn
+    inputs = model.backbone.body(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3)))
+    wanted = theirs(inputs)
+    same = FPN.from_torchvision(theirs)(inputs)
+    assert list(same) == list(wanted)
+    assert all(torch.equal(same[name], level) and level.isfinite().all() for name, level in wanted.items())
+
+    fpn = FPN.from_torchvision(theirs, alpha=0.5)
+    weighed = fpn(inputs)
+    assert not any(torch.equal(weighed[name], wanted[name]) for name in list(inputs)[:-1])
+    assert torch.equal(weighed[list(inputs)[-1]], wanted[list(inputs)[-1]])  # C5 has no deeper level
+
+    folded = fold_alpha(fpn)
+    plain = folded.to_torchvision()
+    assert type(plain) is FeaturePyramidNetwork and not has_batch_norm(plain)
+    for name, level in folded(inputs).items():
+        if has_batch_norm(theirs):
+            assert (level - weighed[name]).abs().max() <= 1e-5 * level.abs().max()
+        else:
+            assert torch.equal(level, weighed[name])  # 0.5 is a power of two
+        assert torch.equal(plain(inputs)[name], level)
+    convolutions = [block[0] for block in theirs.inner_blocks]
+    made = FeaturePyramidNetwork([conv.in_channels for conv in convolutions], 256, extra_blocks=theirs.extra_blocks)
+    assert plain.state_dict().keys() == made.state_dict().keys()
+
+
+def test_a_pyramid_whose_norm_depends_on_the_image_is_not_folded() -> None:
+    theirs = FeaturePyramidNetwork(list(CHANNELS), 16, norm_layer=lambda channels: nn.GroupNorm(4, channels))
+    with pytest.raises(ValueError, match="expected a convolution with a bias or a batch norm"):
+        fold_alpha(FPN.from_torchvision(theirs, alpha=0.5))
+
+
+@torch.no_grad()
+def test_any_torchvision_detector_takes_a_factor_in_one_line_and_is_saved_as_torchvision_does(
+    model: nn.Module,
+) -> None:
+    theirs, image = model.backbone.fpn, torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(4))
+
+    def boxes_and_scores() -> torch.Tensor:
+        (found,) = model([image])
+        return torch.cat([found["boxes"], found["scores"][:, None]], dim=1)
+
+    wanted, names = boxes_and_scores(), model.state_dict().keys()
+    assert len(wanted)
+    try:
+        model.backbone.fpn = FPN.from_torchvision(theirs)
+        assert torch.equal(boxes_and_scores(), wanted)
+        model.backbone.fpn = FPN.from_torchvision(theirs, alpha=[0.5, 0.25, 2.0][: len(theirs.inner_blocks) - 1])
+        weighed = boxes_and_scores()
+        assert weighed.shape != wanted.shape or not torch.allclose(weighed, wanted)
+        model.backbone.fpn = fold_alpha(model.backbone.fpn)
+        if not has_batch_norm(theirs):
+            assert torch.equal(boxes_and_scores(), weighed)
+        model.backbone.fpn = model.backbone.fpn.to_torchvision()
+        if not has_batch_norm(theirs):
+            assert torch.equal(boxes_and_scores(), weighed) and model.state_dict().keys() == names
+    finally:
+        model.backbone.fpn = theirs

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
+from designs import RETINANET
 
-from tinydet.geometry.anchors import RETINANET
-from tinydet.models.assign.max_iou import Matches
+from tinydet.models.assign import Matches
 from tinydet.models.box_coder import encode
-from tinydet.models.losses import retinanet_loss
+from tinydet.models.losses import retinanet_loss, total
 from tinydet.models.retinanet import HeadOutputs
 
 SIZE = (64, 64)
+LEVELS = RETINANET.levels
 
 
 def setting(classes: int = 2):
@@ -25,7 +26,12 @@ def setting(classes: int = 2):
 
 def loss(outputs, anchors, matches, boxes, labels, ignored):
     deltas = torch.cat(outputs.deltas, 1).reshape(-1, 4)[matches.positive]
-    return retinanet_loss(outputs.logits, deltas, anchors, matches, boxes, labels, ignored)
+    return retinanet_loss(outputs.logits, deltas, anchors, matches, boxes, labels, ignored, LEVELS)
+
+
+def of_kind(losses, kind):
+    """(levels,) the losses of one kind, finest level first."""
+    return torch.stack([losses[f"{kind}/{level}"] for level in LEVELS])
 
 
 def by_hand(outputs, anchors, matches, boxes, labels, ignored):
@@ -57,8 +63,8 @@ def test_loss_is_the_formula() -> None:
     ignored = torch.tensor([6, 7, 40])  # 40 is positive: an object beside a region is still learned
     losses = loss(outputs, anchors, matches, boxes, labels, ignored)
     wanted = by_hand(outputs, anchors, matches, boxes, labels, ignored)
-    assert math.isclose(float(losses.classification.sum()), wanted[0], rel_tol=1e-4)
-    assert math.isclose(float(losses.regression.sum()), wanted[1], rel_tol=1e-4)
+    assert math.isclose(float(of_kind(losses, "classification").sum()), wanted[0], rel_tol=1e-4)
+    assert math.isclose(float(of_kind(losses, "regression").sum()), wanted[1], rel_tol=1e-4)
 
 
 def test_images_without_objects_teach_background_only() -> None:
@@ -67,8 +73,8 @@ def test_images_without_objects_teach_background_only() -> None:
         level.requires_grad_()
     none = torch.empty(0, dtype=torch.long)
     losses = loss(outputs, anchors, Matches(none, none, none), torch.empty(0, 4), none, none)
-    assert (losses.regression == 0).all()
-    losses.total().backward()
+    assert (of_kind(losses, "regression") == 0).all()
+    total(losses).backward()
     assert all((level.grad > 0).all() for level in outputs.logits)  # every score is pushed down
 
 
@@ -78,7 +84,7 @@ def test_ignored_anchors_have_no_gradient() -> None:
         level.requires_grad_()
     none = torch.empty(0, dtype=torch.long)
     losses = loss(outputs, anchors, Matches(none, none, torch.tensor([0])), torch.empty(0, 4), none, torch.tensor([1]))
-    losses.total().backward()
+    total(losses).backward()
     gradient = outputs.logits[0].grad[0]
     assert (gradient[:2] == 0).all() and (gradient[2:] != 0).all()
 
@@ -93,8 +99,10 @@ def test_each_level_carries_the_loss_of_its_own_anchors() -> None:
         for anchor in (first, first + size - 1):
             matches = Matches(torch.tensor([anchor + len(anchors)]), torch.tensor([0]), none)
             losses = loss(outputs, anchors, matches, boxes, labels, none)
-            assert (losses.regression > 0).nonzero().flatten().tolist() == [level]
+            assert (of_kind(losses, "regression") > 0).nonzero().flatten().tolist() == [level]
     changed = HeadOutputs([outputs.logits[0] + 1, *outputs.logits[1:]], outputs.deltas)
-    before, after = (loss(o, anchors, matches, boxes, labels, none) for o in (outputs, changed))
-    assert after.classification[0] > before.classification[0]
-    assert torch.equal(after.classification[1:], before.classification[1:])
+    before, after = (
+        of_kind(loss(o, anchors, matches, boxes, labels, none), "classification") for o in (outputs, changed)
+    )
+    assert after[0] > before[0]
+    assert torch.equal(after[1:], before[1:])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from tinydet.models.fpn import FusionFPN, PlainFPN
+from tinydet.models.fpn import FPN, PlainFPN
 
 CHANNELS, WIDTH, RATE, DECAY = (4, 5, 6, 7), 8, 0.01, 1e-3
 
@@ -38,10 +39,10 @@ def losses_of(fpn: PlainFPN, optimizer: torch.optim.Optimizer, steps: int = 30) 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_alpha_is_a_preconditioner_of_the_plain_pyramid(alpha: tuple[float, float, float], kind: str) -> None:
     torch.manual_seed(2)
-    fused = FusionFPN(CHANNELS, WIDTH, alpha).double()
+    fused = FPN(CHANNELS, WIDTH, alpha, top=LastLevelMaxPool()).double()
     alphas = fused.alpha.tolist()
     scales = [1.0, alphas[0], alphas[0] * alphas[1], alphas[0] * alphas[1] * alphas[2]]
-    plain = PlainFPN(CHANNELS, WIDTH).double()
+    plain = PlainFPN(CHANNELS, WIDTH, top=LastLevelMaxPool()).double()
     plain.load_state_dict({k: v for k, v in fused.state_dict().items() if k != "alpha"})
     groups = []
     with torch.no_grad():
@@ -67,8 +68,8 @@ def test_alpha_is_a_preconditioner_of_the_plain_pyramid(alpha: tuple[float, floa
 def test_without_the_rates_it_is_another_problem() -> None:
     """Why the sigma-power initialisation alone does not do what alpha does."""
     torch.manual_seed(2)
-    fused = FusionFPN(CHANNELS, WIDTH, (0.5, 0.5, 0.5)).double()
-    plain = PlainFPN(CHANNELS, WIDTH).double()
+    fused = FPN(CHANNELS, WIDTH, (0.5, 0.5, 0.5), top=LastLevelMaxPool()).double()
+    plain = PlainFPN(CHANNELS, WIDTH, top=LastLevelMaxPool()).double()
     plain.load_state_dict({k: v for k, v in fused.state_dict().items() if k != "alpha"})
     with torch.no_grad():
         for i, (inner, layer) in enumerate(zip(plain.inner, plain.layer, strict=True)):

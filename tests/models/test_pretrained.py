@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from tinydet.models.box_coder import CODER_WEIGHTS
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
-from tinydet.models.pretrained import initialise, read_source
+from tinydet.models.pretrained import initialize, read_source
 from tinydet.train.__main__ import main
-from tinydet.train.options import parser
-from tinydet.train.recipe import config_of
+from tinydet.train.config import config_of
 from tinydet.train.run import choose_alpha
 
 PERSON, CAR, COCO = 1, 3, 91  # rows of torchvision's COCO weights
@@ -47,10 +47,10 @@ def test_torchvisions_faster_rcnn_keeps_its_answers_for_the_classes_that_both_kn
     theirs = TorchvisionFasterRCNN(_resnet_fpn_extractor(resnet18(weights=None), 5), COCO).eval()
     source = read_source(saved(theirs.state_dict(), tmp_path / "coco.pth", names), "faster_rcnn")
     ours = build_detector(DetectorConfig("resnet18", classes=2, detector="faster_rcnn")).eval()
-    told = initialise(ours, source, ("car", "unicorn"))
-    assert "classes that it does not know start anew: unicorn" in told
-    assert any("anchors are not taken over" in line and "5.88, 8.84" in line for line in told)
-    assert not any(line.startswith("start anew") for line in told)
+    report = initialize(ours, source, ("car", "unicorn"))
+    assert "classes it does not know, randomly initialized: unicorn" in report
+    assert any("anchors are not used" in line and "5.88, 8.84" in line for line in report)
+    assert not any(line.startswith("randomly initialized") for line in report)
     images = torch.randn(1, 3, 64, 64)
     features, wanted = ours.pyramid(images), theirs.backbone(images)
     for mine, other in zip(features.values(), wanted.values(), strict=True):
@@ -76,8 +76,8 @@ def test_torchvisions_retinanet_means_the_same_boxes_in_our_order_and_code(names
     torch.nn.init.normal_(theirs.head.classification_head.cls_logits.bias)
     source = read_source(saved(theirs.state_dict(), tmp_path / "coco.pth", names), "retinanet-p3p7")
     ours = build_detector(DetectorConfig("resnet18", classes=1, detector="retinanet-p3p7")).eval()
-    told = initialise(ours, source, ("person",))
-    assert not any("anew" in line for line in told)
+    report = initialize(ours, source, ("person",))
+    assert not any("randomly" in line for line in report)
     images = torch.randn(1, 3, 64, 64)
     outputs = ours(images)
     wanted = theirs.head(list(theirs.backbone(images).values()))
@@ -89,23 +89,27 @@ def test_torchvisions_retinanet_means_the_same_boxes_in_our_order_and_code(names
 
 
 @torch.no_grad()
-def test_levels_are_taken_by_their_name_and_p2_starts_anew(tmp_path: Path) -> None:
+def test_levels_are_taken_by_their_name_and_p2_starts_from_random_weights(tmp_path: Path) -> None:
     extractor = _resnet_fpn_extractor(
         resnet18(weights=None), 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     )
     state = TorchvisionRetinaNet(extractor, COCO).state_dict()
     ours = build_detector(DetectorConfig("resnet18", classes=1))
-    told = initialise(ours, read_source(saved(state, tmp_path / "coco.pth", "new"), "retinanet"), ("unicorn",))
-    assert "start anew: fpn.inner.0, fpn.layer.0, head.classification_head.cls_logits" in told
+    report = initialize(ours, read_source(saved(state, tmp_path / "coco.pth", "new"), "retinanet"), ("unicorn",))
+    assert "randomly initialized: fpn.inner.0, fpn.layer.0, head.classification_head.cls_logits" in report
     for level in range(3):
         torch.testing.assert_close(
             ours.fpn.layer[level + 1].weight, state[f"backbone.fpn.layer_blocks.{level}.0.weight"], rtol=0, atol=0
         )
 
 
+def thin_head(detector: str) -> dict[str, Any]:
+    return {} if detector == "faster_rcnn" else {"head_convs": 1}
+
+
 def checkpoint(path: Path, classes: tuple[str, ...], detector: str = "retinanet") -> str:
     torch.manual_seed(1)
-    config = DetectorConfig("mobilenet_v2", 16, 1, norm="batch", classes=len(classes), detector=detector)
+    config = DetectorConfig("mobilenet_v2", 16, "batch", len(classes), detector, options=thin_head(detector))
     edges = (0.5, 0.4, 0.3)[: 2 if detector == "retinanet-p3p7" else 3]
     weights = build_detector(config, edges).state_dict()
     weights = {k: torch.randn_like(v) if v.is_floating_point() and k != "fpn.alpha" else v for k, v in weights.items()}
@@ -116,14 +120,14 @@ def checkpoint(path: Path, classes: tuple[str, ...], detector: str = "retinanet"
 @pytest.mark.parametrize("detector", ["retinanet", "retinanet-p3p7", "faster_rcnn"])
 def test_our_own_checkpoint_comes_back_whole_and_by_the_names_of_its_classes(detector: str, tmp_path: Path) -> None:
     source = read_source(checkpoint(tmp_path / "model.pth", ("person", "car"), detector), detector)
-    config = DetectorConfig("mobilenet_v2", 16, 1, norm="batch", classes=2, detector=detector)
+    config = DetectorConfig("mobilenet_v2", 16, "batch", 2, detector, options=thin_head(detector))
     same = build_detector(config)
-    assert len(initialise(same, source, ("person", "car"))) == 1  # nothing is missing
+    assert len(initialize(same, source, ("person", "car"))) == 1  # nothing is missing
     state = same.state_dict()
     assert all(torch.equal(state[k], v) for k, v in source.weights.items() if k != "fpn.alpha")
     assert set(state["fpn.alpha"].tolist()) == {1.0}  # alpha is the run's own
     swapped = build_detector(config)
-    initialise(swapped, source, ("car", "person"))
+    initialize(swapped, source, ("car", "person"))
     layer = "roi_heads.box_predictor.cls_score.bias" if detector == "faster_rcnn" else (
         "head.classification_head.cls_logits.bias")  # fmt: skip
     rows, before = swapped.state_dict()[layer], source.weights[layer]
@@ -135,11 +139,13 @@ def test_our_own_checkpoint_comes_back_whole_and_by_the_names_of_its_classes(det
 
 def test_another_backbone_or_a_foreign_file_is_refused_and_named(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model.pth", ("person",))
-    other = build_detector(DetectorConfig("resnet18", 16, 1))
+    other = build_detector(DetectorConfig("resnet18", 16))
     with pytest.raises(ValueError, match=r"model.pth: does not fit the backbone.*--backbone"):
-        initialise(other, read_source(model, "retinanet"), ("person",))
+        initialize(other, read_source(model, "retinanet"), ("person",))
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "classifier.pth")
-    with pytest.raises(ValueError, match=r"classifier.pth: weights of no RetinaNet.*--weights-backbone"):
+    with pytest.raises(
+        ValueError, match=r"classifier.pth: not the weights of a torchvision detector.*--weights-backbone"
+    ):
         read_source(str(tmp_path / "classifier.pth"), "retinanet")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match=r"text.pth: not a file of weights"):
@@ -149,7 +155,7 @@ def test_another_backbone_or_a_foreign_file_is_refused_and_named(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("flags", "alpha"), [([], (0.5, 0.4, 0.3)), (["--alpha", "0.7"], (0.7, 0.7, 0.7))])
-def test_fine_tuning_keeps_alpha_unless_told_and_says_what_started_anew(
+def test_fine_tuning_keeps_alpha_unless_an_option_sets_it_and_reports_what_is_random(
     flags: list[str],
     alpha: tuple[float, ...],
     squares: Path,
@@ -163,7 +169,7 @@ def test_fine_tuning_keeps_alpha_unless_told_and_says_what_started_anew(
              "--tile", "96", "--overlap", "32", "--precision", "fp32", "--no-tensorboard"]  # fmt: skip
     assert main(["--init", "old.pth", "--data", str(squares), *quick, *flags]) == 0
     printed = capsys.readouterr().out
-    assert "start anew: head.classification_head.cls_logits\n" in printed
+    assert "randomly initialized: head.classification_head.cls_logits\n" in printed
     model, old = load_checkpoint(tmp_path / "model.pth"), load_checkpoint(tmp_path / "old.pth")
     assert model.alpha == alpha and model.detector.norm == "batch"
     assert ("kept from old.pth" in model.alpha_source) == (not flags)
@@ -172,39 +178,39 @@ def test_fine_tuning_keeps_alpha_unless_told_and_says_what_started_anew(
 
 
 @pytest.mark.parametrize(
-    ("old", "flags", "alpha", "told"),
+    ("old", "flags", "alpha", "described"),
     [
         ("channel", [], (0.5, 0.4, 0.3), "the mean over the channels of kept from old.pth"),
-        ("attention", [], None, "1 everywhere (a conventional FPN); the attention of old.pth is left out"),
+        ("attention", [], None, "1 everywhere (a conventional FPN); the attention of old.pth is dropped"),
         (
             "three",
             ["--alpha", "one"],
             (0.5, 0.4, 0.3),
-            "one-alpha, learned; it started at the mean of kept from old.pth",
+            "one-alpha, learned; started at the mean of kept from old.pth",
         ),
-        ("fixed", ["--alpha", "one"], (0.5, 0.4, 0.3), "one-alpha, learned; it started at the mean of kept from"),
+        ("fixed", ["--alpha", "one"], (0.5, 0.4, 0.3), "one-alpha, learned; started at the mean of kept from"),
     ],
 )
-def test_what_becomes_of_factors_that_were_learned_is_told(
+def test_the_source_of_alpha_says_what_became_of_learned_factors(
     old: str,
     flags: list[str],
     alpha: tuple[float, ...] | None,
-    told: str,
+    described: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = DetectorConfig("mobilenet_v2", 16, 1, "he", "batch", 1, fusion=old)
+    config = DetectorConfig("mobilenet_v2", 16, "batch", 1, fusion=old, options={"head_convs": 1, "head_init": "he"})
     start = None if old == "attention" else (0.5, 0.4, 0.3)
     weights = build_detector(config, start).state_dict()
     save_checkpoint(Checkpoint(config, weights, ("square",), (3,), tile=96, alpha_source="older"), tmp_path / "old.pth")
-    new = config_of(parser().parse_args(["--init", "old.pth", "--preset", "small", *flags]))
+    new = config_of(["--init", "old.pth", "--preset", "small", *flags]).resolve()
     found, source = choose_alpha(new, None, read_source("old.pth", "retinanet"))
     assert (None if found is None else pytest.approx(found)) == alpha
-    assert source.startswith(told)
+    assert source.startswith(described)
 
 
-def test_a_pyramid_that_has_learned_is_not_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigma_power_is_refused_for_a_trained_pyramid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="--sigma-power is how a pyramid starts anew"):
-        config_of(parser().parse_args(["--init", "old.pth", "--sigma-power", "0.5"]))
+    with pytest.raises(ValueError, match="--sigma-power initializes the pyramid"):
+        config_of(["--init", "old.pth", "--sigma-power", "0.5"]).resolve()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from designs import DESIGNS, RETINANET_P3P7
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.resnet import resnet18
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from tinydet.geometry.anchors import DESIGNS, RETINANET_P3P7
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.retinanet import RetinaNetP3P7
 from tinydet.salpha.factors import FusionStatistics
@@ -16,7 +17,9 @@ from tinydet.salpha.factors import FusionStatistics
 @pytest.mark.parametrize("name", ["retinanet", "retinanet-p3p7"])
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
 def test_there_is_an_answer_for_each_anchor(name: str, size: tuple[int, int]) -> None:
-    detector = build_detector(DetectorConfig("mobilenet_v2", 8, 1, classes=3, detector=name)).eval()
+    detector = build_detector(
+        DetectorConfig("mobilenet_v2", 8, classes=3, detector=name, options={"head_convs": 1})
+    ).eval()
     with torch.no_grad():
         outputs = detector(torch.randn(2, 3, *size))
     anchors = DESIGNS[name].grid_anchors(*size)
@@ -29,15 +32,15 @@ def test_with_alpha_1_the_levels_p3_to_p7_are_those_of_torchvision() -> None:
     torch.manual_seed(0)
     ours = RetinaNetP3P7("resnet18", 1, channels=256).eval()
     theirs = _resnet_fpn_extractor(
-        resnet18(weights=None), 5, returned_layers=[2, 3, 4], extra_blocks=type(ours.extra)(256, 256)
+        resnet18(weights=None), 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     ).eval()
     theirs.body.load_state_dict(ours.backbone.body.state_dict())
-    theirs.fpn.extra_blocks.load_state_dict(ours.extra.state_dict())
+    theirs.fpn.extra_blocks.load_state_dict(ours.fpn.top.state_dict())
     for i in range(3):
         theirs.fpn.inner_blocks[i][0].load_state_dict(ours.fpn.inner[i].state_dict())
         theirs.fpn.layer_blocks[i][0].load_state_dict(ours.fpn.layer[i].state_dict())
     images = torch.randn(1, 3, 128, 64)
-    for level, wanted in zip(ours.pyramid(ours.backbone(images)), theirs(images).values(), strict=True):
+    for level, wanted in zip(ours.levels(images), theirs(images).values(), strict=True):
         torch.testing.assert_close(level, wanted)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dense_loss import dense_loss
 from torchvision.models.detection.retinanet import RetinaNetRegressionHead
 
-from tinydet.models.batch import Batch, loss_of
+from tinydet.models.batch import Batch
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.sparse_head import BLOCK_SIDES, blocks_of, deltas_at, windows_of
 
@@ -98,7 +99,9 @@ def test_overlapping_windows_add_their_gradients_in_the_same_order_every_time() 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_the_loss_of_a_batch_is_that_of_answers_for_all_anchors(detector: str, bfloat16: bool) -> None:
     torch.manual_seed(0)
-    network = build_detector(DetectorConfig("mobilenet_v2", 16, 2, "he", "frozen", 2, detector), None)
+    network = build_detector(
+        DetectorConfig("mobilenet_v2", 16, "frozen", 2, detector, options={"head_convs": 2, "head_init": "he"}), None
+    )
     boxes = torch.tensor([[3.0, 4, 15, 20], [90, 60, 96, 64], [40, 40, 60, 52]])
     batch = Batch(
         torch.randn(2, 3, 64, 96),
@@ -111,7 +114,10 @@ def test_the_loss_of_a_batch_is_that_of_answers_for_all_anchors(detector: str, b
     )
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         ours, outputs = network.loss(batch), network(batch.images)
-    whole = loss_of(outputs, batch, network.design)
-    torch.testing.assert_close(ours.classification, whole.classification)
-    torch.testing.assert_close(ours.regression, whole.regression, rtol=1e-2 if bfloat16 else 1e-4, atol=1e-6)
-    assert ours.regression.dtype == torch.float32 and (whole.regression > 0).any()
+    whole = dense_loss(network, outputs, batch)
+    for level in network.design.levels:
+        classification, regression = f"classification/{level}", f"regression/{level}"
+        torch.testing.assert_close(ours[classification], whole[classification])
+        torch.testing.assert_close(ours[regression], whole[regression], rtol=1e-2 if bfloat16 else 1e-4, atol=1e-6)
+    assert all(value.dtype == torch.float32 for value in ours.values())
+    assert any(value > 0 for name, value in whole.items() if name.startswith("regression"))

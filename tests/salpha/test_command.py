@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from coco_files import random_coco, write_coco
+from designs import FASTER_RCNN
 
 from tinydet.data.coco import load_dataset
-from tinydet.geometry.anchors import FASTER_RCNN
 from tinydet.salpha.__main__ import main
 from tinydet.salpha.dataset import statistics_of
 

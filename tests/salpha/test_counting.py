@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from designs import DESIGNS, RETINANET, released_design, torchvision_design
 
-from tinydet.geometry.anchors import DESIGNS, RETINANET, AnchorDesign, released_design, torchvision_design
+from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.boxes import iou_of_pairs
 from tinydet.salpha.counting import best_ious, count_levels
 from tinydet.salpha.factors import estimate_alpha

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from coco_files import random_coco, write_coco
+from designs import FASTER_RCNN, RETINANET, released_design, torchvision_design
 from torchvision.ops import box_iou
 
 from tinydet.data.coco import Dataset, load_dataset
-from tinydet.geometry.anchors import FASTER_RCNN, RETINANET, released_design, torchvision_design
+from tinydet.geometry.anchors import Pyramid
+from tinydet.models.registry import anchors_of
 from tinydet.runtime.plan import plan_tiles
 from tinydet.salpha.counting import count_levels
-from tinydet.salpha.dataset import design_of, statistics_of
+from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import estimate_alpha
 from tinydet.salpha.parity import best_anchors, count_distinct_anchors
 
@@ -120,13 +122,22 @@ def test_flip_adds_the_counts_of_the_mirror_images(tmp_path: Path) -> None:
             assert (flipped.boxes, flipped.images) == (once.boxes + other.boxes, 4)
 
 
-def test_designs_are_found_by_name() -> None:
-    assert design_of("retinanet") is RETINANET and design_of("faster_rcnn") is FASTER_RCNN
-    assert design_of("faster_rcnn", "torchvision") == torchvision_design("faster_rcnn")
-    assert design_of("retinanet", "released") == released_design("retinanet")
-    for detector, anchors in (("yolo", "tinydet"), ("yolo", "released"), ("retinanet", "mine")):
-        with pytest.raises(ValueError, match="retinanet, retinanet-p3p7, faster_rcnn"):
-            design_of(detector, anchors)
+def test_anchors_by_name_and_layout() -> None:
+    assert anchors_of("retinanet").design() == RETINANET and anchors_of("faster_rcnn").design() == FASTER_RCNN
+    with pytest.raises(ValueError, match="unknown detector 'yolo'"):
+        anchors_of("yolo")
+    with pytest.raises(ValueError, match="unknown anchor layout 'darknet'"):
+        anchors_of("retinanet").design("darknet")  # type: ignore[arg-type]
+
+
+def test_a_detector_without_anchors_counts_by_its_own_rule(dataset: Dataset) -> None:
+    levels = Pyramid()
+    found = statistics_of(dataset, levels, level_of=lambda boxes, sizes: (boxes[:, 2] - boxes[:, 0] > 16).astype(int))
+    boxes = dataset.boxes[dataset.objects]
+    wide = int((boxes[:, 2] - boxes[:, 0] > 16).sum())
+    assert found.counts == (len(boxes) - wide, wide, 0, 0, 0)
+    with pytest.raises(ValueError, match="need a rule"):
+        statistics_of(dataset, levels)
 
 
 def test_an_unknown_counting_rule_is_rejected(dataset: Dataset) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from designs import DESIGNS, FASTER_RCNN, RETINANET, released_design, torchvision_design
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
 import tinydet.salpha.parity
-from tinydet.geometry.anchors import DESIGNS, FASTER_RCNN, RETINANET, AnchorDesign, released_design, torchvision_design
+from tinydet.geometry.anchors import AnchorDesign
 from tinydet.salpha.counting import count_levels
 from tinydet.salpha.factors import estimate_alpha, raw_alpha
 from tinydet.salpha.parity import best_anchors, count_distinct_anchors, released_clipping

@@ -9,10 +9,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from designs import DESIGNS
 
 from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
-from tinydet.geometry.anchors import DESIGNS
 from tinydet.geometry.tiles import TileGrid
 from tinydet.study.dataset_advice import POSITIVE, advise, advise_overlap, advise_tile, matched_share, scaled_design
 from tinydet.study.dataset_survey import crowding, survey

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from dense_loss import dense_loss
 
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
-from tinydet.models.batch import collate, loss_of
+from tinydet.models.batch import collate
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.study.gradients import grid_of, main, measure
 
-CONFIG = DetectorConfig("mobilenet_v2", channels=16, head_convs=1, head_init="he", norm="frozen")
+CONFIG = DetectorConfig("mobilenet_v2", channels=16, norm="frozen", options={"head_convs": 1, "head_init": "he"})
 
 
 @pytest.fixture
@@ -52,14 +53,16 @@ def test_a_gradient_is_the_total_derivative(batches) -> None:
 
     def loss() -> float:
         with torch.no_grad():
-            losses = loss_of(detector.outputs(detector.backbone(batch.images)), batch, detector.design)
-        return float(losses.classification[3] + losses.regression[3])
+            losses = dense_loss(detector, detector(batch.images), batch)
+        return float(losses["classification/P5"] + losses["regression/P5"])
 
     strength = measure(detector, None, [batch])[3, 0]
     images = batch.images.detach().requires_grad_()
-    features = detector.backbone(images)
-    losses = loss_of(detector.outputs(features), batch, detector.design)
-    (gradient,) = torch.autograd.grad(losses.classification[3] + losses.regression[3], features[1])
+    features: list[torch.Tensor] = []
+    keep = detector.backbone.register_forward_hook(lambda module, inputs, output: features.extend(output))
+    losses = dense_loss(detector, detector(images), batch)
+    keep.remove()
+    (gradient,) = torch.autograd.grad(losses["classification/P5"] + losses["regression/P5"], features[1])
     assert strength == pytest.approx(float(gradient.norm()), rel=1e-6)
     body = detector.backbone.body
     last = next(key for key, name in body.return_layers.items() if name == "C3")

@@ -9,17 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from designs import DESIGNS
 
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.sub_images import benchmark_tiles
-from tinydet.geometry.anchors import DESIGNS
 from tinydet.models.checkpoint import load_checkpoint
 from tinydet.salpha.counting import count_levels
 from tinydet.salpha.dataset import statistics_of_tiles
 from tinydet.train.__main__ import main
-from tinydet.train.options import parser
-from tinydet.train.recipe import config_of
+from tinydet.train.config import config_of
 from tinydet.train.run import load_data, training_tiles
 from tinydet.train.sampling import without_empty
 
@@ -61,13 +60,20 @@ def flags_of(tinyperson: Path) -> list[str]:
 
 
 def test_the_recipe_is_the_published_one(tinyperson: Path) -> None:
-    config = config_of(parser().parse_args(flags_of(tinyperson)))
-    assert (config.backbone, config.channels, config.head_convs, config.head_init) == ("resnet50", 256, 4, "paper")
+    config = config_of(flags_of(tinyperson)).resolve()
+    assert (config.backbone, config.channels, config.options) == (
+        "resnet50",
+        256,
+        {"head_convs": 4, "head_init": "paper"},
+    )
     assert (config.epochs, config.batch, config.lr, config.clip_norm, config.freeze) == (12, 2, 0.005, 0.0, 2)
-    assert (config.cut, config.empty_tiles, config.dense, config.group_shapes) == ("benchmark", False, 200, True)
+    assert (config.empty_tiles, config.dense, config.group_shapes) == (False, 200, True)
+    tiles = training_tiles(config, load_data(config)[0])
+    assert {(tile.width, tile.height) for _, tile in tiles.tiles} == {(640, 512)}  # the benchmark's sub-images
     assert config.flip and config.decay == "steps" and config.ema == 0
-    two_stage = config_of(parser().parse_args([*flags_of(tinyperson), "--detector", "faster_rcnn"]))
-    assert two_stage.lr == 0.01 and not two_stage.straddling and two_stage.roi_rule == "torchvision"
+    two_stage = config_of([*flags_of(tinyperson), "--detector", "faster_rcnn"]).resolve()
+    assert two_stage.lr == 0.01
+    assert two_stage.options == {"straddling": False, "roi_rule": "torchvision", "canonical_scale": 224}
 
 
 def test_a_run_by_the_recipe_learns_from_the_sub_images_with_persons_of_frames_that_are_not_dense(
@@ -119,7 +125,7 @@ def test_no_empty_tiles_leaves_them_out_of_a_run(squares: Path) -> None:
     flags = ["--data", str(squares), "--tile", "96", "--overlap", "32", "--preset", "small"]
     lengths = []
     for extra in ([], ["--no-empty-tiles"]):
-        config = config_of(parser().parse_args([*flags, *extra]))
+        config = config_of([*flags, *extra]).resolve()
         tiles = training_tiles(config, load_data(config)[0])
         lengths.append(len(tiles))
     shown = [len(tiles.sample(i, seed=0, epoch=0).boxes) for i in range(len(tiles))]
@@ -133,7 +139,7 @@ def test_scale_match_gives_training_the_sizes_of_its_target(squares: Path, tmp_p
         annotation["bbox"][2:], annotation["area"] = [6, 6], 36
     (tmp_path / "small.json").write_text(json.dumps(target))
     flags = ["--data", str(squares), "--tile", "96", "--overlap", "32", "--scale-match", str(tmp_path / "small.json")]
-    tiles = training_tiles(config_of(parser().parse_args(flags)), source)
+    tiles = training_tiles(config_of(flags).resolve(), source)
     sizes = []
     for index in range(len(tiles)):
         sample = tiles.sample(index, seed=0, epoch=0)

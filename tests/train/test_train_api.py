@@ -1,50 +1,135 @@
-"""`tinydet.train.train`: the command from Python."""
+"""`tinydet.train.train`: training from Python, and `TrainConfig` as the only source of options."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tinydet.models.checkpoint import load_checkpoint
+from tinydet.models.registry import DETECTORS
+from tinydet.train import TrainConfig, train
 from tinydet.train.__main__ import main
-from tinydet.train.options import TrainOptions, flags_of, parser
-from tinydet.train.run import train
+from tinydet.train.config import config_of, parser
 
-QUICK: TrainOptions = {"preset": "small", "weights_backbone": "none", "channels": 8, "head_convs": 1, "epochs": 1,
-                       "tile": 96, "overlap": 32, "precision": "fp32", "no_tensorboard": True}  # fmt: skip
-
-
-def test_every_flag_is_an_option_but_the_dry_run() -> None:
-    flags = {action.dest for action in parser()._actions if action.dest != "help"}
-    assert TrainOptions.__annotations__.keys() == flags - {"dry_run"}
+QUICK: dict[str, Any] = {"preset": "small", "weights_backbone": "none", "channels": 8, "epochs": 1, "tile": 96,
+                         "overlap": 32, "precision": "fp32", "tensorboard": False}  # fmt: skip
+FLAGS = ["--preset", "small", "--weights-backbone", "none", "--channels", "8", "--epochs", "1", "--tile", "96",
+         "--overlap", "32", "--precision", "fp32", "--no-tensorboard", "--head-convs", "1"]  # fmt: skip
 
 
-def test_python_trains_what_the_command_trains_and_says_nothing(
+def test_every_flag_is_a_field_or_an_option_of_a_detector_and_vice_versa() -> None:
+    flags = {action.dest for action in parser()._actions} - {"help", "category"}  # --category adds to categories
+    fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"options"}
+    options = {name for info in DETECTORS.values() for name in info.option_names}
+    assert flags == fields | options and not fields & options
+
+
+def test_a_command_without_flags_is_the_default_configuration() -> None:
+    assert config_of([]) == TrainConfig()
+
+
+def test_python_trains_what_the_command_trains(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options: TrainOptions = {**QUICK, "data": squares, "val": squares, "alpha": [0.5, 0.4, 0.3], "lr": 1e-3}
-    trained = train(**options, output=tmp_path / "python.pth")
-    assert capsys.readouterr().out == ""
-    assert trained.output == tmp_path / "python.pth" and trained.alpha == (0.5, 0.4, 0.3)
+    python, command = tmp_path / "python.pth", tmp_path / "command.pth"
+    config = TrainConfig(
+        **QUICK, data=squares, val=squares, alpha=[0.5, 0.4, 0.3], lr=1e-3, output=python, options={"head_convs": 1}
+    )
+    trained = train(config)
+    assert capsys.readouterr().out == ""  # without `report` nothing is printed
+    assert trained.output == python and trained.alpha == (0.5, 0.4, 0.3)
     assert [entry["epoch"] for entry in trained.history] == [1] and 0 <= trained.history[0]["AP50"] <= 1
-    assert main(flags_of({**options, "output": tmp_path / "command.pth"})) == 0
-    ours, theirs = (load_checkpoint(tmp_path / name).weights for name in ("python.pth", "command.pth"))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    flags = [*FLAGS, "--data", str(squares), "--val", str(squares), "--alpha", "0.5,0.4,0.3", "--lr", "1e-3"]
+    assert main([*flags, "--output", str(command)]) == 0
+    ours, theirs = load_checkpoint(python), load_checkpoint(command)
+    assert ours.config == theirs.config and ours.detector == theirs.detector
+    assert all(torch.equal(ours.weights[key], theirs.weights[key]) for key in theirs.weights)
 
 
-def test_news_go_to_whom_it_was_told_to(squares: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    train(**QUICK, data=squares, output=tmp_path / "model.pth", report=told.append)
-    assert told[0].startswith("data ") and any(line.startswith("wrote ") for line in told)
+def test_report_is_called_with_each_line(squares: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(TrainConfig(**QUICK, data=squares, output=tmp_path / "model.pth"), report=lines.append)
+    assert lines[0].startswith("data ") and any(line.startswith("wrote ") for line in lines)
 
 
-def test_what_the_command_refuses_is_raised(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="no option 'epoch'"):
-        train(epoch=3)  # type: ignore[call-arg]
+@pytest.fixture
+def three_classes(squares: Path, tmp_path: Path) -> Path:
+    """The squares, of which each image has one of three classes; the name of one has a comma."""
+    document = json.loads((squares / "annotations.json").read_text())
+    document["categories"] = [{"id": i, "name": name} for i, name in enumerate(("person, sitting", "car", "tree"))]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = annotation["image_id"] % 3
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    (tmp_path / "images").symlink_to(squares / "images")
+    return tmp_path
+
+
+def test_a_category_may_have_a_comma_in_its_name(three_classes: Path) -> None:
+    config = TrainConfig(**QUICK, data=three_classes, categories=["person, sitting", "car"],
+                         output=three_classes / "python.pth", options={"head_convs": 1})  # fmt: skip
+    train(config)
+    flags = ["--category", "person, sitting", "--category", "car", "--data", str(three_classes)]
+    assert main([*FLAGS, *flags, "--output", str(three_classes / "command.pth")]) == 0
+    for name in ("python.pth", "command.pth"):
+        assert load_checkpoint(three_classes / name).classes == ("person, sitting", "car")
+
+
+def test_both_flags_for_categories_can_be_given() -> None:
+    config = config_of(["--categories", "car,tree", "--category", "person, sitting"])
+    assert config.categories == ("car", "tree", "person, sitting")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs: .*whole number from 1 up, got '0'"),
+        ({"epochs": 2.5}, "epochs: .*whole number from 1 up, got '2.5'"),
+        ({"epochs": "3"}, r"epochs: expected int \| None, got '3'"),
+        ({"epochs": [3]}, r"epochs: expected int \| None, got \[3\]"),
+        ({"tile": None}, "tile: expected int, got None"),
+        ({"seed": 0.5}, "seed: expected int, got 0.5"),
+        ({"lr": -1.0}, "lr: .*number above 0, got '-1.0'"),
+        ({"overlap": -1}, "overlap: .*whole number of pixels from 0 up"),
+        ({"salpha": "no"}, "salpha: expected bool, got 'no'"),
+        ({"alpha": (1, 2, 3, 4)}, "alpha: expected one number, or one per edge"),
+        ({"alpha": "0.5"}, "alpha: expected .*, got the text '0.5'"),
+        ({"alpha": "four"}, "alpha: expected .*one, three, channel, attention; got 'four'"),
+        ({"alpha_range": (2, 1)}, "alpha_range: expected two numbers, 0 <= LOW <= HIGH"),
+        ({"categories": "person"}, r"categories: expected tuple\[str, ...\] \| None, got 'person'"),
+        ({"augment": ["blur"]}, "augment: expected some of scale, vflip, rotate, photometric; got 'blur'"),
+        ({"detector": "yolo"}, "detector: expected one of retinanet, retinanet-p3p7, faster_rcnn, got 'yolo'"),
+        ({"options": {"head_convs": 9}}, "head_convs: expected one of 1, 2, 3, 4, got 9"),
+        ({"options": {"straddling": True}}, "--straddling is not an option of retinanet, but of faster_rcnn"),
+        ({"options": {"heads": 2}}, "no detector has an option 'heads'"),
+    ],
+)
+def test_an_invalid_value_is_named_with_its_rule(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**values)
+
+
+def test_contradicting_values_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--tile must be a multiple of 32"):
-        train(tile=100, output=tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="whole number from 1 up"):
-        train(epochs=0)
+        train(TrainConfig(tile=100, output=tmp_path / "model.pth"))
+    with pytest.raises(ValueError, match="choose one"):
+        train(TrainConfig(salpha=True, alpha=0.5, output=tmp_path / "model.pth"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_field_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="epoch"):
+        TrainConfig(epoch=3)  # type: ignore[call-arg]
+
+
+def test_values_are_stored_as_the_command_line_gives_them() -> None:
+    """So that a run can be resumed from Python or from the command, and its checkpoint holds plain values."""
+    config = TrainConfig(data="my/train", alpha=0.5, lr=1, alpha_range=[0, 2], augment=["vflip"], tile=np.int64(96))
+    flags = ["--data", "my/train", "--alpha", "0.5", "--lr", "1", "--alpha-range", "0,2", "--augment", "vflip"]
+    assert config == config_of([*flags, "--tile", "96"])
+    assert config.data == Path("my/train") and config.alpha == (0.5,) and type(config.tile) is int

@@ -1,4 +1,4 @@
-"""What a run survives: a full disk, a torn state, what a killed run left behind."""
+"""What a run survives: a full disk, a truncated state, the remains of a killed run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tinydet.models.checkpoint import load_checkpoint
+from tinydet.train import TrainConfig, train
 from tinydet.train.__main__ import main
 from tinydet.train.run import StoppedError
 from tinydet.train.trainer import Trainer
@@ -61,14 +62,14 @@ def test_on_a_full_disk_the_last_state_and_model_survive_and_the_run_goes_on_fro
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 
 
-def test_a_torn_state_is_named_and_the_model_beside_it_stays(
+def test_a_truncated_state_is_named_and_the_model_beside_it_stays(
     stopped: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state, model = tmp_path / "model.resume.pth", (tmp_path / "model.pth").read_bytes()
     state.write_bytes(state.read_bytes()[:-1000])
     assert main([*stopped, "--resume"]) == 2
     error = capsys.readouterr().err
-    assert "model.resume.pth" in error and "torn" in error
+    assert "model.resume.pth" in error and "truncated" in error
     assert (tmp_path / "model.pth").read_bytes() == model
 
 
@@ -81,17 +82,16 @@ def test_what_a_killed_run_left_half_written_goes_and_nothing_else_does(stopped:
     assert not any(path.exists() for path in torn) and all(path.exists() for path in others)
 
 
-def test_ctrl_c_is_an_exception_of_its_own_that_says_how_to_go_on(
+def test_ctrl_c_is_an_exception_of_its_own_that_says_how_to_continue(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tinydet.train.run import train
-
     def pressed(self: Trainer, samples: object, rate: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "step", pressed)
     output = tmp_path / "model.pth"
-    with pytest.raises(StoppedError, match=r"--resume goes on from .*model\.resume\.pth"):
-        train(data=squares, preset="small", weights_backbone="none", channels=8, tile=96, overlap=32,
-              precision="fp32", no_tensorboard=True, output=output)  # fmt: skip
+    config = TrainConfig(data=squares, preset="small", weights_backbone="none", channels=8, tile=96, overlap=32,
+                         precision="fp32", tensorboard=False, output=output)  # fmt: skip
+    with pytest.raises(StoppedError, match=r"--resume continues from .*model\.resume\.pth"):
+        train(config)
     assert load_checkpoint(output).progress["step"] == 0 and torch.load(output, weights_only=True)

@@ -32,7 +32,7 @@ from tinydet.export.verify import (
     verify,
     write_report,
 )
-from tinydet.geometry.anchors import DESIGNS
+from tinydet.models.registry import detector_info
 from tinydet.runtime.backends import MODEL_FILES, Backend, open_model
 from tinydet.runtime.backends.tensorrt import PRODUCTS, open_engine
 from tinydet.spec import ModelSpec
@@ -192,7 +192,7 @@ def run_freeze(arguments: argparse.Namespace) -> int:
     )
     frozen = freeze_checkpoint(checkpoint, data, val)
     save_checkpoint(frozen.checkpoint, output)
-    edges = ", ".join(DESIGNS[checkpoint.detector.detector].edges)
+    edges = ", ".join(detector_info(checkpoint.detector.detector).pyramid.edges)
     factors = ", ".join(f"{a:.3f} ± {d:.3f}" for a, d in zip(frozen.alpha, frozen.deviation, strict=True))
     print(f"alpha         {factors} on {frozen.tiles} tiles ({edges})")
     for name, before in frozen.before.items():
@@ -220,17 +220,18 @@ def _write_onnx(
     with needs_extra("train"):
         from tinydet.models.backend import TorchBackend
         from tinydet.models.checkpoint import load_checkpoint
-        from tinydet.models.faster_rcnn import FasterRCNN
-        from tinydet.models.fpn import ZERO
+        from tinydet.models.folding import ZERO
     from tinydet.export.onnx_file import export_onnx
 
     checkpoint = load_checkpoint(model)
     detector = checkpoint.build()
-    if arguments.nms_rounds and not isinstance(detector, FasterRCNN):
-        raise ValueError(f"{model}: --nms-rounds is for faster_rcnn; a {checkpoint.detector.detector} has no proposals")
+    if arguments.nms_rounds and not detector_info(checkpoint.detector.detector).nms_rounds:
+        raise ValueError(
+            f"{model}: --nms-rounds is for two-stage detectors; {checkpoint.detector.detector} has no proposals"
+        )
     slots = arguments.max_detections or 1000
     spec = checkpoint.spec(tile=arguments.tile, max_batch=batch, max_detections=slots)
-    spec = replace(spec, nms_rounds=arguments.nms_rounds or 0)  # 0: as many as the exporter deems enough
+    spec = replace(spec, nms_rounds=arguments.nms_rounds or spec.nms_rounds)
     images, dataset = _gate_images(arguments, checkpoint.config, spec)
     with _progress("exporting") as progress:
 

@@ -17,7 +17,8 @@ from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import collate
 from tinydet.models.checkpoint import Checkpoint
 from tinydet.models.detector import Detector
-from tinydet.models.fpn import FusionFPN, freeze_attention
+from tinydet.models.folding import freeze_attention
+from tinydet.models.fpn import FPN
 from tinydet.runtime.options import ScanOptions
 
 
@@ -51,7 +52,7 @@ def freeze_checkpoint(checkpoint: Checkpoint, data: Dataset, val: Dataset, *, ov
     factors = factors_on(detector, TrainingTiles(data, checkpoint.tile, overlap, flip=False))
     alpha = tuple(factors.mean(dim=0).tolist())
     before = _score(detector, checkpoint, val, overlap)
-    assert isinstance(detector.fpn, FusionFPN)
+    assert isinstance(detector.fpn, FPN)
     detector.fpn = freeze_attention(detector.fpn, alpha)
     after = _score(detector, checkpoint, val, overlap)
     costs = ", ".join(f"{name} {100 * before[name]:.2f} -> {100 * after[name]:.2f}" for name in before)
@@ -72,7 +73,7 @@ def refuse_without_attention(checkpoint: Checkpoint) -> None:
 @torch.inference_mode()
 def factors_on(detector: Detector, tiles: TrainingTiles) -> Tensor:
     """What attention gives for every tile: (tiles, edges), float64, finest edge first."""
-    assert isinstance(detector.fpn, FusionFPN)
+    assert isinstance(detector.fpn, FPN)
     found: list[list[float]] = []
 
     def keep(module: nn.Module, inputs: Sequence[Tensor], factor: Tensor) -> None:

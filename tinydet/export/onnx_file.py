@@ -5,6 +5,7 @@ Nothing is written before the proof is in: the file is made beside its name, exa
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import time
@@ -26,15 +27,14 @@ from tinydet.data.synthetic import render_scene
 from tinydet.export.engine import description_of, graph_precision, read_onnx
 from tinydet.export.parity import TOLERANCES, Parity, compare
 from tinydet.export.verify import JUDGE, Verification, write_report
-from tinydet.models.backend import graph_of
 from tinydet.models.detector import Detector
-from tinydet.models.faster_rcnn import FasterRCNN
-from tinydet.models.fpn import FoldedFPN, PlainFPN
-from tinydet.models.graphs.one_stage import MAX_TOPK, InferenceGraph
-from tinydet.models.graphs.two_stage import TwoStageInferenceGraph
+from tinydet.models.folding import FoldedFPN
+from tinydet.models.fpn import PlainFPN, first_convolution
+from tinydet.models.graphs.inference import InferenceGraph
+from tinydet.models.graphs.one_stage import MAX_TOPK
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
 from tinydet.runtime.scan import unsettled
-from tinydet.spec import METADATA_KEY, NMS_ROUNDS, ModelSpec
+from tinydet.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
@@ -83,7 +83,6 @@ def export_onnx(
     """Write `output` and the `.json` beside it; with a gate also its report.
 
     Args:
-        spec: without `nms_rounds`, Faster R-CNN gets `NMS_ROUNDS`.
         gate: is given the finished model, opened, before it gets its name; nothing is written unless it passes.
 
     Raises:
@@ -97,19 +96,14 @@ def export_onnx(
     sidecar = description_of(output, ".onnx")
     with atomic_path(output) as temporary:
         say("tracing the detector")
-        graph: InferenceGraph | TwoStageInferenceGraph
-        if isinstance(detector, FasterRCNN):
-            spec = replace(spec, nms_rounds=spec.nms_rounds or NMS_ROUNDS)
-            graph = TwoStageInferenceGraph(detector, spec)
-        else:
-            graph = InferenceGraph(detector, spec)
+        graph = InferenceGraph(detector, spec)
         images = torch.zeros((2, spec.tile, spec.tile, 3), dtype=torch.uint8)  # a batch of 1 would become a constant
         model = trace(graph, (images,), ("images",), tuple(output_shapes(spec)))
-        fpn = graph.detector.fpn
+        scope, fpn = pyramid_of(graph)
         edges = detector.design.edges
         deleted = tuple(name for name, there in zip(edges, fpn.edges, strict=True) if not there)
         kept = tuple(edges[i] for i in fpn.kept) if isinstance(fpn, FoldedFPN) else edges
-        pyramid, conventional = pyramid_operators(model.graph), conventional_operators(detector)
+        pyramid, conventional = pyramid_operators(model.graph, scope), conventional_operators(detector.fpn)
         if isinstance(fpn, FoldedFPN):
             added = operators_added(pyramid, conventional, len(deleted), len(kept))
         else:
@@ -125,7 +119,7 @@ def export_onnx(
         onnx.checker.check_model(str(temporary), full_check=True)
 
         say("comparing ONNX Runtime with torch")
-        parity = _parity_of(temporary, graph_of(detector, spec, fold=False), spec)
+        parity = _parity_of(temporary, InferenceGraph(detector, spec, fold=False), spec)
         tolerance = TOLERANCES["fp32"]
         if parity.unconverged:
             raise ValueError(f"{output} was not written: {unsettled(parity.unconverged, spec)}")
@@ -180,23 +174,29 @@ def trace(
     return model
 
 
-def pyramid_operators(graph: GraphProto) -> Counter[str]:
-    """Operators of a freshly traced graph that come from its pyramid, by type."""
+def pyramid_of(graph: torch.nn.Module) -> tuple[str, PlainFPN]:
+    """Return the pyramid inside an inference graph and its name there."""
+    (found,) = [(name, module) for name, module in graph.named_modules() if isinstance(module, PlainFPN)]
+    return found
+
+
+def pyramid_operators(graph: GraphProto, scope: str) -> Counter[str]:
+    """Count the operators of a freshly traced graph that come from the module named `scope`, by type."""
     return Counter(
         node.op_type
         for node in graph.node
-        if any(e.key == "pkg.torch.onnx.name_scopes" and "'detector.fpn'" in e.value for e in node.metadata_props)
+        if any(e.key == "pkg.torch.onnx.name_scopes" and f"'{scope}'" in e.value for e in node.metadata_props)
     )
 
 
-def conventional_operators(detector: Detector) -> Counter[str]:
-    """Operators of a conventional pyramid of the same levels, by type."""
-    pooled = detector.design.unfused == 1  # P6; on P3..P7 it is a convolution of the detector's own
-    channels = detector.backbone.channels[len(detector.backbone.channels) - len(detector.design.edges) - 1 :]
+def conventional_operators(fpn: PlainFPN) -> Counter[str]:
+    """Count the operators of a conventional pyramid with the levels of `fpn`, by type."""
+    channels = [first_convolution(block).in_channels for block in fpn.inner]
+    conventional = PlainFPN(channels, first_convolution(fpn.layer[0]).out_channels, top=copy.deepcopy(fpn.top))
     sides = [32 >> i for i in range(len(channels))]
     levels = tuple(torch.zeros((2, c, side, side)) for c, side in zip(channels, sides, strict=True))
-    inputs = [f"C{5 - i}" for i in reversed(range(len(channels)))]
-    graph = trace(_Pyramid(channels, pooled), levels, inputs, [*(f"P{name[1]}" for name in inputs), *["P6"] * pooled])
+    outputs = [f"P{i}" for i in range(len(conventional(levels)))]
+    graph = trace(_Pyramid(conventional.eval()), levels, [f"C{i}" for i in range(len(levels))], outputs)
     return Counter(node.op_type for node in graph.graph.node)
 
 
@@ -270,19 +270,14 @@ def _parity_of(path: Path, graph: torch.nn.Module, spec: ModelSpec) -> Parity:
 
 
 class _Pyramid(torch.nn.Module):
-    """A conventional pyramid by itself, with an argument for each level.
+    """A pyramid with one argument per level, as the exporter needs it."""
 
-    Args:
-        pooled: whether P6, which is pooled from P5, is one of its outputs.
-    """
-
-    def __init__(self, channels: Sequence[int], pooled: bool) -> None:
+    def __init__(self, fpn: PlainFPN) -> None:
         super().__init__()
-        self.fpn = PlainFPN(channels, 16, edges=(True,) * (len(channels) - 1))
-        self.outputs = len(channels) + pooled
+        self.fpn = fpn
 
     def forward(self, *levels: Tensor) -> list[Tensor]:
-        return list(self.fpn(levels))[: self.outputs]
+        return list(self.fpn(levels))
 
 
 def _contract_faults(graph: GraphProto, spec: ModelSpec) -> list[str]:

@@ -1,8 +1,9 @@
-"""Anchor designs: which boxes each pyramid level predicts from, and where they lie.
+"""Pyramid levels and anchors: which boxes each level predicts from, and where they are placed. numpy only.
 
-An anchor of `size` and `ratio` = h/w has width size / sqrt(ratio) and height size * sqrt(ratio), is not rounded, and
-sits on the centre of its cell. `torchvision_design` and `released_design` are the same sizes and ratios as torchvision
-and the paper's authors lay them out: rounded, and in torchvision off the cell's centre. They exist for parity.
+`AnchorSizes` lists the sizes and aspect ratios of each level; `AnchorSizes.design` places them. In the default layout
+an anchor of `size` and `ratio` = h/w has width size / sqrt(ratio) and height size * sqrt(ratio), is not rounded, and is
+centered on its cell. The layouts of torchvision and of the authors' released code exist for parity: both round the
+sides, and torchvision centers anchors on the corner of the cell.
 """
 
 from __future__ import annotations
@@ -11,13 +12,35 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 GridRule = Literal["ceil", "floor", "torchvision"]
+Layout = Literal["tinydet", "torchvision", "released"]
 Shape = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pyramid:
+    """The levels a detector predicts from, finest first.
+
+    Attributes:
+        levels: names such as P2.
+        strides: pixels between neighboring cells, per level.
+        unfused: number of coarsest levels outside the top-down path: 1 for P6, 2 for P6 and P7.
+    """
+
+    levels: tuple[str, ...] = ("P2", "P3", "P4", "P5", "P6")
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64)
+    unfused: int = 1
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names of the fused edges, finest first, from the deeper level to the finer one: P3->P2, P4->P3, P5->P4."""
+        fused = self.levels[: len(self.levels) - self.unfused]
+        return tuple(f"{deeper}->{finer}" for finer, deeper in itertools.pairwise(fused))
 
 
 class LevelGrid(NamedTuple):
@@ -29,32 +52,27 @@ class LevelGrid(NamedTuple):
     stride_x: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class AnchorDesign:
+@dataclass(frozen=True, kw_only=True)
+class AnchorDesign(Pyramid):
     """The anchors of every level, finest first.
 
     Attributes:
-        shapes: (width, height) in pixels of each anchor of a cell, for each level.
-        levels: names, for people and files.
-        strides: pixels between neighbouring cells, for each level.
-        offset: centre of the first cell, in strides from the image's corner.
-        grid: "ceil": cells cover the image, as feature maps of padded convolutions do. "floor": as the authors' code
-            counts them. "torchvision": the image is padded to a multiple of 32 first, and where that is no multiple of
-            a stride, the stride becomes padded // cells (480 pixels have 8 cells of P6, 60 pixels apart).
+        shapes: (width, height) in pixels of each anchor of a cell, per level.
+        offset: center of the first cell, in strides from the corner of the image.
+        grid: how many cells a level has. "ceil": cells cover the image, like feature maps of padded convolutions.
+            "floor": as the authors' code counts them. "torchvision": the image is first padded to a multiple of 32;
+            where that is not a multiple of a stride, the stride becomes padded // cells (480 pixels have 8 cells of
+            P6, 60 pixels apart).
         inclusive: the last pixel belongs to a box, which is x2 - x1 + 1 wide, as in the authors' code.
-        unfused: how many of the coarsest levels are no part of the top-down path: P6, or P6 and P7.
 
     Raises:
-        ValueError: where levels, strides and shapes do not agree or are not positive.
+        ValueError: levels, strides and shapes do not agree or are not positive.
     """
 
     shapes: tuple[tuple[Shape, ...], ...]
-    levels: tuple[str, ...] = ("P2", "P3", "P4", "P5", "P6")
-    strides: tuple[int, ...] = (4, 8, 16, 32, 64)
     offset: float = 0.5
     grid: GridRule = "ceil"
     inclusive: bool = False
-    unfused: int = 1
 
     def __post_init__(self) -> None:
         if not len(self.levels) == len(self.strides) == len(self.shapes) > 0:
@@ -66,12 +84,6 @@ class AnchorDesign:
             if stride < 1 or not shapes or any(not (0 < side < math.inf) for shape in shapes for side in shape):
                 raise ValueError(f"level {level}: stride and anchor sides must be positive, got {stride} and {shapes}")
 
-    @property
-    def edges(self) -> tuple[str, ...]:
-        """Names of the fused edges, from the deeper level to the finer one: P3->P2, P4->P3, P5->P4."""
-        fused = self.levels[: len(self.levels) - self.unfused]
-        return tuple(f"{deeper}->{finer}" for finer, deeper in itertools.pairwise(fused))
-
     @classmethod
     def from_sizes(
         cls,
@@ -81,9 +93,10 @@ class AnchorDesign:
         strides: tuple[int, ...] = (4, 8, 16, 32, 64),
         unfused: int = 1,
     ) -> AnchorDesign:
-        """Unrounded, centred anchors of `sizes` (for each level) times `ratios` (h/w); the ratios vary fastest."""
+        """Build unrounded, centered anchors of `sizes` (per level) times `ratios` (h/w); the ratios vary fastest."""
         shapes = tuple(
-            tuple((s / math.sqrt(r), s * math.sqrt(r)) for s in of_level for r in ratios) for of_level in sizes
+            tuple((size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in of_level for ratio in ratios)
+            for of_level in sizes
         )
         return cls(shapes=shapes, levels=levels, strides=strides, unfused=unfused)
 
@@ -97,10 +110,11 @@ class AnchorDesign:
         grid: GridRule = "ceil",
         inclusive: bool = False,
     ) -> AnchorDesign:
-        """The anchors of the first cell of every level, given as xyxy in image pixels, as other code bases hold them.
+        """Build a design from the anchors of the first cell of every level: xyxy in image pixels, as other code has
+        them.
 
         Raises:
-            ValueError: where the anchors do not share one centre, in strides.
+            ValueError: the anchors do not share one center, in strides.
         """
         if len(cells) != len(strides):
             raise ValueError(
@@ -108,17 +122,17 @@ class AnchorDesign:
             )
         corners = [np.asarray(of_level, np.float64).reshape(-1, 4) for of_level in cells]
         last = 1.0 if inclusive else 0.0
-        centres = [(c[:, :2] + c[:, 2:] + last) / 2 / stride for c, stride in zip(corners, strides, strict=True)]
-        offset = round(float(np.concatenate(centres).mean()), 6)
-        if not all(np.allclose(centre, offset, atol=1e-5) for centre in centres):
+        centers = [(c[:, :2] + c[:, 2:] + last) / 2 / stride for c, stride in zip(corners, strides, strict=True)]
+        offset = round(float(np.concatenate(centers).mean()), 6)
+        if not all(np.allclose(center, offset, atol=1e-5) for center in centers):
             raise ValueError(
-                f"all anchors of a design must share one centre; in strides from the corner, these have {centres}"
+                f"all anchors of a design must share one center; in strides from the corner, these have {centers}"
             )
         shapes = tuple(tuple((float(x2 - x1 + last), float(y2 - y1 + last)) for x1, y1, x2, y2 in c) for c in corners)
         return cls(shapes=shapes, levels=levels, strides=strides, offset=offset, grid=grid, inclusive=inclusive)
 
     def cell_anchors(self, level: int) -> NDArray[np.float64]:
-        """Anchors of one cell of level number `level` (0 is the finest): (A, 4), xyxy about the cell's centre."""
+        """Anchors of one cell of level number `level` (0 is the finest): (A, 4), xyxy about the cell's center."""
         half = np.asarray(self.shapes[level], np.float64) / 2
         return np.concatenate([-half, half - self.inclusive], axis=1)
 
@@ -159,55 +173,67 @@ class AnchorDesign:
         return cells, padded // cells
 
 
-_OCTAVES = tuple(2 ** (k / 3) for k in range(3))
-_RETINANET_SIZES = tuple(tuple(base * octave for octave in _OCTAVES) for base in (8, 16, 32, 64, 128))
-_SIZES = {
-    "retinanet": _RETINANET_SIZES,
-    "retinanet-p3p7": _RETINANET_SIZES,
-    "faster_rcnn": ((8.31,), (12.5,), (18.55,), (30.23,), (60.41,)),
-}
-_RATIOS = {"retinanet": (0.5, 1.0, 2.0), "retinanet-p3p7": (0.5, 1.0, 2.0), "faster_rcnn": (0.5, 1.3, 2.0)}
-_P3P7 = {"levels": ("P3", "P4", "P5", "P6", "P7"), "strides": (8, 16, 32, 64, 128), "unfused": 2}
-_PLACES: dict[str, dict[str, Any]] = {"retinanet": {}, "retinanet-p3p7": _P3P7, "faster_rcnn": {}}
+@dataclass(frozen=True, kw_only=True)
+class AnchorSizes(Pyramid):
+    """Anchor sizes and aspect ratios, before they are placed on a grid.
 
-RETINANET, RETINANET_P3P7, FASTER_RCNN = (
-    AnchorDesign.from_sizes(_SIZES[name], _RATIOS[name], **_PLACES[name]) for name in _SIZES
-)
-DESIGNS = {"retinanet": RETINANET, "retinanet-p3p7": RETINANET_P3P7, "faster_rcnn": FASTER_RCNN}
-
-
-def torchvision_design(detector: str) -> AnchorDesign:
-    """The sizes and ratios of a detector as torchvision's AnchorGenerator lays them out.
-
-    Corners are rounded to whole pixels (8 pixels at ratio 0.5 become 12 x 6), centres lie on the cell's corner, the
-    ratios vary slowest.
+    Attributes:
+        sizes: sqrt(width * height) in pixels of the anchors of each level.
+        ratios: height / width, shared by all levels.
     """
-    heights = np.sqrt(np.asarray(_RATIOS[_known(detector)], np.float32))[:, None]
-    shapes = []
-    for sizes in _SIZES[detector]:
-        scales = np.asarray(sizes, np.float32)[None, :]
-        half_w, half_h = np.round(1 / heights * scales / 2).ravel(), np.round(heights * scales / 2).ravel()
-        shapes.append(tuple((2 * float(w), 2 * float(h)) for w, h in zip(half_w, half_h, strict=True)))
-    return AnchorDesign(shapes=tuple(shapes), offset=0.0, grid="torchvision", **_PLACES[detector])
+
+    sizes: tuple[tuple[float, ...], ...]
+    ratios: tuple[float, ...]
+
+    def design(self, layout: Layout = "tinydet") -> AnchorDesign:
+        """Place the anchors.
+
+        Args:
+            layout: "tinydet": unrounded and centered; ratios vary fastest. "torchvision": as its AnchorGenerator does,
+                corners rounded to whole pixels (8 pixels at ratio 0.5 become 12 x 6), centered on the corner of the
+                cell. "released": as the paper's authors do, a box of the size of a cell gets each ratio, is rounded to
+                whole pixels, then scaled. In the last two the ratios vary slowest.
+        """
+        place = {"tinydet": self._centered, "torchvision": self._torchvision, "released": self._released}
+        if layout not in place:
+            raise ValueError(f"unknown anchor layout {layout!r}; choose one of: {', '.join(place)}")
+        return place[layout]()
+
+    def _centered(self) -> AnchorDesign:
+        return AnchorDesign.from_sizes(self.sizes, self.ratios, self.levels, self.strides, self.unfused)
+
+    def _torchvision(self) -> AnchorDesign:
+        heights = np.sqrt(np.asarray(self.ratios, np.float32))[:, None]
+        shapes = []
+        for sizes in self.sizes:
+            scales = np.asarray(sizes, np.float32)[None, :]
+            half_w, half_h = np.round(1 / heights * scales / 2).ravel(), np.round(heights * scales / 2).ravel()
+            shapes.append(tuple((2 * float(w), 2 * float(h)) for w, h in zip(half_w, half_h, strict=True)))
+        return AnchorDesign(
+            shapes=tuple(shapes),
+            levels=self.levels,
+            strides=self.strides,
+            unfused=self.unfused,
+            offset=0.0,
+            grid="torchvision",
+        )
+
+    def _released(self) -> AnchorDesign:
+        shapes = []
+        for sizes, stride in zip(self.sizes, self.strides, strict=True):
+            widths = [round(stride / math.sqrt(ratio)) for ratio in self.ratios]
+            units = [(width, round(width * ratio)) for width, ratio in zip(widths, self.ratios, strict=True)]
+            shapes.append(tuple((w * size / stride, h * size / stride) for w, h in units for size in sizes))
+        return AnchorDesign(
+            shapes=tuple(shapes),
+            levels=self.levels,
+            strides=self.strides,
+            unfused=self.unfused,
+            grid="floor",
+            inclusive=True,
+        )
 
 
-def released_design(detector: str) -> AnchorDesign:
-    """The sizes and ratios of a detector as the code that the paper's authors released lays them out.
-
-    A box of one cell's size gets each ratio, its sides rounded to whole pixels, and is then scaled. The ratios vary
-    slowest.
-    """
-    ratios = _RATIOS[_known(detector)]
-    strides = DESIGNS[detector].strides
-    shapes = []
-    for sizes, stride in zip(_SIZES[detector], strides, strict=True):
-        widths = [round(stride / math.sqrt(ratio)) for ratio in ratios]
-        units = [(width, round(width * ratio)) for width, ratio in zip(widths, ratios, strict=True)]
-        shapes.append(tuple((w * size / stride, h * size / stride) for w, h in units for size in sizes))
-    return AnchorDesign(shapes=tuple(shapes), grid="floor", inclusive=True, **_PLACES[detector])
-
-
-def _known(detector: str) -> str:
-    if detector not in _SIZES:
-        raise ValueError(f"unknown detector {detector!r}; anchors are known for {', '.join(_SIZES)}")
-    return detector
+def octaves(base: float) -> tuple[float, float, float]:
+    """Three sizes per octave, starting at `base` pixels, as in RetinaNet."""
+    return base, base * 2 ** (1 / 3), base * 2 ** (2 / 3)

@@ -1,11 +1,11 @@
-"""Training samples as the tensors of one step, and the loss of what a detector says about them."""
+"""Training samples as the tensors of one step."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +14,20 @@ from torch import Tensor
 
 from tinydet.data.samples import Sample, pad_together
 from tinydet.geometry.anchors import AnchorDesign
-from tinydet.models.assign.max_iou import Matches, ignored_by_regions, match_anchors
 from tinydet.models.backbone import PIXEL_MEAN, PIXEL_STD
-from tinydet.models.losses import Losses, retinanet_loss
 from tinydet.spec import PAD_VALUE
-
-if TYPE_CHECKING:
-    from tinydet.models.retinanet import HeadOutputs
 
 PAD_MULTIPLE = 32  # the stride of C5, so that every level is exactly twice the next
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tiles padded to one size, and what is on them; boxes are xyxy in pixels of their tile.
+    """Tiles padded to one size, and their annotations; boxes are xyxy in pixels of their tile.
 
     Attributes:
-        images: (B, 3, H, W) normalised RGB.
-        boxes: (M, 4) objects of all tiles; `labels`: (M,); `owner`: (M,) the tile of each.
-        regions: (R, 4) where nothing is learned; `region_owner`: (R,).
+        images: (B, 3, H, W) normalized RGB.
+        boxes: (M, 4) objects of all tiles; `labels`: (M,) their classes; `owner`: (M,) index of their tile.
+        regions: (R, 4) ignore regions, in which nothing is learned; `region_owner`: (R,).
         sizes: height and width of each tile before padding.
     """
 
@@ -53,7 +48,7 @@ class Batch:
 def collate(
     samples: Sequence[Sample], device: torch.device, layout: torch.memory_format = torch.channels_last
 ) -> Batch:
-    """Samples as one batch on `device`, padded right and below with the mean that pixels are normalised with."""
+    """Collate samples into one batch on `device`; tiles are padded at the right and bottom with the mean color."""
     pixels = torch.from_numpy(pad_together([s.pixels for s in samples], PAD_VALUE, PAD_MULTIPLE)).to(device)
     mean, std = (torch.tensor(value, device=device).view(1, 3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
     images = pixels.permute(0, 3, 1, 2).float().contiguous(memory_format=layout).sub_(mean).div_(std)
@@ -64,36 +59,10 @@ def collate(
     return Batch(images, boxes, labels, owner, regions, region_owner, sizes)
 
 
-class Targets(NamedTuple):
-    """What the anchors of a batch are to learn."""
-
-    anchors: Tensor  # (N, 4) of one image
-    matches: Matches
-    ignored: Tensor  # flat indices of the anchors that ignore regions silence
-
-    def loss(self, logits: Sequence[Tensor], deltas: Tensor, batch: Batch) -> Losses:
-        """RetinaNet's loss, by level, from the logits of each level and the (P, 4) offsets of the positive anchors."""
-        return retinanet_loss(logits, deltas, self.anchors, self.matches, batch.boxes, batch.labels, self.ignored)
-
-
-def targets_of(batch: Batch, design: AnchorDesign) -> Targets:
-    """The anchors of RetinaNet, matched with the objects of a batch."""
-    anchors = anchors_of(design, batch.size, batch.images.device)
-    matches = match_anchors(batch.boxes, batch.owner, design, anchors, batch.size)
-    return Targets(anchors, matches, ignored_by_regions(batch.regions, batch.region_owner, design, batch.size))
-
-
-def loss_of(outputs: HeadOutputs, batch: Batch, design: AnchorDesign) -> Losses:
-    """RetinaNet's loss, by level, of answers for all anchors."""
-    targets = targets_of(batch, design)
-    deltas = torch.cat(outputs.deltas, dim=1).reshape(-1, 4)[targets.matches.positive]
-    return targets.loss(outputs.logits, deltas, batch)
-
-
 @functools.lru_cache(maxsize=8)
 def anchors_of(design: AnchorDesign, size: tuple[int, int], device: torch.device) -> Tensor:
-    """(N, 4) anchors of all levels for a padded size, finest first, on `device`; kept for the next step."""
-    with torch.inference_mode(False):  # what is kept must serve training, whoever asked first
+    """Return the (N, 4) anchors of all levels for a padded size, finest first, on `device`; cached."""
+    with torch.inference_mode(False):  # a cached tensor must also be usable in training
         return torch.from_numpy(np.concatenate(design.grid_anchors(*size))).to(device)
 
 

@@ -1,7 +1,7 @@
-"""`model.pth`: the weights, what is needed to build and deploy the detector, and how it came about.
+"""`model.pth`: the weights, what is needed to build and deploy the detector, and its provenance.
 
-Only tensors and plain values are stored, so that a file loads with `weights_only=True`: opening a checkpoint that
-somebody downloaded executes nothing.
+Only tensors and plain values are stored, so a file loads with `weights_only=True`: opening a downloaded
+checkpoint executes no code.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 import tinydet
 from tinydet._internal.atomic import atomic_path
-from tinydet.geometry.anchors import DESIGNS
 from tinydet.models.detector import Detector, DetectorConfig, build_detector
+from tinydet.models.registry import detector_info
 from tinydet.spec import ModelSpec
 
 FORMAT = "tinydet-1"
@@ -30,16 +30,16 @@ class Checkpoint:
 
     Attributes:
         detector: what to build.
-        weights: its state dict; alpha is in it.
+        weights: its state dict, including alpha.
         classes: class names; `category_ids`: their COCO ids in the training annotations.
         tile: side of the training tiles in pixels.
         object_sizes: sqrt(w*h) of the training objects at percentiles 1, 50 and 99, in pixels.
-        stretch: percentiles that wide pixels were stretched to 8 bits with.
+        stretch: percentiles used to stretch pixels of more than 8 bits.
         alpha_source: how alpha was chosen; `statistics`: the counts behind it, if any.
         config: the training configuration; `progress`: epoch, step and validation scores.
-        training_state: optimizer and position, in the file that a run resumes from.
+        training_state: optimizer state and position, in the file that a run resumes from.
         versions: of Python and the packages that wrote it.
-        origin: `data`: a hash of the training data; `code`: the commit of the package, empty where unknown.
+        origin: `data`: a hash of the training data; `code`: the commit of the package, empty if unknown.
     """
 
     detector: DetectorConfig
@@ -59,17 +59,17 @@ class Checkpoint:
 
     @property
     def alpha(self) -> tuple[float, ...]:
-        """Fusion factors, finest first: the mean over channels where each has its own, empty for attention."""
-        return fusion_factors(self.weights.get("fpn.alpha"), len(DESIGNS[self.detector.detector].edges))
+        """Fusion factors, finest first: the mean over channels if each has its own; empty for attention."""
+        return fusion_factors(self.weights.get("fpn.alpha"), len(detector_info(self.detector.detector).pyramid.edges))
 
     def build(self) -> Detector:
-        """The detector with its weights, on the CPU, in eval mode."""
+        """Build the detector with its weights, on the CPU, in eval mode."""
         detector = build_detector(self.detector)
         detector.load_state_dict(self.weights)
         return detector.eval()
 
     def spec(self, *, tile: int | None = None, max_batch: int = 16, max_detections: int = 1000) -> ModelSpec:
-        """What a deployed form of this detector says about itself; `tile` None: as trained."""
+        """Return the spec of a deployed form of this detector; `tile` None: the training tile."""
         return ModelSpec(
             classes=self.classes,
             category_ids=self.category_ids,
@@ -78,6 +78,7 @@ class Checkpoint:
             tile=tile or self.tile,
             max_batch=max_batch,
             max_detections=max_detections,
+            nms_rounds=detector_info(self.detector.detector).nms_rounds,
             stretch=self.stretch,
             alpha=self.alpha,
             alpha_source=self.alpha_source,
@@ -87,7 +88,7 @@ class Checkpoint:
 
 
 def fusion_factors(alpha: Tensor | None, edges: int) -> tuple[float, ...]:
-    """The factor of each fused edge, finest first, from a pyramid's `alpha`: (1,), (edges,) or (edges, channels)."""
+    """Return the factor of each fused edge, finest first, from an `alpha` of (1,), (edges,) or (edges, channels)."""
     if alpha is None:
         return ()
     values = alpha.detach().cpu().double()
@@ -100,31 +101,32 @@ def current_versions() -> dict[str, str]:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write atomically: a full disk or Ctrl-C leaves an older file as it was."""
+    """Write atomically: a full disk or Ctrl-C leaves an older file unchanged."""
     values = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
-    values["detector"] = dataclasses.asdict(checkpoint.detector)
+    values["detector"] = checkpoint.detector.to_dict()
     values["versions"] = checkpoint.versions or current_versions()
     with atomic_path(path) as temporary:
         try:
             torch.save({"format": FORMAT, **values}, temporary)
-        except RuntimeError as error:  # torch's zip writer reports a full disk so
+        except RuntimeError as error:  # how torch's zip writer reports a full disk
             raise OSError(28, f"could not write the checkpoint ({str(error).splitlines()[0]})") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint without executing anything in it.
+    """Load a checkpoint without executing anything in it.
 
     Raises:
-        ValueError: naming the file, the rule and the way out, where it is missing, torn, foreign, or would run code.
+        ValueError: the file is missing, truncated, foreign, or would run code; names the file, the rule and the way
+        out.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; train one with: python -m tinydet.train --salpha")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a torn or foreign file
+    except Exception as error:  # torch raises many types for a truncated or foreign file
         raise ValueError(
-            f"{path}: not a file of tensors and plain values: it is torn, foreign, or would execute code "
+            f"{path}: not a file of tensors and plain values: it is truncated, foreign, or would execute code "
             f"({type(error).__name__}); copy it again, or train with: python -m tinydet.train --salpha"
         ) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -134,7 +136,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     try:
         del values["format"]
-        values["detector"] = DetectorConfig(**values["detector"])
+        values["detector"] = DetectorConfig.from_dict(values["detector"])
         checkpoint = Checkpoint(**values)
         checkpoint.build()
     except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as error:

@@ -1,72 +1,137 @@
-"""Which detector a checkpoint holds, and how it is built."""
+"""The contract of a detector, and how one is built from its configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
-from tinydet.geometry.anchors import DESIGNS
-from tinydet.models.backbone import PIXEL_MEAN as PIXEL_MEAN
-from tinydet.models.backbone import PIXEL_STD as PIXEL_STD
-from tinydet.models.backbone import Norm
-from tinydet.models.faster_rcnn import CANONICAL_SCALE, FasterRCNN, RoIAlignRule
-from tinydet.models.fpn import Fusion
-from tinydet.models.retinanet import HeadInit, RetinaNet, RetinaNetP3P7
+from torch import Tensor, nn
 
-DETECTORS = tuple(DESIGNS)
-Detector: TypeAlias = RetinaNet | FasterRCNN
+from tinydet.geometry.anchors import Pyramid
+from tinydet.models.backbone import Backbone
+from tinydet.models.batch import Batch
+from tinydet.models.fpn import PlainFPN
+from tinydet.models.registry import Fusion, Norm, detector_info, detector_options
+from tinydet.spec import ModelSpec
+
+
+class ForeignWeights(NamedTuple):
+    """Weights of another code base under our names, with the number of class rows and the pyramid's first level."""
+
+    weights: dict[str, Tensor]
+    class_rows: int
+    first_level: int
+
+
+class Detector(nn.Module):
+    """What training, the S-alpha statistic and the exporter need from any detector.
+
+    A subclass is constructed as `build_detector` does: with the backbone's name, the number of classes and, by keyword,
+    channels, alpha, fusion, norm and the options of its registry row.
+
+    Attributes:
+        backbone: gives C2..C5.
+        fpn: the pyramid; `build_detector` and the exporter replace or fold its alpha.
+        design: levels, strides and names of the fused edges; with anchors where the detector has them.
+        first_level: index of the first of C2..C5 that the pyramid takes.
+        background: whether row 0 of the class layers is the background.
+    """
+
+    backbone: Backbone
+    fpn: PlainFPN
+    design: Pyramid
+    first_level: ClassVar[int] = 0
+    background: ClassVar[bool] = False
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of one batch as named scalars; their sum is minimized.
+
+        Losses of a single pyramid level are named `NAME/LEVEL`. Under autocast only the network itself runs in reduced
+        precision. Of several processes each returns its share, so that the sum over processes is the loss of the whole
+        batch.
+        """
+        raise NotImplementedError
+
+    def inference(self, spec: ModelSpec) -> nn.Module:
+        """Return the module that is scored and exported, made of plain operators of fixed shapes.
+
+        Its input is (N, 3, T, T) normalized RGB; its outputs are boxes (N, K, 4) float32 xyxy in tile pixels, scores
+        (N, K) descending, labels (N, K) int32 (-1 for an empty slot) and candidates (N,) int32, the boxes above
+        `spec.score_floor` before the cut to K; with `spec.nms_rounds` also unconverged (N,) int32. It may take over
+        modules of this detector, which is a copy made for the purpose, in eval mode and with alpha folded.
+
+        Raises:
+            ValueError: the spec does not suit the detector.
+        """
+        raise NotImplementedError
+
+    def run_layers(self, images: Tensor) -> None:
+        """Run every layer once on inputs shaped as in training (train mode) or inference (eval mode).
+
+        Used to count multiply-adds and memory on the meta device, so shapes may not depend on values.
+        """
+        self(images)
+
+    def class_layers(self) -> dict[str, tuple[int, int]]:
+        """Return the layers with rows per class: name -> (groups before, rows per class) of (before * C * rows, …)."""
+        return {}
+
+    @staticmethod
+    def from_torchvision(weights: dict[str, Tensor]) -> ForeignWeights | None:
+        """Convert the weights of torchvision's detector of this kind; None: they are those of another kind.
+
+        Args:
+            weights: under our names for backbone and pyramid.
+        """
+        return None
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """All that shapes the network. The value of alpha is not here: it lies in the pyramid, with the weights.
+    """Everything that shapes the network. The value of alpha is not here: it is saved with the weights.
 
-    `head_convs` and `head_init` are RetinaNet's; `straddling`, `roi_rule` and `canonical_scale` Faster R-CNN's.
+    Attributes:
+        options: values of the detector's own options (see its registry row); missing ones have their defaults.
     """
 
     backbone: str = "resnet50"
     channels: int = 256
-    head_convs: int = 4
-    head_init: HeadInit = "paper"
     norm: Norm = "frozen"
     classes: int = 1
     detector: str = "retinanet"
     fusion: Fusion = "fixed"
-    straddling: bool = False
-    roi_rule: RoIAlignRule = "torchvision"
-    canonical_scale: int = CANONICAL_SCALE
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", detector_options(self.detector, self.options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as one flat dict, options included, as checkpoints store it."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "options"}
+        return {**values, **self.options}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DetectorConfig:
+        """Read what `to_dict` wrote; only names that the detector knows are looked at."""
+        names = {each.name for each in dataclasses.fields(cls)} - {"options"}
+        own = {name: values[name] for name in detector_info(values["detector"]).option_names if name in values}
+        return cls(**{name: values[name] for name in names}, options=own)
 
 
 def build_detector(config: DetectorConfig, alpha: Sequence[float] | None = None) -> Detector:
-    """The detector with random weights.
+    """Build the detector with random weights.
 
     Raises:
-        ValueError: for an unknown detector or backbone.
+        ValueError: unknown detector, backbone or option.
     """
-    match config.detector:
-        case "retinanet" | "retinanet-p3p7":
-            return (RetinaNet if config.detector == "retinanet" else RetinaNetP3P7)(
-                config.backbone,
-                config.classes,
-                channels=config.channels,
-                head_convs=config.head_convs,
-                head_init=config.head_init,
-                alpha=alpha,
-                fusion=config.fusion,
-                norm=config.norm,
-            )
-        case "faster_rcnn":
-            return FasterRCNN(
-                config.backbone,
-                config.classes,
-                channels=config.channels,
-                alpha=alpha,
-                fusion=config.fusion,
-                norm=config.norm,
-                straddling=config.straddling,
-                roi_rule=config.roi_rule,
-                canonical_scale=config.canonical_scale,
-            )
-        case other:
-            raise ValueError(f"unknown detector {other!r}; one of: {', '.join(DETECTORS)}")
+    return detector_info(config.detector).load()(
+        config.backbone,
+        config.classes,
+        channels=config.channels,
+        alpha=alpha,
+        fusion=config.fusion,
+        norm=config.norm,
+        **config.options,
+    )

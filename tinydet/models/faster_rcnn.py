@@ -1,67 +1,89 @@
-"""Faster R-CNN on P2..P6 for tiny objects, composed from torchvision's parts around our pyramid and anchors.
+"""Faster R-CNN on P2..P6 for tiny objects, composed of torchvision's parts around our pyramid, anchors and losses.
 
-torchvision's `GeneralizedRCNNTransform` is left out: tiles come normalised and padded, and are never resized. Names of
-the parts are torchvision's, so that its weights fit.
+torchvision's `GeneralizedRCNNTransform` is left out: tiles come normalized and padded and are never resized. Modules
+have torchvision's names, so that its weights fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
-from tinydet.geometry.anchors import FASTER_RCNN, AnchorDesign
-from tinydet.models.backbone import Backbone, Norm
+from tinydet.geometry.anchors import AnchorDesign
+from tinydet.models.backbone import Backbone
 from tinydet.models.batch import Batch, anchors_of
+from tinydet.models.detector import Detector, ForeignWeights
 from tinydet.models.distributed import process_count
-from tinydet.models.fpn import Fusion, FusionFPN, PlainFPN
-from tinydet.models.losses import TwoStageLosses
+from tinydet.models.fpn import FPN
+from tinydet.models.graphs.two_stage import TwoStageInference
+from tinydet.models.registry import FASTER_RCNN_ANCHORS, FasterRCNNOptions, Fusion, Norm, RoIAlignRule
+from tinydet.spec import ModelSpec
 
-# The released configuration; 2000 and 1000 proposals are kept before and after suppression in training and at test.
+# The released configuration. 2000 proposals in training and 1000 at test are kept before and after suppression.
 RPN_FOREGROUND, RPN_BACKGROUND, RPN_SAMPLES, RPN_POSITIVES = 0.7, 0.3, 256, 0.5
 PROPOSALS = {"training": 2000, "testing": 1000}
 PROPOSAL_NMS = 0.7
 ROI_IOU, ROI_SAMPLES, ROI_POSITIVES = 0.5, 512, 0.25
 ROI_LEVELS = ("P2", "P3", "P4", "P5")
 ROI_SIZE, ROI_SAMPLING = 7, 2
-CANONICAL_SCALE, CANONICAL_LEVEL = 224, 4  # a proposal of 224 x 224 is pooled from P4 (FPN, Eq. 1)
+CANONICAL_LEVEL = 4  # a proposal with the side `canonical_scale` is pooled from P4 (FPN, Eq. 1)
+SMOOTH_L1_BETA = 1 / 9
 
-RoIAlignRule = Literal["torchvision", "aligned"]
-ROI_ALIGN_RULES: tuple[RoIAlignRule, ...] = get_args(RoIAlignRule)
+# (P, 4) predicted and (P, 4) encoded boxes of the positives -> their loss, summed
+BoxLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class TileDetections(NamedTuple):
-    """What was found on one tile: (N, 4) xyxy in its pixels, (N,) scores, descending, (N,) class indices from 0."""
+    """Detections of one tile: (N, 4) xyxy in its pixels, (N,) scores, descending, (N,) class indices from 0."""
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
 
 
-class FasterRCNN(nn.Module):
-    """Backbone, fusion pyramid, proposals from P2..P6, and a box head on what RoIAlign takes from P2..P5.
+class Proposals(NamedTuple):
+    """Sampled proposals of one tile: (R, 4) xyxy, (R,) labels (0: background), (R, 4) encoded box targets."""
+
+    boxes: Tensor
+    labels: Tensor
+    targets: Tensor
+
+
+class FasterRCNN(Detector):
+    """Backbone, fusion pyramid, proposals from P2..P6, and a box head on RoIAlign features of P2..P5.
 
     Args:
         classes: number of classes, without the background.
         channels: width of the pyramid; the box head is four times as wide, 1024 in the paper.
-        alpha, fusion: see `tinydet.models.fpn.FusionFPN`.
-        straddling: whether anchors that cross the tile's border learn. The released code leaves them out; torchvision
-            does not.
-        roi_rule: "torchvision" pools as torchvision's detectors do, which is half a pixel of the level off (two image
-            pixels on P2) and takes no proposal for smaller than a cell; "aligned" does neither.
-        canonical_scale: side of the proposals that P4 is for, in pixels. With 224 all below 112 are pooled from P2.
-        design: the anchors; others than ours are for parity.
-        score_floor: detections below it are dropped; `nms_iou`: above it two of a class are the same object.
-        max_detections: kept for a tile.
+        alpha, fusion: see `FPN`.
+        norm: see `Backbone`.
+        straddling: whether anchors that cross the border of the tile are trained. The released code leaves them out;
+            torchvision does not.
+        roi_rule: "torchvision" pools as torchvision's detectors do, which is half a cell of the level off (two image
+            pixels on P2) and treats no proposal as smaller than a cell; "aligned" does neither.
+        canonical_scale: side in pixels of proposals that are pooled from P4. With 224 all below 112 come from P2.
+        design: the anchors; others than the default are for parity tests.
+        score_floor: detections below it are dropped; `nms_iou`: above it two of a class are the same object;
+            `max_detections`: kept per tile. These are for `forward`, torchvision's inference.
+
+    Attributes:
+        sampler: draws the proposals the box head is trained on, from a list of (R,) labels.
+        box_loss: regression loss of the box head, summed over positives: (P, 4) predictions, (P, 4) targets -> scalar.
     """
+
+    background: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -74,21 +96,21 @@ class FasterRCNN(nn.Module):
         norm: Norm = "frozen",
         straddling: bool = False,
         roi_rule: RoIAlignRule = "torchvision",
-        canonical_scale: int = CANONICAL_SCALE,
-        design: AnchorDesign = FASTER_RCNN,
+        canonical_scale: int = FasterRCNNOptions.canonical_scale,
+        design: AnchorDesign | None = None,
         score_floor: float = 0.05,
         nms_iou: float = 0.5,
         max_detections: int = 1000,
     ) -> None:
         super().__init__()
-        if roi_rule not in ROI_ALIGN_RULES:
-            raise ValueError(f"unknown RoIAlign rule {roi_rule!r}; one of: {', '.join(ROI_ALIGN_RULES)}")
-        self.design = design
+        if roi_rule not in ("torchvision", "aligned"):
+            raise ValueError(f"unknown RoIAlign rule {roi_rule!r}; choose one of: torchvision, aligned")
+        self.design: AnchorDesign = design or FASTER_RCNN_ANCHORS.design()
         self.backbone = Backbone(backbone, norm=norm)
-        self.fpn: PlainFPN = FusionFPN(self.backbone.channels, channels, alpha, fusion=fusion)
+        self.fpn = FPN(self.backbone.channels, channels, alpha, fusion=fusion, top=LastLevelMaxPool())
         self.rpn = _ProposalNetwork(
-            _Anchors(design),
-            _ProposalHead(channels, len(design.shapes[0])),
+            _Anchors(self.design),
+            _ProposalHead(channels, len(self.design.shapes[0])),
             RPN_FOREGROUND,
             RPN_BACKGROUND,
             RPN_SAMPLES,
@@ -107,14 +129,18 @@ class FasterRCNN(nn.Module):
             ROI_IOU,
             ROI_SAMPLES,
             ROI_POSITIVES,
-            None,  # torchvision's coder weights, which are the released ones
+            None,  # torchvision's box coder weights, which are the released ones
             score_floor,
             nms_iou,
             max_detections,
         )
+        self.sampler: Callable[[list[Tensor]], tuple[list[Tensor], list[Tensor]]] = BalancedPositiveNegativeSampler(
+            ROI_SAMPLES, ROI_POSITIVES
+        )
+        self.box_loss: BoxLoss = smooth_l1
 
     def forward(self, images: Tensor) -> list[TileDetections]:
-        """(B, 3, H, W) normalised RGB, H and W multiples of 32 -> the objects of each image, overlaps suppressed."""
+        """(B, 3, H, W) normalized RGB, sides multiples of 32 -> detections per image, by torchvision's inference."""
         features = self.pyramid(images)
         size = (images.shape[2], images.shape[3])
         sizes = [size] * len(images)
@@ -123,38 +149,94 @@ class FasterRCNN(nn.Module):
         return [TileDetections(each["boxes"], each["scores"], each["labels"] - 1) for each in found]
 
     def pyramid(self, images: Tensor) -> dict[str, Tensor]:
-        """The levels of `design` by name, finest first."""
+        """Return the levels of `design` by name, finest first."""
         return dict(zip(self.design.levels, self.fpn(self.backbone(images)), strict=True))
 
-    def loss(self, batch: Batch) -> TwoStageLosses:
-        """The losses of one batch. Which anchors and proposals they sample is drawn from torch's generator.
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Detector`. Sampled anchors and proposals are drawn from torch's generator.
 
-        As in `RetinaNet`, an anchor or a proposal that is centred in an ignore region is no background. They are means
-        over samples, so that the share of one of several processes is its mean divided by their number.
+        As in RetinaNet, an anchor or proposal centered in an ignore region is not background. The losses are means over
+        samples, so each of several processes contributes its mean divided by their number.
         """
-        return TwoStageLosses(*(part / process_count() for part in self._losses(batch)))
-
-    def _losses(self, batch: Batch) -> TwoStageLosses:
         features = self.pyramid(batch.images)
         targets = _targets(batch)
-        proposals, of_anchors = self.rpn(ImageList(batch.images, list(batch.sizes)), features, targets)
+        proposals, losses = self.rpn.propose(batch, features, targets)
+        losses |= self._box_losses(batch, features, proposals, targets)
+        return {name: value / process_count() for name, value in losses.items()}
+
+    def _box_losses(
+        self, batch: Batch, features: dict[str, Tensor], proposals: list[Tensor], targets: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Losses of the box head on sampled proposals."""
         proposals = [_outside_regions(p, t["regions"], t["boxes"]) for p, t in zip(proposals, targets, strict=True)]
         if not any(len(p) + len(t["boxes"]) for p, t in zip(proposals, targets, strict=True)):
-            # Zero, with a gradient of zero for every parameter: other processes may have proposals.
+            # Zero, with a zero gradient for every parameter: other processes may have proposals.
             nothing = torch.stack([p.sum() for p in self.roi_heads.parameters()]).sum() * 0
-            return TwoStageLosses(of_anchors["loss_objectness"], of_anchors["loss_rpn_box_reg"], nothing, nothing)
-        # The padded size: RoIAlign derives the strides from it.
-        _, of_proposals = self.roi_heads(features, proposals, [batch.size] * len(batch.sizes), targets)
-        return TwoStageLosses(
-            of_anchors["loss_objectness"],
-            of_anchors["loss_rpn_box_reg"],
-            of_proposals["loss_classifier"],
-            of_proposals["loss_box_reg"],
-        )
+            return {"classification": nothing, "regression": nothing}
+        sampled = self.sample_proposals(proposals, targets)
+        # RoIAlign derives the strides from the padded size.
+        sizes = [batch.size] * len(batch.sizes)
+        pooled = self.roi_heads.box_roi_pool(features, [each.boxes for each in sampled], sizes)
+        logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
+        labels = torch.cat([each.labels for each in sampled])
+        positive = torch.where(labels > 0)[0]
+        predicted = deltas.reshape(len(deltas), -1, 4)[positive, labels[positive]]
+        encoded = torch.cat([each.targets for each in sampled])[positive]
+        return {
+            "classification": F.cross_entropy(logits, labels),
+            "regression": self.box_loss(predicted, encoded) / labels.numel(),
+        }
+
+    @torch.no_grad()
+    def sample_proposals(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> list[Proposals]:
+        """Match proposals, and the objects themselves, with the objects of their tile, and draw a sample per tile."""
+        candidates, labels, indices = [], [], []
+        for boxes, target in zip(proposals, targets, strict=True):
+            candidate = torch.cat([boxes, target["boxes"].to(boxes.dtype)])
+            if len(target["boxes"]):
+                iou, index = box_iou(target["boxes"], candidate).max(dim=0)
+                label = torch.where(iou >= ROI_IOU, target["labels"][index], 0)
+            else:
+                index = torch.zeros(len(candidate), dtype=torch.int64, device=candidate.device)
+                label = torch.zeros_like(index)
+            candidates.append(candidate)
+            labels.append(label)
+            indices.append(index)
+        sampled = []
+        for number, masks in enumerate(zip(*self.sampler(labels), strict=True)):
+            chosen = torch.where(masks[0] | masks[1])[0]
+            boxes, objects = candidates[number][chosen], targets[number]["boxes"]
+            matched = objects[indices[number][chosen]] if len(objects) else torch.zeros_like(boxes)
+            (encoded,) = self.roi_heads.box_coder.encode([matched.to(boxes.dtype)], [boxes])
+            sampled.append(Proposals(boxes, labels[number][chosen], encoded))
+        return sampled
+
+    def inference(self, spec: ModelSpec) -> nn.Module:
+        return TwoStageInference(self, spec)
+
+    def run_layers(self, images: Tensor) -> None:
+        levels = self.fpn(self.backbone(images))
+        self.rpn.head(levels)
+        proposals = ROI_SAMPLES if self.training else self.rpn.post_nms_top_n()
+        pooled = images.new_empty(len(images) * proposals, levels[0].shape[1], ROI_SIZE, ROI_SIZE)
+        self.roi_heads.box_predictor(self.roi_heads.box_head(pooled.requires_grad_(self.training)))
+
+    def class_layers(self) -> dict[str, tuple[int, int]]:
+        return {"roi_heads.box_predictor.cls_score": (1, 1), "roi_heads.box_predictor.bbox_pred": (1, 4)}
+
+    @staticmethod
+    def from_torchvision(weights: dict[str, Tensor]) -> ForeignWeights | None:
+        scores = weights.get("roi_heads.box_predictor.cls_score.bias")
+        return None if scores is None else ForeignWeights(weights, len(scores), FasterRCNN.first_level)
+
+
+def smooth_l1(predicted: Tensor, encoded: Tensor) -> Tensor:
+    """Smooth L1 with beta 1/9, summed, as in torchvision's box head."""
+    return F.smooth_l1_loss(predicted, encoded, beta=SMOOTH_L1_BETA, reduction="sum")
 
 
 class _Anchors(nn.Module):
-    """A design's anchors in the place of torchvision's `AnchorGenerator`."""
+    """The anchors of a design in place of torchvision's `AnchorGenerator`."""
 
     def __init__(self, design: AnchorDesign) -> None:
         super().__init__()
@@ -166,7 +248,7 @@ class _Anchors(nn.Module):
 
 
 class _ProposalHead(RPNHead):  # type: ignore[misc]
-    """Answers in float32: under autocast, boxes would be decoded in bfloat16, whose steps at 512 px are 4 px."""
+    """Outputs float32: under autocast boxes would be decoded in bfloat16, whose steps at 512 px are 4 px."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(x)
@@ -174,7 +256,7 @@ class _ProposalHead(RPNHead):  # type: ignore[misc]
 
 
 class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
-    """Answers in float32, as `_ProposalHead`."""
+    """Outputs float32, like `_ProposalHead`."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = super().forward(x)
@@ -182,16 +264,33 @@ class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
 
 
 class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's, with anchors left out of training: in ignore regions, and where they cross the tile's border."""
+    """torchvision's, with some anchors left out of training: in ignore regions, and across the border of the tile."""
 
     straddling: bool
+
+    def propose(
+        self, batch: Batch, features: dict[str, Tensor], targets: list[dict[str, Any]]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return the proposals of each tile, (R, 4) xyxy, and the losses of the anchors."""
+        images = ImageList(batch.images, list(batch.sizes))
+        maps = list(features.values())
+        objectness, deltas = self.head(maps)
+        anchors = self.anchor_generator(images, maps)
+        counts = [level[0].numel() for level in objectness]
+        logits, offsets = concat_box_prediction_layers(objectness, deltas)
+        decoded = self.box_coder.decode(offsets.detach(), anchors).view(len(anchors), -1, 4)
+        proposals, _ = self.filter_proposals(decoded, logits, images.image_sizes, counts)
+        labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        encoded = self.box_coder.encode(matched, anchors)
+        of_objectness, of_boxes = self.compute_loss(logits, offsets, labels, encoded)
+        return proposals, {"objectness": of_objectness, "proposal_regression": of_boxes}
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Any]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for label, anchor, target in zip(labels, anchors, targets, strict=True):
-            label[(label == 0) & _centred_in(anchor, target["regions"])] = -1
+            label[(label == 0) & _centered_in(anchor, target["regions"])] = -1
             if not self.straddling:
                 height, width = target["size"]
                 inside = (anchor[:, :2] >= 0).all(1) & (anchor[:, 2] <= width) & (anchor[:, 3] <= height)
@@ -201,7 +300,7 @@ class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        if not any(bool((label >= 0).any()) for label in labels):  # nothing but ignore regions: a mean over none is NaN
+        if not any(bool((label >= 0).any()) for label in labels):  # only ignore regions: a mean of nothing is NaN
             return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
         of_objectness, of_boxes = super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
         return of_objectness, of_boxes
@@ -209,6 +308,8 @@ class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
 
 class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
     """`MultiScaleRoIAlign` with `aligned=True`, which torchvision's does not offer."""
+
+    aligned = True
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         features = [x[name].float() for name in self.featmap_names]
@@ -227,7 +328,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
 
 
 def _targets(batch: Batch) -> list[dict[str, Any]]:
-    """The objects of each tile as torchvision takes them: label 0 is the background."""
+    """The objects of each tile in torchvision's form: label 0 is the background."""
     return [
         {
             "boxes": batch.boxes[batch.owner == i],
@@ -240,15 +341,15 @@ def _targets(batch: Batch) -> list[dict[str, Any]]:
 
 
 def _outside_regions(proposals: Tensor, regions: Tensor, boxes: Tensor) -> Tensor:
-    """The proposals that an ignore region does not hold, and those that overlap an object well enough to learn it."""
-    kept = ~_centred_in(proposals, regions)
+    """Proposals that are not centered in an ignore region, or that overlap an object well enough to learn it."""
+    kept = ~_centered_in(proposals, regions)
     if len(boxes) and not bool(kept.all()):
         kept |= box_iou(boxes, proposals).amax(dim=0) >= ROI_IOU
     return proposals[kept]
 
 
-def _centred_in(boxes: Tensor, regions: Tensor) -> Tensor:
-    """(N,) whether the centre of each box lies in any of the (R, 4) regions."""
-    centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-    inside = (centre >= regions[:, :2]) & (centre < regions[:, 2:])
+def _centered_in(boxes: Tensor, regions: Tensor) -> Tensor:
+    """(N,) whether the center of each box lies in any of the (R, 4) regions."""
+    center = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+    inside = (center >= regions[:, :2]) & (center < regions[:, 2:])
     return inside.all(dim=2).any(dim=1)

@@ -1,49 +1,54 @@
-"""RetinaNet on P2..P6 for tiny objects ("RetinaNet with dagger" of the paper, "Adaptive RetinaNet" of its code), and
-on the conventional P3..P7 (the paper's without dagger)."""
+"""RetinaNet on P2..P6 for tiny objects (RetinaNet† of the paper, "Adaptive RetinaNet" of its code) and on P3..P7."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from tinydet.geometry.anchors import RETINANET, RETINANET_P3P7, AnchorDesign
-from tinydet.models.backbone import Backbone, Norm
-from tinydet.models.batch import Batch, targets_of
-from tinydet.models.fpn import Fusion, FusionFPN, PlainFPN
-from tinydet.models.losses import Losses
+from tinydet.geometry.anchors import AnchorDesign
+from tinydet.models.assign import Assigner
+from tinydet.models.assign.max_iou import MaxIoUAssigner, ignored_by_regions
+from tinydet.models.backbone import Backbone
+from tinydet.models.batch import Batch, anchors_of
+from tinydet.models.box_coder import CODER_WEIGHTS
+from tinydet.models.detector import Detector, ForeignWeights
+from tinydet.models.fpn import FPN
+from tinydet.models.graphs.one_stage import AnchorInference
+from tinydet.models.losses import retinanet_loss
+from tinydet.models.registry import RETINANET_ANCHORS, RETINANET_P3P7_ANCHORS, Fusion, HeadInit, Norm
 from tinydet.models.sparse_head import deltas_at
-
-HeadInit = Literal["paper", "he"]
+from tinydet.spec import ModelSpec
 
 
 class HeadOutputs(NamedTuple):
-    """Raw answers per level, finest first. Anchors of a level run by rows of cells, the shapes of a cell innermost."""
+    """Raw outputs per level, finest first. Anchors of a level: rows slowest, then columns, then shapes of a cell."""
 
     logits: list[Tensor]  # (B, rows * columns * A, C)
     deltas: list[Tensor]  # (B, rows * columns * A, 4)
 
 
-class RetinaNet(nn.Module):
+class RetinaNet(Detector):
     """Backbone, fusion pyramid, and one head shared by the five levels.
 
     Args:
         classes: number of classes. There is no background channel: it would double the logits of a single class.
         channels: width of the pyramid and of the head; 256 in the paper.
         head_convs: 3x3 convolutions in each of the two towers; 4 in the paper.
-        head_init: how the towers start. "paper": N(0, 0.01), made for 256 channels; four thin layers of it let nothing
-            through, and hundreds of steps pass before they do. "he": variance kept from layer to layer.
-        alpha: fusion factors, finest first; None: a conventional pyramid's 1.
-        fusion: where the factors come from, see `tinydet.models.fpn.Fusion`.
+        head_init: initialization of the towers. "paper": N(0, 0.01), made for 256 channels; four thin layers of it pass
+            almost no signal for hundreds of steps. "he": keeps the variance from layer to layer.
+        alpha, fusion: see `FPN`.
+        norm: see `Backbone`.
+
+    Attributes:
+        assigner: decides which anchors learn which objects.
     """
 
-    design: AnchorDesign = RETINANET
-    first_level = 0  # of the backbone's C2..C5 that the pyramid takes
+    design: AnchorDesign = RETINANET_ANCHORS.design()
 
     def __init__(
         self,
@@ -59,59 +64,83 @@ class RetinaNet(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = Backbone(backbone, norm=norm)
-        self.fpn: PlainFPN = FusionFPN(self.backbone.channels[self.first_level :], channels, alpha, fusion=fusion)
+        features = self.backbone.channels[self.first_level :]
+        self.fpn = FPN(features, channels, alpha, fusion=fusion, top=self.extra_levels(channels))
         self.head = RetinaNetHead(channels, len(self.design.shapes[0]), classes)
+        self.assigner: Assigner = MaxIoUAssigner(foreground=0.5, background=0.4)
         for branch in (self.head.classification_head, self.head.regression_head):
             branch.conv = branch.conv[:head_convs]  # torchvision builds four
             for layer in branch.conv.modules():
                 if isinstance(layer, nn.Conv2d) and head_init == "he":
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
-    def forward(self, images: Tensor) -> HeadOutputs:
-        """(B, 3, H, W) normalised RGB, H and W multiples of 32 -> logits and box offsets of every anchor."""
-        return self.outputs(self.backbone(images))
+    def extra_levels(self, channels: int) -> ExtraFPNBlock:
+        """P6, subsampled from P5."""
+        return LastLevelMaxPool()
 
-    def outputs(self, features: Sequence[Tensor]) -> HeadOutputs:
-        """C2..C5 of the backbone -> logits and box offsets of every anchor."""
-        levels = self.pyramid(features)
+    def forward(self, images: Tensor) -> HeadOutputs:
+        """(B, 3, H, W) normalized RGB, H and W multiples of 32 -> logits and box offsets of every anchor."""
+        levels = self.levels(images)
         return HeadOutputs(
             [self.head.classification_head([level]) for level in levels],
             [self.head.regression_head([level]) for level in levels],
         )
 
-    def pyramid(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """C2..C5 -> the levels of `design`, finest first."""
-        levels: list[Tensor] = self.fpn(features)
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> the pyramid levels of `design`, finest first."""
+        levels: list[Tensor] = self.fpn(self.backbone(images)[self.first_level :])
         return levels
 
-    def loss(self, batch: Batch) -> Losses:
-        """The loss of one batch, by level. Under autocast the network alone takes part in it.
-
-        Boxes are asked for where an anchor learns one, and nowhere else.
-        """
-        targets = targets_of(batch, self.design)
-        levels = self.pyramid(self.backbone(batch.images))
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Detector`. Boxes are predicted only at the anchors that learn one."""
+        design, size = self.design, batch.size
+        anchors = anchors_of(design, size, batch.images.device)
+        matches = self.assigner(batch.boxes, batch.owner, design, anchors, size)
+        ignored = ignored_by_regions(batch.regions, batch.region_owner, design, size)
+        levels = self.levels(batch.images)
         logits = [self.head.classification_head([level]) for level in levels]
-        deltas = deltas_at(self.head.regression_head, levels, targets.matches.positive, len(self.design.shapes[0]))
+        deltas = deltas_at(self.head.regression_head, levels, matches.positive, len(design.shapes[0]))
         with torch.autocast(batch.images.device.type, enabled=False):
-            return targets.loss(logits, deltas, batch)
+            return retinanet_loss(logits, deltas, anchors, matches, batch.boxes, batch.labels, ignored, design.levels)
+
+    def inference(self, spec: ModelSpec) -> nn.Module:
+        return AnchorInference(self, self.design, spec)
+
+    def class_layers(self) -> dict[str, tuple[int, int]]:
+        return {"head.classification_head.cls_logits": (len(self.design.shapes[0]), 1)}
+
+    @staticmethod
+    def from_torchvision(weights: dict[str, Tensor]) -> ForeignWeights | None:
+        """Reorder the anchors of a cell and apply our box coder weights (torchvision's RetinaNet codes with 1)."""
+        if "head.regression_head.bbox_reg.weight" not in weights:
+            return None
+        converted = dict(weights)
+        for part in ("weight", "bias"):
+            key = f"head.regression_head.bbox_reg.{part}"
+            boxes = _ratios_fastest(weights[key], 4)
+            coder = boxes.new_tensor(CODER_WEIGHTS).repeat(len(boxes) // 4)
+            converted[key] = boxes * coder.view(-1, *[1] * (boxes.dim() - 1))
+            key = f"head.classification_head.cls_logits.{part}"
+            converted[key] = _ratios_fastest(weights[key], len(weights[key]) // 9)
+        rows = len(converted["head.classification_head.cls_logits.bias"]) // 9
+        return ForeignWeights(converted, rows, RetinaNetP3P7.first_level)
 
 
 class RetinaNetP3P7(RetinaNet):
-    """RetinaNet on the levels that it was published with, and anchors as small as on P2..P6: the smallest anchor of a
-    level is as wide as its cell. Two edges are fused, P4->P3 and P5->P4; P6 and P7 are convolutions on P5, as in
-    torchvision's, whose weights fit.
+    """RetinaNet on the levels it was published with, and with anchors as small as on P2..P6.
+
+    The smallest anchor of a level is as wide as its cell. Two edges are fused, P4->P3 and P5->P4; P6 and P7 are
+    convolutions on P5, as in torchvision, whose weights fit.
     """
 
-    design = RETINANET_P3P7
-    first_level = 1
+    design = RETINANET_P3P7_ANCHORS.design()
+    first_level: ClassVar[int] = 1
 
-    def __init__(self, backbone: str, classes: int, *, channels: int = 256, **others: Any) -> None:
-        super().__init__(backbone, classes, channels=channels, **others)
-        self.extra = LastLevelP6P7(channels, channels)
+    def extra_levels(self, channels: int) -> ExtraFPNBlock:
+        """P6 and P7, two convolutions on P5."""
+        return LastLevelP6P7(channels, channels)
 
-    def pyramid(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """C2..C5 -> P3..P7."""
-        *levels, _ = self.fpn(features[self.first_level :])  # what is pooled from P5 is the P6 of P2..P6
-        p6 = self.extra.p6(levels[-1])
-        return [*levels, p6, self.extra.p7(F.relu(p6))]
+
+def _ratios_fastest(layer: Tensor, channels: int) -> Tensor:
+    """Reorder three ratios times three octaves from torchvision's order (octaves fastest) to ours (ratios fastest)."""
+    return layer.view(3, 3, channels, *layer.shape[1:]).transpose(0, 1).reshape(layer.shape)

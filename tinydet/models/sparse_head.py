@@ -53,7 +53,7 @@ def deltas_at(head: RetinaNetRegressionHead, levels: Sequence[Tensor], anchors: 
         return answers.reshape(-1, 4)[anchors]
     blocks = choices[cheapest]
     x, inside = windows_of(levels, blocks, reach)
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         # Of some small windows oneDNN takes the bfloat16 gradient with its reference kernels, a hundred times slower.
         x, inside = x.float(), inside.float()
     with torch.autocast("cpu", enabled=False):

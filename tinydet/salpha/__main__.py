@@ -12,16 +12,20 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.geometry.anchors import DESIGNS, AnchorDesign
+from tinydet.geometry.anchors import Pyramid
+from tinydet.models.registry import DETECTORS, detector_info
 from tinydet.runtime.plan import OVERLAP
-from tinydet.salpha.dataset import design_of, statistics_of
+from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import ALPHA_RANGE, FusionStatistics
 
 
 @command("salpha")
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    design = design_of(options.detector, options.anchors)
+    info = detector_info(options.detector)
+    if options.anchors != "tinydet" and info.anchors is None:
+        raise ValueError(f"{options.detector} has no anchors; leave --anchors out")
+    design = info.design if info.anchors is None else info.anchors.design(options.anchors)
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile; without it whole images are counted")
     overlap = OVERLAP if options.overlap is None else options.overlap
@@ -30,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     statistics = statistics_of(
         dataset,
         design,
+        level_of=info.level_of,
         tile=options.tile,
         overlap=overlap,
         scale=options.scale,
@@ -55,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(
-    dataset: Dataset, statistics: FusionStatistics, design: AnchorDesign, anchors: str, tile: int | None
+    dataset: Dataset, statistics: FusionStatistics, design: Pyramid, anchors: str, tile: int | None
 ) -> Iterator[str]:
     """Lines of a readable report: counts by level and factors by edge, finest first."""
     inputs = f"{statistics.images:,} tiles" if tile else f"{statistics.images:,} images"
@@ -104,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "training set",
     )
     parser.add_argument(
-        "--detector", choices=tuple(DESIGNS), default="retinanet", help="count with its anchors; default: retinanet"
+        "--detector", choices=tuple(DETECTORS), default="retinanet", help="count with its anchors; default: retinanet"
     )
     parser.add_argument(
         "--anchors",

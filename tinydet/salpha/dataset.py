@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import MIN_VISIBILITY, TrainingTiles, clip_to_tile
-from tinydet.geometry.anchors import DESIGNS, AnchorDesign, released_design, torchvision_design
+from tinydet.geometry.anchors import AnchorDesign, Pyramid
+from tinydet.models.registry import LevelOf
 from tinydet.runtime.plan import OVERLAP, plan_tiles
 from tinydet.salpha.counting import count_levels
 from tinydet.salpha.factors import ALPHA_RANGE, CountRule, FusionStatistics
@@ -23,8 +24,9 @@ from tinydet.salpha.parity import count_distinct_anchors, released_clipping
 
 def statistics_of(
     dataset: Dataset,
-    design: AnchorDesign,
+    design: Pyramid,
     *,
+    level_of: LevelOf | None = None,
     tile: int | None = None,
     overlap: int = OVERLAP,
     scale: float = 1.0,
@@ -37,6 +39,8 @@ def statistics_of(
     Ignore regions are not counted.
 
     Args:
+        design: the levels of a detector; its anchors unless `level_of` is given.
+        level_of: which level learns each box (see `DetectorInfo`); None: the level of its best anchor.
         tile: side of the square tiles that images are cut into; None for whole images. Each tile counts as an image,
             and an object counts in every tile that shows enough of it, as in training.
         overlap: of neighboring tiles, in pixels of the resized image.
@@ -53,17 +57,21 @@ def statistics_of(
     inputs = _inputs(dataset, tile, overlap, scale)
     if flip:
         inputs = _with_mirror_images(inputs)
-    return _statistics(inputs, design, count, alpha_range, start)
+    return _statistics(inputs, design, level_of, count, alpha_range, start)
 
 
 def statistics_of_tiles(
     tiles: TrainingTiles,
-    design: AnchorDesign,
+    design: Pyramid,
     *,
+    level_of: LevelOf | None = None,
     count: CountRule = "gt",
     alpha_range: tuple[float, float] = ALPHA_RANGE,
 ) -> FusionStatistics:
     """Compute the fusion statistics of training tiles as they are cut, before any flip or transform.
+
+    Args:
+        design, level_of, count, alpha_range: as for `statistics_of`.
 
     Raises:
         ValueError: for an unknown `count` or an invalid `alpha_range`.
@@ -76,32 +84,32 @@ def statistics_of_tiles(
         boxes.append(clipped[objects])
         index.append(np.full(int(objects.sum()), number))
     sizes = np.array([(tile.width, tile.height) for _, tile in tiles.tiles], np.int64)
-    return _statistics(Inputs(np.concatenate(boxes), sizes, np.concatenate(index)), design, count, alpha_range, start)
-
-
-def design_of(detector: str, anchors: str = "tinydet") -> AnchorDesign:
-    """Return the anchors of a detector, laid out as in tinydet, torchvision or the authors' code ("released")."""
-    match anchors:
-        case "tinydet" if detector in DESIGNS:
-            return DESIGNS[detector]
-        case "torchvision":
-            return torchvision_design(detector)
-        case "released":
-            return released_design(detector)
-    raise ValueError(f"no anchors {anchors!r} of {detector!r}; detectors: {', '.join(DESIGNS)}")
+    return _statistics(
+        Inputs(np.concatenate(boxes), sizes, np.concatenate(index)), design, level_of, count, alpha_range, start
+    )
 
 
 def _statistics(
-    inputs: Inputs, design: AnchorDesign, count: CountRule, alpha_range: tuple[float, float], start: float
+    inputs: Inputs,
+    design: Pyramid,
+    level_of: LevelOf | None,
+    count: CountRule,
+    alpha_range: tuple[float, float],
+    start: float,
 ) -> FusionStatistics:
     boxes, sizes, index = inputs
-    if design.inclusive:
-        boxes, kept = released_clipping(boxes, sizes[index])
-        boxes, index = boxes[kept], index[kept]
     if count not in ("gt", "anchor"):
         raise ValueError(f"unknown counting rule {count!r}; choose gt or anchor")
-    rule = count_levels if count == "gt" else count_distinct_anchors
-    counts = rule(boxes, sizes, design, image_index=index)
+    if level_of is not None:
+        counts = tuple(np.bincount(level_of(boxes, sizes[index]), minlength=len(design.levels)).tolist())
+    elif isinstance(design, AnchorDesign):
+        if design.inclusive:
+            boxes, kept = released_clipping(boxes, sizes[index])
+            boxes, index = boxes[kept], index[kept]
+        rule = count_levels if count == "gt" else count_distinct_anchors
+        counts = rule(boxes, sizes, design, image_index=index)
+    else:
+        raise ValueError("levels without anchors need a rule that assigns boxes to them: level_of")
     seconds = time.perf_counter() - start
     # P6 has no edge, and neither has P7 if there is one: their objects are counted together.
     first = len(counts) - design.unfused

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import load_dataset
-from tinydet.geometry.anchors import DESIGNS
+from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.study.dataset_advice import Advice, advise
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--categories", type=_names, metavar="A,B", help="names of the classes to look at; default: all of the file"
     )
     parser.add_argument(
-        "--detector", choices=tuple(DESIGNS), default="retinanet", help="whose anchors; default: retinanet"
+        "--detector", choices=tuple(DETECTORS), default="retinanet", help="whose anchors; default: retinanet"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there; default: nowhere")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw figures there, as PNG; default: none")
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     dataset = load_dataset(args.source, categories=args.categories)
-    design = DESIGNS[args.detector]
+    design = anchors_of(args.detector).design()
     found = survey(dataset, design)
     advice = advise(found, design)
     value = {setting.setting: setting.value for setting in advice}

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from tinydet._internal.arguments import positive_int
@@ -25,10 +27,11 @@ from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.models.batch import Batch, collate, loss_of
+from tinydet.models.batch import Batch, collate
 from tinydet.models.checkpoint import load_checkpoint
-from tinydet.models.fpn import FusionFPN
-from tinydet.models.retinanet import RetinaNet, RetinaNetP3P7
+from tinydet.models.detector import Detector
+from tinydet.models.fpn import FPN
+from tinydet.models.losses import of_level
 
 FEATURES = ("C3", "C4", "C5")
 
@@ -38,13 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     checkpoint = load_checkpoint(args.model)
     detector = checkpoint.build()
-    if not isinstance(detector, RetinaNet) or isinstance(detector, RetinaNetP3P7):
+    if not can_measure(detector):
         raise ValueError(
-            f"{args.model}: gradients are told apart by the levels of a RetinaNet on P2-P6, this is a "
-            f"{checkpoint.detector.detector}; name such a model"
+            f"{args.model}: gradients need a detector on P2-P6 whose losses are split by level, such as retinanet; "
+            f"this is {checkpoint.detector.detector}"
         )
     if "alpha" not in detector.fpn.state_dict() or len(checkpoint.alpha) != 3:
-        raise ValueError(f"{args.model}: {detector.fpn.fusion} has no alpha to vary; name a model with fixed factors")
+        raise ValueError(
+            f"{args.model}: {checkpoint.detector.fusion} has no alpha to vary; name a model with fixed factors"
+        )
     dataset = load_dataset(*find_dataset(args.data or embedded_dataset("val")), categories=checkpoint.classes)
     overlap = min(args.overlap, checkpoint.tile // 2)
     tiles = TrainingTiles(dataset, checkpoint.tile, overlap, flip=False)
@@ -63,7 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(detector: RetinaNet, alpha: Sequence[float] | None, batches: Sequence[Batch]) -> NDArray[np.float64]:
+def can_measure(detector: Detector) -> bool:
+    """Whether a detector fuses C2..C5 and reports its losses by pyramid level."""
+    pixels = torch.zeros((1, 3, 64, 64))
+    nothing = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    with torch.no_grad():
+        losses = detector.loss(Batch(pixels, *nothing, nothing[0], nothing[1], ((64, 64),)))
+    return len(detector.design.edges) == 3 and all(of_level(losses, n) is not None for n in detector.design.levels)
+
+
+def measure(detector: Detector, alpha: Sequence[float] | None, batches: Sequence[Batch]) -> NDArray[np.float64]:
     """Mean norm of the gradient that the loss of each level sends into C3, C4, C5, through pyramid and backbone.
 
     Args:
@@ -73,21 +87,26 @@ def measure(detector: RetinaNet, alpha: Sequence[float] | None, batches: Sequenc
         (levels, 3): the L2 norm over channels and positions, mean over the batches.
     """
     fpn = detector.fpn
-    assert isinstance(fpn, FusionFPN)
+    assert isinstance(fpn, FPN)
+    features: list[Tensor] = []
+    hook = detector.backbone.register_forward_hook(lambda module, inputs, output: features.extend(output))
     kept = fpn.alpha.detach().clone()
     sums = np.zeros((len(detector.design.levels), len(FEATURES)))
     try:
         if alpha is not None:
             fpn.alpha.data = torch.tensor(alpha, dtype=kept.dtype)
         for batch in batches:
-            # From the pixels on, though these learn nothing: a deeper level reaches C3 and C4 through the backbone.
-            features = detector.backbone(batch.images.detach().requires_grad_())
-            losses = loss_of(detector.outputs(features), batch, detector.design)
-            for level, loss in enumerate(losses.classification + losses.regression):
+            # Gradients start at the pixels, which learn nothing: deeper levels reach C3 and C4 through the backbone.
+            features.clear()
+            losses = detector.loss(replace(batch, images=batch.images.detach().requires_grad_()))
+            for level, name in enumerate(detector.design.levels):
+                loss = of_level(losses, name)
+                assert loss is not None
                 found = torch.autograd.grad(loss, features[1:], retain_graph=True, allow_unused=True)
                 sums[level] += [0.0 if g is None else float(g.norm()) for g in found]
     finally:
         fpn.alpha.data = kept
+        hook.remove()
     result: NDArray[np.float64] = sums / len(batches)
     return result
 

@@ -27,8 +27,8 @@ from tinydet.models.checkpoint import current_versions
 from tinydet.study.gradients import grid_of
 from tinydet.study.sweep_plots import SALPHA, summarise, summary_text, write_report
 from tinydet.study.trials import Record, Trial, Trials, describe, find_record, read_records
-from tinydet.train.options import parser as train_parser
-from tinydet.train.recipe import config_of
+from tinydet.train.config import config_of
+from tinydet.train.config import parser as train_parser
 
 DEFAULT_ALPHA, DEFAULT_SEEDS = "0:1.1:0.1", 3
 
@@ -127,9 +127,8 @@ def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
     if (args.data is None) != (args.val is None):
         missing = "--val" if args.val is None else "--data"
         raise ValueError(f"a sweep trains on --data and scores on --val; add {missing}, or leave both out")
-    usual = train_parser().parse_args([])
-    given = train_parser().parse_args(list(flags))
-    theirs = (
+    given = vars(train_parser().parse_args(list(flags)))
+    own = (
         "alpha",
         "salpha",
         "seed",
@@ -141,13 +140,13 @@ def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
         "annotations",
         "val_annotations",
     )
-    if clash := [name for name in theirs if getattr(given, name) != getattr(usual, name)]:
+    if clash := [name for name in own if name in given]:
         raise ValueError(
             f"--{clash[0].replace('_', '-')} is not for a sweep, which sets alpha, seed and files itself; "
-            "data are named with --data and --val"
+            "name datasets with --data and --val"
         )
     data = [] if args.data is None else ["--data", str(args.data), "--val", str(args.val)]
-    config_of(train_parser().parse_args([*data, *flags]))
+    config_of([*data, *flags]).resolve()
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"{args.output} is a file; --output names a folder")
 

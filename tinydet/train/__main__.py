@@ -6,14 +6,17 @@ import sys
 from collections.abc import Sequence
 
 from tinydet._internal.command import command
-from tinydet.train.options import parser
-from tinydet.train.run import StoppedError, _train
+from tinydet._internal.extras import needs_extra
+from tinydet.train.config import config_of
 
 
 @command("train")
 def main(argv: Sequence[str] | None = None) -> int:
+    config = config_of(argv)
+    with needs_extra("train"):
+        from tinydet.train.run import StoppedError, train
     try:
-        _train(parser().parse_args(argv), lambda line: print(line, flush=True))
+        train(config, lambda line: print(line, flush=True))
     except StoppedError as stopped:
         print(f"\n{stopped}" if str(stopped) else "", end="\n" if str(stopped) else "")
         return 130

@@ -1,4 +1,4 @@
-"""What a training run says: its plan before it begins, what that costs, and how it went. Lines, for whoever prints."""
+"""The report of a training run: its plan, its costs and its results, as lines to print."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from tinydet.data.coco import Dataset
+from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.batch import collate
 from tinydet.models.cost import multiply_adds, training_bytes
+from tinydet.models.losses import total
+from tinydet.models.registry import detector_info
 from tinydet.salpha.factors import FusionStatistics
-from tinydet.train.recipe import TrainConfig
+from tinydet.train.config import TrainConfig
 from tinydet.train.trainer import Trainer
 
-NAMES = {"retinanet": "RetinaNet", "retinanet-p3p7": "RetinaNet on P3-P7", "faster_rcnn": "Faster R-CNN"}
-LONG_MINUTES = 60  # beyond it the plan names the small preset
+LONG_MINUTES = 60  # beyond it the plan suggests the small preset
 
 
 def plan_lines(
@@ -27,10 +29,15 @@ def plan_lines(
     val: Dataset | None,
     statistics: FusionStatistics | None,
     alpha_source: str,
-    taken: Sequence[str],
+    copied: Sequence[str],
     seconds: float,
 ) -> Iterator[str]:
-    """The plan of a run; `taken` says what came of the weights it starts from, `seconds` what a step takes."""
+    """Yield the plan of a run.
+
+    Args:
+        copied: report on the weights it starts from.
+        seconds: duration of a step.
+    """
     low, middle, high = trainer.checkpoint.object_sizes or (0, 0, 0)
     clipped = f", {train.clipped} boxes clipped to their image" if train.clipped else ""
     yield _row("data", f"{len(train.images)} images, {int(train.objects.sum())} objects ({', '.join(train.classes)})")
@@ -38,15 +45,17 @@ def plan_lines(
     if val:
         yield _row("validate", f"{len(val.images)} images, after every {config.validate_every} epochs")
     else:
-        yield _row("validate", "no; the last weights are kept (--val names a set that chooses the best)")
+        yield _row("validate", "no; the last weights are kept (--val names a dataset that chooses the best)")
     alpha = ", ".join(f"{a:.3f}" for a in trainer.alpha) or "from the features"
     yield _row("alpha", f"{alpha} ({', '.join(trainer.detector.design.edges)}): {alpha_source}")
     for warning in statistics.warnings if statistics else ():
         yield _row("", warning)
     parameters = sum(p.numel() for p in trainer.detector.parameters()) / 1e6
-    named = f"{NAMES[config.detector]}, {config.backbone} (weights: {config.init or config.weights_backbone})"
+    named = (
+        f"{detector_info(config.detector).label}, {config.backbone} (weights: {config.init or config.weights_backbone})"
+    )
     yield _row("model", f"{named}, {config.channels} channels")
-    for line in taken:
+    for line in copied:
         yield _row("", line)
     precision = "bfloat16" if trainer.autocast else "float32"
     yield _row("", f"{parameters:.2f} M parameters, {precision} on {trainer.device}")
@@ -55,63 +64,64 @@ def plan_lines(
         "plan",
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, {config.batch} tiles a step, lr {config.lr:g}",
     )
-    yield _row("", f"about {duration(minutes)} to go, and the validation")
+    yield _row("", f"about {duration(minutes)}, plus validation")
     if minutes > LONG_MINUTES and config.preset != "small":
-        yield _row("", f"that is long: --preset small trains many times faster than {config.preset}")
+        yield _row("", f"to train many times faster than with {config.preset}: --preset small")
 
 
 def cost_lines(trainer: Trainer) -> Iterator[str]:
-    """What the plan costs, part by part."""
+    """Yield the costs of the plan: anchors, multiply-adds and memory."""
     design, batch = trainer.detector.design, trainer.schedule.batch
     tiles = [tile for _, tile in trainer.tiles.tiles]
     height, width = (-(-max(getattr(tile, side) for tile in tiles) // 32) * 32 for side in ("height", "width"))
-    for n, (level, stride, shapes) in enumerate(zip(design.levels, design.strides, design.shapes, strict=True)):
+    shapes_by_level = design.shapes if isinstance(design, AnchorDesign) else ()
+    for n, (level, stride, shapes) in enumerate(zip(design.levels, design.strides, shapes_by_level, strict=False)):
         sides = sorted((w * h) ** 0.5 for w, h in shapes)
         spread = f"{sides[0]:.3g}" if sides[-1] - sides[0] < 0.01 else f"{sides[0]:.3g} to {sides[-1]:.3g}"
         yield _row("" if n else "anchors", f"{level}: every {stride} px {len(shapes)} anchors, sqrt(area) {spread} px")
     counts = multiply_adds(trainer.detector, (height, width))
-    total = sum(counts.values())
+    whole = sum(counts.values())
     for n, (part, count) in enumerate(counts.items()):
-        yield _row("" if n else "work", f"{part:<10} {count / 1e9:8.2f} G multiply-adds  {count / total:6.1%}")
-    yield _row("", f"{'forward':<10} {total / 1e9:8.2f} G multiply-adds for a tile of {width}x{height}")
+        yield _row("" if n else "work", f"{part:<10} {count / 1e9:8.2f} G multiply-adds  {count / whole:6.1%}")
+    yield _row("", f"{'forward':<10} {whole / 1e9:8.2f} G multiply-adds for a tile of {width}x{height}")
     memory = training_bytes(trainer.detector, -(-batch // trainer.processes.count), (height, width))
-    yield _row("memory", f"about {memory / 2**30:.2f} GiB a step in float32, and what the loss needs")
+    yield _row("memory", f"about {memory / 2**30:.2f} GiB per step in float32, without the loss")
 
 
 def result_lines(trainer: Trainer, val: Dataset | None) -> Iterator[str]:
-    """What came of a run, and what can be done with it."""
+    """Yield the results of a run, and the next commands."""
     yield (
         f"wrote {trainer.output} after {duration(trainer.seconds / 60)}"
-        + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose it" if val else "")
+        + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose the weights" if val else "")
     )
     yield (f"next: python -m tinydet.evaluate --model {trainer.output}   python export/to_trt.py {trainer.output}")
 
 
 def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, Any]:
-    """How a run went, for other programs: `history` has the scores of each validation, -1 where there is no object."""
+    """Return how a run went, for other programs: `history` has the scores of each validation, -1 without objects."""
     return {
-        "alpha": list(trainer.kept_alpha or trainer.alpha),  # of the weights that were kept
+        "alpha": list(trainer.kept_alpha or trainer.alpha),  # of the saved weights
         "alpha_source": trainer.checkpoint.alpha_source,
         "precision": "bfloat16" if trainer.autocast else "float32",
         "history": trainer.history,
         "diverged": diverged,
         "seconds": round(trainer.seconds, 1),
-        "cpu_seconds": round(time.process_time(), 1),  # of this process: without earlier parts of a resumed run
+        "cpu_seconds": round(time.process_time(), 1),  # of this process, without earlier parts of a resumed run
     }
 
 
 def seconds_per_step(trainer: Trainer) -> float:
-    """Time of one forward and backward pass, on a copy, so that measuring changes nothing."""
+    """Measure one forward and backward pass, on a copy of the detector."""
     probe = copy.deepcopy(trainer.detector).train()
     indices = trainer.processes.share(range(max(trainer.schedule.batch, trainer.processes.count)))
     samples = [trainer.tiles.sample(i % len(trainer.tiles), seed=0, epoch=0) for i in indices]
     seconds = []
-    for _ in range(2):  # the first also pays for setting up kernels
+    for _ in range(2):  # the first includes setting up kernels
         begun = time.perf_counter()
         batch = collate(samples, trainer.device, trainer.layout)
         with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.autocast):
             losses = probe.loss(batch)
-        losses.total().backward()
+        total(losses).backward()
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
         seconds.append(time.perf_counter() - begun)
@@ -119,7 +129,7 @@ def seconds_per_step(trainer: Trainer) -> float:
 
 
 def duration(minutes: float) -> str:
-    """In minutes, or in hours where that reads better."""
+    """Format minutes, as hours from 90 minutes up."""
     return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 

@@ -1,4 +1,4 @@
-"""The training loop: steps, schedule, validation, checkpoints. What a run does is decided in train.py."""
+"""The training loop: steps, validation, checkpoints and resuming. `run.py` decides what a run does."""
 
 from __future__ import annotations
 
@@ -24,36 +24,31 @@ from tinydet.models.batch import Batch, collate
 from tinydet.models.checkpoint import Checkpoint, fusion_factors, load_checkpoint, save_checkpoint
 from tinydet.models.detector import Detector
 from tinydet.models.distributed import Processes, over_all
-from tinydet.models.losses import DetectorLosses
+from tinydet.models.losses import total
 from tinydet.spec import ModelSpec
+from tinydet.train.diverged import DivergedError, save_batch
 from tinydet.train.sampling import grouped_batches, shapes_of
 from tinydet.train.schedule import Schedule, parameter_groups
-from tinydet.train.unreadable import save_batch
 
-SAVE_EVERY = 120.0  # seconds between states to resume from
-REPORT_EVERY = 60.0  # seconds between lines of news where there is no progress bar
+SAVE_EVERY = 120.0  # seconds between saved states
+REPORT_EVERY = 60.0  # seconds between report lines if there is no progress bar
 Validate = Callable[[Detector], dict[str, Any]]
 
 
-class DivergedError(ValueError):
-    """The loss is not finite any more."""
-
-
 def _silent(line: str) -> None:
-    """Where nobody listens."""
+    """The default report: nothing."""
 
 
 @dataclass
 class Trainer:
-    """Trains `detector` on `tiles`, keeps the best weights at `output` and a state to resume from beside it.
+    """Train `detector` on `tiles`, keep the best weights at `output` and a state to resume from next to it.
 
     Args:
-        checkpoint: what is known of the run; weights and progress are filled in whenever it is saved.
-        report: takes a line of news now and then.
-        show: writes what the last validation saw to a TensorBoard writer, at this step.
-        validate: scores the detector; its `AP50` chooses the best weights. None: the last ones are kept.
-        processes: of which this one takes its part of each batch; the first one alone writes.
-        new_options: what an option meant before it existed, for states that lack it.
+        checkpoint: everything known about the run; weights and progress are filled in when it is saved.
+        report: called with a line of progress now and then.
+        show: writes the results of the last validation to a TensorBoard writer, at a step.
+        validate: scores the detector; its `AP50` chooses the best weights. None: the last weights are kept.
+        processes: each takes its share of every batch; only the first one writes files.
     """
 
     detector: Detector
@@ -68,13 +63,12 @@ class Trainer:
     show: Callable[[Any, int], None] | None = None
     logdir: Path | None = None
     epoch: int = 0
-    done: int = 0  # steps of the current epoch
+    done: int = 0  # finished steps of the current epoch
     best: float = -math.inf
     history: list[dict[str, Any]] = field(default_factory=list)
     processes: Processes = field(default_factory=Processes)
-    new_options: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0  # spent in earlier parts of a resumed run
-    kept_alpha: tuple[float, ...] | None = None  # of the weights at `output`; None: nothing was saved there yet
+    kept_alpha: tuple[float, ...] | None = None  # alpha of the weights at `output`; None: not saved yet
 
     def __post_init__(self) -> None:
         self.detector.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
@@ -83,7 +77,7 @@ class Trainer:
             lr=self.schedule.lr,
             momentum=self.schedule.momentum,
         )
-        # The gradients of all processes, averaged while the backward pass still runs.
+        # Averages the gradients of all processes while the backward pass is still running.
         objective = _Objective(self.detector)
         self.objective: nn.Module = objective if self.processes.count == 1 else DistributedDataParallel(objective)
         self.averaged: AveragedModel | None = None
@@ -92,7 +86,7 @@ class Trainer:
 
     @property
     def layout(self) -> torch.memory_format:
-        """Channels last, but on a CPU without AVX-512, where convolutions then train a quarter slower."""
+        """Channels last, except on a CPU without AVX-512, where convolutions would train a quarter slower."""
         old_cpu = self.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
         return torch.contiguous_format if old_cpu else torch.channels_last
 
@@ -102,18 +96,17 @@ class Trainer:
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
-        return len(self.batches())  # as many in every epoch
+        return len(self.batches())  # the same in every epoch
 
     @property
-    def judged(self) -> Detector:
-        """The detector that is validated and kept: as it is, or its moving average."""
+    def evaluated(self) -> Detector:
+        """The detector that is validated and saved: the trained one, or its moving average."""
         if self.averaged is None:
             return self.detector
         return cast(Detector, self.averaged.module)
 
     def batches(self) -> list[list[int]]:
-        """The sample indices of each step of the current epoch; a last one with fewer tiles than processes is left
-        out."""
+        """Return the sample indices of each step of the epoch, without a last batch of fewer tiles than processes."""
         seed, epoch, batch = self.schedule.seed, self.epoch, self.schedule.batch
         if self.schedule.grouped:
             batches = grouped_batches(shapes_of(self.tiles), batch, seed=seed, epoch=epoch)
@@ -123,24 +116,24 @@ class Trainer:
 
     @property
     def alpha(self) -> tuple[float, ...]:
-        """Fusion factors as they are now, finest first; empty for attention."""
-        return fusion_factors(getattr(self.judged.fpn, "alpha", None), len(self.detector.design.edges))
+        """The current fusion factors, finest first; empty for attention."""
+        return fusion_factors(getattr(self.evaluated.fpn, "alpha", None), len(self.detector.design.edges))
 
     @property
     def steps_left(self) -> int:
         return self.schedule.epochs * self.steps_per_epoch - self._step
 
     def fit(self) -> None:
-        """Train from where the run stands to its end; on Ctrl-C save and raise KeyboardInterrupt.
+        """Train to the end of the schedule; on Ctrl-C save the state and raise KeyboardInterrupt.
 
         Raises:
-            DivergedError: where the loss is not finite any more, naming the images; the batch is kept for inspection.
+            DivergedError: the loss is no longer finite; names the images, and the batch is saved for inspection.
         """
         if self.processes.first:
             for path in (self.output, self.state_path):
-                remove_leftovers(path)  # of a run that was killed while it wrote
+                remove_leftovers(path)  # of a run that was killed while writing
         if self._step == 0:
-            self.save_state()  # a run that is killed before the next one can be resumed too
+            self.save_state()  # so that a run killed before the next state can be resumed
         steps = self.schedule.epochs * self.steps_per_epoch
         writer = _tensorboard(self.logdir if self.processes.first else None)
         learned = isinstance(getattr(self.detector.fpn, "alpha", None), nn.Parameter)
@@ -157,7 +150,7 @@ class Trainer:
                     rate = self.schedule.rate(self._step, steps)
                     with deferred_interrupt():
                         losses = self.step(samples, rate)
-                        loss = float(losses.total())
+                        loss = float(total(losses))
                         if not math.isfinite(loss):
                             raise DivergedError(self._diverged(batch, samples, losses, rate))
                         self.done += 1
@@ -171,7 +164,7 @@ class Trainer:
                         self.report(self._line(loss, rate, speed, steps))
                     if writer is not None:
                         scalars = {"loss": loss, "lr": rate, "images per second": speed}
-                        scalars |= losses.scalars(self.detector.design.levels)
+                        scalars |= {name: float(value) for name, value in losses.items()}
                         if learned:
                             scalars |= self._alphas()
                         _write(writer, self._step, scalars)
@@ -183,7 +176,7 @@ class Trainer:
                     self._end_of_epoch(writer, bar)
                 except KeyboardInterrupt:
                     if not self.history or self.history[-1]["epoch"] <= epoch:
-                        # All steps of the epoch are done, its end is not: that is where a resumed run goes on.
+                        # All steps of the epoch are done, its validation is not: a resumed run starts there.
                         self.epoch, self.done = epoch, self.steps_per_epoch
                     raise
                 self.save_state()
@@ -199,45 +192,46 @@ class Trainer:
         if self.processes.first:
             self.state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
 
-    def step(self, samples: Sequence[Sample], rate: float) -> DetectorLosses:
-        """One step of SGD on this process's samples; returns the losses of all of them, without a graph.
+    def step(self, samples: Sequence[Sample], rate: float) -> dict[str, torch.Tensor]:
+        """Run one step of SGD on this process's samples; return the losses of all processes, on the CPU.
 
-        What is drawn in it depends on (process, seed, step) alone.
+        Random draws depend on (process, seed, step) only.
         """
         torch.manual_seed(((self.processes.rank << 56) + (self.schedule.seed << 32) + self._step) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_factor"]
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.loss(samples)
-        (losses.total() * self.processes.count).backward()  # the mean of these is the gradient of the sum of all shares
+        # Gradients are averaged over the processes, losses are summed.
+        (total(losses) * self.processes.count).backward()
         if self.schedule.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.schedule.clip_norm)
-        losses = type(losses)(*(over_all(part.detach()) for part in losses))
-        if torch.isfinite(losses.total()):
+        summed = over_all(torch.stack([value.detach() for value in losses.values()]))
+        if torch.isfinite(summed.sum()):
             self.optimizer.step()
             if self.averaged is not None:
                 self.averaged.update_parameters(self.detector)
-        return type(losses)(*(part.cpu() for part in losses))
+        return dict(zip(losses, summed.cpu().unbind(), strict=True))
 
-    def loss(self, samples: Sequence[Sample]) -> DetectorLosses:
-        """The loss of one batch of tiles; of many processes, this one's share of it."""
+    def loss(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """Return the losses of one batch of tiles: this process's share of them."""
         batch = collate(samples, self.device, self.layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return cast(DetectorLosses, self.objective(batch))
+            return cast(dict[str, torch.Tensor], self.objective(batch))
 
     def checkpoint_spec(self) -> ModelSpec:
-        """How the current weights would be deployed."""
-        return self._snapshot(self.judged).spec()
+        """Return the spec of a deployed form of the current weights."""
+        return self._snapshot(self.evaluated).spec()
 
     def save_model(self) -> None:
         """Write the current weights to `output`."""
         self.kept_alpha = self.alpha
         if not self.processes.first:
             return
-        save_checkpoint(replace(self._snapshot(self.judged), training_state=None), self.output)
+        save_checkpoint(replace(self._snapshot(self.evaluated), training_state=None), self.output)
 
     def save_state(self) -> None:
-        """Write all that a resumed run needs beside `output`."""
+        """Write everything that a resumed run needs next to `output`."""
         if not self.processes.first:
             return
         state = {
@@ -253,28 +247,25 @@ class Trainer:
         save_checkpoint(replace(self._snapshot(self.detector), training_state=state), self.state_path)
 
     def resume(self) -> None:
-        """Continue from the state beside `output`.
+        """Continue from the state next to `output`.
 
         Raises:
-            ValueError: where there is none, or it belongs to another configuration.
+            ValueError: there is none, or it belongs to another configuration or other data.
         """
         if not self.state_path.is_file():
             raise ValueError(f"{self.state_path}: no state to resume from; start the run without --resume")
         saved = load_checkpoint(self.state_path)
-        before = {**self.new_options, **saved.config}
-        if before != self.checkpoint.config or saved.training_state is None:
-            changed = sorted(
-                k for k in {*before, *self.checkpoint.config} if before.get(k) != self.checkpoint.config.get(k)
-            )
+        before, now = saved.config, self.checkpoint.config
+        if before != now or saved.training_state is None:
+            changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
             raise ValueError(
                 f"{self.state_path}: written by a run with another {', '.join(changed) or 'purpose'}; "
-                "resume with the arguments of that run, or start anew without --resume"
+                "resume with the options of that run, or start over without --resume"
             )
-        data, now = saved.origin.get("data"), self.checkpoint.origin.get("data")
-        if data is not None and data != now:
+        if saved.origin["data"] != self.checkpoint.origin["data"]:
             raise ValueError(
-                f"{self.state_path}: the training data is not what it was when the run began; "
-                "put it back as it was, or start anew without --resume"
+                f"{self.state_path}: the training data has changed since the run began; "
+                "restore it, or start over without --resume"
             )
         state = saved.training_state
         self.detector.load_state_dict(saved.weights)
@@ -283,14 +274,14 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
         self.epoch, self.done, self.best = state["epoch"], state["done"], state["best"]
         self.history, self.seconds = state["history"], state["seconds"]
-        self.kept_alpha = state.get("kept_alpha")  # older states lack it
+        self.kept_alpha = state["kept_alpha"]
 
     @property
     def _step(self) -> int:
         return self.epoch * self.steps_per_epoch + self.done
 
     def _alphas(self) -> dict[str, float]:
-        """The fusion factors by name, as TensorBoard shows them; none for attention."""
+        """Return the fusion factors by TensorBoard tag; none for attention."""
         edges = self.detector.design.edges
         return {f"alpha/{edge}": alpha for edge, alpha in zip(edges, self.alpha, strict=False)}
 
@@ -304,7 +295,7 @@ class Trainer:
             return
         if not last and self.epoch % self.schedule.validate_every:
             return
-        metrics = self.validate(self.judged)
+        metrics = self.validate(self.evaluated)
         with deferred_interrupt():
             self.history.append({"epoch": self.epoch, **metrics})
             note = ""
@@ -324,17 +315,19 @@ class Trainer:
         progress = {"epoch": self.epoch, "step": self._step, "seconds": round(self.seconds, 1), "history": self.history}
         return replace(self.checkpoint, weights=weights, progress=progress)
 
-    def _diverged(self, batch: Sequence[int], samples: Sequence[Sample], losses: DetectorLosses, rate: float) -> str:
-        """Keep the batch that led to no finite loss, and say so."""
+    def _diverged(
+        self, batch: Sequence[int], samples: Sequence[Sample], losses: dict[str, torch.Tensor], rate: float
+    ) -> str:
+        """Save the batch that led to a loss that is not finite; return the error message."""
         names = [self.tiles.dataset.images[self.tiles.tiles[i][0]].file_name for i in batch]
         about = {"epoch": self.epoch, "step": self.done, "lr": rate, "images": names, "indices": list(batch)}
         rank = f"-{self.processes.rank}" if self.processes.rank else ""
         kept = self.output.with_suffix(f".diverged{rank}{self.output.suffix}")
-        save_batch(kept, samples, {**about, "losses": losses.scalars(self.detector.design.levels)})
+        save_batch(kept, samples, {**about, "losses": {name: float(value) for name, value in losses.items()}})
         return (
-            f"the loss is not finite any more at epoch {self.epoch + 1}, step {self.done + 1} (learning rate "
+            f"the loss is no longer finite at epoch {self.epoch + 1}, step {self.done + 1} (learning rate "
             f"{rate:.2g}, images {', '.join(sorted(set(names)))}); train with a lower --lr or with --clip-norm 10. "
-            f"{kept} holds the batch; {self.output}, if written, the best weights so far"
+            f"{kept} has the batch; {self.output}, if written, has the best weights so far"
         )
 
     def _line(self, loss: float, rate: float, speed: float, steps: int) -> str:
@@ -343,18 +336,18 @@ class Trainer:
 
 
 class _Objective(nn.Module):
-    """A detector whose forward pass is its loss: what `DistributedDataParallel` wants to wrap."""
+    """A detector whose forward pass is its loss, as `DistributedDataParallel` needs it."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
 
-    def forward(self, batch: Batch) -> DetectorLosses:
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         return self.detector.loss(batch)
 
 
 def resume_path(output: Path) -> Path:
-    """Where the state of an unfinished run lies: model.pth -> model.resume.pth."""
+    """Return the path of the state of an unfinished run: model.pth -> model.resume.pth."""
     return output.with_suffix(".resume" + output.suffix)
 
 

@@ -1,7 +1,7 @@
-"""Augmentation beyond the paper's horizontal flip, for pictures taken from above and under changing light.
+"""Augmentation beyond the paper's horizontal flip, for images taken from above and under changing light.
 
-What is done to a sample follows from the generator that it comes with, so from (seed, epoch, index). torchvision's own
-random transforms draw from torch's one generator, which the reading thread would share with the training one.
+Every random draw comes from the generator of the sample, so from (seed, epoch, index). torchvision's own random
+transforms draw from torch's global generator, which the reading thread would share with the training thread.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torchvision.transforms.v2 import functional as F
 
 from tinydet.data.samples import Sample, clip_to_tile, flip_horizontally, objects_and_regions
 from tinydet.geometry.tiles import Tile
+from tinydet.train.config import AUGMENTATIONS
 
-AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric")
-SCALES = (0.5, 2.0)  # drawn evenly in the logarithm
-LEAST_SIDE = 2.0  # pixels; what becomes smaller is neither an object nor background
-# As strong as in torchvision's SSD: factors about 1 for brightness, contrast and saturation, turns of the hue circle.
+SCALES = (0.5, 2.0)  # log-uniform
+LEAST_SIDE = 2.0  # pixels; a smaller object is ignored
+# As strong as in torchvision's SSD: factors for brightness, contrast and saturation, and a shift of the hue.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -28,14 +28,14 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 
 @dataclass(frozen=True)
 class Augment:
-    """A `TrainingTiles.transform`: scale jitter with a crop, vertical flip, quarter turns, photometric distortion.
+    """A `TrainingTiles.transform`: scale jitter with a crop, vertical flip, rotation, photometric distortion.
 
     Args:
         kinds: some of `AUGMENTATIONS`.
-        size: largest side of a sample; what scaling makes larger is cropped to it, at random.
+        size: largest side of a sample; larger ones are cropped to it at random.
 
     Raises:
-        ValueError: for an unknown kind.
+        ValueError: unknown kind.
     """
 
     kinds: tuple[str, ...]
@@ -60,7 +60,7 @@ class Augment:
 
 
 def chain(transforms: Sequence[Transform]) -> Transform | None:
-    """One transform that does all, in order; None for none."""
+    """Compose transforms in order; None if there are none."""
     if not transforms:
         return None
 
@@ -73,7 +73,7 @@ def chain(transforms: Sequence[Transform]) -> Transform | None:
 
 
 def resize(sample: Sample, scale: float) -> Sample:
-    """The sample `scale` times as large, antialiased; objects that become too small are ignored."""
+    """Resize a sample by `scale`, antialiased; objects that become too small are ignored."""
     height, width = sample.pixels.shape[:2]
     new = max(round(height * scale), 1), max(round(width * scale), 1)
     pixels = F.resize(_tensor(sample.pixels), list(new), antialias=True).permute(1, 2, 0).contiguous().numpy()
@@ -84,7 +84,7 @@ def resize(sample: Sample, scale: float) -> Sample:
 
 
 def crop(sample: Sample, size: int, rng: np.random.Generator) -> Sample:
-    """A window of at most `size` x `size` pixels; a sliver of an object in it is ignored, as in `TrainingTiles`."""
+    """Cut a window of at most `size` x `size` pixels; a sliver of an object is ignored, as in `TrainingTiles`."""
     height, width = sample.pixels.shape[:2]
     x, y = (int(rng.integers(max(side - size, 0) + 1)) for side in (width, height))
     window = Tile(0, 0, 0, x, y, min(width, size), min(height, size))
@@ -101,7 +101,7 @@ def crop(sample: Sample, size: int, rng: np.random.Generator) -> Sample:
 
 
 def turn(sample: Sample, quarters: int) -> Sample:
-    """The sample turned left by a number of right angles."""
+    """Rotate a sample counterclockwise by a number of right angles."""
     for _ in range(quarters % 4):
         width = sample.pixels.shape[1]
         sample = Sample(
@@ -114,7 +114,7 @@ def turn(sample: Sample, quarters: int) -> Sample:
 
 
 def distort(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Other brightness, contrast, saturation and hue, each half of the time."""
+    """Change brightness, contrast, saturation and hue, each with probability 1/2."""
     image = _tensor(pixels)
     for change, (low, high) in (
         (F.adjust_brightness, BRIGHTNESS),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from designs import RETINANET, torchvision_design
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from tinydet.geometry.anchors import RETINANET, torchvision_design
-from tinydet.models.assign.max_iou import ignored_by_regions, match_anchors
+from tinydet.models.assign.max_iou import MaxIoUAssigner, ignored_by_regions
 
 HEIGHT, WIDTH = 192, 256
 NONE = torch.empty((0, 4))
@@ -33,7 +33,7 @@ def random_boxes(count: int, seed: int, *, whole_pixels: bool) -> torch.Tensor:
 def single(boxes: torch.Tensor, design=RETINANET) -> torch.Tensor:
     """One image's matches in torchvision's coding: object index, -1 background, -2 ignored."""
     anchors = anchors_of(design)
-    found = match_anchors(boxes, torch.zeros(len(boxes), dtype=torch.long), design, anchors, (HEIGHT, WIDTH))
+    found = MaxIoUAssigner()(boxes, torch.zeros(len(boxes), dtype=torch.long), design, anchors, (HEIGHT, WIDTH))
     coded = torch.full((len(anchors),), -1)
     coded[found.ignored] = -2
     coded[found.positive] = found.objects
@@ -82,7 +82,7 @@ def test_a_batch_is_its_images_one_by_one() -> None:
     first, second = random_boxes(20, 1, whole_pixels=False), random_boxes(25, 2, whole_pixels=False)
     anchors = anchors_of()
     owner = torch.tensor([0] * len(first) + [2] * len(second))  # image 1 is empty
-    found = match_anchors(torch.cat([first, second]), owner, RETINANET, anchors, (HEIGHT, WIDTH))
+    found = MaxIoUAssigner()(torch.cat([first, second]), owner, RETINANET, anchors, (HEIGHT, WIDTH))
     coded = torch.full((3 * len(anchors),), -1)
     coded[found.ignored] = -2
     coded[found.positive] = found.objects
@@ -94,11 +94,11 @@ def test_a_batch_is_its_images_one_by_one() -> None:
 
 
 def test_no_object_means_only_background() -> None:
-    found = match_anchors(NONE, torch.empty(0, dtype=torch.long), RETINANET, anchors_of(), (HEIGHT, WIDTH))
+    found = MaxIoUAssigner()(NONE, torch.empty(0, dtype=torch.long), RETINANET, anchors_of(), (HEIGHT, WIDTH))
     assert len(found.positive) == len(found.objects) == len(found.ignored) == 0
 
 
-def test_anchors_centred_in_an_ignore_region_and_no_others_are_ignored() -> None:
+def test_anchors_centered_in_an_ignore_region_and_no_others_are_ignored() -> None:
     anchors = anchors_of()
     region = torch.tensor([[30.0, 40.0, 77.0, 61.0]])
     centre = (anchors[:, :2] + anchors[:, 2:]) / 2

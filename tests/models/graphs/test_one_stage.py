@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tinydet.models.backbone import PIXEL_MEAN, PIXEL_STD
 from tinydet.models.box_coder import decode
-from tinydet.models.detector import PIXEL_MEAN, PIXEL_STD, DetectorConfig, build_detector
-from tinydet.models.graphs.one_stage import InferenceGraph
+from tinydet.models.detector import DetectorConfig, build_detector
+from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.spec import ModelSpec
 
 TILE, K = 128, 50
@@ -18,7 +19,7 @@ TILE, K = 128, 50
 def detector(alpha=(0.4, 0.3, 0.2), classes: int = 2):
     torch.manual_seed(1)
     built = build_detector(
-        DetectorConfig("mobilenet_v2", channels=16, head_convs=1, norm="batch", classes=classes), alpha
+        DetectorConfig("mobilenet_v2", channels=16, norm="batch", classes=classes, options={"head_convs": 1}), alpha
     ).eval()
     built.head.classification_head.cls_logits.bias.data.fill_(-2.0)  # so that an untrained head says something
     torch.nn.init.normal_(built.head.classification_head.cls_logits.weight, std=0.5)
@@ -76,12 +77,25 @@ def test_empty_slots_are_marked() -> None:
     assert (labels == -1).all() and (scores == 0).all() and (boxes == 0).all() and (candidates == 0).all()
 
 
+def test_a_tile_with_fewer_boxes_than_slots_fills_the_rest_with_empty_slots() -> None:
+    built = detector()
+    full, small = (InferenceGraph(built, spec(tile=64, max_detections=k)) for k in (K, 3200))
+    images = tiles()[:, :64, :64]
+    assert sum(len(level) for level in built.design.grid_anchors(64, 64)) < 3200
+    wanted, found = full(images), small(images)
+    assert found[0].shape == (2, 3200, 4) and found[1].shape == found[2].shape == (2, 3200)
+    for one, other in zip(found[:3], wanted[:3], strict=True):
+        torch.testing.assert_close(one[:, :K], other, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[3], wanted[3]) and ((found[2] >= 0).sum(dim=1) == found[3]).all()
+    assert (found[2][:, -50:] == -1).all() and not found[0][:, -50:].any() and not found[1][:, -50:].any()
+
+
 def test_folding_changes_no_detection() -> None:
     built = detector((0.368, 0.387, 0.367))
     folded, plain = InferenceGraph(built, spec()), InferenceGraph(built, spec(), fold=False)
     for ours, theirs in zip(folded(tiles()), plain(tiles()), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
-    assert not hasattr(folded.detector.fpn, "alpha")
+    assert not hasattr(folded.network.detector.fpn, "alpha")
 
 
 def test_a_tile_does_not_depend_on_its_batch() -> None:

@@ -13,16 +13,16 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from torchvision_graph import TorchvisionGraph
 
 from tinydet.export.engine import build_engine, graph_precision
 from tinydet.export.onnx_file import export_onnx, lint
 from tinydet.export.parity import compare, disagreement
 from tinydet.export.precision import calibrate, to_fp16, to_int8
-from tinydet.models.backend import TorchvisionGraph
 from tinydet.models.checkpoint import Checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.faster_rcnn import FasterRCNN
-from tinydet.models.graphs.two_stage import TwoStageInferenceGraph
+from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.models.retinanet import RetinaNet
 from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.spec import ModelSpec
@@ -30,10 +30,12 @@ from tinydet.spec import ModelSpec
 TILE, SLOTS, PROPOSALS = 96, 150, 100
 
 
-def detector(proposals: int = PROPOSALS, **changes: Any) -> tuple[FasterRCNN, ModelSpec]:
+def detector(proposals: int = PROPOSALS, **options: Any) -> tuple[FasterRCNN, ModelSpec]:
     """A small detector whose scores and boxes differ from proposal to proposal, though it never learned."""
     torch.manual_seed(3)
-    config = DetectorConfig("mobilenet_v2", channels=16, classes=2, norm="batch", detector="faster_rcnn", **changes)
+    config = DetectorConfig(
+        "mobilenet_v2", channels=16, classes=2, norm="batch", detector="faster_rcnn", options=options
+    )
     built = build_detector(config, (0.48, 0.66, 1.06))
     assert isinstance(built, FasterRCNN)
     for layer in built.modules():
@@ -66,10 +68,10 @@ def answers(graph: torch.nn.Module, images: NDArray[np.uint8]) -> TileOutputs:
 # ------------------------------------------------------------------------------------------------------ in torch
 
 
-@pytest.mark.parametrize("changes", [{}, {"roi_rule": "aligned", "canonical_scale": 32}], ids=["torchvision", "ours"])
-def test_the_graph_finds_what_torchvision_finds(changes: dict[str, Any]) -> None:
-    built, spec = detector(**changes)
-    found = answers(TwoStageInferenceGraph(built, spec), tiles())
+@pytest.mark.parametrize("options", [{}, {"roi_rule": "aligned", "canonical_scale": 32}], ids=["torchvision", "ours"])
+def test_the_graph_finds_what_torchvision_finds(options: dict[str, Any]) -> None:
+    built, spec = detector(**options)
+    found = answers(InferenceGraph(built, spec), tiles())
     wanted = answers(TorchvisionGraph(built, spec, fold=False), tiles())
     parity = compare(wanted, found, spec.score_floor)
     assert parity.detections > 300 and parity.unmatched == 0 and parity.candidates_difference == 0
@@ -80,13 +82,13 @@ def test_the_graph_finds_what_torchvision_finds(changes: dict[str, Any]) -> None
 
 def test_outputs_keep_the_contract_of_an_exported_model() -> None:
     built, spec = detector()
-    found = answers(TwoStageInferenceGraph(built, spec), tiles(2))
+    found = answers(InferenceGraph(built, spec), tiles(2))
     assert found.boxes.shape == (2, SLOTS, 4) and found.boxes.dtype == np.float32
     assert found.scores.shape == (2, SLOTS) and (found.scores[:, :-1] >= found.scores[:, 1:]).all()
     assert found.labels.dtype == found.candidates.dtype == found.unconverged.dtype == np.int32
     assert (found.candidates > SLOTS).any()  # both classes of a proposal are candidates
     torch.nn.init.constant_(built.roi_heads.box_predictor.cls_score.bias[:1], 99.0)
-    silent = answers(TwoStageInferenceGraph(built, spec), tiles(2))
+    silent = answers(InferenceGraph(built, spec), tiles(2))
     assert (silent.labels == -1).all() and not silent.scores.any() and not silent.boxes.any()
     assert silent.candidates.tolist() == [0, 0]
 
@@ -94,9 +96,9 @@ def test_outputs_keep_the_contract_of_an_exported_model() -> None:
 def test_too_few_rounds_are_counted_and_not_hidden() -> None:
     built, spec = detector()
     built.rpn.nms_thresh = 0.1
-    found = answers(TwoStageInferenceGraph(built, replace(spec, nms_rounds=1)), tiles())
+    found = answers(InferenceGraph(built, replace(spec, nms_rounds=1)), tiles())
     assert (found.unconverged > 0).all()
-    assert not answers(TwoStageInferenceGraph(built, replace(spec, nms_rounds=40)), tiles()).unconverged.any()
+    assert not answers(InferenceGraph(built, replace(spec, nms_rounds=40)), tiles()).unconverged.any()
     parity = compare(found, found, spec.score_floor)
     assert parity.unconverged == found.unconverged.sum() and parity.unmatched == 0
 
@@ -112,7 +114,7 @@ def test_too_few_rounds_are_counted_and_not_hidden() -> None:
 def test_what_no_runtime_takes_is_refused(changes: dict[str, Any], message: str) -> None:
     built, spec = detector()
     with pytest.raises(ValueError, match=message):
-        TwoStageInferenceGraph(built, replace(spec, **changes))
+        InferenceGraph(built, replace(spec, **changes))
 
 
 # ------------------------------------------------------------------------------------------------------- in a file
@@ -218,8 +220,8 @@ def test_engines_of_each_precision_are_really_built(kind: str, written: Path, tm
 def conventional(path: Path) -> Path:
     """RetinaNet on P3..P7, exported and compared."""
     torch.manual_seed(1)
-    config = DetectorConfig("mobilenet_v2", channels=16, head_convs=1, classes=2, norm="batch",
-                            detector="retinanet-p3p7")  # fmt: skip
+    config = DetectorConfig("mobilenet_v2", channels=16, classes=2, norm="batch",
+                            detector="retinanet-p3p7", options={"head_convs": 1})  # fmt: skip
     built = build_detector(config, (0.4, 0.3)).eval()
     assert isinstance(built, RetinaNet)
     torch.nn.init.normal_(built.head.classification_head.cls_logits.weight, std=0.5)

@@ -1,7 +1,7 @@
 """Greedy non-maximum suppression in fixed shapes: rounds of one matrix product each, exact once they settle.
 
-NonMaxSuppression gives as many boxes as the image has, which TensorRT-RTX does not build and TensorRT runs slowly.
-The idea is Cluster-NMS (Zheng et al., 2020).
+The ONNX operator NonMaxSuppression returns a data-dependent number of boxes, which TensorRT-RTX does not build and
+TensorRT runs slowly. The idea is Cluster-NMS (Zheng et al., 2020).
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from torch import Tensor
 
 
 def cluster_nms(boxes: Tensor, valid: Tensor, iou: float, rounds: int) -> tuple[Tensor, Tensor]:
-    """What greedy suppression keeps, where the rounds were enough.
+    """Return what greedy suppression keeps, if the rounds are enough.
 
-    In each round a box is kept unless a better one that the round before kept overlaps it by more than `iou`. The first
-    round is right about the best box, and each is right about all boxes before the first that the next one changes; so
-    a round that changes nothing is the answer. As many are needed as boxes suppress, or spare, each other in a chain.
+    In each round a box is kept unless a better box that the previous round kept overlaps it by more than `iou`. The
+    first round is right about the best box; each round is right about all boxes before the first one that the next
+    round changes. So a round that changes nothing is the final result. The number of rounds needed is the length of the
+    longest chain of boxes that suppress, or spare, each other.
 
     Args:
         boxes: (N, M, 4) xyxy, best first.
-        valid: (N, M) bool, which of them there are; the others suppress nothing and are not kept.
+        valid: (N, M) bool, which of them exist; the others suppress nothing and are not kept.
 
     Returns:
-        (N, M) bool, the kept ones; (N,) int32, how many of an image the last round still changed: 0 proves the answer.
+        (N, M) bool, the kept boxes; (N,) int32, how many the last round still changed: 0 proves the result.
     """
     x0, y0, x1, y1 = boxes.unbind(-1)
     width = torch.minimum(x1[:, :, None], x1[:, None]) - torch.maximum(x0[:, :, None], x0[:, None])
@@ -35,6 +36,6 @@ def cluster_nms(boxes: Tensor, valid: Tensor, iou: float, rounds: int) -> tuple[
     kept = before = valid
     for _ in range(rounds):
         before = kept
-        # A sum of ones, so it is exact in any precision that counts to M.
+        # A sum of ones: exact in any precision that can count to M.
         kept = valid & (suppresses @ before.float().unsqueeze(2) < 0.5).squeeze(2)
     return kept, (kept != before).sum(dim=1, dtype=torch.int32)

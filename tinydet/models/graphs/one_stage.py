@@ -1,112 +1,99 @@
-"""InferenceGraph: a trained detector as one graph of fixed shapes, uint8 tiles in, boxes out, alpha folded."""
+"""Inference of anchor-based one-stage detectors in fixed shapes: decode and keep the best boxes of a tile."""
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.box_coder import decode
-from tinydet.models.detector import PIXEL_MEAN, PIXEL_STD
-from tinydet.models.faster_rcnn import FasterRCNN
-from tinydet.models.fpn import FusionFPN, fold_alpha
-from tinydet.models.retinanet import RetinaNet
 from tinydet.spec import ModelSpec
 
-MAX_TOPK = 3840  # TensorRT's TopK takes k <= 3840
+MAX_TOPK = 3840  # TensorRT's TopK takes k <= 3840 (NVIDIA/TensorRT#4244)
+EMPTY = -1e4  # logit of an empty slot, below any score floor and within FP16
 
-DetectorType = TypeVar("DetectorType", RetinaNet, FasterRCNN)
 
-
-class InferenceGraph(nn.Module):
-    """Normalise, detect, decode in float32, keep the best K boxes of each tile. No plugin, no data-dependent shape.
-
-    Wraps a copy of the detector, in eval mode; the detector does not know that export exists. Each anchor proposes
-    its best class only.
+class AnchorInference(nn.Module):
+    """Decode in float32 and keep the best K boxes of each tile. Each anchor proposes its best class only.
 
     Args:
-        fold: dissolve alpha into the convolutions. False keeps the graph as trained, for comparison; attention, whose
-            factors depend on the image, is kept anyway.
+        detector: module whose output has `logits` (N, A_level, C) and `deltas` (N, A_level, 4) per level.
+        design: its anchors.
 
     Raises:
-        ValueError: where the spec asks for what no runtime takes.
+        ValueError: the spec asks for more boxes than runtimes can keep.
     """
 
     anchors: Tensor
 
-    def __init__(self, detector: RetinaNet, spec: ModelSpec, *, fold: bool = True) -> None:
+    def __init__(self, detector: nn.Module, design: AnchorDesign, spec: ModelSpec) -> None:
         super().__init__()
-        if not 0 < spec.max_detections <= MAX_TOPK:
-            raise ValueError(f"max_detections must be 1..{MAX_TOPK} (TensorRT's TopK), got {spec.max_detections}")
-        self.detector = deployed(detector, spec, fold=fold)
-        self.pixels = Pixels()
-        self.max_detections = spec.max_detections
-        # Compared before the sigmoid, so that only what is kept is squashed.
-        self.logit_floor = math.log(spec.score_floor / (1 - spec.score_floor))
-        levels = [torch.from_numpy(a) for a in detector.design.grid_anchors(spec.tile, spec.tile)]
+        self.detector = detector
+        self.best = BestBoxes(spec)
+        levels = [torch.from_numpy(level) for level in design.grid_anchors(spec.tile, spec.tile)]
         self.level_sizes = [len(level) for level in levels]
         self.register_buffer("anchors", torch.cat(levels))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(N, T, T, 3) uint8 RGB -> boxes (N, K, 4) xyxy in tile pixels, scores (N, K) descending, labels (N, K)
-        int32 with -1 for an empty slot, candidates (N,) int32: boxes over the score floor before the cut to K."""
-        outputs = self.detector(self.pixels(images))
+        """(N, 3, T, T) normalized RGB -> boxes, scores, labels, candidates; see `Detector.inference`."""
+        outputs = self.detector(images)
         boxes, logits, labels = [], [], []
         candidates = torch.zeros(images.shape[0], dtype=torch.int32, device=images.device)
         for level_logits, deltas, anchors in zip(
             outputs.logits, outputs.deltas, self.anchors.split(self.level_sizes), strict=True
         ):
             best, label = level_logits.float().max(dim=2)
-            candidates = candidates + (best > self.logit_floor).to(torch.int32).sum(dim=1, dtype=torch.int32)
-            kept, index = best.topk(min(self.max_detections, best.shape[1]), dim=1)
+            candidates = candidates + self.best.candidates(best)
+            kept, index = best.topk(min(self.best.slots, best.shape[1]), dim=1)
             logits.append(kept)
             labels.append(label.gather(1, index))
             index = index.unsqueeze(2).expand(-1, -1, 4)
             boxes.append(
                 decode(deltas.float().gather(1, index), anchors.expand(images.shape[0], -1, -1).gather(1, index))
             )
-        kept, index = torch.cat(logits, dim=1).topk(self.max_detections, dim=1)
-        filled = kept > self.logit_floor
-        all_boxes = torch.cat(boxes, dim=1).gather(1, index.unsqueeze(2).expand(-1, -1, 4))
-        all_labels = torch.cat(labels, dim=1).gather(1, index).to(torch.int32)
-        return (
-            torch.where(filled.unsqueeze(2), all_boxes, 0.0),
-            torch.where(filled, kept.sigmoid(), 0.0),
-            torch.where(filled, all_labels, -1),
-            candidates,
-        )
+        return (*self.best(boxes, logits, labels), candidates)
 
 
-class Pixels(nn.Module):
-    """(N, T, T, 3) uint8 RGB -> (N, 3, T, T) as the backbone takes them."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        # Cast first: TensorRT's parser refuses a Transpose of uint8.
-        return (images.float().permute(0, 3, 1, 2) - self.mean) / self.std
-
-
-def deployed(detector: DetectorType, spec: ModelSpec, *, fold: bool = True) -> DetectorType:
-    """A copy in eval mode, alpha folded into its convolutions; attention, whose factors depend on the image, is kept.
+class BestBoxes(nn.Module):
+    """Keep the best K boxes of each tile by their logits, above the score floor.
 
     Raises:
-        ValueError: where the pyramid does not divide the spec's tile.
+        ValueError: K is more than TensorRT's TopK takes.
     """
-    if spec.tile % 32 or spec.tile < 64:
-        raise ValueError(
-            f"the tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {spec.tile}"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        if not 0 < spec.max_detections <= MAX_TOPK:
+            raise ValueError(f"max_detections must be 1..{MAX_TOPK} (TensorRT's TopK), got {spec.max_detections}")
+        self.slots = spec.max_detections
+        # Logits are compared before the sigmoid, so that the sigmoid is computed for kept boxes only.
+        self.floor = math.log(spec.score_floor / (1 - spec.score_floor))
+
+    def candidates(self, logits: Tensor) -> Tensor:
+        """(N, M) -> (N,) int32, how many are above the score floor."""
+        return (logits > self.floor).to(torch.int32).sum(dim=1, dtype=torch.int32)
+
+    def forward(
+        self, boxes: Sequence[Tensor], logits: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Parts of (N, M_i, 4), (N, M_i), (N, M_i) -> boxes (N, K, 4), scores (N, K) and labels (N, K) int32."""
+        every = torch.cat(list(logits), dim=1)
+        slots = min(self.slots, every.shape[1])
+        kept, index = every.topk(slots, dim=1)
+        best_boxes = torch.cat(list(boxes), dim=1).gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+        best_labels = torch.cat(list(labels), dim=1).gather(1, index).to(torch.int32)
+        if slots < self.slots:  # a small tile has fewer boxes than slots
+            missing = self.slots - slots
+            kept = F.pad(kept, (0, missing), value=EMPTY)
+            best_boxes = F.pad(best_boxes, (0, 0, 0, missing))
+            best_labels = F.pad(best_labels, (0, missing))
+        filled = kept > self.floor
+        return (
+            torch.where(filled.unsqueeze(2), best_boxes, 0.0),
+            torch.where(filled, kept.sigmoid(), 0.0),
+            torch.where(filled, best_labels, -1),
         )
-    ready = copy.deepcopy(detector).eval().requires_grad_(False)
-    if fold and isinstance(ready.fpn, FusionFPN) and ready.fpn.fusion != "attention":
-        ready.fpn = fold_alpha(ready.fpn)
-    return ready

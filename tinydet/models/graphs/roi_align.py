@@ -1,7 +1,7 @@
 """Multi-level RoIAlign from gathers: no plugin, no control flow, all proposals of a batch at once.
 
-The ONNX operator RoiAlign is a plugin in TensorRT and none in TensorRT-RTX, and the choice of a level makes an `If` of
-torchvision's. GridSample would do, but its results were wrong in TensorRT 11.1 (NVIDIA/TensorRT#4813).
+The ONNX operator RoiAlign is a plugin in TensorRT and missing in TensorRT-RTX, and torchvision's choice of a level is
+exported as an `If`. GridSample would work, but its results were wrong in TensorRT 11.1 (NVIDIA/TensorRT#4813).
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEVEL_EPSILON = 1e-6  # torchvision's: a box of exactly the side where a level begins belongs to it
+LEVEL_EPSILON = 1e-6  # torchvision's: a box with exactly the side at which a level begins belongs to that level
 
 
 class GatheredRoIAlign(nn.Module):
-    """What torchvision's `MultiScaleRoIAlign` pools, channels last, but for rounding.
+    """torchvision's `MultiScaleRoIAlign`, channels last, equal up to rounding.
 
-    Every level of every image is a part of one table of cells, so that a proposal of any level is a place in it. A bin
-    is the mean of samples, a sample interpolates four cells; rows and columns are weighed apart, then multiplied.
+    All levels of all images form one table of cells, so that a proposal of any level is a set of places in it. A bin is
+    the mean of its samples, and a sample interpolates four cells; rows and columns are weighted separately, then
+    multiplied.
 
     Args:
         tile: side of the square input in pixels.
-        first_level: number of the finest level, whose stride is 2 ** first_level; the others follow, each half as fine.
-        levels: how many.
-        size: bins on a side.
-        sampling: samples on a side of a bin.
-        canonical_scale, canonical_level: side of the boxes that this level is for, in pixels (FPN, Eq. 1).
+        first_level: number of the finest level, whose stride is 2 ** first_level; each further level is half as fine.
+        levels: number of levels.
+        size: bins per side.
+        sampling: samples per side of a bin.
+        canonical_scale: side in pixels of the boxes that `canonical_level` is for (FPN, Eq. 1).
         aligned: False: as torchvision's detectors pool, half a cell off, and no box smaller than a cell.
     """
 
@@ -59,11 +60,11 @@ class GatheredRoIAlign(nn.Module):
         self.register_buffer("widths", torch.tensor(sides))
         self.register_buffer("starts", torch.tensor([sum(s * s for s in sides[:i]) for i in range(levels)]))
         self.register_buffer("scales", torch.tensor([2.0**-number for number in numbers]))
-        # floor(canonical_level + log2(side / canonical_scale) + epsilon), as bounds of the area: nothing is divided.
+        # floor(canonical_level + log2(side / canonical_scale) + epsilon), as bounds on the area, without a division.
         bounds = [canonical_scale * 2.0 ** (number - canonical_level - LEVEL_EPSILON) for number in numbers[1:]]
         self.register_buffer("smallest_areas", torch.tensor([bound**2 for bound in bounds]))
         samples = torch.arange(size * sampling)
-        self.register_buffer("places", (samples + 0.5) / (size * sampling))  # along a box
+        self.register_buffer("places", (samples + 0.5) / (size * sampling))  # relative position along a box
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         """(N, C, side, side) of each level, finest first; (N, R, 4) xyxy in tile pixels -> (N, R, size, size, C)."""
@@ -84,7 +85,7 @@ class GatheredRoIAlign(nn.Module):
         return pooled
 
     def _taps(self, low: Tensor, high: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Cells that a bin is made of along one axis, and their weights: (N, R, size, taps) each."""
+        """Return the cells that make up each bin along one axis, and their weights: (N, R, size, taps) each."""
         scale, side = _look_up(self.scales, level), _look_up(self.sides, level).unsqueeze(2)
         offset = 0.5 if self.aligned else 0.0
         start, end = low * scale - offset, high * scale - offset
@@ -102,5 +103,5 @@ class GatheredRoIAlign(nn.Module):
 
 
 def _look_up(values: Tensor, index: Tensor) -> Tensor:
-    """values[index], as one Gather."""
+    """Return values[index] as one Gather."""
     return values.index_select(0, index.flatten()).view_as(index)

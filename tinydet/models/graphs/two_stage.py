@@ -1,53 +1,55 @@
-"""Faster R-CNN as one graph of fixed shapes: proposals, suppression among them, RoIAlign and box head; no plugin."""
+"""Inference of Faster R-CNN in fixed shapes: proposals, suppression among them, RoIAlign and box head; no plugin."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinydet.models.box_coder import decode
-from tinydet.models.faster_rcnn import AlignedRoIAlign, FasterRCNN
 from tinydet.models.graphs.cluster_nms import cluster_nms
-from tinydet.models.graphs.one_stage import MAX_TOPK, Pixels, deployed
+from tinydet.models.graphs.one_stage import MAX_TOPK
 from tinydet.models.graphs.roi_align import GatheredRoIAlign
 from tinydet.spec import ModelSpec
 
 PROPOSAL_CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # torchvision's and the released code's
-SMALLEST_PROPOSAL = 1e-3  # pixels; what is thinner after clipping is dropped, by torchvision's rules
+SMALLEST_PROPOSAL = 1e-3  # pixels; thinner boxes are dropped after clipping, as in torchvision
 SMALLEST_DETECTION = 1e-2
 NEVER = -1e4  # below any objectness
 
 
-class TwoStageInferenceGraph(nn.Module):
-    """Faster R-CNN behind the contract of an exported model, with nothing inside that depends on the image in shape.
+class TwoStageInference(nn.Module):
+    """Proposals, RoIAlign and box head of a Faster R-CNN; no shape depends on the image.
 
-    Answers as torchvision's inference before its last suppression: every class of every proposal is a candidate of its
-    own, and the best K are kept. Overlaps are left to the runtime, as `InferenceGraph` does: it suppresses per tile and
-    class, exactly, whatever the graph did, and two models can be compared where rounding cannot turn one suppressed
-    neighbour into another. Among the proposals suppression is part of the network, and here: see `cluster_nms`.
+    The outputs are those of torchvision's inference before its last suppression: every class of every proposal is a
+    candidate, and the best K are kept. Overlapping boxes are left to the runtime, which suppresses exactly, per tile
+    and class, and two models can be compared without rounding turning one suppressed neighbor into another. Suppression
+    among the proposals is part of the network: see `cluster_nms`.
 
-    Wraps a copy of the detector, in eval mode, alpha folded unless `fold` is False.
+    Args:
+        detector: a `FasterRCNN` made for this purpose; the layout of its first fully connected layer is changed.
 
     Raises:
-        ValueError: where the spec asks for what no runtime takes.
+        ValueError: the spec asks for more than the detector has or runtimes can keep.
     """
 
     class_of: Tensor
 
-    def __init__(self, detector: FasterRCNN, spec: ModelSpec, *, fold: bool = True) -> None:
+    def __init__(self, detector: Any, spec: ModelSpec) -> None:
         super().__init__()
         if spec.nms_rounds < 1:
             raise ValueError(f"nms_rounds must be 1 or more for Faster R-CNN, got {spec.nms_rounds}")
-        self.detector = deployed(detector, spec, fold=fold)
-        self.pixels = Pixels()
+        self.detector = detector
         self.slots, self.tile, self.score_floor, self.rounds = (
             spec.max_detections,
             spec.tile,
             spec.score_floor,
             spec.nms_rounds,
         )
-        anchors = detector.design.grid_anchors(spec.tile, spec.tile)
+        design = self.detector.design
+        anchors = design.grid_anchors(spec.tile, spec.tile)
         for i, level in enumerate(anchors):
             self.register_buffer(f"anchors{i}", torch.from_numpy(level))
         rpn = self.detector.rpn
@@ -64,15 +66,15 @@ class TwoStageInferenceGraph(nn.Module):
         align = head.box_roi_pool
         self.align = GatheredRoIAlign(
             spec.tile,
-            first_level=detector.design.strides[0].bit_length() - 1,
+            first_level=design.strides[0].bit_length() - 1,
             levels=len(align.featmap_names),
             size=align.output_size[0],
             sampling=align.sampling_ratio,
             canonical_scale=align.canonical_scale,
             canonical_level=align.canonical_level,
-            aligned=isinstance(align, AlignedRoIAlign),
+            aligned=getattr(align, "aligned", False),
         )
-        # Pooled features come channels last; the first layer takes them so, which saves moving them.
+        # Pooled features are channels last; the first layer is reordered accordingly, which saves a transpose.
         first = head.box_head.fc6
         bins = align.output_size[0] * align.output_size[1]
         first.weight = nn.Parameter(
@@ -81,16 +83,19 @@ class TwoStageInferenceGraph(nn.Module):
         self.register_buffer("class_of", torch.arange(self.classes, dtype=torch.int32).repeat(self.proposals))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """As `InferenceGraph`, and unconverged (N,) int32: proposals whose suppression the last round still changed."""
-        levels = self.detector.fpn(self.detector.backbone(self.pixels(images)))
-        proposals, there, unconverged = self._propose(levels)
+        """(N, 3, T, T) normalized RGB -> the outputs of `Detector.inference`.
+
+        The last one, unconverged (N,) int32, counts proposals whose suppression the last round still changed.
+        """
+        levels = self.detector.fpn(self.detector.backbone(images))
+        proposals, exists, unconverged = self._propose(levels)
         pooled = self.align(levels[:-1], proposals)
         head = self.detector.roi_heads
         logits, deltas = head.box_predictor(head.box_head(pooled.flatten(0, 1)))
         shape = (-1, self.proposals, self.classes)
         scores = logits.float().softmax(dim=1)[:, 1:].reshape(shape)  # 0 is the background
         boxes = decode(deltas.float()[:, 4:].reshape(*shape, 4), proposals.unsqueeze(2)).clamp(0.0, float(self.tile))
-        valid = (scores > self.score_floor) & there.unsqueeze(2) & _wide(boxes, SMALLEST_DETECTION)
+        valid = (scores > self.score_floor) & exists.unsqueeze(2) & _wide(boxes, SMALLEST_DETECTION)
         candidates = valid.flatten(1).sum(dim=1, dtype=torch.int32)
         kept, index = torch.where(valid, scores, -1.0).flatten(1).topk(self.slots, dim=1)
         filled = kept > 0
@@ -105,12 +110,12 @@ class TwoStageInferenceGraph(nn.Module):
         )
 
     def _propose(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (N, R, 4) xyxy in tile pixels, best first; (N, R) which of them there are; (N,) what did not settle."""
+        """Return boxes (N, R, 4) xyxy in tile pixels, best first; (N, R) which exist; (N,) how many did not settle."""
         rpn = self.detector.rpn
         boxes, logits = [], []
         unconverged = torch.zeros(levels[0].shape[0], dtype=torch.int32, device=levels[0].device)
         for i, (objectness, deltas) in enumerate(zip(*rpn.head(levels), strict=True)):
-            # Of a cell, then its shapes: the order of the anchors.
+            # Cells, then the shapes of a cell: the order of the anchors.
             flat = objectness.permute(0, 2, 3, 1).flatten(1)
             offsets = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
             best, index = flat.topk(self.kept_of_level[i], dim=1)
@@ -127,6 +132,6 @@ class TwoStageInferenceGraph(nn.Module):
 
 
 def _wide(boxes: Tensor, smallest: float) -> Tensor:
-    """Whether both sides of each box are at least so long."""
+    """Whether both sides of each box are at least `smallest` pixels."""
     sides = boxes[..., 2:] - boxes[..., :2]
     return (sides[..., 0] >= smallest) & (sides[..., 1] >= smallest)

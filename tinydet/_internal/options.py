@@ -1,0 +1,173 @@
+"""Dataclass fields that also describe a command-line flag: one definition serves Python, the command and the docs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinydet._internal.arguments import positive_float, positive_int
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "",
+    metavar: str | tuple[str, ...] | None = None,
+    choices: Collection[Any] | None = None,
+    parse: Callable[[str], Any] | None = None,
+    flag: str | None = None,
+    recorded: bool = True,
+) -> Any:
+    """Declare a dataclass field that is also a flag.
+
+    Args:
+        default: of the field and the flag; None: decided later, as the help says.
+        help: what happens when the flag is set; `%(default)s` is the default.
+        group: heading under which `--help` lists the flag.
+        choices: allowed values; a live view, such as the keys of a registry, is read when a value is checked.
+        parse: converts the text of the flag; None: by the type of the field.
+        flag: name of the flag; None: from the field. A field that is True by default is switched off by `--no-NAME`.
+        recorded: whether the value influences results, so that it belongs into a checkpoint.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "metavar": metavar,
+        "choices": choices,
+        "parse": parse,
+        "flag": flag,
+        "recorded": recorded,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag_of(field: dataclasses.Field[Any]) -> str:
+    """Return the flag of a field, such as `--no-flip` for `flip: bool = True`."""
+    name = field.name.replace("_", "-")
+    return field.metadata["flag"] or (f"--no-{name}" if field.default is True else f"--{name}")
+
+
+def add_options(
+    parser: argparse.ArgumentParser, options: type[Any], *, group: str = "", defaults: Mapping[str, str] | None = None
+) -> None:
+    """Add one flag per field of the dataclass `options`; a flag that was not given is absent from the namespace.
+
+    Args:
+        group: heading for fields that name none.
+        defaults: text for `%(default)s` by field, where the default is decided later.
+    """
+    groups = {each.title: each for each in parser._action_groups}
+    types_of = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if "help" not in field.metadata:
+            continue
+        title = field.metadata["group"] or group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        flag = flag_of(field)
+        if flag in parser._option_string_actions:
+            continue  # shared by two detectors
+        shown = (defaults or {}).get(field.name, _shown(field.default))
+        help_text = field.metadata["help"].replace("%(default)s", shown)
+        if types_of[field.name] is bool:
+            action = "store_false" if field.default is True else "store_true"
+            groups[title].add_argument(flag, dest=field.name, action=action, default=argparse.SUPPRESS, help=help_text)
+            continue
+        groups[title].add_argument(
+            flag,
+            dest=field.name,
+            type=field.metadata["parse"] or _parser_of(_alternatives(types_of[field.name])),
+            choices=field.metadata["choices"],
+            metavar=field.metadata["metavar"],
+            default=argparse.SUPPRESS,
+            help=help_text,
+        )
+
+
+def check_values(values: Any) -> None:
+    """Check the fields of a dataclass by the rules of the command line; convert lists, path names and numbers.
+
+    Values must have the type of their field: the text of a number or of a list, as on a command line, is refused.
+
+    Raises:
+        ValueError: naming the field, its rule and the value.
+    """
+    kinds = typing.get_type_hints(type(values))
+    for field in dataclasses.fields(values):
+        if "help" in field.metadata:
+            value = _checked(field, _alternatives(kinds[field.name]), getattr(values, field.name))
+            object.__setattr__(values, field.name, value)
+
+
+def _checked(field: dataclasses.Field[Any], kinds: Sequence[Any], value: Any) -> Any:
+    """Return a value as its field stores it; `kinds`: the types of the field."""
+    if value is None and type(None) in kinds:
+        return None
+    choices, parse = field.metadata["choices"], field.metadata["parse"] or _parser_of(kinds)
+    if choices is not None:
+        if value not in choices:
+            raise ValueError(f"{field.name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
+        return value
+    many = any(typing.get_origin(kind) is tuple for kind in kinds)
+    fits = isinstance(value, bool) if bool in kinds else not isinstance(value, list | tuple) or many
+    if isinstance(value, str) and not {str, Path} & set(kinds):
+        fits = False
+    if value is None or not fits:
+        raise ValueError(f"{field.name}: expected {field.type}, got {value!r}")
+    if bool in kinds:
+        return value
+    if Path in kinds:
+        return Path(value)
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    try:
+        parsed = parse(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{field.name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{field.name}: expected {field.type}, got {value!r}") from error
+    if isinstance(value, str):
+        if parsed != value:
+            raise ValueError(f"{field.name}: expected {field.type}, got the text {value!r}")
+        return value
+    # Names keep the commas they contain; numbers of any kind become int and float, which a checkpoint can store.
+    names = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+    return tuple(value) if names else parsed
+
+
+def option_table(options: type[Any], defaults: Mapping[str, str] | None = None) -> str:
+    """Return the fields of a dataclass as a Markdown table: option, flag, default, meaning."""
+    rows = ["| option | flag | default | meaning |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(options):
+        if "help" in field.metadata:
+            shown = (defaults or {}).get(field.name, _shown(field.default))
+            meaning = field.metadata["help"].replace(" (default %(default)s)", "").replace("%(default)s", shown)
+            if field.default is True:
+                meaning = f"`False`: {meaning}"
+            rows.append(f"| `{field.name}` | `{flag_of(field)}` | {shown} | {meaning} |")
+    return "\n".join(rows) + "\n"
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return str(default)
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types that a field accepts: `int | None` -> (int, NoneType)."""
+    union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    return typing.get_args(kind) if union else (kind,)
+
+
+def _parser_of(kinds: Sequence[Any]) -> Callable[[str], Any]:
+    """The converter for the types of a field: the first one counts, and integers and floats must be positive."""
+    converters: dict[Any, Callable[[str], Any]] = {int: positive_int, float: positive_float, Path: Path}
+    return converters.get(kinds[0], str)

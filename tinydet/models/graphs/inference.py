@@ -1,0 +1,61 @@
+"""The whole graph of a deployed model: uint8 tiles in, boxes out, alpha folded."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from tinydet.models.backbone import PIXEL_MEAN, PIXEL_STD
+from tinydet.models.detector import Detector
+from tinydet.models.folding import fold_alpha
+from tinydet.models.fpn import FPN
+from tinydet.spec import ModelSpec
+
+
+class InferenceGraph(nn.Module):
+    """Normalize tiles and run `detector.inference(spec)`. No plugin, no shape that depends on the image.
+
+    Wraps a copy of the detector in eval mode; the detector does not know that export exists.
+
+    Args:
+        fold: fold alpha into the convolutions. False keeps the pyramid as trained, for comparison. Attention, whose
+            factors depend on the image, is always kept.
+
+    Raises:
+        ValueError: the tile does not suit the pyramid, or the spec does not suit the detector.
+    """
+
+    def __init__(self, detector: Detector, spec: ModelSpec, *, fold: bool = True) -> None:
+        super().__init__()
+        if spec.tile % 32 or spec.tile < 64:
+            raise ValueError(
+                f"the tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {spec.tile}"
+            )
+        ready = copy.deepcopy(detector).eval().requires_grad_(False)
+        if fold and isinstance(ready.fpn, FPN) and ready.fpn.fusion != "attention":
+            ready.fpn = fold_alpha(ready.fpn)
+        self.pixels = Pixels()
+        self.network = ready.inference(spec)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(N, T, T, 3) uint8 RGB -> the outputs of `Detector.inference`."""
+        outputs: tuple[Tensor, ...] = self.network(self.pixels(images))
+        return outputs
+
+
+class Pixels(nn.Module):
+    """(N, T, T, 3) uint8 RGB -> (N, 3, T, T) normalized as the backbone expects."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Cast first: TensorRT's parser refuses a Transpose of uint8.
+        return (images.float().permute(0, 3, 1, 2) - self.mean) / self.std

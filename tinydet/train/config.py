@@ -1,0 +1,473 @@
+"""`TrainConfig`: every training option, defined once. Parser, checkpoint and documentation are derived from it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tinydet._internal.arguments import float_range, floats, fraction, names, names_from
+from tinydet._internal.options import add_options, check_values, flag_of, option, option_table
+from tinydet.models.registry import BACKBONES, DETECTORS, FUSIONS, NORMS, Fusion, detector_info, detector_options
+from tinydet.salpha.factors import ALPHA_RANGE
+
+DENSE = 200  # annotations; the paper's code leaves images with more out of training
+AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric")
+
+# Defaults that belong together. Detectors override some of them, see `DetectorInfo.recipe`.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The released RetinaNet recipe.
+    "paper": {"backbone": "resnet50", "channels": 256, "epochs": 12, "batch": 2, "lr": 0.005, "clip_norm": 0.0},
+    # For CPUs and first tries: a thin pyramid and head, because P2 is three quarters of the work.
+    "small": {"backbone": "mobilenet_v2", "channels": 64, "epochs": 12, "batch": 4, "lr": 0.02, "clip_norm": 10.0},
+}
+
+
+def _alpha(text: str) -> tuple[float, ...] | str:
+    if text in FUSIONS and text != "fixed":
+        return text
+    try:
+        values = floats(text)
+    except argparse.ArgumentTypeError:
+        values = ()
+    if not 1 <= len(values) <= 3:
+        raise argparse.ArgumentTypeError(
+            "expected one number, or one per edge, finest first, such as 0.5 or 0.37,0.39,0.37; or "
+            f"{', '.join(kind for kind in FUSIONS if kind != 'fixed')}; got {text!r}"
+        )
+    return values
+
+
+def _augmentations(text: str) -> tuple[str, ...]:
+    return names_from(AUGMENTATIONS)(text) if text else ()
+
+
+def _alpha_range(text: str) -> tuple[float, float]:
+    low, high = float_range(text)
+    if not 0 <= low <= high < math.inf:
+        raise argparse.ArgumentTypeError(f"expected two numbers, 0 <= LOW <= HIGH, such as 0.2,2.0; got {text!r}")
+    return low, high
+
+
+def _norm_limit(text: str) -> float:
+    values = floats(text)
+    if len(values) != 1 or values[0] < 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up; got {text!r}")
+    return values[0]
+
+
+def _pixels(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of pixels from 0 up, got {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that a training run can be asked for, as values.
+
+    Fields left at None get their default from the preset and the detector when the run starts. `options` are the
+    detector's own options by name, such as {"head_convs": 2}.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    data: Path | None = option(
+        None,
+        "COCO folder to train on: annotations.json[.gz] and images/ (default: the built-in dataset)",
+        group="data",
+        metavar="DIR",
+        recorded=False,
+    )
+    val: Path | None = option(
+        None,
+        "COCO folder to validate on; the weights with the best AP50 are kept",
+        group="data",
+        metavar="DIR",
+        recorded=False,
+    )
+    annotations: Path | None = option(None, "COCO JSON file, instead of --data", group="data", metavar="FILE")
+    images: Path | None = option(None, "image folder of --annotations", group="data", metavar="DIR")
+    val_annotations: Path | None = option(None, "COCO JSON file, instead of --val", group="data", metavar="FILE")
+    val_images: Path | None = option(None, "image folder of --val-annotations", group="data", metavar="DIR")
+    categories: tuple[str, ...] | None = option(
+        None,
+        "train on these categories only, by name; for names with commas use --category (default: all)",
+        group="data",
+        metavar="A,B",
+        parse=names,
+    )
+    tile: int = option(
+        640,
+        "side in pixels of the tiles that images are cut into, a multiple of 32 (default %(default)s)",
+        group="data",
+        metavar="PX",
+    )
+    overlap: int = option(
+        128, "overlap of neighboring tiles in pixels (default %(default)s)", group="data", metavar="PX", parse=_pixels
+    )
+    flip: bool = option(True, "do not flip tiles horizontally at random", group="data")
+    empty_tiles: bool = option(True, "do not train on tiles without objects, like the paper's code", group="data")
+    dense: int | None = option(
+        None,
+        f"do not train on images with more than N annotations (default: no limit; --recipe tinyperson: {DENSE})",
+        group="data",
+        metavar="N",
+    )
+    scale_match: Path | None = option(
+        None,
+        "resize tiles at random to match the object sizes of this COCO file or folder (Scale Match)",
+        group="data",
+        metavar="PATH",
+    )
+    augment: tuple[str, ...] = option(
+        (),
+        "additional augmentations: scale (0.5 to 2, with a crop), vflip and rotate (by right angles; for images "
+        "taken from straight above), photometric (default: none)",
+        group="data",
+        metavar="A,B",
+        parse=_augmentations,
+    )
+    group_shapes: bool = option(
+        False, "batch wide tiles separately from the others, which needs less padding", group="data"
+    )
+    skip_unreadable: bool = option(
+        False, "skip images that cannot be read, with a warning (default: stop)", group="data"
+    )
+
+    salpha: bool = option(
+        False,
+        "compute alpha from the annotations before training (S-alpha, Algorithm 1 of the paper)",
+        group="fusion factor",
+    )
+    alpha: tuple[float, ...] | float | str | None = option(
+        None,
+        "fixed alpha: one value, or one per edge, finest first; or learned alpha: one, three, channel or attention, "
+        "which start at 1, at the value of --salpha, or at that of --init (default: 1 everywhere)",
+        group="fusion factor",
+        metavar="A[,A,A]|NAME",
+        parse=_alpha,
+    )
+    alpha_range: tuple[float, float] = option(
+        ALPHA_RANGE,
+        "clamp of --salpha (default %(default)s, as in the released code)",
+        group="fusion factor",
+        metavar="LOW,HIGH",
+        parse=_alpha_range,
+    )
+    sigma_power: float | None = option(
+        None,
+        "initialize the pyramid with powers of S (section 3.3 of the paper, which uses 0.5; default: off)",
+        group="fusion factor",
+        metavar="S",
+    )
+
+    detector: str = option(
+        "retinanet",
+        f"network: {', '.join(f'{name} ({info.label})' for name, info in DETECTORS.items())} (default %(default)s)",
+        group="model",
+        choices=DETECTORS.keys(),  # a view, so that a detector that registers itself later is accepted
+    )
+    preset: str | None = option(
+        None,
+        "paper: ResNet-50, 256 channels, the published recipe (default for your data); "
+        "small: MobileNetV2, 64 channels (default for the built-in dataset)",
+        group="model",
+        choices=tuple(PRESETS),
+    )
+    backbone: str | None = option(None, "backbone (default %(default)s)", group="model", choices=BACKBONES)
+    weights_backbone: str | None = option(
+        None,
+        "ImageNet weights of the backbone: default downloads torchvision's, none starts from random weights, FILE "
+        "loads a copy (default: default; none for the built-in dataset)",
+        group="model",
+        metavar="default|none|FILE",
+    )
+    init: str | None = option(
+        None,
+        "start from a whole detector: coco downloads torchvision's COCO weights, FILE is a checkpoint or a file of "
+        "torchvision's weights, NAME a bundled model such as thermal; layers that do not fit are listed and start from "
+        "random weights (default: no)",
+        group="model",
+        metavar="coco|FILE|NAME",
+    )
+    norm: str = option(
+        "auto",
+        "normalization of the backbone: frozen keeps pretrained statistics, batch learns them, group is for small "
+        "batches without pretrained weights (default %(default)s: frozen with pretrained weights, else batch)",
+        group="model",
+        choices=("auto", *NORMS),
+    )
+    freeze: int = option(
+        2,
+        "pretrained stages that are not trained: 0 none, 1 the stem, 2 also the stage of C2 (default %(default)s)",
+        group="model",
+        choices=(0, 1, 2),
+        parse=int,
+    )
+    channels: int | None = option(
+        None, "channels of pyramid and head (default %(default)s)", group="model", metavar="N"
+    )
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    recipe: str | None = option(
+        None,
+        "tinyperson: the published recipe on the official files: preset paper, the benchmark's sub-images (640x512, "
+        "50 px overlap), no tiles without objects, no dense images",
+        group="schedule",
+        choices=("tinyperson",),
+    )
+    epochs: int | None = option(
+        None, "passes over the training tiles (default %(default)s)", group="schedule", metavar="N"
+    )
+    batch: int | None = option(None, "tiles per step (default %(default)s)", group="schedule", metavar="N")
+    lr: float | None = option(None, "learning rate (default %(default)s)", group="schedule", metavar="R")
+    decay: Literal["steps", "cosine"] = option(
+        "steps",
+        "learning rate schedule: steps divides by 10 at 6/12 and 10/12 of the run, cosine falls to 0 (default "
+        "%(default)s)",
+        group="schedule",
+        choices=("steps", "cosine"),
+    )
+    clip_norm: float | None = option(
+        None,
+        "clip the gradient norm at G, 0: no clipping (default %(default)s)",
+        group="schedule",
+        metavar="G",
+        parse=_norm_limit,
+    )
+    ema: float = option(
+        0.0,
+        "validate and keep a moving average of the weights with decay D, such as 0.999 (default: off)",
+        group="schedule",
+        metavar="D",
+        parse=fraction,
+    )
+    validate_every: int | None = option(
+        None, "epochs between validations (default: a sixth of all epochs)", group="schedule", metavar="N"
+    )
+    seed: int = option(0, "seed of weights, order and augmentation (default %(default)s)", group="schedule", parse=int)
+
+    precision: Literal["auto", "bf16", "fp32"] = option(
+        "auto",
+        "auto: bfloat16 autocast where the hardware is faster with it (default %(default)s)",
+        group="run",
+        choices=("auto", "bf16", "fp32"),
+    )
+    device: str | None = option(
+        None, "torch device (default: cuda if available, else cpu)", group="run", recorded=False
+    )
+    threads: int | None = option(None, "CPU threads (default: all cores)", group="run", metavar="N", recorded=False)
+    resume: bool = option(
+        False, "continue an interrupted run that was started with the same options", group="run", recorded=False
+    )
+    dry_run: bool = option(False, "print the plan and its costs, then stop", group="run", recorded=False)
+    output: Path = option(
+        Path("model.pth"),
+        "where to write the trained model (default %(default)s)",
+        group="run",
+        metavar="FILE",
+        recorded=False,
+    )
+    json: Path | None = option(
+        None,
+        "also write the scores of every validation and how the run ended",
+        group="run",
+        metavar="FILE",
+        recorded=False,
+    )
+    logdir: Path = option(
+        Path("runs"),
+        "TensorBoard logs; view with: tensorboard --logdir runs (default %(default)s)",
+        group="run",
+        metavar="DIR",
+        recorded=False,
+    )
+    tensorboard: bool = option(True, "write no TensorBoard logs", group="run", recorded=False)
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if foreign := sorted(self.options.keys() - set(detector_info(self.detector).option_names)):
+            owners = {name: info for name, info in DETECTORS.items() if foreign[0] in info.option_names}
+            if not owners:
+                raise ValueError(f"no detector has an option {foreign[0]!r}")
+            fields = dataclasses.fields(next(iter(owners.values())).options)
+            flag = flag_of(next(each for each in fields if each.name == foreign[0]))
+            raise ValueError(
+                f"{flag} is not an option of {self.detector}, but of {' and '.join(owners)}; leave it out, or choose "
+                "another --detector"
+            )
+        checked = detector_options(self.detector, self.options)
+        object.__setattr__(self, "options", {name: checked[name] for name in self.options})
+
+    @property
+    def fusion(self) -> Fusion:
+        """Where the fusion factors come from: "fixed", or the name of a learned kind."""
+        return next((kind for kind in FUSIONS if kind == self.alpha), "fixed")
+
+    @property
+    def given_alpha(self) -> tuple[float, ...] | None:
+        """The factors given with `alpha`, one per edge, finest first; None: not given."""
+        if self.alpha is None or isinstance(self.alpha, str):
+            return None
+        assert isinstance(self.alpha, tuple)  # a single number was converted
+        return self.alpha * len(self.edges) if len(self.alpha) == 1 else self.alpha
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names of the detector's fused edges, finest first."""
+        return detector_info(self.detector).pyramid.edges
+
+    def resolve(self) -> TrainConfig:
+        """Return the configuration with every default filled in.
+
+        Raises:
+            ValueError: options contradict each other, or name places that cannot be written.
+        """
+        built_in = self.data is None and self.annotations is None
+        tinyperson = self.recipe == "tinyperson"
+        self._check(built_in)
+        from tinydet.data.coco import find_dataset  # reads images: too slow to import for --help
+
+        annotations, images = find_dataset(self.data) if self.data else (self.annotations, self.images)
+        val_annotations, val_images = find_dataset(self.val) if self.val else (self.val_annotations, self.val_images)
+        preset = self.preset or ("small" if built_in else "paper")
+        if tinyperson and preset != "paper":
+            raise ValueError(f"--recipe tinyperson uses the preset paper; leave --preset {preset} out")
+        info = detector_info(self.detector)
+        defaults = {**PRESETS[preset], **info.recipe.get(preset, {})}
+        chosen = {
+            name: getattr(self, name) if getattr(self, name) is not None else defaults[name] for name in PRESETS[preset]
+        }
+        own = {name: defaults[name] for name in info.option_names if name in defaults}
+        weights = self.weights_backbone or ("none" if self.init or (built_in and preset == "small") else "default")
+        return dataclasses.replace(
+            self,
+            data=None,
+            val=None,
+            annotations=annotations,
+            images=images,
+            val_annotations=val_annotations,
+            val_images=val_images,
+            preset=preset,
+            weights_backbone=weights,
+            options={**dataclasses.asdict(info.options()), **own, **self.options},
+            validate_every=self.validate_every or max(1, chosen["epochs"] // 6),
+            empty_tiles=self.empty_tiles and not tinyperson,
+            dense=self.dense or (DENSE if tinyperson else None),
+            group_shapes=self.group_shapes or tinyperson,
+            **chosen,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return what decides the results of a resolved configuration, as plain values for a checkpoint."""
+        names = [each.name for each in dataclasses.fields(self) if each.metadata.get("recorded", True)]
+        values = {name: getattr(self, name) for name in names}
+        return {
+            name: str(value) if isinstance(value, Path) else dict(value) if isinstance(value, Mapping) else value
+            for name, value in values.items()
+        }
+
+    def _check(self, built_in: bool) -> None:
+        """Refuse combinations that mean nothing."""
+        if self.recipe == "tinyperson" and built_in:
+            raise ValueError("--recipe tinyperson is for TinyPerson: name its files with --annotations and --images")
+        if built_in and (self.val or self.val_annotations):
+            raise ValueError("--val needs training data of yours too: name it with --data or --annotations")
+        if self.data and self.annotations:
+            raise ValueError(
+                "--data names a folder with its own annotations; give either --data, or --annotations and --images"
+            )
+        if self.salpha and self.given_alpha is not None:
+            raise ValueError("--salpha computes alpha from the boxes, --alpha gives it; choose one")
+        if self.salpha and self.alpha == "attention":
+            raise ValueError("attention computes alpha from the features and starts at 1; leave --salpha out")
+        if self.tile % 32 or self.tile < 64:
+            raise ValueError(
+                f"--tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {self.tile}"
+            )
+        for flag, path in (("--output", self.output), ("--json", self.json)):
+            if path is not None and (not path.parent.is_dir() or path.is_dir()):
+                raise ValueError(f"{path}: {flag} must be a file in an existing folder")
+        if self.init and self.weights_backbone:
+            raise ValueError("--init brings the weights of the backbone too; leave --weights-backbone out")
+        if self.init and self.sigma_power is not None:
+            raise ValueError("--sigma-power initializes the pyramid, --init loads a trained one; choose one")
+        given, edges = self.given_alpha, self.edges
+        if given is not None and len(given) != len(edges):
+            raise ValueError(
+                f"{self.detector} has {len(edges)} fused edges ({', '.join(edges)}); --alpha takes one value for all "
+                f"of them or one per edge, got {len(given)}"
+            )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of `tinydet train`: one flag per field of `TrainConfig` and per option of a detector."""
+    parser = argparse.ArgumentParser(
+        prog="tinydet train",
+        description="Train a detector for tiny objects. With --salpha its fusion factors are computed from the "
+        "annotations first. With no arguments, train uses a built-in synthetic dataset.",
+        epilog="example: python -m tinydet.train --salpha --data my/train --val my/val --categories person",
+    )
+    add_options(parser, TrainConfig, defaults=_preset_defaults())
+    data = next(group for group in parser._action_groups if group.title == "data")
+    data.add_argument(
+        "--category",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help="train on this category, by its exact name; can be repeated",
+    )
+    for info in DETECTORS.values():
+        owners = [each.label for each in DETECTORS.values() if each.options is info.options]
+        add_options(parser, info.options, group=" and ".join(owners), defaults=_preset_defaults(info.option_names))
+    return parser
+
+
+def config_of(argv: Sequence[str] | None) -> TrainConfig:
+    """Parse command-line arguments into a configuration."""
+    values = vars(parser().parse_args(argv))
+    names = {each.name for each in dataclasses.fields(TrainConfig)}
+    if exact := values.pop("category", None):
+        values["categories"] = (*values.get("categories", ()), *exact)
+    options = {name: values.pop(name) for name in list(values) if name not in names}
+    return TrainConfig(**values, options=options)
+
+
+def options_table() -> str:
+    """Return all options as Markdown tables, for docs/training.md."""
+    tables = [option_table(TrainConfig, _preset_defaults())]
+    seen: list[type[Any]] = []
+    for info in DETECTORS.values():
+        if info.options not in seen and info.option_names:
+            seen.append(info.options)
+            owners = ", ".join(f"`{name}`" for name, each in DETECTORS.items() if each.options is info.options)
+            tables.append(f"Options of {owners} (`options={{...}}` from Python):\n")
+            tables.append(option_table(info.options, _preset_defaults(info.option_names)))
+    return "\n".join(tables)
+
+
+def _preset_defaults(names: Sequence[str] | None = None) -> dict[str, str]:
+    """The text for defaults that depend on the preset, such as `paper: 12, small: 12`, by field."""
+    texts = {}
+    for name in names if names is not None else PRESETS["paper"]:
+        parts = []
+        for preset, values in PRESETS.items():
+            overrides = {key: info.recipe.get(preset, {}).get(name) for key, info in DETECTORS.items()}
+            if name in values:
+                parts.append(f"{preset}: {values[name]}")
+                parts += [f"{preset} with {key}: {value}" for key, value in overrides.items() if value is not None]
+            else:
+                own = next((value for value in overrides.values() if value is not None), None)
+                base = next(getattr(info.options(), name) for info in DETECTORS.values() if name in info.option_names)
+                parts.append(f"{preset}: {base if own is None else own}")
+        if len({part.partition(": ")[2] for part in parts}) > 1:
+            texts[name] = ", ".join(parts)
+        elif name in PRESETS["paper"]:
+            texts[name] = parts[0].partition(": ")[2]
+    return texts
