@@ -1,4 +1,4 @@
-"""What a run came from: the data by its hash, the code by its commit. Kept in the checkpoint."""
+"""Provenance of a run, saved in its checkpoint: a hash of the data and the commit of the code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tinydet.data.coco import Dataset
 
 
 def data_hash(dataset: Dataset) -> str:
-    """SHA-256 of the classes, the boxes as they are trained on, and the name and size in bytes of every image file.
+    """Return the SHA-256 of the classes, the training boxes, and the name and size in bytes of every image file.
 
-    Pictures are not read: one that is replaced by another of the same size in bytes is not noticed.
+    Pixels are not read: an image replaced by another of the same size in bytes is not noticed.
     """
     digest = hashlib.sha256(repr((dataset.classes, dataset.category_ids)).encode())
     for values in (dataset.boxes, dataset.labels, dataset.image_index, dataset.ignore):
@@ -25,7 +25,7 @@ def data_hash(dataset: Dataset) -> str:
 
 
 def code_state() -> str:
-    """The commit that this package is checked out at, with a mark where files differ from it; empty elsewhere."""
+    """Return the commit that this package is checked out at, marked if files differ from it; empty if unknown."""
     folder = Path(tinydet.__file__).parent
 
     def git(*arguments: str) -> str:
@@ -34,7 +34,7 @@ def code_state() -> str:
 
     try:
         if not git("ls-files", "__init__.py"):
-            return ""  # installed into a folder of somebody else's repository
+            return ""  # installed inside another repository
         return git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return ""

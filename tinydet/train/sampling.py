@@ -1,4 +1,4 @@
-"""Which images are trained on, and in which batches."""
+"""Selection of images and tiles for training, and their batches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tinydet.geometry.tiles import Tile
 
 
 def without_dense(dataset: Dataset, limit: int) -> Dataset:
-    """The data set without the images that have more than `limit` annotations, of whatever kind.
+    """Remove images with more than `limit` annotations of any kind.
 
     Raises:
-        ValueError: where no image is left.
+        ValueError: no image is left.
     """
     counts = np.bincount(dataset.image_index, minlength=len(dataset.images))
     if not (counts <= limit).any():
@@ -28,7 +28,7 @@ def without_dense(dataset: Dataset, limit: int) -> Dataset:
 
 
 def with_images(dataset: Dataset, kept: NDArray[np.bool_]) -> Dataset:
-    """The part of a data set that (I,) says, with the boxes of these images."""
+    """Select the images where (I,) `kept` is true, with their boxes."""
     boxes = kept[dataset.image_index]
     number = np.cumsum(kept) - 1
     return dataclasses.replace(
@@ -42,26 +42,26 @@ def with_images(dataset: Dataset, kept: NDArray[np.bool_]) -> Dataset:
 
 
 def without_empty(tiles: TrainingTiles) -> list[tuple[int, Tile]]:
-    """The tiles that show an object.
+    """Return the tiles with at least one object.
 
     Raises:
-        ValueError: where none does.
+        ValueError: no tile has one.
     """
     kept = [tile for index, tile in enumerate(tiles.tiles) if tiles.boxes_in(index)[1].any()]
     if not kept:
-        raise ValueError(f"{tiles.dataset.source}: no tile shows an object; train on all of them")
+        raise ValueError(f"{tiles.dataset.source}: no tile has an object; train on all tiles")
     return kept
 
 
 def shapes_of(tiles: TrainingTiles) -> list[bool]:
-    """Whether each tile is wider than high: tiles of one kind pad each other little."""
+    """Return whether each tile is wider than high: tiles of one kind need little padding together."""
     return [tile.width > tile.height for _, tile in tiles.tiles]
 
 
 def grouped_batches(wide: Sequence[bool], batch: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """`epoch_batches` in which no batch mixes wide tiles with others; the last batch of either kind may be short.
+    """Return `epoch_batches` that never mix wide tiles with others; the last batch of either kind may be short.
 
-    Batches come in the order in which they are full, so that the two kinds stay mixed over the epoch.
+    Batches are listed in the order in which they fill up, so that the two kinds stay mixed over the epoch.
     """
     (order,) = epoch_batches(len(wide), max(len(wide), 1), seed=seed, epoch=epoch)
     batches: list[list[int]] = []

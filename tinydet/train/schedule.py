@@ -1,4 +1,4 @@
-"""How a run learns: SGD, its rate over the steps, and which parameters decay, as in the released recipe."""
+"""The schedule of a run: learning rate per step and weight decay per parameter, as in the released recipe."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Any, Literal
 from torch import nn
 
 WARMUP_STEPS, WARMUP_START = 500, 1 / 3
-DECAY_AT = (6 / 12, 10 / 12)  # of all steps; a tenth at each
+DECAY_AT = (6 / 12, 10 / 12)  # of all steps; the rate is divided by 10 at each
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD as in the released recipe; `lr` is for one step of `batch` tiles.
+    """SGD as in the released recipe.
 
-    `decay` "cosine" falls to 0 along half a cosine in place of the two steps. With `ema` > 0 what is validated and
-    kept is the moving average of the weights with this decay. `grouped` keeps wide tiles and others in batches apart.
+    Attributes:
+        lr: learning rate for steps of `batch` tiles.
+        clip_norm: largest gradient norm over all parameters; 0: no clipping.
+        validate_every: epochs between validations.
+        decay: "steps" divides the rate by 10 twice, "cosine" lets it fall to 0 along half a cosine.
+        ema: decay of a moving average of the weights, which is validated and saved; 0: no average.
+        grouped: batch wide tiles separately from the others.
     """
 
     epochs: int
@@ -25,15 +30,15 @@ class Schedule:
     lr: float
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    clip_norm: float = 0.0  # 0: no clipping; the norm is taken in alpha coordinates, as all gradients here are
+    clip_norm: float = 0.0
     seed: int = 0
-    validate_every: int = 1  # epochs
+    validate_every: int = 1
     decay: Literal["steps", "cosine"] = "steps"
     ema: float = 0.0
     grouped: bool = False
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step `step` of `steps`: linear warm-up from a third, then a tenth at 6/12 and at 10/12."""
+        """Return the learning rate of a step: linear warm-up from a third, then the decay."""
         warmup = min(WARMUP_STEPS, steps // 10)
         if self.decay == "cosine":
             factor = (1 + math.cos(math.pi * max(step - warmup, 0) / max(steps - warmup, 1))) / 2
@@ -45,7 +50,7 @@ class Schedule:
 
 
 def parameter_groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases learn at twice the rate and without decay (the released recipe), norm layers and alpha without decay."""
+    """Group parameters: biases learn at twice the rate without decay, as released; norms and alpha without decay."""
     weights, undecayed, biases = [], [], []
     for module in detector.modules():
         for name, parameter in module.named_parameters(recurse=False):

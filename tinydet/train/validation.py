@@ -1,4 +1,4 @@
-"""Validation while training: scores by all processes together, precision-recall curves and a picture for TensorBoard.
+"""Validation during training: scores computed by all processes together, curves and an image for TensorBoard.
 
 What is scored is what ships: `detect_scene()` on whole images and the backend of `tinydet evaluate model.pth`.
 """
@@ -26,14 +26,14 @@ from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
 from tinydet.train.sampling import with_images
 
-RANGES = ("all", "tiny")  # whose curves are drawn
-SHOWN_IMAGES, SHOWN_SIDE = 4, 640  # of the picture: how many images, and the most pixels of a side of each
-SHOWN_SCORE = 0.3
-TRUTH, FOUND = "lime", "red"
+CURVE_RANGES = ("all", "tiny")  # size ranges with a precision-recall curve
+MAX_IMAGES, MAX_SIDE = 4, 640  # number of images in the TensorBoard image, and pixels per side of each
+MIN_SCORE = 0.3
+TRUTH_COLOR, PREDICTION_COLOR = "lime", "red"
 
 
 class Validation:
-    """Scores a detector on a data set, and can show what it last found.
+    """Score a detector on a dataset, and write the last results to TensorBoard.
 
     Args:
         overlap: of the tiles, in pixels.
@@ -55,12 +55,12 @@ class Validation:
         self.autocast = autocast
         self.processes = processes or Processes()
         self.scores: Scores | None = None
-        self.found: list[dict[str, Any]] = []
+        self.predictions: list[dict[str, Any]] = []  # COCO results
 
     def __call__(self, detector: Detector, spec: ModelSpec) -> dict[str, float]:
-        """AP50, AP50-tiny and AP25-tiny by the `coco` protocol, and AP50/CLASS where there are several classes.
+        """Return AP50, AP50-tiny and AP25-tiny by the `coco` protocol, and AP50/CLASS if there are several classes.
 
-        The same in every process; -1 without such objects.
+        The same in every process; -1 if there are no such objects.
         """
         backend = TorchBackend(detector, spec, device=str(self.device), autocast=self.autocast)
         numbers = range(len(self.dataset.images))
@@ -80,7 +80,7 @@ class Validation:
             tiles=sum(part.tiles for part in parts),
             saturated=sum(part.saturated for part in parts),
         )
-        self.found = found.detections
+        self.predictions = found.detections
         self.scores = score_dataset(self.dataset, found, choose_protocol("coco"))
         assert self.scores.precision is not None
         everything, tiny = self.scores.precision["all"], self.scores.precision["tiny"]
@@ -91,44 +91,52 @@ class Validation:
         return metrics
 
     def show(self, writer: Any, step: int) -> None:
-        """Write the last curves and picture to a TensorBoard `SummaryWriter`."""
+        """Write the last curves and predictions to a TensorBoard `SummaryWriter`."""
         for name, curve in self.curves().items():
-            unknown = np.zeros(len(curve))  # counts, which a curve of interpolated precision has not
+            no_counts = np.zeros(len(curve))  # interpolated precision has no counts
             recall = np.linspace(0, 1, len(curve))
-            # TensorBoard runs from the lowest threshold to the highest: from the highest recall down.
+            # TensorBoard expects rising thresholds, so falling recall.
             writer.add_pr_curve_raw(
-                name, unknown, unknown, unknown, unknown, curve[::-1], recall[::-1], step, num_thresholds=len(curve)
+                name,
+                no_counts,
+                no_counts,
+                no_counts,
+                no_counts,
+                curve[::-1],
+                recall[::-1],
+                step,
+                num_thresholds=len(curve),
             )
-        writer.add_image("predictions (red) and objects (green)", self.picture(), step)
+        writer.add_image("predictions (red) and objects (green)", self.image(), step)
 
     def curves(self) -> dict[str, NDArray[np.float64]]:
-        """Precision at 101 recalls, mean over the classes that have objects, at IoU 0.5 for each of `RANGES`."""
+        """Return precision at 101 recalls at IoU 0.5, averaged over classes with objects, for each of `CURVE_RANGES`."""
         if self.scores is None or self.scores.precision is None:
             return {}
         curves = {}
-        for name in RANGES:
+        for name in CURVE_RANGES:
             by_class = np.asarray(self.scores.precision[name][0.5].precision, np.float64)
             known = by_class[(by_class >= 0).all(axis=1)]
             if len(known):
                 curves[f"precision-recall/{name}"] = known.mean(axis=0)
         return curves
 
-    def picture(self) -> Tensor:
-        """(3, H, W) uint8: the images with most objects side by side, what was found in red, what is there in green."""
+    def image(self) -> Tensor:
+        """Return (3, H, W) uint8: the images with most objects, predictions in red and objects in green."""
         dataset = self.dataset
         counts = np.bincount(dataset.image_index[dataset.objects], minlength=len(dataset.images))
         tiles = []
-        for i in np.argsort(-counts, kind="stable")[:SHOWN_IMAGES].tolist():
+        for i in np.argsort(-counts, kind="stable")[:MAX_IMAGES].tolist():
             pixels = torch.from_numpy(np.ascontiguousarray(read_pixels(dataset, i))).permute(2, 0, 1)
             boxes = [
                 entry["bbox"]
-                for entry in self.found
-                if entry["image_id"] == dataset.images[i].id and entry["score"] >= SHOWN_SCORE
+                for entry in self.predictions
+                if entry["image_id"] == dataset.images[i].id and entry["score"] >= MIN_SCORE
             ]
             found = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
             found[:, 2:] += found[:, :2]
-            here = dataset.of_image(i)
-            truth = torch.from_numpy(here.boxes[~here.ignore]).float()
+            annotations = dataset.of_image(i)
+            truth = torch.from_numpy(annotations.boxes[~annotations.ignore]).float()
             tiles.append(_drawn(pixels, truth, found))
         height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
         padded = [
@@ -138,19 +146,19 @@ class Validation:
 
 
 def _drawn(pixels: Tensor, truth: Tensor, found: Tensor) -> Tensor:
-    """An image with boxes a pixel wide, cut about its objects to the size that is shown."""
+    """Draw boxes one pixel wide on a crop of an image around its objects."""
     _, height, width = pixels.shape
-    centre = (truth[:, :2] + truth[:, 2:]).median(dim=0).values / 2 if len(truth) else torch.zeros(2)
+    center = (truth[:, :2] + truth[:, 2:]).median(dim=0).values / 2 if len(truth) else torch.zeros(2)
     x, y = (
-        int(min(max(float(place) - SHOWN_SIDE / 2, 0), max(side - SHOWN_SIDE, 0)))
-        for place, side in zip(centre, (width, height), strict=True)
+        int(min(max(float(position) - MAX_SIDE / 2, 0), max(side - MAX_SIDE, 0)))
+        for position, side in zip(center, (width, height), strict=True)
     )
-    window = pixels[:, y : y + SHOWN_SIDE, x : x + SHOWN_SIDE].contiguous()
+    window = pixels[:, y : y + MAX_SIDE, x : x + MAX_SIDE].contiguous()
     offset = torch.tensor([x, y, x, y])
-    for boxes, colour in ((truth, TRUTH), (found, FOUND)):
+    for boxes, color in ((truth, TRUTH_COLOR), (found, PREDICTION_COLOR)):
         shifted = boxes - offset
-        seen = (shifted[:, 2:] > 0).all(1) & (shifted[:, 0] < window.shape[2]) & (shifted[:, 1] < window.shape[1])
-        seen &= (shifted[:, 2:] >= shifted[:, :2]).all(1)
-        if seen.any():
-            window = draw_bounding_boxes(window, shifted[seen], colors=colour)
+        visible = (shifted[:, 2:] > 0).all(1) & (shifted[:, 0] < window.shape[2]) & (shifted[:, 1] < window.shape[1])
+        visible &= (shifted[:, 2:] >= shifted[:, :2]).all(1)
+        if visible.any():
+            window = draw_bounding_boxes(window, shifted[visible], colors=color)
     return window
