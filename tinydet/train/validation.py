@@ -110,7 +110,7 @@ class Validation:
         writer.add_image("predictions (red) and objects (green)", self.image(), step)
 
     def curves(self) -> dict[str, NDArray[np.float64]]:
-        """Return precision at 101 recalls at IoU 0.5, averaged over classes with objects, for each of `CURVE_RANGES`."""
+        """Return precision at 101 recalls, IoU 0.5, averaged over classes with objects, per range of `CURVE_RANGES`."""
         if self.scores is None or self.scores.precision is None:
             return {}
         curves = {}
@@ -122,7 +122,7 @@ class Validation:
         return curves
 
     def image(self) -> Tensor:
-        """Return (3, H, W) uint8: the images with most objects, predictions in red and objects in green."""
+        """Return (3, H, W) uint8: the images with the most objects, predictions in red, objects in green."""
         dataset = self.dataset
         counts = np.bincount(dataset.image_index[dataset.objects], minlength=len(dataset.images))
         tiles = []

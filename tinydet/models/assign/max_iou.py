@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tinydet.geometry.anchors import AnchorDesign
+from tinydet.geometry.cells import nearest_cell
 from tinydet.models.assign import Matches, Similarity
 from tinydet.models.assign.similarity import IoU
 
@@ -108,8 +109,8 @@ def _best_similarity(
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     for level, (rows, columns) in enumerate(grid):
         stride = design.strides[level]
-        column = (center[:, 0] / stride - design.offset).round().clamp(0, columns - 1)
-        row = (center[:, 1] / stride - design.offset).round().clamp(0, rows - 1)
+        column = nearest_cell(center[:, 0], design.offset * stride, stride, columns)
+        row = nearest_cell(center[:, 1], design.offset * stride, stride, rows)
         first = (row * columns + column).long() * len(design.shapes[level]) + starts[level]
         for shape in range(len(design.shapes[level])):
             best = torch.maximum(best, similarity.pairs(boxes, anchors[first + shape]))
