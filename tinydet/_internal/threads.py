@@ -1,21 +1,23 @@
 """How CPU threads wait for each other.
 
-OpenMP, which torch computes with, and ONNX Runtime let a waiting thread spin, because it notices the end of the wait
-some microseconds earlier. On a machine with other work this is ruinous: the spinning thread uses up the time slice
-that the thread it waits for needs. libgomp spins for up to 20 ms at the end of every operator, and training beside two
-busy processes ran at a twentieth of its speed with half of the CPU (`benchmarks/busy_machine.py`). Here waiting
-threads sleep almost at once, so speed follows the share of the CPU that a process gets. OpenVINO needs no setting.
+By default a waiting thread of OpenMP (which torch uses) or ONNX Runtime spins: it notices the end of the wait some
+microseconds earlier than a sleeping one. On a machine with other work this is ruinous, because the spinning thread
+uses up the time slice that the thread it waits for needs. libgomp spins for up to 20 ms at the end of an operator, and
+training slowed down far more than its share of the CPU did. Here waiting threads soon sleep, and speed follows that
+share (`benchmarks/busy_machine.py`). OpenVINO's threads do so without a setting.
 
-`OMP_WAIT_POLICY=active` in the environment brings spinning back for both.
+`OMP_WAIT_POLICY=active` in the environment makes the threads of both spin.
 """
 
 from __future__ import annotations
 
 import os
 
-# 10 000 pauses are 0.2–0.6 ms: longer than most waits of a step on an idle machine, a fraction of a time slice.
-OPENMP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}  # the second is libgomp's own, and prevails there
-CHOSEN_BY_USER = (*OPENMP, "KMP_BLOCKTIME")
+# GOMP_SPINCOUNT prevails in libgomp, torch's OpenMP on Linux. 5000 pauses last 0.1–0.3 ms: most waits inside of a
+# training step are shorter, and a time slice of the scheduler is ten times as long. With 0, a training step on an idle
+# machine took a fifth longer; with 30 000, training beside other work was half as fast.
+OPENMP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "5000"}
+OPENMP_VARIABLES = (*OPENMP, "KMP_BLOCKTIME")
 
 
 def set_openmp_wait_policy() -> None:
@@ -23,7 +25,7 @@ def set_openmp_wait_policy() -> None:
 
     OpenMP reads it once, when it is loaded. A program that imports torch before tinydet keeps torch's default.
     """
-    if not any(name in os.environ for name in CHOSEN_BY_USER):
+    if not any(name in os.environ for name in OPENMP_VARIABLES):
         os.environ.update(OPENMP)
 
 
