@@ -43,6 +43,7 @@ BATCH = 4
 
 def main() -> int:
     args = arguments()
+    about = environment()
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for workload in args.workloads:
@@ -72,7 +73,7 @@ def main() -> int:
     if args.output:
         command = "python benchmarks/busy_machine.py " + " ".join(sys.argv[1:])
         options = {"busy_processes": args.busy, "rounds": args.rounds, "seconds": args.seconds, "batch": BATCH}
-        write_json(args.output, {"command": command.strip(), **environment(), **options, "rows": rows})
+        write_json(args.output, {"command": command.strip(), **about, **options, "rows": rows})
         print(f"wrote {args.output}")
     return 0
 
