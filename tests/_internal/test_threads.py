@@ -51,7 +51,7 @@ def test_onnx_runtime_spins_only_where_the_user_asks_for_it(
 def test_the_openmp_that_torch_loads_has_the_wait_policy() -> None:
     pytest.importorskip("torch")
     done = subprocess.run(
-        [sys.executable, "-c", "import tinydet.train.run"],
+        [sys.executable, "-c", "import tinydet.train.schedule"],
         env={**os.environ, "OMP_DISPLAY_ENV": "VERBOSE"},
         capture_output=True,
         text=True,
