@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,16 +12,19 @@ import cv2
 import numpy as np
 import pytest
 
+# Read by torch when it is imported: parallel workers must not compete for cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 sys.path.append(str(Path(__file__).parent / "support"))  # modules that several folders of tests share
 pytest_plugins = ["runtime_fixtures"]
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell that started pytest in the background
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell that started pytest in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `shared` beside the repository: real images, annotation files and recorded answers."""
+    """The folder `shared` beside the repository: real images, annotation files and recorded outputs."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the real data of {folder}, which is not on this machine")

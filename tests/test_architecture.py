@@ -229,8 +229,8 @@ def test_torch_is_named_only_where_it_may_be() -> None:
     assert not named
 
 
-def test_the_package_itself_imports_nothing() -> None:
-    assert [edge.target for edge in imports("tinydet") if edge.target != "__future__"] == []
+def test_the_package_itself_imports_nothing_but_how_threads_wait() -> None:
+    assert {edge.target for edge in imports("tinydet")} <= {"__future__", "tinydet._internal.threads"}
 
 
 def test_an_optional_package_is_imported_where_its_extra_is_named() -> None:

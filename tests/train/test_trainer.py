@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +46,19 @@ def trainer(
         device=torch.device("cpu"),
         autocast=False,
     )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, torch.Tensor]]:
+    """The weights that a run writes when nothing interrupts it, trained once for each set of options."""
+
+    @functools.cache
+    def weights(**options) -> dict[str, torch.Tensor]:
+        output = tmp_path_factory.mktemp("uninterrupted") / "model.pth"
+        trainer(squares, output, **options).fit()
+        return load_checkpoint(output).weights
+
+    return weights
 
 
 def test_the_rate_warms_up_from_a_third_and_falls_to_a_tenth_twice() -> None:
@@ -101,10 +116,8 @@ FASTER_RCNN = DetectorConfig("mobilenet_v2", channels=8, norm="batch", detector=
     [(2, {}), (8, {}), (14, {}), (14, {"ema": 0.9, "decay": "cosine", "grouped": True}), (5, {"config": FASTER_RCNN})],
 )
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    squares: Path, tmp_path: Path, samples: int, options: dict
+    squares: Path, tmp_path: Path, uninterrupted: Callable, samples: int, options: dict
 ) -> None:
-    straight = trainer(squares, tmp_path / "straight.pth", **options)
-    straight.fit()
     stopping = tiles_of(squares, StopsAt)
     stopping.left = samples
     first = trainer(squares, tmp_path / "parts.pth", stopping, **options)
@@ -114,14 +127,15 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     second = trainer(squares, tmp_path / "parts.pth", **options)
     second.resume()
     second.fit()
-    ours, wanted = load_checkpoint(tmp_path / "parts.pth").weights, load_checkpoint(tmp_path / "straight.pth").weights
+    ours, wanted = load_checkpoint(tmp_path / "parts.pth").weights, uninterrupted(**options)
     assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
     assert not (tmp_path / "parts.resume.pth").exists()
 
 
-def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(squares: Path, tmp_path: Path) -> None:
-    straight, parts = trainer(squares, tmp_path / "straight.pth"), trainer(squares, tmp_path / "parts.pth")
-    straight.fit()
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(
+    squares: Path, tmp_path: Path, uninterrupted: Callable
+) -> None:
+    parts = trainer(squares, tmp_path / "parts.pth")
     loss, calls = parts.loss, iter(range(100))
 
     def pressed(samples):
@@ -136,7 +150,7 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(squares: Path, tmp_pat
     resumed = trainer(squares, tmp_path / "parts.pth")
     resumed.resume()
     resumed.fit()
-    ours, wanted = resumed.detector.state_dict(), straight.detector.state_dict()
+    ours, wanted = resumed.detector.state_dict(), uninterrupted()
     assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
 
 
@@ -332,9 +346,9 @@ run.fit()
 
 
 @pytest.mark.parametrize("where", ["step", "write"])
-def test_a_run_that_is_killed_goes_on_bit_for_bit(squares: Path, tmp_path: Path, where: str) -> None:
-    straight = trainer(squares, tmp_path / "straight.pth")
-    straight.fit()
+def test_a_run_that_is_killed_goes_on_bit_for_bit(
+    squares: Path, tmp_path: Path, uninterrupted: Callable, where: str
+) -> None:
     program = KILLED.format(folder=str(Path(__file__).parent))
     arguments = [where, str(squares), str(tmp_path / "parts.pth")]
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
@@ -343,7 +357,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(squares: Path, tmp_path: Path,
     resumed.resume()
     assert resumed._step in (3, 4)
     resumed.fit()
-    ours, wanted = resumed.detector.state_dict(), straight.detector.state_dict()
+    ours, wanted = resumed.detector.state_dict(), uninterrupted()
     assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
 
 

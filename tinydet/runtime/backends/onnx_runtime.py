@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.threads import allow_spinning
 from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.onnx_spec import checked_spec
 from tinydet.spec import METADATA_KEY, ModelSpec
@@ -57,6 +58,7 @@ class OnnxRuntimeBackend:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads = threads or _usable_cores()
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning())))
         wanted = _providers(onnxruntime, provider, options, Path(path))
         if wanted != [PROVIDERS["cpu"]]:
             self._session = _session(onnxruntime, path, options, wanted)
