@@ -62,9 +62,7 @@ def test_every_flag_that_the_page_names_is_one() -> None:
 
 def test_the_tables_of_options_are_those_of_the_code() -> None:
     (found,) = OPTIONS.findall(TEXT)
-    assert found == tables(), (
-        "docs/training.md is outdated; rewrite it with: python tests/docs/test_training_document.py"
-    )
+    assert found == tables(), "outdated options in docs/training.md; run: python tests/docs/test_training_document.py"
 
 
 def tables() -> str:

@@ -175,11 +175,10 @@ def _convolutions(blocks: nn.ModuleList) -> list[nn.Conv2d]:
     for block in blocks:
         conv = first_convolution(block)
         others = [module for module in block.modules() if module is not conv and not list(module.children())]
-        linear = all(isinstance(module, nn.BatchNorm2d) for module in others)
-        if linear:
-            for norm in others:
-                conv = fuse_conv_bn_eval(copy.deepcopy(conv).eval(), copy.deepcopy(norm).eval())
-        if not linear or conv.bias is None:
+        norms = [module for module in others if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            conv = fuse_conv_bn_eval(copy.deepcopy(conv).eval(), copy.deepcopy(norm).eval())
+        if len(norms) < len(others) or conv.bias is None:
             raise ValueError(f"cannot fold alpha into {block}: expected a convolution with a bias or a batch norm")
         found.append(conv)
     return found
