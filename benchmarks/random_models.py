@@ -13,6 +13,7 @@ from tinydet.export.verify import middle_tile
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.faster_rcnn import FasterRCNN
+from tinydet.models.registry import detector_info
 from tinydet.spec import ModelSpec
 from tinydet.train.config import PRESETS
 
@@ -22,10 +23,13 @@ def write_random_checkpoint(
 ) -> None:
     """Two classes. Batch norms know the scale of their layer on the pictures, so that activations are as usual."""
     tiles = _tiles(pictures, tile)
-    size = PRESETS[preset]
+    info = detector_info(detector)
+    options = {name: value for name, value in info.recipe.get(preset, {}).items() if name in info.option_names}
+    if "head_init" in info.option_names:
+        options["head_init"] = "he"
     torch.manual_seed(0)
-    config = DetectorConfig(backbone, size.channels, size.head_convs, "he", "batch", classes=2, detector=detector)
-    network = build_detector(config, (0.368, 0.387, 0.367))
+    config = DetectorConfig(backbone, PRESETS[preset]["channels"], "batch", 2, detector, options=options)
+    network = build_detector(config, (0.368, 0.387, 0.367)[: len(info.pyramid.edges)])
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None  # the mean of all that it has seen

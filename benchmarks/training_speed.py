@@ -145,11 +145,18 @@ def ours(
     from tinydet.data.samples import epoch_batches, stream
     from tinydet.models.checkpoint import Checkpoint
     from tinydet.models.detector import DetectorConfig, build_detector
+    from tinydet.models.losses import total
     from tinydet.train.schedule import Schedule
     from tinydet.train.trainer import Trainer
 
     classes = tiles.dataset.classes
-    config = DetectorConfig(**network, norm="frozen", classes=len(classes))
+    config = DetectorConfig(
+        network["backbone"],
+        network["channels"],
+        norm="frozen",
+        classes=len(classes),
+        options={"head_convs": network["head_convs"]},
+    )
     detector = build_detector(config)
     detector.backbone.freeze(freeze)
     trainer = Trainer(
@@ -169,7 +176,7 @@ def ours(
         for epoch in range(10**6):
             batches = [b for b in epoch_batches(len(tiles), batch, seed=0, epoch=epoch) if len(b) == batch]
             for samples in stream(tiles, batches, seed=0, epoch=epoch):
-                yield len(samples), float(trainer.step(samples, LR).total())
+                yield len(samples), float(total(trainer.step(samples, LR)))
 
     return detector, steps()
 

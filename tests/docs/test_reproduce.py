@@ -16,7 +16,7 @@ from tinydet.__main__ import Group, _load
 from tinydet.evaluate import __main__ as evaluate
 from tinydet.study import sweep
 from tinydet.train.__main__ import main
-from tinydet.train.config import parser
+from tinydet.train.config import TrainConfig, config_of
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line)[1:] for line in PAGE.splitlines() if line.startswith("tinydet ")]
@@ -35,14 +35,14 @@ THIN = [
 ]
 
 
-def understood(command: list[str]) -> argparse.Namespace:
+def understood(command: list[str]) -> argparse.Namespace | TrainConfig:
     """The arguments as the command itself would read them."""
     match command:
         case ["train", *flags]:
-            return parser().parse_args(flags)
+            return config_of(flags)
         case ["sweep", *flags]:
             own, others = sweep._parser().parse_known_args(flags)
-            parser().parse_args(others)
+            config_of(others)
             return own
         case ["evaluate", *flags]:
             return evaluate._parser().parse_args(flags)
@@ -64,7 +64,7 @@ def test_every_run_of_the_tables_has_its_command_and_starts_from_one() -> None:
     made = {str(understood(command).output).removesuffix(".pth") for command in COMMANDS if command[0] != "evaluate"}
     named = set(re.findall(r"^\| [^|]+ \| ([RFSMCK]\d+) \|", PAGE, re.M))
     assert {name.lower() for name in named} <= made and len(named) == 27
-    needed = {Path(args.init).stem for args in map(parser().parse_args, TRAININGS) if args.init}
+    needed = {Path(config.init).stem for config in map(config_of, TRAININGS) if config.init}
     assert needed <= made
 
 

@@ -1,4 +1,7 @@
-"""docs/training.md: every block of Python runs, in turn; its table of tags is what TensorBoard is given."""
+"""docs/training.md: its Python runs, its tables of options are those of the code, its tags are TensorBoard's.
+
+Run this file to rewrite the tables of options.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from tinydet.train import config
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
+OPTIONS = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- end of options -->)", re.S)
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
 
 
@@ -54,3 +58,16 @@ def test_every_block_runs_in_turn(
 def test_every_flag_that_the_page_names_is_one() -> None:
     flags = {flag for action in config.parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - {"--logdir"} <= flags
+
+
+def test_the_tables_of_options_are_those_of_the_code() -> None:
+    (found,) = OPTIONS.findall(TEXT)
+    assert found == tables(), "outdated options in docs/training.md; run: python tests/docs/test_training_document.py"
+
+
+def tables() -> str:
+    return f"\n{config.options_table()}\n"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(OPTIONS.sub(lambda _: tables(), TEXT), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -140,17 +141,31 @@ def _checked(field: dataclasses.Field[Any], kinds: Sequence[Any], value: Any) ->
     return tuple(value) if names else parsed
 
 
-def option_table(options: type[Any], defaults: Mapping[str, str] | None = None) -> str:
-    """Return the fields of a dataclass as a Markdown table: option, flag, default, meaning."""
+def option_table(options: type[Any], defaults: Mapping[str, str] | None = None, *, group: str | None = None) -> str:
+    """Return the fields of a dataclass as a Markdown table: option, flag, default, meaning.
+
+    Args:
+        defaults: text for the default by field, where it is decided later.
+        group: only the fields of this group; None: all.
+    """
     rows = ["| option | flag | default | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(options):
-        if "help" in field.metadata:
-            shown = (defaults or {}).get(field.name, _shown(field.default))
-            meaning = field.metadata["help"].replace(" (default %(default)s)", "").replace("%(default)s", shown)
+        if "help" in field.metadata and group in (None, field.metadata["group"]):
+            meaning, default = field.metadata["help"], ""
+            if not isinstance(field.default, bool):
+                meaning, default = _split_default(meaning)
+            shown = (defaults or {}).get(field.name, default or _shown(field.default))
             if field.default is True:
                 meaning = f"`False`: {meaning}"
             rows.append(f"| `{field.name}` | `{flag_of(field)}` | {shown} | {meaning} |")
     return "\n".join(rows) + "\n"
+
+
+def _split_default(help_text: str) -> tuple[str, str]:
+    """Split the default off a help text: "threads (default: all cores)" -> "threads", "all cores"."""
+    if match := re.fullmatch(r"(.*) \(default: (.*)\)", help_text):
+        return match[1], match[2]
+    return re.sub(r" \(default %\(default\)s[,:] ", " (", help_text.replace(" (default %(default)s)", "")), ""
 
 
 def _shown(default: Any) -> str:

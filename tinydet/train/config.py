@@ -155,14 +155,14 @@ class TrainConfig:
     )
     alpha_range: tuple[float, float] = option(
         ALPHA_RANGE,
-        "clamp of --salpha (default %(default)s, as in the released code)",
+        "limits of the alpha that --salpha computes (default %(default)s, as in the released code)",
         group="fusion factor",
         metavar="LOW,HIGH",
         parse=_alpha_range,
     )
     sigma_power: float | None = option(
         None,
-        "initialize the pyramid with powers of S (section 3.3 of the paper, which uses 0.5; default: off)",
+        "initialize the pyramid with powers of S, as in section 3.3 of the paper, which uses 0.5 (default: off)",
         group="fusion factor",
         metavar="S",
     )
@@ -175,8 +175,8 @@ class TrainConfig:
     )
     preset: str | None = option(
         None,
-        "paper: ResNet-50, 256 channels, the published recipe (default for your data); "
-        "small: MobileNetV2, 64 channels (default for the built-in dataset)",
+        "paper: ResNet-50, 256 channels, the published recipe; small: MobileNetV2, 64 channels, for CPUs "
+        "(default: paper; small for the built-in dataset)",
         group="model",
         choices=tuple(PRESETS),
     )
@@ -192,14 +192,15 @@ class TrainConfig:
         None,
         "start from a whole detector: coco downloads torchvision's COCO weights, FILE is a checkpoint or a file of "
         "torchvision's weights, NAME a bundled model such as thermal; layers that do not fit are listed and start from "
-        "random weights (default: no)",
+        "random weights (default: none)",
         group="model",
         metavar="coco|FILE|NAME",
     )
     norm: str = option(
         "auto",
         "normalization of the backbone: frozen keeps pretrained statistics, batch learns them, group is for small "
-        "batches without pretrained weights (default %(default)s: frozen with pretrained weights, else batch)",
+        "batches without pretrained weights, auto is frozen with pretrained weights and else batch (default "
+        "%(default)s)",
         group="model",
         choices=("auto", *NORMS),
     )
@@ -440,16 +441,20 @@ def config_of(argv: Sequence[str] | None) -> TrainConfig:
 
 
 def options_table() -> str:
-    """Return all options as Markdown tables, for docs/training.md."""
-    tables = [option_table(TrainConfig, _preset_defaults())]
+    """Return all options as Markdown tables by group, for docs/training.md."""
+    groups = dict.fromkeys(each.metadata["group"] for each in dataclasses.fields(TrainConfig) if each.metadata)
+    parts = [
+        f"### {group.capitalize()}\n\n{option_table(TrainConfig, _preset_defaults(), group=group)}" for group in groups
+    ]
     seen: list[type[Any]] = []
     for info in DETECTORS.values():
         if info.options not in seen and info.option_names:
             seen.append(info.options)
-            owners = ", ".join(f"`{name}`" for name, each in DETECTORS.items() if each.options is info.options)
-            tables.append(f"Options of {owners} (`options={{...}}` from Python):\n")
-            tables.append(option_table(info.options, _preset_defaults(info.option_names)))
-    return "\n".join(tables)
+            owners = " and ".join(f"`{name}`" for name, each in DETECTORS.items() if each.options is info.options)
+            parts.append(
+                f"### Options of {owners}\n\n{option_table(info.options, _preset_defaults(info.option_names))}"
+            )
+    return "\n".join(parts)
 
 
 def _preset_defaults(names: Sequence[str] | None = None) -> dict[str, str]:
