@@ -102,7 +102,7 @@ def test_a_saturated_tile_is_reported_with_advice(model: Path, tmp_path: Path, c
     cv2.imwrite(str(tmp_path / "white.png"), np.full((64, 64, 3), 255, np.uint8))
     assert run("--image", tmp_path / "white.png", "--output", tmp_path / "dets.json") == 0
     said = capsys.readouterr().out
-    assert "1 tiles saturated" in said
+    assert "1 tile saturated" in said
     assert "50 slots" in said
 
 

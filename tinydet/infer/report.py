@@ -26,15 +26,13 @@ def plan_lines(
     scale = "" if tiling.scale == 1 else f" at scale {tiling.scale:.4g}"
     memory = expected_memory(scene, spec, batch) / 2**20
     eta = "" if seconds is None else f", {duration(seconds)} at most"
-    yield (
-        f"{scene.name}: {scene.width}x{scene.height}{scale}, {grid.columns}x{grid.rows} = {len(grid)} tiles of "
-        f"{tiling.tile}, overlap {plan.overlap}, {plan.batches} batches of {batch}, about {memory:.0f} MiB{eta}"
-    )
+    size = f"{scene.width}x{scene.height}{scale}"
+    tiles = f"{grid.columns}x{grid.rows} = {plural(len(grid), 'tile')} of {tiling.tile}, overlap {plan.overlap}"
+    batches = f"{plural(plan.batches, 'batch')} of {batch}"
+    yield f"{scene.name}: {size}, {tiles}, {batches}, about {memory:.0f} MiB{eta}"
     if plan.coarse is not None:
-        yield (
-            f"  first a coarse pass: {len(plan.coarse.grid)} tiles at scale {plan.coarse.scale:.3g}, for objects above "
-            f"{plan.min_side:.0f} pixels"
-        )
+        coarse = f"{plural(len(plan.coarse.grid), 'tile')} at scale {plan.coarse.scale:.3g}"
+        yield f"  first a coarse pass: {coarse}, for objects above {plan.min_side:.0f} pixels"
     if from_journal:
         yield f"  {from_journal} of {plan.tiles} tiles were finished by an earlier run"
     if plan.options.score < spec.score_floor:
@@ -57,10 +55,8 @@ def video_line(
     line += f"{frames or 'unknown number of'} frames to process{', live' if video.live else ''}"
     if plan is None:
         return line
-    line += (
-        f", {plan.tiles} tiles of {spec.tile} each, overlap {plan.overlap}, {plan.batches} batches of "
-        f"{plan.options.batch}"
-    )
+    line += f", {plural(plan.tiles, 'tile')} of {spec.tile} each, overlap {plan.overlap}"
+    line += f", {plural(plan.batches, 'batch')} of {plan.options.batch}"
     seconds = seconds_per_batch * plan.batches * frames
     return line + (f", {duration(seconds)} at most" if seconds else "")
 
@@ -73,13 +69,13 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
         seconds: duration of the others.
     """
     tiles = tally.tiles
-    yield (
-        f"  {tally.by_class.sum()} detections ({class_counts(tally, spec)}) in {tiles.tiles} tiles, {seconds:.1f} s, "
-        f"{(tiles.tiles - from_journal) / seconds:.1f} tiles/s; {tiles.saturated or 'no'} tiles saturated"
-    )
+    found = f"{plural(int(tally.by_class.sum()), 'detection')} ({class_counts(tally, spec)})"
+    speed = f"{seconds:.1f} s, {(tiles.tiles - from_journal) / seconds:.1f} tiles/s"
+    saturated = plural(tiles.saturated, "tile") if tiles.saturated else "no tiles"
+    yield f"  {found} in {plural(tiles.tiles, 'tile')}, {speed}; {saturated} saturated"
     for count, reason in ((tiles.empty, "without data"), (tiles.filtered, "without anything of an object's size")):
         if count:
-            yield f"  {count} tiles {reason} were skipped ({count / tiles.tiles:.0%})"
+            yield f"  skipped {plural(count, 'tile')} {reason} ({count / tiles.tiles:.0%})"
     if tiles.saturated:
         yield (
             f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; some boxes are lost. "
@@ -92,6 +88,16 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
 def class_counts(tally: Tally, spec: ModelSpec) -> str:
     """List the number of boxes of each class."""
     return ", ".join(f"{name} {count}" for name, count in zip(spec.classes, tally.by_class.tolist(), strict=True))
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a count with its noun.
+
+    >>> plural(1, "tile"), plural(2, "batch")
+    ('1 tile', '2 batches')
+    """
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count} {noun}{ending}"
 
 
 def duration(seconds: float) -> str:
