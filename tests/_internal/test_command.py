@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,25 @@ def failing(error: BaseException, name: str = "infer") -> Main:
         raise error
 
     return main
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_messages_of_the_library_are_shown_once(nested: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    @command("infer")
+    def main(argv: Sequence[str] | None = None) -> int:
+        logging.getLogger("tinydet.infer").info("100 % of the tiles")
+        logging.getLogger("tinydet.data").warning("skipped: a.png")
+        return 0
+
+    @command("")
+    def outer(argv: Sequence[str] | None = None) -> int:
+        return main(argv)
+
+    assert (outer if nested else main)([]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("100 % of the tiles\n", "tinydet infer: skipped: a.png\n")
+    logging.getLogger("tinydet.infer").info("outside of a command nobody shows it")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_exit_code_and_arguments_pass_through() -> None:

@@ -58,13 +58,16 @@ def test_it_learns_is_exported_verified_and_finds_the_squares(
     assert evaluate(["--model", str(tmp_path / "model.onnx"), "--data", str(squares)]) == 0
 
 
-def test_the_command_line_and_the_plan_know_it(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_and_the_plan_know_it(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert config_of(["--detector", "toy", "--prior", "0.2"]).options == {"prior": 0.2}
     with pytest.raises(ValueError, match="--prior is not an option of retinanet, but of toy"):
         config_of(["--prior", "0.2"])
-    lines: list[str] = []
-    train(config(squares, tmp_path / "model.pth", dry_run=True), report=lines.append)
+    with caplog.at_level("INFO", "tinydet.train"):
+        train(config(squares, tmp_path / "model.pth", dry_run=True))
+    lines = caplog.messages
     assert any("Toy, mobilenet_v2" in line for line in lines)
     assert [line.split()[1] for line in lines if " head " in line or line.split()[0] == "head"]
     assert list(tmp_path.iterdir()) == []

@@ -42,7 +42,7 @@ def test_python_trains_what_the_command_trains(
         **QUICK, data=squares, val=squares, alpha=[0.5, 0.4, 0.3], lr=1e-3, output=python, options={"head_convs": 1}
     )
     trained = train(config)
-    assert capsys.readouterr().out == ""  # without `report` nothing is printed
+    assert capsys.readouterr().out == ""  # messages go through logging, and nobody shows them
     assert trained.output == python and trained.alpha == (0.5, 0.4, 0.3)
     assert [entry["epoch"] for entry in trained.history] == [1] and 0 <= trained.history[0]["AP50"] <= 1
     flags = [*FLAGS, "--data", str(squares), "--val", str(squares), "--alpha", "0.5,0.4,0.3", "--lr", "1e-3"]
@@ -52,9 +52,10 @@ def test_python_trains_what_the_command_trains(
     assert all(torch.equal(ours.weights[key], theirs.weights[key]) for key in theirs.weights)
 
 
-def test_report_is_called_with_each_line(squares: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
-    train(TrainConfig(**QUICK, data=squares, output=tmp_path / "model.pth"), report=lines.append)
+def test_plan_and_progress_are_logged(squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "tinydet.train"):
+        train(TrainConfig(**QUICK, data=squares, output=tmp_path / "model.pth"))
+    lines = caplog.messages
     assert lines[0].startswith("data ") and any(line.startswith("wrote ") for line in lines)
 
 

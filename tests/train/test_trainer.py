@@ -21,6 +21,7 @@ from tinydet.geometry.tiles import TileGrid
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.losses import total
+from tinydet.train import trainer as trainer_module
 from tinydet.train.report import run_record
 from tinydet.train.schedule import Schedule, parameter_groups
 from tinydet.train.trainer import Trainer
@@ -203,33 +204,38 @@ def test_a_validation_that_ctrl_c_ended_is_made_up_for_on_resuming(
     assert all(torch.equal(ours[k], wanted[k]) for k in wanted)
 
 
-@pytest.mark.parametrize("where", ["_alphas", "report"])  # asked for before the validation; called after it
-def test_ctrl_c_beside_a_validation_leaves_it_done_once(squares: Path, tmp_path: Path, where: str) -> None:
-    def press(*_: str) -> None:
-        raise KeyboardInterrupt
+def press(*_: str) -> None:
+    raise KeyboardInterrupt
 
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_ctrl_c_next_to_a_validation_leaves_it_done_once(
+    squares: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = (trainer(squares, tmp_path / "model.pth", epochs=1) for _ in range(2))
     first.validate = second.validate = lambda detector: {"AP50": 0.5}
-    setattr(first, where, press)
-    with pytest.raises(KeyboardInterrupt):
-        first.fit()
+    target, name = (first, "_alphas") if where == "before" else (trainer_module.logger, "info")
+    with monkeypatch.context() as context:
+        context.setattr(target, name, press)
+        with pytest.raises(KeyboardInterrupt):
+            first.fit()
     second.resume()
     second.fit()
     assert second.history == [{"epoch": 1, "AP50": 0.5}] and second.best == 0.5
 
 
-def test_learned_factors_are_recorded_of_the_weights_that_were_kept(squares: Path, tmp_path: Path) -> None:
+def test_learned_factors_are_recorded_of_the_weights_that_were_kept(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(CONFIG, fusion="three", norm="batch")
     first, second = (trainer(squares, tmp_path / "model.pth", config=config, epochs=2, lr=0.1) for _ in range(2))
 
-    def press(line: str) -> None:
-        raise KeyboardInterrupt
-
-    first.report = press  # at the end of the first epoch
     for run in (first, second):
         run.validate = lambda detector, run=run: {"AP50": 1 / run.epoch}
-    with pytest.raises(KeyboardInterrupt):
-        first.fit()
+    with monkeypatch.context() as context:
+        context.setattr(trainer_module.logger, "info", press)  # called at the end of the first epoch
+        with pytest.raises(KeyboardInterrupt):
+            first.fit()
     second.resume()
     second.fit()
     kept = load_checkpoint(tmp_path / "model.pth").alpha

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from tinydet._internal.console import show_messages
+
 
 class Main(Protocol):
     """Entry point of a command: arguments without the program name (None for sys.argv) -> exit code."""
@@ -29,7 +31,8 @@ def command(name: str) -> Callable[[Main], Main]:
         def run(argv: Sequence[str] | None = None) -> int:
             try:
                 try:
-                    return main(argv)
+                    with show_messages(label):
+                        return main(argv)
                 finally:
                     print(end="", flush=True)  # report a closed pipe here rather than at interpreter exit
             except KeyboardInterrupt:

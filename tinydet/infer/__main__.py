@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tinydet._internal.arguments import integers, names_from, number_or_auto
 from tinydet._internal.command import command
+from tinydet._internal.console import information_to_stderr
 from tinydet.infer.auto_options import choose_overlap
 from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
@@ -48,6 +50,8 @@ let --scale auto compute it from --object-size. GeoTIFFs of any size need
 pip install 'tinydet[geo]', videos and streams need 'tinydet[video]'.
 """
 
+logger = logging.getLogger("tinydet.infer")
+
 
 @command("infer")
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,15 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.bands is not None and any(job.source.moving for job in plan.jobs):
         raise ValueError("--bands selects bands of a raster, and videos are always RGB; leave it out")
     # Results that go to a device such as /dev/stdout must not be mixed with messages.
-    say = _print_to_stderr if args.output is not None and is_device(Path(args.output)) else print
-    path, backend = _model(args, say)
+    if args.output is not None and is_device(Path(args.output)):
+        information_to_stderr()
+    path, backend = _model(args)
     settings = _settings(args, path, backend)
-    InferenceRun(backend, hash_file(path), settings, say).run(plan)
+    InferenceRun(backend, hash_file(path), settings).run(plan)
     return 0
-
-
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,7 +203,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
     )
 
 
-def _model(args: argparse.Namespace, say: Callable[[str], object] = print) -> tuple[Path, Backend]:
+def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
     """Open the model that the options ask for, and report which one it is.
 
     Raises:
@@ -217,16 +218,16 @@ def _model(args: argparse.Namespace, say: Callable[[str], object] = print) -> tu
             )
         backend = open_model(path, args.backend, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
-        say(f"No {' or '.join(MODEL_FILES)} here; using the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}")
+        logger.info(f"No {' or '.join(MODEL_FILES)} here; using the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}")
         path = model_path(DEFAULT)
         backend = open_model(path, args.backend, threads=args.threads)
     else:
         choice = choose_model(args.backend, threads=args.threads)
         path, backend = choice.path, choice.backend
         for reason in choice.passed_over:
-            say(f"Not used: {reason}")
+            logger.info(f"Not used: {reason}")
     _check_tile(args.tile, path, backend)
-    say(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
+    logger.info(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
     return path, backend
 
 

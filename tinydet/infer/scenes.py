@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -33,19 +33,20 @@ from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.pixels import BandsError
 from tinydet.runtime.writers import SceneDetections, Write, open_writers
 
+logger = logging.getLogger("tinydet.infer")
+
 DONE = "done.json"
 
 
 class InferenceRun:
     """A run of one model over many scenes."""
 
-    def __init__(self, backend: Backend, model_hash: str, settings: Settings, say: Callable[[str], object]) -> None:
+    def __init__(self, backend: Backend, model_hash: str, settings: Settings) -> None:
         """
         Args:
             model_hash: SHA-256 of the model file; a journal belongs to one model.
-            say: receives the lines of the report.
         """
-        self._backend, self._hash, self._settings, self._say = backend, model_hash, settings, say
+        self._backend, self._hash, self._settings = backend, model_hash, settings
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
         self._unreadable: list[str] = []
@@ -69,20 +70,20 @@ class InferenceRun:
                 with contextlib.suppress(OSError):  # the folder may contain journals
                     plan.journals.rmdir()
         if self._unreadable:
-            self._say(
+            logger.info(
                 f"{len(self._unreadable)} of {len(plan.jobs)} scenes were skipped because they cannot be read, first "
                 f"{self._unreadable[0]}"
             )
 
     def _run_jobs(self, plan: RunPlan, identity: dict[str, Any]) -> None:
         if plan.journals is not None and self._settings.resume and _is_complete(plan, identity):
-            self._say(f"{len(plan.jobs)} scenes: already complete, {', '.join(map(str, plan.shared))} unchanged")
+            logger.info(f"{len(plan.jobs)} scenes: already complete, {', '.join(map(str, plan.shared))} unchanged")
             return
         with open_writers(plan.shared, self._spec) as write:
             for job in plan.jobs:
                 self._run_job(job, write if plan.shared else None, len(plan.jobs) > 1)
         for path in plan.shared:
-            self._say(f"  {path}")
+            logger.info(f"  {path}")
         self._finish_journals(plan, identity)
 
     def _run_job(self, job: Job, shared: Write | None, several: bool) -> None:
@@ -96,7 +97,7 @@ class InferenceRun:
 
         try:
             if job.source.moving:
-                scan_video(self._backend, self._hash, job, self._settings, self._say)
+                scan_video(self._backend, self._hash, job, self._settings)
                 return
             with self._open(job) as scene:
                 self._process(job, scene, None if shared is None else write_and_count)
@@ -105,7 +106,7 @@ class InferenceRun:
                 hint = "; --skip-unreadable continues with the other scenes" if several else ""
                 raise DamagedSceneError(f"{error}{hint}") from error
             left = f"; {written} of its boxes were already written" if written else ""
-            self._say(f"{job.source.location}: skipped: {error}{left}")
+            logger.info(f"{job.source.location}: skipped: {error}{left}")
             self._unreadable.append(job.source.location)
 
     def _open(self, job: Job) -> Scene:
@@ -125,30 +126,30 @@ class InferenceRun:
                 identity = self._scene_identity(job, scene, plan)
                 journal = stack.enter_context(Journal(job.journal, identity, resume=self._settings.resume))
             if journal is not None and shared is None and journal.outputs == job.written():
-                self._say(f"{scene.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
+                logger.info(f"{scene.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
                 return
             from_journal = 0 if journal is None else journal.tiles()
             seconds = self._expected_seconds(plan.tiles - from_journal)
             for line in plan_lines(scene, spec, plan, from_journal=from_journal, seconds=seconds):
-                self._say(line)
+                logger.info(line)
             try:
                 tally, best = self._scan_to_files(job, scene, plan, journal, shared)
             except (KeyboardInterrupt, OSError):
                 if journal is not None and journal.path.exists():
-                    self._say(
+                    logger.info(
                         f"  {journal.tiles()} of {plan.tiles} tiles are kept in {journal.path}; --resume continues "
                         "from there"
                     )
                 raise
             for path in job.results:
-                self._say(f"  {path}")
+                logger.info(f"  {path}")
             counts = tally.by_class.tolist()
             if job.picture is not None:
                 save_picture(job.picture, draw(scene, best.detections, spec.classes, counts))
-                self._say(f"  {job.picture}")
+                logger.info(f"  {job.picture}")
             if job.crops is not None:
                 save_picture(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
-                self._say(f"  {job.crops}")
+                logger.info(f"  {job.crops}")
             if journal is not None and shared is None:
                 journal.finish(job.written())  # also without --resume: a later scene may be interrupted
 
@@ -181,7 +182,7 @@ class InferenceRun:
                 if draws:
                     best.add(chunk)
         for line in result_lines(tally, spec, from_journal=from_journal, seconds=time.perf_counter() - start):
-            self._say(line)
+            logger.info(line)
         return tally, best
 
     def _expected_seconds(self, tiles: int) -> float | None:

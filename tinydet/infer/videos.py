@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,11 +31,13 @@ from tinydet.runtime.scan import collect, scan
 from tinydet.runtime.scenes.video import Frame, LostStreamError, Video
 from tinydet.runtime.writers import SceneDetections, open_writers
 
+logger = logging.getLogger("tinydet.infer")
+
 MIN_INTERVAL = 0.001  # seconds between two frames of an annotated video
 COLUMNS = ("image_id", "frame", "seconds", "clock", "detections")
 
 
-def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, say: Callable[[str], object]) -> None:
+def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings) -> None:
     """Process each frame as a scene. Image ids count all frames of the source, starting with the id of the job.
 
     Each frame's detections are written to the journal and to the files immediately. With `settings.resume`, frames in
@@ -52,7 +55,7 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
             journal = stack.enter_context(Journal(job.journal, identity, resume=settings.resume))
         limit = {} if settings.frames is None else {"--frames": str(settings.frames)}
         if journal is not None and journal.outputs == {**job.written(), **limit}:
-            say(f"{video.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
+            logger.info(f"{video.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
             return
         continues = video.live and journal is not None and next(journal.frames(), None) is not None
         if continues and job.picture is not None and job.picture.exists():
@@ -63,11 +66,11 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, 
         count = frames.expected or 0
         seconds = seconds_per_batch(backend, settings.options.batch) if count > MANY else 0.0
         plan = None if settings.auto_scale else frames.plan(video, settings.options)
-        say(video_line(video, backend.spec, plan, frames=count, seconds_per_batch=seconds))
-        stopped = _write(frames, say)
+        logger.info(video_line(video, backend.spec, plan, frames=count, seconds_per_batch=seconds))
+        stopped = _write(frames)
         for path in job.outputs:
             if path.exists():  # a video of no frames is not written
-                say(f"  {path}")
+                logger.info(f"  {path}")
         if journal is not None:
             if stopped is None:
                 journal.finish({**job.written(), **limit})
@@ -141,7 +144,7 @@ class _Frames:
         return collect(results).detections
 
 
-def _write(frames: _Frames, say: Callable[[str], object]) -> KeyboardInterrupt | LostStreamError | None:
+def _write(frames: _Frames) -> KeyboardInterrupt | LostStreamError | None:
     """Write the files of a video. Return what ended a stream, if it did not end regularly."""
     job, video, settings = frames.job, frames.video, frames.settings
     stopped: KeyboardInterrupt | LostStreamError | None = None
@@ -174,20 +177,22 @@ def _write(frames: _Frames, say: Callable[[str], object]) -> KeyboardInterrupt |
         except (KeyboardInterrupt, OSError) as error:
             if not video.live or not isinstance(error, KeyboardInterrupt):
                 if job.journal is not None and job.journal.exists():
-                    say(f"  {count} frames are kept in {job.journal}; --resume continues from there")
+                    logger.info(f"  {count} frames are kept in {job.journal}; --resume continues from there")
                 raise
             stopped = error
     rate = (count - frames.from_journal) / (time.perf_counter() - start)
-    say(
+    logger.info(
         f"  {boxes} detections in {count} frames, {rate:.1f} frames/s; {video.dropped} frames dropped, "
         f"{video.reconnects} reconnects"
     )
     if frames.from_journal:
-        say(f"  {frames.from_journal} frames were finished by an earlier run")
+        logger.info(f"  {frames.from_journal} frames were finished by an earlier run")
     tiles = frames.static_tiles
     if tiles is not None and tiles.tiles:
         for skipped, reason in ((tiles.filtered, "anything of an object's size"), (tiles.static, "motion")):
-            say(f"  {skipped} of {tiles.tiles} tiles without {reason} were skipped ({skipped / tiles.tiles:.0%})")
+            logger.info(
+                f"  {skipped} of {tiles.tiles} tiles without {reason} were skipped ({skipped / tiles.tiles:.0%})"
+            )
     return stopped
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tinydet.train.config import TrainConfig
@@ -13,11 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["TrainConfig", "train"]
 
 
-def train(config: TrainConfig, *, report: Callable[[str], None] | None = None) -> Trained:
-    """Train a detector, as `tinydet train` does.
-
-    Args:
-        report: called with each line of the plan and of the progress, such as `print`; None: no report.
+def train(config: TrainConfig) -> Trained:
+    """Train a detector, as `tinydet train` does. The plan and the progress are logged to `tinydet.train`.
 
     Raises:
         ValueError: contradicting options, invalid data, or a loss that is no longer finite (`DivergedError`).
@@ -26,4 +22,4 @@ def train(config: TrainConfig, *, report: Callable[[str], None] | None = None) -
     """
     from tinydet.train.run import train as run_training  # imports torch
 
-    return run_training(config, report or (lambda line: None))
+    return run_training(config)

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with needs_extra("train"):
         from tinydet.train.run import StoppedError, train
     try:
-        train(config, lambda line: print(line, flush=True))
+        train(config)
     except StoppedError as stopped:
         print(f"\n{stopped}" if str(stopped) else "", end="\n" if str(stopped) else "")
         return 130

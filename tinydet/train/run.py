@@ -6,15 +6,13 @@ into the convolutions at export.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
@@ -42,6 +40,8 @@ from tinydet.train.transforms import Augment, Transform, chain
 from tinydet.train.unreadable import SkippingTiles
 from tinydet.train.validation import Validation
 
+logger = logging.getLogger(__name__)
+
 
 class StoppedError(KeyboardInterrupt):
     """Ctrl-C during a run whose state is saved; the message says how to continue."""
@@ -65,7 +65,7 @@ class Trained:
     seconds: float
 
 
-def train(config: TrainConfig, report: Callable[[str], None]) -> Trained:
+def train(config: TrainConfig) -> Trained:
     """Run a training in this process, or take part in one that torchrun distributes; see `tinydet.train.train`."""
     config = config.resolve()
     if config.threads:
@@ -73,7 +73,7 @@ def train(config: TrainConfig, report: Callable[[str], None]) -> Trained:
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     processes, device = join_processes(device)
     try:
-        return run(config, processes, device, report if processes.first else lambda line: None)
+        return run(config, processes, device)
     except RuntimeError as error:
         if processes.count == 1 or ("peer" not in str(error) and "NCCL" not in str(error)):
             raise
@@ -85,12 +85,13 @@ def train(config: TrainConfig, report: Callable[[str], None]) -> Trained:
         leave_processes()
 
 
-def run(config: TrainConfig, processes: Processes, device: torch.device, report: Callable[[str], None]) -> Trained:
+def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trained:
     """Run one process of a training; with `config.dry_run` it ends with the plan.
 
     Args:
         config: resolved.
     """
+    report = logger.info if processes.first else _no_report
     torch.manual_seed(config.seed)
     train, val = load_data(config)
     tiles = training_tiles(config, train)
@@ -136,7 +137,6 @@ def run(config: TrainConfig, processes: Processes, device: torch.device, report:
         output=config.output,
         device=device,
         autocast=use_bfloat16(config.precision, device),
-        report=report,
         logdir=config.logdir / config.output.stem if config.tensorboard else None,
         processes=processes,
     )
@@ -223,7 +223,7 @@ def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
         "transform": chain(transforms),
     }
     if config.skip_unreadable:
-        tiles: TrainingTiles = SkippingTiles(train, config.tile, config.overlap, warn=_warn, **options)
+        tiles: TrainingTiles = SkippingTiles(train, config.tile, config.overlap, warn=logger.warning, **options)
     else:
         tiles = TrainingTiles(train, config.tile, config.overlap, **options)
     if not config.empty_tiles:
@@ -312,5 +312,5 @@ def _chosen(config: TrainConfig, train: Dataset) -> Dataset:
     return without_dense(train, config.dense) if config.dense is not None else train
 
 
-def _warn(line: str) -> None:
-    tqdm.write(f"tinydet train: {line}", file=sys.stderr)
+def _no_report(line: str) -> None:
+    """Only the first process reports."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -32,11 +33,9 @@ from tinydet.train.schedule import Schedule, parameter_groups
 
 SAVE_EVERY = 120.0  # seconds between saved states
 REPORT_EVERY = 60.0  # seconds between report lines if there is no progress bar
+logger = logging.getLogger(__name__)
+
 Validate = Callable[[Detector], dict[str, Any]]
-
-
-def _silent(line: str) -> None:
-    """The default report: nothing."""
 
 
 @dataclass
@@ -45,7 +44,6 @@ class Trainer:
 
     Args:
         checkpoint: everything known about the run; weights and progress are filled in when it is saved.
-        report: called with a line of progress now and then.
         show: writes the results of the last validation to a TensorBoard writer, at a step.
         validate: scores the detector; its `AP50` chooses the best weights. None: the last weights are kept.
         processes: each takes its share of every batch; only the first one writes files.
@@ -59,7 +57,6 @@ class Trainer:
     device: torch.device
     autocast: bool
     validate: Validate | None = None
-    report: Callable[[str], None] = _silent
     show: Callable[[Any, int], None] | None = None
     logdir: Path | None = None
     epoch: int = 0
@@ -161,7 +158,7 @@ class Trainer:
                     bar.set_postfix_str(f"loss {loss:.3f} lr {rate:.2g} {speed:.1f} img/s")
                     if self.processes.first and bar.disable and now - reported > REPORT_EVERY:
                         reported = now
-                        self.report(self._line(loss, rate, speed, steps))
+                        logger.info(self._line(loss, rate, speed, steps))
                     if writer is not None:
                         scalars = {"loss": loss, "lr": rate, "images per second": speed}
                         scalars |= {name: float(value) for name, value in losses.items()}
@@ -308,7 +305,7 @@ class Trainer:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0 and "/" not in name)
         bar.clear()
         if self.processes.first:
-            self.report(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")
+            logger.info(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")
 
     def _snapshot(self, detector: Detector) -> Checkpoint:
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in detector.state_dict().items()}

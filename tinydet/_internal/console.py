@@ -1,0 +1,64 @@
+"""Messages of the library on the console of a command.
+
+The library logs to `logging.getLogger("tinydet…")` and prints nothing, so a program that embeds it decides where
+messages go. A command shows them: information on standard output, warnings on standard error.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+LOGGER = logging.getLogger("tinydet")
+
+
+class Console(logging.Handler):
+    """Writes messages above the progress bars, one line each; warnings get the name of the command.
+
+    Attributes:
+        to_stderr: write information to standard error, because standard output is taken by results.
+    """
+
+    to_stderr = False
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self._label = label
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The streams are looked up for each message, because programs replace them.
+        if record.levelno >= logging.WARNING:
+            stream, line = sys.stderr, f"{self._label}: {record.getMessage()}"
+        else:
+            stream, line = (sys.stderr if self.to_stderr else sys.stdout), record.getMessage()
+        tqdm.write(line, file=stream)
+        stream.flush()
+
+
+@contextmanager
+def show_messages(label: str) -> Iterator[Console]:
+    """Show the messages of tinydet on the console while a command runs."""
+    console, level = Console(label), LOGGER.level
+    outer = [handler for handler in LOGGER.handlers if isinstance(handler, Console)]  # `tinydet` around `tinydet infer`
+    for handler in outer:
+        LOGGER.removeHandler(handler)
+    LOGGER.addHandler(console)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield console
+    finally:
+        LOGGER.removeHandler(console)
+        for handler in outer:
+            LOGGER.addHandler(handler)
+        LOGGER.setLevel(level)
+
+
+def information_to_stderr() -> None:
+    """Make the running command write information to standard error."""
+    for handler in LOGGER.handlers:
+        if isinstance(handler, Console):
+            handler.to_stderr = True
