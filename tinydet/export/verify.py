@@ -150,7 +150,7 @@ def verify(
         precision=precision,
         max_drop=max_drop,
         images=scored_images,
-        source=str(dataset.source) if dataset is not None else f"{len(images)} images without annotations",
+        source=str(dataset.source) if dataset is not None else _count_images(images),
         seconds=time.monotonic() - started,
         faults=tuple(faults),
         nms_iou=nms_iou,
@@ -319,6 +319,10 @@ def _crowded_tile(tiles: NDArray[np.uint8], found: TileOutputs) -> NDArray[np.ui
     rows = [np.hstack([patches[(r * cells + c) % len(patches)] for c in range(cells)]) for r in range(cells)]
     crowded: NDArray[np.uint8] = np.ascontiguousarray(np.vstack(rows)[:size, :size])
     return crowded
+
+
+def _count_images(images: Sequence[Path]) -> str:
+    return f"{len(images)} image{'' if len(images) == 1 else 's'} without annotations"
 
 
 def _selected(outputs: TileOutputs, tiles: NDArray[np.intp]) -> TileOutputs:
