@@ -67,7 +67,7 @@ def test_the_output_names_the_files_and_the_results_of_the_checks(rtx: Any, expo
         "alpha         0.368, 0.387, 0.367; operators added by it: 0",
         " detections compared, 0 unmatched; on 1 image without annotations",
         "not verified  ",
-        f"on the target: tinydet export verify {exported.folder / 'model.engine'}",
+        f"on the target machine: tinydet export verify {exported.folder / 'model.engine'}",
         ", 0 unmatched; largest difference: score ",
         "up to 300 boxes per tile; classes: person, car",
         f"python deploy/infer.py --model {exported.folder / 'model.engine'} --image scene.jpg --tile 128",

@@ -169,7 +169,7 @@ def _build(onnx_path: Path, output: Path, args: argparse.Namespace, config: Mapp
         for outdated in report_paths(output):  # reports of the engine that was replaced
             outdated.unlink(missing_ok=True)
         print(f"not verified  {reason}")
-        print(f"              on the target: tinydet export verify {output} --reference {onnx_path}")
+        print(f"              on the target machine: tinydet export verify {output} --reference {onnx_path}")
     print(f"run it        {infer_command(output, spec)}")
     return 0
 
