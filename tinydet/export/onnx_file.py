@@ -1,5 +1,4 @@
-"""Export a trained detector to an ONNX file, and check its inputs and outputs, its operators, and that it computes what
-torch computes.
+"""Export a trained detector to an ONNX file and check it: inputs, outputs, operators, and detections against torch.
 
 The file is written under a temporary name and renamed after it has passed all checks.
 """
