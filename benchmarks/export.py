@@ -41,7 +41,7 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.export.verification_images import gate_images
+from tinydet.export.verification_images import verification_images
 from tinydet.export.verify import middle_tile
 from tinydet.runtime.backends import open_model
 from tinydet.spec import METADATA_KEY, PRECISIONS, ModelSpec
@@ -162,7 +162,7 @@ def by_gate(
     AP on all. `before` is that of the FP32 file."""
     from tinydet.export.precision import SEARCH_IMAGES, convert
 
-    images, dataset = gate_images(open_model(source, "onnx-cpu").spec.classes, args.data)
+    images, dataset = verification_images(open_model(source, "onnx-cpu").spec.classes, args.data)
     calibration = calibration_pictures(args) or images
     try:
         made = convert(source, output, precision, images, dataset, calibration=calibration, method=args.method,
@@ -180,7 +180,7 @@ def by_gate(
         "megabytes": megabytes(output),
         "layers": made.layers,
         "kept_in_fp32": list(made.kept),
-        "shares": made.shares,
+        "shares": made.sensitivity,
         "calibration": {"method": args.method, "pictures": len(calibration)} if precision == "int8" else None,
         "weights": made.weights,
     }
@@ -191,7 +191,7 @@ def ap_of(model: Path, before: dict[str, list[float]], args: argparse.Namespace)
     from tinydet.export.verify import precision_by_size
 
     opened = open_model(model, "onnx-cpu")
-    _, dataset = gate_images(opened.spec.classes, args.data)
+    _, dataset = verification_images(opened.spec.classes, args.data)
     assert dataset is not None
     after = precision_by_size(opened, dataset, args.limit)
     return {name: [values[1], after[name]] for name, values in before.items()}
@@ -206,8 +206,9 @@ def whole(source: Path, output: Path, precision: str, args: argparse.Namespace) 
     """Every layer, and what that changes; whether it passes the gate is told and decides nothing."""
     with needs_extra("export"):
         import onnx
-    from tinydet.export.engine import graph_precision
-    from tinydet.export.precision import calibrate, to_fp16, to_int8
+    from tinydet.export.fp16 import to_fp16
+    from tinydet.export.int8 import calibrate, to_int8
+    from tinydet.export.onnx_model import graph_precision
     from tinydet.export.verify import verify
 
     model, spec = onnx.load(str(source)), open_model(source, "onnx-cpu").spec

@@ -36,8 +36,8 @@ from timing import RUNS, SECONDS, interleaved, summary, warm_up
 from tinydet._internal.arguments import positive_float
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import Dataset
-from tinydet.export.arguments import add_gate
-from tinydet.export.verification_images import gate_images
+from tinydet.export.options import add_verification_options
+from tinydet.export.verification_images import verification_images
 from tinydet.export.verify import Verification, format_report, middle_tile, verify
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import TensorRTBackend
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pictures(args: argparse.Namespace, classes: Sequence[str]) -> tuple[list[Path], Dataset | None]:
     if args.images:
         return args.images, None
-    return gate_images(classes, args.data)
+    return verification_images(classes, args.data)
 
 
 def measure(
@@ -185,7 +185,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("model", type=Path, metavar="model.engine", help="a TensorRT or TensorRT-RTX engine, model.json beside it")
     add("--reference", type=Path, metavar="model.onnx", help="its ONNX file (default: of the same name, beside it)")
-    add_gate(parser)
+    add_verification_options(parser)
     add("--batches", type=batches, default=(1, 8, 16), metavar="A,B,C", help="to time (default: 1,8,16)")
     add("--seconds", type=positive_float, default=SECONDS, help=f"of timing for each (default: {SECONDS:g})")
     add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "verify_gpu.json", metavar="FILE",

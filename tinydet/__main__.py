@@ -62,7 +62,26 @@ COMMANDS: dict[str, Entry | Group] = {
     "train": Entry("tinydet.train.__main__", "train", "train a detector on your data or on the built-in dataset"),
     "sweep": Entry("tinydet.study.sweep", "train", "train with a grid of fusion factors and plot AP against alpha"),
     "evaluate": Entry("tinydet.evaluate.__main__", "", "compute AP and miss rate by object size"),
-    "export": Entry("tinydet.export.__main__", "", "export to ONNX or TensorRT and verify the result"),
+    "export": Group(
+        "export a trained detector to ONNX or TensorRT, and verify the result",
+        "Start with: tinydet export onnx model.pth",
+        {
+            "onnx": Entry(
+                "tinydet.export.onnx_command",
+                "",
+                "export a checkpoint to ONNX; convert an ONNX file to FP16 or INT8",
+            ),
+            "engine": Entry(
+                "tinydet.export.engine_command", "", "build a TensorRT or TensorRT-RTX engine from a checkpoint or ONNX"
+            ),
+            "verify": Entry(
+                "tinydet.export.verify_command", "", "compare an exported model with the one that it was made from"
+            ),
+            "freeze": Entry(
+                "tinydet.export.freeze_command", "", "replace attention in a checkpoint by constant factors"
+            ),
+        },
+    ),
     "gradients": Entry("tinydet.study.gradients", "train", "measure how alpha changes the gradients of a model"),
     "infer": Entry("tinydet.infer.__main__", "", "run an exported model on images, rasters and videos of any size"),
     "seamtest": Entry("tinydet.study.seamtest", "", "measure how detections differ where tiles meet"),

@@ -1,4 +1,4 @@
-"""A model that is small enough to read, a checkpoint that has something to say, and TensorRT where it is not."""
+"""Fixtures: an ONNX model of eleven nodes, an exported checkpoint with detections, and a stand-in for TensorRT."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPEC = ModelSpec(
 
 @pytest.fixture
 def brightness_model() -> Any:
-    """An ONNX model that keeps the contract of an exported one: the ten brightest 4 x 4 cells of a tile."""
+    """An ONNX model with the inputs and outputs of an exported one, which detects the ten brightest 4 x 4 cells."""
     onnx = pytest.importorskip("onnx")
     make, kinds = onnx.helper, onnx.TensorProto
     cells = TILE // 4
@@ -83,7 +83,7 @@ def brightness_spec() -> ModelSpec:
 
 @pytest.fixture
 def brightness_onnx(brightness_model: Any, tmp_path: Path) -> Path:
-    """The same in a file."""
+    """The path of the brightness model, written to a file."""
     path = tmp_path / "model.onnx"
     path.write_bytes(brightness_model.SerializeToString())
     return path
@@ -91,7 +91,7 @@ def brightness_onnx(brightness_model: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small detector that was never trained, but says as much as one that was."""
+    """A small untrained detector that gives as many detections as a trained one."""
     torch = pytest.importorskip("torch")
     from tinydet.models.checkpoint import Checkpoint, save_checkpoint
     from tinydet.models.detector import DetectorConfig, build_detector
@@ -103,7 +103,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
     with torch.no_grad():
-        detector.train()(torch.randn(2, 3, 128, 128))  # batch norms learn the scale of their layer
+        detector.train()(torch.randn(2, 3, 128, 128))  # sets the batch norm statistics
     torch.nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=0.05)
     torch.nn.init.constant_(detector.head.classification_head.cls_logits.bias, -3.0)
     torch.nn.init.normal_(detector.head.regression_head.bbox_reg.weight, std=0.05)
@@ -114,7 +114,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Exported:
-    """What `tinydet export engine model.pth` left behind and said; without TensorRT-RTX there is no engine."""
+    """Files and output of `tinydet export engine model.pth`; without TensorRT-RTX there is no engine."""
 
     code: int
     folder: Path
@@ -123,23 +123,23 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scene to verify on."""
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image to verify on."""
     import cv2
 
     from tinydet.data.synthetic import render_scene
 
-    path = tmp_path_factory.mktemp("picture") / "scene.png"
+    path = tmp_path_factory.mktemp("scene") / "scene.png"
     cv2.imwrite(str(path), render_scene(200, 100, seed=1)[0][..., ::-1])
     return path
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint: Path, picture: Path) -> Exported:
+def exported(checkpoint: Path, scene: Path) -> Exported:
     from tinydet.export.__main__ import main
 
     out, err = io.StringIO(), io.StringIO()
-    arguments = ["--target", "rtx", "--batch", "1,2,4", "--max-detections", "300", "--images", str(picture)]
+    arguments = ["--target", "rtx", "--batch", "1,2,4", "--max-detections", "300", "--images", str(scene)]
     arguments += ["--precision", "fp32"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["engine", str(checkpoint), *arguments])
@@ -148,16 +148,16 @@ def exported(checkpoint: Path, picture: Path) -> Exported:
 
 @pytest.fixture
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> TensorRT:
-    """`import tensorrt` gives a stand-in; see there."""
+    """`import tensorrt` imports the stand-in below."""
     module = TensorRT()
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     return module
 
 
 class TensorRT(types.ModuleType):
-    """TensorRT's builder as far as it can be known without one: the recorded names and nothing else.
+    """A stand-in for TensorRT's builder with exactly the names recorded from the real API.
 
-    What is called or set is noted in `said`; what is built is the bytes of a plan without content.
+    Records all calls and assignments in `calls`. The engine that it builds is a few bytes with the magic of a plan.
     """
 
     MAKES = {  # noqa: RUF012
@@ -167,7 +167,7 @@ class TensorRT(types.ModuleType):
         "IBuilderConfig.create_timing_cache": "ITimingCache",
         "IBuilderConfig.get_timing_cache": "ITimingCache",
     }
-    ANSWERS = {  # noqa: RUF012
+    RETURNS = {  # noqa: RUF012
         "OnnxParser.parse_from_file": True,
         "INetworkDefinition.num_layers": 11,
         "INetworkDefinition.num_inputs": 0,
@@ -182,7 +182,7 @@ class TensorRT(types.ModuleType):
         super().__init__("tensorrt")
         self.__version__ = "10.3.0"
         self.gpu = True
-        self.said: list[tuple[str, Any]] = []
+        self.calls: list[tuple[str, Any]] = []
         recorded = json.loads((Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8"))["names"]
         self.members: dict[str, list[str]] = {}
         for name in recorded:
@@ -203,13 +203,13 @@ class TensorRT(types.ModuleType):
                 raise AttributeError(f"the real {name} has no {member}")
             full = f"{name}.{member}"
             if full.startswith("INetworkDefinition.num"):
-                return module.ANSWERS[full]
+                return module.RETURNS[full]
             return lambda *arguments: module._called(full, arguments)
 
         def __setattr__(this: Any, member: str, value: Any) -> None:
             if type(this).__name__ == name and member not in module.members[name]:
                 raise AttributeError(f"the real {name} has no {member}")
-            module.said.append((f"{name}.{member}", value))
+            module.calls.append((f"{name}.{member}", value))
             object.__setattr__(this, member, value)
 
         constants = {member: i for i, member in enumerate(self.members[name]) if member.isupper()}
@@ -218,5 +218,5 @@ class TensorRT(types.ModuleType):
         )
 
     def _called(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        self.said.append((name, arguments))
-        return getattr(self, self.MAKES[name])() if name in self.MAKES else self.ANSWERS.get(name)
+        self.calls.append((name, arguments))
+        return getattr(self, self.MAKES[name])() if name in self.MAKES else self.RETURNS.get(name)

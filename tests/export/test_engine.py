@@ -1,4 +1,4 @@
-"""The engine builder: real TensorRT-RTX engines on this machine, and TensorRT's order of calls through a stand-in."""
+"""The engine builder: real TensorRT-RTX engines, and the calls to TensorRT recorded by a stand-in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tinydet.export.engine import build_engine, graph_precision, parse_only, read_onnx
+from tinydet.export.engine import build_engine, parse_only
+from tinydet.export.onnx_model import graph_precision, read_onnx
 from tinydet.spec import ModelSpec
 
 
@@ -27,7 +28,7 @@ def description(path: Path) -> ModelSpec:
 # --------------------------------------------------------------------------------------------------- TensorRT-RTX
 
 
-def test_an_engine_is_a_pure_plan_with_its_description_beside_it(
+def test_an_engine_is_a_plain_plan_with_its_description_next_to_it(
     rtx: Any, brightness_onnx: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "model.engine"
@@ -50,21 +51,21 @@ def test_an_engine_is_a_pure_plan_with_its_description_beside_it(
     }
 
 
-def test_building_again_gives_as_large_a_plan(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
-    """Its bytes may differ: TensorRT-RTX numbers tensors of its own as they come."""
+def test_building_again_gives_a_plan_of_the_same_size(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    """Its bytes may differ, because TensorRT-RTX numbers internal tensors in varying order."""
     first = build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx")
     again = build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx")
     assert again.engine["bytes"] == first.engine["bytes"] == (tmp_path / "model.engine").stat().st_size
     assert description(tmp_path / "model.json") == again
 
 
-def test_an_engine_for_an_older_gpu_is_another_engine(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+def test_compute_capability_changes_the_engine(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     spec = build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", compute_capabilities=["7.5"])
     assert spec.engine["gpu"] == "compute capability 7.5"
     assert spec.engine["sha256"] != build_engine(brightness_onnx, tmp_path / "b.engine", target="rtx").engine["sha256"]
 
 
-def test_the_phases_of_a_build_are_told(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+def test_a_build_reports_its_phases(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     phases: list[str] = []
     lines: list[str] = []
     build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", progress=phases.append, log=lines.append)
@@ -72,14 +73,14 @@ def test_the_phases_of_a_build_are_told(rtx: Any, brightness_onnx: Path, tmp_pat
     assert any("images" in line for line in lines)
 
 
-def test_the_parser_alone_writes_nothing(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+def test_parsing_alone_writes_nothing(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     parsed = parse_only(brightness_onnx, target="rtx")
     assert parsed.flavour == "rtx" and parsed.layers > 10
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_a_node_that_the_parser_refuses_is_named(rtx: Any, brightness_model: Any, tmp_path: Path) -> None:
-    del brightness_model.graph.node[0]  # the cast of uint8 that comes first
+def test_the_message_names_the_node_that_the_parser_refuses(rtx: Any, brightness_model: Any, tmp_path: Path) -> None:
+    del brightness_model.graph.node[0]  # the cast from uint8
     brightness_model.graph.node[0].input[0] = "images"
     path = tmp_path / "model.onnx"
     path.write_bytes(brightness_model.SerializeToString())
@@ -88,9 +89,9 @@ def test_a_node_that_the_parser_refuses_is_named(rtx: Any, brightness_model: Any
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_what_the_builder_refuses_leaves_the_older_engine(rtx: Any, brightness_model: Any, tmp_path: Path) -> None:
+def test_an_existing_engine_is_kept_when_the_build_fails(rtx: Any, brightness_model: Any, tmp_path: Path) -> None:
     slots = next(c for c in brightness_model.graph.initializer if c.name == "slots")
-    slots.raw_data = (4000).to_bytes(8, "little")  # TopK takes 3840
+    slots.raw_data = (4000).to_bytes(8, "little")  # TopK supports 3840
     path, output = tmp_path / "model.onnx", tmp_path / "model.engine"
     path.write_bytes(brightness_model.SerializeToString())
     output.write_bytes(b"older")
@@ -100,27 +101,27 @@ def test_what_the_builder_refuses_leaves_the_older_engine(rtx: Any, brightness_m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.engine", "model.onnx"]
 
 
-def test_a_gate_sees_the_plan_before_it_has_its_name_and_what_it_refuses_leaves_the_older_engine(
+def test_an_existing_engine_is_kept_when_the_new_one_fails_verification(
     rtx: Any, brightness_onnx: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "model.engine"
     older = build_engine(brightness_onnx, output, target="rtx", batch=(1, 2, 4))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    seen: list[tuple[bytes, ModelSpec]] = []
+    verified: list[tuple[bytes, ModelSpec]] = []
 
     def refuse(plan: Path, spec: ModelSpec) -> None:
-        seen.append((plan.read_bytes(), spec))
+        verified.append((plan.read_bytes(), spec))
         raise ValueError("it finds nothing")
 
     with pytest.raises(ValueError, match="it finds nothing"):
-        build_engine(brightness_onnx, output, target="rtx", batch=(1, 1, 1), gate=refuse)
-    ((plan, spec),) = seen
+        build_engine(brightness_onnx, output, target="rtx", batch=(1, 1, 1), verify=refuse)
+    ((plan, spec),) = verified
     assert spec.engine["sha256"] == hashlib.sha256(plan).hexdigest()
     assert (spec.max_batch, older.max_batch) == (1, 4)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_full_disk_leaves_the_older_engine(
+def test_an_existing_engine_is_kept_when_the_disk_is_full(
     rtx: Any, brightness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "model.engine"
@@ -142,14 +143,14 @@ def test_a_full_disk_leaves_the_older_engine(
     ("options", "message"),
     [
         ({"version_compatible": True}, "one for each version"),
-        ({"hardware_compatible": True}, "every GPU from Ampere on as it is"),
+        ({"hardware_compatible": True}, "already runs on every GPU from Ampere on"),
         ({"timing_cache": Path("timings")}, "no timing cache"),
-        ({"compute_capabilities": ["9.0"]}, r"capability 9\.0; one of: 7\.5, 8\.0"),
-        ({"batch": (1, 8, 4)}, "must rise"),
-        ({"batch": (0, 1, 4)}, "must rise"),
+        ({"compute_capabilities": ["9.0"]}, r"capability 9\.0; choose from: 7\.5, 8\.0"),
+        ({"batch": (1, 8, 4)}, "ascending order"),
+        ({"batch": (0, 1, 4)}, "ascending order"),
     ],
 )
-def test_an_option_that_would_do_nothing_is_refused(
+def test_options_without_effect_and_invalid_batches_are_refused(
     rtx: Any, brightness_onnx: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -160,14 +161,14 @@ def test_an_option_that_would_do_nothing_is_refused(
 # ------------------------------------------------------------------------------------------------------- TensorRT
 
 
-def test_the_network_is_strongly_typed_by_name(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
-    """The flag's number differs between TensorRT 10 and 11."""
+def test_the_flag_for_strong_typing_is_set_by_name(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    """Its number differs between TensorRT 10 and 11."""
     build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
-    flags = dict(tensorrt.said)["Builder.create_network"]
+    flags = dict(tensorrt.calls)["Builder.create_network"]
     assert flags == (1 << tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED,)
 
 
-def test_a_build_sets_what_was_asked_before_it_builds(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+def test_options_are_set_before_the_build(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     cache = tmp_path / "timings"
     build_engine(
         brightness_onnx,
@@ -179,74 +180,72 @@ def test_a_build_sets_what_was_asked_before_it_builds(tensorrt: Any, brightness_
         hardware_compatible=True,
         timing_cache=cache,
     )
-    said = [name for name, _ in tensorrt.said]
-    built = said.index("Builder.build_serialized_network")
-    values = dict(tensorrt.said[:built])
+    names = [name for name, _ in tensorrt.calls]
+    built = names.index("Builder.build_serialized_network")
+    values = dict(tensorrt.calls[:built])
     assert values["IOptimizationProfile.set_shape"] == ("images", (1, 64, 64, 3), (2, 64, 64, 3), (4, 64, 64, 3))
     assert values["IBuilderConfig.set_memory_pool_limit"] == (tensorrt.MemoryPoolType.WORKSPACE, 1 << 30)
     assert values["IBuilderConfig.set_flag"] == (tensorrt.BuilderFlag.VERSION_COMPATIBLE,)
     assert values["IBuilderConfig.hardware_compatibility_level"] == tensorrt.HardwareCompatibilityLevel.AMPERE_PLUS
     assert values["IBuilderConfig.create_timing_cache"] == (b"",)
-    assert said.index("IBuilderConfig.add_optimization_profile") < built
+    assert names.index("IBuilderConfig.add_optimization_profile") < built
     assert cache.read_bytes() == b"timings"
     spec = description(tmp_path / "model.json")
     assert spec.engine["version_compatible"] is spec.engine["hardware_compatible"] is True
-    assert (tmp_path / "model.engine").read_bytes() == tensorrt.ANSWERS["Builder.build_serialized_network"]
+    assert (tmp_path / "model.engine").read_bytes() == tensorrt.RETURNS["Builder.build_serialized_network"]
 
 
-def test_what_is_fp32_in_the_graph_is_not_computed_in_tf32(
-    tensorrt: Any, brightness_onnx: Path, tmp_path: Path
-) -> None:
+def test_tf32_is_disabled(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
-    assert dict(tensorrt.said)["IBuilderConfig.clear_flag"] == (tensorrt.BuilderFlag.TF32,)
+    assert dict(tensorrt.calls)["IBuilderConfig.clear_flag"] == (tensorrt.BuilderFlag.TF32,)
 
 
-def test_a_timing_cache_in_no_folder_is_refused_before_the_build(
+def test_a_timing_cache_in_a_missing_folder_is_refused_before_the_build(
     tensorrt: Any, brightness_onnx: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="its folder does not exist"):
+    with pytest.raises(ValueError, match="the folder does not exist"):
         build_engine(
             brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=tmp_path / "no" / "cache"
         )
-    assert "Builder.build_serialized_network" not in dict(tensorrt.said)
+    assert "Builder.build_serialized_network" not in dict(tensorrt.calls)
     assert not (tmp_path / "model.engine").exists()
 
 
-def test_nothing_is_set_that_was_not_asked(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+def test_options_that_are_not_given_are_not_set(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
-    said = {name for name, _ in tensorrt.said}
-    assert not {name for name in said if "cache" in name or name.endswith(("set_flag", "pool_limit", "_level"))}
+    names = {name for name, _ in tensorrt.calls}
+    assert not {name for name in names if "cache" in name or name.endswith(("set_flag", "pool_limit", "_level"))}
 
 
 def test_a_timing_cache_is_read_and_extended(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     cache = tmp_path / "timings"
     cache.write_bytes(b"older timings")
     build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=cache)
-    assert dict(tensorrt.said)["IBuilderConfig.create_timing_cache"] == (b"older timings",)
+    assert dict(tensorrt.calls)["IBuilderConfig.create_timing_cache"] == (b"older timings",)
     assert cache.read_bytes() == b"timings"
 
 
-def test_tensorrt_without_a_gpu_says_so_and_names_rtx(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+def test_without_a_gpu_the_message_recommends_tensorrt_rtx(
+    tensorrt: Any, brightness_onnx: Path, tmp_path: Path
+) -> None:
     tensorrt.gpu = False
     with pytest.raises(
-        OSError, match=r"TensorRT 10\.3\.0 is installed but builds only where it finds an NVIDIA GPU; TensorRT-RTX"
+        OSError, match=r"TensorRT 10\.3\.0 is installed, but it needs an NVIDIA GPU to build .*; TensorRT-RTX builds"
     ):
         build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_auto_takes_rtx_where_tensorrt_finds_no_gpu(
-    rtx: Any, tensorrt: Any, brightness_onnx: Path, tmp_path: Path
-) -> None:
+def test_auto_is_tensorrt_rtx_without_a_gpu(rtx: Any, tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     tensorrt.gpu = False
     assert build_engine(brightness_onnx, tmp_path / "model.engine").engine["flavour"] == "rtx"
 
 
-def test_auto_takes_tensorrt_where_it_finds_a_gpu(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+def test_auto_is_tensorrt_with_a_gpu(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     assert build_engine(brightness_onnx, tmp_path / "model.engine").engine["flavour"] == "tensorrt"
 
 
-def test_without_any_tensorrt_the_message_says_what_to_install(
+def test_without_tensorrt_the_message_names_the_extras(
     brightness_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("tensorrt", "tensorrt_rtx"):
@@ -256,8 +255,8 @@ def test_without_any_tensorrt_the_message_says_what_to_install(
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_tensorrt_takes_no_compute_capability(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="builds for the GPU it finds"):
+def test_tensorrt_refuses_a_compute_capability(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="builds for the GPU that it finds"):
         build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", compute_capabilities=["8.6"])
 
 
@@ -265,33 +264,33 @@ def test_tensorrt_takes_no_compute_capability(tensorrt: Any, brightness_onnx: Pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "quantised", "precision"), [("FLOAT", False, "fp32"), ("FLOAT16", False, "fp16"), ("FLOAT", True, "int8")]
+    ("kind", "quantized", "precision"), [("FLOAT", False, "fp32"), ("FLOAT16", False, "fp16"), ("FLOAT", True, "int8")]
 )
-def test_precision_is_read_from_the_convolutions(
-    brightness_model: Any, kind: str, quantised: bool, precision: str
+def test_precision_is_determined_from_the_layers(
+    brightness_model: Any, kind: str, quantized: bool, precision: str
 ) -> None:
     import onnx
 
     graph = brightness_model.graph
     kernel = next(c for c in graph.initializer if c.name == "kernel")
     kernel.data_type = onnx.TensorProto.DataType.Value(kind)
-    if quantised:
+    if quantized:
         graph.node.append(onnx.helper.make_node("QuantizeLinear", ["planes", "scale"], ["q"]))
-    weights, proved = graph_precision(graph)
-    assert proved == precision
+    weights, found = graph_precision(graph)
+    assert found == precision
     assert weights[kind] >= 48
 
 
-def test_a_file_that_claims_another_precision_is_refused(brightness_model: Any, tmp_path: Path) -> None:
+def test_a_file_with_the_wrong_precision_in_its_description_is_refused(brightness_model: Any, tmp_path: Path) -> None:
     entry = brightness_model.metadata_props[0]
     entry.value = entry.value.replace('"fp32"', '"fp16"')
     path = tmp_path / "model.onnx"
     path.write_bytes(brightness_model.SerializeToString())
-    with pytest.raises(ValueError, match="calls itself fp16, but its weights are"):
+    with pytest.raises(ValueError, match="is described as fp16, but its weights are"):
         build_engine(path, tmp_path / "model.engine")
 
 
-def test_a_foreign_or_torn_onnx_file_is_refused(brightness_model: Any, tmp_path: Path) -> None:
+def test_truncated_and_foreign_onnx_files_are_refused(brightness_model: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(brightness_model.SerializeToString()[:500])
     with pytest.raises(ValueError, match=r"model\.onnx is not an ONNX file"):
@@ -304,7 +303,7 @@ def test_a_foreign_or_torn_onnx_file_is_refused(brightness_model: Any, tmp_path:
         read_onnx(tmp_path / "missing.onnx")
 
 
-def test_a_json_that_is_no_description_is_not_overwritten(brightness_onnx: Path, tmp_path: Path) -> None:
+def test_a_json_file_that_is_not_a_description_is_not_overwritten(brightness_onnx: Path, tmp_path: Path) -> None:
     annotations = tmp_path / "model.json"
     annotations.write_text(json.dumps({"images": []}))
     with pytest.raises(ValueError, match=r"model\.json would be overwritten"):
@@ -312,6 +311,6 @@ def test_a_json_that_is_no_description_is_not_overwritten(brightness_onnx: Path,
     assert json.loads(annotations.read_text()) == {"images": []}
 
 
-def test_an_engine_has_the_name_by_which_it_is_found(brightness_onnx: Path) -> None:
+def test_the_name_of_an_engine_ends_in_engine(brightness_onnx: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.engine"):
         build_engine(brightness_onnx, brightness_onnx)

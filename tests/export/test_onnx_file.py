@@ -1,4 +1,4 @@
-"""The exported ONNX file: its contract, its operators, and that it answers as the trained detector does."""
+"""The exported ONNX file: its inputs and outputs, its operators, and that it computes what the detector computes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def noise(count: int, tile: int) -> NDArray[np.uint8]:
 # ------------------------------------------------------------------------------------------------------- the file
 
 
-def test_the_file_answers_as_the_detector_with_its_alpha_does(exported: Any, checkpoint: Path) -> None:
+def test_the_file_computes_what_the_detector_computes_without_folding(exported: Any, checkpoint: Path) -> None:
     trained = load_checkpoint(checkpoint)
     model = open_model(exported.folder / "model.onnx", threads=1)
     images = noise(3, model.spec.tile)
-    images[0, :64] = 0  # beside the pictures that the exporter itself compares
+    images[0, :64] = 0  # unlike the images that the exporter itself compares
     with torch.inference_mode():
         unfolded = InferenceGraph(trained.build(), model.spec, fold=False)(torch.from_numpy(images))
     parity = compare(TileOutputs(*(part.numpy() for part in unfolded)), model.run(images), model.spec.score_floor)
@@ -54,7 +54,7 @@ def test_the_file_answers_as_the_detector_with_its_alpha_does(exported: Any, che
     assert parity.candidates_difference < 0.01
 
 
-def test_a_tile_gets_the_same_boxes_in_any_batch(exported: Any) -> None:
+def test_the_boxes_of_a_tile_do_not_depend_on_the_batch(exported: Any) -> None:
     model = open_model(exported.folder / "model.onnx", threads=1)
     images = noise(4, model.spec.tile)
     together = model.run(images)
@@ -65,7 +65,7 @@ def test_a_tile_gets_the_same_boxes_in_any_batch(exported: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", ["openvino", "openvino-latency"])
-def test_openvino_finds_what_onnx_runtime_finds(
+def test_openvino_gives_the_detections_of_onnx_runtime(
     exported: Any, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino", reason="needs tinydet[openvino]")
@@ -79,7 +79,7 @@ def test_openvino_finds_what_onnx_runtime_finds(
     assert parity.score_difference < 1e-5 and parity.box_difference < 1e-2
 
 
-def test_the_file_keeps_every_rule(exported: Any) -> None:
+def test_the_file_has_no_faults(exported: Any) -> None:
     model = onnx.load(exported.folder / "model.onnx")
     spec = open_model(exported.folder / "model.onnx").spec
     assert lint(model, spec) == []
@@ -87,25 +87,25 @@ def test_the_file_keeps_every_rule(exported: Any) -> None:
     assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"]
 
 
-def test_the_file_knows_what_the_description_beside_it_says(exported: Any) -> None:
+def test_the_file_contains_the_description_next_to_it(exported: Any) -> None:
     spec = open_model(exported.folder / "model.onnx").spec
     assert spec.classes == ("person", "car") and spec.category_ids == (1, 3)
     assert (spec.tile, spec.max_batch, spec.max_detections, spec.precision) == (128, 4, 300, "fp32")
     assert spec.alpha == pytest.approx((0.368, 0.387, 0.367))
-    beside = json.loads((exported.folder / "model.json").read_text(encoding="utf-8"))
-    inside = json.loads(spec.to_json())
-    for name in inside.keys() - {"onnx_sha256", "engine"}:
-        assert beside[name] == inside[name], name
+    sidecar = json.loads((exported.folder / "model.json").read_text(encoding="utf-8"))
+    metadata = json.loads(spec.to_json())
+    for name in metadata.keys() - {"onnx_sha256", "engine"}:
+        assert sidecar[name] == metadata[name], name
 
 
-def test_the_file_says_nothing_of_the_machine_that_wrote_it(exported: Any) -> None:
+def test_the_file_does_not_contain_paths_of_the_machine_that_wrote_it(exported: Any) -> None:
     content = (exported.folder / "model.onnx").read_bytes()
     for folder in (str(ROOT), str(Path.home()), "site-packages", str(exported.folder)):
         assert folder.encode() not in content
     assert sorted(path.name for path in exported.folder.glob("*.onnx*")) == ["model.onnx"]
 
 
-def test_a_detector_that_cannot_be_exported_leaves_the_older_file(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_when_the_export_fails(checkpoint: Path, tmp_path: Path) -> None:
     trained = load_checkpoint(checkpoint)
     output = tmp_path / "model.onnx"
     output.write_bytes(b"older")
@@ -137,17 +137,17 @@ def operators(pyramid: torch.nn.Module, call: Callable[..., Any] = lambda p, lev
 
 
 def wiring(graph: Any) -> list[Any]:
-    """Every node in its order: what it is, how it is set, and where its inputs come from. Constants by shape alone."""
-    made = {name: (i, n) for i, node in enumerate(graph.node) for n, name in enumerate(node.output)}
+    """Type, attributes and sources of the inputs of every node, in order; constants by shape only."""
+    produced = {name: (i, n) for i, node in enumerate(graph.node) for n, name in enumerate(node.output)}
     constants = {constant.name: ("constant", tuple(constant.dims)) for constant in graph.initializer}
     return [
-        (node.op_type, sorted(map(str, node.attribute)), [made.get(x, constants.get(x, x)) for x in node.input])
+        (node.op_type, sorted(map(str, node.attribute)), [produced.get(x, constants.get(x, x)) for x in node.input])
         for node in graph.node
     ]
 
 
 @pytest.mark.parametrize("fusion", ["fixed", "one", "three", "channel"])
-def test_a_folded_pyramid_is_node_for_node_a_conventional_one(fusion: Any) -> None:
+def test_a_folded_pyramid_equals_a_conventional_one_node_by_node(fusion: Any) -> None:
     folded = traced(fold_alpha(FPN([8] * 4, 8, (0.368, 0.387, 0.367), fusion=fusion, top=LastLevelMaxPool())))
     assert wiring(folded) == wiring(traced(PlainFPN([8] * 4, 8, top=LastLevelMaxPool())))
     assert len(wiring(folded)) == CONVENTIONAL.total()
@@ -159,7 +159,7 @@ def test_folded_graph_has_the_ops_of_a_conventional_fpn() -> None:
         FeaturePyramidNetwork([8] * 4, 8, extra_blocks=LastLevelMaxPool()),
         lambda pyramid, levels: pyramid(dict(zip("2345", levels, strict=True))).values(),
     )
-    bookkeeping = Counter(Shape=3, Concat=3)  # torchvision resizes to a size, not by 2
+    bookkeeping = Counter(Shape=3, Concat=3)  # torchvision resizes to a given size, not by a factor of 2
     assert folded == theirs - bookkeeping == CONVENTIONAL
 
 
@@ -170,7 +170,7 @@ def test_alpha_that_is_not_folded_costs_three_multiplications() -> None:
         operators_added(unfolded, CONVENTIONAL, 0)
 
 
-def test_an_edge_without_weight_is_not_in_the_graph() -> None:
+def test_an_edge_with_alpha_zero_is_not_in_the_graph() -> None:
     folded = operators(fold_alpha(FPN([8] * 4, 8, (0.5, 0.0, 0.5), top=LastLevelMaxPool())))
     assert CONVENTIONAL - folded == Counter(Resize=1, Add=1)
     assert operators_added(folded, CONVENTIONAL, 1) == 0
@@ -178,7 +178,7 @@ def test_an_edge_without_weight_is_not_in_the_graph() -> None:
         operators_added(folded, CONVENTIONAL, 0)
 
 
-def test_an_edge_that_keeps_its_factor_is_one_multiplication() -> None:
+def test_an_edge_that_keeps_its_factor_costs_one_multiplication() -> None:
     pyramid = FPN([8] * 4, 8, (0.5, 2e-3, 0.5), top=LastLevelMaxPool())
     for conv in pyramid.inner:
         torch.nn.init.normal_(conv.weight, std=1e-4)
@@ -191,9 +191,9 @@ def test_an_edge_that_keeps_its_factor_is_one_multiplication() -> None:
 @pytest.mark.parametrize(
     ("changes", "alpha"),
     [({"fusion": "attention"}, None), ({"fusion": "channel"}, (0.9, 0.5, 0.7)), ({}, (0.0, 0.5, 1.0))],
-    ids=["attention", "channel", "an edge of weight 0"],
+    ids=["attention", "channel", "an edge with alpha 0"],
 )
-def test_every_strategy_is_exported_whole(
+def test_detectors_with_every_fusion_mode_can_be_exported(
     checkpoint: Path, tmp_path: Path, changes: dict[str, Any], alpha: tuple[float, ...] | None
 ) -> None:
     trained = load_checkpoint(checkpoint)
@@ -213,7 +213,7 @@ def test_every_strategy_is_exported_whole(
     assert report.deleted_edges == (("P3->P2",) if alpha and alpha[0] == 0 else ())
 
 
-def test_a_pyramid_that_was_not_found_does_not_count_as_folded() -> None:
+def test_a_pyramid_that_was_not_found_in_the_graph_is_an_error() -> None:
     with pytest.raises(ValueError, match="alpha is not folded"):
         operators_added(Counter(), CONVENTIONAL, 0)
 
@@ -221,7 +221,7 @@ def test_a_pyramid_that_was_not_found_does_not_count_as_folded() -> None:
 # ----------------------------------------------------------------------------------------------------------- lint
 
 
-def test_a_graph_within_the_rules_has_no_fault(brightness_model: Any, brightness_spec: ModelSpec) -> None:
+def test_a_valid_graph_has_no_faults(brightness_model: Any, brightness_spec: ModelSpec) -> None:
     assert lint(brightness_model, brightness_spec) == []
 
 
@@ -268,17 +268,17 @@ def _fixed_batch_of_other_tiles(graph: Any) -> None:
     ("break_it", "message"),
     [
         (_suppress, "'nms' is a NonMaxSuppression"),
-        (_plugin, "domain 'trt', which needs a plugin"),
-        (_keep_too_many, "'best' keeps 3841 of TopK's at most 3840"),
+        (_plugin, "in the domain 'trt', which needs a plugin"),
+        (_keep_too_many, "'best' keeps 3841 values; TopK in TensorRT keeps at most 3840"),
         (_keep_a_computed_number, "'best' keeps inf"),
         (_transpose_uint8, "'early' transposes uint8"),
-        (_divide_an_index, "'lookup' gathers at indices from a division"),
+        (_divide_an_index, "'lookup' gathers at indices that come from a division"),
         (_wide_labels, r"INT64 \(N, 10\)"),
         (_another_order, "inputs and outputs are"),
         (_fixed_batch_of_other_tiles, r"UINT8 \(N, 32, 64, 3\)"),
     ],
 )
-def test_a_graph_that_a_runtime_would_not_take_is_named(
+def test_nodes_that_a_runtime_would_not_support_are_named(
     brightness_model: Any, brightness_spec: ModelSpec, break_it: Callable[[Any], None], message: str
 ) -> None:
     break_it(brightness_model.graph)

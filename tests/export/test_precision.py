@@ -1,4 +1,4 @@
-"""Precision in the graph: what is converted, what is kept and why, and real engines of it."""
+"""Conversion to FP16 and INT8: which layers are converted, which are kept, and engines built from the result."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tinydet.export.__main__ import main
-from tinydet.export.engine import build_engine, graph_precision, read_onnx
-from tinydet.export.precision import calibrate, convert, layers_of, search, to_fp16, to_int8
+from tinydet.export.engine import build_engine
+from tinydet.export.fp16 import to_fp16
+from tinydet.export.int8 import calibrate, to_int8
+from tinydet.export.layer_search import search_layers
+from tinydet.export.layers import layers_of
+from tinydet.export.onnx_model import graph_precision, read_onnx
+from tinydet.export.precision import convert
 from tinydet.runtime.backends import open_model
 from tinydet.spec import ModelSpec
 
@@ -26,19 +31,19 @@ FIRST, DEEP, HEAD = "detector.backbone.body.0.weight", "detector.fpn.inner.0.wei
 
 @pytest.fixture
 def model(brightness_model: Any) -> Any:
-    """Two layers before the one that weighs the pixels: a copy, then a ReLU, a sum with itself and another copy."""
+    """The brightness model behind two more layers: an identity, a ReLU and a sum, and another identity."""
     return deepened(brightness_model, outlier=0.0)
 
 
 @pytest.fixture
 def sensitive(brightness_model: Any) -> Any:
-    """The same, and a fourth channel a thousand times as strong, that nobody uses: INT8 sees nothing beside it."""
+    """The same with an unused fourth channel, so much stronger that INT8 rounds the others to 0."""
     return deepened(brightness_model, outlier=1000.0)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """Dark pictures with a few bright cells, each of its own brightness."""
+def images(tmp_path: Path) -> list[Path]:
+    """Dark images with a few bright cells, each of a different brightness."""
     paths = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -86,7 +91,7 @@ def types_of(model: Any) -> dict[str, int]:
 # ----------------------------------------------------------------------------------------------------------- FP16
 
 
-def test_convolutions_and_what_lies_between_them_are_fp16_and_boxes_are_not(model: Any) -> None:
+def test_convolutions_and_nodes_between_them_are_fp16_and_boxes_are_fp32(model: Any) -> None:
     half = to_fp16(model)
     onnx.checker.check_model(half, full_check=True)
     types = types_of(half)
@@ -94,8 +99,8 @@ def test_convolutions_and_what_lies_between_them_are_fp16_and_boxes_are_not(mode
     assert {types[name] for name in ("pixels", "planes", "all", "scores", "boxes")} == {TensorProto.FLOAT}
     weights, precision = graph_precision(half.graph)
     assert precision == "fp16" and weights["FLOAT16"] == 9 + 12 + 64 and weights["FLOAT"] == 256 * 4 + 1
-    assert Counter(node.op_type for node in half.graph.node)["Cast"] == 4  # uint8, in, out, and the count of candidates
-    assert graph_precision(model.graph)[1] == "fp32"  # the model itself is as it was
+    assert Counter(node.op_type for node in half.graph.node)["Cast"] == 4  # uint8, to FP16, to FP32, candidates
+    assert graph_precision(model.graph)[1] == "fp32"  # the model itself is not changed
 
 
 def test_a_kept_layer_stays_fp32_with_casts_around_it(model: Any) -> None:
@@ -114,7 +119,7 @@ def test_weights_beyond_the_range_of_fp16_stay_fp32(model: Any) -> None:
 
 
 def scaled(model: Any, factors: dict[str, float]) -> Any:
-    """The same answers by larger numbers on the way."""
+    """Scale weights; if the factors cancel, only intermediate values change."""
     for constant in model.graph.initializer:
         if constant.name in factors:
             values = numpy_helper.to_array(constant) * np.float32(factors[constant.name])
@@ -122,27 +127,25 @@ def scaled(model: Any, factors: dict[str, float]) -> Any:
     return model
 
 
-def test_layers_whose_numbers_fp16_cannot_hold_stay_fp32_though_the_judge_would_not_see_it(
-    model: Any, pictures: list[Path], tmp_path: Path
-) -> None:
-    # 250 x 2 x 40 is less than 65504, but other pictures may be brighter than these.
+def test_layers_with_activations_near_the_fp16_limit_stay_fp32(model: Any, images: list[Path], tmp_path: Path) -> None:
+    # 250 * 2 * 40 is less than 65504, but other images may be brighter. ONNX Runtime on a CPU would not overflow.
     source = written(scaled(model, {FIRST: 40, DEEP: 1 / 40}), tmp_path / "model.onnx")
-    made = convert(source, tmp_path / "model.fp16.onnx", "fp16", pictures)
+    made = convert(source, tmp_path / "model.fp16.onnx", "fp16", images)
     assert made.kept == (FIRST, DEEP) and made.spec.precision == "fp16" and made.verification.passed
     report = json.loads((tmp_path / "model.fp16.verify.json").read_text())
     assert report["kept_in_fp32"] == [FIRST, DEEP]
 
 
-def test_a_file_that_would_be_fp32_for_the_most_part_does_not_get_an_fp16_name(
-    model: Any, pictures: list[Path], tmp_path: Path
+def test_a_model_that_would_stay_mostly_fp32_is_not_written_as_fp16(
+    model: Any, images: list[Path], tmp_path: Path
 ) -> None:
     source = written(scaled(model, {FIRST: 40, HEAD: 1 / 40}), tmp_path / "model.onnx")
-    with pytest.raises(ValueError, match=r"model\.fp16\.onnx was not written: 3 of 3 layers have to stay in FP32"):
-        convert(source, tmp_path / "model.fp16.onnx", "fp16", pictures)
+    with pytest.raises(ValueError, match=r"model\.fp16\.onnx was not written: 3 of 3 layers must stay in FP32"):
+        convert(source, tmp_path / "model.fp16.onnx", "fp16", images)
     assert not list(tmp_path.glob("model.fp16*"))
 
 
-def test_a_resize_keeps_its_scales_and_a_shared_constant_its_other_users(model: Any) -> None:
+def test_resize_scales_and_constants_shared_with_fp32_nodes_stay_fp32(model: Any) -> None:
     graph = model.graph
     at = next(i for i, node in enumerate(graph.node) if node.name == "deep")
     graph.initializer.extend(
@@ -161,10 +164,10 @@ def test_a_resize_keeps_its_scales_and_a_shared_constant_its_other_users(model: 
     assert (kinds["scales"], kinds["unit"], kinds["unit_fp16"]) == (1, 1, TensorProto.FLOAT16)
 
 
-def test_the_written_model_says_fp16_and_passes_the_gate(model: Any, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_converted_model_is_described_as_fp16_and_verified(model: Any, images: list[Path], tmp_path: Path) -> None:
     source = written(model, tmp_path / "model.onnx")
-    made = convert(source, tmp_path / "model.fp16.onnx", "fp16", pictures)
-    assert made.kept == () and made.layers == 3 and made.shares == {}
+    made = convert(source, tmp_path / "model.fp16.onnx", "fp16", images)
+    assert made.kept == () and made.layers == 3 and made.sensitivity == {}
     assert made.spec.precision == read_onnx(made.path).precision == "fp16"
     assert made.verification.passed and made.verification.parity["real tiles, batch 1"].detections > 10
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("model.fp16")) == [
@@ -173,52 +176,52 @@ def test_the_written_model_says_fp16_and_passes_the_gate(model: Any, pictures: l
         "model.fp16.verify.json",
         "model.fp16.verify.md",
     ]
-    beside = ModelSpec.from_json((tmp_path / "model.fp16.json").read_text(), source="model.fp16.json")
-    assert beside.onnx_sha256 == read_onnx(made.path).sha256
-    with pytest.raises(ValueError, match=r"model\.fp16\.onnx is fp16 already"):
-        convert(made.path, tmp_path / "again.onnx", "int8", pictures)
+    sidecar = ModelSpec.from_json((tmp_path / "model.fp16.json").read_text(), source="model.fp16.json")
+    assert sidecar.onnx_sha256 == read_onnx(made.path).sha256
+    with pytest.raises(ValueError, match=r"model\.fp16\.onnx is already fp16"):
+        convert(made.path, tmp_path / "again.onnx", "int8", images)
 
 
 # ----------------------------------------------------------------------------------------------------------- INT8
 
 
 @pytest.mark.parametrize("method", ["max", "entropy", "percentile"])
-def test_int8_is_symmetric_per_channel_and_leaves_biases_alone(
-    model: Any, pictures: list[Path], tmp_path: Path, method: Any
+def test_int8_is_symmetric_and_per_channel_and_biases_stay_fp32(
+    model: Any, images: list[Path], tmp_path: Path, method: Any
 ) -> None:
     graph = model.graph
     graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float32), "bias"))
     next(node for node in graph.node if node.name == "first").input.append("bias")
     source = written(model, tmp_path / "model.onnx")
-    quantised = to_int8(model, calibrate(source, pictures, read_onnx(source).spec, method))
-    onnx.checker.check_model(quantised, full_check=True)
-    assert graph_precision(quantised.graph)[1] == "int8"
-    constants = {c.name: numpy_helper.to_array(c) for c in quantised.graph.initializer}
-    zero_points = {node.input[2] for node in quantised.graph.node if node.op_type.endswith("quantizeLinear")}
-    zero_points |= {node.input[2] for node in quantised.graph.node if node.op_type == "QuantizeLinear"}
+    quantized = to_int8(model, calibrate(source, images, read_onnx(source).spec, method))
+    onnx.checker.check_model(quantized, full_check=True)
+    assert graph_precision(quantized.graph)[1] == "int8"
+    constants = {c.name: numpy_helper.to_array(c) for c in quantized.graph.initializer}
+    zero_points = {node.input[2] for node in quantized.graph.node if node.op_type.endswith("quantizeLinear")}
+    zero_points |= {node.input[2] for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
     assert zero_points and all((constants[name] == 0).all() for name in zero_points)
     assert {constants[name].dtype for name in zero_points} == {np.dtype(np.int8)}
-    per_channel = {node.input[0]: node.input[1] for node in quantised.graph.node if node.op_type == "QuantizeLinear"}
+    per_channel = {node.input[0]: node.input[1] for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
     assert constants[per_channel[FIRST]].shape == (3,) and constants[per_channel[DEEP]].shape == (4,)
     assert "bias" not in per_channel and constants["bias"].dtype == np.float32
     assert "sum" in {name.removesuffix("_QuantizeLinear_Input") for name in per_channel}
 
 
-def test_calibration_sees_all_pictures_one_at_a_time(model: Any, pictures: list[Path], tmp_path: Path) -> None:
+def test_calibration_covers_the_ranges_of_all_images(model: Any, images: list[Path], tmp_path: Path) -> None:
     source = written(model, tmp_path / "model.onnx")
     spec = read_onnx(source).spec
-    together = calibrate(source, iter(pictures), spec, "max")["planes"].range_value
-    alone = [calibrate(source, [path], spec, "max")["planes"].range_value for path in pictures]
+    together = calibrate(source, iter(images), spec, "max")["planes"].range_value
+    alone = [calibrate(source, [path], spec, "max")["planes"].range_value for path in images]
     assert max(np.max(high) for _, high in alone) == np.max(together[1]) == 250
 
 
-def test_a_model_that_takes_int8_well_is_converted_whole(
-    model: Any, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_tolerates_int8_is_converted_completely(
+    model: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = convert(written(model, tmp_path / "model.onnx"), tmp_path / "model.int8.onnx", "int8", pictures)
+    made = convert(written(model, tmp_path / "model.onnx"), tmp_path / "model.int8.onnx", "int8", images)
     assert made.kept == () and made.spec.precision == "int8" and made.verification.passed
-    tiles = np.stack([cv2.imread(str(path)) for path in pictures])
+    tiles = np.stack([cv2.imread(str(path)) for path in images])
     for backend in ("onnx-cpu", "openvino"):
         if backend == "openvino":
             pytest.importorskip("openvino", reason="needs tinydet[openvino]")
@@ -228,16 +231,14 @@ def test_a_model_that_takes_int8_well_is_converted_whole(
         np.testing.assert_allclose(found.scores[:, 0], brightest, atol=0.01)
 
 
-def test_layers_that_int8_would_blind_are_kept_and_named(sensitive: Any, pictures: list[Path], tmp_path: Path) -> None:
-    made = convert(written(sensitive, tmp_path / "model.onnx"), tmp_path / "model.int8.onnx", "int8", pictures)
+def test_layers_that_int8_would_ruin_are_kept_and_listed(sensitive: Any, images: list[Path], tmp_path: Path) -> None:
+    made = convert(written(sensitive, tmp_path / "model.onnx"), tmp_path / "model.int8.onnx", "int8", images)
     assert FIRST not in made.kept and set(made.kept) <= {DEEP, HEAD} and made.kept
-    assert made.shares["backbone.body.0"] < 0.1 < made.shares["fpn.inner"]
+    assert made.sensitivity["backbone.body.0"] < 0.1 < made.sensitivity["fpn.inner"]
     assert made.verification.passed and made.spec.precision == "int8"
 
 
-def test_what_a_search_on_thirty_images_chose_passes_the_gate_on_all_that_were_asked_for(
-    sensitive: Any, tmp_path: Path
-) -> None:
+def test_the_result_of_a_search_on_thirty_images_is_verified_on_all_images(sensitive: Any, tmp_path: Path) -> None:
     light: dict[str, Any] = {"categories": [{"id": 4, "name": "light"}], "images": [], "annotations": []}
     (tmp_path / "images").mkdir()
     for n in range(32):
@@ -253,15 +254,13 @@ def test_what_a_search_on_thirty_images_chose_passes_the_gate_on_all_that_were_a
     assert report["kept_in_fp32"] and report["images"] == 31
 
 
-def test_where_nothing_can_be_converted_it_says_so_and_writes_nothing(
-    sensitive: Any, pictures: list[Path], tmp_path: Path
-) -> None:
+def test_a_model_that_cannot_be_converted_is_an_error(sensitive: Any, images: list[Path], tmp_path: Path) -> None:
     first = next(node for node in sensitive.graph.node if node.name == "first")
     first.op_type = "Identity"
     del first.input[1:]  # the only layer that can be converted is gone
     source = written(sensitive, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"no layer can be int8 within the allowed drop.*--max-drop"):
-        convert(source, tmp_path / "model.int8.onnx", "int8", pictures)
+        convert(source, tmp_path / "model.int8.onnx", "int8", images)
     assert not list(tmp_path.glob("model.int8*"))
 
 
@@ -278,44 +277,46 @@ def damage(layers: Collection[str]) -> float:
 @pytest.mark.parametrize(
     ("allowed", "kept"), [(0.15, {NAMES[4]}), (0.05, {NAMES[4], NAMES[9]}), (0.0105, {NAMES[4], NAMES[9]})]
 )
-def test_a_search_keeps_exactly_the_layers_that_do_the_damage(allowed: float, kept: set[str]) -> None:
-    found = search(NAMES, damage, lambda kept: damage(set(NAMES) - set(kept)) <= allowed)
+def test_a_search_keeps_exactly_the_damaging_layers(allowed: float, kept: set[str]) -> None:
+    found = search_layers(NAMES, damage, lambda kept: damage(set(NAMES) - set(kept)) <= allowed)
     assert found is not None and set(found.kept) == kept
-    assert max((name for name in found.shares if "conv" not in name), key=found.shares.__getitem__) == "backbone.body.1"
+    assert max((n for n in found.sensitivity if "conv" not in n), key=found.sensitivity.get) == "backbone.body.1"
 
 
-def test_a_search_that_finds_nothing_good_enough_says_so() -> None:
-    assert search(NAMES, damage, lambda kept: False) is None
+def test_a_search_without_a_solution_returns_none() -> None:
+    assert search_layers(NAMES, damage, lambda kept: False) is None
 
 
 @pytest.mark.parametrize(("most", "needed"), [(m, n) for m in (1, 2, 3, 6, 25) for n in range(1, m + 2)])
-def test_a_search_needs_few_trials_for_the_fewest_blocks(most: int, needed: int) -> None:
-    names = [f"backbone.body.{i}.weight" for i in range(most)]  # a block each, so that there is nothing to give back
+def test_a_search_finds_the_smallest_number_of_blocks_in_few_trials(most: int, needed: int) -> None:
+    names = [
+        f"backbone.body.{i}.weight" for i in range(most)
+    ]  # one layer per block, so that all layers of the blocks are needed
     tried: list[int] = []
-    found = search(
+    found = search_layers(
         names,
         lambda alone: 1 / (1 + names.index(alone[0])),
         lambda kept: tried.append(len(kept)) or len(kept) >= needed,
     )
     assert (found and len(found.kept)) == (needed if needed <= most else None)
-    assert len(tried) <= 4 * most.bit_length()  # of blocks and, in vain, of layers
+    assert len(tried) <= 4 * most.bit_length()  # for blocks and then for layers
 
 
 def test_a_search_measures_blocks_before_layers() -> None:
     measured: list[int] = []
-    search(NAMES, lambda layers: measured.append(len(layers)) or damage(layers), lambda kept: len(kept) >= 3)
+    search_layers(NAMES, lambda layers: measured.append(len(layers)) or damage(layers), lambda kept: len(kept) >= 3)
     assert measured == [3, 3, 3, 3, 1, 1, 1]
 
 
 # -------------------------------------------------------------------------------------------------------- engines
 
 
-def test_engines_of_each_precision_are_really_built(model: Any, pictures: list[Path], tmp_path: Path) -> None:
+def test_engines_of_each_precision_can_be_built(model: Any, images: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, which builds engines without a GPU")
     source = written(model, tmp_path / "model.onnx")
     paths = {"fp32": source}
     for precision in ("fp16", "int8"):
-        paths[precision] = convert(source, tmp_path / f"model.{precision}.onnx", precision, pictures).path
+        paths[precision] = convert(source, tmp_path / f"model.{precision}.onnx", precision, images).path
     for precision, path in paths.items():
         spec = build_engine(path, tmp_path / f"{precision}.engine", target="rtx", batch=(1, 2, 4))
         assert spec.precision == precision
@@ -323,24 +324,24 @@ def test_engines_of_each_precision_are_really_built(model: Any, pictures: list[P
 
 
 @pytest.mark.slow
-def test_a_detector_is_converted_and_built(exported: Any, picture: Path, tmp_path: Path) -> None:
-    """The head shares its weights over the levels, and the last convolutions have no one behind them."""
+def test_a_detector_is_converted_and_built(exported: Any, scene: Path, tmp_path: Path) -> None:
+    """The head shares its weights between levels, and no layer follows the last convolutions."""
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, which builds engines without a GPU")
     source = exported.folder / "model.onnx"
-    made = convert(source, tmp_path / "model.fp16.onnx", "fp16", [picture])
+    made = convert(source, tmp_path / "model.fp16.onnx", "fp16", [scene])
     assert made.kept == () and made.verification.passed
     assert made.bytes < 0.62 * source.stat().st_size
     graph = onnx.load(str(made.path)).graph
     casts = [node.input[0] for node in graph.node if node.name.startswith("cast_")]
-    assert len(casts) == 11  # the pixels, and what the head says of five levels twice
+    assert len(casts) == 11  # the pixels, and two outputs of the head on five levels
     assert all(len(nodes) == 5 for name, nodes in layers_of(graph).items() if ".head." in name)
     model = onnx.load(str(source))
-    quantised = to_int8(model, calibrate(source, [picture], made.spec, "max"))
-    del quantised.metadata_props[:]
-    quantised.metadata_props.add(key="tinydet", value=dataclasses.replace(made.spec, precision="int8").to_json())
+    quantized = to_int8(model, calibrate(source, [scene], made.spec, "max"))
+    del quantized.metadata_props[:]
+    quantized.metadata_props.add(key="tinydet", value=dataclasses.replace(made.spec, precision="int8").to_json())
     built = {}
-    for name, path in {"fp32": source, "fp16": made.path, "int8": written(quantised, tmp_path / "q.onnx")}.items():
+    for name, path in {"fp32": source, "fp16": made.path, "int8": written(quantized, tmp_path / "q.onnx")}.items():
         spec = build_engine(path, tmp_path / f"{name}.engine", target="rtx", batch=(1, 1, 2))
         built[name] = spec.precision, spec.engine["weights"].get("FLOAT16", 0) > spec.engine["weights"]["FLOAT"]
-    # Not by the size of the plans: those of small models are mostly kernels, and INT8 needs more of them.
+    # Not the size of the plans: small models are mostly kernels, of which INT8 needs more.
     assert built == {"fp32": ("fp32", False), "fp16": ("fp16", True), "int8": ("int8", False)}

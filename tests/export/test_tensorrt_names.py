@@ -1,7 +1,7 @@
-"""Every name of TensorRT's Python API in our source is in each version that we support, and none is out of sight.
+"""Every name of TensorRT's Python API in the source exists in each supported version, and none escapes this check.
 
-`tensorrt_names.json` records the names that the source uses; `test_the_record_...` says what to change when it does.
-The real bindings of other versions are not here, but lists of their names may be (fixture `shared`).
+`tensorrt_names.json` records the names that the source uses; update it when `test_the_record_...` fails. The bindings
+of other versions are not installed, but lists of their names may be available (fixture `shared`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BACKENDS = ROOT / "tinydet/runtime/backends"
 SOURCES = [ROOT / "tinydet/export/engine.py", BACKENDS / "tensorrt.py", BACKENDS / "engine_runner.py"]
 RECORD = json.loads((Path(__file__).parent / "tensorrt_names.json").read_text(encoding="utf-8"))
 
-# In the sources a variable or attribute of one of these names (without leading underscores) is an object of the class.
+# In the source, a variable or attribute with one of these names, apart from leading underscores, is of this class.
 OBJECTS = {
     "builder": "Builder",
     "network": "INetworkDefinition",
@@ -47,7 +47,7 @@ MAKERS = {
 
 
 class Names(ast.NodeVisitor):
-    """Collects `Class.member` and `Class`; those of TensorRT-RTX alone stand in functions named `..._rtx`."""
+    """Collects `Class.member` and `Class`. Names that only TensorRT-RTX has are used in functions named `..._rtx`."""
 
     def __init__(self) -> None:
         self.used: set[str] = set()
@@ -83,15 +83,15 @@ class Names(ast.NodeVisitor):
             made = MAKERS.get(call.func.attr) or (call.func.attr if owner(call.func.value) == "trt" else None)
             target = owner(node.targets[0])
             if made in OBJECTS.values() and OBJECTS.get(target) != made:
-                self.misnamed.append(f"line {node.lineno}: a {made} is called {target}")
+                self.misnamed.append(f"line {node.lineno}: a {made} is named {target}")
         self.generic_visit(node)
 
 
 def owner(node: ast.expr) -> str:
-    """`config` of `config` and of `self._config`."""
+    """Return "config" for `config` and for `self._config`."""
     if isinstance(node, ast.Name):
         return node.id.lstrip("_")
-    if isinstance(node, ast.Attribute) and ast.unparse(node) != "spec.engine":  # a dict of ours
+    if isinstance(node, ast.Attribute) and ast.unparse(node) != "spec.engine":  # a dict, not an ICudaEngine
         return node.attr.lstrip("_")
     return ""
 
@@ -104,7 +104,7 @@ def collected() -> Names:
 
 
 def recorded_api(shared: Path) -> dict[str, set[str]]:
-    """Version -> names, as `Class.member` and `Class`."""
+    """Return the names `Class.member` and `Class` of each recorded version."""
     api = {}
     for path in sorted((shared / "cases/tensorrt-api").glob("*.json")):
         classes = json.loads(path.read_text(encoding="utf-8"))
@@ -113,28 +113,28 @@ def recorded_api(shared: Path) -> dict[str, set[str]]:
     return api
 
 
-def test_an_object_of_tensorrt_has_its_name_wherever_it_is_made() -> None:
+def test_tensorrt_objects_are_named_after_their_class_wherever_they_are_created() -> None:
     assert not collected().misnamed
 
 
-def test_the_record_holds_the_names_that_the_source_uses() -> None:
+def test_the_record_has_the_names_that_the_source_uses() -> None:
     used = collected().used
     assert len(used) > 40
-    assert sorted(used) == RECORD["names"], "put the difference into tensorrt_names.json once it is in every version"
+    assert sorted(used) == RECORD["names"], "update tensorrt_names.json if all versions have the new names"
 
 
-def test_a_name_in_the_record_is_in_every_version(shared: Path) -> None:
+def test_every_version_has_the_recorded_names(shared: Path) -> None:
     api = recorded_api(shared)
     assert sorted(api) == sorted(RECORD["versions"])
     missing = {version: sorted(set(RECORD["names"]) - names) for version, names in api.items()}
     assert missing == {version: [] for version in api}
 
 
-def test_no_member_of_tensorrt_is_used_on_an_object_that_the_rules_miss(shared: Path) -> None:
-    """A long member name stands on one of the objects above, or on the CUDA module, and nowhere else."""
+def test_no_member_of_tensorrt_is_used_on_an_object_that_this_check_misses(shared: Path) -> None:
+    """Members with an underscore in their name are used only on the objects above."""
     members = set.intersection(*({n.partition(".")[2] for n in names} for names in recorded_api(shared).values()))
     members = {member for member in members if "_" in member}
-    unseen = [
+    missed = [
         f"{source.name} line {node.lineno}: {ast.unparse(node)}"
         for source in SOURCES
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
@@ -143,18 +143,18 @@ def test_no_member_of_tensorrt_is_used_on_an_object_that_the_rules_miss(shared: 
         and owner(node.value) not in {*OBJECTS, "trt"}
         and not (isinstance(node.value, ast.Attribute) and owner(node.value.value) == "trt")
     ]
-    assert not unseen
+    assert not missed
 
 
-def test_tensorrt_rtx_has_them_all_and_its_own() -> None:
+def test_tensorrt_rtx_has_all_names() -> None:
     rtx = pytest.importorskip("tensorrt_rtx")
     names = collected()
     assert names.rtx_only
     for name in names.used | names.rtx_only:
-        where: object = rtx
+        found: object = rtx
         for part in name.split("."):
-            assert hasattr(where, part), f"tensorrt_rtx {rtx.__version__} has no {name}"
-            where = getattr(where, part)
+            assert hasattr(found, part), f"tensorrt_rtx {rtx.__version__} has no {name}"
+            found = getattr(found, part)
 
 
 def test_cuda_python_has_the_names_that_are_used() -> None:

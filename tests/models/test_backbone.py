@@ -1,4 +1,4 @@
-"""Backbones: strides, channels, freezing, weights."""
+"""Backbones: strides, channels, frozen stages, normalization, ImageNet weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pytest
 import torch
 from torchvision.models import mobilenet_v2
 
-from tinydet.models.backbone import BACKBONES, Backbone, load_pretrained
+from tinydet.models.backbone import Backbone, load_pretrained
+from tinydet.models.registry import BACKBONES
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_levels_have_strides_4_to_32_and_the_channels_that_are_said(name: str) -> None:
+def test_levels_have_strides_4_to_32_and_the_declared_channels(name: str) -> None:
     backbone = Backbone(name).eval()
     with torch.no_grad():
         levels = backbone(torch.zeros(1, 3, 64, 96))
@@ -22,7 +23,7 @@ def test_levels_have_strides_4_to_32_and_the_channels_that_are_said(name: str) -
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
-def test_frozen_stages_get_no_gradient_and_c2_moves_only_when_its_stage_may(name: str) -> None:
+def test_frozen_stages_get_no_gradient(name: str) -> None:
     image = torch.randn(1, 3, 64, 64)
     for stages in (0, 1, 2):
         backbone = Backbone(name)
@@ -34,7 +35,7 @@ def test_frozen_stages_get_no_gradient_and_c2_moves_only_when_its_stage_may(name
         assert first.weight.requires_grad == (stages == 0)
 
 
-def test_frozen_norm_keeps_its_statistics_in_training_and_has_no_gradient() -> None:
+def test_frozen_norm_keeps_its_statistics_in_training_mode_and_has_no_gradient() -> None:
     backbone = Backbone("resnet18").train()
     before = {k: v.clone() for k, v in backbone.state_dict().items() if "running" in k}
     backbone(torch.randn(2, 3, 64, 64))
@@ -42,7 +43,7 @@ def test_frozen_norm_keeps_its_statistics_in_training_and_has_no_gradient() -> N
     assert not any(p.requires_grad for n, p in backbone.named_parameters() if "bn" in n)
 
 
-def test_a_file_of_torchvision_weights_gives_torchvisions_features(tmp_path: Path) -> None:
+def test_with_a_file_of_torchvision_weights_the_features_are_torchvisions(tmp_path: Path) -> None:
     reference = mobilenet_v2().eval()
     torch.save(reference.state_dict(), tmp_path / "weights.pth")
     backbone = Backbone("mobilenet_v2").eval()
@@ -52,7 +53,7 @@ def test_a_file_of_torchvision_weights_gives_torchvisions_features(tmp_path: Pat
         torch.testing.assert_close(backbone(image)[-1], reference.features[:18](image))
 
 
-def test_wrong_weights_are_named(tmp_path: Path) -> None:
+def test_the_message_names_a_wrong_weights_file(tmp_path: Path) -> None:
     backbone = Backbone("mobilenet_v2")
     with pytest.raises(ValueError, match="nowhere.pth: no such file"):
         load_pretrained(backbone, "mobilenet_v2", tmp_path / "nowhere.pth")
@@ -60,14 +61,14 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other.pth: does not fit mobilenet_v2"):
         load_pretrained(backbone, "mobilenet_v2", tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match="text.pth: not a file of weights"):
+    with pytest.raises(ValueError, match="text.pth: not a weights file"):
         load_pretrained(backbone, "mobilenet_v2", tmp_path / "text.pth")
 
 
-def test_a_failed_download_names_the_two_other_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_names_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for proxy in ("https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nothing listens there
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # no server
     with pytest.raises(ValueError, match="--weights-backbone FILE.*--weights-backbone none"):
         load_pretrained(Backbone("mobilenet_v2"), "mobilenet_v2", "default")
 
@@ -77,10 +78,10 @@ def test_an_unknown_backbone_lists_the_known_ones() -> None:
         Backbone("resnet19")
 
 
-def test_group_norm_takes_a_batch_of_one_and_refuses_batch_norms_weights(tmp_path: Path) -> None:
+def test_group_norm_supports_a_batch_of_one_and_refuses_batch_norm_weights(tmp_path: Path) -> None:
     backbone = Backbone("mobilenet_v2", norm="group")
-    alone = backbone.train()(torch.randn(1, 3, 64, 64))
-    assert [tuple(level.shape[1:]) for level in alone] == [(24, 16, 16), (32, 8, 8), (96, 4, 4), (320, 2, 2)]
+    levels = backbone.train()(torch.randn(1, 3, 64, 64))
+    assert [tuple(level.shape[1:]) for level in levels] == [(24, 16, 16), (32, 8, 8), (96, 4, 4), (320, 2, 2)]
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
     torch.save(mobilenet_v2(weights=None).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"weights.pth: trained with batch norm.*--weights-backbone none"):

@@ -1,4 +1,4 @@
-"""What a detector costs, against counts by hand and against what autograd really keeps."""
+"""The estimated cost of a detector, against counts by hand and against the tensors that autograd saves."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from tinydet.models.cost import multiply_adds, training_bytes
 from tinydet.models.detector import DetectorConfig, build_detector
 
 
-def test_the_head_costs_what_its_convolutions_say_on_each_level() -> None:
+def test_multiply_adds_of_head_and_pyramid_agree_with_counts_by_hand() -> None:
     detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, classes=3, options={"head_convs": 2}))
     counts = multiply_adds(detector, (128, 192))
-    tower, answers = 2 * 2 * 16 * 16 * 9, 16 * 9 * (9 * 3 + 9 * 4)
+    tower, outputs = 2 * 2 * 16 * 16 * 9, 16 * 9 * (9 * 3 + 9 * 4)
     for level, stride in (("P2", 4), ("P3", 8), ("P4", 16), ("P5", 32)):
-        assert counts[f"head {level}"] == (128 // stride) * (192 // stride) * (tower + answers)
-    assert counts["head P6"] == 2 * 3 * (tower + answers)
+        assert counts[f"head {level}"] == (128 // stride) * (192 // stride) * (tower + outputs)
+    assert counts["head P6"] == 2 * 3 * (tower + outputs)
     inner = sum(c * 16 * (128 >> i) * (192 >> i) for c, i in zip(detector.backbone.channels, (2, 3, 4, 5), strict=True))
     layer = sum(16 * 16 * 9 * (128 >> i) * (192 >> i) for i in (2, 3, 4, 5))
     assert counts["pyramid"] == inner + layer
 
 
-def test_faster_rcnn_pays_for_its_proposals() -> None:
+def test_the_box_head_of_faster_rcnn_runs_on_every_proposal() -> None:
     detector = build_detector(DetectorConfig("mobilenet_v2", channels=8, classes=1, detector="faster_rcnn"))
     counts = multiply_adds(detector, (64, 64))
     assert counts["box head"] == 1000 * (8 * 49 * 32 + 32 * 32 + 32 * 2 + 32 * 8)
@@ -29,7 +29,7 @@ def test_faster_rcnn_pays_for_its_proposals() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_memory_is_what_the_backward_pass_really_keeps(norm: str) -> None:
+def test_the_memory_estimate_agrees_with_the_tensors_saved_for_backward(norm: str) -> None:
     detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, norm=norm, options={"head_convs": 1})).train()
     sizes: dict[int, int] = {}
     kept = []
@@ -48,4 +48,4 @@ def test_memory_is_what_the_backward_pass_really_keeps(norm: str) -> None:
     trained = sum(p.numel() * 4 for p in detector.parameters() if p.requires_grad)
     estimate = training_bytes(detector, 2, (64, 96))
     assert estimate == pytest.approx(activations + weights + 2 * trained, rel=0.05)
-    assert all(p.device.type == "cpu" for p in detector.parameters())  # the detector itself was not touched
+    assert all(p.device.type == "cpu" for p in detector.parameters())  # the detector itself is not moved

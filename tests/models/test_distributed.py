@@ -1,4 +1,4 @@
-"""Many processes compute what one computes."""
+"""Training with several processes gives the result of a single process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tinydet.models.checkpoint import load_checkpoint
-from tinydet.models.distributed import Processes, join_processes, over_all
+from tinydet.models.distributed import Processes, join_processes, sum_over_processes
 from tinydet.train.__main__ import main
 
 QUICK = ["--preset", "small", "--weights-backbone", "none", "--norm", "group", "--channels", "16", "--head-convs", "1",
@@ -29,31 +29,33 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_the_shares_of_a_batch_are_the_batch_and_differ_by_at_most_one(count: int) -> None:
-    shares = [Processes(rank, count).share(range(8)) for rank in range(count)]
-    assert sorted(i for share in shares for i in share) == list(range(8))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+def test_shards_partition_a_batch_and_differ_in_size_by_at_most_one(count: int) -> None:
+    shards = [Processes(rank, count).shard(range(8)) for rank in range(count)]
+    assert sorted(i for shard in shards for i in shard) == list(range(8))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-def test_one_process_alone_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    alone, device = join_processes(torch.device("cpu"))
-    assert (alone, device) == (Processes(0, 1), torch.device("cpu")) and alone.first
-    assert alone.gather(3) == [3] and alone.tell(4) == 4
+    single, device = join_processes(torch.device("cpu"))
+    assert (single, device) == (Processes(0, 1), torch.device("cpu")) and single.first
+    assert single.gather(3) == [3] and single.broadcast(4) == 4
     values = torch.ones(2)
-    assert over_all(values) is values
+    assert sum_over_processes(values) is values
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--lr", "0.002", "--clip-norm", "0"], ["--ema", "0.9", "--clip-norm", "1"]])
-def test_two_processes_train_and_score_as_one_does(options: list[str], squares: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_weights_losses_and_scores_of_one(
+    options: list[str], squares: Path, tmp_path: Path
+) -> None:
     def flags(name: str) -> list[str]:
-        places = ["--output", str(tmp_path / f"{name}.pth"), "--logdir", str(tmp_path / name)]
-        return ["--data", str(squares), "--val", str(squares), "--salpha", *QUICK, *options, *places]
+        paths = ["--output", str(tmp_path / f"{name}.pth"), "--logdir", str(tmp_path / name)]
+        return ["--data", str(squares), "--val", str(squares), "--salpha", *QUICK, *options, *paths]
 
     done = torchrun(*flags("two"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("wrote ") == 1  # one of them speaks
+    assert done.stdout.count("wrote ") == 1  # only one process prints
     assert main(flags("one")) == 0
     one, two = (load_checkpoint(tmp_path / f"{name}.pth") for name in ("one", "two"))
     assert two.progress["step"] == one.progress["step"] == 6
@@ -75,7 +77,7 @@ def losses_in(logdir: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_run_with_its_reason(squares: Path, tmp_path: Path) -> None:
+def test_a_process_that_fails_ends_the_run_with_its_error(squares: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(squares, broken)
     (broken / "images" / "2.png").write_bytes(b"no image")
@@ -87,8 +89,8 @@ def test_a_process_that_dies_ends_the_run_with_its_reason(squares: Path, tmp_pat
 @pytest.mark.slow
 def test_two_processes_train_faster_rcnn(squares: Path, tmp_path: Path) -> None:
     output = tmp_path / "model.pth"
-    place = QUICK.index("--head-convs")  # RetinaNet's
-    flags = [*QUICK[:place], *QUICK[place + 2 :], "--no-tensorboard", "--output", str(output)]
+    at = QUICK.index("--head-convs")  # an option of RetinaNet only
+    flags = [*QUICK[:at], *QUICK[at + 2 :], "--no-tensorboard", "--output", str(output)]
     done = torchrun("--detector", "faster_rcnn", "--data", str(squares), *flags)
     assert done.returncode == 0, done.stderr
     assert load_checkpoint(output).progress["step"] == 6

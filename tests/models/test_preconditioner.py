@@ -1,7 +1,8 @@
-"""Alpha is exactly a learning-rate and weight-decay preconditioner of the plain pyramid.
+"""Training with alpha equals training a conventional pyramid with rescaled learning rates and weight decay.
 
-SGD on W at rate r is SGD on s W at rate r s^2 with decay d / s^2; L / s the other way round. So the fused pyramid, and
-a plain one that starts from its folded weights and has these rates, go through the same losses.
+SGD on W with rate r and decay d is SGD on s W with rate r s^2 and decay d / s^2. Folding alpha multiplies the inner
+convolution of each level by a scale s and divides the layer convolution by it. So a conventional pyramid that starts
+from the folded weights and uses these rates has the same losses in every step.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ def problem() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 def losses_of(fpn: PlainFPN, optimizer: torch.optim.Optimizer, steps: int = 30) -> list[float]:
     inputs, targets = problem()
-    seen = []
+    losses = []
     for _ in range(steps):
         loss = sum((level - target).square().mean() for level, target in zip(fpn(inputs), targets, strict=True))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seen.append(float(loss.detach()))
-    return seen
+        losses.append(float(loss.detach()))
+    return losses
 
 
 @pytest.mark.parametrize("alpha", [(0.368, 0.387, 0.367), (1.1, 0.5, 1.3)])
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
-def test_alpha_is_a_preconditioner_of_the_plain_pyramid(alpha: tuple[float, float, float], kind: str) -> None:
+def test_a_conventional_pyramid_with_rescaled_rates_has_the_same_losses(
+    alpha: tuple[float, float, float], kind: str
+) -> None:
     torch.manual_seed(2)
     fused = FPN(CHANNELS, WIDTH, alpha, top=LastLevelMaxPool()).double()
     alphas = fused.alpha.tolist()
@@ -53,20 +56,20 @@ def test_alpha_is_a_preconditioner_of_the_plain_pyramid(alpha: tuple[float, floa
             for parameters, scale in (([inner.weight, inner.bias], s), ([layer.weight], 1 / s), ([layer.bias], 1.0)):
                 if kind == "sgd":
                     groups.append({"params": parameters, "lr": RATE * scale**2, "weight_decay": DECAY / scale**2})
-                else:  # a step of Adam does not grow with the gradient; its epsilon does
+                else:  # the steps of Adam do not scale with the gradient, only epsilon does
                     groups.append({"params": parameters, "lr": RATE * scale, "eps": 1e-12 / scale})
     if kind == "sgd":
         ours = torch.optim.SGD(groups, lr=RATE, momentum=0.9)
         reference = torch.optim.SGD(fused.parameters(), lr=RATE, momentum=0.9, weight_decay=DECAY)
     else:
         ours, reference = torch.optim.Adam(groups), torch.optim.Adam(fused.parameters(), lr=RATE, eps=1e-12)
-    wanted = losses_of(fused, reference)
-    assert losses_of(plain, ours) == pytest.approx(wanted, abs=1e-11)
-    assert wanted[-1] < 0.9 * wanted[0]
+    expected = losses_of(fused, reference)
+    assert losses_of(plain, ours) == pytest.approx(expected, abs=1e-11)
+    assert expected[-1] < 0.9 * expected[0]
 
 
-def test_without_the_rates_it_is_another_problem() -> None:
-    """Why the sigma-power initialisation alone does not do what alpha does."""
+def test_folded_initial_weights_alone_do_not_give_the_same_training() -> None:
+    """So the effect of alpha cannot be replaced by initializing with its powers."""
     torch.manual_seed(2)
     fused = FPN(CHANNELS, WIDTH, (0.5, 0.5, 0.5), top=LastLevelMaxPool()).double()
     plain = PlainFPN(CHANNELS, WIDTH, top=LastLevelMaxPool()).double()

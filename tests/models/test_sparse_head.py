@@ -1,4 +1,4 @@
-"""The box tower on windows, against the same tower on whole levels."""
+"""The box tower on patches gives the outputs and gradients of the tower on whole levels."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torchvision.models.detection.retinanet import RetinaNetRegressionHead
 
 from tinydet.models.batch import Batch
 from tinydet.models.detector import DetectorConfig, build_detector
-from tinydet.models.sparse_head import BLOCK_SIDES, blocks_of, deltas_at, windows_of
+from tinydet.models.sparse_head import BLOCK_SIDES, blocks_of, deltas_at, patches_of
 
 SHAPES, IMAGES = 3, 2
 GRIDS = [(24, 40), (12, 20), (6, 10), (3, 5), (2, 3)]
 CELLS = sum(rows * columns for rows, columns in GRIDS)
 
 
-def setting(convolutions: int = 2):
+def head_and_levels(convolutions: int = 2):
     torch.manual_seed(0)
     head = RetinaNetRegressionHead(8, SHAPES)
     head.conv = head.conv[:convolutions]
     for conv in (*(layer[0] for layer in head.conv), head.bbox_reg):
         torch.nn.init.normal_(conv.weight, std=0.2)
-        torch.nn.init.normal_(conv.bias, std=0.2)  # so that padding with zeros is told from the tower of zeros
+        torch.nn.init.normal_(conv.bias, std=0.2)  # so that zeros from padding differ from the output on zeros
     levels = [torch.randn(IMAGES, 8, *grid, requires_grad=True) for grid in GRIDS]
     return head, levels
 
 
 def corners() -> list[int]:
-    """The first and the last cell of the first and the last row of each level, in both images."""
+    """Anchors in the four corner cells of each level, in both images."""
     found, start = [], 0
     for rows, columns in GRIDS:
         for cell in (0, columns - 1, (rows - 1) * columns, rows * columns - 1):
@@ -40,56 +40,56 @@ def corners() -> list[int]:
 @pytest.mark.parametrize("convolutions", [1, 2, 4])
 @pytest.mark.parametrize("side", BLOCK_SIDES)
 @pytest.mark.parametrize("anchors", [corners(), list(range(0, 30, 7)), [CELLS * SHAPES - 1]])
-def test_windows_give_the_answers_and_gradients_of_whole_levels(
+def test_patches_give_the_outputs_and_gradients_of_whole_levels(
     convolutions: int, side: int, anchors: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head, levels = setting(convolutions)
-    asked, learned = torch.tensor(anchors), [*levels, *head.parameters()]
+    head, levels = head_and_levels(convolutions)
+    chosen, leaves = torch.tensor(anchors), [*levels, *head.parameters()]
     weights = torch.randn(len(anchors), 4)
-    whole = head(levels).reshape(-1, 4)[asked]
-    wanted = torch.autograd.grad((whole * weights).sum(), learned)
+    expected = head(levels).reshape(-1, 4)[chosen]
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), leaves)
     monkeypatch.setattr("tinydet.models.sparse_head.BLOCK_SIDES", (side,))
-    monkeypatch.setattr("tinydet.models.sparse_head.WORTH", float("inf"))
-    given = deltas_at(head, levels, asked, SHAPES)
-    torch.testing.assert_close(given, whole, rtol=1e-4, atol=1e-5)
-    found = torch.autograd.grad((given * weights).sum(), learned, materialize_grads=True)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr("tinydet.models.sparse_head.MAX_WORK", float("inf"))
+    outputs = deltas_at(head, levels, chosen, SHAPES)
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad((outputs * weights).sum(), leaves, materialize_grads=True)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-4)
 
 
-def test_a_crowd_is_answered_from_whole_levels() -> None:
-    head, levels = setting()
-    everything = torch.arange(IMAGES * CELLS * SHAPES)
-    assert torch.equal(deltas_at(head, levels, everything, SHAPES), head(levels).reshape(-1, 4))
+def test_many_anchors_are_computed_on_whole_levels() -> None:
+    head, levels = head_and_levels()
+    all_anchors = torch.arange(IMAGES * CELLS * SHAPES)
+    assert torch.equal(deltas_at(head, levels, all_anchors, SHAPES), head(levels).reshape(-1, 4))
 
 
 def test_without_positive_anchors_the_tower_still_has_a_gradient_of_zero() -> None:
-    head, levels = setting()
-    given = deltas_at(head, levels, torch.empty(0, dtype=torch.long), SHAPES)
-    assert given.shape == (0, 4)
-    given.sum().backward()
-    assert all(p.grad is not None and (p.grad == 0).all() for p in head.parameters())  # as SGD and many processes need
+    head, levels = head_and_levels()
+    outputs = deltas_at(head, levels, torch.empty(0, dtype=torch.long), SHAPES)
+    assert outputs.shape == (0, 4)
+    outputs.sum().backward()
+    assert all(p.grad is not None and (p.grad == 0).all() for p in head.parameters())  # as DDP needs
 
 
-def test_blocks_hold_the_cells_of_their_anchors_once() -> None:
-    asked = torch.tensor(corners())
-    blocks = blocks_of(asked, IMAGES, GRIDS, SHAPES, 4)
-    places = list(zip(*(part.tolist() for part in blocks[1:5]), strict=True))
-    assert len(set(places)) == len(places) and places == sorted(places)
-    for anchor, place in zip(asked.tolist(), blocks.place.tolist(), strict=True):
+def test_blocks_are_unique_sorted_and_contain_their_anchors() -> None:
+    anchors = torch.tensor(corners())
+    blocks = blocks_of(anchors, IMAGES, GRIDS, SHAPES, 4)
+    positions = list(zip(*(part.tolist() for part in blocks[1:5]), strict=True))
+    assert len(set(positions)) == len(positions) and positions == sorted(positions)
+    for anchor, place in zip(anchors.tolist(), blocks.place.tolist(), strict=True):
         cell, shape = divmod(place, SHAPES)
         block, within = divmod(cell, 16)
-        level, image, row, column = places[block]
+        level, image, row, column = positions[block]
         row, column = row + within // 4, column + within % 4
         first = sum(rows * columns for rows, columns in GRIDS[:level])
         assert (image * CELLS + first + row * GRIDS[level][1] + column) * SHAPES + shape == anchor
 
 
-def test_overlapping_windows_add_their_gradients_in_the_same_order_every_time() -> None:
+def test_gradients_of_overlapping_patches_are_reproducible() -> None:
     torch.manual_seed(0)
     level = torch.randn(IMAGES, 64, *GRIDS[0], requires_grad=True)
     blocks = blocks_of(torch.arange(IMAGES * CELLS * SHAPES), IMAGES, GRIDS, SHAPES, 4)
-    x, _ = windows_of([level, *(torch.randn(IMAGES, 64, *grid) for grid in GRIDS[1:])], blocks, 5)
+    x, _ = patches_of([level, *(torch.randn(IMAGES, 64, *grid) for grid in GRIDS[1:])], blocks, 5)
     weights = torch.randn(x.shape)
     first, *others = (torch.autograd.grad(x, level, weights, retain_graph=True)[0] for _ in range(5))
     assert all(torch.equal(first, other) for other in others)
@@ -97,7 +97,7 @@ def test_overlapping_windows_add_their_gradients_in_the_same_order_every_time() 
 
 @pytest.mark.parametrize("detector", ["retinanet", "retinanet-p3p7"])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_loss_of_a_batch_is_that_of_answers_for_all_anchors(detector: str, bfloat16: bool) -> None:
+def test_the_loss_of_a_batch_equals_the_loss_of_outputs_for_all_anchors(detector: str, bfloat16: bool) -> None:
     torch.manual_seed(0)
     network = build_detector(
         DetectorConfig("mobilenet_v2", 16, "frozen", 2, detector, options={"head_convs": 2, "head_init": "he"}), None

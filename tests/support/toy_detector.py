@@ -16,7 +16,7 @@ from tinydet.geometry.anchors import Pyramid
 from tinydet.models.backbone import Backbone
 from tinydet.models.batch import Batch
 from tinydet.models.detector import Detector
-from tinydet.models.distributed import over_all
+from tinydet.models.distributed import sum_over_processes
 from tinydet.models.fpn import FPN
 from tinydet.models.graphs.one_stage import BestBoxes
 from tinydet.models.registry import DetectorInfo
@@ -51,7 +51,7 @@ class Toy(Detector):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         level = torch.from_numpy(level_of(batch.boxes.cpu().numpy(), np.empty(0))).to(batch.owner.device)
-        count = over_all(batch.boxes.new_tensor(float(len(batch.boxes)))).clamp(min=1)
+        count = sum_over_processes(batch.boxes.new_tensor(float(len(batch.boxes)))).clamp(min=1)
         losses = {}
         for i, (name, stride, (logits, sides)) in enumerate(
             zip(self.design.levels, self.design.strides, self(batch.images), strict=True)

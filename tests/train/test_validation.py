@@ -37,7 +37,7 @@ def perfect(validation: Validation, which: list[int], only: int | None = None) -
 
 def test_the_parts_of_all_processes_are_scored_as_one(validation: Validation) -> None:
     whole = range(len(validation.dataset.images))
-    parts = [perfect(validation, Processes(rank, 3).share(whole)) for rank in range(3)]
+    parts = [perfect(validation, Processes(rank, 3).shard(whole)) for rank in range(3)]
     assert validation._score(parts)["AP50"] == validation._score([perfect(validation, list(whole))])["AP50"] == 1.0
     assert validation._score(parts[:2])["AP50"] == 1.0  # of the images that were looked at
 

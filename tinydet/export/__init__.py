@@ -1,1 +1,1 @@
-"""From a trained detector to a file that runs without torch: ONNX, then a TensorRT engine."""
+"""Export a trained detector to files that run without torch: ONNX, then a TensorRT engine."""

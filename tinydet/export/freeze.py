@@ -1,4 +1,4 @@
-"""Attention's factors replaced by their mean on a data set: then they fold. What that costs is measured in AP."""
+"""Replace the attention of a detector by its mean factors on a dataset, which can be folded; measure the cost in AP."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from tinydet.runtime.options import ScanOptions
 
 @dataclass(frozen=True)
 class Frozen:
-    """A checkpoint with constant factors, and what became of its scores.
+    """A checkpoint with constant factors, and its scores.
 
     Attributes:
-        alpha: mean of each edge's factor over the tiles, finest first; `deviation`: its standard deviation, which is
-            what the mean leaves out.
-        before, after: AP of the validation data by name; fractions, without ranges that have no objects.
+        alpha: mean factor of each edge over the tiles, finest first.
+        deviation: standard deviation of each edge's factor over the tiles.
+        tiles: number of tiles that the factors were measured on.
+        before, after: AP on the validation data by name, as fractions; without size ranges that have no objects.
     """
 
     checkpoint: Checkpoint
@@ -41,15 +42,18 @@ class Frozen:
 
 
 def freeze_checkpoint(checkpoint: Checkpoint, data: Dataset, val: Dataset, *, overlap: int = 128) -> Frozen:
-    """Measure the factors on `data`, fix them at their mean, and score both detectors on `val`.
+    """Measure the factors on `data`, replace them by their mean, and score both detectors on `val`.
+
+    Args:
+        overlap: overlap of neighboring tiles in pixels, at most half a tile.
 
     Raises:
-        ValueError: the checkpoint has no attention, or the data do not suit it.
+        ValueError: the checkpoint has no attention, or the data does not suit it.
     """
-    refuse_without_attention(checkpoint)
+    require_attention(checkpoint)
     detector = checkpoint.build()
     overlap = min(overlap, checkpoint.tile // 2)
-    factors = factors_on(detector, TrainingTiles(data, checkpoint.tile, overlap, flip=False))
+    factors = attention_factors(detector, TrainingTiles(data, checkpoint.tile, overlap, flip=False))
     alpha = tuple(factors.mean(dim=0).tolist())
     before = _score(detector, checkpoint, val, overlap)
     assert isinstance(detector.fpn, FPN)
@@ -62,35 +66,35 @@ def freeze_checkpoint(checkpoint: Checkpoint, data: Dataset, val: Dataset, *, ov
     return Frozen(frozen, alpha, tuple(factors.std(dim=0, correction=0).tolist()), len(factors), before, after)
 
 
-def refuse_without_attention(checkpoint: Checkpoint) -> None:
-    """Raise ValueError for a checkpoint that has nothing to freeze."""
+def require_attention(checkpoint: Checkpoint) -> None:
+    """Raise ValueError if the checkpoint has no attention to freeze."""
     if checkpoint.detector.fusion != "attention":
         raise ValueError(
-            f"the factors of this checkpoint are {checkpoint.detector.fusion}, not attention; they fold as they are"
+            f"the fusion of this checkpoint is {checkpoint.detector.fusion}, not attention; its factors can be folded "
+            "without freezing"
         )
 
 
 @torch.inference_mode()
-def factors_on(detector: Detector, tiles: TrainingTiles) -> Tensor:
-    """What attention gives for every tile: (tiles, edges), float64, finest edge first."""
+def attention_factors(detector: Detector, tiles: TrainingTiles) -> Tensor:
+    """Return the factors that attention computes for every tile: (tiles, edges) float64, finest edge first."""
     assert isinstance(detector.fpn, FPN)
-    found: list[list[float]] = []
+    factors: list[list[float]] = []
 
-    def keep(module: nn.Module, inputs: Sequence[Tensor], factor: Tensor) -> None:
-        found[-1].append(float(factor))
+    def record(module: nn.Module, inputs: Sequence[Tensor], factor: Tensor) -> None:
+        factors[-1].append(float(factor))
 
-    # The pyramid is built from its coarse end, so that edges are met in reverse.
-    hooks = [edge.register_forward_hook(keep) for edge in detector.fpn.attention]
+    hooks = [edge.register_forward_hook(record) for edge in detector.fpn.attention]
     try:
         for i in tqdm(range(len(tiles)), desc="factors", unit="tile", disable=None):
-            found.append([])
-            # One by one: padding to the size of a neighbour would change the means that attention looks at.
+            factors.append([])
+            # One tile at a time: padding to the size of another tile would change the means that attention computes.
             features = detector.backbone(collate([tiles.sample(i, seed=0, epoch=0)], torch.device("cpu")).images)
-            detector.fpn(features[-len(detector.fpn.inner) :])  # a pyramid from P3 on leaves out C2
+            detector.fpn(features[-len(detector.fpn.inner) :])  # a pyramid that starts at P3 does not use C2
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.tensor(found, dtype=torch.float64).flip(1)
+    return torch.tensor(factors, dtype=torch.float64).flip(1)  # the coarsest edge is computed first
 
 
 def _score(detector: Detector, checkpoint: Checkpoint, val: Dataset, overlap: int) -> dict[str, float]:

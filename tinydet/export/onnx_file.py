@@ -1,6 +1,6 @@
-"""Write a trained detector as one ONNX file, and prove it: contract, operators, and the answers of torch.
+"""Export a trained detector to an ONNX file and check it: inputs, outputs, operators, and detections against torch.
 
-Nothing is written before the proof is in: the file is made beside its name, examined, run, and then renamed.
+The file is written under a temporary name and renamed after it has passed all checks.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor
 from tinydet._internal.atomic import atomic_path, write_text
 from tinydet._internal.extras import needs_extra
 from tinydet.data.synthetic import render_scene
-from tinydet.export.engine import description_of, graph_precision, read_onnx
+from tinydet.export.onnx_model import description_path, graph_precision, read_onnx
 from tinydet.export.parity import TOLERANCES, Parity, compare
-from tinydet.export.verify import JUDGE, Verification, write_report
+from tinydet.export.verify import REFERENCE_BACKEND, Verification, write_report
 from tinydet.models.detector import Detector
 from tinydet.models.folding import FoldedFPN
 from tinydet.models.fpn import PlainFPN, first_convolution
@@ -39,9 +39,10 @@ from tinydet.spec import METADATA_KEY, ModelSpec
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-OPSET = 18  # read by ONNX Runtime 1.14, TensorRT 10.0 and all later ones
+OPSET = 18  # supported since ONNX Runtime 1.14 and TensorRT 10.0
 
-# Shapes that depend on the data, control flow, or plugins somewhere: TensorRT, RTX and OpenVINO do not all take them.
+# Data-dependent shapes, control flow, or a plugin in some runtime: TensorRT, TensorRT-RTX and OpenVINO do not support
+# all of them.
 FORBIDDEN = frozenset(
     {"NonMaxSuppression", "NonZero", "If", "Loop", "Scan", "RoiAlign", "GridSample", "Unique", "Compress"}
 )
@@ -49,15 +50,16 @@ FORBIDDEN = frozenset(
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written and what was proved about it.
+    """A written ONNX file and the results of its checks.
 
     Attributes:
-        nodes: of the graph.
-        operators_added: by alpha: those of the written pyramid that a conventional one has not.
+        nodes: number of nodes in the graph.
+        operators_added: number of operators that alpha adds to those of a conventional pyramid.
         deleted_edges: fused edges with alpha = 0, which are not in the graph.
-        kept_edges: fused edges that keep a factor, since folding it would leave the range of FP16.
-        parity: ONNX Runtime against torch with alpha not folded.
-        verification: of the gate, where there was one.
+        kept_edges: fused edges that keep a factor, because folding it would exceed the range of FP16.
+        parity: comparison of ONNX Runtime with torch without folding.
+        verification: result of `verify`; None without it.
+        seconds: wall time of the export with all checks.
     """
 
     path: Path
@@ -77,38 +79,40 @@ def export_onnx(
     spec: ModelSpec,
     output: Path,
     *,
-    gate: Callable[[Backend], Verification] | None = None,
+    verify: Callable[[Backend], Verification] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Write `output` and the `.json` beside it; with a gate also its report.
+    """Export a detector to `output`, and its description to the `.json` next to it; with `verify` also a report.
 
     Args:
-        gate: is given the finished model, opened, before it gets its name; nothing is written unless it passes.
+        verify: called with the finished model before it is renamed to `output`. If it does not pass, nothing is
+            written.
+        progress: called with a description of each step.
 
     Raises:
-        ValueError: where the spec does not suit the detector, or the file that came out is not as it must be.
-        OSError: where it cannot be written; an older file stays as it was.
+        ValueError: the spec does not suit the detector, or the exported file failed a check.
+        OSError: the file cannot be written. An existing file is kept.
     """
     with needs_extra("export"):
         import onnx
-    say = progress or (lambda _: None)
+    step = progress or (lambda _: None)
     started = time.monotonic()
-    sidecar = description_of(output, ".onnx")
+    sidecar = description_path(output, ".onnx")
     with atomic_path(output) as temporary:
-        say("tracing the detector")
+        step("tracing the detector")
         graph = InferenceGraph(detector, spec)
         images = torch.zeros((2, spec.tile, spec.tile, 3), dtype=torch.uint8)  # a batch of 1 would become a constant
         model = trace(graph, (images,), ("images",), tuple(output_shapes(spec)))
         scope, fpn = pyramid_of(graph)
         edges = detector.design.edges
-        deleted = tuple(name for name, there in zip(edges, fpn.edges, strict=True) if not there)
+        deleted = tuple(name for name, exists in zip(edges, fpn.edges, strict=True) if not exists)
         kept = tuple(edges[i] for i in fpn.kept) if isinstance(fpn, FoldedFPN) else edges
         pyramid, conventional = pyramid_operators(model.graph, scope), conventional_operators(detector.fpn)
         if isinstance(fpn, FoldedFPN):
             added = operators_added(pyramid, conventional, len(deleted), len(kept))
         else:
-            added = (pyramid - conventional).total()  # attention, which depends on the image
-        forget_origin(model.graph)
+            added = (pyramid - conventional).total()  # attention, whose factors depend on the image
+        strip_debug_info(model.graph)
         _, precision = graph_precision(model.graph)
         spec = replace(spec, precision=precision, versions={**spec.versions, "onnx": onnx.__version__})
         faults = lint(model, spec)
@@ -118,7 +122,7 @@ def export_onnx(
         temporary.write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(temporary), full_check=True)
 
-        say("comparing ONNX Runtime with torch")
+        step("comparing ONNX Runtime with torch")
         parity = _parity_of(temporary, InferenceGraph(detector, spec, fold=False), spec)
         tolerance = TOLERANCES["fp32"]
         if parity.unconverged:
@@ -128,7 +132,7 @@ def export_onnx(
                 f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "
                 f"ONNX Runtime and torch (IoU {tolerance.iou}, score {tolerance.score}); try another version of torch"
             )
-        verification = gate(open_model(temporary, JUDGE)) if gate else None
+        verification = verify(open_model(temporary, REFERENCE_BACKEND)) if verify else None
         if verification is not None and not verification.passed:
             raise ValueError(f"{output} was not written: {'; '.join(verification.faults)}")
         spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
@@ -152,13 +156,13 @@ def export_onnx(
 def trace(
     module: torch.nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str]
 ) -> ModelProto:
-    """A module as ONNX, with a free batch axis for each input."""
+    """Convert a module to ONNX with a dynamic batch axis for each input."""
     with needs_extra("export"):
-        import onnxscript  # noqa: F401 - torch asks for it late and in words of its own
+        import onnxscript  # noqa: F401 - torch needs it; imported here for a clear error message
     shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
     variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's deprecations of its own code
+        warnings.simplefilter("ignore")  # deprecations within torch itself
         program = torch.onnx.export(
             module,
             inputs,
@@ -201,11 +205,12 @@ def conventional_operators(fpn: PlainFPN) -> Counter[str]:
 
 
 def operators_added(pyramid: Counter[str], conventional: Counter[str], deleted_edges: int, kept_edges: int = 0) -> int:
-    """How many operators alpha costs: one for each edge that keeps its factor, so 0 but for extreme factors.
+    """Return the number of operators that alpha adds: one per edge that keeps its factor, hence 0 except for extreme
+    factors.
 
     Raises:
-        ValueError: where a pyramid is not a conventional one with these products, and without the resize and the sum
-            of each deleted edge.
+        ValueError: the pyramid is not the conventional one, less a resize and a sum per deleted edge, plus a product
+            per kept edge.
     """
     expected = conventional - Counter(Resize=deleted_edges, Add=deleted_edges) + Counter(Mul=kept_edges)
     if pyramid != expected:
@@ -215,42 +220,42 @@ def operators_added(pyramid: Counter[str], conventional: Counter[str], deleted_e
     return (pyramid - conventional).total()
 
 
-def forget_origin(graph: GraphProto) -> None:
-    """Remove where each node came from: folders of this machine, a fifth of a small file."""
+def strip_debug_info(graph: GraphProto) -> None:
+    """Remove the source location of each node, which names local folders and takes a fifth of a small file."""
     for part in (*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
         part.doc_string = ""
 
 
 def lint(model: ModelProto, spec: ModelSpec) -> list[str]:
-    """What in a graph would break the contract of an exported model or fail in a runtime; empty when it is fine."""
+    """Return what breaks the contract of an exported model or would fail in a runtime; empty for a valid graph."""
     with needs_extra("export"):
         from onnx import numpy_helper
     graph = model.graph
-    makers = {name: node for node in graph.node for name in node.output}
+    producers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     faults = _contract_faults(graph, spec)
     for node in graph.node:
         if node.op_type in FORBIDDEN:
-            faults.append(f"node {node.name!r} is a {node.op_type}, which not every runtime takes")
+            faults.append(f"node {node.name!r} is a {node.op_type}, which not every runtime supports")
         if node.domain not in ("", "ai.onnx"):
-            faults.append(f"node {node.name!r} is of the domain {node.domain!r}, which needs a plugin")
+            faults.append(f"node {node.name!r} is in the domain {node.domain!r}, which needs a plugin")
         if node.op_type == "TopK":
             k = constants.get(node.input[1])
             kept = math.inf if k is None else int(numpy_helper.to_array(k).item())
             if kept > MAX_TOPK:
-                faults.append(f"node {node.name!r} keeps {kept} of TopK's at most {MAX_TOPK} in TensorRT")
+                faults.append(f"node {node.name!r} keeps {kept} values; TopK in TensorRT keeps at most {MAX_TOPK}")
         if node.op_type == "Transpose" and node.input[0] == graph.input[0].name:
-            faults.append(f"node {node.name!r} transposes uint8, which TensorRT's parser refuses: cast first")
-        if node.op_type in ("Gather", "GatherElements", "GatherND") and _divided(node.input[1], makers):
+            faults.append(f"node {node.name!r} transposes uint8, which TensorRT's parser refuses; cast first")
+        if node.op_type in ("Gather", "GatherElements", "GatherND") and _comes_from_division(node.input[1], producers):
             faults.append(
-                f"node {node.name!r} gathers at indices from a division, which FP16 would make wrong above 2048"
+                f"node {node.name!r} gathers at indices that come from a division, which is inexact above 2048 in FP16"
             )
     return faults
 
 
 def _parity_of(path: Path, graph: torch.nn.Module, spec: ModelSpec) -> Parity:
-    """ONNX Runtime against torch: one scene alone; noise, another scene and an empty tile as a batch."""
+    """Compare ONNX Runtime with torch on one synthetic scene, and on a batch of noise, a scene and an empty tile."""
     tile = spec.tile
     scenes = [render_scene(tile, tile, seed=seed)[0] for seed in (7, 8)]
     noise = np.random.default_rng(0).integers(0, 256, (tile, tile, 3), dtype=np.uint8)
@@ -258,7 +263,7 @@ def _parity_of(path: Path, graph: torch.nn.Module, spec: ModelSpec) -> Parity:
     images = np.stack([scenes[0], noise, scenes[1], empty])
     batches = [images[:1], images[1:]] if spec.max_batch >= 3 else [image[None] for image in images]
 
-    def answers(run: Callable[[NDArray[np.uint8]], TileOutputs]) -> TileOutputs:
+    def outputs(run: Callable[[NDArray[np.uint8]], TileOutputs]) -> TileOutputs:
         return TileOutputs(*(np.concatenate(part) for part in zip(*map(run, batches), strict=True)))
 
     @torch.inference_mode()
@@ -266,11 +271,12 @@ def _parity_of(path: Path, graph: torch.nn.Module, spec: ModelSpec) -> Parity:
         return TileOutputs(*(output.numpy() for output in graph(torch.from_numpy(tiles))))
 
     nms_iou = spec.nms_iou if spec.nms_rounds else None
-    return compare(answers(run_torch), answers(open_model(path, JUDGE).run), spec.score_floor, nms_iou=nms_iou)
+    run_onnx = open_model(path, REFERENCE_BACKEND).run
+    return compare(outputs(run_torch), outputs(run_onnx), spec.score_floor, nms_iou=nms_iou)
 
 
 class _Pyramid(torch.nn.Module):
-    """A pyramid with one argument per level, as the exporter needs it."""
+    """A pyramid that takes its levels as separate arguments, as `torch.onnx.export` requires."""
 
     def __init__(self, fpn: PlainFPN) -> None:
         super().__init__()
@@ -281,13 +287,13 @@ class _Pyramid(torch.nn.Module):
 
 
 def _contract_faults(graph: GraphProto, spec: ModelSpec) -> list[str]:
-    """Inputs and outputs that are not those of an exported model."""
+    """Return what differs from the inputs and outputs of an exported model."""
     kinds = {np.float32: "FLOAT", np.int32: "INT32"}
     expected = {"images": f"UINT8 (N, {spec.tile}, {spec.tile}, 3)"} | {
         name: f"{kinds[OUTPUT_TYPES[name]]} ({', '.join(['N', *map(str, shape)])})"
         for name, shape in output_shapes(spec).items()
     }
-    found = {value.name: _described(value) for value in (*graph.input, *graph.output)}
+    found = {value.name: _type_and_shape(value) for value in (*graph.input, *graph.output)}
     return (
         []
         if list(found.items()) == list(expected.items())
@@ -295,7 +301,7 @@ def _contract_faults(graph: GraphProto, spec: ModelSpec) -> list[str]:
     )
 
 
-def _described(value: ValueInfoProto) -> str:
+def _type_and_shape(value: ValueInfoProto) -> str:
     with needs_extra("export"):
         from onnx import TensorProto
     kind = value.type.tensor_type
@@ -303,15 +309,18 @@ def _described(value: ValueInfoProto) -> str:
     return f"{TensorProto.DataType.Name(kind.elem_type)} ({', '.join(sizes)})"
 
 
-def _divided(name: str, makers: dict[str, NodeProto]) -> bool:
-    """Whether a division lies on the way to the value `name` from what the network says, or where indices are made."""
-    pending, seen = [name], set()
+def _comes_from_division(name: str, producers: dict[str, NodeProto]) -> bool:
+    """Return whether a division lies between the value `name` and the outputs of the network that it comes from.
+
+    The search ends at convolutions and at operators that produce exact indices.
+    """
+    pending, visited = [name], set()
     while pending:
-        node = makers.get(pending.pop())
-        if node is None or id(node) in seen or node.op_type in ("TopK", "ArgMax", "Shape", "Conv"):
+        node = producers.get(pending.pop())
+        if node is None or id(node) in visited or node.op_type in ("TopK", "ArgMax", "Shape", "Conv"):
             continue
         if node.op_type == "Div":
             return True
-        seen.add(id(node))
+        visited.add(id(node))
         pending.extend(node.input)
     return False

@@ -1,4 +1,4 @@
-"""Two runs of one model on the same tiles, compared as sets of detections: what the parity gate is made of."""
+"""Compare two runs of a model on the same tiles, as sets of detections."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tinydet.runtime.backends import TileOutputs
 
 @dataclass(frozen=True)
 class Tolerance:
-    """When two detections are the same, and how many need not be.
+    """When two detections match, and how many need not.
 
     Attributes:
-        iou, score: a pair of one class overlaps by more than `iou`, and its scores differ by at most `score`.
-        unmatched: how many may lack a partner, as a fraction of the reference's detections that need one.
-        candidates: difference of a tile's candidates, as a part of them.
+        iou, score: two detections of a class match if their IoU is above `iou` and their scores differ by at most
+            `score`.
+        unmatched: how many may be unmatched, as a fraction of `Parity.judged`.
+        candidates: allowed difference in the number of candidates of a tile, as a fraction.
     """
 
     iou: float
@@ -29,7 +30,7 @@ class Tolerance:
     candidates: float
 
 
-# Rounding moves a score near the decision boundary of a convolution; what INT8 does to the whole is for AP to say.
+# INT8 may change single scores a lot; AP decides whether the model as a whole is good enough.
 TOLERANCES = {
     "fp32": Tolerance(iou=0.9, score=1e-3, unmatched=0.0, candidates=0.01),
     "fp16": Tolerance(iou=0.9, score=0.03, unmatched=0.01, candidates=0.05),
@@ -39,17 +40,17 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two runs of one model on the same tiles are apart, as sets of detections.
+    """Differences between two runs of a model on the same tiles, as sets of detections.
 
     Attributes:
-        detections: of the reference.
-        unmatched: boxes of either side without a partner within the tolerance; a box that close to where its tile was
-            cut off (score floor, K) is forgiven.
-        score_difference, box_difference: largest of all pairs; box coordinates in pixels.
-        candidates_difference: largest of all tiles, as a part of the tile's candidates.
-        judged: detections of the reference that are not forgiven.
-        silent: whether the other side found nothing where the reference has a score over twice the floor.
-        unconverged: proposals whose suppression inside the other side's graph had not settled, of all tiles.
+        detections: number of detections of the reference.
+        unmatched: detections of either side without a match within the tolerance. Detections whose score is within the
+            tolerance of the score floor, or of the last of K slots, are exempt.
+        score_difference, box_difference: largest difference of all matched pairs; box coordinates in pixels.
+        candidates_difference: largest difference of all tiles, as a fraction of the tile's candidates.
+        judged: detections of the reference that are not exempt.
+        silent: whether the other side found nothing although the reference has a score above twice the floor.
+        unconverged: proposals of all tiles whose suppression in the other side's graph had not converged.
     """
 
     tiles: int
@@ -71,11 +72,11 @@ def compare(
     *,
     nms_iou: float | None = None,
 ) -> Parity:
-    """Two runs on the same tiles, as sets: the order within a tile means nothing.
+    """Compare two runs on the same tiles as sets: the order within a tile does not matter.
 
     Args:
-        nms_iou: forgive a box without a partner where suppression at this IoU removes it from its own side. For models
-            with proposals: which duplicates of an object become proposals is for rounding to decide.
+        nms_iou: also exempt unmatched boxes that NMS at this IoU removes from their own side. For models with
+            proposals, where rounding decides which duplicates of an object become proposals.
     """
     tiles, slots = reference.scores.shape
     boxes, scores, tile, cells, side = _both(reference, other)
@@ -87,42 +88,42 @@ def compare(
     distance = np.abs(boxes[first] - boxes[second]).max(axis=1, initial=0.0)
     matched = np.zeros(len(boxes), np.bool_)
     pairs: list[int] = []
-    for pair in np.argsort(distance, kind="stable").tolist():  # the nearest partner first, each box once
+    for pair in np.argsort(distance, kind="stable").tolist():  # nearest pairs first, each box at most once
         if not (matched[first[pair]] or matched[second[pair]]):
             matched[[first[pair], second[pair]]] = True
             pairs.append(pair)
 
-    # By the reference alone: a wrong model may fill its slots with high scores. Where K cuts off, rounding moves both a
-    # score and the K-th of the other side.
+    # The cutoff is that of the reference: a wrong model may fill its slots with high scores. In a full tile rounding
+    # moves both a score and the K-th score of the other side, hence twice the tolerance.
     full = reference.labels[:, -1] >= 0
     cut = np.where(full, np.maximum(reference.scores[:, -1].astype(np.float64), score_floor), score_floor)
     cut += tolerance.score * (1 + (full | (other.labels[:, -1] >= 0)))
-    forgiven = scores <= cut[tile]
+    exempt = scores <= cut[tile]
     if nms_iou is not None:
         removed = np.ones(len(boxes), np.bool_)
         removed[suppress(boxes, scores, nms_iou, same=2 * cells + side)] = False
-        forgiven |= removed
+        exempt |= removed
     candidates = np.abs(reference.candidates.astype(np.int64) - other.candidates) / np.maximum(
         reference.candidates, slots
     )
     return Parity(
         tiles=tiles,
         detections=count,
-        unmatched=int((~matched & ~forgiven).sum()),
+        unmatched=int((~matched & ~exempt).sum()),
         score_difference=float(np.abs(scores[first[pairs]] - scores[second[pairs]]).max(initial=0.0)),
         box_difference=float(distance[pairs].max(initial=0.0)),
         candidates_difference=float(candidates.max(initial=0.0)),
-        judged=int((~forgiven[:count]).sum()),
+        judged=int((~exempt[:count]).sum()),
         silent=len(boxes) == count and bool((scores > 2 * score_floor).any()),
         unconverged=int(other.unconverged.sum()),
     )
 
 
 def disagreement(reference: TileOutputs, other: TileOutputs) -> float:
-    """How far two runs are apart, from 0 (equal) to 1 (nothing in common): one number for what rounding does.
+    """Return how much two runs differ, from 0 (equal) to 1 (nothing in common).
 
-    One minus the overlap of the two sets: over pairs of one class, the smaller score times IoU, against the larger
-    scores and those without a partner.
+    One minus intersection over union of the two sets of detections. The intersection sums, over matched pairs of a
+    class, the smaller score times the IoU; the union sums the larger scores and the scores of unmatched detections.
     """
     boxes, scores, _, cells, side = _both(reference, other)
     first, second = conflicts(boxes.astype(np.float64), 0.3, same=cells, apart=side)
@@ -140,11 +141,11 @@ def disagreement(reference: TileOutputs, other: TileOutputs) -> float:
 
 
 def _both(reference: TileOutputs, other: TileOutputs) -> tuple[NDArray[Any], ...]:
-    """The filled slots of two runs, one behind the other.
+    """Concatenate the filled slots of two runs.
 
     Returns:
-        Boxes (D, 4) xyxy in pixels of the tile, scores (D,), the tile of each, its cell (a number for each tile and
-        class), and its side: 0 for the reference, 1 for the other.
+        Boxes (D, 4) xyxy in tile pixels, scores (D,), tile numbers (D,), cells (D,) that number the pairs of tile and
+        class, and sides (D,): 0 for the reference, 1 for the other.
     """
     sides = [_filled(reference), _filled(other)]
     boxes, scores, labels, tile = (np.concatenate(column) for column in zip(*sides, strict=True))
@@ -153,6 +154,6 @@ def _both(reference: TileOutputs, other: TileOutputs) -> tuple[NDArray[Any], ...
 
 
 def _filled(outputs: TileOutputs) -> tuple[NDArray[Any], ...]:
-    """Boxes, scores, labels and tile numbers of the slots that are filled."""
+    """Return boxes, scores, labels and tile numbers of the filled slots."""
     filled = outputs.labels >= 0
     return outputs.boxes[filled], outputs.scores[filled], outputs.labels[filled], np.nonzero(filled)[0]

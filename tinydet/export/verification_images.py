@@ -1,44 +1,69 @@
-"""The annotated pictures that a model is verified on, of the classes that it knows."""
+"""Choose the images that a model is verified on, with their annotations of the classes that the model knows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.evaluate.score_model import match_classes
 
 
-def gate_images(
-    classes: Sequence[str], data: Path | None, other: tuple[Path, Path] | None = None
+def choose_images(
+    classes: Sequence[str], images: Sequence[Path] | None, data: Path | None, config: Mapping[str, Any]
 ) -> tuple[list[Path], Dataset | None]:
-    """The pictures of a COCO folder, and their annotations of the classes that a model knows.
+    """Return `images`, else the COCO folder `data`, else the validation set of the checkpoint, else the built-in one.
 
     Args:
-        classes: of the model.
-        data: the folder; None: `other`, else the embedded data.
-        other: annotation file and image folder.
-
-    Returns:
-        Without annotations where no class is known: pictures without AP. A class that the model does not know is left
-        out, for it would be a zero in the mean, before and after.
+        classes: class names of the model.
+        images: image files, which have no annotations.
+        config: training configuration of the checkpoint; empty if there is none.
 
     Raises:
-        ValueError: where `data` is malformed, or has no class in common with the model.
+        ValueError: an image does not exist; `data` is malformed or has no class in common with the model.
     """
-    source = find_dataset(data) if data is not None else other or find_dataset(embedded_dataset("val"))
+    if images:
+        for path in images:
+            if not path.is_file():
+                raise ValueError(f"{path}: no such image; name files with --images, or a COCO folder with --data")
+        return list(images), None
+    annotations, folder = config.get("val_annotations"), config.get("val_images")
+    validation = None
+    if annotations and folder and Path(annotations).is_file() and Path(folder).is_dir():
+        validation = Path(annotations), Path(folder)
+    return verification_images(classes, data, validation)
+
+
+def verification_images(
+    classes: Sequence[str], data: Path | None, fallback: tuple[Path, Path] | None = None
+) -> tuple[list[Path], Dataset | None]:
+    """Return the images of a COCO folder, and their annotations of the classes that a model knows.
+
+    Args:
+        classes: class names of the model. Other classes are left out, as their AP would be 0 before and after.
+        data: the folder; None for `fallback`, else the built-in validation set.
+        fallback: annotation file and image folder.
+
+    Returns:
+        The dataset is None if `fallback` or the built-in set has no class in common with the model.
+
+    Raises:
+        ValueError: `data` is malformed, or has no class in common with the model.
+    """
+    source = find_dataset(data) if data is not None else fallback or find_dataset(embedded_dataset("val"))
     dataset = load_dataset(*source)
-    pictures = [dataset.image_path(i) for i in range(len(dataset.images))]
+    images = [dataset.image_path(i) for i in range(len(dataset.images))]
     known = [name for name in dataset.classes if name in classes]
     if known:
-        return pictures, load_dataset(*source, categories=known)
+        return images, load_dataset(*source, categories=known)
     if data is not None:
-        match_classes(classes, dataset.classes, dataset.category_ids)  # says so
-    return pictures, None
+        match_classes(classes, dataset.classes, dataset.category_ids)  # raises and lists the classes
+    return images, None
 
 
-def is_embedded(pictures: Sequence[Path]) -> bool:
-    """Whether these are of the embedded validation scenes, which stand in where nothing was named."""
+def is_built_in(images: Sequence[Path]) -> bool:
+    """Return whether these images belong to the built-in validation set."""
     folder = find_dataset(embedded_dataset("val"))[1]
-    return folder is not None and bool(pictures) and pictures[0].is_relative_to(folder)
+    return folder is not None and bool(images) and images[0].is_relative_to(folder)

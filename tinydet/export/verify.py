@@ -1,8 +1,8 @@
-"""The parity gate: a converted model against the one that it was made from, before anybody relies on it.
+"""Verification: compare a converted model with the one that it was made from.
 
-Two questions. Do both give the same detections, as sets, on real tiles, an empty one and a crowded one, in every batch
-size? And is the average precision of each size range still there, by the protocol that `tinydet evaluate` uses? No
-torch: an engine is verified on the machine that it was built on, against its ONNX file.
+Two checks: do both models give the same set of detections on real tiles, an empty tile and a crowded tile, in every
+batch size; and does average precision hold in each size range, by the protocol of `tinydet evaluate`. Needs no torch,
+so an engine can be verified against its ONNX file on the machine that built it.
 """
 
 from __future__ import annotations
@@ -27,27 +27,30 @@ from tinydet.runtime.scenes import open_scene
 from tinydet.spec import ModelSpec
 
 PROTOCOL = "coco"
-JUDGE = "onnx-cpu"  # what runs an ONNX file that others are compared with: CUDA's FP32 is TF32 unless told otherwise
-CONVERSION = ("kept_in_fp32", "shares")  # of a report: what only the conversion knows
+REFERENCE_BACKEND = "onnx-cpu"  # runs the reference ONNX file; on a GPU, ONNX Runtime computes FP32 as TF32 by default
+CONVERSION_FIELDS = ("kept_in_fp32", "shares")  # of a report; known only to the conversion that wrote it
 AP_IOU = "0.50"
 MAX_DROP = 0.005  # of AP-tiny, as a fraction
 REAL_TILES = 4
-PATCH = 32  # pixels: what is cut around a small object to make the crowded tile
+PATCH = 32  # pixels; side of the patches around detections that make up the crowded tile
+PATCHES = 16  # different ones
+LOW_AP = 0.05  # an AP below this cannot drop by enough to reveal a bad conversion
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What the gate saw.
+    """Result of a verification.
 
     Attributes:
-        model, reference: what ran each, in words.
-        parity: by what was compared.
+        model, reference: runtime and precision of each, for display.
+        parity: one comparison for each kind of tile and batch size.
         saturated: whether the crowded tile had more candidates than the model has slots.
-        precision: AP at IoU 0.5 by size range, (before, after), as fractions; -1 where the data has no such objects.
-            Empty where the images have no annotations.
-        images: how many AP was measured on; `source`: what they are.
-        faults: why the model must not be used; empty when the gate is passed.
-        nms_iou: of the suppression that forgives a box without a partner, see `compare`; None: it forgives none.
+        precision: AP at IoU 0.5 by size range as (before, after), fractions; -1 where the dataset has no such objects.
+            Empty if there are no annotations.
+        images: number of images that AP was measured on.
+        source: where the images come from, for display.
+        faults: why the model must not be used; empty if it passed.
+        nms_iou: unmatched boxes that NMS at this IoU removes were not counted, see `compare`. None: all were counted.
     """
 
     model: str
@@ -83,54 +86,56 @@ def verify(
     """Compare `candidate` with `reference`.
 
     Args:
-        images: pictures that real tiles are cut from, spread over the whole list.
-        dataset: annotated images that AP is measured on; None: no AP.
-        limit: the first so many images of it only; None for all.
-        max_drop: of AP-tiny (of AP of all sizes where the data has nothing tiny), as a fraction.
-        before: the reference's `precision_by_size` on the same images, where it is known.
-        tolerance: None: that of the candidate's precision; its backend may compute in a lower one.
-        progress: is told what is going on.
+        images: the real tiles are cut from four of them, evenly spaced.
+        dataset: annotated images to measure AP on; None to skip AP.
+        limit: measure AP on the first `limit` images only; None for all.
+        max_drop: largest allowed drop of AP-tiny, as a fraction; of AP over all sizes if there are no tiny objects.
+        before: the `precision_by_size` of the reference on the same images, if known.
+        tolerance: None for the tolerance of the candidate's precision. Pass another one if the backend computes in a
+            lower precision than the model.
+        progress: called with a description of each step.
 
     Raises:
-        ValueError: two models that do not take the same tiles or name the same classes; an image that cannot be read.
+        ValueError: the models differ in tile size, classes, slots or score floor, or an image cannot be read.
     """
     ours, theirs = candidate.spec, reference.spec
     for name in ("tile", "classes", "max_detections", "score_floor"):
         if getattr(ours, name) != getattr(theirs, name):
             raise ValueError(
                 f"{name} is {getattr(ours, name)} in one model and {getattr(theirs, name)} in the other, so their "
-                "answers cannot be compared; export both from one checkpoint"
+                "outputs cannot be compared; export both from the same checkpoint"
             )
-    say = progress or (lambda _: None)
+    step = progress or (lambda _: None)
     started = time.monotonic()
     tolerance = tolerance or TOLERANCES[ours.precision]
-    say("comparing detections")
-    kinds = gate_tiles(reference, images)
-    wanted = {kind: run_in_batches(reference, tiles, 1) for kind, tiles in kinds.items()}
     nms_iou = ours.nms_iou if ours.nms_rounds else None
+
+    step("comparing detections")
+    tiles_by_kind = verification_tiles(reference, images)
+    expected = {kind: run_in_batches(reference, tiles, 1) for kind, tiles in tiles_by_kind.items()}
     parity = {
         f"{kind}, batch 1": compare(
-            wanted[kind], run_in_batches(candidate, tiles, 1), ours.score_floor, tolerance, nms_iou=nms_iou
+            expected[kind], run_in_batches(candidate, tiles, 1), ours.score_floor, tolerance, nms_iou=nms_iou
         )
-        for kind, tiles in kinds.items()
+        for kind, tiles in tiles_by_kind.items()
     }
-    all_tiles, all_wanted = np.concatenate(list(kinds.values())), _joined(list(wanted.values()))
+    all_tiles, all_expected = np.concatenate(list(tiles_by_kind.values())), _joined(list(expected.values()))
     for size in sorted({min(3, ours.max_batch), ours.max_batch} - {1}):
         order = np.arange(max(size, len(all_tiles))) % len(all_tiles)
-        answers = run_in_batches(candidate, all_tiles[order], size)
-        known = all_wanted
-        again = TileOutputs(known.boxes[order], known.scores[order], known.labels[order], known.candidates[order])
-        parity[f"all of them, batch {size}"] = compare(again, answers, ours.score_floor, tolerance, nms_iou=nms_iou)
+        outputs = run_in_batches(candidate, all_tiles[order], size)
+        parity[f"all of them, batch {size}"] = compare(
+            _selected(all_expected, order), outputs, ours.score_floor, tolerance, nms_iou=nms_iou
+        )
     faults = [fault for what, found in parity.items() for fault in _parity_faults(what, found, tolerance, ours)]
 
     precision: dict[str, tuple[float, float]] = {}
-    looked_at = 0
+    scored_images = 0
     if dataset is not None:
-        looked_at = len(dataset.images[:limit])
+        scored_images = len(dataset.images[:limit])
         if before is None:
-            say(f"average precision of the reference, {looked_at} images")
+            step(f"average precision of the reference, {scored_images} images")
             before = precision_by_size(reference, dataset, limit)
-        say(f"average precision of the model, {looked_at} images")
+        step(f"average precision of the model, {scored_images} images")
         after, unconverged = _precision(candidate, dataset, limit)
         precision = {name: (before[name], after[name]) for name in before}
         faults += _precision_faults(precision, max_drop)
@@ -141,21 +146,22 @@ def verify(
         reference=f"{reference.name}, {theirs.precision}",
         tolerance=tolerance,
         parity=parity,
-        saturated=bool((wanted["crowded tile"].candidates > ours.max_detections).any()),
+        saturated=bool((expected["crowded tile"].candidates > ours.max_detections).any()),
         precision=precision,
         max_drop=max_drop,
-        images=looked_at,
-        source=str(dataset.source) if dataset is not None else f"{len(images)} images without annotations",
+        images=scored_images,
+        source=str(dataset.source) if dataset is not None else _count_images(images),
         seconds=time.monotonic() - started,
         faults=tuple(faults),
         nms_iou=nms_iou,
     )
 
 
-def gate_tiles(reference: Backend, images: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:
-    """Tiles (N, T, T, 3) to compare on: from the middle of real images, an empty one, and one crowded with objects.
+def verification_tiles(reference: Backend, images: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:
+    """Return tiles (N, T, T, 3) by kind: from the middle of real images, an empty one, and one crowded with objects.
 
-    The crowded one repeats what the reference found best on the real ones; where it found nothing it is noise.
+    The crowded tile repeats patches around the best detections of the reference on the real tiles, or is noise if there
+    are none.
     """
     spec = reference.spec
     chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, REAL_TILES).round().astype(int))]
@@ -169,7 +175,7 @@ def gate_tiles(reference: Backend, images: Sequence[Path]) -> dict[str, NDArray[
 
 
 def middle_tile(path: Path, spec: ModelSpec) -> NDArray[np.uint8]:
-    """The middle of a picture as a model's tile (T, T, 3), padded where the picture is smaller."""
+    """Return the middle of an image as one tile (T, T, 3), padded if the image is smaller."""
     image = np.full((spec.tile, spec.tile, 3), spec.pad, np.uint8)
     with open_scene(path, stretch=spec.stretch) as scene:
         width, height = min(spec.tile, scene.width), min(spec.tile, scene.height)
@@ -179,41 +185,60 @@ def middle_tile(path: Path, spec: ModelSpec) -> NDArray[np.uint8]:
 
 
 def run_in_batches(backend: Backend, tiles: NDArray[np.uint8], size: int) -> TileOutputs:
-    """Answers for all tiles, `size` at a time; the last batch may be smaller."""
+    """Run a model on all tiles, `size` at a time; the last batch may be smaller."""
     return _joined([backend.run(tiles[i : i + size]) for i in range(0, len(tiles), size)])
 
 
 def precision_by_size(backend: Backend, dataset: Dataset, limit: int | None = None) -> dict[str, float]:
-    """AP at IoU 0.5 of each size range, as fractions; -1 where there are no such objects."""
+    """Return AP at IoU 0.5 by size range, as fractions; -1 where the dataset has no such objects."""
     return _precision(backend, dataset, limit)[0]
 
 
 def deciding_range(precision: Mapping[str, Any]) -> str:
-    """The size range whose AP must not drop: tiny, where there are such objects."""
+    """Return the size range whose AP must not drop: tiny if the dataset has tiny objects, else all."""
     value = precision["tiny"]
     return "tiny" if (value[0] if isinstance(value, tuple) else value) >= 0 else "all"
 
 
 def report_paths(model: Path) -> tuple[Path, Path]:
-    """Where the report of a model lies: beside it; `model.verify.md` is of model.onnx, `model.engine.verify.md` of an
-    engine of that name.
-    """
+    """Return the paths of a model's report, next to it: `model.verify.json` and `.md` for `model.onnx`,
+    `model.engine.verify.json` and `.md` for `model.engine`."""
     stem = model.name if model.suffix in (".engine", ".plan") else model.stem
     return model.with_name(f"{stem}.verify.json"), model.with_name(f"{stem}.verify.md")
 
 
 def write_report(verification: Verification, model: Path, more: Mapping[str, Any] | None = None) -> tuple[Path, Path]:
-    """Write the report beside the model, as JSON (with what `more` holds) and as Markdown."""
+    """Write the report next to the model, as JSON with the additional fields `more`, and as Markdown."""
     data, text = report_paths(model)
     write_json(data, {"passed": verification.passed, **asdict(verification), **(more or {})})
     write_text(text, format_report(verification))
     return data, text
 
 
+def summarize(verification: Verification, model: Path) -> str:
+    """Return the lines that an export prints about the verification of `model`."""
+    detections = sum(found.detections for found in verification.parity.values())
+    unmatched = sum(found.unmatched for found in verification.parity.values())
+    lines = [f"verified      {detections} detections compared, {unmatched} unmatched; on {verification.source}"]
+    if verification.precision:
+        name = deciding_range(verification.precision)
+        before, after = verification.precision[name]
+        change = f"{100 * before:.2f} before, {100 * after:.2f} after"
+        lines.append(f"              AP-{name} {change}, on {verification.images} images")
+        if before < LOW_AP:
+            lines.append(
+                "              this AP is too low to show a loss; name images like those of the training with --data"
+            )
+    else:
+        lines.append("              AP not measured: no annotations of these classes; name a COCO folder with --data")
+    lines.append(f"              report: {report_paths(model)[1]}")
+    return "\n".join(lines)
+
+
 def format_report(verification: Verification) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     v, tolerance = verification, verification.tolerance
-    forgiven = "" if v.nms_iou is None else f", nor what suppression at IoU {v.nms_iou} removes"
+    suppressed = "" if v.nms_iou is None else f", or if NMS at IoU {v.nms_iou} removes it"
     lines = [
         f"# {'Passed' if v.passed else 'Failed'}: {v.model}",
         "",
@@ -221,12 +246,12 @@ def format_report(verification: Verification) -> str:
         "",
         *(f"- {fault}" for fault in v.faults),
         *([""] if v.faults else []),
-        f"Two detections are the same where their class is, IoU > {tolerance.iou} and scores differ by at most "
-        f"{tolerance.score}. Of those that need a partner {tolerance.unmatched:.0%} may lack it; one about as weak as "
-        f"what is cut off needs none{forgiven}. The crowded tile "
-        f"{'had' if v.saturated else 'did not have'} more candidates than the model has slots.",
+        f"Two detections match if they have the same class, an IoU above {tolerance.iou} and scores that differ by at "
+        f"most {tolerance.score}. Up to {tolerance.unmatched:.0%} of the detections may be unmatched. An unmatched "
+        f"detection does not count if it scores about as low as the weakest ones that the model outputs{suppressed}. "
+        f"The crowded tile had {'more' if v.saturated else 'no more'} candidates than the model has slots.",
         "",
-        "| compared on | tiles | detections | unmatched | score, largest difference | box, pixels |",
+        "| compared on | tiles | detections | unmatched | largest score difference | largest box difference, px |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         *(
             f"| {what} | {p.tiles} | {p.detections} | {p.unmatched} | {p.score_difference:.1e} | "
@@ -237,8 +262,8 @@ def format_report(verification: Verification) -> str:
     ]
     if v.precision:
         lines += [
-            f"Average precision at IoU {AP_IOU} on {v.images} images, protocol {PROTOCOL}, percent; "
-            f"{deciding_range(v.precision)} may drop by {100 * v.max_drop:g}.",
+            f"Average precision at IoU {AP_IOU} on {v.images} images, protocol {PROTOCOL}, in percent. AP of "
+            f"{deciding_range(v.precision)} may drop by {100 * v.max_drop:g} points.",
             "",
             "| objects | before | after | change |",
             "| --- | ---: | ---: | ---: |",
@@ -253,7 +278,7 @@ def format_report(verification: Verification) -> str:
 
 
 def _precision(backend: Backend, dataset: Dataset, limit: int | None) -> tuple[dict[str, float], int]:
-    """`precision_by_size`, and how many proposals did not settle meanwhile."""
+    """Return `precision_by_size`, and the number of proposals whose suppression had not converged."""
     found = detect_dataset(backend, dataset, limit=limit, progress=True)
     ranges = score_dataset(dataset, found, choose_protocol(PROTOCOL)).to_json()["AP"]
     return {name: float(values[AP_IOU]) for name, values in ranges.items()}, found.unconverged
@@ -263,7 +288,7 @@ def _parity_faults(what: str, found: Parity, tolerance: Tolerance, spec: ModelSp
     faults = [f"{what}: {unsettled(found.unconverged, spec)}"] if found.unconverged else []
     if found.unmatched > tolerance.unmatched * found.judged:
         faults.append(
-            f"{what}: {found.unmatched} detections have no partner; the reference has {found.judged} that need one "
+            f"{what}: {found.unmatched} detections are unmatched, too many for {found.judged} that must match "
             f"(IoU {tolerance.iou}, score {tolerance.score})"
         )
     if found.silent:
@@ -278,22 +303,30 @@ def _precision_faults(precision: Mapping[str, tuple[float, float]], max_drop: fl
     before, after = precision[name]
     if before - after <= max_drop:
         return []
-    return [f"AP-{name} falls from {100 * before:.2f} to {100 * after:.2f}, by more than {100 * max_drop:g} points"]
+    return [f"AP-{name} drops from {100 * before:.2f} to {100 * after:.2f}, by more than {100 * max_drop:g} points"]
 
 
 def _crowded_tile(tiles: NDArray[np.uint8], found: TileOutputs) -> NDArray[np.uint8]:
-    """A lattice of patches around the sixteen best detections."""
+    """Return a grid of patches around the best detections."""
     size = tiles.shape[1]
-    which, slot = np.nonzero(found.labels >= 0)
-    if len(which) == 0:
+    tile, slot = np.nonzero(found.labels >= 0)
+    if len(tile) == 0:
         return np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    best = np.argsort(-found.scores[which, slot], kind="stable")[:16]
-    corners = (found.boxes[which, slot].reshape(-1, 2, 2).mean(axis=1) - PATCH / 2).clip(0, size - PATCH).astype(int)
-    patches = [tiles[which[i], corners[i, 1] :, corners[i, 0] :][:PATCH, :PATCH] for i in best.tolist()]
+    best = np.argsort(-found.scores[tile, slot], kind="stable")[:PATCHES]
+    corners = (found.boxes[tile, slot].reshape(-1, 2, 2).mean(axis=1) - PATCH / 2).clip(0, size - PATCH).astype(int)
+    patches = [tiles[tile[i], corners[i, 1] :, corners[i, 0] :][:PATCH, :PATCH] for i in best.tolist()]
     cells = -(-size // PATCH)
     rows = [np.hstack([patches[(r * cells + c) % len(patches)] for c in range(cells)]) for r in range(cells)]
     crowded: NDArray[np.uint8] = np.ascontiguousarray(np.vstack(rows)[:size, :size])
     return crowded
+
+
+def _count_images(images: Sequence[Path]) -> str:
+    return f"{len(images)} image{'' if len(images) == 1 else 's'} without annotations"
+
+
+def _selected(outputs: TileOutputs, tiles: NDArray[np.intp]) -> TileOutputs:
+    return TileOutputs(outputs.boxes[tiles], outputs.scores[tiles], outputs.labels[tiles], outputs.candidates[tiles])
 
 
 def _joined(parts: Sequence[TileOutputs]) -> TileOutputs:

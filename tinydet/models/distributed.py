@@ -1,7 +1,7 @@
-"""Training by many processes, as torchrun starts them: each takes its part of every batch, and gradients are summed.
+"""Data-parallel training with torchrun: each process takes a part of every batch, and gradients are summed.
 
-The number of processes changes how long a run takes, not what it computes: a batch is the tiles of one step of all
-processes together, and what a loss is divided by is counted over all of them.
+The number of processes does not change the result of a run: a batch is divided among the processes, and losses are
+normalized by counts over all of them.
 """
 
 from __future__ import annotations
@@ -16,48 +16,51 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-TIMEOUT = timedelta(minutes=30)  # a validation of rank 0 alone would have to fit into it
+TIMEOUT = timedelta(minutes=30)  # longer than the work of any process between two collective operations
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process this is, of how many. One alone needs no torchrun."""
+    """The rank of this process and the number of processes. The default is a single process without torchrun."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part; the parts differ by at most one."""
+    def shard(self, items: Sequence[Item]) -> list[Item]:
+        """Return this process's part of `items`. The parts differ in length by at most one."""
         return list(items[self.rank :: self.count])
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank, in the first one; an empty list in the others."""
+        """Return the values of all processes by rank in the first process, and an empty list in the others."""
         if self.count == 1:
             return [value]
         values = [None] * self.count if self.first else None
         dist.gather_object(value, values)
         return values or []
 
-    def tell(self, value: Any) -> Any:
-        """The first process's value, in every one."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the value of the first process in every process."""
         if self.count == 1:
             return value
-        told = [value]
-        dist.broadcast_object_list(told)
-        return told[0]
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
 
 def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
-    """Meet the other processes of a torchrun; without one this process is alone. On GPUs each takes its own.
+    """Join the process group if torchrun started this process.
+
+    Returns:
+        The processes, and the device of this one: on GPUs, each process gets its own.
 
     Raises:
-        ValueError: where there are fewer GPUs than processes on this machine.
+        ValueError: there are fewer GPUs than processes on this machine.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or "RANK" not in os.environ:
@@ -67,7 +70,7 @@ def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
         if local >= torch.cuda.device_count():
             raise ValueError(
                 f"this machine has {torch.cuda.device_count()} GPUs, fewer than processes; "
-                "start torchrun with --nproc-per-node of at most that, or train with --device cpu"
+                "start torchrun with --nproc-per-node of at most this number, or train with --device cpu"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -77,18 +80,18 @@ def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
 
 
 def leave_processes() -> None:
-    """Say goodbye, so that the others do not wait."""
+    """Leave the process group, so that the others do not wait."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def process_count() -> int:
-    """How many processes share each batch."""
+    """Return the number of processes that share each batch."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def over_all(values: Tensor) -> Tensor:
-    """`values`, summed over the processes; no gradient passes."""
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return `values` summed over all processes, without gradient. A single process gets `values` itself."""
     if process_count() == 1:
         return values
     total = values.detach().clone()

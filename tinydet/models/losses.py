@@ -11,7 +11,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from tinydet.models.assign import Matches
 from tinydet.models.box_coder import encode
-from tinydet.models.distributed import over_all
+from tinydet.models.distributed import sum_over_processes
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 SMOOTH_L1_BETA = 0.11
@@ -70,7 +70,7 @@ def retinanet_loss(
     ends = torch.tensor(sizes, device=anchor.device).cumsum(0)
     level = torch.bucketize(anchor, ends, right=True)
     regression = distance.new_zeros(len(sizes)).index_add(0, level, distance)
-    positives, all_images = over_all(classification.new_tensor([len(matches.positive), images])).unbind()
+    positives, all_images = sum_over_processes(classification.new_tensor([len(matches.positive), images])).unbind()
     classification = classification / (positives + all_images)
     regression = regression / (REGRESSION_WEIGHT * positives.clamp(min=1))
     return {

@@ -113,7 +113,7 @@ def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, An
 def seconds_per_step(trainer: Trainer) -> float:
     """Measure one forward and backward pass, on a copy of the detector."""
     probe = copy.deepcopy(trainer.detector).train()
-    indices = trainer.processes.share(range(max(trainer.schedule.batch, trainer.processes.count)))
+    indices = trainer.processes.shard(range(max(trainer.schedule.batch, trainer.processes.count)))
     samples = [trainer.tiles.sample(i % len(trainer.tiles), seed=0, epoch=0) for i in indices]
     seconds = []
     for _ in range(2):  # the first includes setting up kernels

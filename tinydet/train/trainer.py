@@ -24,7 +24,7 @@ from tinydet.data.samples import Sample, TrainingTiles, epoch_batches, stream
 from tinydet.models.batch import Batch, collate
 from tinydet.models.checkpoint import Checkpoint, fusion_factors, load_checkpoint, save_checkpoint
 from tinydet.models.detector import Detector
-from tinydet.models.distributed import Processes, over_all
+from tinydet.models.distributed import Processes, sum_over_processes
 from tinydet.models.losses import total
 from tinydet.spec import ModelSpec
 from tinydet.train.diverged import DivergedError, save_batch
@@ -140,7 +140,7 @@ class Trainer:
         try:
             while self.epoch < self.schedule.epochs:
                 self.detector.train()
-                batches = [self.processes.share(batch) for batch in self.batches()[self.done :]]
+                batches = [self.processes.shard(batch) for batch in self.batches()[self.done :]]
                 seed, epoch = self.schedule.seed, self.epoch
                 for batch, samples in zip(batches, stream(self.tiles, batches, seed=seed, epoch=epoch), strict=True):
                     begun = time.monotonic()
@@ -203,7 +203,7 @@ class Trainer:
         (total(losses) * self.processes.count).backward()
         if self.schedule.clip_norm > 0:
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.schedule.clip_norm)
-        summed = over_all(torch.stack([value.detach() for value in losses.values()]))
+        summed = sum_over_processes(torch.stack([value.detach() for value in losses.values()]))
         if torch.isfinite(summed.sum()):
             self.optimizer.step()
             if self.averaged is not None:

@@ -64,13 +64,13 @@ class Validation:
         """
         backend = TorchBackend(detector, spec, device=str(self.device), autocast=self.autocast)
         numbers = range(len(self.dataset.images))
-        mine = np.isin(np.arange(len(numbers)), self.processes.share(numbers))
+        mine = np.isin(np.arange(len(numbers)), self.processes.shard(numbers))
         part = detect_dataset(
             backend, with_images(self.dataset, mine), ScanOptions(self.overlap), progress=self.processes.first
         )
         parts = self.processes.gather(part)
         metrics = self._score(parts) if parts else None
-        return cast(dict[str, float], self.processes.tell(metrics))
+        return cast(dict[str, float], self.processes.broadcast(metrics))
 
     def _score(self, parts: Sequence[DatasetDetections]) -> dict[str, float]:
         found = dataclasses.replace(

@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torchvision_graph import TorchvisionGraph
 
-from tinydet.export.engine import build_engine, graph_precision
+from tinydet.export.engine import build_engine
+from tinydet.export.fp16 import to_fp16
+from tinydet.export.int8 import calibrate, to_int8
 from tinydet.export.onnx_file import export_onnx, lint
+from tinydet.export.onnx_model import graph_precision
 from tinydet.export.parity import compare, disagreement
-from tinydet.export.precision import calibrate, to_fp16, to_int8
 from tinydet.models.checkpoint import Checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.faster_rcnn import FasterRCNN

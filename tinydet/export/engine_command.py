@@ -1,0 +1,184 @@
+"""`tinydet export engine`: build a TensorRT or TensorRT-RTX engine from a checkpoint or an ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinydet._internal.arguments import positive_int
+from tinydet.export.console import infer_command, log_line, progress_line
+from tinydet.export.engine import build_engine, parse_only
+from tinydet.export.onnx_command import convert_precision, export_checkpoint, refuse_shape_options
+from tinydet.export.onnx_model import read_onnx
+from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
+from tinydet.export.verification_images import choose_images
+from tinydet.export.verify import REFERENCE_BACKEND, Verification, report_paths, summarize, verify, write_report
+from tinydet.runtime.backends import open_model
+from tinydet.runtime.backends.tensorrt import PRODUCTS, open_engine
+from tinydet.spec import ModelSpec
+
+MEBIBYTE = 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Build model.engine and its description model.json. A checkpoint is exported to ONNX first; an ONNX file needs "
+        "no torch. The engine is verified if it can run on this machine."
+    )
+    parser.epilog = "example: tinydet export engine model.onnx --target rtx --batch 1,8,16"
+    parser.add_argument(
+        "model", type=Path, metavar="model.pth|model.onnx", help="a checkpoint, or an ONNX file that tinydet exported"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="engine to write (default: next to the model)")
+    parser.add_argument(
+        "--target",
+        choices=("auto", "tensorrt", "rtx"),
+        default="auto",
+        help="auto uses TensorRT if it finds a GPU, else TensorRT-RTX, which builds without one (default: auto)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_batch_sizes,
+        metavar="A,B,C",
+        help="smallest, typical and largest batch (default: 1, 8 and the largest of the ONNX file, 16)",
+    )
+    parser.add_argument(
+        "--workspace",
+        type=positive_int,
+        metavar="MIB",
+        help="limit of the GPU memory for intermediate results of layers, in MiB (default: no limit)",
+    )
+    parser.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="TensorRT: build an engine that newer versions run too, slower (default: this version only)",
+    )
+    parser.add_argument(
+        "--hardware-compatible",
+        action="store_true",
+        help="TensorRT: build an engine for all GPUs from Ampere on, slower (default: this GPU only)",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        nargs="+",
+        default=(),
+        metavar="X.Y",
+        help="TensorRT-RTX: build for these GPUs, such as 7.5 (default: Ampere and newer)",
+    )
+    parser.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="TensorRT: read and update this file, which makes the next build faster (default: none)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only check that the parser accepts the ONNX file; a checkpoint is exported first (default: build)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="print the whole log of TensorRT (default: errors only)")
+    add_shape_options(parser)
+    add_precision_options(parser, None, "fp16, or the precision of the ONNX file if that is not fp32")
+    add_verification_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    model: Path = args.model
+    output: Path = args.output or model.with_suffix(".engine")
+    onnx_path = model
+    config: dict[str, Any] = {}
+    if model.suffix != ".onnx":
+        onnx_path = output.with_suffix(".onnx")
+        largest = args.batch[2] if args.batch else 16
+        _, config = export_checkpoint(model, onnx_path, largest, args)
+    else:
+        refuse_shape_options(args)
+    exported = read_onnx(onnx_path)
+    try:
+        if args.dry_run:
+            return _parse(onnx_path, args)
+        precision: Any = args.precision or ("fp16" if exported.precision == "fp32" else exported.precision)
+        if precision != exported.precision:
+            onnx_path = convert_precision(onnx_path, precision, args, config)
+        return _build(onnx_path, output, args, config)
+    except (ValueError, OSError, ModuleNotFoundError):
+        command = infer_command(onnx_path, exported.spec)
+        print(f"{onnx_path} is complete and runs with ONNX Runtime: {command}", file=sys.stderr)
+        raise
+
+
+def _parse(onnx_path: Path, args: argparse.Namespace) -> int:
+    parsed = parse_only(onnx_path, target=args.target, log=log_line if args.verbose else None)
+    product = f"{PRODUCTS[parsed.flavour]} {parsed.version}"
+    print(f"{onnx_path}: the parser of {product} accepts it ({parsed.layers} layers); nothing was built")
+    return 0
+
+
+def _build(onnx_path: Path, output: Path, args: argparse.Namespace, config: Mapping[str, Any]) -> int:
+    """Build and verify the engine, and print a report."""
+    verification: Verification | None = None
+    reason = ""  # why the engine could not be verified here
+
+    def verify_engine(plan: Path, spec: ModelSpec) -> None:
+        """Verify the engine before it is renamed to `output`, if it can run on this machine."""
+        nonlocal verification, reason
+        try:
+            engine = open_engine(plan, spec)
+        except (OSError, ImportError, RuntimeError) as error:  # RuntimeError: the driver lacks a function
+            reason = str(error).replace(str(plan), str(output))
+            return
+        images, dataset = choose_images(spec.classes, args.images, args.data, config)
+        reference = open_model(onnx_path, REFERENCE_BACKEND)
+        with progress_line("verifying") as progress:
+            verification = verify(
+                reference, engine, images, dataset, limit=args.limit, max_drop=args.max_drop, progress=progress
+            )
+        if not verification.passed:
+            raise ValueError(
+                f"{output} was not written, because the engine failed verification: {'; '.join(verification.faults)}"
+            )
+
+    with progress_line("building (TensorRT may take minutes)") as progress:
+        spec = build_engine(
+            onnx_path,
+            output,
+            target=args.target,
+            batch=args.batch,
+            workspace=args.workspace and args.workspace * MEBIBYTE,
+            version_compatible=args.version_compatible,
+            hardware_compatible=args.hardware_compatible,
+            compute_capabilities=args.compute_capability,
+            timing_cache=args.timing_cache,
+            verify=verify_engine,
+            progress=progress,
+            log=log_line if args.verbose else None,
+        )
+    built = spec.engine
+    product, gpu = f"{PRODUCTS[built['flavour']]} {built['version']}", built["gpu"] or "the GPU of this machine"
+    print(f"wrote         {output}  {built['bytes'] / 1e6:.1f} MB, {spec.precision}, {built['seconds']:.1f} s")
+    print(f"              {output.with_suffix('.json')}")
+    print(f"built by      {product} for {gpu}")
+    print(f"batch         {', '.join(map(str, built['batch']))} (smallest, typical, largest)")
+    if verification is not None:
+        write_report(verification, output)
+        print(summarize(verification, output))
+    else:
+        for outdated in report_paths(output):  # reports of the engine that was replaced
+            outdated.unlink(missing_ok=True)
+        print(f"not verified  {reason}")
+        print(f"              on the target machine: tinydet export verify {output} --reference {onnx_path}")
+    print(f"run it        {infer_command(output, spec)}")
+    return 0
+
+
+def _batch_sizes(text: str) -> tuple[int, int, int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        raise argparse.ArgumentTypeError(f"expected three numbers in ascending order such as 1,8,16, got {text!r}")
+    return sizes[0], sizes[1], sizes[2]

@@ -1,0 +1,55 @@
+"""`tinydet export freeze`: replace attention by constant factors, which can be folded."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tinydet._internal.extras import needs_extra
+from tinydet.data.coco import find_dataset, load_dataset
+from tinydet.data.synthetic import embedded_dataset
+from tinydet.models.registry import detector_info
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Replace the attention of a checkpoint by its mean factors on a dataset, and report what that costs in AP. "
+        "Constant factors can be folded into the convolutions."
+    )
+    parser.epilog = "example: tinydet export freeze model.pth --data my/train --val my/val"
+    parser.add_argument("model", type=Path, metavar="model.pth", help="a checkpoint trained with --alpha attention")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="COCO folder to average over (default: the built-in training set)"
+    )
+    parser.add_argument(
+        "--val",
+        type=Path,
+        metavar="DIR",
+        help="COCO folder to measure AP on, before and after (default: the built-in validation set)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="checkpoint to write (default: MODEL.frozen.pth)")
+
+
+def run(args: argparse.Namespace) -> int:
+    with needs_extra("train"):
+        from tinydet.models.checkpoint import load_checkpoint, save_checkpoint
+    from tinydet.export.freeze import freeze_checkpoint, require_attention
+
+    output = args.output or args.model.with_suffix(".frozen.pth")
+    checkpoint = load_checkpoint(args.model)
+    require_attention(checkpoint)
+    data, val = (
+        load_dataset(*find_dataset(folder or embedded_dataset(split)), categories=checkpoint.classes)
+        for folder, split in ((args.data, "train"), (args.val, "val"))
+    )
+    frozen = freeze_checkpoint(checkpoint, data, val)
+    save_checkpoint(frozen.checkpoint, output)
+    edges = ", ".join(detector_info(checkpoint.detector.detector).pyramid.edges)
+    factors = ", ".join(f"{a:.3f} ± {d:.3f}" for a, d in zip(frozen.alpha, frozen.deviation, strict=True))
+    print(f"alpha         {factors} on {frozen.tiles} tiles ({edges})")
+    for name, before in frozen.before.items():
+        after = frozen.after[name]
+        print(f"{name:<13} {100 * before:.2f} with attention, {100 * after:.2f} frozen: {100 * (after - before):+.2f}")
+    print(f"wrote         {output}")
+    print(f"next          tinydet export onnx {output}")
+    return 0

@@ -1,0 +1,51 @@
+"""The layers of an exported graph, and the nodes between them that can be computed in lower precision."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from tinydet.export.onnx_model import LAYER_TYPES
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+
+def layers_of(graph: GraphProto) -> dict[str, list[str]]:
+    """Return the layers by the name of their weights, each with its nodes: a head is used once per pyramid level."""
+    constants = {tensor.name for tensor in graph.initializer}
+    layers: dict[str, list[str]] = {}
+    for node in graph.node:
+        if node.op_type in LAYER_TYPES and node.input[1] in constants:
+            layers.setdefault(node.input[1], []).append(node.name)
+    return layers
+
+
+def convertible_nodes(graph: GraphProto, kept: Collection[str]) -> set[str]:
+    """Return the names of the nodes that may lose precision: the layers except `kept`, and what lies between
+    convolutions. Nodes after the last convolution, which decode boxes, are not among them."""
+    chosen = {name for layer, names in layers_of(graph).items() if layer not in kept for name in names}
+    source = source_layers(graph)
+    needed: set[str] = set()  # values that a later convolution depends on
+    for node in reversed(graph.node):
+        if node.op_type == "Conv" or needed & set(node.output):
+            needed.update(node.input)
+    for node in graph.node:
+        if node.op_type in (*LAYER_TYPES, "Shape", "Cast", "Constant") or not needed & set(node.output):
+            continue
+        layer = next((source[name] for name in node.input if name in source), None)
+        if layer is not None and layer not in kept:
+            chosen.add(node.name)
+    return chosen
+
+
+def source_layers(graph: GraphProto) -> dict[str, str]:
+    """Return the layer that each value comes from, by the name of its weights; values before any layer are left out."""
+    constants = {tensor.name for tensor in graph.initializer}
+    source: dict[str, str] = {}
+    for node in graph.node:
+        layer = node.input[1] if node.op_type in LAYER_TYPES and node.input[1] in constants else None
+        layer = layer or next((source[name] for name in node.input if name in source), None)
+        if layer is not None:
+            source.update(dict.fromkeys(node.output, layer))
+    return source

@@ -1,0 +1,180 @@
+"""`tinydet export onnx`: export a checkpoint to ONNX, convert an ONNX file to FP16 or INT8."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tinydet._internal.arguments import positive_int
+from tinydet._internal.extras import needs_extra
+from tinydet.export.console import infer_command, progress_line
+from tinydet.export.onnx_model import read_onnx
+from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
+from tinydet.export.precision import Precision, convert
+from tinydet.export.verification_images import choose_images, is_built_in
+from tinydet.export.verify import Verification, summarize, verify
+from tinydet.models.registry import detector_info
+from tinydet.runtime.backends import Backend
+from tinydet.spec import ModelSpec
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Export a checkpoint to model.onnx and model.json, and verify the file against torch. The graph takes uint8 "
+        "tiles and outputs boxes; it contains alpha folded into the convolutions, and no plugins. Given an FP32 ONNX "
+        "file, convert it to another precision."
+    )
+    parser.epilog = "example: tinydet export onnx model.pth --tile 640"
+    parser.add_argument(
+        "model", type=Path, metavar="model.pth|model.onnx", help="a checkpoint, or an FP32 ONNX file to convert"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="ONNX file to write (default: next to the checkpoint)"
+    )
+    parser.add_argument(
+        "--batch", type=positive_int, default=16, metavar="N", help="largest batch of tiles (default: 16)"
+    )
+    add_shape_options(parser)
+    add_precision_options(parser, "fp32", "fp32; others are written next to it, such as model.fp16.onnx")
+    add_verification_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    model: Path = args.model
+    if model.suffix == ".onnx":
+        if args.output or args.precision == "fp32":
+            raise ValueError(f"{model} is already an ONNX file; use --precision fp16 or int8 to convert it")
+        refuse_shape_options(args)
+        output = convert_precision(model, args.precision, args, {})
+        spec = read_onnx(output).spec
+    else:
+        output = args.output or model.with_suffix(".onnx")
+        spec, config = export_checkpoint(model, output, args.batch, args)
+        if args.precision != "fp32":
+            output = convert_precision(output, args.precision, args, config)
+    print(f"run it        {infer_command(output, spec)}")
+    print(f"build engine  python export/to_trt.py {output}")
+    return 0
+
+
+def export_checkpoint(
+    model: Path, output: Path, batch: int, args: argparse.Namespace
+) -> tuple[ModelSpec, dict[str, Any]]:
+    """Export a checkpoint and print a report; return the spec and the training configuration."""
+    with needs_extra("train"):
+        from tinydet.models.backend import TorchBackend
+        from tinydet.models.checkpoint import load_checkpoint
+        from tinydet.models.folding import ZERO
+    from tinydet.export.onnx_file import export_onnx
+
+    checkpoint = load_checkpoint(model)
+    name = checkpoint.detector.detector
+    if args.nms_rounds and not detector_info(name).nms_rounds:
+        raise ValueError(f"{model}: --nms-rounds is for two-stage detectors; {name} has no proposals")
+    spec = checkpoint.spec(tile=args.tile, max_batch=batch, max_detections=args.max_detections or 1000)
+    spec = replace(spec, nms_rounds=args.nms_rounds or spec.nms_rounds)
+    images, dataset = choose_images(spec.classes, args.images, args.data, checkpoint.config)
+    with progress_line("exporting") as progress:
+
+        def verify_onnx(candidate: Backend) -> Verification:
+            reference = TorchBackend(checkpoint.build(), spec)
+            return verify(
+                reference,
+                candidate,
+                images,
+                dataset,
+                limit=args.limit,
+                max_drop=args.max_drop,
+                progress=progress,
+            )
+
+        report = export_onnx(checkpoint.build(), spec, output, verify=verify_onnx, progress=progress)
+    spec, parity = report.spec, report.parity
+    size = f"{report.bytes / 1e6:.1f} MB, {spec.precision}, {report.nodes} nodes"
+    print(f"wrote         {output}  {size}, {report.seconds:.0f} s")
+    print(f"              {output.with_suffix('.json')}")
+    print(f"input         uint8 (N, {spec.tile}, {spec.tile}, 3), N up to {spec.max_batch}")
+    print(f"output        up to {spec.max_detections} boxes per tile; classes: {', '.join(spec.classes)}")
+    if spec.nms_rounds:
+        print(f"proposals     suppressed in {spec.nms_rounds} rounds, enough for every tile that was compared")
+    alpha = ", ".join(f"{a:.3g}" for a in spec.alpha) or "computed from the features (attention)"
+    print(f"alpha         {alpha}; operators added by it: {report.operators_added}")
+    for edge in report.deleted_edges:
+        print(f"              edge {edge} is not in the graph, because its alpha is 0 or below {ZERO:g}")
+    if spec.alpha:
+        for edge in report.kept_edges:
+            print(f"              edge {edge} keeps its factor, because folding it would exceed the range of FP16")
+    assert report.verification is not None
+    print(summarize(report.verification, output))
+    if parity.detections:
+        print(
+            f"vs torch      {parity.detections} detections on {parity.tiles} test tiles, {parity.unmatched} unmatched; "
+            f"largest difference: score {parity.score_difference:.1e}, box {parity.box_difference:.1e} px"
+        )
+    else:
+        print(f"vs torch      nothing to compare: no box above score {spec.score_floor} on {parity.tiles} test tiles")
+    return spec, checkpoint.config
+
+
+def convert_precision(source: Path, precision: Precision, args: argparse.Namespace, config: Mapping[str, Any]) -> Path:
+    """Convert an ONNX file to a file next to it and print a report; return its path.
+
+    Args:
+        config: training configuration of the checkpoint; empty if there is none.
+    """
+    output = source.with_suffix(f".{precision}.onnx")
+    images, dataset = choose_images(read_onnx(source).spec.classes, args.images, args.data, config)
+    if precision == "int8" and not (args.calibration or args.images) and is_built_in(images):
+        print(
+            "note: INT8 activation ranges are measured on the built-in scenes; for a model of other scenes, name "
+            "images of those with --calibration",
+            file=sys.stderr,
+        )
+    with progress_line(f"converting to {precision}") as progress:
+        converted = convert(
+            source,
+            output,
+            precision,
+            images,
+            dataset,
+            calibration=_images_in(args.calibration) if args.calibration else (),
+            method=args.calibration_method,
+            limit=args.limit,
+            max_drop=args.max_drop,
+            progress=progress,
+        )
+    weights = ", ".join(f"{count:,} {kind}" for kind, count in sorted(converted.weights.items()))
+    size = f"{converted.bytes / 1e6:.1f} MB, {converted.spec.precision}"
+    print(f"wrote         {output}  {size}, {converted.seconds:.0f} s")
+    print(f"              {output.with_suffix('.json')}")
+    print(f"constants     {weights}")
+    kept = ", ".join(converted.kept) or "none"
+    print(
+        f"layers        {converted.layers - len(converted.kept)} of {converted.layers} in {precision}; in fp32: {kept}"
+    )
+    print(summarize(converted.verification, output))
+    return output
+
+
+def refuse_shape_options(args: argparse.Namespace) -> None:
+    """Raise ValueError for options that an ONNX file has already fixed."""
+    if args.tile or args.max_detections or args.nms_rounds:
+        raise ValueError(
+            f"{args.model}: --tile, --max-detections and --nms-rounds are fixed in an ONNX file; export the checkpoint "
+            "again with other values"
+        )
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    if not found:
+        raise ValueError(
+            f"{folder} contains no images ({', '.join(IMAGE_SUFFIXES)}); name another folder with --calibration"
+        )
+    return found

@@ -1,0 +1,82 @@
+"""Options that several export commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tinydet._internal.arguments import fraction, positive_int
+from tinydet.export.int8 import METHODS
+from tinydet.export.verify import MAX_DROP
+from tinydet.spec import NMS_ROUNDS, PRECISIONS
+
+
+def add_shape_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that are fixed when a checkpoint is exported to ONNX."""
+    parser.add_argument(
+        "--tile",
+        type=positive_int,
+        metavar="PIXELS",
+        help="side of the square input in pixels, a multiple of 32 from 64 up (default: as trained)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=positive_int,
+        metavar="K",
+        help="largest number of boxes per tile, up to 3840; for Faster R-CNN also at most proposals times classes "
+        "(default: 1000)",
+    )
+    parser.add_argument(
+        "--nms-rounds",
+        type=positive_int,
+        metavar="N",
+        help="Faster R-CNN: rounds of suppression among the proposals; the export fails if they are not enough "
+        f"(default: {NMS_ROUNDS})",
+    )
+
+
+def add_precision_options(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:
+    """Add the options of a conversion to FP16 or INT8."""
+    group = parser.add_argument_group("precision")
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=default,
+        help=f"precision of the convolutions (default: {default_text})",
+    )
+    group.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="INT8: folder of images to measure activation ranges on (default: the verification images)",
+    )
+    group.add_argument(
+        "--calibration-method",
+        choices=tuple(METHODS),
+        default="max",
+        help="INT8 calibration method; entropy and percentile clip large activations (default: max)",
+    )
+
+
+def add_verification_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the images of a verification and how strict it is."""
+    group = parser.add_argument_group("verification")
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="COCO folder to verify on (default: the checkpoint's validation set, else the built-in dataset)",
+    )
+    group.add_argument(
+        "--images", type=Path, nargs="+", metavar="FILE", help="verify on these images instead, without measuring AP"
+    )
+    group.add_argument(
+        "--limit", type=positive_int, default=50, metavar="N", help="measure AP on the first N images (default: 50)"
+    )
+    group.add_argument(
+        "--max-drop",
+        type=fraction,
+        default=MAX_DROP,
+        metavar="F",
+        help=f"largest allowed drop of AP-tiny, as a fraction (default: {MAX_DROP})",
+    )

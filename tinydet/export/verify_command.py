@@ -1,0 +1,100 @@
+"""`tinydet export verify`: compare a model with the one that it was made from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tinydet._internal.extras import needs_extra
+from tinydet.export.console import progress_line
+from tinydet.export.options import add_verification_options
+from tinydet.export.parity import TOLERANCES
+from tinydet.export.verification_images import choose_images
+from tinydet.export.verify import (
+    CONVERSION_FIELDS,
+    REFERENCE_BACKEND,
+    format_report,
+    report_paths,
+    verify,
+    write_report,
+)
+from tinydet.runtime.backends import BACKENDS, Backend, open_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Repeat the verification of an export: compare the detections on real, empty and crowded tiles in batches of "
+        "1, 3 and the largest, and AP by object size. Exit code 1 if the model fails. Needs no torch unless the "
+        "reference is a checkpoint."
+    )
+    parser.epilog = "example: tinydet export verify model.engine --reference model.onnx --data beach-val"
+    parser.add_argument("model", type=Path, metavar="model.onnx|model.engine", help="the model to verify")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint or ONNX file that it was made from (default: the file of the same name next to it)",
+    )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="backend that runs the model (default: auto)"
+    )
+    add_verification_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    model: Path = args.model
+    reference_path: Path = args.reference or _reference_of(model)
+    candidate = open_model(model, args.backend)
+    reference: Backend
+    config: dict[str, Any] = {}
+    if reference_path.suffix == ".pth":
+        with needs_extra("train"):
+            from tinydet.models.backend import TorchBackend
+            from tinydet.models.checkpoint import load_checkpoint
+        checkpoint = load_checkpoint(reference_path)
+        config = checkpoint.config
+        ours = candidate.spec
+        spec = checkpoint.spec(tile=ours.tile, max_batch=ours.max_batch, max_detections=ours.max_detections)
+        reference = TorchBackend(checkpoint.build(), spec)
+    else:
+        reference = open_model(reference_path, REFERENCE_BACKEND if reference_path.suffix == ".onnx" else "auto")
+    images, dataset = choose_images(candidate.spec.classes, args.images, args.data, config)
+    bfloat16 = args.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
+    with progress_line("verifying") as progress:
+        verification = verify(
+            reference,
+            candidate,
+            images,
+            dataset,
+            limit=args.limit,
+            max_drop=args.max_drop,
+            tolerance=TOLERANCES["fp16"] if bfloat16 else None,
+            progress=progress,
+        )
+    print(format_report(verification))
+    print("wrote " + " and ".join(map(str, write_report(verification, model, _conversion_fields(model)))))
+    return 0 if verification.passed else 1
+
+
+def _reference_of(model: Path) -> Path:
+    """Return the model that `model` was made from, by its name: a file in the same folder."""
+    if Path(model.stem).suffix in (".fp16", ".int8"):
+        model = model.with_name(f"{Path(model.stem).stem}.engine")
+    for suffix in (".pth",) if model.suffix == ".onnx" else (".onnx", ".pth"):
+        if (path := model.with_suffix(suffix)).is_file():
+            return path
+    raise ValueError(
+        f"{model}: the model that it was made from is not in the same folder; name it with --reference FILE"
+    )
+
+
+def _conversion_fields(model: Path) -> dict[str, Any]:
+    """Read the fields that only the conversion knew from the report that it wrote, to keep them in the new one."""
+    report = report_paths(model)[0]
+    try:
+        known = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    except ValueError:
+        return {}
+    return {name: known[name] for name in CONVERSION_FIELDS if name in known} if isinstance(known, dict) else {}
