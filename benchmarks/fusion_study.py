@@ -142,7 +142,7 @@ def recorded(record: Record) -> bool:
     """Whether a record is of a training that this study makes."""
     key = record["key"]
     known = key["data"] in DATA and key["strategy"] in STRATEGIES
-    return known and trial(key["data"], key["strategy"], key["lr"], key["seed"], ()).is_in(record)
+    return known and trial(key["data"], key["strategy"], key["lr"], key["seed"], ()).matches(record)
 
 
 def wanted(data: str, strategy: str, only: Sequence[str]) -> bool:

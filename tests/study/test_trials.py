@@ -26,7 +26,8 @@ PROGRAM = (
     "print('beg' + 'an', flush=True); time.sleep(float(value('--sleep')))\n"
     "if value('--error'): sys.exit('error: ' + value('--error'))\n"
     "Path(value('--output')).write_text('weights')\n"
-    "result = {'alpha': [1], 'diverged': None, 'seconds': 60, 'history': [{'epoch': 1, 'AP50': 0.5, 'AP50-tiny': -1}]}\n"
+    "result = {'alpha': [1], 'diverged': None, 'seconds': 60,"
+    " 'history': [{'epoch': 1, 'AP50': 0.5, 'AP50-tiny': -1}]}\n"
     "Path(value('--json')).write_text(json.dumps(result))\n"
 )
 
@@ -59,8 +60,8 @@ def test_a_real_training_is_recorded_and_its_record_names_no_file(tmp_path: Path
 def test_a_trial_is_run_once(tmp_path: Path) -> None:
     lines: list[str] = []
     runs = trials_in(tmp_path, lines, stamp=lambda: {"date": "today"}, keep_models=True, jobs=2)
-    assert runs.run([sleeping_trial(1), sleep(2)])
-    assert trials_in(tmp_path, lines).run([sleeping_trial(1), sleep(2)])
+    assert runs.run([sleeping_trial(1), sleeping_trial(2)])
+    assert trials_in(tmp_path, lines).run([sleeping_trial(1), sleeping_trial(2)])
     assert sorted(r["key"]["seed"] for r in read_records(tmp_path / "runs.jsonl")) == [1, 2]
     assert {r["date"] for r in read_records(tmp_path / "runs.jsonl")} == {"today"}
     assert [path.read_text().count("began") for path in (tmp_path / "work").glob("*.log")] == [1, 1]
@@ -79,7 +80,7 @@ def test_another_flag_makes_another_trial(squares: Path) -> None:
 
 def test_an_error_stops_the_trials_that_have_not_started_and_names_the_log(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"seed 1 failed with exit code 1: error: no such data \(log: .*\.log\)"):
-        trials_in(tmp_path).run([sleeping_trial(1, error="no such data"), sleep(2, 0.2), sleep(3)])
+        trials_in(tmp_path).run([sleeping_trial(1, error="no such data"), sleeping_trial(2, 0.2), sleeping_trial(3)])
     assert {record["key"]["seed"] for record in read_records(tmp_path / "runs.jsonl")} <= {2}
 
 

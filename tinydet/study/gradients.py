@@ -1,8 +1,8 @@
-"""`python -m tinydet.gradients MODEL --data DIR`: Eq. 3 made visible.
+"""`tinydet gradients`: measure how alpha changes the gradients of each level's loss (Eq. 3, section 3.4 of the paper).
 
-The loss of each pyramid level sends a gradient into C3, C4 and C5. What comes from the levels above (finer ones) passes
-the fused edges and is weighed by alpha; what comes from a level's own side, and from deeper ones through the backbone,
-is not. This measures both as alpha varies, on a trained model and real images (section 3.4 of the paper).
+The loss of each pyramid level sends a gradient into C3, C4 and C5. The gradient of finer levels passes the fused edges
+and is weighted by alpha; that of the same level, and of deeper levels through the backbone, is not. Both are measured
+for a range of alpha, on a trained model and real images.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def measure(detector: Detector, alpha: Sequence[float] | None, batches: Sequence
     """Mean norm of the gradient that the loss of each level sends into C3, C4, C5, through pyramid and backbone.
 
     Args:
-        alpha: fusion factors that the pyramid has meanwhile, finest first; None: its own.
+        alpha: fusion factors to measure with, finest first; None: those of the model.
 
     Returns:
-        (levels, 3): the L2 norm over channels and positions, mean over the batches.
+        (levels, 3): L2 norm over channels and positions, averaged over the batches.
     """
     fpn = detector.fpn
     assert isinstance(fpn, FPN)
@@ -112,7 +112,7 @@ def measure(detector: Detector, alpha: Sequence[float] | None, batches: Sequence
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw, for each of C3, C4, C5, what every level's loss sends into it as alpha varies; nothing where it is 0."""
+    """Plot the gradients into C3, C4 and C5 against alpha, with a curve for each level's loss. Zeros are left out."""
     with needs_extra("plots"):
         from matplotlib.figure import Figure
     figure = Figure(figsize=(12, 4), layout="constrained")
@@ -124,9 +124,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
         if any(value > 0 for values in result["gradient"][feature].values() for value in values):
             axis.set_yscale("log")
         axis.set_title(f"gradient into {feature}")
-        axis.set_xlabel("α of all edges")
+        axis.set_xlabel("fusion factor α of all edges")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("L2 norm, mean over tiles")
+    axes[0].set_ylabel("mean L2 norm over tiles")
     axes[-1].legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
@@ -155,7 +155,7 @@ def _result(
 def _table(result: dict[str, Any]) -> str:
     lines = []
     for feature, by_level in result["gradient"].items():
-        lines.append(f"gradient into {feature}, by the loss of a level")
+        lines.append(f"gradient into {feature} of the loss of each level")
         lines.append("alpha   " + "".join(f"{level:>11}" for level in by_level))
         for i, a in enumerate(result["alpha"]):
             lines.append(f"{a:<8.3g}" + "".join(f"{values[i]:11.3e}" for values in by_level.values()))
@@ -166,28 +166,41 @@ def _table(result: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinydet gradients",
-        description="Measure the gradient that the loss of each pyramid level sends into C3, C4, C5 as alpha varies "
-        "(Eq. 3).",
-        epilog="example: python -m tinydet.gradients model.pth --data my/val --alpha 0:1.2:0.2",
+        description="Measure the gradient that the loss of each pyramid level sends into C3, C4 and C5, for a range of "
+        "alpha (Eq. 3 of the paper).",
+        epilog="example: tinydet gradients model.pth --data my/val --alpha 0:1.2:0.2",
     )
     add = parser.add_argument
-    add("model", nargs="?", type=Path, default=Path("model.pth"), help="a trained checkpoint (default: model.pth)")
-    add("--data", type=Path, metavar="DIR", help="COCO folder (default: the embedded validation data)")
-    add("--alpha", type=grid_of, default=grid_of("0:1.2:0.2"), metavar="A:B:STEP", help="values (default: 0:1.2:0.2)")
+    add("model", nargs="?", type=Path, default=Path("model.pth"), help="trained checkpoint (default: model.pth)")
+    add("--data", type=Path, metavar="DIR", help="COCO folder of images (default: built-in validation set)")
     add(
-        "--tiles", type=positive_int, default=16, metavar="N", help="tiles to average over, evenly chosen (default: 16)"
+        "--alpha",
+        type=grid_of,
+        default=grid_of("0:1.2:0.2"),
+        metavar="A:B:STEP",
+        help="grid LOW:HIGH:STEP, or values (default: 0:1.2:0.2)",
     )
-    add("--overlap", type=int, default=128, metavar="PX", help="what tiles share, half a tile at most (default: 128)")
-    add("--json", type=Path, metavar="FILE", help="figures (default: MODEL.gradients.json)")
-    add("--plot", type=Path, metavar="FILE", help="picture (default: MODEL.gradients.png)")
+    add("--tiles", type=positive_int, default=16, metavar="N", help="number of tiles to average over (default: 16)")
+    add(
+        "--overlap",
+        type=int,
+        default=128,
+        metavar="PX",
+        help="overlap of tiles in pixels, at most half a tile (default: 128)",
+    )
+    add("--json", type=Path, metavar="FILE", help="results (default: MODEL.gradients.json)")
+    add("--plot", type=Path, metavar="FILE", help="plot (default: MODEL.gradients.png)")
     return parser
 
 
 def grid_of(text: str) -> tuple[float, ...]:
-    """`0:1.1:0.1` as 0, 0.1, ... 1.1, both ends included; or values with commas between them, each once.
+    """Parse a grid LOW:HIGH:STEP with both ends included, or values separated by commas, without repetitions.
+
+    >>> grid_of("0:0.3:0.1")
+    (0.0, 0.1, 0.2, 0.3)
 
     Raises:
-        argparse.ArgumentTypeError: for anything else.
+        argparse.ArgumentTypeError: the text is neither.
     """
     try:
         if ":" not in text:
@@ -199,7 +212,7 @@ def grid_of(text: str) -> tuple[float, ...]:
         values = ()
     if not values or not np.isfinite(values).all():
         raise argparse.ArgumentTypeError(
-            f"a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {text!r}"
+            f"expected a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {text!r}"
         )
     return tuple(dict.fromkeys(values))
 
