@@ -15,7 +15,7 @@ from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.geometry.tiles import TileGrid
 from tinydet.study.dataset_advice import POSITIVE_IOU, advise, advise_overlap, advise_tile, matched_share, scaled_design
-from tinydet.study.dataset_survey import crowding, survey
+from tinydet.study.dataset_measures import crowding, survey
 
 DESIGN = DESIGNS["retinanet"]
 

@@ -1,6 +1,6 @@
 """Recommend tile, overlap, image scale and anchors for the objects of a dataset, each with its reason in numbers.
 
-Scale and anchors are found by a search: the objects are matched with each candidate, and a candidate is scored by the
+Scale and anchors are measures by a search: the objects are matched with each candidate, and a candidate is scored by the
 share of objects that have an anchor with an IoU high enough to be a positive in training.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.tiles import TileGrid
 from tinydet.salpha.parity import best_anchors
-from tinydet.study.dataset_survey import Survey
+from tinydet.study.dataset_measures import DatasetMeasures
 
 POSITIVE_IOU = 0.5  # IoU from which an anchor is a positive in the training of RetinaNet
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -41,17 +41,17 @@ class Advice:
         return {"value": self.value, "reason": self.reason}
 
 
-def advise(found: Survey, design: AnchorDesign) -> list[Advice]:
+def advise(measures: DatasetMeasures, design: AnchorDesign) -> list[Advice]:
     """Recommend tile, overlap, scale and anchors; an empty list if there are no objects."""
-    if not len(found.sizes):
+    if not len(measures.sizes):
         return []
-    overlap = advise_overlap(found)
-    return [advise_tile(found, overlap.value), overlap, *advise_matching(found, design)]
+    overlap = advise_overlap(measures)
+    return [advise_tile(measures, overlap.value), overlap, *advise_matching(measures, design)]
 
 
-def advise_overlap(found: Survey) -> Advice:
+def advise_overlap(measures: DatasetMeasures) -> Advice:
     """Recommend the smallest multiple of 32 pixels that is at least as long as 99.5 % of the objects."""
-    longest = (found.boxes[:, 2:] - found.boxes[:, :2]).max(axis=1)
+    longest = (measures.boxes[:, 2:] - measures.boxes[:, :2]).max(axis=1)
     quantile = float(np.quantile(longest, 0.995, method="inverted_cdf"))
     overlap = max(math.ceil(quantile / _CELL) * _CELL, _CELL)
     longer = int((longest > overlap).sum())
@@ -63,17 +63,17 @@ def advise_overlap(found: Survey) -> Advice:
     return Advice("overlap", overlap, reason)
 
 
-def advise_tile(found: Survey, overlap: int) -> Advice:
+def advise_tile(measures: DatasetMeasures, overlap: int) -> Advice:
     """Recommend a single tile if every image fits into 640 pixels, else the tile size with the fewest pixels to run.
 
     The default of 640 is kept if it needs at most 10 % more pixels than the best size of `TILES`.
     """
-    largest = int(found.image_sizes.max())
+    largest = int(measures.image_sizes.max())
     if largest <= DEFAULT_TILE:
         tile = math.ceil(largest / _CELL) * _CELL
         reason = f"every image fits into one tile: no side is longer than {largest} px, so there are no seams"
         return Advice("tile", tile, reason)
-    sizes, images = np.unique(found.image_sizes, axis=0, return_counts=True)
+    sizes, images = np.unique(measures.image_sizes, axis=0, return_counts=True)
     pixels = float((sizes.prod(axis=1) * images).sum())
     costs: dict[int, float] = {}
     for tile in TILES:
@@ -91,12 +91,12 @@ def advise_tile(found: Survey, overlap: int) -> Advice:
     return Advice("tile", best, reason)
 
 
-def advise_matching(found: Survey, design: AnchorDesign) -> list[Advice]:
+def advise_matching(measures: DatasetMeasures, design: AnchorDesign) -> list[Advice]:
     """Recommend the image scale at which the anchors of `design` fit, and the anchors that fit at scale 1."""
-    step = max(len(found.boxes) // _SAMPLE, 1)
-    boxes, index = found.boxes[::step], found.image_index[::step]
+    step = max(len(measures.boxes) // _SAMPLE, 1)
+    boxes, index = measures.boxes[::step], measures.image_index[::step]
     used, index = np.unique(index, return_inverse=True)
-    sizes = found.image_sizes[used]
+    sizes = measures.image_sizes[used]
 
     by_scale = {scale: matched_share(boxes, sizes, index, design, scale) for scale in SCALES}
     highest = max(by_scale.values())
@@ -107,7 +107,7 @@ def advise_matching(found: Survey, design: AnchorDesign) -> list[Advice]:
         f"share of objects with an anchor of IoU {POSITIVE_IOU} or more, by resize factor of the images: {listed}"
     )
 
-    ratios = data_ratios(found.ratios)
+    ratios = data_ratios(measures.ratios)
     candidates = [(factor, chosen) for factor in SIZE_FACTORS for chosen in (None, ratios)]
     shares = [matched_share(boxes, sizes, index, scaled_design(design, *candidate)) for candidate in candidates]
     default = by_scale[1.0]

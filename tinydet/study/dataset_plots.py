@@ -10,14 +10,14 @@ import numpy as np
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.extras import needs_extra
 from tinydet.geometry.anchors import AnchorDesign
-from tinydet.study.dataset_survey import RANGES, Survey
+from tinydet.study.dataset_measures import RANGES, DatasetMeasures
 
 _RANGE_COLORS = ("#d0d0d0", "#440154", "#31688e", "#35b779", "#b5a70d", "#e8743b")  # parallel to RANGES
 _LEVEL_COLORS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#d4b106")  # finest first
 _BAR = "#31688e"
 
 
-def write_plots(found: Survey, design: AnchorDesign, folder: Path) -> list[Path]:
+def write_plots(measures: DatasetMeasures, design: AnchorDesign, folder: Path) -> list[Path]:
     """Write sizes.png, shapes.png, density.png and levels.png to `folder`, which is created if it does not exist.
 
     Returns:
@@ -30,37 +30,37 @@ def write_plots(found: Survey, design: AnchorDesign, folder: Path) -> list[Path]
     with needs_extra("plots"):
         from matplotlib.figure import Figure
 
-    if not len(found.sizes):
+    if not len(measures.sizes):
         return []
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, draw in (("sizes", _sizes), ("shapes", _shapes), ("density", _density), ("levels", _levels)):
         figure = Figure(figsize=(10.4, 4.4), layout="constrained")
-        draw(figure.subplots(1, 2), found, design)
-        figure.suptitle(f"{found.dataset.source.name}: {len(found.sizes):,} objects", fontsize=10)
+        draw(figure.subplots(1, 2), measures, design)
+        figure.suptitle(f"{measures.dataset.source.name}: {len(measures.sizes):,} objects", fontsize=10)
         paths.append(folder / f"{name}.png")
         with atomic_path(paths[-1]) as temporary:
             figure.savefig(temporary, dpi=120, format="png")
     return paths
 
 
-def _sizes(axes: Any, found: Survey, design: AnchorDesign) -> None:
+def _sizes(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     left, right = axes
-    counts, edges = found.size_histogram()
+    counts, edges = measures.size_histogram()
     middles = np.sqrt(edges[:-1] * edges[1:])
     shown = np.searchsorted([high for _, high in RANGES.values()], middles, side="right")
     left.bar(edges[:-1], counts, np.diff(edges), align="edge", color=[_RANGE_COLORS[n] for n in shown])
     for (name, (low, high)), color in zip(RANGES.items(), _RANGE_COLORS, strict=True):
-        share = np.mean((found.sizes >= low) & (found.sizes < high))
+        share = np.mean((measures.sizes >= low) & (measures.sizes < high))
         if share:
             left.bar(0, 0, color=color, label=f"{name}: {share:.1%}")
     left.legend(fontsize=7)
     left.set(ylabel="objects", title="object size")
-    ordered = np.sort(found.sizes)
+    ordered = np.sort(measures.sizes)
     right.plot(ordered, np.arange(1, len(ordered) + 1) / len(ordered), color="black")
     smallest = min(w * h for shapes in design.shapes for w, h in shapes) ** 0.5
     right.axvline(smallest, color="#d93025", linewidth=1, label=f"smallest anchor: {smallest:.3g} px")
-    median = float(np.median(found.sizes))
+    median = float(np.median(measures.sizes))
     right.axvline(median, color=_BAR, linewidth=1, linestyle="--", label=f"median object: {median:.3g} px")
     right.legend(fontsize=7)
     right.set(ylabel="share of objects up to this size", ylim=(0, 1.02), title="cumulative distribution of size")
@@ -70,9 +70,9 @@ def _sizes(axes: Any, found: Survey, design: AnchorDesign) -> None:
         axis.grid(alpha=0.3)
 
 
-def _shapes(axes: Any, found: Survey, design: AnchorDesign) -> None:
+def _shapes(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     left, right = axes
-    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    sides = measures.boxes[:, 2:] - measures.boxes[:, :2]
     low, high = np.maximum(sides.min(axis=0), 0.5), sides.max(axis=0) * 1.05
     bins = [np.geomspace(a, max(b, a * 1.1), 60) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
     drawn = left.hist2d(sides[:, 0], sides[:, 1], bins=bins, cmin=1, cmap="viridis", norm="log")
@@ -83,7 +83,7 @@ def _shapes(axes: Any, found: Survey, design: AnchorDesign) -> None:
     for axis, (a, b) in zip((left.xaxis, left.yaxis), zip(low.tolist(), high.tolist(), strict=True), strict=True):
         _plain_ticks(axis, a, max(b, 130))
     left.legend(fontsize=6, loc="lower right")
-    logs = np.log2(found.ratios)
+    logs = np.log2(measures.ratios)
     span = max(float(np.abs(np.quantile(logs, (0.002, 0.998))).max()), 0.5)
     right.hist(logs.clip(-span, span), bins=np.linspace(-span, span, 49), color=_BAR)
     ratios = sorted({round(h / w, 6) for shapes in design.shapes for w, h in shapes})
@@ -96,15 +96,15 @@ def _shapes(axes: Any, found: Survey, design: AnchorDesign) -> None:
     right.grid(alpha=0.3)
 
 
-def _density(axes: Any, found: Survey, design: AnchorDesign) -> None:
+def _density(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     left, right = axes
-    highest = int(found.per_image.max())
+    highest = int(measures.per_image.max())
     bins = np.arange(-0.5, highest + 1.5) if highest <= 60 else np.linspace(0, highest + 1, 61)
-    left.hist(found.per_image, bins=bins, color=_BAR, log=True)
-    left.set(xlabel="objects per image", ylabel="images", title=f"density in {len(found.per_image):,} images")
+    left.hist(measures.per_image, bins=bins, color=_BAR, log=True)
+    left.set(xlabel="objects per image", ylabel="images", title=f"density in {len(measures.per_image):,} images")
     left.grid(alpha=0.3)
-    width, height = found.image_sizes[found.image_index].T
-    centers = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    width, height = measures.image_sizes[measures.image_index].T
+    centers = (measures.boxes[:, :2] + measures.boxes[:, 2:]) / 2
     drawn = right.hist2d(
         centers[:, 0] / width, centers[:, 1] / height, bins=40, range=[[0, 1], [0, 1]], cmin=1, cmap="viridis"
     )
@@ -112,9 +112,9 @@ def _density(axes: Any, found: Survey, design: AnchorDesign) -> None:
     right.set(xlabel="x / image width", ylabel="y / image height", title="positions of objects", ylim=(1, 0))
 
 
-def _levels(axes: Any, found: Survey, design: AnchorDesign) -> None:
+def _levels(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     left, right = axes
-    fusion = found.fusion
+    fusion = measures.fusion
     total = max(sum(fusion.counts), 1)
     bars = left.bar(fusion.levels, fusion.counts, color=_LEVEL_COLORS[: len(fusion.levels)])
     left.bar_label(bars, [f"{count:,}\n{count / total:.1%}" for count in fusion.counts], fontsize=8)

@@ -16,8 +16,8 @@ from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.study.dataset_advice import Advice, advise
+from tinydet.study.dataset_measures import CROWDED, RANGES, DatasetMeasures, quantiles, survey
 from tinydet.study.dataset_plots import write_plots
-from tinydet.study.dataset_survey import CROWDED, RANGES, Survey, quantiles, survey
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,38 +54,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(found: Survey, advice: Sequence[Advice], tiled: FusionStatistics | None) -> Iterator[str]:
-    dataset = found.dataset
+def _report(measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionStatistics | None) -> Iterator[str]:
+    dataset = measures.dataset
     regions = int(dataset.ignore.sum())
     images = len(dataset.images)
-    yield f"{dataset.source}: {len(found.sizes):,} objects and {regions:,} ignore regions in {images:,} images"
-    yield f"classes    {_listed([f'{name} {count:,}' for name, count in found.by_class().items()])}"
-    yield f"images     {_image_sizes(found)}"
-    if not len(found.sizes):
+    yield f"{dataset.source}: {len(measures.sizes):,} objects and {regions:,} ignore regions in {images:,} images"
+    yield f"classes    {_listed([f'{name} {count:,}' for name, count in measures.by_class().items()])}"
+    yield f"images     {_image_sizes(measures)}"
+    if not len(measures.sizes):
         yield "There are no objects to measure."
         return
-    yield f"size       {_spread(found.sizes, ' px')}"
+    yield f"size       {_spread(measures.sizes, ' px')}"
     shares = (
         f"{name}{f' ({RANGES[name][0]:g}-{RANGES[name][1]:g} px)' if name.startswith(('tiny', 'small')) else ''} "
-        f"{count / len(found.sizes):.1%}"
-        for name, count in found.by_range().items()
+        f"{count / len(measures.sizes):.1%}"
+        for name, count in measures.by_range().items()
     )
     yield f"           {', '.join(shares)}"
-    relative = found.sizes / np.sqrt(found.megapixels[found.image_index] * 1e6)
+    relative = measures.sizes / np.sqrt(measures.megapixels[measures.image_index] * 1e6)
     yield f"           median: {np.median(relative):.2%} of the image size"
-    yield f"shape      height/width {_spread(found.ratios)}"
-    yield f"density    objects per image: {_spread(found.per_image)}"
-    densest = found.densest()
+    yield f"shape      height/width {_spread(measures.ratios)}"
+    yield f"density    objects per image: {_spread(measures.per_image)}"
+    densest = measures.densest()
     assert densest is not None
-    empty = int((found.per_image == 0).sum())
-    per_megapixel = float(len(found.sizes) / found.megapixels.sum())
+    empty = int((measures.per_image == 0).sum())
+    per_megapixel = float(len(measures.sizes) / measures.megapixels.sum())
     yield f"           most objects: {densest[1]:,} in {densest[0]}; {empty:,} images have none"
     yield f"           {per_megapixel:.1f} objects per megapixel"
     yield (
-        f"crowding   {found.crowded_by_ios:.1%} of the objects have a neighbor of their class at IOS > {CROWDED:g}, "
-        f"{found.crowded_by_iou:.1%} at IoU > {CROWDED:g}; NMS at this threshold drops one of the two"
+        f"crowding   {measures.crowded_by_ios:.1%} of the objects have a neighbor of their class at IOS > {CROWDED:g}, "
+        f"{measures.crowded_by_iou:.1%} at IoU > {CROWDED:g}; NMS at this threshold drops one of the two"
     )
-    fusion = found.fusion
+    fusion = measures.fusion
     total = max(sum(fusion.counts), 1)
     levels = ", ".join(
         f"{level} {count:,} ({count / total:.1%})" for level, count in zip(fusion.levels, fusion.counts, strict=True)
@@ -113,11 +113,11 @@ def _spread(values: Any, unit: str = "") -> str:
     return f"{shown}{unit}; min {found['p0']:.3g}, max {found['p100']:.4g}{unit}"
 
 
-def _image_sizes(found: Survey) -> str:
-    sizes = np.unique(found.image_sizes, axis=0)
+def _image_sizes(measures: DatasetMeasures) -> str:
+    sizes = np.unique(measures.image_sizes, axis=0)
     if len(sizes) <= 3:
         return ", ".join(f"{width}x{height}" for width, height in sizes.tolist()) + " px"
-    (w0, h0), (w1, h1) = found.image_sizes.min(axis=0).tolist(), found.image_sizes.max(axis=0).tolist()
+    (w0, h0), (w1, h1) = measures.image_sizes.min(axis=0).tolist(), measures.image_sizes.max(axis=0).tolist()
     return f"{len(sizes):,} sizes, {w0} to {w1} px wide, {h0} to {h1} px high"
 
 

@@ -32,7 +32,7 @@ CROWDED = 0.5  # overlap above which NMS or merging may take two objects for one
 
 
 @dataclass(frozen=True, eq=False)
-class Survey:
+class DatasetMeasures:
     """Measures of the N objects and I images of a dataset.
 
     Attributes:
@@ -122,12 +122,12 @@ class Survey:
         return np.histogram(self.sizes, edges)[0].astype(np.int64), edges
 
 
-def survey(dataset: Dataset, design: AnchorDesign) -> Survey:
+def survey(dataset: Dataset, design: AnchorDesign) -> DatasetMeasures:
     """Measure the objects of a dataset; their levels are those of their best anchors in `design`."""
     boxes, index = dataset.boxes[dataset.objects], dataset.image_index[dataset.objects]
     sides = boxes[:, 2:] - boxes[:, :2]
     ios, iou = crowding(boxes, index * max(len(dataset.classes), 1) + dataset.labels[dataset.objects])
-    return Survey(
+    return DatasetMeasures(
         dataset=dataset,
         boxes=boxes,
         image_index=index,
