@@ -1,6 +1,6 @@
 """Recommend tile, overlap, image scale and anchors for the objects of a dataset, each with its reason in numbers.
 
-Scale and anchors are measures by a search: the objects are matched with each candidate, and a candidate is scored by the
+Scale and anchors are found by a search: the objects are matched with each candidate, and a candidate is scored by the
 share of objects that have an anchor with an IoU high enough to be a positive in training.
 """
 
