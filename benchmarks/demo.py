@@ -1,9 +1,9 @@
 """`make demo`: train, evaluate, export and run a detector on the built-in synthetic dataset, on a CPU.
 
 The steps are the commands of the README: S-alpha, training, evaluation, export to ONNX and to a TensorRT-RTX engine,
-rendering of a 4096 x 4096 scene, inference on it, and evaluation of the detections. A report shows the scores, the speed
-and the time of each step; all files are written to demo/. Takes several minutes on two cores with bfloat16, about twice
-as long without.
+rendering of a 4096 x 4096 scene, inference on it, and evaluation of the detections. A report shows the scores, the
+speed and the time of each step; all files are written to demo/. Takes about four minutes on two cores with bfloat16,
+twice as long without.
 """
 
 from __future__ import annotations
