@@ -161,7 +161,7 @@ def table(result: dict[str, Any]) -> str:
         rows.append(f"| {name} | {alpha} | " + " | ".join(f"{v:.3f}" for v in values) + f" | {minutes:.0f} |")
     found = result["plaza"]
     rows.append(
-        f"\nplaza at half size: {found['persons']} persons, {found['detections']} detections with scores of 0.3 or more,"
+        f"\nplaza at half size: {found['persons']} persons, {found['detections']} detections (score 0.3 or more),"
     )
     rows.append(f"AP50 {found['AP']['0.50']:.3f}, AP25 {found['AP']['0.25']:.3f}")
     return "\n".join(rows)

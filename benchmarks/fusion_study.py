@@ -160,7 +160,7 @@ def belongs(record: Record) -> bool:
 
 
 def selected(data: str, strategy: str, only: Sequence[str]) -> bool:
-    """Return whether --only selects a dataset and a strategy. If it names none of one kind, all of them are selected."""
+    """Return whether --only selects a dataset and a strategy; a kind that it does not mention is not restricted."""
     sets, strategies = [n for n in only if n in DATA], [n for n in only if n in STRATEGIES]
     return (not sets or data in sets) and (not strategies or strategy in strategies)
 
