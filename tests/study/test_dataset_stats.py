@@ -15,7 +15,7 @@ from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.geometry.tiles import TileGrid
 from tinydet.study.dataset_advice import POSITIVE_IOU, advise, advise_overlap, advise_tile, matched_share, scaled_design
-from tinydet.study.dataset_measures import crowding, survey
+from tinydet.study.dataset_measures import crowding, measure_dataset
 
 DESIGN = DESIGNS["retinanet"]
 
@@ -56,7 +56,7 @@ def test_ignore_regions_are_not_counted_as_objects(tmp_path: Path, capsys: pytes
     document = json.loads(source.read_text())
     document["annotations"].append({**document["annotations"][0], "id": 9, "bbox": [0, 0, 90, 90], "ignore": 1})
     source.write_text(json.dumps(document))
-    found = survey(load_dataset(source), DESIGN)
+    found = measure_dataset(load_dataset(source), DESIGN)
     assert found.sizes.tolist() == [4.0]
     assert found.to_json()["ignore_regions"] == 1
 
@@ -90,7 +90,7 @@ def test_crowding_equals_that_over_all_pairs(seed: int) -> None:
 def test_with_the_advised_overlap_nearly_every_object_is_complete_in_a_tile(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     boxes = [[float(x), float(y), float(s), float(s)] for x, y, s in rng.uniform(1, (900, 700, 90), (400, 3))]
-    found = survey(load_dataset(write_annotations(tmp_path / "a.json", boxes, (1000, 800))), DESIGN)
+    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", boxes, (1000, 800))), DESIGN)
     overlap = advise_overlap(found).value
     tile = advise_tile(found, overlap).value
     assert overlap % 32 == 0 and overlap <= tile / 2
@@ -101,7 +101,7 @@ def test_with_the_advised_overlap_nearly_every_object_is_complete_in_a_tile(tmp_
 
 
 def test_images_that_fit_into_one_tile_get_one(tmp_path: Path) -> None:
-    found = survey(load_dataset(write_annotations(tmp_path / "a.json", [[0, 0, 9, 9]], (500, 300))), DESIGN)
+    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", [[0, 0, 9, 9]], (500, 300))), DESIGN)
     advice = advise_tile(found, 32)
     assert advice.value == 512 and "every image fits into one tile" in advice.reason
 
@@ -110,7 +110,7 @@ def test_advised_anchors_match_more_objects_than_the_default(tmp_path: Path) -> 
     """The objects have 4 pixels; the smallest default anchor has four times their area."""
     rng = np.random.default_rng(0)
     boxes = [[float(x), float(y), 4.0, 4.0] for x, y in rng.uniform(0, (180, 90), (60, 2))]
-    found = survey(load_dataset(write_annotations(tmp_path / "a.json", boxes)), DESIGN)
+    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", boxes)), DESIGN)
     advice = {setting.setting: setting for setting in advise(found, DESIGN)}
     arguments = found.boxes, found.image_sizes, found.image_index
     default = matched_share(*arguments, DESIGN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from tinydet.data.samples import TrainingTiles
 from tinydet.models.batch import collate
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
-from tinydet.study.gradients import grid_of, main, measure
+from tinydet.study.gradient_norms import measure
+from tinydet.study.gradients import main
 
 CONFIG = DetectorConfig("mobilenet_v2", channels=16, norm="frozen", options={"head_convs": 1, "head_init": "he"})
 
@@ -117,14 +117,3 @@ def test_the_command_writes_results_and_a_plot(squares: Path, tmp_path: Path) ->
     attention = replace(CONFIG, fusion="attention")
     save_checkpoint(replace(checkpoint, detector=attention, weights=build_detector(attention).state_dict()), model)
     assert main([str(model), *flags]) == 2
-
-
-def test_a_grid_includes_both_ends() -> None:
-    assert grid_of("0:1.1:0.1") == pytest.approx([i / 10 for i in range(12)])
-    assert grid_of("0.5,0.5") == (0.5,) and grid_of("0,0.25,1") == (0.0, 0.25, 1.0)
-
-
-@pytest.mark.parametrize("text", ["", "a", "0:1", "1:0:0.1", "0:1:0", "0:inf:1", "nan"])
-def test_a_malformed_grid_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="got"):
-        grid_of(text)

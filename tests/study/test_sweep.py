@@ -95,9 +95,9 @@ def test_a_scale_is_trained_on_a_resized_copy(here: Path, squares: Path) -> None
     ("flags", "message"),
     [
         (["--data", "SQUARES"], "add --val"),
-        (["--salpha"], "--salpha is not for a sweep"),
-        (["--seed", "3"], "--seed is not for a sweep"),
-        (["--resume"], "--resume is not for a sweep"),
+        (["--salpha"], "--salpha is not an option of sweep"),
+        (["--seed", "3"], "--seed is not an option of sweep"),
+        (["--resume"], "--resume is not an option of sweep"),
         (["--tile", "100"], "multiple of 32"),
     ],
 )

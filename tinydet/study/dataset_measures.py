@@ -122,7 +122,7 @@ class DatasetMeasures:
         return np.histogram(self.sizes, edges)[0].astype(np.int64), edges
 
 
-def survey(dataset: Dataset, design: AnchorDesign) -> DatasetMeasures:
+def measure_dataset(dataset: Dataset, design: AnchorDesign) -> DatasetMeasures:
     """Measure the objects of a dataset; their levels are those of their best anchors in `design`."""
     boxes, index = dataset.boxes[dataset.objects], dataset.image_index[dataset.objects]
     sides = boxes[:, 2:] - boxes[:, :2]

@@ -16,7 +16,7 @@ from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.study.dataset_advice import Advice, advise
-from tinydet.study.dataset_measures import CROWDED, RANGES, DatasetMeasures, quantiles, survey
+from tinydet.study.dataset_measures import CROWDED, RANGES, DatasetMeasures, measure_dataset, quantiles
 from tinydet.study.dataset_plots import write_plots
 
 
@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="COCO annotation file (.json or .json.gz), or a folder with one")
     parser.add_argument("--categories", type=names, metavar="A,B", help="classes to include, by name (default: all)")
     parser.add_argument(
-        "--detector", choices=tuple(DETECTORS), default="retinanet", help="whose anchors; default: retinanet"
+        "--detector",
+        choices=tuple(DETECTORS),
+        default="retinanet",
+        help="detector whose anchors are used (default: retinanet)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measures to this file (default: none)")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write plots as PNG to this folder (default: none)")
@@ -38,18 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     dataset = load_dataset(args.source, categories=args.categories)
     design = anchors_of(args.detector).design()
-    found = survey(dataset, design)
-    advice = advise(found, design)
+    measures = measure_dataset(dataset, design)
+    advice = advise(measures, design)
     value = {setting.setting: setting.value for setting in advice}
     tiled = statistics_of(dataset, design, tile=value["tile"], overlap=value["overlap"]) if advice else None
-    print(*_report(found, advice, tiled), sep="\n")
+    print(*_report(measures, advice, tiled), sep="\n")
     if args.json is not None:
-        written: dict[str, Any] = {**found.to_json(), "detector": args.detector}
+        written: dict[str, Any] = {**measures.to_json(), "detector": args.detector}
         written["salpha_on_tiles"] = tiled.to_json() if tiled is not None else None
         written["advice"] = {setting.setting: setting.to_json() for setting in advice}
         write_json(args.json, written)
     if args.plots is not None:
-        for path in write_plots(found, design, args.plots):
+        for path in write_plots(measures, design, args.plots):
             print(f"wrote {path}")
     return 0
 

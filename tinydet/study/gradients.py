@@ -10,28 +10,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
-from tinydet._internal.arguments import positive_int
+from tinydet._internal.arguments import grid, positive_int
 from tinydet._internal.atomic import atomic_path, write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.models.batch import Batch, collate
-from tinydet.models.checkpoint import load_checkpoint
-from tinydet.models.detector import Detector
-from tinydet.models.fpn import FPN
-from tinydet.models.losses import of_level
 
 FEATURES = ("C3", "C4", "C5")
 
@@ -39,6 +31,13 @@ FEATURES = ("C3", "C4", "C5")
 @command("gradients")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    with needs_extra("train"):
+        import torch
+
+        from tinydet.models.batch import collate
+        from tinydet.models.checkpoint import load_checkpoint
+        from tinydet.study.gradient_norms import can_measure, measure
+
     checkpoint = load_checkpoint(args.model)
     detector = checkpoint.build()
     if not can_measure(detector):
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if "alpha" not in detector.fpn.state_dict() or len(checkpoint.alpha) != 3:
         raise ValueError(
-            f"{args.model}: {checkpoint.detector.fusion} has no alpha to vary; name a model with fixed factors"
+            f"{args.model}: {checkpoint.detector.fusion} has no alpha to vary; choose a model with fixed factors"
         )
     dataset = load_dataset(*find_dataset(args.data or embedded_dataset("val")), categories=checkpoint.classes)
     overlap = min(args.overlap, checkpoint.tile // 2)
@@ -62,53 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_table(result))
     output = args.json or args.model.with_suffix(".gradients.json")
     write_json(output, result)
-    picture = args.plot or args.model.with_suffix(".gradients.png")
-    plot(result, picture)
-    print(f"wrote {output}\n      {picture}")
+    image = args.plot or args.model.with_suffix(".gradients.png")
+    plot(result, image)
+    print(f"wrote {output}\n      {image}")
     return 0
-
-
-def can_measure(detector: Detector) -> bool:
-    """Whether a detector fuses C2..C5 and reports its losses by pyramid level."""
-    pixels = torch.zeros((1, 3, 64, 64))
-    nothing = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
-    with torch.no_grad():
-        losses = detector.loss(Batch(pixels, *nothing, nothing[0], nothing[1], ((64, 64),)))
-    return len(detector.design.edges) == 3 and all(of_level(losses, n) is not None for n in detector.design.levels)
-
-
-def measure(detector: Detector, alpha: Sequence[float] | None, batches: Sequence[Batch]) -> NDArray[np.float64]:
-    """Mean norm of the gradient that the loss of each level sends into C3, C4, C5, through pyramid and backbone.
-
-    Args:
-        alpha: fusion factors to measure with, finest first; None: those of the model.
-
-    Returns:
-        (levels, 3): L2 norm over channels and positions, averaged over the batches.
-    """
-    fpn = detector.fpn
-    assert isinstance(fpn, FPN)
-    features: list[Tensor] = []
-    hook = detector.backbone.register_forward_hook(lambda module, inputs, output: features.extend(output))
-    kept = fpn.alpha.detach().clone()
-    sums = np.zeros((len(detector.design.levels), len(FEATURES)))
-    try:
-        if alpha is not None:
-            fpn.alpha.data = torch.tensor(alpha, dtype=kept.dtype)
-        for batch in batches:
-            # Gradients start at the pixels, which learn nothing: deeper levels reach C3 and C4 through the backbone.
-            features.clear()
-            losses = detector.loss(replace(batch, images=batch.images.detach().requires_grad_()))
-            for level, name in enumerate(detector.design.levels):
-                loss = of_level(losses, name)
-                assert loss is not None
-                found = torch.autograd.grad(loss, features[1:], retain_graph=True, allow_unused=True)
-                sums[level] += [0.0 if g is None else float(g.norm()) for g in found]
-    finally:
-        fpn.alpha.data = kept
-        hook.remove()
-    result: NDArray[np.float64] = sums / len(batches)
-    return result
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -117,11 +73,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
         from matplotlib.figure import Figure
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, len(FEATURES))
-    for axis, feature in zip(axes, FEATURES, strict=True):
-        for level, values in result["gradient"][feature].items():
+    for axis, (feature, levels) in zip(axes, result["gradient"].items(), strict=True):
+        for level, values in levels.items():
             shown = [value if value > 0 else np.nan for value in values]
             axis.plot(result["alpha"], shown, marker="o", markersize=3, label=f"loss of {level}")
-        if any(value > 0 for values in result["gradient"][feature].values() for value in values):
+        if any(value > 0 for values in levels.values() for value in values):
             axis.set_yscale("log")
         axis.set_title(f"gradient into {feature}")
         axis.set_xlabel("fusion factor α of all edges")
@@ -140,13 +96,16 @@ def _result(
     levels: Sequence[str],
     tiles: int,
 ) -> dict[str, Any]:
-    def by_level(column: int, values: NDArray[np.float64]) -> dict[str, Any]:
-        return {level: values[..., i, column].tolist() for i, level in enumerate(levels)}
+    def by_feature(values: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
+        return {
+            feature: {level: values[..., i, column].tolist() for i, level in enumerate(levels)}
+            for column, feature in enumerate(FEATURES)
+        }
 
     return {
         "alpha": list(alphas),
-        "gradient": {feature: by_level(i, strengths) for i, feature in enumerate(FEATURES)},
-        "model": {"alpha": list(alpha), "gradient": {f: by_level(i, own) for i, f in enumerate(FEATURES)}},
+        "gradient": by_feature(strengths),
+        "model": {"alpha": list(alpha), "gradient": by_feature(own)},
         "tiles": tiles,
         "unit": "L2 norm of the gradient over all channels and positions, mean over tiles",
     }
@@ -175,8 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="DIR", help="COCO folder of images (default: built-in validation set)")
     add(
         "--alpha",
-        type=grid_of,
-        default=grid_of("0:1.2:0.2"),
+        type=grid,
+        default=grid("0:1.2:0.2"),
         metavar="A:B:STEP",
         help="grid LOW:HIGH:STEP, or values (default: 0:1.2:0.2)",
     )
@@ -191,30 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="results (default: MODEL.gradients.json)")
     add("--plot", type=Path, metavar="FILE", help="plot (default: MODEL.gradients.png)")
     return parser
-
-
-def grid_of(text: str) -> tuple[float, ...]:
-    """Parse a grid LOW:HIGH:STEP with both ends included, or values separated by commas, without repetitions.
-
-    >>> grid_of("0:0.3:0.1")
-    (0.0, 0.1, 0.2, 0.3)
-
-    Raises:
-        argparse.ArgumentTypeError: the text is neither.
-    """
-    try:
-        if ":" not in text:
-            values = tuple(float(part) for part in text.split(","))
-        else:
-            low, high, step = (float(part) for part in text.split(":"))
-            values = tuple(round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        values = ()
-    if not values or not np.isfinite(values).all():
-        raise argparse.ArgumentTypeError(
-            f"expected a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {text!r}"
-        )
-    return tuple(dict.fromkeys(values))
 
 
 if __name__ == "__main__":

@@ -14,17 +14,13 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
-
-from tinydet._internal.arguments import floats, positive_int
+from tinydet._internal.arguments import floats, grid, positive_int
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset
 from tinydet.data.coco_file import load_document
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.models.checkpoint import current_versions
-from tinydet.study.gradients import grid_of
 from tinydet.study.sweep_plots import SALPHA, summarise, summary_text, write_report
 from tinydet.study.trials import Record, Trial, Trials, describe, find_record, read_records
 from tinydet.train.config import config_of
@@ -37,8 +33,13 @@ DEFAULT_ALPHA, DEFAULT_SEEDS = "0:1.1:0.1", 3
 def main(argv: Sequence[str] | None = None) -> int:
     args, flags = _parser().parse_known_args(argv)
     _check(args, flags)
+    with needs_extra("train"):
+        import torch
+
+        from tinydet.models.checkpoint import current_versions
     with needs_extra("plots"):
         import matplotlib  # noqa: F401 - fail now if it is missing, not after the trainings
+    jobs = args.jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
     trials = plan(args, flags)
     record = args.output / "runs.jsonl"
     if args.dry_run:
@@ -47,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{describe(trial.key)}{', recorded' if find_record(known, trial) else ''}")
         return 0
     args.output.mkdir(parents=True, exist_ok=True)
-    print(f"{len(trials)} trainings, {args.jobs} at a time; logs and models in {args.output / 'runs'}", flush=True)
+    print(f"{len(trials)} trainings, {jobs} at a time; logs and models in {args.output / 'runs'}", flush=True)
     runs = Trials(
         record,
         args.output / "runs",
         lambda: {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": current_versions()},
-        jobs=args.jobs,
+        jobs=jobs,
         minutes=args.budget,
         keep_models=True,
         report=lambda line: print(line, flush=True),
@@ -142,7 +143,7 @@ def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
     )
     if clash := [name for name in own if name in given]:
         raise ValueError(
-            f"--{clash[0].replace('_', '-')} is not for a sweep, which sets alpha, seed and files itself; "
+            f"--{clash[0].replace('_', '-')} is not an option of sweep, which sets alpha, seed and files itself; "
             "name datasets with --data and --val"
         )
     data = [] if args.data is None else ["--data", str(args.data), "--val", str(args.val)]
@@ -152,8 +153,6 @@ def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    cores = os.cpu_count() or 1
-    jobs = 1 if torch.cuda.is_available() else min(2, cores)
     parser = argparse.ArgumentParser(
         prog="tinydet sweep",
         usage="tinydet sweep [--alpha A:B:STEP] [--seeds N] [--scale S,S] [--data DIR --val DIR] [OPTIONS OF TRAIN]",
@@ -166,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,  # otherwise --seed is taken for --seeds
     )
     add = parser.add_argument
-    add("--alpha", type=grid_of, default=grid_of(DEFAULT_ALPHA), metavar="A:B:STEP",
+    add("--alpha", type=grid, default=grid(DEFAULT_ALPHA), metavar="A:B:STEP",
         help=f"fusion factors, a grid LOW:HIGH:STEP or values such as 0,0.5 (default: {DEFAULT_ALPHA})")  # fmt: skip
     add(
         "--seeds",
@@ -181,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         help="resize factors of the images, such as 1,0.5,0.25; copies go to --output (default: 1)")  # fmt: skip
     add("--data", type=Path, metavar="DIR", help="COCO folder to train on (default: built-in synthetic dataset)")
     add("--val", type=Path, metavar="DIR", help="COCO folder to score on; required with --data")
-    add("--jobs", type=positive_int, default=jobs, metavar="N",
+    add("--jobs", type=positive_int, metavar="N",
         help="trainings at a time, sharing the CPU cores (default: 1 with a GPU, else 2)")  # fmt: skip
     add("--budget", type=float, metavar="MINUTES", help="start no training after this many minutes (default: no limit)")
     add("--output", type=Path, default=Path("sweep"), metavar="DIR",

@@ -25,8 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinydet.train.trainer import resume_path
-
 Record = dict[str, Any]
 
 
@@ -113,26 +111,29 @@ class Trials:
         """Run and record one trial and describe its outcome in a line, which is empty if the time is up."""
         if self._stop.is_set() or (self.minutes is not None and time.monotonic() - self._created > 60 * self.minutes):
             return ""
+        from tinydet.train.trainer import resume_path  # imports torch, which `tinydet sweep --help` does without
+
         model, result = self.folder / f"{trial.name}.pth", self.folder / f"{trial.name}.json"
+        state = resume_path(model)
         with _locked(self.folder / f"{trial.name}.log") as log:
             if find_record(read_records(self.records), trial) is not None:
                 return f"{describe(trial.key)}: recorded meanwhile by another process"
             if not result.exists():
-                self._train(trial, model, result, log)
+                self._train(trial, model, result, state.exists(), log)
             found = json.loads(result.read_text(encoding="utf-8"))
             append_record(self.records, {"key": dict(trial.key), "flags": list(trial.flags), **found, **self.stamp()})
             result.unlink()
-            resume_path(model).unlink(missing_ok=True)  # a training that diverged leaves its state
+            state.unlink(missing_ok=True)  # a training that diverged leaves its state
             if not self.keep_models:
                 model.unlink(missing_ok=True)
         return f"{describe(trial.key)}: {outcome(found)} ({found['seconds'] / 60:.1f} min)"
 
-    def _train(self, trial: Trial, model: Path, result: Path, log: int) -> None:
+    def _train(self, trial: Trial, model: Path, result: Path, resume: bool, log: int) -> None:
         threads = max(1, _cores() // self.jobs)
         command = [
             *(*self.program, *trial.flags, *trial.file_flags, "--no-tensorboard"),
             *("--threads", str(threads), "--output", str(model), "--json", str(result)),
-            *(["--resume"] if resume_path(model).exists() else []),
+            *(["--resume"] if resume else []),
         ]
         os.write(log, f"$ {shlex.join(command)}\n".encode())
         # With a session of its own, the training receives Ctrl-C only once, from `run`. It inherits the log, so the
