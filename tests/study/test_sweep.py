@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tinydet.study.sweep import main
-from tinydet.study.sweep_plots import summarise, table, write_report
+from tinydet.study.sweep_plots import summarize, table, write_report
 from tinydet.study.trials import read_records
 
 QUICK = ["--preset", "small", "--weights-backbone", "none", "--channels", "16", "--head-convs", "1", "--epochs", "1",
@@ -110,7 +110,7 @@ def test_invalid_options_are_reported_before_any_training(
 
 
 def test_the_summary_averages_the_last_epoch_over_the_seeds_that_did_not_diverge() -> None:
-    summary = summarise([record(0.5, 1, 0.3), record(0.5, 2, 0.5), record(0.5, 3, None), record("S", 1, 0.6)])
+    summary = summarize([record(0.5, 1, 0.3), record(0.5, 2, 0.5), record(0.5, 3, None), record("S", 1, 0.6)])
     half, salpha = summary["scales"]["1"]["points"]
     assert (half["runs"], half["diverged"]) == (3, 1)
     assert half["AP50"]["mean"] == pytest.approx(0.4) and half["AP50"]["deviation"] == pytest.approx(0.02**0.5)
@@ -123,7 +123,7 @@ def test_the_summary_averages_the_last_epoch_over_the_seeds_that_did_not_diverge
 
 def test_scales_and_classes_have_separate_curves(tmp_path: Path) -> None:
     runs = [record(a, s, 0.4, scale, cat=0.3, dog=0.5) for a in (0.0, 1.0, "S") for s in (1, 2) for scale in (1.0, 0.5)]
-    summary = summarise(runs)
+    summary = summarize(runs)
     assert list(summary["scales"]) == ["1", "0.5"]
     assert summary["scales"]["0.5"]["points"][0]["classes"]["dog"]["mean"] == 0.5
     names = [path.name for path in write_report(summary, tmp_path)]
@@ -132,7 +132,7 @@ def test_scales_and_classes_have_separate_curves(tmp_path: Path) -> None:
 
 
 def test_a_sweep_in_which_all_trainings_diverged_still_writes_its_report(tmp_path: Path) -> None:
-    write_report(summarise([record(1.0, 1, None)]), tmp_path)
+    write_report(summarize([record(1.0, 1, None)]), tmp_path)
     assert "| 1 | 1, 1 diverged | – | – | – |" in (tmp_path / "sweep.md").read_text()
 
 

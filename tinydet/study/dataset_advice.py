@@ -26,7 +26,7 @@ TILES = (512, 640, 768, 1024)
 DEFAULT_TILE = 640  # of training and inference
 MIN_GAIN = 0.02  # smallest gain in the share of matched objects for which a default is changed
 _SAMPLE = 4000  # number of objects to match; the standard error of a share is below one percent
-_CELL = 32
+_STEP = 32  # tile and overlap are multiples of this, in pixels
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def advise_overlap(measures: DatasetMeasures) -> Advice:
     """Recommend the smallest multiple of 32 pixels that is at least as long as 99.5 % of the objects."""
     longest = (measures.boxes[:, 2:] - measures.boxes[:, :2]).max(axis=1)
     quantile = float(np.quantile(longest, 0.995, method="inverted_cdf"))
-    overlap = max(math.ceil(quantile / _CELL) * _CELL, _CELL)
+    overlap = max(math.ceil(quantile / _STEP) * _STEP, _STEP)
     longer = int((longest > overlap).sum())
     reason = (
         f"an object no longer than the overlap is complete in at least one tile; 99.5 % of the objects are no "
@@ -70,7 +70,7 @@ def advise_tile(measures: DatasetMeasures, overlap: int) -> Advice:
     """
     largest = int(measures.image_sizes.max())
     if largest <= DEFAULT_TILE:
-        tile = math.ceil(largest / _CELL) * _CELL
+        tile = math.ceil(largest / _STEP) * _STEP
         reason = f"every image fits into one tile: no side is longer than {largest} px, so there are no seams"
         return Advice("tile", tile, reason)
     sizes, images = np.unique(measures.image_sizes, axis=0, return_counts=True)
@@ -82,7 +82,7 @@ def advise_tile(measures: DatasetMeasures, overlap: int) -> Advice:
             costs[tile] = float((np.array(tiles) * images).sum()) * tile**2 / pixels
     if not costs:
         reason = f"the overlap of {overlap} px needs tiles of at least twice that size; consider a smaller scale"
-        return Advice("tile", math.ceil(2 * overlap / _CELL) * _CELL, reason)
+        return Advice("tile", math.ceil(2 * overlap / _STEP) * _STEP, reason)
     best = min(costs, key=costs.__getitem__)
     if DEFAULT_TILE in costs and costs[DEFAULT_TILE] <= costs[best] * 1.1:
         best = DEFAULT_TILE

@@ -21,7 +21,7 @@ from tinydet.data.coco import find_dataset
 from tinydet.data.coco_file import load_document
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.study.sweep_plots import SALPHA, summarise, summary_text, write_report
+from tinydet.study.sweep_plots import SALPHA, summarize, summary_text, write_report
 from tinydet.study.trials import Record, Trial, Trials, describe, find_record, read_records
 from tinydet.train.config import config_of
 from tinydet.train.config import parser as train_parser
@@ -90,7 +90,7 @@ def _write(trials: Sequence[Trial], record: Path, output: Path) -> None:
     if not found:
         print("No training is recorded yet.")
         return
-    summary = summarise(found)
+    summary = summarize(found)
     paths = write_report(summary, output)
     print(summary_text(summary))
     print("wrote " + ", ".join(map(str, paths)))

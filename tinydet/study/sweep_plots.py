@@ -15,7 +15,7 @@ SALPHA = "S"  # replaces the factor in the key of a trial with S-alpha
 _COLORS = ("#31688e", "#d93025", "#35b779", "#b5a70d", "#a142f4", "#5f6368")
 
 
-def summarise(records: Sequence[Record]) -> dict[str, Any]:
+def summarize(records: Sequence[Record]) -> dict[str, Any]:
     """Compute the mean and standard deviation over the seeds of the scores after the last epoch.
 
     Returns:
