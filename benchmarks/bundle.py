@@ -1,11 +1,13 @@
-"""The bundled model: trained, exported, measured, and laid into the package.
+"""Train, export and evaluate the bundled model, and copy it into the package.
 
     python benchmarks/bundle.py --data DIR --weights-backbone mobilenet_v2.pth
 
-DIR holds hituav-train/ and hituav-val/ (HIT-UAV, CC BY 4.0, COCO folders). A RetinaNet-MobileNetV2 with S-alpha learns
-persons and cars; the validation set chooses among its epochs. tinydet/bundled/ gets the checkpoint, its weights stored
-in half precision, and the FP16 graph that passed the parity gate; benchmarks/results/bundle.json gets the scores of
-that graph on the validation set, by class and size. An interrupted training is resumed, a finished one is not repeated.
+DIR contains hituav-train/ and hituav-val/ (HIT-UAV, CC BY 4.0, COCO folders). A RetinaNet with MobileNetV2 and S-alpha
+is trained to detect persons and cars; the best epoch on the validation set is kept. The checkpoint, with weights in
+half precision, and the FP16 ONNX file that passed verification are copied to tinydet/bundled/. The scores of the ONNX
+file on the validation set, by class and size, are written to benchmarks/results/bundle.json.
+
+Takes about two hours on two cores. An interrupted training is resumed; a finished one is not repeated.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +26,19 @@ from typing import Any
 from environment import ROOT, environment
 
 from tinydet._internal.atomic import atomic_path, write_json
+from tinydet._internal.command import command
 from tinydet.runtime.bundled import FOLDER
 
 NAME = "thermal"
 CLASSES = ("person", "car")
 RECIPE = ["--salpha", "--categories", ",".join(CLASSES), "--preset", "small", "--epochs", "20", "--decay", "cosine",
           "--ema", "0.997", "--augment", "scale,photometric", "--validate-every", "4"]  # fmt: skip
-LARGEST = 12e6  # bytes of a file
+MAX_BYTES = 12e6  # of one file in the package
 
 
-def main() -> int:
-    args = arguments()
+@command("benchmarks/bundle.py")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     train, val = args.data / "hituav-train", args.data / "hituav-val"
     trained, history = args.work / f"{NAME}.pth", args.work / f"{NAME}.json"
@@ -50,38 +55,39 @@ def main() -> int:
     scores |= {name: evaluate(graph, val, (name,), args.work) for name in CLASSES}
     FOLDER.mkdir(exist_ok=True)
     for source in (stored, graph):
-        assert source.stat().st_size < LARGEST, f"{source} is larger than {LARGEST / 1e6:.0f} MB"
+        if source.stat().st_size >= MAX_BYTES:
+            raise ValueError(f"{source} is too large for the package: at most {MAX_BYTES / 1e6:.0f} MB per file")
         with atomic_path(FOLDER / f"{NAME}{source.suffix}") as temporary:
             shutil.copyfile(source, temporary)
     size = sum(path.stat().st_size for path in FOLDER.iterdir())
     result = {"command": "python benchmarks/bundle.py", **environment(), "recipe": RECIPE, "bytes": size,
               "training": json.loads(history.read_text()), "scores": scores}  # fmt: skip
     write_json(args.output, result)
-    print(table(scores), f"\n{size / 1e6:.1f} MB in {FOLDER}\nwrote {args.output}")
+    print(table(scores), f"\nwrote {FOLDER} ({size / 1e6:.1f} MB)\n      {args.output}")
     return 0
 
 
 def finished(history: Path) -> bool:
-    """Whether a training came to its end; what diverged wrote a record too."""
+    """Return whether a training has finished. A training that diverged also writes a history."""
     return history.exists() and json.loads(history.read_text())["diverged"] is None
 
 
 def store_half(trained: Path, stored: Path) -> None:
-    """A copy of a checkpoint with weights of float16, which names no files; loading makes float32 of them again."""
+    """Write a copy of a checkpoint with float16 weights and without paths; loading it converts them to float32."""
     import torch
 
     from tinydet.models.checkpoint import load_checkpoint, save_checkpoint
 
     checkpoint = load_checkpoint(trained)
     weights = {name: w.half() if w.dtype == torch.float32 else w for name, w in checkpoint.weights.items()}
-    weights["fpn.alpha"] = checkpoint.weights["fpn.alpha"]  # as it was counted
+    weights["fpn.alpha"] = checkpoint.weights["fpn.alpha"]  # at full precision
     config = {key: value for key, value in checkpoint.config.items() if "/" not in str(value)}
     stored.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(replace(checkpoint, weights=weights, config=config), stored)
 
 
 def evaluate(model: Path, data: Path, classes: tuple[str, ...], work: Path) -> dict[str, Any]:
-    """AP and AR by size, protocol coco."""
+    """Evaluate a model with the protocol `coco`; return AP and AR by size."""
     scores = work / f"{'-'.join(classes)}.scores.json"
     run("tinydet", "evaluate", "--model", model, "--data", data, "--protocol", "coco", "--categories",
         ",".join(classes), "--json", scores)  # fmt: skip
@@ -90,7 +96,7 @@ def evaluate(model: Path, data: Path, classes: tuple[str, ...], work: Path) -> d
 
 
 def table(scores: dict[str, Any]) -> str:
-    """Markdown: AP by class and size at an IoU of 0.5, and of all sizes at the others."""
+    """Format AP as Markdown: by class and size at IoU 0.5, over all sizes at IoU 0.25 and 0.75."""
     sizes = [size for size, ap in scores["all"]["AP"].items() if ap["0.50"] >= 0]
     lines = [f"| class | {' | '.join(f'AP50 {size}' for size in sizes)} | AP25 all | AP75 all |"]
     lines.append("| --- |" + " --- |" * (len(sizes) + 2))
@@ -100,23 +106,33 @@ def table(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run(module: str, *words: object) -> None:
-    done = subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT)
+def run(module: str, *options: object) -> None:
+    done = subprocess.run([sys.executable, "-m", module, *map(str, options)], cwd=ROOT)
     if done.returncode:
-        raise SystemExit(f"{module} {words[0]} failed, see above")
+        raise SystemExit(f"python -m {module} {options[0]} failed; its message is above")
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, default=ROOT.parent / "shared" / "data", metavar="DIR", help="default: ../shared/data")
-    add("--weights-backbone", default="default", metavar="default|FILE", help="ImageNet weights of MobileNetV2")
-    add("--threads", type=int, default=os.cpu_count(), help="of the training (default: all)")
-    add("--work", type=Path, default=ROOT / "runs" / "bundled", metavar="DIR", help="default: runs/bundled")
+    add("--data", type=Path, default=ROOT.parent / "shared" / "data", metavar="DIR",
+        help="folder of hituav-train and hituav-val (default: ../shared/data)")  # fmt: skip
+    add(
+        "--weights-backbone",
+        default="default",
+        metavar="default|FILE",
+        help="ImageNet weights of MobileNetV2, or default to download them (default: default)",
+    )
+    add("--threads", type=int, default=os.cpu_count(), help="CPU threads of the training (default: all cores)")
+    add("--work", type=Path, default=ROOT / "runs" / "bundled", metavar="DIR",
+        help="folder of models and logs (default: runs/bundled)")  # fmt: skip
     add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "bundle.json", metavar="FILE",
-        help="default: benchmarks/results/bundle.json")  # fmt: skip
-    args = parser.parse_args()
+        help="result file (default: benchmarks/results/bundle.json)")  # fmt: skip
+    args = parser.parse_args(argv)
     args.data, args.work = args.data.resolve(), args.work.resolve()
+    for name in ("hituav-train", "hituav-val"):
+        if not (args.data / name).is_dir():
+            parser.error(f"{args.data / name} does not exist; --data must contain hituav-train and hituav-val")
     return args
 
 

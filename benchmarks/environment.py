@@ -1,4 +1,4 @@
-"""What every result file says: when, which commit, on what machine, with which versions."""
+"""The part that all result files share: date, commit, machine and package versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment() -> dict[str, Any]:
-    """Date, commit, processor, cores, load and package versions of this run, as plain values for a JSON file."""
+    """Return date, commit, processor, cores, load and package versions as JSON values."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -1,13 +1,14 @@
-"""How fast scoring is: against the plain-Python evaluators of the tests, and against pycocotools, with equal results.
+"""Speed of evaluation, compared with pycocotools and with the plain-Python evaluators of the tests.
 
     python benchmarks/evaluation.py
 
-faster-coco-eval is compared too where it is installed. It is no dependency, and a folder of its own will do:
-`pip install --no-deps --target faster faster-coco-eval`, then `PYTHONPATH=faster python benchmarks/evaluation.py`.
+Each evaluator starts from the same COCO dictionaries and computes all of its scores; the largest difference between the
+scores is reported. The evaluators run in turns, so that other load on the machine affects all of them. Speeds are
+compared by CPU time; wall time is recorded as well.
 
-Every side starts from the same COCO dicts and ends with all its numbers. The sides take turns, so that a busy machine
-slows all of them alike; processor time is compared, wall time is kept beside it. On thousand images the plain
-evaluators take minutes: `--rounds 1` is enough for a look.
+Takes about seven minutes per round, most of them in the plain-Python evaluators. faster-coco-eval is compared too if it
+is installed, for example in a separate folder: `pip install --no-deps --target faster faster-coco-eval`, then
+`PYTHONPATH=faster python benchmarks/evaluation.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import io
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,22 @@ from environment import ROOT, environment
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
+from tinydet._internal.command import command
 from tinydet.evaluate import PROTOCOLS, score_detections
 
 Precision = dict[str, dict[str, list[list[float]]]]
-SCENES = {  # images, objects and detections in each
+SCENES = {  # images, objects per image, detections per image
     "sparse": (100, 5, 10),
     "benchmark": (1000, 25, 200),
     "crowded": (5, 400, 1500),
 }
 
 
-def main() -> int:
-    args = arguments()
+@command("benchmarks/evaluation.py")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
     result: dict[str, Any] = {
         "command": f"python benchmarks/evaluation.py --rounds {args.rounds}",
         **environment(),
@@ -50,7 +54,7 @@ def main() -> int:
     for name, (images, objects, detections) in SCENES.items():
         gt, dt = make_scene(images, objects, detections)
         rounds = [{side: measure(run, gt, dt) for side, run in SIDES.items()} for _ in range(args.rounds)]
-        first = {side: answer for side, (_, _, answer) in rounds[0].items()}
+        first = {side: scores for side, (_, _, scores) in rounds[0].items()}
         cpu = {side: [times[side][0] for times in rounds] for side in SIDES}
         result["scenes"][name] = {
             "images": images,
@@ -77,7 +81,10 @@ def main() -> int:
 def make_scene(
     images: int, objects: int, detections: int, seed: int = 0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """People of 3 to 60 pixels; half of the detections lie near one, several on the same, the others anywhere."""
+    """Create random people of 3 to 60 pixels, and detections.
+
+    Half of the detections are near a person, possibly several near the same one; the others are anywhere.
+    """
     rng = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -105,7 +112,7 @@ def make_scene(
 
 
 def pycocotools(gt: dict[str, Any], dt: list[dict[str, Any]]) -> Precision:
-    """Precision at 101 recalls in the form of `Scores.precision_json`."""
+    """Compute precision at 101 recalls with pycocotools, in the format of `Scores.precision_json`."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = gt
@@ -114,7 +121,7 @@ def pycocotools(gt: dict[str, Any], dt: list[dict[str, Any]]) -> Precision:
 
 
 def faster_coco_eval(gt: dict[str, Any], dt: list[dict[str, Any]]) -> Precision:
-    """The same from faster-coco-eval, whose matching is compiled."""
+    """Compute the same with faster-coco-eval, whose matching is compiled."""
     import faster_coco_eval as faster
 
     truth = faster.COCO(gt)
@@ -138,7 +145,7 @@ def precision_of(evaluator: Any) -> Precision:
 
 
 def plain() -> Any:
-    """The evaluators in plain Python that the tests hold ours to."""
+    """Import the plain-Python evaluators with which the tests compare ours."""
     if "evaluation_reference" not in sys.modules:
         path = ROOT / "tests" / "evaluate" / "reference.py"
         spec = importlib.util.spec_from_file_location("evaluation_reference", path)
@@ -149,7 +156,7 @@ def plain() -> Any:
     return sys.modules["evaluation_reference"]
 
 
-OTHERS = ("pycocotools", "faster-coco-eval")  # which score as `tinydet coco` does
+OTHERS = ("pycocotools", "faster-coco-eval")  # with the same scores as `tinydet coco`
 SIDES: dict[str, Callable[[Any, Any], Any]] = {
     "tinydet coco": lambda gt, dt: score_detections(gt, dt, PROTOCOLS["coco"]).precision_json(),
     "pycocotools": pycocotools,
@@ -160,11 +167,11 @@ SIDES: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def measure(run: Callable[[Any, Any], Any], gt: Any, dt: Any) -> tuple[float, float, Any]:
-    """Processor seconds, wall seconds, answer."""
-    gt, dt = copy.deepcopy((gt, dt))  # pycocotools writes into what it is given, `ignore` among it
+    """Run an evaluator; return CPU seconds, wall seconds and its scores."""
+    gt, dt = copy.deepcopy((gt, dt))  # pycocotools modifies its arguments, for example the field `ignore`
     cpu, wall = time.process_time(), time.perf_counter()
-    answer = run(gt, dt)
-    return time.process_time() - cpu, time.perf_counter() - wall, answer
+    scores = run(gt, dt)
+    return time.process_time() - cpu, time.perf_counter() - wall, scores
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -176,12 +183,12 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
-    """Of the pairs of each round."""
+    """Summarize the ratios of the times of each round."""
     return summary([a / b for a, b in zip(slow, fast, strict=True)])
 
 
 def difference(a: Any, b: Any) -> float:
-    """Largest difference of two tables of numbers."""
+    """Return the largest absolute difference between the numbers of two nested structures."""
     if isinstance(a, dict):
         return max(difference(value, b[key]) for key, value in a.items())
     if isinstance(a, list):
@@ -190,7 +197,7 @@ def difference(a: Any, b: Any) -> float:
 
 
 def table(name: str, scene: dict[str, Any]) -> str:
-    lines = [f"{name}: {scene['images']} images x {scene['detections_per_image']} detections"]
+    lines = [f"{name}: {scene['images']} images, {scene['detections_per_image']} detections each; CPU seconds"]
     lines += [
         f"  {side:24} {t['median']:9.3f} s ({t['fastest']:.3f} to {t['slowest']:.3f})"
         for side, t in scene["cpu_seconds"].items()
@@ -207,16 +214,16 @@ def table(name: str, scene: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="runs of each evaluator (default: %(default)s)")
     parser.add_argument(
         "--output",
         type=Path,
         default=ROOT / "benchmarks" / "results" / "evaluation.json",
         help="result file (default: benchmarks/results/evaluation.json)",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""What an export gives: size, build time, latency and parity, by detector, backbone and precision.
+"""Size, accuracy, build time and latency of exported models, by detector, backbone and precision.
 
     python benchmarks/export.py --data val --calibration train/images --models model.pth
-    python benchmarks/export.py --only latency --minutes 7     # the rest of one step, for as long
+    python benchmarks/export.py --only latency --minutes 7     # continue one step for at most 7 minutes
 
-Each cell is a detector (RetinaNet, Faster R-CNN) over a backbone in FP32, FP16 or INT8. A checkpoint among --models
-stands for its detector and backbone and is measured as trained; the others have seeded random weights, of --preset
-small or paper. Three steps, each of which is recorded as soon as it is done and not repeated:
+Each row of the table is a detector (RetinaNet, Faster R-CNN) with a backbone, in FP32, FP16 or INT8. The checkpoints
+in --models are used for their detector and backbone; other rows have random weights, with the channels of --preset.
+There are three steps. Each result is recorded at once and not measured again:
 
-convert   ONNX, then the other precisions. A trained model goes through `tinydet export onnx` and its gate; the others
-          pass the gate too, with AP-tiny on --data, and keep layers in FP32 where they must. Of a random model every
-          layer is converted and the differences are only told: what it finds is noise, and no layer is worth keeping
-          for it.
-build     a TensorRT-RTX engine for batches of 1, 8 and 16, --builds times; it needs no GPU.
-latency   one real tile alone, and four as a scene is scanned, on each backend of this machine, the sides in turns of
-          five (see timing.py).
+convert   Export to ONNX and convert to the other precisions. A trained model is exported by `tinydet export onnx` and
+          verified; in FP16 and INT8, layers stay in FP32 where AP-tiny on --data would drop too far. Of a random model,
+          whose detections are noise, every layer is converted and the differences are only reported.
+build     Build a TensorRT-RTX engine for batches of 1, 8 and 16, --builds times. Needs no GPU.
+latency   Run one real tile, and a batch of four, on each backend of this machine, in turns of five runs (timing.py).
 
-What cannot be exported stands in the table with the reason.
+Models that cannot be exported are listed with the reason. Needs tinydet[train,export,rtx,openvino]. Takes about three
+hours for both detectors and three backbones on two cores; --minutes divides it into parts.
 """
 
 from __future__ import annotations
@@ -37,7 +36,9 @@ from environment import ROOT, environment
 from random_models import write_random_checkpoint
 from timing import interleaved, summary, warm_up
 
+from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
+from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.synthetic import embedded_dataset
@@ -55,14 +56,15 @@ NAMES = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN"}
 NAMES |= {"mobilenet_v2": "MobileNetV2", "resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 
 
-def main() -> int:
-    args = arguments()
+@command("benchmarks/export.py")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
     began = time.monotonic()
     result = json.loads(args.output.read_text()) if args.output.is_file() else {"cells": {}}
     result = {"command": "python benchmarks/export.py", **environment(), **result}
     for step, (model, name) in itertools.product(args.only, checkpoints(args)):
         if time.monotonic() - began > args.minutes * 60:
-            print("time is up; the same command goes on from here")
+            print("Time limit reached. Run the same command again to resume.")
             break
         work: Callable[..., Iterator[None]] = {"convert": convert, "build": build, "latency": latency}[step]
         for _ in work(result["cells"], name, model, args):
@@ -72,7 +74,7 @@ def main() -> int:
 
 
 def checkpoints(args: argparse.Namespace) -> list[tuple[Path, str]]:
-    """A checkpoint of every detector and backbone: trained where one was named, else random; and its row's name."""
+    """Return a checkpoint of every detector and backbone, trained or random, and the name of its rows."""
     from tinydet.models.checkpoint import load_checkpoint
 
     trained = {}
@@ -86,7 +88,7 @@ def checkpoints(args: argparse.Namespace) -> list[tuple[Path, str]]:
         if path is None:
             path = args.work / f"{detector}-{backbone}-{args.preset}.pth"
             if not path.is_file():
-                write_random_checkpoint(path, detector, backbone, args.preset, args.tile, pictures(args)[:2])
+                write_random_checkpoint(path, detector, backbone, args.preset, args.tile, image_files(args)[:2])
         else:
             name += " trained"
         found.append((path, name))
@@ -97,23 +99,23 @@ def checkpoints(args: argparse.Namespace) -> list[tuple[Path, str]]:
 
 
 def convert(cells: dict[str, Any], name: str, model: Path, args: argparse.Namespace) -> Iterator[None]:
-    """Files of all precisions under --work, and how each differs from the one before."""
+    """Write the ONNX files of all precisions to --work and compare each with its source."""
     for precision in PRECISIONS:
         key = f"{name} {precision}"
         known = cells.get(key, {}).get("convert", {"not_exported": "not tried"})
-        if "not_exported" not in known or "layers" in known:  # what the gate refused is not tried again
+        if "not_exported" not in known or "layers" in known:  # what verification rejected is not tried again
             continue
         print(f"{key}: convert", flush=True)
         source, output = onnx_file(name, "fp32", args), onnx_file(name, precision, args)
         began = time.perf_counter()
         if precision == "fp32":
-            made = (by_command if "trained" in name else ungated)(model, output, args)
+            made = (export_by_command if "trained" in name else export_unverified)(model, output, args)
         elif not source.is_file():
             made = {"not_exported": cells[f"{name} fp32"]["convert"]["not_exported"]}
         elif "trained" in name and precision not in args.whole:
-            made = by_gate(source, output, precision, cells[f"{name} fp32"]["convert"]["AP"], args)
+            made = convert_verified(source, output, precision, cells[f"{name} fp32"]["convert"]["AP"], args)
         else:
-            made = whole(source, output, precision, args)
+            made = convert_all_layers(source, output, precision, args)
             if "trained" in name and args.data:
                 made["AP"] = ap_of(output, cells[f"{name} fp32"]["convert"]["AP"], args)
         made["seconds"] = round(time.perf_counter() - began, 1)
@@ -121,24 +123,27 @@ def convert(cells: dict[str, Any], name: str, model: Path, args: argparse.Namesp
         yield
 
 
-def by_command(model: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """A trained model, as a user exports it."""
+def export_by_command(model: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Export a trained model with `tinydet export onnx`."""
     words = ["export", "onnx", str(model), "--output", str(output), "--batch", str(BATCH[2]), "--tile", str(args.tile)]
     if args.data:
         words += ["--data", str(args.data), "--limit", str(args.limit)]
     else:
-        words += ["--images", *map(str, pictures(args)[:8])]
+        words += ["--images", *map(str, image_files(args)[:8])]
     done = subprocess.run([sys.executable, "-m", "tinydet", *words], capture_output=True, text=True)
     if done.returncode:
-        return {"not_exported": done.stderr.strip().splitlines()[-1].removeprefix("tinydet export: error: ")
+        return {"not_exported": done.stderr.strip().splitlines()[-1].rpartition(": error: ")[2]
                 .replace(str(model), model.name).replace(str(output), output.name)}  # fmt: skip
     report = json.loads(output.with_suffix(".verify.json").read_text())
     return {**parity(report), "megabytes": megabytes(output), "kept_in_fp32": []}
 
 
-def ungated(model: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """A random model, compared with torch as the gate does; that decides nothing: of proposals that score alike, as in
-    the repetitions of the gate's crowded tile, rounding keeps one or the other, and here each is a detection."""
+def export_unverified(model: Path, output: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Export a random model and compare it with torch as verification does, but accept any difference.
+
+    Among proposals with equal scores, such as those of the repeated patches in the crowded tile of verification,
+    rounding decides which is kept, and with random weights every one of them is a detection.
+    """
     from tinydet.export.onnx_file import export_onnx
     from tinydet.export.verify import verify
     from tinydet.models.backend import TorchBackend
@@ -151,25 +156,28 @@ def ungated(model: Path, output: Path, args: argparse.Namespace) -> dict[str, An
     except ValueError as error:
         return {"not_exported": str(error).replace(str(output), output.name)}
     reference = TorchBackend(checkpoint.build(), spec)
-    report = asdict(verify(reference, open_model(output, "onnx-cpu"), pictures(args)[:8]))
+    report = asdict(verify(reference, open_model(output, "onnx-cpu"), image_files(args)[:8]))
     return {**parity(report), "megabytes": megabytes(output), "kept_in_fp32": [], "faults": report["faults"]}
 
 
-def by_gate(
+def convert_verified(
     source: Path, output: Path, precision: Any, before: dict[str, list[float]], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """A trained model: layers stay in FP32 until AP-tiny is within the allowed drop on the images of the search; then
-    AP on all. `before` is that of the FP32 file."""
+    """Convert a trained model, keeping layers in FP32 until AP-tiny is within --max-drop; then measure AP.
+
+    Args:
+        before: AP of the FP32 file by size. The search for layers uses fewer images than AP.
+    """
     from tinydet.export.precision import SEARCH_IMAGES, convert
 
     images, dataset = verification_images(open_model(source, "onnx-cpu").spec.classes, args.data)
-    calibration = calibration_pictures(args) or images
+    calibration = calibration_images(args) or images
     try:
         made = convert(source, output, precision, images, dataset, calibration=calibration, method=args.method,
                        limit=SEARCH_IMAGES, max_drop=args.max_drop)  # fmt: skip
     except ValueError as error:
-        said = str(error).replace(str(output), output.name)
-        return {"not_exported": said, "layers": "none within the allowed drop"}
+        reason = str(error).replace(str(output), output.name)
+        return {"not_exported": reason, "layers": "none within the allowed drop"}
     return {
         **parity(asdict(made.verification)),
         "AP": ap_of(output, before, args) if before else {},
@@ -187,7 +195,7 @@ def by_gate(
 
 
 def ap_of(model: Path, before: dict[str, list[float]], args: argparse.Namespace) -> dict[str, list[float]]:
-    """AP by size, that of the FP32 file beside it."""
+    """Return AP by size as pairs: of the FP32 file (`before`) and of `model`."""
     from tinydet.export.verify import precision_by_size
 
     opened = open_model(model, "onnx-cpu")
@@ -197,13 +205,14 @@ def ap_of(model: Path, before: dict[str, list[float]], args: argparse.Namespace)
     return {name: [values[1], after[name]] for name, values in before.items()}
 
 
-def calibration_pictures(args: argparse.Namespace) -> list[Path]:
-    known = sorted(p for p in args.calibration.iterdir() if p.is_file()) if args.calibration else []
-    return known[:: max(1, len(known) // args.pictures)][: args.pictures]
+def calibration_images(args: argparse.Namespace) -> list[Path]:
+    """Return --pictures images, evenly spaced over those of --calibration."""
+    files = sorted(p for p in args.calibration.iterdir() if p.is_file()) if args.calibration else []
+    return files[:: max(1, len(files) // args.pictures)][: args.pictures]
 
 
-def whole(source: Path, output: Path, precision: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Every layer, and what that changes; whether it passes the gate is told and decides nothing."""
+def convert_all_layers(source: Path, output: Path, precision: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Convert every layer and report the differences, whether or not they pass verification."""
     with needs_extra("export"):
         import onnx
     from tinydet.export.fp16 import to_fp16
@@ -213,20 +222,22 @@ def whole(source: Path, output: Path, precision: str, args: argparse.Namespace) 
 
     model, spec = onnx.load(str(source)), open_model(source, "onnx-cpu").spec
     trained = "trained" in source.stem
-    images = pictures(args) if trained else pictures(args)[:8]
-    seen = (calibration_pictures(args) if trained else []) or images
-    made = to_fp16(model) if precision == "fp16" else to_int8(model, calibrate(source, seen, spec, args.method))
-    weights, proved = graph_precision(made.graph)
-    del made.metadata_props[:]
-    made.metadata_props.add(key=METADATA_KEY, value=replace(spec, precision=proved, onnx_sha256=None).to_json())
-    output.write_bytes(made.SerializeToString())
+    images = image_files(args) if trained else image_files(args)[:8]
+    calibration = (calibration_images(args) if trained else []) or images
+    converted = (
+        to_fp16(model) if precision == "fp16" else to_int8(model, calibrate(source, calibration, spec, args.method))
+    )
+    weights, found = graph_precision(converted.graph)
+    del converted.metadata_props[:]
+    converted.metadata_props.add(key=METADATA_KEY, value=replace(spec, precision=found, onnx_sha256=None).to_json())
+    output.write_bytes(converted.SerializeToString())
     report = asdict(verify(open_model(source, "onnx-cpu"), open_model(output, "onnx-cpu"), images))
-    told = {"kept_in_fp32": [], "weights": weights, "faults": report["faults"]}
-    return {**parity(report), "megabytes": megabytes(output), **told}
+    details = {"kept_in_fp32": [], "weights": weights, "faults": report["faults"]}
+    return {**parity(report), "megabytes": megabytes(output), **details}
 
 
 def build(cells: dict[str, Any], name: str, model: Path, args: argparse.Namespace) -> Iterator[None]:
-    """A TensorRT-RTX engine of each file."""
+    """Build a TensorRT-RTX engine of each ONNX file and delete it again."""
     from tinydet.export.engine import build_engine
 
     for precision, path, cell in files(cells, name, args):
@@ -244,21 +255,21 @@ def build(cells: dict[str, Any], name: str, model: Path, args: argparse.Namespac
 
 
 def latency(cells: dict[str, Any], name: str, model: Path, args: argparse.Namespace) -> Iterator[None]:
-    """All precisions, backends and batch sizes of a detector in turns; bfloat16 only where it is not INT8."""
+    """Time all precisions, backends and batch sizes of a model in turns."""
     found = files(cells, name, args)
     if not found or all("latency" in cell for _, _, cell in found):
         return
     print(f"{name}: latency", flush=True)
     sides, names = {}, {}
     for (precision, path, _), (size, backend) in itertools.product(found, SIDES):
-        if backend == "openvino-bf16" and precision != "fp32":  # it is the FP32 file in another type
+        if backend == "openvino-bf16" and precision != "fp32":  # bfloat16 computes the FP32 file
             continue
         try:
             opened = open_model(path, backend)
         except (OSError, ImportError) as error:
-            print(f"{backend} is left out: {error}")
+            print(f"{backend} is skipped: {error}")
             continue
-        tiles = np.stack([middle_tile(picture, opened.spec) for picture in pictures(args)[:size]])
+        tiles = np.stack([middle_tile(path, opened.spec) for path in image_files(args)[:size]])
         names[precision, size, backend] = opened.name
         sides[precision, size, backend] = functools.partial(opened.run, tiles)
     for side in sides.values():
@@ -274,7 +285,7 @@ def latency(cells: dict[str, Any], name: str, model: Path, args: argparse.Namesp
 
 
 def files(cells: dict[str, Any], name: str, args: argparse.Namespace) -> list[tuple[str, Path, dict[str, Any]]]:
-    """The ONNX files of a row that are there: precision, path, cell."""
+    """Return precision, path and cell of the existing ONNX files of a model."""
     rows = [(precision, onnx_file(name, precision, args), cells.get(f"{name} {precision}")) for precision in PRECISIONS]
     return [(precision, path, cell) for precision, path, cell in rows if cell is not None and path.is_file()]
 
@@ -286,17 +297,17 @@ def onnx_file(name: str, precision: str, args: argparse.Namespace) -> Path:
 
 
 @functools.cache
-def _pictures(folder: Path) -> tuple[Path, ...]:
+def _image_files(folder: Path) -> tuple[Path, ...]:
     dataset = load_dataset(*find_dataset(folder))
     return tuple(dataset.image_path(i) for i in range(len(dataset.images)))
 
 
-def pictures(args: argparse.Namespace) -> tuple[Path, ...]:
-    return _pictures(args.data or embedded_dataset("val"))
+def image_files(args: argparse.Namespace) -> tuple[Path, ...]:
+    return _image_files(args.data or embedded_dataset("val"))
 
 
 def parity(report: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a gate's report, over all that it compared."""
+    """Summarize the report of a verification over all kinds of images in it."""
     kinds = report["parity"].values()
     return {
         "detections": sum(k["detections"] for k in kinds),
@@ -309,9 +320,9 @@ def parity(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def when() -> dict[str, Any]:
-    """Each cell may be of another day and commit."""
-    told = environment()
-    return {"date": told["date"], "commit": told["commit"], "load_at_start": told["machine"]["load_at_start"]}
+    """Return date, commit and load, which may differ between cells."""
+    now = environment()
+    return {"date": now["date"], "commit": now["commit"], "load_at_start": now["machine"]["load_at_start"]}
 
 
 def megabytes(path: Path) -> float:
@@ -322,10 +333,10 @@ def megabytes(path: Path) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown. Latencies are medians in milliseconds: of a tile alone, and of a tile in batches of four."""
+    """Format the results as Markdown. Latencies are medians in ms per tile, for batches of one and of four."""
     lines = [
         "| model | weights | precision | ONNX, MB | unmatched | AP-tiny | engine, MB | build, s | "
-        "1 tile: ONNX Runtime, ms | OpenVINO | in fours: ONNX Runtime | OpenVINO | OpenVINO bf16 |",
+        "batch 1: ONNX Runtime, ms | OpenVINO | batch 4: ONNX Runtime | OpenVINO | OpenVINO bf16 |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     refused: dict[str, list[str]] = {}
@@ -347,7 +358,7 @@ def table(result: dict[str, Any]) -> str:
             f"{100 * tiny[1]:.2f}" if tiny else "–",
             f"{built['bytes'] / 1e6:.1f}" if built else "–",
             f"{sorted(seconds)[len(seconds) // 2]:.1f}" if seconds else "–",
-            *(milliseconds_a_tile(timed, size, backend) for size, backend in SIDES),
+            *(milliseconds_per_tile(timed, size, backend) for size, backend in SIDES),
         ]
         lines.append(f"| {' | '.join(row)} |")
     for reason, models in refused.items():
@@ -355,7 +366,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def milliseconds_a_tile(timed: dict[str, Any], size: int, backend: str) -> str:
+def milliseconds_per_tile(timed: dict[str, Any], size: int, backend: str) -> str:
     measured = timed.get(f"{backend}, batch {size}")
     return f"{measured['median'] / size:.0f}" if measured else "–"
 
@@ -364,27 +375,41 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--models", type=Path, nargs="+", default=[], metavar="MODEL.pth", help="trained checkpoints (default: none)")
-    add("--data", type=Path, metavar="DIR", help="COCO folder for tiles and AP (default: the embedded data)")
-    add("--calibration", type=Path, metavar="DIR", help="pictures that INT8 ranges come from (default: of --data)")
-    add("--pictures", type=int, default=100, help="how many of them, spread over all (default: 100)")
-    add("--method", choices=("max", "entropy", "percentile"), default="max", help="of calibration (default: max)")
-    add("--max-drop", type=float, default=0.005, help="of AP-tiny, for trained models (default: 0.005)")
+    add("--data", type=Path, metavar="DIR", help="COCO folder for tiles and AP (default: built-in validation set)")
+    add("--calibration", type=Path, metavar="DIR", help="folder of images for INT8 calibration (default: --data)")
+    add("--pictures", type=positive_int, metavar="N", default=100, help="number of calibration images (default: 100)")
+    add(
+        "--method",
+        choices=("max", "entropy", "percentile"),
+        default="max",
+        help="INT8 calibration method (default: max)",
+    )
+    add("--max-drop", type=float, default=0.005, help="allowed drop of AP-tiny of trained models (default: 0.005)")
     add("--whole", nargs="+", choices=PRECISIONS[1:], default=(),
-        help="every layer of trained models too, whatever the gate says (default: the gate decides)")  # fmt: skip
-    add("--limit", type=int, default=1000, help="AP on the first so many images (default: 1000)")
-    add("--detectors", nargs="+", choices=DETECTORS, default=DETECTORS, help="default: both")
-    add("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="default: all three")
-    add("--preset", choices=("small", "paper"), default="small", help="64 or 256 channels (default: small)")
-    add("--tile", type=int, default=640, help="default: 640")
-    add("--only", nargs="+", choices=STEPS, default=STEPS, help="some of the steps (default: all)")
-    add("--minutes", type=float, default=float("inf"), help="begin nothing after so long (default: no limit)")
-    add("--builds", type=int, default=3, help="how often each engine is built (default: 3)")
-    add("--warm-up", type=float, default=30, help="seconds for each side at most (default: 30)")
-    add("--seconds", type=float, default=10, help="of measuring for each side (default: 10)")
-    add("--work", type=Path, default=ROOT / "runs" / "export", help="keeps the models (default: runs/export)")
-    add("--quick", action="store_true", help="MobileNetV2 at 128 pixels, a glance, in a temporary file")
+        help="convert every layer of trained models, too, and skip verification (default: none)")  # fmt: skip
+    add(
+        "--limit", type=positive_int, metavar="N", default=1000, help="measure AP on the first N images (default: 1000)"
+    )
+    add("--detectors", nargs="+", choices=DETECTORS, default=DETECTORS, help="detectors to measure (default: both)")
+    add(
+        "--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="backbones to measure (default: all three)"
+    )
+    add(
+        "--preset",
+        choices=("small", "paper"),
+        default="small",
+        help="preset of random models: 64 or 256 channels (default: small)",
+    )
+    add("--tile", type=positive_int, default=640, help="tile size in pixels (default: 640)")
+    add("--only", nargs="+", choices=STEPS, default=STEPS, help="run only these steps (default: all)")
+    add("--minutes", type=float, default=float("inf"), help="start nothing after this time (default: no limit)")
+    add("--builds", type=positive_int, metavar="N", default=3, help="builds of each engine (default: 3)")
+    add("--warm-up", type=float, default=30, help="longest warm-up of each backend in seconds (default: 30)")
+    add("--seconds", type=float, default=10, help="seconds of measuring of each backend (default: 10)")
+    add("--work", type=Path, default=ROOT / "runs" / "export", help="folder of the models (default: runs/export)")
+    add("--quick", action="store_true", help="measure MobileNetV2 at 128 pixels for a short time, without --output")
     add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "export.json",
-        help="default: benchmarks/results/export.json")  # fmt: skip
+        help="result file, extended if it exists (default: benchmarks/results/export.json)")  # fmt: skip
     args = parser.parse_args(argv)
     if args.quick:
         args.backbones, args.tile, args.builds, args.seconds, args.warm_up = ("mobilenet_v2",), 128, 1, 0.2, 0.2

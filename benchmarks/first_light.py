@@ -1,13 +1,14 @@
-"""The whole way on real images: three trainings on thermal drone frames, their scores, and one large photo.
+"""Train, evaluate, export and run detectors on real images: thermal drone frames and one large photo.
 
     python benchmarks/first_light.py --data DIR --weights-backbone mobilenet_v2.pth
 
-DIR holds hituav-train/, hituav-val/ and bigscene-plaza/ (COCO folders). Three detectors are trained with
-`--preset small`: person with S-alpha, person with alpha = 1, all four classes with S-alpha. Each is scored on
-hituav-val with the `coco` protocol. The first is exported and run over the plaza photo at half size, where persons
-are about 15 pixels; the domain is another one (visible light), and the scores say what that costs.
+DIR contains hituav-train/, hituav-val/ and bigscene-plaza/ (COCO folders). Three detectors are trained with
+`--preset small`: persons with S-alpha, persons with alpha = 1, and all four classes with S-alpha. Each is evaluated on
+hituav-val with the protocol `coco`. The first is exported and run on the photo of the plaza at half size, where persons
+have about 15 pixels. The photo shows visible light, so its scores include the change of domain.
 
-Finished trainings are kept in --work and not repeated; an interrupted one is resumed.
+Takes about three and a half hours on two cores. Finished trainings are kept in --work and not repeated; an interrupted
+one is resumed.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from environment import ROOT, environment
 
+from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
+from tinydet._internal.command import command
 
 RUNS = {
     "person-salpha": ["--salpha", "--categories", "person"],
@@ -32,8 +36,9 @@ RUNS = {
 }
 
 
-def main() -> int:
-    args = arguments()
+@command("benchmarks/first_light.py")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"command": "python benchmarks/first_light.py", **environment()}
     threads = max(1, result["machine"]["cores"] // args.jobs)
@@ -43,7 +48,7 @@ def main() -> int:
         result["trainings"] = {name: future.result() for name, future in trainings.items()}
     for name, training in result["trainings"].items():
         model, scores = args.work / f"{name}.pth", args.work / f"{name}.scores.json"
-        training["val"] = evaluate(model, args.data / "hituav-val", scores, RUNS[name][-2:])  # of its own categories
+        training["val"] = evaluate(model, args.data / "hituav-val", scores, RUNS[name][-2:])  # --categories
     result["plaza"] = plaza(args)
     write_json(args.output, result)
     print(table(result), f"\nwrote {args.output}")
@@ -51,7 +56,7 @@ def main() -> int:
 
 
 def train(name: str, flags: list[str], threads: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Train one detector, or go on with it, and say how it went."""
+    """Train one detector, or resume its training; return its flags, fusion factors and history."""
     model, log = args.work / f"{name}.pth", args.work / f"{name}.log"
     command = [
         *(sys.executable, "-u", "-m", "tinydet.train", *flags, "--preset", "small", "--epochs", str(args.epochs)),
@@ -64,7 +69,7 @@ def train(name: str, flags: list[str], threads: int, args: argparse.Namespace) -
         with log.open("a") as out:
             done = subprocess.run([*command, *(["--resume"] if unfinished else [])], cwd=ROOT, stdout=out, stderr=out)
         if done.returncode:
-            raise SystemExit(f"training {name} failed, see {log}")
+            raise SystemExit(f"the training {name} failed; its messages are in {log}")
     checkpoint = json.loads(checkpoint_summary(model))
     return {"flags": flags, **checkpoint}
 
@@ -83,7 +88,7 @@ def checkpoint_summary(model: Path) -> str:
 
 
 def evaluate(model: Path, data: Path, output: Path, flags: list[str]) -> dict[str, Any]:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     run(
         "-m",
         "tinydet.evaluate",
@@ -98,43 +103,43 @@ def evaluate(model: Path, data: Path, output: Path, flags: list[str]) -> dict[st
         *flags,
     )
     scores = json.loads(output.read_text())
-    return {"AP": scores["AP"], "AR": scores["AR"], "seconds": round(time.perf_counter() - begun, 1)}
+    return {"AP": scores["AP"], "AR": scores["AR"], "seconds": round(time.perf_counter() - started, 1)}
 
 
 def plaza(args: argparse.Namespace) -> dict[str, Any]:
-    """Export the person detector, run it over the photo at half size, and score it on the persons that are there."""
+    """Export the person detector, run it on the photo at half size, and evaluate it on the annotated persons."""
     photo = args.data / "bigscene-plaza" / "images" / "minsk_plaza_DJI_0010.jpg"
     truth = json.loads((args.data / "bigscene-plaza" / "annotations.json").read_text())
     image = next(i for i in truth["images"] if i["file_name"] == photo.name)
     person = next(c for c in truth["categories"] if c["name"] == "person")
-    mine = [a for a in truth["annotations"] if a["image_id"] == image["id"] and a["category_id"] == person["id"]]
+    persons = [a for a in truth["annotations"] if a["image_id"] == image["id"] and a["category_id"] == person["id"]]
     gt, onnx = args.work / "plaza-truth.json", args.work / "person-salpha.onnx"
-    write_json(gt, {"images": [image], "annotations": mine, "categories": [person]})
+    write_json(gt, {"images": [image], "annotations": persons, "categories": [person]})
     run("export/to_onnx.py", str(args.work / "person-salpha.pth"), "--output", str(onnx))
 
     def infer(score: float) -> tuple[Path, list[str]]:
         output = args.work / f"plaza-{score}.json"
-        said = run(
+        lines = run(
             *("deploy/infer.py", "--image", str(photo), "--model", str(onnx), "--tile", "640", "--scale", "0.5"),
             *("--score", str(score), "--output", str(output), "--draw", str(output.with_suffix(".jpg"))),
         )
-        # The model says person = 1 on image 1; the photo's annotations have ids of their own.
+        # Category 1 and image 1 of the output get the ids that the annotations of the photo have.
         found = json.loads(output.read_text())
         write_json(output, [{**d, "category_id": person["id"], "image_id": image["id"]} for d in found])
-        return output, [line.strip() for line in said if "detections" in line and "tiles" in line]
+        return output, [line.strip() for line in lines if "detections" in line and "tiles" in line]
 
-    shown, said = infer(0.3)
+    confident, report = infer(0.3)
     everything, _ = infer(0.05)
     scores = args.work / "plaza-scores.json"
     files = ("--gt", str(gt), "--detections", str(everything), "--json", str(scores))
     run("-m", "tinydet.evaluate", *files, "--protocol", "coco")
     ap = json.loads(scores.read_text())["AP"]["all"]
-    found = len(json.loads(shown.read_text()))
-    return {"scale": 0.5, "persons": len(mine), "detections": found, "score": 0.3, "AP": ap, "said": said}
+    found = len(json.loads(confident.read_text()))
+    return {"scale": 0.5, "persons": len(persons), "detections": found, "score": 0.3, "AP": ap, "said": report}
 
 
 def run(*command: str) -> list[str]:
-    """Run a command of the package; returns the lines that it printed."""
+    """Run a command of the package and return the lines that it prints."""
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
@@ -142,6 +147,7 @@ def run(*command: str) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> str:
+    """Format the scores of the trainings as Markdown, followed by those of the photo."""
     ranges = ("all", "tiny", "tiny1", "tiny2", "tiny3", "small")
     rows = [
         "| training | alpha | " + " | ".join(f"AP50 {name}" for name in ranges) + " | AP25 all | minutes |",
@@ -154,27 +160,38 @@ def table(result: dict[str, Any]) -> str:
         minutes = training["chosen_at"]["seconds"] / 60
         rows.append(f"| {name} | {alpha} | " + " | ".join(f"{v:.3f}" for v in values) + f" | {minutes:.0f} |")
     found = result["plaza"]
-    rows.append(f"\nplaza at half size: {found['persons']} persons, {found['detections']} detections at 0.3,")
+    rows.append(
+        f"\nplaza at half size: {found['persons']} persons, {found['detections']} detections (score 0.3 or more),"
+    )
     rows.append(f"AP50 {found['AP']['0.50']:.3f}, AP25 {found['AP']['0.25']:.3f}")
     return "\n".join(rows)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data",
+                        help="folder of the datasets (default: ../shared/data)")  # fmt: skip
     parser.add_argument(
         "--weights-backbone",
         type=Path,
-        help="ImageNet weights of MobileNetV2; default: DATA/weights/mobilenet_v2-b0353104.pth",
+        help="ImageNet weights of MobileNetV2 (default: DATA/weights/mobilenet_v2-b0353104.pth)",
     )
-    parser.add_argument("--epochs", type=int, default=12, help="of each training (default 12)")
-    parser.add_argument("--validate-every", type=int, default=2, help="epochs (default 2)")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, sharing the cores (default 2)")
+    parser.add_argument("--epochs", type=positive_int, default=12, help="epochs of each training (default: 12)")
     parser.add_argument(
-        "--work", type=Path, default=ROOT / "runs" / "first_light", help="models and logs (default runs/first_light)"
+        "--validate-every", type=positive_int, default=2, help="epochs between validations (default: 2)"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "first_light.json")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--jobs", type=positive_int, default=2, help="trainings at a time, sharing the CPU cores (default: 2)"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "runs" / "first_light",
+        help="folder of models and logs (default: runs/first_light)",
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "first_light.json",
+                        help="result file (default: benchmarks/results/first_light.json)")  # fmt: skip
+    args = parser.parse_args(argv)
     args.data, args.work = args.data.resolve(), args.work.resolve()
     args.weights_backbone = (args.weights_backbone or args.data / "weights" / "mobilenet_v2-b0353104.pth").resolve()
     for path in (
@@ -184,9 +201,7 @@ def arguments() -> argparse.Namespace:
         args.weights_backbone,
     ):
         if not path.exists():
-            parser.error(
-                f"{path} is missing; --data names the folder that holds hituav-train, hituav-val and bigscene-plaza"
-            )
+            parser.error(f"{path} does not exist; --data must contain hituav-train, hituav-val and bigscene-plaza")
     return args
 
 

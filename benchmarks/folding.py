@@ -1,14 +1,17 @@
-"""What folding alpha into the convolutions costs in accuracy: FP32, FP16 and INT8, against the pyramid in float64.
+"""Numerical error of folding alpha into the convolutions, in FP32, FP16 and INT8.
 
     python benchmarks/folding.py
 
-A pyramid over C2..C5 of a ResNet-50 with random weights is run as it is trained (alpha multiplies), folded as
-`fold_alpha` does (a power of two chosen for FP16), and folded as the paper writes it (the finest level left alone).
-The error is the relative L2 distance to the outputs in float64, on the worst of P2..P6, over --rounds draws of weights
-and features. Number formats are simulated, alike for all three: FP16 rounds weights and the result of every operation,
-and accumulates in float32; "flushed" also takes subnormal numbers for 0, as some hardware does. INT8 rounds weights
-symmetrically for each output channel and activations for each tensor, scaled to their largest value on the same
-features. No GPU is involved.
+An FPN for a ResNet-50 with random weights is run in three forms: as trained (alpha multiplies), folded by `fold_alpha`
+(scaled by a power of two that is chosen for FP16), and folded as in the paper (the finest level is not scaled). The
+error is the relative L2 distance from the outputs in float64, on the worst of P2 to P6, over --rounds draws of weights
+and features.
+
+Number formats are simulated on the CPU. FP16 rounds weights and the result of every operation, and accumulates in
+float32; "flushed" also replaces subnormal numbers by 0, as some hardware does. INT8 rounds weights symmetrically per
+output channel and activations per tensor, scaled to their largest value on the same features.
+
+Takes less than a minute.
 """
 
 from __future__ import annotations
@@ -25,22 +28,28 @@ import torch.nn.functional as F
 from environment import ROOT, environment
 from torch import Tensor, nn
 
+from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
+from tinydet._internal.command import command
 from tinydet.models.folding import FoldedFPN, fold_alpha
 from tinydet.models.fpn import FPN, PlainFPN
 
 CHANNELS, WIDTH = (256, 512, 1024, 2048), 256
-CASES: dict[str, tuple[tuple[float, float, float], float | None]] = {  # alpha, and the spread of small lateral weights
+CASES: dict[
+    str, tuple[tuple[float, float, float], float | None]
+] = {  # alpha, and the standard deviation of small lateral weights
     **{f"{a}": ((a, a, a), None) for a in (0.1, 0.3, 0.5, 0.9, 1.1)},
     "S-alpha of the paper, RetinaNet": ((0.368, 0.387, 0.367), None),
     "S-alpha of the paper, Faster R-CNN": ((0.48, 0.66, 1.06), None),
     "0.1, lateral weights of 0.002": ((0.1, 0.1, 0.1), 0.002),
 }
+FORMS = ("alpha multiplies", "folded", "folded as in the paper")
 Rounding = Callable[[Tensor], Tensor]
 
 
-def main() -> int:
-    args = arguments()
+@command("benchmarks/folding.py")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {"command": "python benchmarks/folding.py", **environment(), "rounds": args.rounds}
     result |= {"channels": CHANNELS, "width": WIDTH, "side_of_C2": args.side, "error": "relative L2, worst level"}
@@ -62,12 +71,9 @@ def main() -> int:
     return 0
 
 
-FORMS = ("alpha multiplies", "folded", "folded as in the paper")
-
-
 @torch.no_grad()
 def measure(alpha: tuple[float, float, float], spread: float | None, seed: int, side: int) -> dict[str, Any]:
-    """Errors of one draw, by number format and form of the pyramid."""
+    """Return the errors of one draw, by number format and form of the pyramid."""
     torch.manual_seed(seed)
     trained = FPN(CHANNELS, WIDTH, alpha)
     if spread is not None:
@@ -92,7 +98,7 @@ def measure(alpha: tuple[float, float, float], spread: float | None, seed: int, 
 
 
 def forward(fpn: PlainFPN, features: Sequence[Tensor], weights: Rounding, values: Rounding) -> list[Tensor]:
-    """The pyramid's forward pass with every weight and every result rounded; with `same` it is the module's own."""
+    """Run a pyramid with every weight and every result rounded; `same` rounds nothing."""
 
     def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
         return values(F.conv2d(x, weights(conv.weight), conv.bias, padding=conv.padding))
@@ -113,14 +119,14 @@ def forward(fpn: PlainFPN, features: Sequence[Tensor], weights: Rounding, values
 
 
 def factor_of(fpn: PlainFPN, i: int) -> Tensor | None:
-    """What multiplies on edge `i`, if anything."""
+    """Return the factor of edge `i`; None if it has none."""
     if isinstance(fpn, FPN):
         return fpn.alpha[i]
     return getattr(fpn, f"factor{i}") if isinstance(fpn, FoldedFPN) and i in fpn.kept else None
 
 
 def fold_as_in_the_paper(fpn: FPN) -> PlainFPN:
-    """g = 1: P2 as it is, the scale of P_i the product of the factors below it."""
+    """Fold with g = 1: P2 is not scaled, and the scale of P_i is the product of the factors below it."""
     plain = PlainFPN(CHANNELS, WIDTH)
     plain.load_state_dict({k: v for k, v in fpn.state_dict().items() if k != "alpha"})
     scale = 1.0
@@ -164,8 +170,8 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: mean errors."""
-    lines = [f"| α | numbers | {' | '.join(FORMS)} |", "| --- | --- |" + " --- |" * len(FORMS)]
+    """Format the mean errors as Markdown."""
+    lines = [f"| α | number format | {' | '.join(FORMS)} |", "| --- | --- |" + " --- |" * len(FORMS)]
     for name, case in result["cases"].items():
         for number, forms in case["error"].items():
             cells = [f"{forms[form]['mean']:.1e}" for form in FORMS]
@@ -173,17 +179,21 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="draws of weights and features (default: 3)")
-    parser.add_argument("--side", type=int, default=32, help="of C2 in cells, a multiple of 8 (default: 32)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="one round on a side of 16, for a look")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="draws of weights and features (default: 3)")
+    parser.add_argument(
+        "--side", type=positive_int, default=32, help="side of C2 in cells, a multiple of 8 (default: 32)"
+    )
+    parser.add_argument("--threads", type=positive_int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="one round with a side of 16")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "folding.json",
-                        help="default: benchmarks/results/folding.json")  # fmt: skip
-    args = parser.parse_args()
+                        help="result file (default: benchmarks/results/folding.json)")  # fmt: skip
+    args = parser.parse_args(argv)
     if args.quick:
         args.rounds, args.side = 1, 16
+    if args.side % 8:
+        parser.error(f"argument --side: expected a multiple of 8, got {args.side}")
     return args
 
 

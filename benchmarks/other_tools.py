@@ -1,12 +1,12 @@
-"""SAHI and supervision's InferenceSlicer over the same exported model, for the benchmarks that compare with them.
+"""Run an exported model with SAHI and with supervision's InferenceSlicer, for the benchmarks that compare with them.
 
-They bring another OpenCV than tinydet, so keep them in a venv of their own:
+They depend on another OpenCV package than tinydet, so install them in a separate environment:
 
     python -m venv .versus
     .versus/bin/pip install -e '.[openvino,geo]' sahi supervision
 
-The adapters are as thin as they can be: a tile goes to the same backend, its boxes through the same NMS, and then to
-the tool as the objects that it wants. Both tools get one tile at a time, as they do by default.
+The adapters add as little as possible: a tile is run by the same backend, its boxes pass the same NMS and are converted
+to the types of the tool. Both tools run one tile at a time, as they do by default.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from tinydet.geometry.nms import suppress
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.detections import Detections
 
-HOW = "in a venv of its own, see benchmarks/other_tools.py: pip install -e '.[openvino,geo]' sahi supervision"
-Answer = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (N, 4) xyxy in scene pixels, scores (N,), labels (N,)
-Tool = Callable[[np.ndarray, float], Answer]  # of a scene (H, W, 3) RGB and the least score
+INSTALL = "in a separate environment, see benchmarks/other_tools.py: pip install -e '.[openvino,geo]' sahi supervision"
+Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (N, 4) xyxy in scene pixels, scores (N,), labels (N,)
+Detect = Callable[[np.ndarray, float], Boxes]  # takes a scene (H, W, 3) RGB and a score threshold
+Tool = Callable[[Backend, int], Detect]  # takes a model and the overlap of tiles in pixels
 
 
-def available() -> dict[str, Callable[[Backend, int], Tool]]:
-    """Those that are installed, by name; the others are named on standard output."""
-    found: dict[str, Callable[[Backend, int], Tool]] = {}
-    for name, over in (("SAHI", sahi_over), ("supervision", supervision_over)):
+def available() -> dict[str, Tool]:
+    """Return the installed tools by name, and print the names of the others."""
+    found: dict[str, Tool] = {}
+    for name, tool in (("SAHI", sahi_tool), ("supervision", supervision_tool)):
         if importlib.util.find_spec(name.lower()) is None:
-            print(f"{name} is not measured, for it is not installed ({HOW})")
+            print(f"{name} is skipped because it is not installed ({INSTALL})")
         else:
-            found[name] = over
+            found[name] = tool
     return found
 
 
-def sahi_over(backend: Backend, overlap: int) -> Tool:
-    """`get_sliced_prediction` by its defaults, without the extra look at the whole scene.
+def sahi_tool(backend: Backend, overlap: int) -> Detect:
+    """`get_sliced_prediction` with its defaults, but without the extra prediction on the whole scene.
 
     Raises:
         ImportError: SAHI is not installed.
@@ -79,7 +80,7 @@ def sahi_over(backend: Backend, overlap: int) -> Tool:
 
     model = Adapter(device="cpu")
 
-    def look(scene: np.ndarray, score: float) -> Answer:
+    def detect(scene: np.ndarray, score: float) -> Boxes:
         found = get_sliced_prediction(
             scene,
             model,
@@ -94,41 +95,42 @@ def sahi_over(backend: Backend, overlap: int) -> Tool:
         boxes = np.array([one.bbox.to_xyxy() for one in found], np.float32).reshape(-1, 4)
         return boxes, np.array([one.score.value for one in found]), np.array([one.category.id for one in found], int)
 
-    return look
+    return detect
 
 
-def supervision_over(backend: Backend, overlap: int) -> Tool:
-    """`InferenceSlicer` by its defaults.
+def supervision_tool(backend: Backend, overlap: int) -> Detect:
+    """`InferenceSlicer` with its defaults.
 
     Raises:
         ImportError: supervision is not installed.
     """
-    import supervision
+    from supervision import Detections as Predictions
+    from supervision import InferenceSlicer
 
-    def look(scene: np.ndarray, score: float) -> Answer:
+    def detect(scene: np.ndarray, score: float) -> Boxes:
         def callback(tile: np.ndarray) -> Any:
             boxes, scores, labels = on_tile(backend, tile, score)
-            return supervision.Detections(xyxy=boxes, confidence=scores, class_id=labels.astype(int))
+            return Predictions(xyxy=boxes, confidence=scores, class_id=labels.astype(int))
 
-        slicer = supervision.InferenceSlicer(callback, slice_wh=backend.spec.tile, overlap_wh=overlap)
+        slicer = InferenceSlicer(callback, slice_wh=backend.spec.tile, overlap_wh=overlap)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tiles without a box
+            warnings.simplefilter("ignore")  # about tiles without boxes
             found = slicer(scene)
         if not len(found):
             empty = Detections.empty()
             return empty.boxes, empty.scores, empty.labels
         return found.xyxy, found.confidence, found.class_id
 
-    return look
+    return detect
 
 
-def on_tile(backend: Backend, tile: np.ndarray, score: float) -> Answer:
-    """What a model gives for one tile of its size: after NMS, in tile pixels."""
+def on_tile(backend: Backend, tile: np.ndarray, score: float) -> Boxes:
+    """Run a model on one tile of its size; return the boxes after NMS, in tile pixels."""
     spec = backend.spec
     outputs = backend.run(np.ascontiguousarray(tile[None]))
     good = (outputs.labels[0] >= 0) & (outputs.scores[0] >= score)
     scores, labels = outputs.scores[0, good], outputs.labels[0, good]
-    boxes = np.clip(outputs.boxes[0, good], 0, spec.tile)  # SAHI refuses what reaches beyond
+    boxes = np.clip(outputs.boxes[0, good], 0, spec.tile)  # SAHI rejects boxes that extend beyond the image
     inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     boxes, scores, labels = boxes[inside], scores[inside], labels[inside]
     if not spec.nms_in_graph and len(scores):

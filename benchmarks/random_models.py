@@ -1,4 +1,4 @@
-"""Detectors with seeded random weights that behave like trained ones: where a size is measured, and no score."""
+"""Detectors with seeded random weights, for measurements in which accuracy does not matter."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from tinydet.train.config import PRESETS
 
 
 def write_random_checkpoint(
-    path: Path, detector: str, backbone: str, preset: str, tile: int, pictures: Sequence[Path]
+    path: Path, detector: str, backbone: str, preset: str, tile: int, images: Sequence[Path]
 ) -> None:
-    """Two classes. Batch norms know the scale of their layer on the pictures, so that activations are as usual."""
-    tiles = _tiles(pictures, tile)
+    """Write a checkpoint with two classes.
+
+    Batch norms have the statistics of `images`, so activations have the usual range. Weights of the last layers and the
+    score bias are set so that some hundred boxes score above 0.05.
+    """
+    tiles = _tiles(images, tile)
     info = detector_info(detector)
     options = {name: value for name, value in info.recipe.get(preset, {}).items() if name in info.option_names}
     if "head_init" in info.option_names:
@@ -32,10 +36,10 @@ def write_random_checkpoint(
     network = build_detector(config, (0.368, 0.387, 0.367)[: len(info.pyramid.edges)])
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = None  # the mean of all that it has seen
+            layer.momentum = None  # average over all batches
     with torch.no_grad():
         network.backbone.train()(tiles)
-    for name, values in network.named_parameters():  # far enough from zero that there is something to compare
+    for name, values in network.named_parameters():  # far enough from zero for differences to show
         if name.endswith(("cls_logits.weight", "bbox_reg.weight", "cls_score.weight", "bbox_pred.weight")):
             torch.nn.init.normal_(values, std=0.05)
     _spread_scores(network.eval(), tiles[:1])
@@ -44,16 +48,19 @@ def write_random_checkpoint(
 
 @torch.no_grad()
 def _spread_scores(network: Any, tile: torch.Tensor) -> None:
-    """At most some 300 of the tile's candidates score over 0.05, up to all but certain: a full tile would hide
-    differences. Of proposals none does on a flat tile: which of many equal ones are kept is for rounding to decide."""
+    """Scale the class logits and set their bias so that about 300 candidates on the tile score above 0.05.
+
+    More would fill the output and hide differences. In two-stage detectors no proposal on a uniform tile scores that
+    high, because rounding decides which of many equal proposals are kept.
+    """
     two_stage = isinstance(network, FasterRCNN)
     last = network.roi_heads.box_predictor.cls_score if two_stage else network.head.classification_head.cls_logits
 
     def logits(images: torch.Tensor) -> torch.Tensor:
-        seen: list[torch.Tensor] = []
-        with last.register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs)):
+        outputs: list[torch.Tensor] = []
+        with last.register_forward_hook(lambda layer, inputs, output: outputs.append(output)):
             network(images)
-        return torch.cat([(each[:, 1:] - each[:, :1] if two_stage else each).flatten() for each in seen])
+        return torch.cat([(each[:, 1:] - each[:, :1] if two_stage else each).flatten() for each in outputs])
 
     last.bias.zero_()
     found = logits(tile)
@@ -61,13 +68,13 @@ def _spread_scores(network: Any, tile: torch.Tensor) -> None:
     last.weight *= scale
     shift = 3 + (scale * found).topk(300).values[-1]
     if two_stage:
-        last.bias[0] = torch.maximum(shift, 3 + logits(torch.zeros_like(tile)).max())  # of the background
+        last.bias[0] = torch.maximum(shift, 3 + logits(torch.zeros_like(tile)).max())  # of the background class
     else:
         last.bias -= shift
 
 
-def _tiles(pictures: Sequence[Path], side: int) -> torch.Tensor:
-    """(N, 3, T, T) the middle of each picture, about normalised."""
+def _tiles(images: Sequence[Path], side: int) -> torch.Tensor:
+    """Return the central tile of each image, (N, 3, T, T), roughly normalized."""
     spec = ModelSpec(("any",), (1,), "retinanet", "any", tile=side)
-    tiles = np.stack([middle_tile(picture, spec) for picture in pictures])
+    tiles = np.stack([middle_tile(path, spec) for path in images])
     return (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() - 120) / 58

@@ -1,10 +1,13 @@
-"""Assign objects to pyramid levels: the closed form of `tinydet.salpha` against the dense IoU matrix.
+"""Speed of assigning objects to pyramid levels: the closed form of `tinydet.salpha` and the dense IoU matrix.
 
     python benchmarks/salpha_speed.py --data DIR
 
-DIR holds COCO annotation files. The dense form is torchvision's `box_iou` over all anchors and its arg-max, on a sample
-of each file, with the anchors made beforehand; the closed form counts the whole file. Both run on one core and take
-turns; the figures are seconds of processor time, which a busy machine spoils less. The JSON is read beforehand.
+DIR contains COCO annotation files. The dense form is the argmax of torchvision's `box_iou` over all anchors, which are
+created beforehand; it runs on a sample of each file, the closed form on the complete file. Both run in turns on one
+core. CPU time is reported, which other load on the machine affects less than wall time; reading the files is not
+included.
+
+Takes about three minutes for the files of CONTRIBUTING.md, and a few seconds without files.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,9 @@ import torch
 from environment import ROOT, environment
 from torchvision.ops import box_iou
 
+from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
+from tinydet._internal.command import command
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.registry import DETECTORS, anchors_of
@@ -29,11 +34,12 @@ from tinydet.salpha.counting import count_levels
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.parity import best_anchors, count_distinct_anchors
 
-DENSE_BYTES = 1 << 26  # of one IoU matrix; the dense form works through an image's boxes in steps of this size
+DENSE_BYTES = 1 << 26  # largest IoU matrix; the dense form divides the boxes of an image into parts
 
 
-def main() -> int:
-    args = arguments()
+@command("benchmarks/salpha_speed.py")
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
     torch.set_num_threads(1)
     result: dict[str, Any] = {"command": "python benchmarks/salpha_speed.py", **environment(), "repeats": args.repeats}
     result["random"] = [
@@ -46,31 +52,31 @@ def main() -> int:
         result["files"] = [row for file in files for row in real_file(file, args)]
     else:
         result["files"] = []
-        result["skipped"] = "no annotation files; name a folder of COCO files with --data"
-        print(f"no annotation files in {args.data}: only random boxes are measured")
+        result["skipped"] = "no annotation files; choose a folder of COCO files with --data"
+        print(f"{args.data} has no annotation files; only random boxes are measured")
     write_json(args.output, result)
     print(table(result), f"\nwrote {args.output}")
     return 0
 
 
 def designs() -> dict[str, AnchorDesign]:
-    """The anchors of every detector that has some."""
+    """Return the anchors of every detector that has anchors."""
     return {name: anchors_of(name).design() for name, info in DETECTORS.items() if info.anchors is not None}
 
 
 def random_boxes(design: AnchorDesign, per_image: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Log-normal boxes like TinyPerson's (median 13 pixels) on 640 x 512."""
+    """Measure log-normal boxes like those of TinyPerson (median 13 pixels) in images of 640 x 512."""
     rng = np.random.default_rng(0)
-    sides, centres = np.exp(rng.normal(np.log(13), 0.8, (args.random, 2))), rng.uniform(0, 1, (args.random, 2))
-    centres *= (640, 512)
-    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1)
+    sides, centers = np.exp(rng.normal(np.log(13), 0.8, (args.random, 2))), rng.uniform(0, 1, (args.random, 2))
+    centers *= (640, 512)
+    boxes = np.concatenate([centers - sides / 2, centers + sides / 2], axis=1)
     index = np.arange(args.random) // per_image
     sizes = np.full((index[-1] + 1, 2), (640, 512))
     return compare(boxes, sizes, index, design, args)
 
 
 def real_file(file: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for each detector."""
+    """Measure one file; yield a row for each detector."""
     start = time.perf_counter()
     dataset = load_dataset(file)
     read = time.perf_counter() - start
@@ -89,7 +95,7 @@ def real_file(file: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def compare(
     boxes: np.ndarray, sizes: np.ndarray, index: np.ndarray, design: AnchorDesign, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Both forms in turns, and whether they agree."""
+    """Time both forms in turns and count the boxes for which they differ."""
     sample = Sample(boxes, sizes, index, design, args.dense)
     seconds = in_turns(
         {
@@ -111,7 +117,7 @@ def compare(
 
 
 def end_to_end(dataset: Dataset, design: AnchorDesign, args: argparse.Namespace) -> dict[str, Any]:
-    """From the data set in memory to alpha, on whole images and on tiles."""
+    """Time S-alpha from the dataset in memory to the factors, on whole images and on tiles."""
     ways = {"whole_images": {}, "tiles_of_640": {"tile": 640, "overlap": 128}}
     runs = {name: lambda how=how: statistics_of(dataset, design, **how) for name, how in ways.items()}
     seconds = in_turns(runs, args.repeats)
@@ -119,7 +125,7 @@ def end_to_end(dataset: Dataset, design: AnchorDesign, args: argparse.Namespace)
 
 
 class Sample:
-    """Some boxes of some images, spread over a data set, for the dense form."""
+    """A sample of boxes from images spread over a dataset, for the dense form."""
 
     def __init__(
         self, boxes: np.ndarray, sizes: np.ndarray, index: np.ndarray, design: AnchorDesign, limit: int
@@ -140,7 +146,7 @@ class Sample:
                 break
 
     def dense(self) -> list[np.ndarray]:
-        """The best anchor of every box, image by image."""
+        """Return the index of the best anchor of every box, image by image."""
         best = []
         for _, _, boxes, anchors in self.images:
             step = max(1, DENSE_BYTES // (4 * len(anchors)))
@@ -150,13 +156,13 @@ class Sample:
         return best
 
     def differing(self) -> int:
-        """How many boxes the closed form gives another anchor."""
+        """Count the boxes to which the closed form assigns another anchor."""
         closed = (best_anchors(boxes, size, self.design).anchor for size, boxes, _, _ in self.images)
         return int(sum((ours != theirs).sum() for ours, theirs in zip(closed, self.dense(), strict=True)))
 
 
 def in_turns(forms: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of processor time of each run; the first round warms up and is not kept."""
+    """Return the CPU seconds of each run; the first round warms up and is not counted."""
     seconds: dict[str, list[float]] = {form: [] for form in forms}
     for turn in range(repeats + 1):
         for form, run in forms.items():
@@ -175,27 +181,29 @@ def spread(seconds: list[float], boxes: int) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| boxes | detector | images | objects | closed, by objects | by distinct anchors | dense | times | differ |",
+        "| boxes | detector | images | objects | closed form | distinct anchors | dense form | speedup | different |",
         "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for row in result["random"] + result["files"]:
-        name = row.get("file", f"random, {row.get('boxes_per_image')} an image")
+        name = row.get("file", f"random, {row.get('boxes_per_image')} per image")
         speeds = " | ".join(f"{row[form]['boxes_per_second']:,}/s" for form in ("gt", "anchor", "dense"))
         what = f"{name} | {row['detector']} | {row['images']:,} | {row['gt']['boxes']:,}"
         lines.append(f"| {what} | {speeds} | {row['times_faster']:,} | {row['differing_anchors']} |")
     return "\n".join(lines)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "annotations",
-                        help="folder of COCO annotation files (default ../shared/data/annotations)")  # fmt: skip
+                        help="folder of COCO annotation files (default: ../shared/data/annotations)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "salpha_speed.json",
-                        help="JSON file (default benchmarks/results/salpha_speed.json)")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each form that are kept (default 3)")
-    parser.add_argument("--dense", type=int, default=10, help="boxes of a file for the dense form (default 10)")
-    parser.add_argument("--random", type=int, default=100_000, help="random boxes for the closed form (default 100000)")
-    return parser.parse_args()
+                        help="result file (default: benchmarks/results/salpha_speed.json)")  # fmt: skip
+    parser.add_argument("--repeats", type=positive_int, default=3, help="timed runs of each form (default: 3)")
+    parser.add_argument(
+        "--dense", type=positive_int, default=10, help="boxes per file for the dense form (default: 10)"
+    )
+    parser.add_argument("--random", type=positive_int, default=100_000, help="number of random boxes (default: 100000)")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How latencies are measured here: warm-up until the median settles, turns that interleave, and all percentiles."""
+"""Measure latencies: warm up until the median settles, run the sides in turns, summarize with percentiles."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import TypeVar
 
 import numpy as np
 
-WINDOW = 20  # runs whose median must have settled
-SETTLED = 0.02
+WINDOW = 20  # runs over which the median must have settled
+SETTLED = 0.02  # largest relative difference of two medians
 WARM_RUNS, WARM_SECONDS = 10, 30.0
 RUNS, SECONDS = 200, 10.0
 Side = TypeVar("Side", bound=Hashable)
-TURN = 5  # runs of one side before the next has its turn; the first of them is not counted
+TURN = 5  # runs of one side before the next side runs; the first of them is not counted
 
 
 def warm_up(run: Callable[[], object], *, seconds: float = WARM_SECONDS) -> int:
-    """Run until the median of the last 20 differs by less than 2 % from that of the 20 before, 10 times at least and
-    for `seconds` at most; how many times it was."""
+    """Run until the medians of the last 20 runs and of the 20 before differ by less than 2 %.
+
+    After `seconds` it stops in any case, but there are at least 10 runs. Returns the number of runs.
+    """
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < WARM_RUNS or time.perf_counter() - began < seconds:
@@ -32,7 +34,8 @@ def warm_up(run: Callable[[], object], *, seconds: float = WARM_SECONDS) -> int:
 
 
 def settled(times: Sequence[float]) -> bool:
-    """
+    """Return whether the medians of the last 20 times and of the 20 before differ by less than 2 %.
+
     >>> settled([9.0] * 20 + [2.0] * 20), settled([2.01] * 20 + [2.0] * 20)
     (False, True)
     """
@@ -43,9 +46,12 @@ def settled(times: Sequence[float]) -> bool:
 def interleaved(
     sides: Mapping[Side, Callable[[], object]], *, runs: int = RUNS, seconds: float = SECONDS
 ) -> dict[Side, list[float]]:
-    """Milliseconds of each side, in turns of five runs, until each has `runs` or used `seconds`; two turns at least.
+    """Run the sides in turns of five until each has `runs` times or has used `seconds`, with at least two turns.
 
-    The first run of a turn is not counted: the threads of the side before may still spin.
+    The first run of a turn is not counted, because the threads of the previous side may still be spinning.
+
+    Returns:
+        The times of each side in milliseconds.
     """
     times: dict[Side, list[float]] = {name: [] for name in sides}
     used = dict.fromkeys(sides, 0.0)
@@ -62,13 +68,14 @@ def interleaved(
 
 
 def milliseconds(run: Callable[[], object]) -> float:
+    """Time one run."""
     began = time.perf_counter_ns()
     run()
     return (time.perf_counter_ns() - began) / 1e6
 
 
 def summary(times: Sequence[float], *, draws: int = 2000) -> dict[str, float | int | list[float]]:
-    """n, mean, percentiles and the 95 % bootstrap interval of the median, rounded to microseconds.
+    """Return n, mean, percentiles and the 95 % bootstrap interval of the median, rounded to three decimals.
 
     >>> found = summary([float(n) for n in range(1, 101)])
     >>> found["n"], found["median"], found["p95"], found["max"]

@@ -1,10 +1,11 @@
-"""torchvision's RetinaNet and the training loop of its references (references/detection/engine.py, coco_utils.py), for
-`training_speed.py`: a dictionary of boxes for each image, images and targets collated as tuples, one optimizer step for
-each batch. What the loop writes to the screen is left out.
+"""torchvision's RetinaNet and the training loop of its references, for `training_speed.py`.
 
-The network is made the same as ours: our `Backbone`, the levels P2..P6, the same anchors, head towers as deep, as many
-logits an anchor. (torchvision's own advice is one class more, for the background, which would double the logits of a
-data set of one class.) Images are not resized, and the stages that we freeze are frozen.
+The loop is that of references/detection/engine.py and coco_utils.py, without its progress messages: a dictionary of
+boxes for each image, images and targets collated as tuples, one optimizer step per batch.
+
+The network equals that of tinydet: our `Backbone` with the same frozen stages, levels P2..P6, and the same anchors,
+depth of head towers and number of logits per anchor. (torchvision recommends one more class for the background, which
+would double the logits of a dataset with one class.) Images are not resized.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Targets = Sequence[dict[str, Tensor]]
 
 
 class Levels(nn.Module):
-    """The backbone with torchvision's pyramid, as its detectors want it: named levels, and their width."""
+    """Our backbone with torchvision's FPN, in the form that its detectors expect."""
 
     def __init__(self, backbone: Backbone, channels: int) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class Levels(nn.Module):
 
 
 def build(backbone: str, channels: int, head_convs: int, classes: int, freeze: int, size: tuple[int, int]) -> RetinaNet:
-    """torchvision's RetinaNet with the anchors of the paper, for images of `size` (height, width)."""
+    """Build torchvision's RetinaNet with the anchors of the paper, for images of `size` (height, width)."""
     body = Backbone(backbone, norm="frozen")
     body.freeze(freeze)
     sizes = tuple(tuple(side * 2 ** (octave / 3) for octave in range(3)) for side in (8, 16, 32, 64, 128))
@@ -61,7 +62,7 @@ def build(backbone: str, channels: int, head_convs: int, classes: int, freeze: i
 
 
 class Tiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Our tiles as torchvision's references hand out theirs: a float image, and a dictionary of its boxes."""
+    """Our tiles in the format of torchvision's references: a float image and a dictionary of its boxes."""
 
     def __init__(self, tiles: TrainingTiles) -> None:
         self.tiles = tiles
@@ -80,16 +81,21 @@ class Tiles(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 
 def collate(batch: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
+    """Convert a list of (image, target) to (images, targets)."""
     return tuple(zip(*batch, strict=True))
 
 
 def steps(
     model: RetinaNet, tiles: TrainingTiles, *, batch: int, lr: float, workers: int, bfloat16: bool
 ) -> Iterator[tuple[int, float]]:
-    """Train step by step, without end; (images, loss) of each."""
+    """Train without end; yield the number of images and the loss of each step.
+
+    Raises:
+        ValueError: the loss is not finite.
+    """
     model.train()
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learned, lr=lr, momentum=0.9, weight_decay=1e-4)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=lr, momentum=0.9, weight_decay=1e-4)
     device = torch.device("cpu")
     for epoch in range(10**6):
         batches = [b for b in epoch_batches(len(tiles), batch, seed=0, epoch=epoch) if len(b) == batch]
@@ -105,7 +111,7 @@ def steps(
                 total = sum(losses.values())
             loss = float(total.detach())
             if not math.isfinite(loss):
-                raise ValueError(f"torchvision's loss is not finite any more: {losses}")
+                raise ValueError(f"torchvision's loss is not finite: {losses}")
             optimizer.zero_grad()
             total.backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Benchmarks are programs in a folder of their own; here they are imported as they import each other."""
+"""Benchmarks are scripts in one folder; the tests import them as they import each other."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def programs(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the benchmarks, first on the path as for a script."""
+    """Put the folder of the benchmarks first on the path, as Python does for a script; return it."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return ROOT / "benchmarks"

@@ -1,4 +1,4 @@
-"""The program that trains the bundled model, as far as it goes without training."""
+"""The program that trains the bundled model, as far as it can be tested without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program that verifies an engine on a GPU, as far as it goes without one."""
+"""The program that verifies an engine on a GPU, as far as it can be tested without one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def program() -> ModuleType:
 
 @pytest.fixture
 def engine() -> TensorRTBackend:
-    """On the stand-in of the driver, which the tests of the runtime describe."""
+    """An engine on a stand-in of the driver, described in the tests of the runtime."""
     spec = importlib.util.spec_from_file_location("cuda_stand_in", STAND_IN)
     assert spec is not None and spec.loader is not None
     cuda = importlib.util.module_from_spec(spec)
@@ -40,7 +40,7 @@ def engine() -> TensorRTBackend:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """The first bytes of an engine, and its description."""
+    """A file that starts like an engine, and its description."""
     path, plan = tmp_path / "model.engine", b"vtrt and the rest"
     spec = ModelSpec(("light",), (1,), "brightness", "none", tile=8)
     engine = {"flavour": "rtx", "sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)}
@@ -49,7 +49,7 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def test_without_a_gpu_it_says_so_on_one_line_and_writes_nothing(programs: Path, model: Path, tmp_path: Path) -> None:
+def test_without_a_gpu_it_prints_one_line_and_writes_nothing(programs: Path, model: Path, tmp_path: Path) -> None:
     cudart = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
     if cudart.cudaGetDeviceCount()[0] == cudart.cudaError_t.cudaSuccess:
         pytest.skip("there is a GPU")
@@ -67,66 +67,66 @@ def test_without_a_gpu_it_says_so_on_one_line_and_writes_nothing(programs: Path,
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["missing.engine"], "missing.engine"),
         (["{model}", "--output", "nowhere/result.json"], "no such folder"),
         (["{onnx}"], "is for the backend onnx"),
     ],
 )
-def test_what_cannot_be_is_one_line(
-    program: ModuleType, model: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_bad_input_ends_in_one_line(
+    program: ModuleType, model: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnx = model.with_suffix(".onnx")
     onnx.write_bytes(b"ONNX")
-    assert program.main([word.format(model=model, onnx=onnx) for word in words]) == 2
+    assert program.main([word.format(model=model, onnx=onnx) for word in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize("text", ["0", "1,x", "", "8,,1", "-1"])
-def test_batch_sizes_are_numbers_from_one(program: ModuleType, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_sizes_are_positive(program: ModuleType, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         program.arguments(["model.engine", "--batches", text])
-    assert left.value.code == 2 and "expected sizes from 1" in capsys.readouterr().err
+    assert left.value.code == 2 and "expected batch sizes from 1 up" in capsys.readouterr().err
     assert program.arguments(["model.engine", "--batches", "8,1,8"]).batches == (1, 8)
 
 
-def test_an_engine_is_timed_as_a_whole_and_by_stages_between_two_looks_at_the_clocks(
+def test_an_engine_is_timed_in_total_and_by_stage_between_two_readings_of_the_clocks(
     program: ModuleType, engine: TensorRTBackend
 ) -> None:
-    looks: list[dict[str, Any]] = [{"slowed_by": []}, {"slowed_by": ["power cap"]}]
-    answers = iter(looks)
+    readings: list[dict[str, Any]] = [{"slowed_by": []}, {"slowed_by": ["power cap"]}]
+    remaining = iter(readings)
     tiles = np.zeros((3, 8, 8, 3), np.uint8)
-    found = program.measure(engine, tiles, runs=10, seconds=0.05, ask=lambda: next(answers))
+    found = program.measure(engine, tiles, runs=10, seconds=0.05, ask=lambda: next(remaining))
     assert list(found["milliseconds"]) == ["run", "copy in", "execute", "copy out"]
     assert [found["milliseconds"][stage]["median"] for stage in program.STAGES] == [1.0, 1.0, 1.0]
-    assert found["clocks"] == {"before": looks[0], "after": looks[1]}
+    assert found["clocks"] == {"before": readings[0], "after": readings[1]}
     assert found["tiles_per_second"] == pytest.approx(3e3 / found["milliseconds"]["run"]["median"], rel=0.01)
     row = program.table({3: found}).splitlines()[-1]
     assert row.startswith("| 3 | ") and row.endswith("| power cap |")
 
 
-def test_what_nvidia_smi_does_not_say_is_not_made_up(program: ModuleType) -> None:
+def test_values_that_nvidia_smi_does_not_report_are_passed_on_as_such(program: ModuleType) -> None:
     assert program.parse_clocks("") == program.parse_clocks("No devices were found\n") == {}
-    told = program.parse_clocks("NVIDIA L4, 570.1, [N/A], 6251, 2040, 51, 43.1, [Not Supported]\n")
-    assert told["clocks.sm"] == "[N/A]" and told["slowed_by"] == "[Not Supported]"
+    found = program.parse_clocks("NVIDIA L4, 570.1, [N/A], 6251, 2040, 51, 43.1, [Not Supported]\n")
+    assert found["clocks.sm"] == "[N/A]" and found["slowed_by"] == "[Not Supported]"
     assert program.slowed_by(0x1) == []  # idle
 
 
-def test_a_class_that_model_or_pictures_lack_does_not_stop_it(
+def test_classes_that_only_the_model_or_only_the_dataset_has_are_left_out(
     program: ModuleType, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = program.arguments(["model.engine", "--data", str(squares)])
-    pictures, dataset = program.pictures(args, ("square", "car"))
-    assert len(pictures) == 7 and dataset is not None and dataset.classes == ("square",)
+    images, dataset = program.verification_images(args, ("square", "car"))
+    assert len(images) == 7 and dataset is not None and dataset.classes == ("square",)
     embedded = program.arguments(["model.engine"])
-    pictures, dataset = program.pictures(embedded, ("car",))
-    assert pictures and dataset is None
+    images, dataset = program.verification_images(embedded, ("car",))
+    assert images and dataset is None
     with pytest.raises(ValueError, match="no class in common"):
-        program.pictures(args, ("car",))
+        program.verification_images(args, ("car",))
 
 
-def test_a_few_tiles_fill_any_batch(program: ModuleType) -> None:
+def test_tiles_are_repeated_to_fill_a_batch(program: ModuleType) -> None:
     tiles = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
     assert program.repeated(tiles, 5).ravel().tolist() == [0, 1, 2, 0, 1]

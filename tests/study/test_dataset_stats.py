@@ -1,4 +1,4 @@
-"""`tinydet data stats`: figures that can be counted by hand, and advice that keeps what it promises."""
+"""`tinydet data stats`: measures that can be counted by hand, and recommendations that hold."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from designs import DESIGNS
 from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.geometry.tiles import TileGrid
-from tinydet.study.dataset_advice import POSITIVE, advise, advise_overlap, advise_tile, matched_share, scaled_design
-from tinydet.study.dataset_survey import crowding, survey
+from tinydet.study.dataset_advice import POSITIVE_IOU, advise, advise_overlap, advise_tile, matched_share, scaled_design
+from tinydet.study.dataset_measures import crowding, measure_dataset
 
 DESIGN = DESIGNS["retinanet"]
 
 
-def written(path: Path, boxes: list[list[float]], size: tuple[int, int] = (200, 100), **flags: Any) -> Path:
-    """One image with `boxes` (x, y, width, height), one empty one."""
+def write_annotations(path: Path, boxes: list[list[float]], size: tuple[int, int] = (200, 100), **flags: Any) -> Path:
+    """Write annotations of one image with `boxes` (x, y, width, height) and one without."""
     images = [{"id": n, "file_name": f"{n}.png", "width": size[0], "height": size[1]} for n in (1, 2)]
     annotations = [
         {"id": n, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, **flags}
@@ -33,8 +33,8 @@ def written(path: Path, boxes: list[list[float]], size: tuple[int, int] = (200, 
     return path
 
 
-def test_every_figure_is_the_one_counted_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = written(tmp_path / "a.json", [[0, 0, 4, 4], [20, 0, 4, 16], [50, 0, 16, 16], [100, 0, 40, 10]])
+def test_measures_equal_those_counted_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_annotations(tmp_path / "a.json", [[0, 0, 4, 4], [20, 0, 4, 16], [50, 0, 16, 16], [100, 0, 40, 10]])
     assert tinydet(["data", "stats", str(source), "--json", str(tmp_path / "s.json")]) == 0
     stats = json.loads((tmp_path / "s.json").read_text())
     assert (stats["images"], stats["images_without_objects"], stats["objects"]) == (2, 1, 4)
@@ -48,30 +48,30 @@ def test_every_figure_is_the_one_counted_by_hand(tmp_path: Path, capsys: pytest.
     assert set(stats["advice"]) == {"tile", "overlap", "scale", "anchors"}
     printed = capsys.readouterr().out
     assert "4 objects and 0 ignore regions in 2 images" in printed
-    assert "4 in 1.png; 1 images without; 100.0 objects a megapixel" in printed
+    assert "most objects: 4 in 1.png; 1 images have none" in printed and "100.0 objects per megapixel" in printed
 
 
-def test_ignore_regions_are_no_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = written(tmp_path / "a.json", [[0, 0, 4, 4]])
+def test_ignore_regions_are_not_counted_as_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_annotations(tmp_path / "a.json", [[0, 0, 4, 4]])
     document = json.loads(source.read_text())
     document["annotations"].append({**document["annotations"][0], "id": 9, "bbox": [0, 0, 90, 90], "ignore": 1})
     source.write_text(json.dumps(document))
-    found = survey(load_dataset(source), DESIGN)
+    found = measure_dataset(load_dataset(source), DESIGN)
     assert found.sizes.tolist() == [4.0]
     assert found.to_json()["ignore_regions"] == 1
 
 
-def test_a_set_without_objects_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = written(tmp_path / "a.json", [])
+def test_a_dataset_without_objects_is_reported_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_annotations(tmp_path / "a.json", [])
     flags = ["--json", str(tmp_path / "s.json"), "--plots", str(tmp_path / "plots")]
     assert tinydet(["data", "stats", str(source), *flags]) == 0
-    assert "there is no object, so nothing to measure" in capsys.readouterr().out
+    assert "There are no objects to measure." in capsys.readouterr().out
     stats = json.loads((tmp_path / "s.json").read_text())
     assert stats["objects"] == 0 and stats["size"] is None and stats["advice"] == {}
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_crowding_is_that_of_all_pairs(seed: int) -> None:
+def test_crowding_equals_that_over_all_pairs(seed: int) -> None:
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 60, (70, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(2, 30, (70, 2))], axis=1)
@@ -87,10 +87,10 @@ def test_crowding_is_that_of_all_pairs(seed: int) -> None:
     assert crowding(boxes, group) == tuple(hidden.mean(axis=1).tolist())
 
 
-def test_the_advised_overlap_holds_nearly_every_object_whole(tmp_path: Path) -> None:
+def test_with_the_advised_overlap_nearly_every_object_is_complete_in_a_tile(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     boxes = [[float(x), float(y), float(s), float(s)] for x, y, s in rng.uniform(1, (900, 700, 90), (400, 3))]
-    found = survey(load_dataset(written(tmp_path / "a.json", boxes, (1000, 800))), DESIGN)
+    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", boxes, (1000, 800))), DESIGN)
     overlap = advise_overlap(found).value
     tile = advise_tile(found, overlap).value
     assert overlap % 32 == 0 and overlap <= tile / 2
@@ -101,38 +101,38 @@ def test_the_advised_overlap_holds_nearly_every_object_whole(tmp_path: Path) -> 
 
 
 def test_images_that_fit_into_one_tile_get_one(tmp_path: Path) -> None:
-    found = survey(load_dataset(written(tmp_path / "a.json", [[0, 0, 9, 9]], (500, 300))), DESIGN)
+    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", [[0, 0, 9, 9]], (500, 300))), DESIGN)
     advice = advise_tile(found, 32)
-    assert advice.value == 512 and "every image fits into one" in advice.reason
+    assert advice.value == 512 and "every image fits into one tile" in advice.reason
 
 
 def test_advised_anchors_match_more_objects_than_the_default(tmp_path: Path) -> None:
-    """Objects of 4 pixels, of which the smallest default anchor, 8 pixels, is the fourfold."""
+    """The objects have 4 pixels; the smallest default anchor has four times their area."""
     rng = np.random.default_rng(0)
     boxes = [[float(x), float(y), 4.0, 4.0] for x, y in rng.uniform(0, (180, 90), (60, 2))]
-    found = survey(load_dataset(written(tmp_path / "a.json", boxes)), DESIGN)
+    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", boxes)), DESIGN)
     advice = {setting.setting: setting for setting in advise(found, DESIGN)}
     arguments = found.boxes, found.image_sizes, found.image_index
-    now = matched_share(*arguments, DESIGN)
+    default = matched_share(*arguments, DESIGN)
     smallest = min(min(sizes) for sizes in advice["anchors"].value["sizes"])
     better = scaled_design(DESIGN, smallest / 8, advice["anchors"].value["ratios"])
-    assert smallest < 8 and matched_share(*arguments, better) > now + 0.3
+    assert smallest < 8 and matched_share(*arguments, better) > default + 0.3
     scale = advice["scale"].value
-    assert scale > 1 and matched_share(*arguments, DESIGN, scale) > now + 0.3
-    assert f"IoU {POSITIVE}" in advice["anchors"].reason
+    assert scale > 1 and matched_share(*arguments, DESIGN, scale) > default + 0.3
+    assert f"IoU {POSITIVE_IOU}" in advice["anchors"].reason
 
 
-def test_figures_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plots_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib (tinydet[plots])")
-    source = written(tmp_path / "a.json", [[0, 0, 4, 4], [20, 0, 4, 16], [50, 0, 16, 16]])
+    source = write_annotations(tmp_path / "a.json", [[0, 0, 4, 4], [20, 0, 4, 16], [50, 0, 16, 16]])
     assert tinydet(["data", "stats", str(source), "--plots", str(tmp_path / "plots")]) == 0
     printed = capsys.readouterr().out
     for name in ("sizes", "shapes", "density", "levels"):
         assert cv2.imread(str(tmp_path / "plots" / f"{name}.png")).std() > 10
-        assert f"drawn: {tmp_path / 'plots' / name}.png" in printed
+        assert f"wrote {tmp_path / 'plots' / name}.png" in printed
 
 
-def test_a_category_is_looked_at_alone(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_category_can_be_selected(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = shared / "data" / "hituav-val" / "annotations.json"
     assert tinydet(["data", "stats", str(source), "--categories", "person", "--detector", "faster_rcnn"]) == 0
     assert "607 objects" in capsys.readouterr().out

@@ -1,8 +1,7 @@
-"""Eq. 3: gradients that pass a fused edge are weighed by alpha, those that do not are not."""
+"""Eq. 3: alpha weights the gradients that pass a fused edge, and no others."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from tinydet.data.samples import TrainingTiles
 from tinydet.models.batch import collate
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.detector import DetectorConfig, build_detector
-from tinydet.study.gradients import grid_of, main, measure
+from tinydet.study.gradient_norms import measure
+from tinydet.study.gradients import main
 
 CONFIG = DetectorConfig("mobilenet_v2", channels=16, norm="frozen", options={"head_convs": 1, "head_init": "he"})
 
@@ -27,11 +27,11 @@ def batches(squares: Path):
     return [collate([tiles.sample(i, seed=0, epoch=0)], torch.device("cpu")) for i in (0, 1)]
 
 
-def test_without_alpha_no_level_reaches_a_deeper_one_and_all_reach_what_they_are_made_of(batches) -> None:
+def test_with_alpha_zero_a_level_reaches_its_own_feature_and_those_it_is_computed_from(batches) -> None:
     torch.manual_seed(0)
     detector = build_detector(CONFIG)
     strengths = measure(detector, (0.0, 0.0, 0.0), batches)
-    reaches = strengths > 0  # levels P2..P6 by C3, C4, C5
+    reaches = strengths > 0  # rows P2..P6, columns C3, C4, C5
     assert reaches.tolist() == [
         [False, False, False],
         [True, False, False],
@@ -42,7 +42,7 @@ def test_without_alpha_no_level_reaches_a_deeper_one_and_all_reach_what_they_are
 
 
 def test_a_gradient_is_the_total_derivative(batches) -> None:
-    """By finite differences of the loss of P5 along C3, which reaches P5 through C4 and C5 as well."""
+    """Compare with finite differences of the loss of P5 along C3, which also reaches P5 through C4 and C5."""
     torch.manual_seed(0)
     detector = build_detector(CONFIG, (0.7, 0.7, 0.7)).double().eval()
     batch = replace(batches[0], images=batches[0].images.double())
@@ -76,7 +76,7 @@ def test_a_gradient_is_the_total_derivative(batches) -> None:
     assert (high - low) / 2e-4 == pytest.approx(strength, rel=1e-3)
 
 
-def test_factors_by_channel_are_left_as_they_are_where_the_models_own_are_asked_for(batches) -> None:
+def test_without_given_factors_those_of_each_channel_are_used_and_kept(batches) -> None:
     torch.manual_seed(0)
     detector = build_detector(replace(CONFIG, fusion="channel"), (0.5, 0.5, 0.5))
     even = measure(detector, None, batches)
@@ -86,45 +86,34 @@ def test_factors_by_channel_are_left_as_they_are_where_the_models_own_are_asked_
     assert detector.fpn.alpha[0, 0].item() == pytest.approx(0.1)
 
 
-def test_what_passes_an_edge_grows_with_alpha_and_what_does_not_stays(batches) -> None:
+def test_gradients_through_an_edge_grow_with_alpha_and_others_do_not_change(batches) -> None:
     torch.manual_seed(0)
     detector = build_detector(CONFIG)
-    for conv in (*detector.fpn.inner, *detector.fpn.layer):  # small weights: the logits hardly depend on alpha
+    for conv in (*detector.fpn.inner, *detector.fpn.layer):  # small weights, so that the logits hardly depend on alpha
         conv.weight.data *= 1e-6
     for branch in (detector.head.classification_head, detector.head.regression_head):
-        branch.conv[0][0].bias.data.fill_(1.0)  # and no ReLU of the towers switches with it
+        branch.conv[0][0].bias.data.fill_(1.0)  # and no ReLU of the towers switches
     half, full = (measure(detector, (a, a, a), batches) for a in (0.5, 1.0))
-    assert half[0, 2] / full[0, 2] == pytest.approx(0.125, rel=1e-2)  # P2 into C5 passes three edges
-    assert half[1, 2] / full[1, 2] == pytest.approx(0.25, rel=1e-2)  # P3 two
-    assert 0.25 <= half[1, 1] / full[1, 1] <= 0.5  # and into C4 one, or through C5 two
-    assert half[3] == pytest.approx(full[3], rel=1e-2)  # P5 none, however far it reaches through the backbone
-    assert detector.fpn.alpha.tolist() == [1.0, 1.0, 1.0]  # as it was
+    assert half[0, 2] / full[0, 2] == pytest.approx(0.125, rel=1e-2)  # P2 to C5 passes three edges
+    assert half[1, 2] / full[1, 2] == pytest.approx(0.25, rel=1e-2)  # P3 to C5 passes two
+    assert 0.25 <= half[1, 1] / full[1, 1] <= 0.5  # P3 to C4 passes one, or two by way of C5
+    assert half[3] == pytest.approx(full[3], rel=1e-2)  # P5 passes none, only the backbone
+    assert detector.fpn.alpha.tolist() == [1.0, 1.0, 1.0]  # restored
 
 
-def test_the_command_writes_figures_and_a_picture(squares: Path, tmp_path: Path) -> None:
+def test_the_command_writes_results_and_a_plot(squares: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     torch.manual_seed(0)
     weights = build_detector(CONFIG, (0.5, 0.5, 0.5)).state_dict()
     model = tmp_path / "model.pth"
-    whole = Checkpoint(CONFIG, weights, ("square",), (3,), tile=96)
-    save_checkpoint(whole, model)
+    checkpoint = Checkpoint(CONFIG, weights, ("square",), (3,), tile=96)
+    save_checkpoint(checkpoint, model)
     flags = ["--data", str(squares), "--alpha", "0,1", "--tiles", "2", "--overlap", "32"]
     assert main([str(model), *flags]) == 0
     result = json.loads((tmp_path / "model.gradients.json").read_text())
     assert result["alpha"] == [0.0, 1.0] and result["model"]["alpha"] == [0.5, 0.5, 0.5]
     assert result["gradient"]["C4"]["P2"][0] == 0.0 < result["gradient"]["C4"]["P2"][1]
     assert (tmp_path / "model.gradients.png").stat().st_size > 1000
-    attended = replace(CONFIG, fusion="attention")
-    save_checkpoint(replace(whole, detector=attended, weights=build_detector(attended).state_dict()), model)
+    attention = replace(CONFIG, fusion="attention")
+    save_checkpoint(replace(checkpoint, detector=attention, weights=build_detector(attention).state_dict()), model)
     assert main([str(model), *flags]) == 2
-
-
-def test_a_grid_holds_both_ends() -> None:
-    assert grid_of("0:1.1:0.1") == pytest.approx([i / 10 for i in range(12)])
-    assert grid_of("0.5,0.5") == (0.5,) and grid_of("0,0.25,1") == (0.0, 0.25, 1.0)
-
-
-@pytest.mark.parametrize("text", ["", "a", "0:1", "1:0:0.1", "0:1:0", "0:inf:1", "nan"])
-def test_a_malformed_grid_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="got"):
-        grid_of(text)

@@ -1,4 +1,4 @@
-"""Trainings that are compared: recorded once each, whatever is killed in between."""
+"""Trials are recorded once each, even if processes are killed in between."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ QUICK = ("--preset", "small", "--weights-backbone", "none", "--channels", "16", 
 HISTORY = [{"epoch": 1, "AP50": 0.4, "AP50-tiny": 0.3}, {"epoch": 2, "AP50": 0.2, "AP50-tiny": -1.0}]
 RECORD = {"key": {"seed": 1}, "flags": [], "diverged": None, "history": HISTORY}
 
-# Stands in for a training: sleeps, notes that it ran, writes what `tinydet train --json` would.
+# Stands in for a training: prints a line, sleeps, and writes a file as `tinydet train --json` does.
 PROGRAM = (
     "import json, sys, time; from pathlib import Path\n"
     "value = lambda flag: sys.argv[sys.argv.index(flag) + 1]\n"
-    "print('beg' + 'an', flush=True); time.sleep(float(value('--nap')))\n"
-    "if value('--say'): sys.exit('error: ' + value('--say'))\n"
+    "print('beg' + 'an', flush=True); time.sleep(float(value('--sleep')))\n"
+    "if value('--error'): sys.exit('error: ' + value('--error'))\n"
     "Path(value('--output')).write_text('weights')\n"
-    "ended = {'alpha': [1], 'diverged': None, 'seconds': 60, 'history': [{'epoch': 1, 'AP50': 0.5, 'AP50-tiny': -1}]}\n"
-    "Path(value('--json')).write_text(json.dumps(ended))\n"
+    "result = {'alpha': [1], 'diverged': None, 'seconds': 60,"
+    " 'history': [{'epoch': 1, 'AP50': 0.5, 'AP50-tiny': -1}]}\n"
+    "Path(value('--json')).write_text(json.dumps(result))\n"
 )
 
 
-def runs_of(folder: Path, told: list[str] | None = None, **more: Any) -> Trials:
-    """Trials that a quick program answers."""
-    report = (lambda line: None) if told is None else told.append
-    return Trials(
-        folder / "runs.jsonl", folder / "work", report=report, program=(sys.executable, "-c", PROGRAM), **more
-    )
+def trials_in(folder: Path, lines: list[str] | None = None, **options: Any) -> Trials:
+    """Trials whose program sleeps instead of training; `lines` receives their reports."""
+    report = (lambda line: None) if lines is None else lines.append
+    program = (sys.executable, "-c", PROGRAM)
+    return Trials(folder / "runs.jsonl", folder / "work", report=report, program=program, **options)
 
 
-def nap(seed: int, seconds: float = 0.0, say: str = "") -> Trial:
-    return Trial({"seed": seed}, ("--nap", str(seconds), "--say", say), ("--data", "somewhere"))
+def sleeping_trial(seed: int, seconds: float = 0.0, error: str = "") -> Trial:
+    return Trial({"seed": seed}, ("--sleep", str(seconds), "--error", error), ("--data", "somewhere"))
 
 
-def trial(squares: Path, alpha: float, *more: str) -> Trial:
-    flags = (*QUICK, "--alpha", str(alpha), *more)
+def trial(squares: Path, alpha: float, *flags: str) -> Trial:
+    flags = (*QUICK, "--alpha", str(alpha), *flags)
     return Trial({"alpha": alpha}, flags, ("--data", str(squares), "--val", str(squares)))
 
 
@@ -54,19 +54,21 @@ def test_a_real_training_is_recorded_and_its_record_names_no_file(tmp_path: Path
     assert record["key"] == {"alpha": 0.5} and record["alpha"] == [0.5] * 3
     assert [entry["epoch"] for entry in record["history"]] == [1]
     assert str(squares) not in json.dumps(record) and str(tmp_path) not in json.dumps(record)
-    assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".log"]  # the model is gone, as was asked
+    assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".log"]  # the model is deleted by default
 
 
 def test_a_trial_is_run_once(tmp_path: Path) -> None:
-    told: list[str] = []
-    runs = runs_of(tmp_path, told, stamp=lambda: {"date": "today"}, keep_models=True, jobs=2)
-    assert runs.run([nap(1), nap(2)])
-    assert runs_of(tmp_path, told).run([nap(1), nap(2)])
+    lines: list[str] = []
+    runs = trials_in(tmp_path, lines, stamp=lambda: {"date": "today"}, keep_models=True, jobs=2)
+    assert runs.run([sleeping_trial(1), sleeping_trial(2)])
+    assert trials_in(tmp_path, lines).run([sleeping_trial(1), sleeping_trial(2)])
     assert sorted(r["key"]["seed"] for r in read_records(tmp_path / "runs.jsonl")) == [1, 2]
     assert {r["date"] for r in read_records(tmp_path / "runs.jsonl")} == {"today"}
     assert [path.read_text().count("began") for path in (tmp_path / "work").glob("*.log")] == [1, 1]
     assert len(list((tmp_path / "work").glob("*.pth"))) == 2
-    assert len(told) == 2 and told[1].startswith("[2/2] seed ") and "AP50 50.0 (1.0 min); 0 min for" in told[1]
+    assert (
+        len(lines) == 2 and lines[1].startswith("[2/2] seed ") and "AP50 50.0 (1.0 min); about 0 min left" in lines[1]
+    )
 
 
 def test_another_flag_makes_another_trial(squares: Path) -> None:
@@ -76,24 +78,24 @@ def test_another_flag_makes_another_trial(squares: Path) -> None:
     assert trial(squares, 0.5).name != trial(squares, 0.5, "--lr", "0.1").name
 
 
-def test_a_fault_stops_what_has_not_begun_and_names_the_log(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"seed 1 ended with code 1: error: no such data \(all: .*\.log\)"):
-        runs_of(tmp_path).run([nap(1, say="no such data"), nap(2, 0.2), nap(3)])
+def test_an_error_stops_the_trials_that_have_not_started_and_names_the_log(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"seed 1 failed with exit code 1: error: no such data \(log: .*\.log\)"):
+        trials_in(tmp_path).run([sleeping_trial(1, error="no such data"), sleeping_trial(2, 0.2), sleeping_trial(3)])
     assert {record["key"]["seed"] for record in read_records(tmp_path / "runs.jsonl")} <= {2}
 
 
-def test_when_time_is_up_nothing_is_started(tmp_path: Path) -> None:
-    assert not runs_of(tmp_path, minutes=0).run([nap(1)])
+def test_no_training_starts_after_the_time_limit(tmp_path: Path) -> None:
+    assert not trials_in(tmp_path, minutes=0).run([sleeping_trial(1)])
     assert not (tmp_path / "runs.jsonl").exists()
 
 
-def test_a_training_that_outlived_a_killed_process_is_recorded_and_not_repeated(tmp_path: Path) -> None:
-    slow = nap(1, 1.0)
+def test_a_training_that_outlives_a_killed_process_is_recorded_and_not_repeated(tmp_path: Path) -> None:
+    slow = sleeping_trial(1, 1.0)
     log = tmp_path / "work" / f"{slow.name}.log"
     process = os.fork()
     if process == 0:
         try:
-            runs_of(tmp_path).run([slow])
+            trials_in(tmp_path).run([slow])
         finally:
             os._exit(0)
     while not log.exists() or "began" not in log.read_text():
@@ -101,22 +103,22 @@ def test_a_training_that_outlived_a_killed_process_is_recorded_and_not_repeated(
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
     assert read_records(tmp_path / "runs.jsonl") == []
-    assert runs_of(tmp_path).run([slow])
+    assert trials_in(tmp_path).run([slow])
     assert len(read_records(tmp_path / "runs.jsonl")) == 1
     assert log.read_text().count("began") == 1
 
 
-def test_a_line_that_a_crash_cut_off_is_left_out_and_written_over(tmp_path: Path) -> None:
+def test_a_line_that_a_crash_cut_off_is_skipped_and_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     append_record(path, RECORD)
-    whole = path.read_text()
-    path.write_text(whole + whole[:20])
+    complete = path.read_text()
+    path.write_text(complete + complete[:20])
     assert read_records(path) == [RECORD]
     append_record(path, {**RECORD, "key": {"seed": 2}})
     assert [record["key"]["seed"] for record in read_records(path)] == [1, 2]
 
 
-def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
+def test_an_invalid_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     append_record(path, RECORD)
     path.write_text(path.read_text() + '{"key": 1}\n')
@@ -124,6 +126,6 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
         read_records(path)
 
 
-def test_the_best_epoch_is_that_of_ap50_and_a_range_without_objects_has_no_score() -> None:
+def test_ap50_selects_the_best_epoch_and_a_size_range_without_objects_has_no_score() -> None:
     assert (last(RECORD, "AP50"), best(RECORD, "AP50")) == (0.2, 0.4)
     assert (last(RECORD, "AP50-tiny"), best(RECORD, "AP50-tiny")) == (None, 0.3)

@@ -65,6 +65,27 @@ def floats(text: str) -> tuple[float, ...]:
     return values
 
 
+def grid(text: str) -> tuple[float, ...]:
+    """Parse LOW:HIGH:STEP with both ends included, or numbers separated by commas, without repetitions.
+
+    >>> grid("0:0.3:0.1")
+    (0.0, 0.1, 0.2, 0.3)
+    """
+    try:
+        if ":" not in text:
+            values = [float(part) for part in text.split(",")]
+        else:
+            low, high, step = (float(part) for part in text.split(":"))
+            values = [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
+    except (ValueError, ZeroDivisionError, OverflowError):
+        values = []
+    if not values or not all(map(math.isfinite, values)):
+        raise ArgumentTypeError(
+            f"expected a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {text!r}"
+        )
+    return tuple(dict.fromkeys(values))
+
+
 def float_range(text: str) -> tuple[float, float]:
     """Parse LOW,HIGH. Their order and bounds are checked where the range is used.
 

@@ -1,1 +1,1 @@
-"""`python -m tinydet.gradients` runs `tinydet.study.gradients`."""
+"""Makes `python -m tinydet.gradients` work; the command is in `tinydet.study.gradients`."""

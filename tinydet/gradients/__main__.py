@@ -1,4 +1,4 @@
-"""`python -m tinydet.gradients` runs `tinydet.study.gradients`."""
+"""Entry point of `python -m tinydet.gradients`, the same as `tinydet gradients`."""
 
 import sys
 

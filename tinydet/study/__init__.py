@@ -1,1 +1,1 @@
-"""Experiments: sweeps over alpha, gradients, seam tests and dataset statistics."""
+"""Tools for studies: sweeps over alpha, gradients, seam tests and dataset statistics."""

@@ -1,4 +1,4 @@
-"""Figures of a survey: sizes, shapes against anchors, density, levels."""
+"""Plots of the objects of a dataset: sizes, shapes and anchors, density, pyramid levels."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import numpy as np
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.extras import needs_extra
 from tinydet.geometry.anchors import AnchorDesign
-from tinydet.study.dataset_survey import RANGES, Survey
+from tinydet.study.dataset_measures import RANGES, DatasetMeasures
 
-_RANGE_COLOURS = ("#d0d0d0", "#440154", "#31688e", "#35b779", "#b5a70d", "#e8743b")  # parallel to RANGES
-_LEVEL_COLOURS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#d4b106")  # finest first
+_RANGE_COLORS = ("#d0d0d0", "#440154", "#31688e", "#35b779", "#b5a70d", "#e8743b")  # parallel to RANGES
+_LEVEL_COLORS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#d4b106")  # finest first
 _BAR = "#31688e"
 
 
-def write_plots(found: Survey, design: AnchorDesign, folder: Path) -> list[Path]:
-    """Write sizes.png, shapes.png, density.png and levels.png; `folder` is made if need be. Nothing without objects.
+def write_plots(measures: DatasetMeasures, design: AnchorDesign, folder: Path) -> list[Path]:
+    """Write sizes.png, shapes.png, density.png and levels.png to `folder`, which is created if it does not exist.
+
+    Returns:
+        The written files; none if there are no objects.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -27,60 +30,60 @@ def write_plots(found: Survey, design: AnchorDesign, folder: Path) -> list[Path]
     with needs_extra("plots"):
         from matplotlib.figure import Figure
 
-    if not len(found.sizes):
+    if not len(measures.sizes):
         return []
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, draw in (("sizes", _sizes), ("shapes", _shapes), ("density", _density), ("levels", _levels)):
         figure = Figure(figsize=(10.4, 4.4), layout="constrained")
-        draw(figure.subplots(1, 2), found, design)
-        figure.suptitle(f"{found.dataset.source.name}: {len(found.sizes):,} objects", fontsize=10)
+        draw(figure.subplots(1, 2), measures, design)
+        figure.suptitle(f"{measures.dataset.source.name}: {len(measures.sizes):,} objects", fontsize=10)
         paths.append(folder / f"{name}.png")
         with atomic_path(paths[-1]) as temporary:
             figure.savefig(temporary, dpi=120, format="png")
     return paths
 
 
-def _sizes(axes: Any, found: Survey, design: AnchorDesign) -> None:
+def _sizes(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     left, right = axes
-    counts, edges = found.size_histogram()
+    counts, edges = measures.size_histogram()
     middles = np.sqrt(edges[:-1] * edges[1:])
     shown = np.searchsorted([high for _, high in RANGES.values()], middles, side="right")
-    left.bar(edges[:-1], counts, np.diff(edges), align="edge", color=[_RANGE_COLOURS[n] for n in shown])
-    for (name, (low, high)), colour in zip(RANGES.items(), _RANGE_COLOURS, strict=True):
-        share = np.mean((found.sizes >= low) & (found.sizes < high))
+    left.bar(edges[:-1], counts, np.diff(edges), align="edge", color=[_RANGE_COLORS[n] for n in shown])
+    for (name, (low, high)), color in zip(RANGES.items(), _RANGE_COLORS, strict=True):
+        share = np.mean((measures.sizes >= low) & (measures.sizes < high))
         if share:
-            left.bar(0, 0, color=colour, label=f"{name}: {share:.1%}")
+            left.bar(0, 0, color=color, label=f"{name}: {share:.1%}")
     left.legend(fontsize=7)
-    left.set(ylabel="objects", title="size")
-    ordered = np.sort(found.sizes)
+    left.set(ylabel="objects", title="object size")
+    ordered = np.sort(measures.sizes)
     right.plot(ordered, np.arange(1, len(ordered) + 1) / len(ordered), color="black")
     smallest = min(w * h for shapes in design.shapes for w, h in shapes) ** 0.5
     right.axvline(smallest, color="#d93025", linewidth=1, label=f"smallest anchor: {smallest:.3g} px")
-    median = float(np.median(found.sizes))
+    median = float(np.median(measures.sizes))
     right.axvline(median, color=_BAR, linewidth=1, linestyle="--", label=f"median object: {median:.3g} px")
     right.legend(fontsize=7)
-    right.set(ylabel="share of objects up to this size", ylim=(0, 1.02), title="cumulative")
+    right.set(ylabel="share of objects up to this size", ylim=(0, 1.02), title="cumulative distribution of size")
     for axis in axes:
-        axis.set(xscale="log", xlabel="sqrt(width x height), px", xlim=(edges[0], edges[-1]))
+        axis.set(xscale="log", xlabel="size = sqrt(width × height), px", xlim=(edges[0], edges[-1]))
         _plain_ticks(axis.xaxis, float(edges[0]), float(edges[-1]))
         axis.grid(alpha=0.3)
 
 
-def _shapes(axes: Any, found: Survey, design: AnchorDesign) -> None:
+def _shapes(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     left, right = axes
-    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    sides = measures.boxes[:, 2:] - measures.boxes[:, :2]
     low, high = np.maximum(sides.min(axis=0), 0.5), sides.max(axis=0) * 1.05
     bins = [np.geomspace(a, max(b, a * 1.1), 60) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
     drawn = left.hist2d(sides[:, 0], sides[:, 1], bins=bins, cmin=1, cmap="viridis", norm="log")
     left.figure.colorbar(drawn[3], ax=left, label="objects")
-    for level, shapes, colour in zip(design.levels, design.shapes, _anchor_colours(design), strict=True):
-        left.scatter(*zip(*shapes, strict=True), marker="+", color=colour, linewidth=1.2, label=f"anchors of {level}")
-    left.set(xscale="log", yscale="log", xlabel="width, px", ylabel="height, px", title="objects and anchors")
+    for level, shapes, color in zip(design.levels, design.shapes, _anchor_colors(design), strict=True):
+        left.scatter(*zip(*shapes, strict=True), marker="+", color=color, linewidth=1.2, label=f"anchors of {level}")
+    left.set(xscale="log", yscale="log", xlabel="width, px", ylabel="height, px", title="sizes of objects and anchors")
     for axis, (a, b) in zip((left.xaxis, left.yaxis), zip(low.tolist(), high.tolist(), strict=True), strict=True):
         _plain_ticks(axis, a, max(b, 130))
     left.legend(fontsize=6, loc="lower right")
-    logs = np.log2(found.ratios)
+    logs = np.log2(measures.ratios)
     span = max(float(np.abs(np.quantile(logs, (0.002, 0.998))).max()), 0.5)
     right.hist(logs.clip(-span, span), bins=np.linspace(-span, span, 49), color=_BAR)
     ratios = sorted({round(h / w, 6) for shapes in design.shapes for w, h in shapes})
@@ -93,47 +96,47 @@ def _shapes(axes: Any, found: Survey, design: AnchorDesign) -> None:
     right.grid(alpha=0.3)
 
 
-def _density(axes: Any, found: Survey, design: AnchorDesign) -> None:
+def _density(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     left, right = axes
-    most = int(found.per_image.max())
-    bins = np.arange(-0.5, most + 1.5) if most <= 60 else np.linspace(0, most + 1, 61)
-    left.hist(found.per_image, bins=bins, color=_BAR, log=True)
-    left.set(xlabel="objects in an image", ylabel="images", title=f"density, {len(found.per_image):,} images")
+    highest = int(measures.per_image.max())
+    bins = np.arange(-0.5, highest + 1.5) if highest <= 60 else np.linspace(0, highest + 1, 61)
+    left.hist(measures.per_image, bins=bins, color=_BAR, log=True)
+    left.set(xlabel="objects per image", ylabel="images", title=f"density in {len(measures.per_image):,} images")
     left.grid(alpha=0.3)
-    width, height = found.image_sizes[found.image_index].T
-    centres = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    width, height = measures.image_sizes[measures.image_index].T
+    centers = (measures.boxes[:, :2] + measures.boxes[:, 2:]) / 2
     drawn = right.hist2d(
-        centres[:, 0] / width, centres[:, 1] / height, bins=40, range=[[0, 1], [0, 1]], cmin=1, cmap="viridis"
+        centers[:, 0] / width, centers[:, 1] / height, bins=40, range=[[0, 1], [0, 1]], cmin=1, cmap="viridis"
     )
     right.figure.colorbar(drawn[3], ax=right, label="objects")
-    right.set(xlabel="left to right", ylabel="bottom to top", title="where objects are in their images", ylim=(1, 0))
+    right.set(xlabel="x / image width", ylabel="y / image height", title="positions of objects", ylim=(1, 0))
 
 
-def _levels(axes: Any, found: Survey, design: AnchorDesign) -> None:
+def _levels(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     left, right = axes
-    fusion = found.fusion
+    fusion = measures.fusion
     total = max(sum(fusion.counts), 1)
-    bars = left.bar(fusion.levels, fusion.counts, color=_LEVEL_COLOURS[: len(fusion.levels)])
+    bars = left.bar(fusion.levels, fusion.counts, color=_LEVEL_COLORS[: len(fusion.levels)])
     left.bar_label(bars, [f"{count:,}\n{count / total:.1%}" for count in fusion.counts], fontsize=8)
-    left.set(ylabel="objects", title="level of each object's best anchor", ylim=(0, max(fusion.counts) * 1.15))
+    left.set(ylabel="objects", title="objects by the level of their best anchor", ylim=(0, max(fusion.counts) * 1.15))
     raw = [np.nan if value is None else value for value in fusion.alpha_raw]
     places = np.arange(len(fusion.edges))
-    right.bar(places - 0.2, raw, 0.4, color="#d0d0d0", label="raw")
-    clamped = right.bar(places + 0.2, fusion.alpha, 0.4, color=_BAR, label="alpha")
+    right.bar(places - 0.2, raw, 0.4, color="#d0d0d0", label="raw α")
+    clamped = right.bar(places + 0.2, fusion.alpha, 0.4, color=_BAR, label="α, clamped")
     right.bar_label(clamped, [f"{value:.3g}" for value in fusion.alpha], fontsize=8)
-    right.axhline(1, color="#d93025", linewidth=1, label="conventional FPN")
+    right.axhline(1, color="#d93025", linewidth=1, label="conventional FPN, α = 1")
     right.set_xticks(places, fusion.edges)
     top = max(1.2, *(value for value in (*raw, *fusion.alpha) if np.isfinite(value)))
-    right.set(title="fusion factors, whole images", ylim=(0, min(top, 4) * 1.1))
+    right.set(title="S-α fusion factors on whole images", ylim=(0, min(top, 4) * 1.1))
     right.legend(fontsize=7)
 
 
-def _anchor_colours(design: AnchorDesign) -> list[str]:
+def _anchor_colors(design: AnchorDesign) -> list[str]:
     return [("#d93025", "#e8743b", "#ff00aa", "#a142f4", "#000000")[n % 5] for n in range(len(design.levels))]
 
 
 def _plain_ticks(axis: Any, low: float, high: float) -> None:
-    """Numbers of pixels instead of powers of ten on a logarithmic axis."""
+    """Label a logarithmic axis with pixels instead of powers of ten."""
     ticks = [t for t in (0.5, 1, 2, 4, 8, 12, 20, 32, 64, 128, 256, 512, 1024, 2048) if low <= t <= high]
     axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_ticks([], minor=True)

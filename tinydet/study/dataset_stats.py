@@ -1,4 +1,4 @@
-"""`tinydet data stats`: what the objects of a data set look like, and what follows for anchors, tiles and alpha."""
+"""`tinydet data stats`: measure the objects of a dataset and recommend tile, overlap, scale and anchors."""
 
 from __future__ import annotations
 
@@ -9,90 +9,93 @@ from typing import Any
 
 import numpy as np
 
+from tinydet._internal.arguments import names
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import load_dataset
 from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.study.dataset_advice import Advice, advise
+from tinydet.study.dataset_measures import CROWDED, RANGES, DatasetMeasures, measure_dataset, quantiles
 from tinydet.study.dataset_plots import write_plots
-from tinydet.study.dataset_survey import CROWDED, RANGES, Survey, quantiles, survey
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Sizes, shapes, density and crowding of the objects of a data set, objects for each pyramid level and the "
-        "fusion factors, and the tile, overlap, scale and anchors that follow, with reasons. No picture is opened."
+        "Report sizes, shapes, density and crowding of the objects of a dataset, the objects per pyramid level and the "
+        "fusion factors, and recommend tile, overlap, scale and anchors with reasons. No image is opened."
     )
-    parser.epilog = "example: python -m tinydet.data stats annotations.json --json stats.json --plots stats"
+    parser.epilog = "example: tinydet data stats annotations.json --json stats.json --plots stats"
     parser.add_argument("source", type=Path, help="COCO annotation file (.json or .json.gz), or a folder with one")
+    parser.add_argument("--categories", type=names, metavar="A,B", help="classes to include, by name (default: all)")
     parser.add_argument(
-        "--categories", type=_names, metavar="A,B", help="names of the classes to look at; default: all of the file"
+        "--detector",
+        choices=tuple(DETECTORS),
+        default="retinanet",
+        help="detector whose anchors are used (default: retinanet)",
     )
-    parser.add_argument(
-        "--detector", choices=tuple(DETECTORS), default="retinanet", help="whose anchors; default: retinanet"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there; default: nowhere")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw figures there, as PNG; default: none")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measures to this file (default: none)")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write plots as PNG to this folder (default: none)")
 
 
 def run(args: argparse.Namespace) -> int:
     dataset = load_dataset(args.source, categories=args.categories)
     design = anchors_of(args.detector).design()
-    found = survey(dataset, design)
-    advice = advise(found, design)
+    measures = measure_dataset(dataset, design)
+    advice = advise(measures, design)
     value = {setting.setting: setting.value for setting in advice}
     tiled = statistics_of(dataset, design, tile=value["tile"], overlap=value["overlap"]) if advice else None
-    print(*_report(found, advice, tiled), sep="\n")
+    print(*_report(measures, advice, tiled), sep="\n")
     if args.json is not None:
-        written: dict[str, Any] = {**found.to_json(), "detector": args.detector}
+        written: dict[str, Any] = {**measures.to_json(), "detector": args.detector}
         written["salpha_on_tiles"] = tiled.to_json() if tiled is not None else None
         written["advice"] = {setting.setting: setting.to_json() for setting in advice}
         write_json(args.json, written)
     if args.plots is not None:
-        for path in write_plots(found, design, args.plots):
-            print(f"drawn: {path}")
+        for path in write_plots(measures, design, args.plots):
+            print(f"wrote {path}")
     return 0
 
 
-def _report(found: Survey, advice: Sequence[Advice], tiled: FusionStatistics | None) -> Iterator[str]:
-    dataset = found.dataset
+def _report(measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionStatistics | None) -> Iterator[str]:
+    dataset = measures.dataset
     regions = int(dataset.ignore.sum())
     images = len(dataset.images)
-    yield f"{dataset.source}: {len(found.sizes):,} objects and {regions:,} ignore regions in {images:,} images"
-    yield f"classes    {_listed([f'{name} {count:,}' for name, count in found.by_class().items()])}"
-    yield f"images     {_image_sizes(found)}"
-    if not len(found.sizes):
-        yield "there is no object, so nothing to measure"
+    yield f"{dataset.source}: {len(measures.sizes):,} objects and {regions:,} ignore regions in {images:,} images"
+    yield f"classes    {_listed([f'{name} {count:,}' for name, count in measures.by_class().items()])}"
+    yield f"images     {_image_sizes(measures)}"
+    if not len(measures.sizes):
+        yield "There are no objects to measure."
         return
-    yield f"size       {_spread(found.sizes, ' px')}"
+    yield f"size       {_spread(measures.sizes, ' px')}"
     shares = (
         f"{name}{f' ({RANGES[name][0]:g}-{RANGES[name][1]:g} px)' if name.startswith(('tiny', 'small')) else ''} "
-        f"{count / len(found.sizes):.1%}"
-        for name, count in found.by_range().items()
+        f"{count / len(measures.sizes):.1%}"
+        for name, count in measures.by_range().items()
     )
     yield f"           {', '.join(shares)}"
-    relative = found.sizes / np.sqrt(found.megapixels[found.image_index] * 1e6)
-    yield f"           {np.median(relative):.2%} of the image's side at the median"
-    yield f"shape      height/width {_spread(found.ratios)}"
-    yield f"density    objects an image: {_spread(found.per_image)}"
-    densest = found.densest()
+    relative = measures.sizes / np.sqrt(measures.megapixels[measures.image_index] * 1e6)
+    yield f"           median: {np.median(relative):.2%} of the image size"
+    yield f"shape      height/width {_spread(measures.ratios)}"
+    yield f"density    objects per image: {_spread(measures.per_image)}"
+    densest = measures.densest()
     assert densest is not None
-    empty = int((found.per_image == 0).sum())
-    on_area = float(len(found.sizes) / found.megapixels.sum())
-    yield f"           {densest[1]:,} in {densest[0]}; {empty:,} images without; {on_area:.1f} objects a megapixel"
+    empty = int((measures.per_image == 0).sum())
+    per_megapixel = float(len(measures.sizes) / measures.megapixels.sum())
+    yield f"           most objects: {densest[1]:,} in {densest[0]}; {empty:,} images have none"
+    yield f"           {per_megapixel:.1f} objects per megapixel"
     yield (
-        f"crowding   {found.hidden_by_ios:.1%} of the objects have a neighbour of their class at IOS > {CROWDED:g}, "
-        f"{found.hidden_by_iou:.1%} at IoU > {CROWDED:g}: suppression takes such two for one"
+        f"crowding   {measures.crowded_by_ios:.1%} of the objects have a neighbor of their class at IOS > {CROWDED:g}, "
+        f"{measures.crowded_by_iou:.1%} at IoU > {CROWDED:g}; NMS at this threshold drops one of the two"
     )
-    fusion = found.fusion
+    fusion = measures.fusion
     total = max(sum(fusion.counts), 1)
     levels = ", ".join(
         f"{level} {count:,} ({count / total:.1%})" for level, count in zip(fusion.levels, fusion.counts, strict=True)
     )
     yield f"levels     {levels}"
-    on_tiles = f"; on tiles of {advice[0].value}: {_alpha(tiled)}" if tiled is not None else ""
-    yield f"alpha      {_alpha(fusion)} on whole images, finest first{on_tiles}"
+    on_tiles = f", {_alpha(tiled)} on tiles of {advice[0].value} px" if tiled is not None else ""
+    yield f"alpha      {_alpha(fusion)} (finest first) on whole images{on_tiles}"
     for warning in fusion.warnings:
         yield f"note: {warning}"
     yield ""
@@ -109,16 +112,16 @@ def _report(found: Survey, advice: Sequence[Advice], tiled: FusionStatistics | N
 def _spread(values: Any, unit: str = "") -> str:
     found = quantiles(values)
     assert found is not None
-    middle = ", ".join(f"{name[1:]} % {found[name]:.3g}" for name in ("p5", "p25", "p50", "p75", "p95"))
-    return f"{middle}{unit}; from {found['p0']:.3g} to {found['p100']:.4g}{unit}"
+    shown = ", ".join(f"{name} {found[name]:.3g}" for name in ("p5", "p25", "p50", "p75", "p95"))
+    return f"{shown}{unit}; min {found['p0']:.3g}, max {found['p100']:.4g}{unit}"
 
 
-def _image_sizes(found: Survey) -> str:
-    sizes = np.unique(found.image_sizes, axis=0)
+def _image_sizes(measures: DatasetMeasures) -> str:
+    sizes = np.unique(measures.image_sizes, axis=0)
     if len(sizes) <= 3:
         return ", ".join(f"{width}x{height}" for width, height in sizes.tolist()) + " px"
-    (w0, h0), (w1, h1) = found.image_sizes.min(axis=0).tolist(), found.image_sizes.max(axis=0).tolist()
-    return f"{len(sizes):,} sizes, {w0} to {w1} px wide and {h0} to {h1} px high"
+    (w0, h0), (w1, h1) = measures.image_sizes.min(axis=0).tolist(), measures.image_sizes.max(axis=0).tolist()
+    return f"{len(sizes):,} sizes, {w0} to {w1} px wide, {h0} to {h1} px high"
 
 
 def _alpha(statistics: FusionStatistics) -> str:
@@ -127,7 +130,3 @@ def _alpha(statistics: FusionStatistics) -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,8 +1,8 @@
-"""`python -m tinydet.gradients MODEL --data DIR`: Eq. 3 made visible.
+"""`tinydet gradients`: measure how alpha changes the gradients of each level's loss (Eq. 3, section 3.4 of the paper).
 
-The loss of each pyramid level sends a gradient into C3, C4 and C5. What comes from the levels above (finer ones) passes
-the fused edges and is weighed by alpha; what comes from a level's own side, and from deeper ones through the backbone,
-is not. This measures both as alpha varies, on a trained model and real images (section 3.4 of the paper).
+The loss of each pyramid level sends a gradient into C3, C4 and C5. The gradient of finer levels passes the fused edges
+and is weighted by alpha; that of the same level, and of deeper levels through the backbone, is not. Both are measured
+for a range of alpha, on a trained model and real images.
 """
 
 from __future__ import annotations
@@ -10,28 +10,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
-from tinydet._internal.arguments import positive_int
+from tinydet._internal.arguments import grid, positive_int
 from tinydet._internal.atomic import atomic_path, write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.models.batch import Batch, collate
-from tinydet.models.checkpoint import load_checkpoint
-from tinydet.models.detector import Detector
-from tinydet.models.fpn import FPN
-from tinydet.models.losses import of_level
 
 FEATURES = ("C3", "C4", "C5")
 
@@ -39,6 +31,13 @@ FEATURES = ("C3", "C4", "C5")
 @command("gradients")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    with needs_extra("train"):
+        import torch
+
+        from tinydet.models.batch import collate
+        from tinydet.models.checkpoint import load_checkpoint
+        from tinydet.study.gradient_norms import can_measure, measure
+
     checkpoint = load_checkpoint(args.model)
     detector = checkpoint.build()
     if not can_measure(detector):
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if "alpha" not in detector.fpn.state_dict() or len(checkpoint.alpha) != 3:
         raise ValueError(
-            f"{args.model}: {checkpoint.detector.fusion} has no alpha to vary; name a model with fixed factors"
+            f"{args.model}: {checkpoint.detector.fusion} has no alpha to vary; choose a model with fixed factors"
         )
     dataset = load_dataset(*find_dataset(args.data or embedded_dataset("val")), categories=checkpoint.classes)
     overlap = min(args.overlap, checkpoint.tile // 2)
@@ -62,71 +61,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_table(result))
     output = args.json or args.model.with_suffix(".gradients.json")
     write_json(output, result)
-    picture = args.plot or args.model.with_suffix(".gradients.png")
-    plot(result, picture)
-    print(f"wrote {output}\n      {picture}")
+    image = args.plot or args.model.with_suffix(".gradients.png")
+    plot(result, image)
+    print(f"wrote {output}\n      {image}")
     return 0
 
 
-def can_measure(detector: Detector) -> bool:
-    """Whether a detector fuses C2..C5 and reports its losses by pyramid level."""
-    pixels = torch.zeros((1, 3, 64, 64))
-    nothing = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
-    with torch.no_grad():
-        losses = detector.loss(Batch(pixels, *nothing, nothing[0], nothing[1], ((64, 64),)))
-    return len(detector.design.edges) == 3 and all(of_level(losses, n) is not None for n in detector.design.levels)
-
-
-def measure(detector: Detector, alpha: Sequence[float] | None, batches: Sequence[Batch]) -> NDArray[np.float64]:
-    """Mean norm of the gradient that the loss of each level sends into C3, C4, C5, through pyramid and backbone.
-
-    Args:
-        alpha: fusion factors that the pyramid has meanwhile, finest first; None: its own.
-
-    Returns:
-        (levels, 3): the L2 norm over channels and positions, mean over the batches.
-    """
-    fpn = detector.fpn
-    assert isinstance(fpn, FPN)
-    features: list[Tensor] = []
-    hook = detector.backbone.register_forward_hook(lambda module, inputs, output: features.extend(output))
-    kept = fpn.alpha.detach().clone()
-    sums = np.zeros((len(detector.design.levels), len(FEATURES)))
-    try:
-        if alpha is not None:
-            fpn.alpha.data = torch.tensor(alpha, dtype=kept.dtype)
-        for batch in batches:
-            # Gradients start at the pixels, which learn nothing: deeper levels reach C3 and C4 through the backbone.
-            features.clear()
-            losses = detector.loss(replace(batch, images=batch.images.detach().requires_grad_()))
-            for level, name in enumerate(detector.design.levels):
-                loss = of_level(losses, name)
-                assert loss is not None
-                found = torch.autograd.grad(loss, features[1:], retain_graph=True, allow_unused=True)
-                sums[level] += [0.0 if g is None else float(g.norm()) for g in found]
-    finally:
-        fpn.alpha.data = kept
-        hook.remove()
-    result: NDArray[np.float64] = sums / len(batches)
-    return result
-
-
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Draw, for each of C3, C4, C5, what every level's loss sends into it as alpha varies; nothing where it is 0."""
+    """Plot the gradients into C3, C4 and C5 against alpha, with a curve for each level's loss. Zeros are left out."""
     with needs_extra("plots"):
         from matplotlib.figure import Figure
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, len(FEATURES))
-    for axis, feature in zip(axes, FEATURES, strict=True):
-        for level, values in result["gradient"][feature].items():
+    for axis, (feature, levels) in zip(axes, result["gradient"].items(), strict=True):
+        for level, values in levels.items():
             shown = [value if value > 0 else np.nan for value in values]
             axis.plot(result["alpha"], shown, marker="o", markersize=3, label=f"loss of {level}")
-        if any(value > 0 for values in result["gradient"][feature].values() for value in values):
+        if any(value > 0 for values in levels.values() for value in values):
             axis.set_yscale("log")
         axis.set_title(f"gradient into {feature}")
-        axis.set_xlabel("α of all edges")
+        axis.set_xlabel("fusion factor α of all edges")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("L2 norm, mean over tiles")
+    axes[0].set_ylabel("mean L2 norm over tiles")
     axes[-1].legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
@@ -140,13 +96,16 @@ def _result(
     levels: Sequence[str],
     tiles: int,
 ) -> dict[str, Any]:
-    def by_level(column: int, values: NDArray[np.float64]) -> dict[str, Any]:
-        return {level: values[..., i, column].tolist() for i, level in enumerate(levels)}
+    def by_feature(values: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
+        return {
+            feature: {level: values[..., i, column].tolist() for i, level in enumerate(levels)}
+            for column, feature in enumerate(FEATURES)
+        }
 
     return {
         "alpha": list(alphas),
-        "gradient": {feature: by_level(i, strengths) for i, feature in enumerate(FEATURES)},
-        "model": {"alpha": list(alpha), "gradient": {f: by_level(i, own) for i, f in enumerate(FEATURES)}},
+        "gradient": by_feature(strengths),
+        "model": {"alpha": list(alpha), "gradient": by_feature(own)},
         "tiles": tiles,
         "unit": "L2 norm of the gradient over all channels and positions, mean over tiles",
     }
@@ -155,7 +114,7 @@ def _result(
 def _table(result: dict[str, Any]) -> str:
     lines = []
     for feature, by_level in result["gradient"].items():
-        lines.append(f"gradient into {feature}, by the loss of a level")
+        lines.append(f"gradient into {feature} of the loss of each level")
         lines.append("alpha   " + "".join(f"{level:>11}" for level in by_level))
         for i, a in enumerate(result["alpha"]):
             lines.append(f"{a:<8.3g}" + "".join(f"{values[i]:11.3e}" for values in by_level.values()))
@@ -166,42 +125,31 @@ def _table(result: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinydet gradients",
-        description="Measure the gradient that the loss of each pyramid level sends into C3, C4, C5 as alpha varies "
-        "(Eq. 3).",
-        epilog="example: python -m tinydet.gradients model.pth --data my/val --alpha 0:1.2:0.2",
+        description="Measure the gradient that the loss of each pyramid level sends into C3, C4 and C5, for a range of "
+        "alpha (Eq. 3 of the paper).",
+        epilog="example: tinydet gradients model.pth --data my/val --alpha 0:1.2:0.2",
     )
     add = parser.add_argument
-    add("model", nargs="?", type=Path, default=Path("model.pth"), help="a trained checkpoint (default: model.pth)")
-    add("--data", type=Path, metavar="DIR", help="COCO folder (default: the embedded validation data)")
-    add("--alpha", type=grid_of, default=grid_of("0:1.2:0.2"), metavar="A:B:STEP", help="values (default: 0:1.2:0.2)")
+    add("model", nargs="?", type=Path, default=Path("model.pth"), help="trained checkpoint (default: model.pth)")
+    add("--data", type=Path, metavar="DIR", help="COCO folder of images (default: built-in validation set)")
     add(
-        "--tiles", type=positive_int, default=16, metavar="N", help="tiles to average over, evenly chosen (default: 16)"
+        "--alpha",
+        type=grid,
+        default=grid("0:1.2:0.2"),
+        metavar="A:B:STEP",
+        help="grid LOW:HIGH:STEP, or values (default: 0:1.2:0.2)",
     )
-    add("--overlap", type=int, default=128, metavar="PX", help="what tiles share, half a tile at most (default: 128)")
-    add("--json", type=Path, metavar="FILE", help="figures (default: MODEL.gradients.json)")
-    add("--plot", type=Path, metavar="FILE", help="picture (default: MODEL.gradients.png)")
+    add("--tiles", type=positive_int, default=16, metavar="N", help="number of tiles to average over (default: 16)")
+    add(
+        "--overlap",
+        type=int,
+        default=128,
+        metavar="PX",
+        help="overlap of tiles in pixels, at most half a tile (default: 128)",
+    )
+    add("--json", type=Path, metavar="FILE", help="results (default: MODEL.gradients.json)")
+    add("--plot", type=Path, metavar="FILE", help="plot (default: MODEL.gradients.png)")
     return parser
-
-
-def grid_of(text: str) -> tuple[float, ...]:
-    """`0:1.1:0.1` as 0, 0.1, ... 1.1, both ends included; or values with commas between them, each once.
-
-    Raises:
-        argparse.ArgumentTypeError: for anything else.
-    """
-    try:
-        if ":" not in text:
-            values = tuple(float(part) for part in text.split(","))
-        else:
-            low, high, step = (float(part) for part in text.split(":"))
-            values = tuple(round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        values = ()
-    if not values or not np.isfinite(values).all():
-        raise argparse.ArgumentTypeError(
-            f"a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {text!r}"
-        )
-    return tuple(dict.fromkeys(values))
 
 
 if __name__ == "__main__":

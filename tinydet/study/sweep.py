@@ -1,7 +1,7 @@
-"""`python -m tinydet.sweep --alpha 0:1.1:0.1 --seeds 3`: brute force, the curves of the paper's Fig. 1, 2, 3, 5 and 7.
+"""`tinydet sweep`: train with a grid of fusion factors and with S-alpha, and plot AP against alpha.
 
-One factor for all edges is varied, and S-alpha is trained beside it. What is recorded is not trained again, so that a
-sweep goes on where it stopped, and takes more values or seeds later.
+All edges have the same factor, as in Fig. 1, 2, 3, 5 and 7 of the paper (there: brute force). Recorded trainings are
+not repeated, so an interrupted sweep can be resumed, and factors or seeds can be added later.
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
-
-from tinydet._internal.arguments import positive_int
+from tinydet._internal.arguments import floats, grid, positive_int
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset
 from tinydet.data.coco_file import load_document
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
 from tinydet.data.synthetic import embedded_dataset
-from tinydet.models.checkpoint import current_versions
-from tinydet.study.gradients import grid_of
-from tinydet.study.sweep_plots import SALPHA, summarise, summary_text, write_report
+from tinydet.study.sweep_plots import SALPHA, summarize, summary_text, write_report
 from tinydet.study.trials import Record, Trial, Trials, describe, find_record, read_records
 from tinydet.train.config import config_of
 from tinydet.train.config import parser as train_parser
@@ -37,8 +33,13 @@ DEFAULT_ALPHA, DEFAULT_SEEDS = "0:1.1:0.1", 3
 def main(argv: Sequence[str] | None = None) -> int:
     args, flags = _parser().parse_known_args(argv)
     _check(args, flags)
+    with needs_extra("train"):
+        import torch
+
+        from tinydet.models.checkpoint import current_versions
     with needs_extra("plots"):
-        import matplotlib  # noqa: F401 - said now, not after the work
+        import matplotlib  # noqa: F401 - fail now if it is missing, not after the trainings
+    jobs = args.jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
     trials = plan(args, flags)
     record = args.output / "runs.jsonl"
     if args.dry_run:
@@ -47,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{describe(trial.key)}{', recorded' if find_record(known, trial) else ''}")
         return 0
     args.output.mkdir(parents=True, exist_ok=True)
-    print(f"{len(trials)} trainings, {args.jobs} at a time; logs and models in {args.output / 'runs'}", flush=True)
+    print(f"{len(trials)} trainings, {jobs} at a time; logs and models in {args.output / 'runs'}", flush=True)
     runs = Trials(
         record,
         args.output / "runs",
         lambda: {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": current_versions()},
-        jobs=args.jobs,
+        jobs=jobs,
         minutes=args.budget,
         keep_models=True,
         report=lambda line: print(line, flush=True),
@@ -60,17 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         complete = runs.run(trials)
     except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here.", flush=True)
+        print("\nInterrupted. Run the same command again to resume.", flush=True)
         _write(trials, record, args.output)
         return 130
     _write(trials, record, args.output)
     if not complete:
-        print("time is up; the same command goes on from here")
+        print("Time limit reached. Run the same command again to resume.")
     return 0
 
 
 def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Trial]:
-    """The trainings: scale by scale and seed by seed, so that a sweep that is stopped has whole curves."""
+    """List the trainings by scale, then by seed, so that an interrupted sweep has complete curves."""
     trials = []
     for scale in args.scale:
         data = _data(args, scale)
@@ -83,22 +84,22 @@ def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Trial]:
 
 
 def _write(trials: Sequence[Trial], record: Path, output: Path) -> None:
-    """Tables and figures of what is recorded of this sweep."""
+    """Write tables and plots of the recorded trainings among `trials`, and print a summary."""
     known = read_records(record)
     found: list[Record] = [r for trial in trials if (r := find_record(known, trial)) is not None]
     if not found:
-        print("nothing is recorded yet")
+        print("No training is recorded yet.")
         return
-    summary = summarise(found)
+    summary = summarize(found)
     paths = write_report(summary, output)
     print(summary_text(summary))
     print("wrote " + ", ".join(map(str, paths)))
 
 
 def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
-    """The flags that name the data; other scales are copies, made once."""
+    """Return the options of `tinydet train` that select the data; for other scales, write a resized copy once."""
     if args.data is None:
-        # What a training without --data chooses; of a copy it would not know that the data is the embedded.
+        # The defaults of a training on the built-in dataset. It does not recognize a resized copy of that dataset.
         sources = {split: embedded_dataset(split) for split in ("train", "val")}
         preset: tuple[str, ...] = ("--preset", "small", "--weights-backbone", "none")
     else:
@@ -108,7 +109,7 @@ def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
     folders = []
     for split, source in sources.items():
         annotations, _ = find_dataset(source)
-        origin = hashlib.sha256(annotations.read_bytes()).hexdigest()[:8]  # of other annotations it is another copy
+        origin = hashlib.sha256(annotations.read_bytes()).hexdigest()[:8]  # changed annotations get a copy of their own
         copy = args.output / "data" / f"{split}-{scale:g}-{origin}"
         if not copy.exists() and not args.dry_run:
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -119,10 +120,10 @@ def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
 
 
 def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    """What can be known before hours of work.
+    """Check the options before hours of training.
 
     Raises:
-        ValueError: flags that a sweep sets itself, data without a set to score on, or what a training would refuse.
+        ValueError: options that a sweep sets itself, only one of --data and --val, or options that training rejects.
     """
     if (args.data is None) != (args.val is None):
         missing = "--val" if args.val is None else "--data"
@@ -142,7 +143,7 @@ def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
     )
     if clash := [name for name in own if name in given]:
         raise ValueError(
-            f"--{clash[0].replace('_', '-')} is not for a sweep, which sets alpha, seed and files itself; "
+            f"--{clash[0].replace('_', '-')} is not an option of sweep, which sets alpha, seed and files itself; "
             "name datasets with --data and --val"
         )
     data = [] if args.data is None else ["--data", str(args.data), "--val", str(args.val)]
@@ -152,51 +153,46 @@ def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    cores = os.cpu_count() or 1
-    jobs = 1 if torch.cuda.is_available() else min(2, cores)
     parser = argparse.ArgumentParser(
         prog="tinydet sweep",
-        usage="tinydet sweep [--alpha A:B:STEP] [--seeds N] [--scale S,S] [--data DIR --val DIR] [FLAGS OF TRAIN]",
-        description="Train with every fusion factor of a grid and with S-alpha, several seeds each, and draw AP by\n"
-        "alpha: Fig. 1 and 2 of the paper, with --scale Fig. 3 and 5, by class Fig. 7. Scores are of the last epoch:\n"
-        "the validation data chooses nothing. The same command goes on where it stopped.",
-        epilog="All other flags are those of `tinydet train`, as --preset, --categories, --epochs, --lr.\n"
-        "example: python -m tinydet.sweep --alpha 0:1.1:0.1 --seeds 3 --data my/train --val my/val --preset small",
+        usage="tinydet sweep [--alpha A:B:STEP] [--seeds N] [--scale S,S] [--data DIR --val DIR] [OPTIONS OF TRAIN]",
+        description="Train with each fusion factor of a grid and with S-alpha, several seeds each, and plot AP\n"
+        "against alpha (Fig. 1 and 2 of the paper; with --scale Fig. 3 and 5; by class Fig. 7). Scores are those of\n"
+        "the last epoch: no epoch is selected on the validation data. Run the same command again to resume.",
+        epilog="All other options are those of `tinydet train`, such as --preset, --categories, --epochs, --lr.\n"
+        "example: tinydet sweep --alpha 0:1.1:0.1 --seeds 3 --data my/train --val my/val --preset small",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --seed would pass for --seeds
+        allow_abbrev=False,  # otherwise --seed is taken for --seeds
     )
     add = parser.add_argument
-    add("--alpha", type=grid_of, default=grid_of(DEFAULT_ALPHA), metavar="A:B:STEP",
-        help=f"factors of all edges: a grid, or values with commas (default: {DEFAULT_ALPHA})")  # fmt: skip
+    add("--alpha", type=grid, default=grid(DEFAULT_ALPHA), metavar="A:B:STEP",
+        help=f"fusion factors, a grid LOW:HIGH:STEP or values such as 0,0.5 (default: {DEFAULT_ALPHA})")  # fmt: skip
     add(
         "--seeds",
         type=positive_int,
         default=DEFAULT_SEEDS,
         metavar="N",
-        help=f"trainings of each (default: {DEFAULT_SEEDS})",
+        help=f"number of seeds to train with each factor (default: {DEFAULT_SEEDS})",
     )
-    add("--first-seed", type=int, default=1, metavar="N", help="the others follow it (default: 1)")
-    add("--no-salpha", action="store_true", help="do not train S-alpha beside them")
+    add("--first-seed", type=int, default=1, metavar="N", help="first seed; the others count up from it (default: 1)")
+    add("--no-salpha", action="store_true", help="train only with the factors of the grid, without S-alpha")
     add("--scale", type=_scales, default=(1.0,), metavar="S,S",
-        help="resize factors of the data, as 1,0.5,0.25; copies are kept in the output (default: 1)")  # fmt: skip
-    add("--data", type=Path, metavar="DIR", help="COCO folder to train on (default: the embedded data)")
-    add("--val", type=Path, metavar="DIR", help="COCO folder to score on")
-    add("--jobs", type=positive_int, default=jobs, metavar="N",
-        help="trainings at a time, which share the cores (default: 1 on a GPU, else 2)")  # fmt: skip
-    add("--budget", type=float, metavar="MINUTES", help="start no training after so many minutes (default: no limit)")
+        help="resize factors of the images, such as 1,0.5,0.25; copies go to --output (default: 1)")  # fmt: skip
+    add("--data", type=Path, metavar="DIR", help="COCO folder to train on (default: built-in synthetic dataset)")
+    add("--val", type=Path, metavar="DIR", help="COCO folder to score on; required with --data")
+    add("--jobs", type=positive_int, metavar="N",
+        help="trainings at a time, sharing the CPU cores (default: 1 with a GPU, else 2)")  # fmt: skip
+    add("--budget", type=float, metavar="MINUTES", help="start no training after this many minutes (default: no limit)")
     add("--output", type=Path, default=Path("sweep"), metavar="DIR",
-        help="record, tables, figures and models (default: sweep)")  # fmt: skip
-    add("--dry-run", action="store_true", help="list the trainings and stop")
+        help="folder of records, tables, plots and models (default: sweep)")  # fmt: skip
+    add("--dry-run", action="store_true", help="list the trainings and exit")
     return parser
 
 
 def _scales(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        values = ()
-    if not values or not all(0 < value < float("inf") for value in values):
-        raise argparse.ArgumentTypeError(f"numbers above 0 with commas, such as 1,0.5,0.25; got {text!r}")
+    values = tuple(dict.fromkeys(floats(text)))
+    if min(values) <= 0:
+        raise argparse.ArgumentTypeError(f"expected numbers above 0, such as 1,0.5,0.25; got {text!r}")
     return values
 
 

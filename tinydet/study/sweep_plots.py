@@ -1,4 +1,4 @@
-"""The curves and tables of a sweep: AP by fusion factor, by scale of the data and by class."""
+"""Tables and plots of a sweep: AP against the fusion factor, by image scale and by class."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tinydet._internal.atomic import atomic_path, write_json, write_text
 from tinydet._internal.extras import needs_extra
 from tinydet.study.trials import Record, best, last
 
-SALPHA = "S"  # in place of a factor: those that were counted
-_COLOURS = ("#31688e", "#d93025", "#35b779", "#b5a70d", "#a142f4", "#5f6368")
+SALPHA = "S"  # replaces the factor in the key of a trial with S-alpha
+_COLORS = ("#31688e", "#d93025", "#35b779", "#b5a70d", "#a142f4", "#5f6368")
 
 
-def summarise(records: Sequence[Record]) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds, of the last epoch, for each scale and factor.
+def summarize(records: Sequence[Record]) -> dict[str, Any]:
+    """Compute the mean and standard deviation over the seeds of the scores after the last epoch.
 
     Returns:
-        Plain values: by scale, largest first, the points of its curve by rising factor, S-alpha last. A score is
-        None where no training has it: it diverged, or no object is of that size.
+        JSON values. Scales are in descending order; each has the points of its curve by increasing factor, with
+        S-alpha last. A mean is None if no training has the score, because all diverged or no object has that size.
     """
     scales = sorted({r["key"]["scale"] for r in records}, reverse=True)
     return {
@@ -30,7 +30,7 @@ def summarise(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def write_report(summary: dict[str, Any], folder: Path) -> list[Path]:
-    """Write sweep.json, sweep.md, sweep.png and, where there are several classes, sweep-classes.png."""
+    """Write sweep.json, sweep.md, sweep.png and, if the scores are by class, sweep-classes.png; return the paths."""
     paths = [folder / "sweep.json", folder / "sweep.md", folder / "sweep.png"]
     write_json(paths[0], summary)
     write_text(paths[1], table(summary) + "\n")
@@ -42,11 +42,11 @@ def write_report(summary: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Markdown, a section for each scale."""
-    lines = ["AP in percent after the last epoch, mean ± standard deviation over the seeds."]
+    """Format a summary as Markdown, with a section for each scale."""
+    lines = ["AP in percent after the last epoch: mean ± standard deviation over the seeds."]
     for scale, curve in summary["scales"].items():
         classes = sorted({name for point in curve["points"] for name in point["classes"]})
-        heads = ["alpha", "runs", "AP50-tiny", "AP50", "AP50 at the best epoch", *(f"AP50 {c}" for c in classes)]
+        heads = ["alpha", "runs", "AP50-tiny", "AP50", "AP50 at best epoch", *(f"AP50 {c}" for c in classes)]
         lines += ["", f"## Scale {scale}", "", f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)]
         for point in curve["points"]:
             runs = f"{point['runs']}" + (f", {point['diverged']} diverged" if point["diverged"] else "")
@@ -57,27 +57,27 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """The best fixed factor of each scale, and S-alpha beside it."""
+    """Format the best fixed factor and S-alpha of each scale, one line per scale."""
     lines = []
     for scale, curve in summary["scales"].items():
         known = [point for point in curve["points"] if point["AP50"]["mean"] is not None]
         if not known:
             continue
         fixed = [point for point in known if point["alpha"] != SALPHA]
-        said = [f"scale {scale}"] if len(summary["scales"]) > 1 else []
+        parts = [f"scale {scale}"] if len(summary["scales"]) > 1 else []
         if fixed:
             top = max(fixed, key=lambda point: point["AP50"]["mean"])
-            said.append(f"best fixed alpha {top['alpha']:g}: AP50 {spread(top['AP50'])}")
+            parts.append(f"best fixed alpha {top['alpha']:g}: AP50 {spread(top['AP50'])}")
         for point in known:
             if point["alpha"] == SALPHA:
                 factors = ", ".join(f"{a:.3g}" for a in point["factors"])
-                said.append(f"S-alpha ({factors}): AP50 {spread(point['AP50'])}")
-        lines.append("; ".join(said))
+                parts.append(f"S-alpha ({factors}): AP50 {spread(point['AP50'])}")
+        lines.append("; ".join(parts))
     return "\n".join(lines)
 
 
 def spread(value: dict[str, Any]) -> str:
-    """A score in percent, ± its standard deviation."""
+    """Format a score as mean ± standard deviation, in percent."""
     if value["mean"] is None:
         return "–"
     deviation = "" if value["deviation"] is None else f" ± {100 * value['deviation']:.1f}"
@@ -85,28 +85,30 @@ def spread(value: dict[str, Any]) -> str:
 
 
 def draw_curves(summary: dict[str, Any], path: Path) -> None:
-    """AP50-tiny and AP50 by alpha, a curve for each scale; S-alpha at its factors, from the least to the largest."""
+    """Plot AP50-tiny and AP50 against alpha, with a curve per scale; the error bar of S-alpha spans its factors."""
     metrics = [m for m in ("AP50-tiny", "AP50") if any(_known(curve, m) for curve in summary["scales"].values())]
     figure, axes = _figure(max(len(metrics), 1))
     for axis, metric in zip(axes, metrics, strict=False):
         for n, (scale, curve) in enumerate(summary["scales"].items()):
-            colour = _COLOURS[n % len(_COLOURS)]
-            label = f"scale {scale}" if len(summary["scales"]) > 1 else "one α for all edges"
-            _draw(axis, _known(curve, metric), lambda point, m=metric: point[m], colour, label)
-        axis.set(xlabel="α", ylabel=f"{metric}, last epoch")
+            color = _COLORS[n % len(_COLORS)]
+            single = len(summary["scales"]) == 1
+            labels = ("one α for all edges", "S-α") if single else (f"scale {scale}", f"S-α, scale {scale}")
+            _draw(axis, _known(curve, metric), lambda point, m=metric: point[m], color, labels)
+        axis.set(xlabel="fusion factor α", ylabel=f"{metric} after the last epoch, %")
         axis.grid(alpha=0.3)
     _save(figure, axes, path)
 
 
 def draw_classes(summary: dict[str, Any], path: Path) -> None:
-    """AP50 of each class by alpha, a panel for each scale."""
+    """Plot AP50 of each class against alpha, with a panel per scale."""
     figure, axes = _figure(len(summary["scales"]))
     for axis, (scale, curve) in zip(axes, summary["scales"].items(), strict=True):
         classes = sorted({name for point in curve["points"] for name in point["classes"]})
         for n, name in enumerate(classes):
             points = [p for p in curve["points"] if p["classes"].get(name, {}).get("mean") is not None]
-            _draw(axis, points, lambda point, c=name: point["classes"][c], _COLOURS[n % len(_COLOURS)], name)
-        axis.set(title=f"scale {scale}", xlabel="α", ylabel="AP50, last epoch")
+            color = _COLORS[n % len(_COLORS)]
+            _draw(axis, points, lambda point, c=name: point["classes"][c], color, (name, f"S-α, {name}"))
+        axis.set(title=f"scale {scale}", xlabel="fusion factor α", ylabel="AP50 after the last epoch, %")
         axis.grid(alpha=0.3)
     _save(figure, axes, path)
 
@@ -149,24 +151,29 @@ def _label(point: dict[str, Any]) -> str:
     return "S-alpha: " + ", ".join(f"{a:.3g}" for a in point["factors"])
 
 
-def _draw(axis: Any, points: Sequence[dict[str, Any]], score: Any, colour: str, label: str) -> None:
-    """One curve with error bars; S-alpha as a star over the range of its factors, and a dashed line at its height."""
+def _draw(axis: Any, points: Sequence[dict[str, Any]], score: Any, color: str, labels: tuple[str, str]) -> None:
+    """Draw one curve with error bars, and S-alpha as a star with a dashed line at its score.
+
+    Args:
+        score: takes a point and returns its mean and deviation.
+        labels: legend entries of the curve and of S-alpha.
+    """
     fixed = [point for point in points if point["alpha"] != SALPHA]
     axis.errorbar(
         [point["alpha"] for point in fixed],
         [100 * score(point)["mean"] for point in fixed],
         yerr=[100 * (score(point)["deviation"] or 0) for point in fixed],
-        fmt="o-", markersize=4, capsize=3, color=colour, label=label,
+        fmt="o-", markersize=4, capsize=3, color=color, label=labels[0],
     )  # fmt: skip
     for point in points:
         if point["alpha"] == SALPHA:
             height, factors = 100 * score(point)["mean"], point["factors"]
             middle = statistics.mean(factors)
-            axis.axhline(height, color=colour, linestyle="--", linewidth=0.8, alpha=0.6)
+            axis.axhline(height, color=color, linestyle="--", linewidth=0.8, alpha=0.6)
             axis.errorbar(
                 middle, height, xerr=[[middle - min(factors)], [max(factors) - middle]],
                 yerr=100 * (score(point)["deviation"] or 0),
-                fmt="*", markersize=11, capsize=3, color=colour, markeredgecolor="black", label=f"S-α ({label})",
+                fmt="*", markersize=11, capsize=3, color=color, markeredgecolor="black", label=labels[1],
             )  # fmt: skip
 
 
@@ -178,7 +185,7 @@ def _figure(columns: int) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, axes: Any, path: Path) -> None:
-    """With one legend of all panels, beneath them: a curve, and under it its S-alpha."""
+    """Save a figure with one legend for all panels below them; each of its columns has a curve and its S-alpha."""
     shown = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if shown:
         columns = -(-len(shown) // 2)

@@ -1,8 +1,8 @@
-"""Trainings that are compared: run side by side, each recorded when it ends, none run twice.
+"""Run the trainings of an experiment, several at a time, and record each of them once.
 
-The record is a file of JSON lines, one for each trial. A trial is known by its key and flags: change what a trial is,
-and it is another one. Whatever is killed loses at most the steps since a training's last state: a trial goes on from
-it, and a training that outlived the process that started it is waited for and recorded.
+The records are a file of JSON lines, one per trial. Key and flags identify a trial, so a trial with other flags is a
+different one. If a process is killed, only the steps since the last saved state are lost: the next run resumes from
+that state. A training that outlives the process that started it is waited for and recorded, not repeated.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinydet.train.trainer import resume_path
-
 Record = dict[str, Any]
 
 
@@ -35,171 +33,185 @@ class Trial:
     """One training.
 
     Attributes:
-        key: what is varied and its value, in words and numbers.
-        flags: of `tinydet train`, without --output, --json, --threads and --resume.
-        places: more flags, those that name files: they are not recorded, for they differ between machines.
+        key: the varied settings and their values, such as {"alpha": 0.5, "seed": 1}.
+        flags: options of `tinydet train`, without --output, --json, --threads and --resume.
+        file_flags: further options, those that name files. They are not recorded because they differ between machines.
     """
 
     key: Mapping[str, str | float]
     flags: tuple[str, ...]
-    places: tuple[str, ...] = ()
+    file_flags: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Stem of the trial's files; unique, because it contains a hash of key and flags."""
         words = "-".join(re.sub(r"[^\w.]+", "_", f"{name}{value}") for name, value in self.key.items())
-        whole = json.dumps([dict(self.key), self.flags, self.places])
-        return f"{words}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+        identity = json.dumps([dict(self.key), self.flags, self.file_flags])
+        return f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
-    def is_in(self, record: Record) -> bool:
+    def matches(self, record: Record) -> bool:
+        """Return whether a record is the result of this trial."""
         return bool(record["key"] == dict(self.key) and record["flags"] == list(self.flags))
 
 
 @dataclass
 class Trials:
-    """Runs trials and keeps their records.
+    """Runs trials and records their results.
 
     Args:
-        record: the file of JSON lines; it is made, or extended.
-        work: folder of models, states and logs.
-        stamp: what else a record says, such as date and versions.
-        jobs: trainings at a time, which share the cores.
-        minutes: no training is started after so many; None: all are.
-        keep_models: else a trained model is deleted once its scores are recorded.
-        report: takes a line for each trial that ended.
-        program: what trains, given the flags.
+        records: file of JSON lines, created or extended.
+        folder: folder of models, saved states and logs, created if it does not exist.
+        stamp: returns further fields of a record, such as date and versions.
+        jobs: number of trainings at a time. They share the CPU cores.
+        minutes: start no training after this time; None: no limit.
+        keep_models: keep the trained models. By default a model is deleted once its scores are recorded.
+        report: receives a line for each trial that ends.
+        program: the training program, to which the flags are appended.
     """
 
-    record: Path
-    work: Path
+    records: Path
+    folder: Path
     stamp: Callable[[], Record] = dict
     jobs: int = 1
     minutes: float | None = None
     keep_models: bool = False
     report: Callable[[str], None] = lambda line: None
     program: tuple[str, ...] = (sys.executable, "-u", "-m", "tinydet.train")
-    _begun: float = field(default_factory=time.monotonic, init=False)
+    _created: float = field(default_factory=time.monotonic, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
-    _alive: set[subprocess.Popen[bytes]] = field(default_factory=set, init=False)
+    _running: set[subprocess.Popen[bytes]] = field(default_factory=set, init=False)
 
     def run(self, trials: Sequence[Trial]) -> bool:
-        """Run those that are not recorded yet, in order; whether all are recorded now.
+        """Run the trials that are not recorded yet, in order. Return whether all of them are recorded now.
 
         Raises:
-            ValueError: a training failed for another reason than a loss that is not finite; names its log.
+            ValueError: a training failed for a reason other than a loss that is not finite. The message names its log.
         """
-        self.work.mkdir(parents=True, exist_ok=True)
-        known = read_records(self.record)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        known = read_records(self.records)
         missing = [trial for trial in trials if find_record(known, trial) is None]
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
-            running = [pool.submit(self._run, trial) for trial in missing]
-            begun, done = time.monotonic(), 0
+            futures = [pool.submit(self._run, trial) for trial in missing]
+            started, done = time.monotonic(), 0
             try:
-                for future in concurrent.futures.as_completed(running):
-                    if news := future.result():
+                for future in concurrent.futures.as_completed(futures):
+                    if line := future.result():
                         done += 1
-                        left = (time.monotonic() - begun) / done * (len(missing) - done) / 60
-                        self.report(f"[{done}/{len(missing)}] {news}; {left:.0f} min for the others")
-            finally:  # a fault: what runs may end, what waits is not begun
+                        left = (time.monotonic() - started) / done * (len(missing) - done) / 60
+                        self.report(f"[{done}/{len(missing)}] {line}; about {left:.0f} min left")
+            finally:  # after an error, running trainings may finish, but no other is started
                 self._stop.set()
                 if sys.exc_info()[0] is KeyboardInterrupt:
-                    for process in tuple(self._alive):  # they save their states
+                    for process in tuple(self._running):  # an interrupted training saves its state
                         process.send_signal(signal.SIGINT)
         self._stop.clear()
         return done == len(missing)
 
     def _run(self, trial: Trial) -> str:
-        """Run and record one trial and say how it went; empty where time is up."""
-        if self._stop.is_set() or (self.minutes is not None and time.monotonic() - self._begun > 60 * self.minutes):
+        """Run and record one trial and describe its outcome in a line, which is empty if the time is up."""
+        if self._stop.is_set() or (self.minutes is not None and time.monotonic() - self._created > 60 * self.minutes):
             return ""
-        model, ended = self.work / f"{trial.name}.pth", self.work / f"{trial.name}.json"
-        with _held(self.work / f"{trial.name}.log") as log:
-            found = find_record(read_records(self.record), trial)
-            if found is not None:
+        from tinydet.train.trainer import resume_path  # imports torch, which `tinydet sweep --help` does without
+
+        model, result = self.folder / f"{trial.name}.pth", self.folder / f"{trial.name}.json"
+        state = resume_path(model)
+        with _locked(self.folder / f"{trial.name}.log") as log:
+            if find_record(read_records(self.records), trial) is not None:
                 return f"{describe(trial.key)}: recorded meanwhile by another process"
-            if not ended.exists():
-                self._train(trial, model, ended, log)
-            found = json.loads(ended.read_text(encoding="utf-8"))
-            append_record(self.record, {"key": dict(trial.key), "flags": list(trial.flags), **found, **self.stamp()})
-            ended.unlink()
-            resume_path(model).unlink(missing_ok=True)  # of a training that diverged
+            if not result.exists():
+                self._train(trial, model, result, state.exists(), log)
+            found = json.loads(result.read_text(encoding="utf-8"))
+            append_record(self.records, {"key": dict(trial.key), "flags": list(trial.flags), **found, **self.stamp()})
+            result.unlink()
+            state.unlink(missing_ok=True)  # a training that diverged leaves its state
             if not self.keep_models:
                 model.unlink(missing_ok=True)
         return f"{describe(trial.key)}: {outcome(found)} ({found['seconds'] / 60:.1f} min)"
 
-    def _train(self, trial: Trial, model: Path, ended: Path, log: int) -> None:
+    def _train(self, trial: Trial, model: Path, result: Path, resume: bool, log: int) -> None:
         threads = max(1, _cores() // self.jobs)
         command = [
-            *(*self.program, *trial.flags, *trial.places, "--no-tensorboard"),
-            *("--threads", str(threads), "--output", str(model), "--json", str(ended)),
-            *(["--resume"] if resume_path(model).exists() else []),
+            *(*self.program, *trial.flags, *trial.file_flags, "--no-tensorboard"),
+            *("--threads", str(threads), "--output", str(model), "--json", str(result)),
+            *(["--resume"] if resume else []),
         ]
         os.write(log, f"$ {shlex.join(command)}\n".encode())
-        # A session of its own: Ctrl-C reaches it once, through us. The lock of the log lives as long as it does.
+        # With a session of its own, the training receives Ctrl-C only once, from `run`. It inherits the log, so the
+        # lock on the log is held until the training ends, even if this process is killed.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        self._alive.add(process)
+        self._running.add(process)
         try:
             code = process.wait()
         finally:
-            self._alive.discard(process)
-        if not ended.exists():
-            path = self.work / f"{trial.name}.log"
-            said = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise ValueError(f"the training of {describe(trial.key)} ended with code {code}: {said[-1]} (all: {path})")
+            self._running.discard(process)
+        if not result.exists():
+            path = self.folder / f"{trial.name}.log"
+            lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise ValueError(
+                f"the training with {describe(trial.key)} failed with exit code {code}: {lines[-1]} (log: {path})"
+            )
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a file, none where there is no file.
+    """Read a file of records; a missing file has none. A last line that a crash cut off is skipped.
 
     Raises:
-        ValueError: a line is not a record, naming it. A last line that a crash cut off is left out.
+        ValueError: a line is not a record; names the line.
     """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     records = []
-    for number, line in enumerate(lines[:-1], 1):  # behind the last newline there is nothing, or half a record
+    for number, line in enumerate(lines[:-1], 1):  # the last newline is followed by nothing or by half a record
         try:
             record = json.loads(line)
             record["key"], record["flags"], record["history"], record["diverged"]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"{path}, line {number}: not the record of a trial ({error}); remove the line, its trial is run again"
+                f"{path}, line {number}: not the record of a trial ({error}); remove the line to run its trial again"
             ) from error
         records.append(record)
     return records
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add a line, on disk when this returns; processes may do so at the same time."""
+    """Append a record and flush it to disk, overwriting a last line that a crash cut off.
+
+    Several processes may append at the same time.
+
+    Raises:
+        ValueError: a value of the record is NaN or infinite.
+    """
     line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        whole = file.seek(0, os.SEEK_END)
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        torn = len(file.read().rpartition(b"\n")[2])
-        file.truncate(whole - torn)
+        incomplete = len(file.read().rpartition(b"\n")[2])
+        file.truncate(size - incomplete)
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
 def find_record(records: Sequence[Record], trial: Trial) -> Record | None:
-    return next((record for record in records if trial.is_in(record)), None)
+    """Return the record of a trial; None if it has none."""
+    return next((record for record in records if trial.matches(record)), None)
 
 
 def last(record: Record, metric: str) -> float | None:
-    """A score after the last epoch; None where the training diverged or there was nothing to find."""
-    return None if record["diverged"] else _known(record["history"][-1][metric])
+    """Return a score after the last epoch; None if the training diverged or no object has the size of the metric."""
+    return None if record["diverged"] else _defined(record["history"][-1][metric])
 
 
 def best(record: Record, metric: str) -> float | None:
-    """The same at the epoch with the best AP50, which the validation data chose."""
-    return None if record["diverged"] else _known(max(record["history"], key=lambda e: e["AP50"])[metric])
+    """Return a score at the epoch with the best AP50 on the validation data; None as for `last`."""
+    return None if record["diverged"] else _defined(max(record["history"], key=lambda e: e["AP50"])[metric])
 
 
 def describe(key: Mapping[str, Any]) -> str:
-    """
+    """Format the key of a trial.
+
     >>> describe({"alpha": 0.5, "seed": 1})
     'alpha 0.5, seed 1'
     """
@@ -207,15 +219,16 @@ def describe(key: Mapping[str, Any]) -> str:
 
 
 def outcome(record: Record) -> str:
-    """How a trial went, in words."""
+    """Format the scores of a training after its last epoch, in percent, or the word "diverged"."""
     if record["diverged"]:
         return "diverged"
     shown = {metric: last(record, metric) for metric in ("AP50", "AP50-tiny")}
     return ", ".join(f"{metric} {100 * value:.1f}" for metric, value in shown.items() if value is not None)
 
 
-def _known(value: float) -> float | None:
-    return value if value >= 0 else None
+def _defined(score: float) -> float | None:
+    """Replace the score -1, which means that there are no objects, by None."""
+    return score if score >= 0 else None
 
 
 def _cores() -> int:
@@ -223,8 +236,8 @@ def _cores() -> int:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[int]:
-    """A log to append to, that no other process holds; waits for one that does."""
+def _locked(path: Path) -> Iterator[int]:
+    """Open a log for appending and lock it, after waiting for another process that holds the lock."""
     log = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
     try:
         fcntl.flock(log, fcntl.LOCK_EX)

@@ -1,1 +1,1 @@
-"""`python -m tinydet.sweep` runs `tinydet.study.sweep`."""
+"""Makes `python -m tinydet.sweep` work; the command is in `tinydet.study.sweep`."""

@@ -1,4 +1,4 @@
-"""`python -m tinydet.sweep` runs `tinydet.study.sweep`."""
+"""Entry point of `python -m tinydet.sweep`, the same as `tinydet sweep`."""
 
 import sys
 

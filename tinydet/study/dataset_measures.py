@@ -1,6 +1,6 @@
-"""What the objects of a data set look like: sizes, shapes, density, crowding, levels. Ignore regions do not count.
+"""Measures of the objects of a dataset: sizes, shapes, density, crowding and pyramid levels.
 
-Size is sqrt(width * height) in pixels, as in the papers on tiny objects.
+Ignore regions are left out. The size of an object is sqrt(width * height) in pixels, as in the papers on tiny objects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tinydet.geometry.overlaps import candidate_pairs
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import FusionStatistics
 
-# The paper's size ranges, pixels, from (inclusive) and to; sizes under 2 pixels are in none of them.
+# Size ranges in pixels, lower bound inclusive. The paper defines those from 2 to 32.
 RANGES = {
     "under 2": (0.0, 2.0),
     "tiny1": (2.0, 8.0),
@@ -28,24 +28,24 @@ RANGES = {
     "larger": (32.0, np.inf),
 }
 QUANTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
-CROWDED = 0.5  # overlap with a neighbour above which suppression or merging may take two objects for one
+CROWDED = 0.5  # overlap above which NMS or merging may take two objects for one
 
 
 @dataclass(frozen=True, eq=False)
-class Survey:
-    """The objects of a data set, as arrays and counts.
+class DatasetMeasures:
+    """Measures of the N objects and I images of a dataset.
 
     Attributes:
-        dataset: what was looked at.
+        dataset: the measured dataset.
         boxes: (N, 4) xyxy of the objects, pixels of their images.
         image_index: (N,) index into `dataset.images`, ascending.
         sizes: (N,) pixels.
         ratios: (N,) height / width.
-        per_image: (I,) objects of each image.
-        megapixels: (I,) of each image.
-        hidden_by_ios: share of objects of which a neighbour of their class covers more than `CROWDED` of the smaller.
-        hidden_by_iou: share of objects whose IoU with such a neighbour is above `CROWDED`.
-        fusion: counts by level and fusion factors, on whole images.
+        per_image: (I,) number of objects of each image.
+        megapixels: (I,) size of each image.
+        crowded_by_ios: share of objects with a neighbor of their class at an IOS above `CROWDED`; see `crowding`.
+        crowded_by_iou: share of objects with a neighbor of their class at an IoU above `CROWDED`.
+        fusion: object counts by level and fusion factors, on whole images.
     """
 
     dataset: Dataset
@@ -55,33 +55,34 @@ class Survey:
     ratios: NDArray[np.float64]
     per_image: NDArray[np.int64]
     megapixels: NDArray[np.float64]
-    hidden_by_ios: float
-    hidden_by_iou: float
+    crowded_by_ios: float
+    crowded_by_iou: float
     fusion: FusionStatistics
 
     @property
     def image_sizes(self) -> NDArray[np.int64]:
-        """(I, 2) width and height."""
+        """(I, 2) width and height of each image in pixels."""
         return np.array([(image.width, image.height) for image in self.dataset.images], np.int64)
 
     def by_range(self) -> dict[str, int]:
-        """Objects in each of `RANGES`."""
+        """Count the objects in each of `RANGES`."""
         return {name: int(((self.sizes >= low) & (self.sizes < high)).sum()) for name, (low, high) in RANGES.items()}
 
     def by_class(self) -> dict[str, int]:
+        """Count the objects of each class."""
         labels = self.dataset.labels[self.dataset.objects]
         counts = np.bincount(labels, minlength=len(self.dataset.classes))
         return dict(zip(self.dataset.classes, counts.tolist(), strict=True))
 
     def densest(self) -> tuple[str, int] | None:
-        """File and objects of the image with most of them; None without objects."""
+        """Return file name and object count of the image with the most objects; None if there are no objects."""
         if not len(self.sizes):
             return None
         n = int(self.per_image.argmax())
         return self.dataset.images[n].file_name, int(self.per_image[n])
 
     def to_json(self) -> dict[str, Any]:
-        """For a JSON file; what does not exist without objects is None."""
+        """Return the measures as JSON values; those that need an object are None without one."""
         width, height = self.image_sizes.T
         counts, edges = self.size_histogram()
         densest = self.densest()
@@ -103,27 +104,30 @@ class Survey:
             "objects_per_image": quantiles(self.per_image),
             "objects_per_megapixel": quantiles(self.per_image / self.megapixels),
             "densest_image": None if densest is None else {"file_name": densest[0], "objects": densest[1]},
-            "share_with_ios_above_half": self.hidden_by_ios,
-            "share_with_iou_above_half": self.hidden_by_iou,
+            "share_with_ios_above_half": self.crowded_by_ios,
+            "share_with_iou_above_half": self.crowded_by_iou,
             "salpha": self.fusion.to_json(),
         }
 
     def size_histogram(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Counts and edges in pixels, six bins to a doubling."""
+        """Return counts and bin edges in pixels, with six bins per doubling."""
         if not len(self.sizes):
             return np.zeros(0, np.int64), np.zeros(0)
         low, high = np.floor(np.log2(self.sizes.min()) * 6), np.floor(np.log2(self.sizes.max()) * 6) + 1
         edges = 2 ** (np.arange(low, high + 1) / 6)
-        edges[0], edges[-1] = min(edges[0], self.sizes.min()), max(edges[-1], self.sizes.max())  # rounding
+        edges[0], edges[-1] = (
+            min(edges[0], self.sizes.min()),
+            max(edges[-1], self.sizes.max()),
+        )  # include sizes that rounding put outside
         return np.histogram(self.sizes, edges)[0].astype(np.int64), edges
 
 
-def survey(dataset: Dataset, design: AnchorDesign) -> Survey:
-    """Look at the objects of a data set; levels are those of the anchors of `design`."""
+def measure_dataset(dataset: Dataset, design: AnchorDesign) -> DatasetMeasures:
+    """Measure the objects of a dataset; their levels are those of their best anchors in `design`."""
     boxes, index = dataset.boxes[dataset.objects], dataset.image_index[dataset.objects]
     sides = boxes[:, 2:] - boxes[:, :2]
     ios, iou = crowding(boxes, index * max(len(dataset.classes), 1) + dataset.labels[dataset.objects])
-    return Survey(
+    return DatasetMeasures(
         dataset=dataset,
         boxes=boxes,
         image_index=index,
@@ -131,35 +135,39 @@ def survey(dataset: Dataset, design: AnchorDesign) -> Survey:
         ratios=sides[:, 1] / sides[:, 0],
         per_image=np.bincount(index, minlength=len(dataset.images)).astype(np.int64),
         megapixels=np.array([image.width * image.height / 1e6 for image in dataset.images]),
-        hidden_by_ios=ios,
-        hidden_by_iou=iou,
+        crowded_by_ios=ios,
+        crowded_by_iou=iou,
         fusion=statistics_of(dataset, design),
     )
 
 
 def crowding(boxes: NDArray[np.float64], group: NDArray[np.int64]) -> tuple[float, float]:
-    """Shares of boxes (N, 4) xyxy that have a neighbour of their group at IOS, and at IoU, above `CROWDED`.
+    """Return the shares of boxes with a neighbor of their group at an IOS, and at an IoU, above `CROWDED`.
 
-    IOS is the intersection over the smaller area: what merging by IOS, the default of common slicing tools, looks at.
+    IOS is the intersection over the smaller area, by which common slicing tools merge boxes by default.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        group: (N,) boxes of different groups are not compared.
     """
     order = np.argsort(group, kind="stable")
     boxes, group = boxes[order], group[order]
     areas = area(boxes)
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    close = np.zeros((2, len(boxes)), bool)
-    for one, other in candidate_pairs(xywh, group, xywh, group):
-        apart = one < other
-        one, other = one[apart], other[apart]
-        shared = area(intersection(boxes[one], boxes[other]))
-        smaller, union = np.minimum(areas[one], areas[other]), areas[one] + areas[other] - shared
-        for marks, near in zip(close, (shared > CROWDED * smaller, shared > CROWDED * union), strict=True):
-            marks[one[near]] = marks[other[near]] = True
-    ios, iou = close.mean(axis=1).tolist() if len(boxes) else (0.0, 0.0)
+    crowded = np.zeros((2, len(boxes)), bool)  # by IOS, by IoU
+    for first, second in candidate_pairs(xywh, group, xywh, group):
+        once = first < second
+        first, second = first[once], second[once]
+        shared = area(intersection(boxes[first], boxes[second]))
+        smaller, union = np.minimum(areas[first], areas[second]), areas[first] + areas[second] - shared
+        for marks, close in zip(crowded, (shared > CROWDED * smaller, shared > CROWDED * union), strict=True):
+            marks[first[close]] = marks[second[close]] = True
+    ios, iou = crowded.mean(axis=1).tolist() if len(boxes) else (0.0, 0.0)
     return ios, iou
 
 
 def quantiles(values: NDArray[Any]) -> dict[str, float] | None:
-    """{"p0": the least, "p50": the median, ..., "mean": ...}; None without values."""
+    """Return the percentiles `QUANTILES` as "p0" (minimum) to "p100" (maximum), and "mean"; None without values."""
     if not len(values):
         return None
     found = np.percentile(values, QUANTILES).tolist()
