@@ -177,7 +177,7 @@ def arguments() -> argparse.Namespace:
     add("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, help="default: all")
     add("--busy", type=int, default=2, metavar="N", help="other processes, each busy on one core (default: 2)")
     add("--rounds", type=int, default=5, metavar="N", help="turns of each process alone and beside (default: 5)")
-    add("--seconds", type=float, default=3, help="length of a turn, which is at least one batch (default: 3)")
+    add("--seconds", type=float, default=2.5, help="length of a turn, which is at least one batch (default: 2.5)")
     add("--quick", action="store_true", help="two rounds of half a second, and no result file")
     default = ROOT / "benchmarks" / "results" / "busy_machine.json"
     add("--output", type=Path, default=default, help="default: benchmarks/results/busy_machine.json")
