@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from tinydet.export.verify import middle_tile
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
-from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.faster_rcnn import FasterRCNN
 from tinydet.models.registry import detector_info
 from tinydet.spec import ModelSpec

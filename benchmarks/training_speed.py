@@ -154,8 +154,8 @@ def ours(
     import torch
 
     from tinydet.data.samples import epoch_batches, stream
+    from tinydet.models.build import DetectorConfig, build_detector
     from tinydet.models.checkpoint import Checkpoint
-    from tinydet.models.detector import DetectorConfig, build_detector
     from tinydet.models.losses import total
     from tinydet.train.schedule import Schedule
     from tinydet.train.trainer import Trainer

@@ -13,6 +13,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # import tinydet from this checkout
-    from tinydet.export.__main__ import main
+    from tinydet.__main__ import main
 
-    sys.exit(main(["engine", *sys.argv[1:]]))
+    sys.exit(main(["export", "engine", *sys.argv[1:]]))

@@ -149,8 +149,8 @@ def test_detections_on_sub_images_are_merged_first(files: list[str], shared: Pat
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write model.pth with an untrained detector whose head has weights large enough for detections."""
     torch = pytest.importorskip("torch", reason="a .pth needs torch (tinydet[train])")
+    from tinydet.models.build import DetectorConfig, build_detector
     from tinydet.models.checkpoint import Checkpoint, save_checkpoint
-    from tinydet.models.detector import DetectorConfig, build_detector
 
     torch.manual_seed(0)
     config = DetectorConfig("mobilenet_v2", channels=16, norm="batch", classes=2, options={"head_convs": 1})

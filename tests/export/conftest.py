@@ -93,8 +93,8 @@ def brightness_onnx(brightness_model: Any, tmp_path: Path) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained detector that gives as many detections as a trained one."""
     torch = pytest.importorskip("torch")
+    from tinydet.models.build import DetectorConfig, build_detector
     from tinydet.models.checkpoint import Checkpoint, save_checkpoint
-    from tinydet.models.detector import DetectorConfig, build_detector
 
     torch.manual_seed(3)
     config = DetectorConfig("mobilenet_v2", channels=64, norm="batch", classes=2, options={"head_convs": 1})
@@ -136,13 +136,13 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path, scene: Path) -> Exported:
-    from tinydet.export.__main__ import main
+    from tinydet.__main__ import main
 
     out, err = io.StringIO(), io.StringIO()
     arguments = ["--target", "rtx", "--batch", "1,2,4", "--max-detections", "300", "--images", str(scene)]
     arguments += ["--precision", "fp32"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["engine", str(checkpoint), *arguments])
+        code = main(["export", "engine", str(checkpoint), *arguments])
     return Exported(code, checkpoint.parent, out.getvalue(), err.getvalue())
 
 

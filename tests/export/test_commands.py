@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
+from tinydet.__main__ import main
 from tinydet.export import engine_command
-from tinydet.export.__main__ import main
 from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.runtime.backends.tensorrt import plan_flavour
 from tinydet.spec import ModelSpec
@@ -101,10 +101,10 @@ def test_a_model_can_be_verified_again_with_another_backend(
     copy = tmp_path / "copy.onnx"
     shutil.copy(exported.folder / "model.onnx", copy)
     onnx = ["--reference", str(exported.folder / "model.onnx"), "--images", str(scene)]
-    assert main(["verify", str(copy), "--backend", "openvino", *onnx]) == 0
+    assert main(["export", "verify", str(copy), "--backend", "openvino", *onnx]) == 0
     assert "# Passed: OpenVINO" in capsys.readouterr().out
     assert (tmp_path / "copy.verify.md").is_file()
-    assert main(["verify", str(copy)]) == 2
+    assert main(["export", "verify", str(copy)]) == 2
     assert "name it with --reference FILE" in capsys.readouterr().err
 
 
@@ -119,7 +119,7 @@ def test_bfloat16_is_verified_with_its_tolerance_and_boxes_are_decoded_in_float3
     copy, source = tmp_path / "copy.onnx", exported.folder / "model.onnx"
     shutil.copy(source, copy)
     arguments = ["--reference", str(source), "--images", str(scene), "--backend", "openvino-bf16"]
-    assert main(["verify", str(copy), *arguments]) == 0, capsys.readouterr()
+    assert main(["export", "verify", str(copy), *arguments]) == 0, capsys.readouterr()
     found = json.loads((tmp_path / "copy.verify.json").read_text())["parity"]["real tiles, batch 1"]
     assert found["detections"] > 50 and found["unmatched"] == 0 and 0 < found["score_difference"] < 0.03
     boxes = open_model(copy, "openvino-bf16").run(np.full((1, 128, 128, 3), 90, np.uint8)).boxes
@@ -167,7 +167,17 @@ class FindsNothing:
 def test_an_engine_that_fails_verification_does_not_replace_an_existing_one(
     rtx: Any, brightness_onnx: Path, bright: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["engine", str(brightness_onnx), "--target", "rtx", "--precision", "fp32", "--images", str(bright)]
+    command = [
+        "export",
+        "engine",
+        str(brightness_onnx),
+        "--target",
+        "rtx",
+        "--precision",
+        "fp32",
+        "--images",
+        str(bright),
+    ]
     monkeypatch.setattr(engine_command, "open_engine", lambda plan, spec: open_model(brightness_onnx, "onnx-cpu"))
     assert main([*command, "--batch", "1,2,4"]) == 0
     assert re.search(r"verified      \d+ detections compared, 0 unmatched;", capsys.readouterr().out)
@@ -191,7 +201,17 @@ def test_the_report_of_an_older_engine_is_removed_when_a_new_one_is_not_verified
     report = brightness_onnx.with_name("model.engine.verify.md")
     report.write_text("# Passed: an older engine")
     monkeypatch.setattr(engine_command, "open_engine", absent)
-    command = ["engine", str(brightness_onnx), "--target", "rtx", "--precision", "fp32", "--images", str(bright)]
+    command = [
+        "export",
+        "engine",
+        str(brightness_onnx),
+        "--target",
+        "rtx",
+        "--precision",
+        "fp32",
+        "--images",
+        str(bright),
+    ]
     assert main(command) == 0
     assert not report.exists()
 
@@ -203,13 +223,13 @@ def test_verifying_again_keeps_the_fields_that_only_the_conversion_knew(
         shutil.copy(exported.folder / f"model{suffix}", tmp_path / f"copy{suffix}")
     report = tmp_path / "copy.verify.json"
     report.write_text(json.dumps({"kept_in_fp32": ["a.weight"], "shares": {"a": 0.5}, "passed": False}))
-    assert main(["verify", str(tmp_path / "copy.onnx"), "--images", str(scene)]) == 0
+    assert main(["export", "verify", str(tmp_path / "copy.onnx"), "--images", str(scene)]) == 0
     fields = json.loads(report.read_text(encoding="utf-8"))
     assert fields["kept_in_fp32"] == ["a.weight"] and fields["shares"] == {"a": 0.5} and fields["passed"] is True
 
 
 def test_a_dry_run_builds_nothing(rtx: Any, brightness_onnx: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["engine", str(brightness_onnx), "--dry-run", "--target", "rtx"]) == 0
+    assert main(["export", "engine", str(brightness_onnx), "--dry-run", "--target", "rtx"]) == 0
     assert "accepts it" in capsys.readouterr().out
     assert [path.name for path in brightness_onnx.parent.iterdir()] == ["model.onnx"]
 
@@ -217,9 +237,9 @@ def test_a_dry_run_builds_nothing(rtx: Any, brightness_onnx: Path, capsys: pytes
 def test_verbose_prints_the_log_of_the_builder(
     rtx: Any, brightness_onnx: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["engine", str(brightness_onnx), "--dry-run", "--target", "rtx"]) == 0
+    assert main(["export", "engine", str(brightness_onnx), "--dry-run", "--target", "rtx"]) == 0
     assert capsys.readouterr().err == ""
-    assert main(["engine", str(brightness_onnx), "--dry-run", "--target", "rtx", "--verbose"]) == 0
+    assert main(["export", "engine", str(brightness_onnx), "--dry-run", "--target", "rtx", "--verbose"]) == 0
     assert "Adding network input: images" in capsys.readouterr().err
 
 
@@ -236,7 +256,7 @@ def test_options_reach_the_builder(tensorrt: Any, brightness_onnx: Path, tmp_pat
         "--precision",
         "fp32",
     ]
-    assert main(["engine", str(brightness_onnx), *options]) == 0
+    assert main(["export", "engine", str(brightness_onnx), *options]) == 0
     calls = dict(tensorrt.calls)
     assert calls["IBuilderConfig.set_memory_pool_limit"][1] == 512 << 20
     assert [shape[0] for shape in calls["IOptimizationProfile.set_shape"][1:]] == [1, 3, 5]
@@ -250,7 +270,7 @@ def test_without_tensorrt_the_onnx_file_stays_and_the_message_names_the_extras(
 ) -> None:
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert main(["engine", str(brightness_onnx), "--precision", "fp32"]) == 2
+    assert main(["export", "engine", str(brightness_onnx), "--precision", "fp32"]) == 2
     remains, error = capsys.readouterr().err.splitlines()
     assert remains == f"{brightness_onnx} is complete and runs with ONNX Runtime: python deploy/infer.py " + (
         f"--model {brightness_onnx} --image scene.jpg --tile 64"
@@ -285,7 +305,7 @@ def test_an_invalid_checkpoint_is_a_one_line_error(
         case "truncated":
             path.write_bytes(checkpoint.read_bytes()[:10_000])
     for command in ("onnx", "engine"):
-        assert main([command, str(path)]) == 2
+        assert main(["export", command, str(path)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("tinydet export: error: ") and "bad.pth" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ([] if kind == "missing" else ["bad.pth"])
@@ -295,13 +315,13 @@ def test_an_invalid_checkpoint_is_a_one_line_error(
 def test_the_shape_of_an_onnx_file_cannot_be_changed(
     options: list[str], brightness_onnx: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["engine", str(brightness_onnx), *options]) == 2
+    assert main(["export", "engine", str(brightness_onnx), *options]) == 2
     assert "fixed in an ONNX file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sizes", ["8", "1,2", "8,1,16", "0,1,2", "a,b,c", "1,2,3,4"])
 def test_batch_sizes_are_three_numbers_in_ascending_order(sizes: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
-        main(["engine", "model.onnx", "--batch", sizes])
+        main(["export", "engine", "model.onnx", "--batch", sizes])
     assert exited.value.code == 2
     assert "expected three numbers in ascending order such as 1,8,16" in capsys.readouterr().err

@@ -10,13 +10,13 @@ import torch
 from designs import DESIGNS
 from torch import nn
 
+from tinydet.__main__ import main
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
-from tinydet.export.__main__ import main
 from tinydet.export.freeze import attention_factors
 from tinydet.models.batch import collate
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.folding import FoldedFPN, fold_alpha
 from tinydet.models.fpn import FPN
 
@@ -62,7 +62,7 @@ def test_other_detectors_can_be_frozen_and_the_output_names_their_edges(
     config = DetectorConfig("mobilenet_v2", 16, "batch", 1, detector, "attention")
     weights = build_detector(config).state_dict()
     save_checkpoint(Checkpoint(config, weights, ("square",), (3,), tile=96), tmp_path / "model.pth")
-    assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0
+    assert main(["export", "freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0
     edges = DESIGNS[detector].edges
     assert f"({', '.join(edges)})" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "model.frozen.pth").alpha == (1.0,) * len(edges)
@@ -72,7 +72,7 @@ def test_a_frozen_checkpoint_has_the_mean_factors_folds_and_records_the_loss(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_checkpoint(checkpoint_of("attention", trained=True), tmp_path / "model.pth")
-    assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0
+    assert main(["export", "freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0
     printed = capsys.readouterr().out
     frozen = load_checkpoint(tmp_path / "model.frozen.pth")
     trained = load_checkpoint(tmp_path / "model.pth")
@@ -91,7 +91,7 @@ def test_attention_that_gives_one_everywhere_costs_nothing(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_checkpoint(checkpoint_of("attention", trained=False), tmp_path / "model.pth")
-    assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0
+    assert main(["export", "freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 0
     assert "frozen: +0.00" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "model.frozen.pth").alpha == (1.0, 1.0, 1.0)
 
@@ -100,6 +100,6 @@ def test_a_checkpoint_without_attention_is_refused(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_checkpoint(checkpoint_of("three", trained=False), tmp_path / "model.pth")
-    assert main(["freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 2
+    assert main(["export", "freeze", str(tmp_path / "model.pth"), "--data", str(squares), "--val", str(squares)]) == 2
     assert "three, not attention; its factors can be folded without freezing" in capsys.readouterr().err
     assert not (tmp_path / "model.frozen.pth").exists()

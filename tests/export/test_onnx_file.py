@@ -21,8 +21,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from tinydet.export.onnx_file import export_onnx, lint, operators_added, trace
 from tinydet.export.parity import compare
+from tinydet.models.build import build_detector
 from tinydet.models.checkpoint import load_checkpoint
-from tinydet.models.detector import build_detector
 from tinydet.models.folding import fold_alpha
 from tinydet.models.fpn import FPN, PlainFPN
 from tinydet.models.graphs.inference import InferenceGraph

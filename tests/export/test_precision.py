@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tinydet.export.__main__ import main
+from tinydet.__main__ import main
 from tinydet.export.engine import build_engine
 from tinydet.export.fp16 import to_fp16
 from tinydet.export.int8 import calibrate, to_int8
@@ -249,7 +249,7 @@ def test_the_result_of_a_search_on_thirty_images_is_verified_on_all_images(sensi
         light["annotations"].append({"id": n, "image_id": n, "category_id": 4, "bbox": [16, 8, 4, 4]})
     (tmp_path / "annotations.json").write_text(json.dumps(light))
     source = written(sensitive, tmp_path / "model.onnx")
-    assert main(["onnx", str(source), "--precision", "int8", "--data", str(tmp_path), "--limit", "31"]) == 0
+    assert main(["export", "onnx", str(source), "--precision", "int8", "--data", str(tmp_path), "--limit", "31"]) == 0
     report = json.loads((tmp_path / "model.int8.verify.json").read_text())
     assert report["kept_in_fp32"] and report["images"] == 31
 

@@ -9,7 +9,7 @@ import torch
 from torchvision.models import mobilenet_v2
 
 from tinydet.models.backbone import Backbone, load_pretrained
-from tinydet.models.registry import BACKBONES
+from tinydet.models.options import BACKBONES
 
 
 @pytest.mark.parametrize("name", BACKBONES)

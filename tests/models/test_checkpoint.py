@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tinydet.models.detector import DetectorConfig, build_detector
 
 CONFIG = DetectorConfig("mobilenet_v2", channels=16, norm="batch", classes=2, options={"head_convs": 1})
 ALPHA = (0.4, 0.3, 0.2)

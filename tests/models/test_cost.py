@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.cost import multiply_adds, training_bytes
-from tinydet.models.detector import DetectorConfig, build_detector
 
 
 def test_multiply_adds_of_head_and_pyramid_agree_with_counts_by_hand() -> None:

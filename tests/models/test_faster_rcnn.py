@@ -18,8 +18,8 @@ from torchvision_graph import TorchvisionGraph
 from tinydet.data.samples import Sample
 from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import Batch, anchors_of, collate
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
-from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.faster_rcnn import AlignedRoIAlign, FasterRCNN, _centered_in, _outside_regions
 from tinydet.models.losses import total
 

@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from tinydet.models.folding import fold_alpha, freeze_attention
 from tinydet.models.fpn import FPN, PlainFPN, initialize_sigma_power
-from tinydet.models.registry import FUSIONS
+from tinydet.models.options import FUSIONS
 
 CHANNELS = (8, 12, 16, 24)
 OFFICIAL = (0.368, 0.387, 0.367)  # the released S-alpha of RetinaNet on TinyPerson, finest first

@@ -15,8 +15,8 @@ from torchvision.models.resnet import resnet18
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from tinydet.models.box_coder import CODER_WEIGHTS
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.pretrained import initialize, read_source
 from tinydet.train.__main__ import main
 from tinydet.train.config import config_of

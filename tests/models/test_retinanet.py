@@ -9,7 +9,7 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.resnet import resnet18
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from tinydet.models.detector import DetectorConfig, build_detector
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.retinanet import RetinaNetP3P7
 from tinydet.salpha.factors import FusionStatistics
 

@@ -8,7 +8,7 @@ from dense_loss import dense_loss
 from torchvision.models.detection.retinanet import RetinaNetRegressionHead
 
 from tinydet.models.batch import Batch
-from tinydet.models.detector import DetectorConfig, build_detector
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.sparse_head import BLOCK_SIDES, blocks_of, deltas_at, patches_of
 
 SHAPES, IMAGES = 3, 2

@@ -10,9 +10,9 @@ import torch
 import toy_detector
 from toy_detector import ROW, Toy
 
+from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.evaluate.__main__ import main as evaluate
-from tinydet.export.__main__ import main as export
 from tinydet.models.checkpoint import load_checkpoint
 from tinydet.models.registry import DETECTORS
 from tinydet.runtime import load
@@ -45,7 +45,7 @@ def test_it_learns_is_exported_verified_and_finds_the_squares(
     assert isinstance(checkpoint.build(), Toy) and checkpoint.detector.options == {"prior": 0.05}
     assert trained.alpha == (0.5, 0.5, 0.5) and trained.history[-1]["AP50"] > 0.3
 
-    assert export(["onnx", str(tmp_path / "model.pth"), "--data", str(squares)]) == 0
+    assert tinydet(["export", "onnx", str(tmp_path / "model.pth"), "--data", str(squares)]) == 0
     printed = capsys.readouterr().out
     assert "operators added by it: 0" in printed and " detections compared, 0 unmatched; " in printed
 
@@ -90,7 +90,6 @@ def test_its_loss_is_split_by_level(squares: Path, tmp_path: Path) -> None:
     assert losses["regression/P2"] > 0 == losses["regression/P3"]  # squares have sides of 12 pixels
 
 
-@pytest.mark.skip(reason="S-alpha does not use DetectorInfo.level_of yet")
 def test_salpha_counts_the_levels_that_the_detector_names(squares: Path, tmp_path: Path) -> None:
     train(config(squares, tmp_path / "model.pth", alpha=None, salpha=True, epochs=1))
     statistics = load_checkpoint(tmp_path / "model.pth").statistics

@@ -13,8 +13,8 @@ from dense_loss import dense_loss
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.models.batch import collate
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
-from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.study.gradient_norms import measure
 from tinydet.study.gradients import main
 

@@ -18,8 +18,8 @@ import torch
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles, epoch_batches, flip_horizontally, pad_together, stream
 from tinydet.geometry.tiles import TileGrid
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint
-from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.losses import total
 from tinydet.train import trainer as trainer_module
 from tinydet.train.report import run_record

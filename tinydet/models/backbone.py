@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models._utils import IntermediateLayerGetter
 
-from tinydet.models.registry import BACKBONES, Norm
+from tinydet.models.options import BACKBONES, Norm
 
 GROUPS = 32  # of group norm
 

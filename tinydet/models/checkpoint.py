@@ -17,7 +17,8 @@ from torch import Tensor
 
 import tinydet
 from tinydet._internal.atomic import atomic_path
-from tinydet.models.detector import Detector, DetectorConfig, build_detector
+from tinydet.models.build import DetectorConfig, build_detector
+from tinydet.models.detector import Detector
 from tinydet.models.registry import detector_info
 from tinydet.spec import ModelSpec
 

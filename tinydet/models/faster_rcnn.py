@@ -28,7 +28,7 @@ from tinydet.models.detector import Detector, ForeignWeights
 from tinydet.models.distributed import process_count
 from tinydet.models.fpn import FPN
 from tinydet.models.graphs.two_stage import TwoStageInference
-from tinydet.models.registry import FASTER_RCNN_ANCHORS, FasterRCNNOptions, Fusion, Norm, RoIAlignRule
+from tinydet.models.options import FASTER_RCNN_ANCHORS, FasterRCNNOptions, Fusion, Norm, RoIAlignRule
 from tinydet.spec import ModelSpec
 
 # The released configuration. 2000 proposals in training and 1000 at test are kept before and after suppression.

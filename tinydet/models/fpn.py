@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
 
-from tinydet.models.registry import FUSIONS, Fusion
+from tinydet.models.options import FUSIONS, Fusion
 
 
 class PlainFPN(nn.Module):

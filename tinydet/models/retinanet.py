@@ -20,7 +20,7 @@ from tinydet.models.detector import Detector, ForeignWeights
 from tinydet.models.fpn import FPN
 from tinydet.models.graphs.one_stage import AnchorInference
 from tinydet.models.losses import retinanet_loss
-from tinydet.models.registry import RETINANET_ANCHORS, RETINANET_P3P7_ANCHORS, Fusion, HeadInit, Norm
+from tinydet.models.options import RETINANET_ANCHORS, RETINANET_P3P7_ANCHORS, Fusion, HeadInit, Norm
 from tinydet.models.sparse_head import deltas_at
 from tinydet.spec import ModelSpec
 

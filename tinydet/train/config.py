@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from tinydet._internal.arguments import float_range, floats, fraction, names, names_from
 from tinydet._internal.options import add_options, check_values, flag_of, option, option_table
-from tinydet.models.registry import BACKBONES, DETECTORS, FUSIONS, NORMS, Fusion, detector_info, detector_options
+from tinydet.models.options import BACKBONES, FUSIONS, NORMS, Fusion
+from tinydet.models.registry import DETECTORS, detector_info, detector_options
 from tinydet.salpha.factors import ALPHA_RANGE
 
 DENSE = 200  # annotations; the paper's code leaves images with more out of training

@@ -21,12 +21,13 @@ from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
 from tinydet.data.sub_images import benchmark_tiles
 from tinydet.data.synthetic import embedded_dataset
 from tinydet.models.backbone import load_pretrained
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
-from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.distributed import Processes, join_processes, leave_processes
 from tinydet.models.fpn import initialize_sigma_power
+from tinydet.models.options import Norm
 from tinydet.models.pretrained import Source, initialize, read_source
-from tinydet.models.registry import Norm, detector_info
+from tinydet.models.registry import detector_info
 from tinydet.salpha.dataset import statistics_of, statistics_of_tiles
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig

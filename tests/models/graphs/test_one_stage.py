@@ -9,7 +9,7 @@ import torch
 
 from tinydet.models.backbone import PIXEL_MEAN, PIXEL_STD
 from tinydet.models.box_coder import decode
-from tinydet.models.detector import DetectorConfig, build_detector
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.spec import ModelSpec
 

@@ -21,8 +21,8 @@ from tinydet.export.int8 import calibrate, to_int8
 from tinydet.export.onnx_file import export_onnx, lint
 from tinydet.export.onnx_model import graph_precision
 from tinydet.export.parity import compare, disagreement
+from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
-from tinydet.models.detector import DetectorConfig, build_detector
 from tinydet.models.faster_rcnn import FasterRCNN
 from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.models.retinanet import RetinaNet

@@ -1,0 +1,73 @@
+"""Options, names and anchors of the detectors. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tinydet._internal.options import option
+from tinydet.geometry.anchors import AnchorSizes, octaves
+
+Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large"]
+BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
+Norm = Literal["frozen", "batch", "group"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+# fixed: given or computed (S-alpha). one, three: learned scalars. channel: one learned factor per channel. attention:
+# computed from the features. Learned factors start at the given alpha, attention at 1.
+Fusion = Literal["fixed", "one", "three", "channel", "attention"]
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
+HeadInit = Literal["paper", "he"]
+RoIAlignRule = Literal["torchvision", "aligned"]
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A detector without options of its own."""
+
+
+@dataclass(frozen=True)
+class RetinaNetOptions:
+    """Options of RetinaNet."""
+
+    head_convs: int = option(4, "3x3 convolutions in each head tower (default %(default)s)", choices=(1, 2, 3, 4))
+    head_init: HeadInit = option(
+        "paper",
+        "initialization of the head towers: N(0, 0.01) as in the paper, or He, which thin towers need (default "
+        "%(default)s)",
+        choices=("paper", "he"),
+    )
+
+
+@dataclass(frozen=True)
+class FasterRCNNOptions:
+    """Options of Faster R-CNN."""
+
+    straddling: bool = option(
+        False, "also train on anchors that cross the border of the tile, as torchvision does (default: ignore them)"
+    )
+    roi_rule: RoIAlignRule = option(
+        "torchvision",
+        "RoIAlign variant: aligned omits torchvision's half-pixel shift and its minimum size of one cell (default "
+        "%(default)s)",
+        choices=("torchvision", "aligned"),
+        flag="--roi-align",
+    )
+    canonical_scale: int = option(
+        224,
+        "side in pixels of proposals that are pooled from P4; those below half of it are pooled from P2 (default "
+        "%(default)s)",
+        metavar="PX",
+    )
+
+
+_RETINANET_SIZES = tuple(octaves(base) for base in (8.0, 16.0, 32.0, 64.0, 128.0))
+_RETINANET_RATIOS = (0.5, 1.0, 2.0)
+RETINANET_ANCHORS = AnchorSizes(sizes=_RETINANET_SIZES, ratios=_RETINANET_RATIOS)
+RETINANET_P3P7_ANCHORS = AnchorSizes(
+    sizes=_RETINANET_SIZES,
+    ratios=_RETINANET_RATIOS,
+    levels=("P3", "P4", "P5", "P6", "P7"),
+    strides=(8, 16, 32, 64, 128),
+    unfused=2,
+)
+FASTER_RCNN_ANCHORS = AnchorSizes(sizes=((8.31,), (12.5,), (18.55,), (30.23,), (60.41,)), ratios=(0.5, 1.3, 2.0))
