@@ -12,10 +12,10 @@ from tinydet.models.detector import DetectorConfig, build_detector
 def test_the_head_costs_what_its_convolutions_say_on_each_level() -> None:
     detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, classes=3, options={"head_convs": 2}))
     counts = multiply_adds(detector, (128, 192))
-    tower, answers = 2 * 2 * 16 * 16 * 9, 16 * 9 * (9 * 3 + 9 * 4)
+    tower, outputs = 2 * 2 * 16 * 16 * 9, 16 * 9 * (9 * 3 + 9 * 4)
     for level, stride in (("P2", 4), ("P3", 8), ("P4", 16), ("P5", 32)):
-        assert counts[f"head {level}"] == (128 // stride) * (192 // stride) * (tower + answers)
-    assert counts["head P6"] == 2 * 3 * (tower + answers)
+        assert counts[f"head {level}"] == (128 // stride) * (192 // stride) * (tower + outputs)
+    assert counts["head P6"] == 2 * 3 * (tower + outputs)
     inner = sum(c * 16 * (128 >> i) * (192 >> i) for c, i in zip(detector.backbone.channels, (2, 3, 4, 5), strict=True))
     layer = sum(16 * 16 * 9 * (128 >> i) * (192 >> i) for i in (2, 3, 4, 5))
     assert counts["pyramid"] == inner + layer

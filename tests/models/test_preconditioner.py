@@ -66,7 +66,7 @@ def test_alpha_is_a_preconditioner_of_the_plain_pyramid(alpha: tuple[float, floa
 
 
 def test_without_the_rates_it_is_another_problem() -> None:
-    """Why the sigma-power initialisation alone does not do what alpha does."""
+    """Why the sigma-power initialization alone does not do what alpha does."""
     torch.manual_seed(2)
     fused = FPN(CHANNELS, WIDTH, (0.5, 0.5, 0.5), top=LastLevelMaxPool()).double()
     plain = PlainFPN(CHANNELS, WIDTH, top=LastLevelMaxPool()).double()

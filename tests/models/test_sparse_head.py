@@ -22,7 +22,7 @@ def setting(convolutions: int = 2):
     head.conv = head.conv[:convolutions]
     for conv in (*(layer[0] for layer in head.conv), head.bbox_reg):
         torch.nn.init.normal_(conv.weight, std=0.2)
-        torch.nn.init.normal_(conv.bias, std=0.2)  # so that padding with zeros is told from the tower of zeros
+        torch.nn.init.normal_(conv.bias, std=0.2)  # zero padding must differ from the tower's output on zeros
     levels = [torch.randn(IMAGES, 8, *grid, requires_grad=True) for grid in GRIDS]
     return head, levels
 
@@ -40,7 +40,7 @@ def corners() -> list[int]:
 @pytest.mark.parametrize("convolutions", [1, 2, 4])
 @pytest.mark.parametrize("side", BLOCK_SIDES)
 @pytest.mark.parametrize("anchors", [corners(), list(range(0, 30, 7)), [CELLS * SHAPES - 1]])
-def test_windows_give_the_answers_and_gradients_of_whole_levels(
+def test_windows_give_the_outputs_and_gradients_of_whole_levels(
     convolutions: int, side: int, anchors: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head, levels = setting(convolutions)
@@ -57,7 +57,7 @@ def test_windows_give_the_answers_and_gradients_of_whole_levels(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_a_crowd_is_answered_from_whole_levels() -> None:
+def test_a_crowd_is_computed_on_whole_levels() -> None:
     head, levels = setting()
     everything = torch.arange(IMAGES * CELLS * SHAPES)
     assert torch.equal(deltas_at(head, levels, everything, SHAPES), head(levels).reshape(-1, 4))
@@ -97,7 +97,7 @@ def test_overlapping_windows_add_their_gradients_in_the_same_order_every_time() 
 
 @pytest.mark.parametrize("detector", ["retinanet", "retinanet-p3p7"])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_loss_of_a_batch_is_that_of_answers_for_all_anchors(detector: str, bfloat16: bool) -> None:
+def test_the_loss_of_a_batch_is_that_of_outputs_for_all_anchors(detector: str, bfloat16: bool) -> None:
     torch.manual_seed(0)
     network = build_detector(
         DetectorConfig("mobilenet_v2", 16, "frozen", 2, detector, options={"head_convs": 2, "head_init": "he"}), None

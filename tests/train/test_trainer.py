@@ -332,7 +332,7 @@ run.fit()
 
 
 @pytest.mark.parametrize("where", ["step", "write"])
-def test_a_run_that_is_killed_goes_on_bit_for_bit(squares: Path, tmp_path: Path, where: str) -> None:
+def test_a_killed_run_resumes_bit_for_bit(squares: Path, tmp_path: Path, where: str) -> None:
     straight = trainer(squares, tmp_path / "straight.pth")
     straight.fit()
     program = KILLED.format(folder=str(Path(__file__).parent))
