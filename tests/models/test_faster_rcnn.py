@@ -146,8 +146,8 @@ def test_what_lies_in_an_ignore_region_is_no_background_and_objects_in_it_are_le
     region = [[0.0, 0.0, 64.0, 64.0]]
     anchors, labels = labels_of(detector, batch_of(region))
     _, without = labels_of(detector, batch_of())
-    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
-    inside = ((centre >= 0) & (centre < 64)).all(1)
+    center = (anchors[:, :2] + anchors[:, 2:]) / 2
+    inside = ((center >= 0) & (center < 64)).all(1)
     assert (labels[inside] != 0).all() and torch.equal(labels[~inside], without[~inside])
     assert torch.equal(labels == 1, without == 1) and (labels == 1).any()
     proposals = torch.tensor([[8.0, 9, 22, 20], [30, 30, 40, 40], [63, 63, 80, 80]])
@@ -165,7 +165,7 @@ def test_tiles_that_are_ignored_whole_teach_nothing_and_break_nothing() -> None:
     total(losses).backward()
 
 
-def test_centres_on_a_regions_lower_edge_belong_to_it_and_on_its_upper_do_not() -> None:
+def test_centers_on_a_regions_lower_edge_belong_to_it_and_on_its_upper_do_not() -> None:
     regions = torch.tensor([[10.0, 10, 20, 20]])
     boxes = torch.tensor([[9.0, 9, 11, 11], [19, 19, 21, 21], [19, 9, 20, 11]])
     assert _centered_in(boxes, regions).tolist() == [True, False, True]

@@ -1,4 +1,4 @@
-"""The fusion factor in the pyramid, and its disappearance."""
+"""The fusion factor in the pyramid, and how it is folded away."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_wrong_number_of_factors_is_named() -> None:
 
 
 def learned(fusion: str) -> FPN:
-    """A pyramid of some strategy, with factors that are no longer where they started."""
+    """A pyramid with learned factors that have left their initial values."""
     torch.manual_seed(5)
     fpn = FPN(CHANNELS, 16, (0.9, 0.5, 0.7), fusion=fusion)
     for parameter in (p for name, p in fpn.named_parameters() if name.startswith(("alpha", "attention"))):
@@ -141,7 +141,7 @@ def test_folding_learned_factors_changes_no_output(fusion: str) -> None:
 
 
 @pytest.mark.parametrize("fusion", [f for f in FUSIONS if f != "fixed"])
-def test_learned_factors_start_where_they_are_told_and_have_a_gradient(fusion: str) -> None:
+def test_learned_factors_start_at_the_given_alpha_and_have_a_gradient(fusion: str) -> None:
     torch.manual_seed(5)
     start = None if fusion == "attention" else (0.5, 0.5, 0.5)
     fpn = FPN(CHANNELS, 16, start, fusion=fusion)
@@ -174,7 +174,7 @@ def test_frozen_attention_is_a_fixed_pyramid() -> None:
         torch.testing.assert_close(level, other)
 
 
-def test_sigma_power_initialisation_with_alpha_one_is_alpha_sigma() -> None:
+def test_sigma_power_initialization_with_alpha_one_is_alpha_sigma() -> None:
     powers, fused = pyramid((1.0, 1.0, 1.0)), pyramid((0.5, 0.5, 0.5))
     initialize_sigma_power(powers, 0.5)
     for level, other in zip(powers(features()), fused(features()), strict=True):
@@ -218,7 +218,7 @@ def test_weights_that_were_small_before_keep_no_factor_that_folding_does_not_hur
     assert fold_alpha(fpn).kept == ()
 
 
-def test_a_level_without_weights_hides_no_other_one_that_can_be_mended() -> None:
+def test_a_level_without_weights_hides_no_other_one_that_can_be_kept_in_range() -> None:
     fpn = pyramid((0.0, 0.01, 0.01))
     nn.init.zeros_(fpn.inner[0].weight)
     for conv in list(fpn.inner)[1:]:

@@ -1,4 +1,4 @@
-"""Starting from other weights: what they answered they still answer, where they fit, and the rest is named."""
+"""Starting from other weights: outputs are kept where the weights fit, and the other layers are listed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def saved(state: dict[str, torch.Tensor], path: Path, names: str) -> str:
 
 @pytest.mark.parametrize("names", ["old", "new"])
 @torch.no_grad()
-def test_torchvisions_faster_rcnn_keeps_its_answers_for_the_classes_that_both_know(names: str, tmp_path: Path) -> None:
+def test_torchvisions_faster_rcnn_keeps_its_outputs_for_shared_classes(names: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = TorchvisionFasterRCNN(_resnet_fpn_extractor(resnet18(weights=None), 5), COCO).eval()
     source = read_source(saved(theirs.state_dict(), tmp_path / "coco.pth", names), "faster_rcnn")

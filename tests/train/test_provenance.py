@@ -1,4 +1,4 @@
-"""A checkpoint's origin: another data set has another hash."""
+"""A checkpoint's origin: another dataset has another hash."""
 
 from __future__ import annotations
 

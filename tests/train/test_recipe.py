@@ -35,7 +35,7 @@ def annotations(image: int, corners: list[tuple[float, float]], first: int, **ma
 @pytest.fixture(scope="module")
 def tinyperson(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two frames of 1000x700, each four sub-images: five persons in the first sub-image of one and an ignored one in
-    the last, and one that the border of the picture cuts; the other is dense, with 201 annotations. Ids begin at 0."""
+    the last, and one that the border of the image cuts; the other is dense, with 201 annotations. Ids begin at 0."""
     root = tmp_path_factory.mktemp("tinyperson")
     (root / "images" / "labeled_images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def tinyperson(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images.append({"id": i, "file_name": name, "width": 1000, "height": 700})
     boxes = [*annotations(0, [(20 + 30 * n, 40.5) for n in range(5)], 0)]
     boxes += annotations(0, [(900, 650)], 5, ignore=True)
-    boxes += annotations(0, [(-8, 600)], 6)  # a fifth of it is in the picture: in the benchmark's rule no object
+    boxes += annotations(0, [(-8, 600)], 6)  # a fifth of it is in the image: in the benchmark's rule no object
     boxes += annotations(1, [(10 + 40 * (n % 20), 10 + 40 * (n // 20)) for n in range(201)], 7, in_dense_image=True)
     categories = [{"id": 1, "name": "person", "supercategory": "none"}]
     document = {"type": "instance", "images": images, "annotations": boxes, "categories": categories}

@@ -166,6 +166,6 @@ def test_a_corrupt_image_stops_the_run_and_is_named(
     assert "2.png" in capsys.readouterr().err
     assert not (here / "model.pth").exists()
     assert main(["--data", str(broken), "--no-tensorboard", "--skip-unreadable", *QUICK]) == 0
-    told = capsys.readouterr().err
-    assert told.count("2.png") == 1 and "skipped" in told
+    warned = capsys.readouterr().err
+    assert warned.count("2.png") == 1 and "skipped" in warned
     assert load_checkpoint(here / "model.pth").progress["step"] == 2

@@ -33,7 +33,7 @@ def full_disk(room: int) -> Iterator[None]:
 
 @pytest.fixture
 def stopped(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The flags of a run that was stopped after its first epoch, beside whose output its state lies."""
+    """The flags of a run that was stopped after its first epoch and has written its state."""
     monkeypatch.chdir(tmp_path)
     flags = ["--data", str(squares), *QUICK]
 
@@ -46,7 +46,7 @@ def stopped(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
     return flags
 
 
-def test_on_a_full_disk_the_last_state_and_model_survive_and_the_run_goes_on_from_them(
+def test_on_a_full_disk_the_last_state_and_model_survive_and_can_be_resumed(
     stopped: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -62,7 +62,7 @@ def test_on_a_full_disk_the_last_state_and_model_survive_and_the_run_goes_on_fro
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 
 
-def test_a_truncated_state_is_named_and_the_model_beside_it_stays(
+def test_a_truncated_state_is_named_and_the_model_is_kept(
     stopped: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state, model = tmp_path / "model.resume.pth", (tmp_path / "model.pth").read_bytes()
@@ -73,7 +73,7 @@ def test_a_truncated_state_is_named_and_the_model_beside_it_stays(
     assert (tmp_path / "model.pth").read_bytes() == model
 
 
-def test_what_a_killed_run_left_half_written_goes_and_nothing_else_does(stopped: list[str], tmp_path: Path) -> None:
+def test_half_written_files_of_a_killed_run_are_removed_and_no_others(stopped: list[str], tmp_path: Path) -> None:
     torn = [tmp_path / ".model.resume.0123abcd.pth", tmp_path / ".model.89abcdef.pth"]
     others = [tmp_path / name for name in (".model.pth", ".other.0123abcd.pth", ".model.0123abcd.json")]
     for path in (*torn, *others):

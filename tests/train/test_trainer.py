@@ -352,9 +352,7 @@ run.fit()
 
 
 @pytest.mark.parametrize("where", ["step", "write"])
-def test_a_run_that_is_killed_goes_on_bit_for_bit(
-    squares: Path, tmp_path: Path, uninterrupted: Callable, where: str
-) -> None:
+def test_a_killed_run_resumes_bit_for_bit(squares: Path, tmp_path: Path, uninterrupted: Callable, where: str) -> None:
     program = KILLED.format(folder=str(Path(__file__).parent))
     arguments = [where, str(squares), str(tmp_path / "parts.pth")]
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)

@@ -21,8 +21,8 @@ def anchors_of(design=RETINANET, size=(HEIGHT, WIDTH)) -> torch.Tensor:
 def random_boxes(count: int, seed: int, *, whole_pixels: bool) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     size = torch.exp(torch.randn(count, 2, generator=generator) * 0.9 + 2.6)
-    centre = torch.rand(count, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
-    boxes = torch.cat([centre - size / 2, centre + size / 2], dim=1)
+    center = torch.rand(count, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
+    boxes = torch.cat([center - size / 2, center + size / 2], dim=1)
     boxes[:, 0::2] = boxes[:, 0::2].clamp(0, WIDTH)
     boxes[:, 1::2] = boxes[:, 1::2].clamp(0, HEIGHT)
     if whole_pixels:
@@ -101,8 +101,8 @@ def test_no_object_means_only_background() -> None:
 def test_anchors_centered_in_an_ignore_region_and_no_others_are_ignored() -> None:
     anchors = anchors_of()
     region = torch.tensor([[30.0, 40.0, 77.0, 61.0]])
-    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
-    inside = ((centre >= region[0, :2] - 1e-3) & (centre < region[0, 2:] - 1e-3)).all(1)
+    center = (anchors[:, :2] + anchors[:, 2:]) / 2
+    inside = ((center >= region[0, :2] - 1e-3) & (center < region[0, 2:] - 1e-3)).all(1)
     found = ignored_by_regions(region, torch.tensor([1]), RETINANET, (HEIGHT, WIDTH))
     assert found.tolist() == (inside.nonzero().flatten() + len(anchors)).tolist()
 

@@ -19,8 +19,8 @@ def greedy(boxes: torch.Tensor, valid: torch.Tensor, iou: float) -> torch.Tensor
 
 
 def scattered(count: int, spread: float) -> torch.Tensor:
-    centre, size = torch.rand(count, 2) * spread, torch.rand(count, 2) * 20 + 1
-    return torch.cat([centre - size / 2, centre + size / 2], dim=1).clamp(0, spread)
+    center, size = torch.rand(count, 2) * spread, torch.rand(count, 2) * 20 + 1
+    return torch.cat([center - size / 2, center + size / 2], dim=1).clamp(0, spread)
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])

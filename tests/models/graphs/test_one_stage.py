@@ -1,4 +1,4 @@
-"""The inference graph keeps the contract of an exported model, whatever the detector says."""
+"""The inference graph keeps the contract of an exported model, whatever the detector predicts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def detector(alpha=(0.4, 0.3, 0.2), classes: int = 2):
     built = build_detector(
         DetectorConfig("mobilenet_v2", channels=16, norm="batch", classes=classes, options={"head_convs": 1}), alpha
     ).eval()
-    built.head.classification_head.cls_logits.bias.data.fill_(-2.0)  # so that an untrained head says something
+    built.head.classification_head.cls_logits.bias.data.fill_(-2.0)  # so that an untrained head detects something
     torch.nn.init.normal_(built.head.classification_head.cls_logits.weight, std=0.5)
     return built
 
@@ -55,11 +55,11 @@ def test_the_best_boxes_are_kept_with_the_class_that_scores_highest() -> None:
     built = detector()
     image = tiles(1)
     boxes, scores, labels, candidates = InferenceGraph(built, spec())(image)
-    normalised = (image.permute(0, 3, 1, 2).float() - torch.tensor(PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(
+    normalized = (image.permute(0, 3, 1, 2).float() - torch.tensor(PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(
         PIXEL_STD
     ).view(3, 1, 1)
     with torch.no_grad():
-        outputs = built(normalised)
+        outputs = built(normalized)
     probability, label = torch.cat(outputs.logits, 1)[0].sigmoid().max(1)
     anchors = torch.cat([torch.from_numpy(a) for a in built.design.grid_anchors(TILE, TILE)])
     every = decode(torch.cat(outputs.deltas, 1)[0], anchors)

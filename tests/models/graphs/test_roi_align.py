@@ -24,8 +24,8 @@ def gathered(aligned: bool, canonical_scale: float) -> GatheredRoIAlign:
 def test_pooled_features_are_those_of_torchvision(rule: str, canonical_scale: int) -> None:
     torch.manual_seed(0)
     features = [torch.randn(2, 8, TILE >> i, TILE >> i) for i in range(2, 6)]
-    centre, size = torch.rand(2, 150, 2) * TILE, torch.exp(torch.rand(2, 150, 2) * 6 - 1)  # 0.4 to 148 pixels
-    boxes = torch.cat([centre - size / 2, centre + size / 2], dim=2).clamp(0, TILE)
+    center, size = torch.rand(2, 150, 2) * TILE, torch.exp(torch.rand(2, 150, 2) * 6 - 1)  # 0.4 to 148 pixels
+    boxes = torch.cat([center - size / 2, center + size / 2], dim=2).clamp(0, TILE)
     edges = torch.tensor([[0, 0, TILE, TILE], [TILE - 1, TILE - 2, TILE, TILE], [0, 0, 0.5, 8], [3, 3, 3, 3]])
     boxes[:, :4] = edges
     align = RULES[rule](list(NAMES), 7, 2, canonical_scale=canonical_scale)

@@ -63,7 +63,7 @@ def tiles(count: int = 3) -> NDArray[np.uint8]:
 
 
 @torch.inference_mode()
-def answers(graph: torch.nn.Module, images: NDArray[np.uint8]) -> TileOutputs:
+def outputs_of(graph: torch.nn.Module, images: NDArray[np.uint8]) -> TileOutputs:
     return TileOutputs(*(part.numpy() for part in graph(torch.from_numpy(images))))
 
 
@@ -73,8 +73,8 @@ def answers(graph: torch.nn.Module, images: NDArray[np.uint8]) -> TileOutputs:
 @pytest.mark.parametrize("options", [{}, {"roi_rule": "aligned", "canonical_scale": 32}], ids=["torchvision", "ours"])
 def test_the_graph_finds_what_torchvision_finds(options: dict[str, Any]) -> None:
     built, spec = detector(**options)
-    found = answers(InferenceGraph(built, spec), tiles())
-    wanted = answers(TorchvisionGraph(built, spec, fold=False), tiles())
+    found = outputs_of(InferenceGraph(built, spec), tiles())
+    wanted = outputs_of(TorchvisionGraph(built, spec, fold=False), tiles())
     parity = compare(wanted, found, spec.score_floor)
     assert parity.detections > 300 and parity.unmatched == 0 and parity.candidates_difference == 0
     assert parity.score_difference < 1e-4 and parity.box_difference < 1e-2
@@ -84,13 +84,13 @@ def test_the_graph_finds_what_torchvision_finds(options: dict[str, Any]) -> None
 
 def test_outputs_keep_the_contract_of_an_exported_model() -> None:
     built, spec = detector()
-    found = answers(InferenceGraph(built, spec), tiles(2))
+    found = outputs_of(InferenceGraph(built, spec), tiles(2))
     assert found.boxes.shape == (2, SLOTS, 4) and found.boxes.dtype == np.float32
     assert found.scores.shape == (2, SLOTS) and (found.scores[:, :-1] >= found.scores[:, 1:]).all()
     assert found.labels.dtype == found.candidates.dtype == found.unconverged.dtype == np.int32
     assert (found.candidates > SLOTS).any()  # both classes of a proposal are candidates
     torch.nn.init.constant_(built.roi_heads.box_predictor.cls_score.bias[:1], 99.0)
-    silent = answers(InferenceGraph(built, spec), tiles(2))
+    silent = outputs_of(InferenceGraph(built, spec), tiles(2))
     assert (silent.labels == -1).all() and not silent.scores.any() and not silent.boxes.any()
     assert silent.candidates.tolist() == [0, 0]
 
@@ -98,9 +98,9 @@ def test_outputs_keep_the_contract_of_an_exported_model() -> None:
 def test_too_few_rounds_are_counted_and_not_hidden() -> None:
     built, spec = detector()
     built.rpn.nms_thresh = 0.1
-    found = answers(InferenceGraph(built, replace(spec, nms_rounds=1)), tiles())
+    found = outputs_of(InferenceGraph(built, replace(spec, nms_rounds=1)), tiles())
     assert (found.unconverged > 0).all()
-    assert not answers(InferenceGraph(built, replace(spec, nms_rounds=40)), tiles()).unconverged.any()
+    assert not outputs_of(InferenceGraph(built, replace(spec, nms_rounds=40)), tiles()).unconverged.any()
     parity = compare(found, found, spec.score_floor)
     assert parity.unconverged == found.unconverged.sum() and parity.unmatched == 0
 
@@ -153,7 +153,7 @@ def test_each_runtime_finds_what_torchvision_finds_in_any_batch(
         pytest.importorskip("openvino", reason="needs tinydet[openvino]")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built, spec = detector()
-    wanted = answers(TorchvisionGraph(built, spec, fold=False), tiles())
+    wanted = outputs_of(TorchvisionGraph(built, spec, fold=False), tiles())
     model = open_model(written, backend, threads=1)
     together = model.run(tiles())
     alone = [model.run(tiles()[i : i + 1]) for i in range(3)]
@@ -177,7 +177,7 @@ def test_suppression_that_did_not_settle_is_no_model(tmp_path: Path) -> None:
 def test_half_precision_and_int8_leave_boxes_in_float32(written: Path, tmp_path: Path) -> None:
     """The box head loses precision with the convolutions; proposals, pooling and decoding do not."""
     source = onnx.load(str(written))
-    images = [picture(tmp_path / f"{i}.png", tile) for i, tile in enumerate(tiles())]
+    images = [write_image(tmp_path / f"{i}.png", tile) for i, tile in enumerate(tiles())]
     spec = open_model(written, "onnx").spec
     wanted = open_model(written, "onnx").run(tiles())
     made = {
@@ -208,7 +208,7 @@ def test_engines_of_each_precision_are_really_built(kind: str, written: Path, tm
     path = written if kind == "faster_rcnn" else conventional(tmp_path / "source.onnx")
     source, spec = onnx.load(str(path)), open_model(path, "onnx").spec
     assert lint(source, spec) == []
-    images = [picture(tmp_path / f"{i}.png", tile) for i, tile in enumerate(tiles())]
+    images = [write_image(tmp_path / f"{i}.png", tile) for i, tile in enumerate(tiles())]
     made = {"fp32": path, "fp16": save(to_fp16(source), replace(spec, precision="fp16"), tmp_path / "fp16.onnx")}
     quantised = to_int8(source, calibrate(path, images, spec, "max"))
     made["int8"] = save(quantised, replace(spec, precision="int8"), tmp_path / "int8.onnx")
@@ -235,7 +235,7 @@ def conventional(path: Path) -> Path:
     return path
 
 
-def picture(path: Path, tile: NDArray[np.uint8]) -> Path:
+def write_image(path: Path, tile: NDArray[np.uint8]) -> Path:
     cv2.imwrite(str(path), tile[..., ::-1])
     return path
 
