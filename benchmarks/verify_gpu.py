@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not sizes:
             raise ValueError(f"{args.model} takes at most {engine.spec.max_batch} tiles; choose smaller --batches")
         reference = open_model(args.reference or args.model.with_suffix(".onnx"), "onnx-cpu")
-        images, dataset = verification_images(args, engine.spec.classes)
+        images, dataset = images_to_compare(args, engine.spec.classes)
         if skipped := sorted({*args.batches} - {*sizes}):
             print(
                 f"batches of {', '.join(map(str, skipped))} are skipped: the engine takes {engine.spec.max_batch} tiles"
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if verification.passed else 1
 
 
-def verification_images(args: argparse.Namespace, classes: Sequence[str]) -> tuple[list[Path], Dataset | None]:
+def images_to_compare(args: argparse.Namespace, classes: Sequence[str]) -> tuple[list[Path], Dataset | None]:
     """Return the images to compare on, and their dataset if AP can be computed."""
     if args.images:
         return args.images, None

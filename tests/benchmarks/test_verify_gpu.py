@@ -118,13 +118,13 @@ def test_classes_that_only_the_model_or_only_the_dataset_has_are_left_out(
     program: ModuleType, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = program.arguments(["model.engine", "--data", str(squares)])
-    images, dataset = program.verification_images(args, ("square", "car"))
+    images, dataset = program.images_to_compare(args, ("square", "car"))
     assert len(images) == 7 and dataset is not None and dataset.classes == ("square",)
     embedded = program.arguments(["model.engine"])
-    images, dataset = program.verification_images(embedded, ("car",))
+    images, dataset = program.images_to_compare(embedded, ("car",))
     assert images and dataset is None
     with pytest.raises(ValueError, match="no class in common"):
-        program.verification_images(args, ("car",))
+        program.images_to_compare(args, ("car",))
 
 
 def test_tiles_are_repeated_to_fill_a_batch(program: ModuleType) -> None:
