@@ -37,10 +37,9 @@ from typing import Any
 import numpy as np
 from environment import ROOT, environment
 from huge_scene import peak_bytes
-from mosaic import mosaic
+from mosaic import layout, mosaic
 from timing import summary, warm_up
 
-from tinydet._internal.arguments import size
 from tinydet._internal.atomic import atomic_path, write_json, write_text
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
@@ -283,7 +282,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="backends as in `tinydet infer` (default: openvino openvino-latency onnx-cpu)")  # fmt: skip
     add("--batches", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="batch sizes (default: 1 4 16)")
     add("--scene", type=Path, help="image or raster (default: a PNG composed of built-in images)")
-    add("--pictures", type=size, default=(8, 7), metavar="CxR",
+    add("--pictures", type=layout, default=(8, 7), metavar="CxR",
         help="columns and rows of images in that scene (default: 8x7)")  # fmt: skip
     add("--seconds", type=float, default=10.0, help="longest measurement of a cell, without warm-up (default: 10)")
     add("--minutes", type=float, help="start no cell after this time (default: no limit)")

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tinydet._internal.arguments import size
 from tinydet.runtime.scenes import read_image
+
+
+def layout(text: str) -> tuple[int, int]:
+    """Argument type: parse COLUMNSxROWS."""
+    try:
+        return size(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected COLUMNSxROWS, such as 6x5; got {text!r}") from None
 
 
 def mosaic(data: Path, columns: int, rows: int) -> tuple[np.ndarray, dict[str, Any]]:
@@ -21,17 +31,16 @@ def mosaic(data: Path, columns: int, rows: int) -> tuple[np.ndarray, dict[str, A
         ValueError: the folder has fewer images of the size of its first one.
     """
     coco = json.loads((data / "annotations.json").read_text())
-    size = coco["images"][0]["width"], coco["images"][0]["height"]
-    images = [image for image in coco["images"] if (image["width"], image["height"]) == size][: columns * rows]
+    image_size = coco["images"][0]["width"], coco["images"][0]["height"]
+    images = [image for image in coco["images"] if (image["width"], image["height"]) == image_size][: columns * rows]
     if len(images) < columns * rows:
-        raise ValueError(
-            f"{data} has {len(images)} images of {size[0]}x{size[1]} pixels, but --pictures needs {columns * rows}"
-        )
-    scene = np.zeros((rows * size[1], columns * size[0], 3), np.uint8)
+        found = f"{len(images)} images of {image_size[0]}x{image_size[1]} pixels"
+        raise ValueError(f"{data} has {found}, but --pictures needs {columns * rows}")
+    scene = np.zeros((rows * image_size[1], columns * image_size[0], 3), np.uint8)
     annotations = []
     for i, image in enumerate(images):
-        x, y = i % columns * size[0], i // columns * size[1]
-        scene[y : y + size[1], x : x + size[0]] = read_image(data / "images" / image["file_name"])
+        x, y = i % columns * image_size[0], i // columns * image_size[1]
+        scene[y : y + image_size[1], x : x + image_size[0]] = read_image(data / "images" / image["file_name"])
         for annotation in coco["annotations"]:
             if annotation["image_id"] == image["id"]:
                 left, top, width, height = annotation["bbox"]

@@ -2,11 +2,11 @@
 
     python benchmarks/seams.py
 
-A scene of 3000 x 3000 pixels is cut into 36 tiles of 640 pixels that overlap by 128. Each tile reports a box for every
-object of which it shows more than 30 %. The box is clipped to the tile, each of its edges has normal noise of 0.4
-pixels, and its score is between 0.5 and 1, lower for a part of an object. No two objects have an IoU of 0.5 or more, so
-NMS could keep all of them. All merges receive the same boxes, so only the merges differ. A real detector adds errors
-of its own; `tinydet seamtest` measures them on your scene and model.
+A scene of 3000 x 3000 pixels is cut into 36 tiles of 640 pixels that overlap by 128. The detector reports a box for
+each object that is more than 30 % visible in a tile. The box is clipped to the tile, each of its edges has normal noise
+of 0.4 pixels, and its score is between 0.5 and 1, lower for a part of an object. No two objects have an IoU of 0.5 or
+more, so NMS could keep all of them. All merges receive the same boxes, so only the merges differ. A real detector adds
+errors of its own; `tinydet seamtest` measures them on your scene and model.
 
 Takes about half a minute. SAHI and supervision depend on another OpenCV package than tinydet, so install them in a
 separate environment: `python -m venv .seams; .seams/bin/pip install -e . sahi supervision; .seams/bin/python

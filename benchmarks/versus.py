@@ -35,10 +35,10 @@ from typing import Any
 import cv2
 import numpy as np
 from environment import ROOT, environment
-from mosaic import mosaic
+from mosaic import layout, mosaic
 from other_tools import Boxes, Detect, Tool, available
 
-from tinydet._internal.arguments import positive_int, size
+from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet.evaluate import evaluate_detections
@@ -300,7 +300,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=ROOT.parent / "shared/data/hituav-val",
         help="COCO folder (default: ../shared/data/hituav-val)",
     )
-    add("--pictures", type=size, default=(6, 5), metavar="CxR",
+    add("--pictures", type=layout, default=(6, 5), metavar="CxR",
         help="columns and rows of images in the scene (default: 6x5)")  # fmt: skip
     add("--rounds", type=positive_int, default=5, help="rounds of each comparison (default: 5)")
     add("--side", type=positive_int, default=10_304,

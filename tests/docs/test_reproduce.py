@@ -102,4 +102,4 @@ def test_every_row_of_the_paper_is_there_with_its_figures(shared: Path) -> None:
             assert cells[0].split(", ResNet")[0] == row["method"].replace("alpha", "α")
             assert [float(cell) for cell in cells[2:]] == [row[metric] for metric in table["metrics"]]
             lacking = any(name in cells[0] for name in ("FCOS", "FreeAnchor", "Libra", "Grid"))
-            assert lacking == (cells[1] == "**detector not here**")
+            assert lacking == (cells[1] == "**not available**")
