@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))  # what is measured is the checkout whose commit i
 
 from tinydet._internal.atomic import write_json
 from tinydet._internal.threads import OPENMP_VARIABLES, set_openmp_wait_policy
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 
 # What libgomp does where nothing is set: 300 000 pauses, then sleep. The policy lets ONNX Runtime spin.
 SPIN = {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"}
@@ -103,7 +103,7 @@ def training() -> Callable[[], int]:
     from tinydet.data.coco import find_dataset, load_dataset
     from tinydet.data.samples import TrainingTiles
 
-    tiles = TrainingTiles(load_dataset(*find_dataset(embedded_dataset("train"))), 320, 64)
+    tiles = TrainingTiles(load_dataset(*find_dataset(builtin_dataset("train"))), 320, 64)
     network = {"backbone": "mobilenet_v2", "channels": 64, "head_convs": 2}
     _, steps = ours(tiles, network, freeze=2, batch=BATCH, bfloat16=False)
     return lambda: next(steps)[0]

@@ -41,7 +41,7 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 from tinydet.export.verification_images import verification_images
 from tinydet.export.verify import middle_tile
 from tinydet.runtime.backends import open_model
@@ -303,7 +303,7 @@ def _image_files(folder: Path) -> tuple[Path, ...]:
 
 
 def image_files(args: argparse.Namespace) -> tuple[Path, ...]:
-    return _image_files(args.data or embedded_dataset("val"))
+    return _image_files(args.data or builtin_dataset("val"))
 
 
 def parity(report: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from fusion_report import write_report
 from tinydet.__main__ import main as tinydet
 from tinydet._internal.arguments import positive_int
 from tinydet._internal.command import command
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 from tinydet.study.trials import Record, Trial, Trials, find_record, last, read_records
 
 MODEL = ("--preset", "small", "--channels", "32", "--head-convs", "1", "--validate-every", "2")
@@ -170,7 +170,7 @@ def file_flags(data: str, args: argparse.Namespace) -> tuple[str, ...]:
     scale = DATA[data].scale
     folders = []
     for split in ("train", "val"):
-        source = embedded_dataset(split) if data == "embedded" else args.data / f"{data}-{split}"
+        source = builtin_dataset(split) if data == "embedded" else args.data / f"{data}-{split}"
         copy = args.work / "data" / f"{data}-{scale.numerator}of{scale.denominator}-{split}"
         if not copy.exists():
             if not source.exists():

@@ -43,7 +43,7 @@ from timing import summary, warm_up
 from tinydet._internal.atomic import atomic_path, write_json, write_text
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import plan_scan
@@ -146,7 +146,7 @@ def write_scene(path: Path, columns: int, rows: int) -> Path:
     """Write a scene composed of images of the built-in validation set."""
     import cv2
 
-    cv2.imwrite(str(path), mosaic(embedded_dataset("val"), columns, rows)[0][..., ::-1])
+    cv2.imwrite(str(path), mosaic(builtin_dataset("val"), columns, rows)[0][..., ::-1])
     return path
 
 

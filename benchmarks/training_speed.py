@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, whose commit is recorded
 from tinydet._internal.arguments import integers
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 
 TORCHVISION, OURS, TUNED = "torchvision, fp32", "tinydet, fp32", "tinydet, bf16"
 SIDES = (TORCHVISION, OURS, TUNED, "torchvision, bf16", "torchvision, fp32, contiguous")
@@ -281,7 +281,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     if args.sides[:2] != SIDES[:2]:
         parser.error("argument --sides: must start with 0,1")
     frames = ROOT.parent / "shared" / "data" / "hituav-train"
-    args.data = args.data or (frames if frames.is_dir() else embedded_dataset("train"))
+    args.data = args.data or (frames if frames.is_dir() else builtin_dataset("train"))
     if args.quick:
         args.rounds, args.steps, args.batch, args.output = 2, 1, 2, None
     return args

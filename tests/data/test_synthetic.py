@@ -12,7 +12,7 @@ import pytest
 
 from tinydet.data import synthetic
 from tinydet.data.coco import load_dataset, read_pixels
-from tinydet.data.synthetic import Person, embedded_dataset, main, render_scene, write_dataset, write_scene
+from tinydet.data.synthetic import Person, builtin_dataset, main, render_scene, write_dataset, write_scene
 
 
 def boxes_of(people: list[Person]) -> np.ndarray:
@@ -162,7 +162,7 @@ def test_the_built_in_validation_split_is_generated_once_and_has_tiny_people(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TINYDET_CACHE", str(tmp_path))
-    folder = embedded_dataset("val")
+    folder = builtin_dataset("val")
     dataset = load_dataset(folder)
     assert {(image.width, image.height) for image in dataset.images} == {(384, 384)}
     assert len(dataset.images) == 60
@@ -173,12 +173,12 @@ def test_the_built_in_validation_split_is_generated_once_and_has_tiny_people(
     assert dataset.ignore.any()
     assert any(len(dataset.of_image(i).boxes) == 0 for i in range(60))
     monkeypatch.setattr(synthetic, "render_scene", lambda *_, **__: pytest.fail("drawn again"))
-    assert embedded_dataset("val") == folder
+    assert builtin_dataset("val") == folder
 
 
 def test_an_unknown_split_is_rejected() -> None:
     with pytest.raises(ValueError, match="train and val, not 'test'"):
-        embedded_dataset("test")
+        builtin_dataset("test")
 
 
 @pytest.mark.parametrize(
@@ -192,20 +192,20 @@ def test_an_unknown_split_is_rejected() -> None:
 def test_environment_variables_set_the_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
 ) -> None:
-    monkeypatch.setitem(synthetic.EMBEDDED, "val", (1, 7))
-    monkeypatch.setattr(synthetic, "EMBEDDED_SIZE", 32)
+    monkeypatch.setitem(synthetic.BUILTIN, "val", (1, 7))
+    monkeypatch.setattr(synthetic, "BUILTIN_SIZE", 32)
     monkeypatch.delenv("TINYDET_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value) if value else "")
-    assert embedded_dataset("val") == tmp_path / folder / f"synthetic-{synthetic.VERSION}" / "val"
+    assert builtin_dataset("val") == tmp_path / folder / f"synthetic-{synthetic.VERSION}" / "val"
 
 
 def test_concurrent_processes_generate_one_cache(tmp_path: Path) -> None:
     program = (
         "from tinydet.data import synthetic\n"
-        "synthetic.EMBEDDED['train'] = (6, 1)\n"
-        "print(synthetic.embedded_dataset('train'))\n"
+        "synthetic.BUILTIN['train'] = (6, 1)\n"
+        "print(synthetic.builtin_dataset('train'))\n"
     )
     root = str(Path(synthetic.__file__).parents[2])
     environment = os.environ | {"TINYDET_CACHE": str(tmp_path), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
@@ -230,8 +230,8 @@ def test_the_first_of_two_processes_keeps_its_folder(tmp_path: Path) -> None:
 
 def test_an_interrupted_generation_leaves_no_partial_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYDET_CACHE", str(tmp_path))
-    monkeypatch.setitem(synthetic.EMBEDDED, "val", (3, 7))
-    monkeypatch.setattr(synthetic, "EMBEDDED_SIZE", 32)
+    monkeypatch.setitem(synthetic.BUILTIN, "val", (3, 7))
+    monkeypatch.setattr(synthetic, "BUILTIN_SIZE", 32)
     drawn = []
 
     def interrupted(*_: object, **__: object) -> tuple[np.ndarray, list[Person]]:
@@ -242,20 +242,20 @@ def test_an_interrupted_generation_leaves_no_partial_dataset(tmp_path: Path, mon
 
     monkeypatch.setattr(synthetic, "render_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        embedded_dataset("val")
+        builtin_dataset("val")
     monkeypatch.setattr(synthetic, "render_scene", render_scene)
     assert list((tmp_path / f"synthetic-{synthetic.VERSION}").iterdir()) == []
-    assert len(load_dataset(embedded_dataset("val")).images) == 3
+    assert len(load_dataset(builtin_dataset("val")).images) == 3
 
 
 @pytest.mark.parametrize("lost", ["annotations.json", "images/000001.jpg"])
 def test_a_damaged_cache_is_regenerated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
     monkeypatch.setenv("TINYDET_CACHE", str(tmp_path))
-    monkeypatch.setitem(synthetic.EMBEDDED, "val", (2, 7))
-    monkeypatch.setattr(synthetic, "EMBEDDED_SIZE", 32)
-    folder = embedded_dataset("val")
+    monkeypatch.setitem(synthetic.BUILTIN, "val", (2, 7))
+    monkeypatch.setattr(synthetic, "BUILTIN_SIZE", 32)
+    folder = builtin_dataset("val")
     (folder / lost).unlink()
-    assert embedded_dataset("val") == folder
+    assert builtin_dataset("val") == folder
     assert len(load_dataset(folder).images) == 2
     assert os.listdir(folder.parent) == ["val"]
 
@@ -264,4 +264,4 @@ def test_an_unwritable_cache_is_reported_with_a_remedy(tmp_path: Path, monkeypat
     (tmp_path / "file").touch()
     monkeypatch.setenv("TINYDET_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match=r"cannot be written .*; name a folder for it in TINYDET_CACHE"):
-        embedded_dataset("val")
+        builtin_dataset("val")

@@ -34,11 +34,11 @@ from tinydet.data.scenery.ground import draw_ground
 from tinydet.data.scenery.people import place_people
 from tinydet.data.scenery.view import choose_view
 
-__all__ = ["Person", "embedded_dataset", "main", "render_scene", "write_dataset", "write_scene"]
+__all__ = ["Person", "builtin_dataset", "main", "render_scene", "write_dataset", "write_scene"]
 
 VERSION = 1  # of the generator; part of the cache path, so raise it when a seed gives other pixels
-EMBEDDED = {"train": (240, 1), "val": (60, 2)}  # images, seed
-EMBEDDED_SIZE = 384  # width and height, pixels
+BUILTIN = {"train": (240, 1), "val": (60, 2)}  # images, seed
+BUILTIN_SIZE = 384  # width and height, pixels
 DENSITY = 120.0  # people per million pixels in a dataset, on average
 SCENE_DENSITY = 40.0  # people per million pixels in a single scene: several hundred on 4096 x 4096
 MAX_SIDE = 16_384  # pixels; drawing takes about 100 bytes per pixel
@@ -124,7 +124,7 @@ def write_scene(path: Path, width: int, height: int, seed: int, *, density: floa
     return annotations
 
 
-def embedded_dataset(split: str) -> Path:
+def builtin_dataset(split: str) -> Path:
     """Return the COCO folder of the built-in dataset, generating it on first use (about 15 seconds).
 
     The cache is $TINYDET_CACHE, else $XDG_CACHE_HOME/tinydet, else ~/.cache/tinydet. A split is written to a temporary
@@ -137,9 +137,9 @@ def embedded_dataset(split: str) -> Path:
         ValueError: unknown split.
         OSError: the cache is not writable; the message names the remedy.
     """
-    if split not in EMBEDDED:
-        raise ValueError(f"the built-in dataset has the splits {' and '.join(EMBEDDED)}, not {split!r}")
-    count, seed = EMBEDDED[split]
+    if split not in BUILTIN:
+        raise ValueError(f"the built-in dataset has the splits {' and '.join(BUILTIN)}, not {split!r}")
+    count, seed = BUILTIN[split]
     folder = _cache_folder() / f"synthetic-{VERSION}" / split
     if _is_complete(folder, count):
         return folder
@@ -151,7 +151,7 @@ def embedded_dataset(split: str) -> Path:
             f"{folder.parent} cannot be written ({error.strerror}); name a folder for it in TINYDET_CACHE"
         ) from error
     try:
-        write_dataset(work / split, count=count, width=EMBEDDED_SIZE, height=EMBEDDED_SIZE, seed=seed)
+        write_dataset(work / split, count=count, width=BUILTIN_SIZE, height=BUILTIN_SIZE, seed=seed)
         _move_into_place(work / split, folder, count)
     finally:
         shutil.rmtree(work, ignore_errors=True)

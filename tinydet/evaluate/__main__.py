@@ -140,9 +140,9 @@ def _dataset_files(args: argparse.Namespace) -> tuple[Path, Path]:
         return args.annotations, args.images
     if args.data is not None:
         return find_dataset(args.data)
-    from tinydet.data.synthetic import embedded_dataset
+    from tinydet.data.synthetic import builtin_dataset
 
-    return find_dataset(embedded_dataset("val"))
+    return find_dataset(builtin_dataset("val"))
 
 
 def _check(args: argparse.Namespace) -> None:

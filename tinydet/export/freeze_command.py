@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 from tinydet.models.registry import detector_info
 
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.model)
     require_attention(checkpoint)
     data, val = (
-        load_dataset(*find_dataset(folder or embedded_dataset(split)), categories=checkpoint.classes)
+        load_dataset(*find_dataset(folder or builtin_dataset(split)), categories=checkpoint.classes)
         for folder, split in ((args.data, "train"), (args.val, "val"))
     )
     frozen = freeze_checkpoint(checkpoint, data, val)

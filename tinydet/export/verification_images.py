@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 from tinydet.evaluate.score_model import match_classes
 
 
@@ -52,7 +52,7 @@ def verification_images(
     Raises:
         ValueError: `data` is malformed, or has no class in common with the model.
     """
-    source = find_dataset(data) if data is not None else fallback or find_dataset(embedded_dataset("val"))
+    source = find_dataset(data) if data is not None else fallback or find_dataset(builtin_dataset("val"))
     dataset = load_dataset(*source)
     images = [dataset.image_path(i) for i in range(len(dataset.images))]
     known = [name for name in dataset.classes if name in classes]
@@ -65,5 +65,5 @@ def verification_images(
 
 def is_built_in(images: Sequence[Path]) -> bool:
     """Return whether these images belong to the built-in validation set."""
-    folder = find_dataset(embedded_dataset("val"))[1]
+    folder = find_dataset(builtin_dataset("val"))[1]
     return folder is not None and bool(images) and images[0].is_relative_to(folder)

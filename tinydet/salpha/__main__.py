@@ -11,7 +11,7 @@ from tinydet._internal.arguments import float_range, names, positive_int
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet.data.coco import Dataset, load_dataset
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 from tinydet.geometry.anchors import Pyramid
 from tinydet.models.registry import DETECTORS, detector_info
 from tinydet.runtime.plan import OVERLAP
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile; without it whole images are counted")
     overlap = OVERLAP if options.overlap is None else options.overlap
-    source = options.annotations or embedded_dataset("train")
+    source = options.annotations or builtin_dataset("train")
     dataset = load_dataset(source, categories=options.categories)
     statistics = statistics_of(
         dataset,

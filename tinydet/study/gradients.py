@@ -23,7 +23,7 @@ from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 
 FEATURES = ("C3", "C4", "C5")
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(
             f"{args.model}: {checkpoint.detector.fusion} has no alpha to vary; choose a model with fixed factors"
         )
-    dataset = load_dataset(*find_dataset(args.data or embedded_dataset("val")), categories=checkpoint.classes)
+    dataset = load_dataset(*find_dataset(args.data or builtin_dataset("val")), categories=checkpoint.classes)
     overlap = min(args.overlap, checkpoint.tile // 2)
     tiles = TrainingTiles(dataset, checkpoint.tile, overlap, flip=False)
     chosen = np.linspace(0, len(tiles) - 1, min(args.tiles, len(tiles))).round().astype(int).tolist()

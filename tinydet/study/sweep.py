@@ -20,7 +20,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset
 from tinydet.data.coco_file import load_document
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 from tinydet.study.sweep_plots import SALPHA, summarize, summary_text, write_report
 from tinydet.study.trials import Record, Trial, Trials, describe, find_record, read_records
 from tinydet.train.config import config_of
@@ -100,7 +100,7 @@ def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
     """Return the options of `tinydet train` that select the data; for other scales, write a resized copy once."""
     if args.data is None:
         # The defaults of a training on the built-in dataset. It does not recognize a resized copy of that dataset.
-        sources = {split: embedded_dataset(split) for split in ("train", "val")}
+        sources = {split: builtin_dataset(split) for split in ("train", "val")}
         preset: tuple[str, ...] = ("--preset", "small", "--weights-backbone", "none")
     else:
         sources, preset = {"train": args.data, "val": args.val}, ()

@@ -19,7 +19,7 @@ from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
 from tinydet.data.sub_images import benchmark_tiles
-from tinydet.data.synthetic import embedded_dataset
+from tinydet.data.synthetic import builtin_dataset
 from tinydet.models.backbone import load_pretrained
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
@@ -197,8 +197,8 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
         ValueError: a dataset is malformed, or the two have different classes.
     """
     if config.annotations is None:
-        train = _chosen(config, load_dataset(*find_dataset(embedded_dataset("train"))))
-        return train, load_dataset(*find_dataset(embedded_dataset("val")))
+        train = _chosen(config, load_dataset(*find_dataset(builtin_dataset("train"))))
+        return train, load_dataset(*find_dataset(builtin_dataset("val")))
     train = load_dataset(config.annotations, config.images, categories=config.categories)
     train = _chosen(config, train)
     if config.val_annotations is None:
