@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ import torch
 from tinydet.export.verify import middle_tile
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
-from tinydet.models.faster_rcnn import FasterRCNN
+from tinydet.models.detector import Detector
 from tinydet.models.registry import detector_info
 from tinydet.spec import ModelSpec
 from tinydet.train.config import PRESETS
@@ -47,27 +46,27 @@ def write_random_checkpoint(
 
 
 @torch.no_grad()
-def _spread_scores(network: Any, tile: torch.Tensor) -> None:
+def _spread_scores(network: Detector, tile: torch.Tensor) -> None:
     """Scale the class logits and set their bias so that about 300 candidates on the tile score above 0.05.
 
-    More would fill the output and hide differences. In two-stage detectors no proposal on a uniform tile scores that
+    More would fill the output and hide differences. With a background class no proposal on a uniform tile scores that
     high, because rounding decides which of many equal proposals are kept.
     """
-    two_stage = isinstance(network, FasterRCNN)
-    last = network.roi_heads.box_predictor.cls_score if two_stage else network.head.classification_head.cls_logits
+    (name,) = (name for name, (_, rows) in network.class_layers().items() if rows == 1)
+    last: Any = network.get_submodule(name)
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         outputs: list[torch.Tensor] = []
         with last.register_forward_hook(lambda layer, inputs, output: outputs.append(output)):
             network(images)
-        return torch.cat([(each[:, 1:] - each[:, :1] if two_stage else each).flatten() for each in outputs])
+        return torch.cat([(each[:, 1:] - each[:, :1] if network.background else each).flatten() for each in outputs])
 
     last.bias.zero_()
     found = logits(tile)
     scale = 1.5 / found.std()
     last.weight *= scale
     shift = 3 + (scale * found).topk(300).values[-1]
-    if two_stage:
+    if network.background:
         last.bias[0] = torch.maximum(shift, 3 + logits(torch.zeros_like(tile)).max())  # of the background class
     else:
         last.bias -= shift
