@@ -86,13 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     study = Trials(
         args.record,
         args.work,
-        lambda: {
-            **environment(),
-            "commit": stamp["commit"],
-        },  # of the running code, even if another is checked out meanwhile
+        # The commit of the running code, even if another is checked out meanwhile.
+        lambda: {**environment(), "commit": stamp["commit"]},
         jobs=args.jobs,
         minutes=args.budget,
-        report=lambda line: print(line, flush=True),
     )
     for data, strategies in BLOCKS:
         chosen = [s for s in strategies if selected(data, s, args.only)]

@@ -65,12 +65,14 @@ def test_compute_capability_changes_the_engine(rtx: Any, brightness_onnx: Path, 
     assert spec.engine["sha256"] != build_engine(brightness_onnx, tmp_path / "b.engine", target="rtx").engine["sha256"]
 
 
-def test_a_build_reports_its_phases(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
-    phases: list[str] = []
-    lines: list[str] = []
-    build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", progress=phases.append, log=lines.append)
-    assert len(set(phases)) > 3
-    assert any("images" in line for line in lines)
+def test_a_build_logs_its_phases_and_the_lines_of_tensorrt(
+    rtx: Any, brightness_onnx: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "tinydet")
+    build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx")
+    messages = {name: {m for n, _, m in caplog.record_tuples if n == name} for name, _, _ in caplog.record_tuples}
+    assert len(messages["tinydet.export.steps"]) > 3
+    assert any("images" in line for line in messages["tinydet.tensorrt"])
 
 
 def test_parsing_alone_writes_nothing(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:

@@ -32,11 +32,10 @@ PROGRAM = (
 )
 
 
-def trials_in(folder: Path, lines: list[str] | None = None, **options: Any) -> Trials:
-    """Trials whose program sleeps instead of training; `lines` receives their reports."""
-    report = (lambda line: None) if lines is None else lines.append
+def trials_in(folder: Path, **options: Any) -> Trials:
+    """Trials whose program sleeps instead of training."""
     program = (sys.executable, "-c", PROGRAM)
-    return Trials(folder / "runs.jsonl", folder / "work", report=report, program=program, **options)
+    return Trials(folder / "runs.jsonl", folder / "work", program=program, **options)
 
 
 def sleeping_trial(seed: int, seconds: float = 0.0, error: str = "") -> Trial:
@@ -57,18 +56,17 @@ def test_a_real_training_is_recorded_and_its_record_names_no_file(tmp_path: Path
     assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".log"]  # the model is deleted by default
 
 
-def test_a_trial_is_run_once(tmp_path: Path) -> None:
-    lines: list[str] = []
-    runs = trials_in(tmp_path, lines, stamp=lambda: {"date": "today"}, keep_models=True, jobs=2)
+def test_a_trial_is_run_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tinydet.study")
+    runs = trials_in(tmp_path, stamp=lambda: {"date": "today"}, keep_models=True, jobs=2)
     assert runs.run([sleeping_trial(1), sleeping_trial(2)])
-    assert trials_in(tmp_path, lines).run([sleeping_trial(1), sleeping_trial(2)])
+    assert trials_in(tmp_path).run([sleeping_trial(1), sleeping_trial(2)])
     assert sorted(r["key"]["seed"] for r in read_records(tmp_path / "runs.jsonl")) == [1, 2]
     assert {r["date"] for r in read_records(tmp_path / "runs.jsonl")} == {"today"}
     assert [path.read_text().count("began") for path in (tmp_path / "work").glob("*.log")] == [1, 1]
     assert len(list((tmp_path / "work").glob("*.pth"))) == 2
-    assert (
-        len(lines) == 2 and lines[1].startswith("[2/2] seed ") and "AP50 50.0 (1.0 min); about 0 min left" in lines[1]
-    )
+    _, second = caplog.messages
+    assert second.startswith("[2/2] seed ") and "AP50 50.0 (1.0 min); about 0 min left" in second
 
 
 def test_another_flag_makes_another_trial(squares: Path) -> None:

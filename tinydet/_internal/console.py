@@ -1,7 +1,7 @@
 """Messages of the library on the console of a command.
 
 The library logs to `logging.getLogger("tinydet…")` and prints nothing, so a program that embeds it decides where
-messages go. A command shows them: information on standard output, warnings on standard error.
+messages go. A command shows them: information on standard output, warnings and debug messages on standard error.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # The streams are looked up for each message, because programs replace them.
+        line = record.getMessage()
+        stream = sys.stdout if record.levelno == logging.INFO and not self.to_stderr else sys.stderr
         if record.levelno >= logging.WARNING:
-            stream, line = sys.stderr, f"{self._label}: {record.getMessage()}"
-        else:
-            stream, line = (sys.stderr if self.to_stderr else sys.stdout), record.getMessage()
+            line = f"{self._label}: {line}"
         tqdm.write(line, file=stream)
         stream.flush()
 

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
+from tinydet._internal.progress import Progress
 from tinydet.data.coco import find_dataset
 from tinydet.data.coco_entries import Fault
 from tinydet.data.coco_file import write_document
@@ -65,7 +66,7 @@ class Findings:
 
 
 def check_document(
-    document: dict[str, Any], source: Path, images: Path | None = None, *, progress: bool = False
+    document: dict[str, Any], source: Path, images: Path | None = None, progress: Progress | None = None
 ) -> Findings:
     """Return every fault of an annotation file, in the order in which `load_dataset` would meet them.
 
@@ -74,7 +75,7 @@ def check_document(
         source: the file, for messages.
         images: folder of the image files: each must exist, decode to its last pixel and have the recorded size. None
             checks the annotations alone.
-        progress: show a progress bar while images are read.
+        progress: called with 1 after each image file.
 
     Raises:
         ValueError: `images` is not a folder.
@@ -84,9 +85,7 @@ def check_document(
     if images is not None:
         check_folder(source, images)
         examine_files(contents, images, faults.append)
-        files = len({image.file_name for image in contents.images})
-        with tqdm(total=files, desc="reading", unit="image", disable=None if progress else True) as bar:
-            examine_pixels(contents, images, faults.append, bar.update)
+        examine_pixels(contents, images, faults.append, progress)
     examine_objects(contents, faults.append)
     boxes = examine_boxes(contents, faults.append)
     counts = [len(found) if isinstance(found := document.get(section), list) else 0 for section in _COUNTED]
@@ -122,7 +121,10 @@ def run(args: argparse.Namespace) -> int:
     if args.fix is not None and os.path.realpath(args.fix) == os.path.realpath(source):
         raise ValueError(f"{args.fix}: --fix would overwrite the file that it repairs; name another")
     document = read_document(source)
-    findings = check_document(document, source, images, progress=True)
+    entries = document.get("images")
+    total = len(entries) if isinstance(entries, list) else None
+    with tqdm(total=total, desc="reading", unit="image", disable=True if images is None else None) as bar:
+        findings = check_document(document, source, images, bar.update)
     for line in findings.lines():
         print(line)
     categories = f"{findings.categories:,} categor{'y' if findings.categories == 1 else 'ies'}"

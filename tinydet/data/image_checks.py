@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+from tinydet._internal.progress import Progress
 from tinydet.data.coco_entries import Fault, Report
 from tinydet.data.coco_rules import Contents, ImageRecord
 from tinydet.runtime.scenes import open_scene
@@ -38,9 +38,7 @@ def examine_files(contents: Contents, folder: Path, report: Report) -> None:
         report(Fault("image without a file", "images", tuple(place), describe, remedy, "drop", tally=tally))
 
 
-def examine_pixels(
-    contents: Contents, folder: Path, report: Report, progress: Callable[[int], object] | None = None
-) -> None:
+def examine_pixels(contents: Contents, folder: Path, report: Report, progress: Progress | None = None) -> None:
     """Check that every existing file decodes to its last pixel and has the recorded size.
 
     Args:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from tinydet._internal.arguments import names
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
@@ -76,18 +78,18 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     dataset = _dataset(args)
     corners = args.corner_gt and corners_by_file(read_json(args.corner_gt), source=str(args.corner_gt))
     backend = _backend(args.model or DEFAULT_MODEL, args.device)
-    print(
-        f"{backend.name} on {dataset.source}: {len(dataset.images[: args.limit])} images, {', '.join(dataset.classes)}"
-    )
-    found = detect_dataset(
-        backend,
-        dataset,
-        ScanOptions(args.overlap, args.scale, args.score, merge="nms" if args.merge == "nms" else "seam"),
-        sub_images=args.merge == "tinyperson" or args.corner_gt is not None,
-        corners=corners,
-        limit=args.limit,
-        progress=True,
-    )
+    images = len(dataset.images[: args.limit])
+    print(f"{backend.name} on {dataset.source}: {images} images, {', '.join(dataset.classes)}")
+    with tqdm(total=images, desc="evaluate", unit="image", disable=None) as bar:
+        found = detect_dataset(
+            backend,
+            dataset,
+            ScanOptions(args.overlap, args.scale, args.score, merge="nms" if args.merge == "nms" else "seam"),
+            sub_images=args.merge == "tinyperson" or args.corner_gt is not None,
+            corners=corners,
+            limit=args.limit,
+            progress=bar.update,
+        )
     if args.save_detections:
         write_json(args.save_detections, found.detections, indent=None)
     print(

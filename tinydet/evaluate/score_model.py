@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinydet._internal.json_files import read_json
+from tinydet._internal.progress import Progress
 from tinydet.evaluate.protocols import Protocol, choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.sub_images import merge_sub_images
@@ -52,7 +53,7 @@ def evaluate_backend(
     options: ScanOptions | None = None,
     *,
     protocol: str = "coco",
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run a model on a dataset and return its scores as JSON: `detect_dataset`, then `score_dataset`.
 
@@ -61,7 +62,7 @@ def evaluate_backend(
     Args:
         options: how to scan the images; None for the defaults of `ScanOptions`.
         protocol: a name in `PROTOCOLS`.
-        progress: show a progress bar on stderr.
+        progress: called with 1 after each image.
 
     Raises:
         ValueError: no common class, an unreadable image, an unknown protocol.
@@ -79,7 +80,7 @@ def detect_dataset(
     sub_images: bool = False,
     corners: Mapping[str, Sequence[Corner]] | None = None,
     limit: int | None = None,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> DatasetDetections:
     """Run a model on every image of a dataset.
 
@@ -91,13 +92,11 @@ def detect_dataset(
             benchmark does.
         corners: the sub-images of each file, for `sub_images`; None for the benchmark's grid.
         limit: run only on the first `limit` images; None for all.
-        progress: show a progress bar on stderr.
+        progress: called with 1 after each image.
 
     Raises:
         ValueError: no common class, an unreadable image, or one without sub-images in `corners`.
     """
-    from tqdm import tqdm
-
     from tinydet.runtime.scan import detect_scene, unsettled
     from tinydet.runtime.scenes import open_scene
     from tinydet.runtime.scenes.window import Window
@@ -109,7 +108,7 @@ def detect_dataset(
     detections: list[dict[str, Any]] = []
     tiles = saturated = unconverged = 0
     start = time.perf_counter()
-    for i, record in enumerate(tqdm(records, desc="evaluate", unit="image", disable=None if progress else True)):
+    for i, record in enumerate(records):
         with open_scene(dataset.image_path(i), stretch=backend.spec.stretch) as scene:
             _check_size(scene, dataset, i)
             pieces = _sub_images(record.file_name, scene, corners) if sub_images else None
@@ -126,6 +125,8 @@ def detect_dataset(
         tiles += sum(result.tiles for result in results)
         saturated += sum(result.saturated for result in results)
         unconverged += sum(result.unconverged for result in results)
+        if progress is not None:
+            progress(1)
     if saturated:
         notes.append(
             f"{saturated} of {tiles} tiles had more boxes than the model's {backend.spec.max_detections} slots, some "

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from tinydet._internal.atomic import atomic_path, write_text
 from tinydet.export.onnx_model import OnnxModel, description_path, read_onnx
+from tinydet.export.steps import step
 from tinydet.runtime.backends import tensorrt as backend
 from tinydet.runtime.backends.contract import INPUT
 from tinydet.runtime.backends.tensorrt import PRODUCTS, Flavour
@@ -51,8 +52,6 @@ def build_engine(
     compute_capabilities: Sequence[str] = (),
     timing_cache: Path | None = None,
     verify: Callable[[Path, ModelSpec], None] | None = None,
-    progress: Callable[[str], None] | None = None,
-    log: Callable[[str], None] | None = None,
 ) -> ModelSpec:
     """Build an engine from an exported ONNX file; write it to `output`, and its description to the `.json` next to it.
 
@@ -66,8 +65,6 @@ def build_engine(
         timing_cache: a file with kernel timings, which makes the next build with TensorRT faster.
         verify: called with the path of the engine before it is renamed to `output`, and its description. If it raises,
             an existing engine is kept.
-        progress: called with the phase of the build, from another thread.
-        log: called with every line that TensorRT logs.
 
     Returns:
         The description.
@@ -83,7 +80,7 @@ def build_engine(
         raise ValueError(f"batch sizes must be in ascending order from 1: smallest, typical, largest; got {sizes}")
     sidecar = description_path(output, ".engine")
     with atomic_path(output) as temporary:  # before the build, so that an unwritable folder is an error at once
-        build = _Build(target, log)
+        build = _Build(target)
         build.refuse_options(version_compatible, hardware_compatible, compute_capabilities, timing_cache)
         gpu = build.gpu(compute_capabilities)
         build.parse(model)
@@ -92,7 +89,7 @@ def build_engine(
         if timing_cache is not None:
             build.use_timing_cache(config, timing_cache)
         started = time.monotonic()
-        plan = build.run(config, progress)
+        plan = build.run(config)
         seconds = time.monotonic() - started
         temporary.write_bytes(plan)
         spec = replace(
@@ -123,18 +120,18 @@ def build_engine(
     return spec
 
 
-def parse_only(onnx_path: Path, *, target: Target = "auto", log: Callable[[str], None] | None = None) -> ParsedGraph:
+def parse_only(onnx_path: Path, *, target: Target = "auto") -> ParsedGraph:
     """Parse the graph with the parser of `target` without building an engine. Raises the errors of `build_engine`."""
     model = read_onnx(onnx_path)
-    build = _Build(target, log)
+    build = _Build(target)
     return ParsedGraph(build.flavour, build.version, build.parse(model))
 
 
 class _Build:
     """The TensorRT objects of one build. They are freed together, because parents free their children."""
 
-    def __init__(self, target: Target, log: Callable[[str], None] | None) -> None:
-        self.flavour, trt, builder, logger = _open_builder(target, log)
+    def __init__(self, target: Target) -> None:
+        self.flavour, trt, builder, logger = _open_builder(target)
         self.version: str = trt.__version__
         self._trt, self._builder, self._logger = trt, builder, logger
         flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -213,11 +210,11 @@ class _Build:
         with atomic_path(path) as temporary:
             temporary.write_bytes(memoryview(cache.serialize()))
 
-    def run(self, config: Any, progress: Callable[[str], None] | None) -> memoryview:
+    def run(self, config: Any) -> memoryview:
         """Build the plan in another thread, so that Ctrl-C reaches this one and cancels the build."""
         builder, network = self._builder, self._network
         cancelled = threading.Event()
-        monitor = _make_monitor(self._trt, progress, cancelled)
+        monitor = _make_monitor(self._trt, cancelled)
         config.progress_monitor = monitor
         with ThreadPoolExecutor(1) as pool:
             pending: Future[Any] = pool.submit(builder.build_serialized_network, network, config)
@@ -257,7 +254,7 @@ class _Build:
         return " | ".join(self._logger.errors) or "no reason given; see the log with --verbose"
 
 
-def _open_builder(target: Target, log: Callable[[str], None] | None) -> tuple[Flavour, Any, Any, Any]:
+def _open_builder(target: Target) -> tuple[Flavour, Any, Any, Any]:
     """Find the first flavor of `target` that can build here; return its name, module, builder and logger."""
     flavours: dict[Target, tuple[Flavour, ...]] = {
         "auto": ("tensorrt", "rtx"),
@@ -278,7 +275,6 @@ def _open_builder(target: Target, log: Callable[[str], None] | None) -> tuple[Fl
             continue
         installed = True
         logger = backend.make_logger(trt)
-        logger.listener = log
         try:
             return flavour, trt, trt.Builder(logger), logger
         except TypeError:  # how pybind11 reports that the library created no builder
@@ -305,16 +301,15 @@ def _target_rtx(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> N
         config.set_compute_capability(trt.ComputeCapability.__members__[known[capability]], i)
 
 
-def _make_monitor(trt: Any, progress: Callable[[str], None] | None, cancelled: threading.Event) -> Any:
+def _make_monitor(trt: Any, cancelled: threading.Event) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)  # required by pybind11
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if progress is not None:
-                progress(phase_name)
+            step(phase_name)
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
+        def step_complete(self, phase_name: str, number: int) -> bool:
             return not cancelled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:

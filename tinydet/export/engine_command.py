@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinydet._internal.arguments import positive_int
-from tinydet.export.console import infer_command, log_line, progress_line
+from tinydet.export.console import infer_command
 from tinydet.export.engine import build_engine, parse_only
 from tinydet.export.onnx_command import convert_precision, export_checkpoint, refuse_shape_options
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
+from tinydet.export.steps import show_steps
 from tinydet.export.verification_images import choose_images
 from tinydet.export.verify import REFERENCE_BACKEND, Verification, report_paths, summarize, verify, write_report
 from tinydet.runtime.backends import open_model
@@ -97,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         refuse_shape_options(args)
     exported = read_onnx(onnx_path)
+    logging.getLogger("tinydet.tensorrt").setLevel(logging.DEBUG if args.verbose else logging.NOTSET)
     try:
         if args.dry_run:
             return _parse(onnx_path, args)
@@ -111,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _parse(onnx_path: Path, args: argparse.Namespace) -> int:
-    parsed = parse_only(onnx_path, target=args.target, log=log_line if args.verbose else None)
+    parsed = parse_only(onnx_path, target=args.target)
     product = f"{PRODUCTS[parsed.flavour]} {parsed.version}"
     print(f"{onnx_path}: the parser of {product} accepts it ({parsed.layers} layers); nothing was built")
     return 0
@@ -132,16 +135,14 @@ def _build(onnx_path: Path, output: Path, args: argparse.Namespace, config: Mapp
             return
         images, dataset = choose_images(spec.classes, args.images, args.data, config)
         reference = open_model(onnx_path, REFERENCE_BACKEND)
-        with progress_line("verifying") as progress:
-            verification = verify(
-                reference, engine, images, dataset, limit=args.limit, max_drop=args.max_drop, progress=progress
-            )
+        with show_steps("verifying"):
+            verification = verify(reference, engine, images, dataset, limit=args.limit, max_drop=args.max_drop)
         if not verification.passed:
             raise ValueError(
                 f"{output} was not written, because the engine failed verification: {'; '.join(verification.faults)}"
             )
 
-    with progress_line("building (TensorRT may take minutes)") as progress:
+    with show_steps("building (TensorRT may take minutes)"):
         spec = build_engine(
             onnx_path,
             output,
@@ -153,8 +154,6 @@ def _build(onnx_path: Path, output: Path, args: argparse.Namespace, config: Mapp
             compute_capabilities=args.compute_capability,
             timing_cache=args.timing_cache,
             verify=verify_engine,
-            progress=progress,
-            log=log_line if args.verbose else None,
         )
     built = spec.engine
     product, gpu = f"{PRODUCTS[built['flavour']]} {built['version']}", built["gpu"] or "the GPU of this machine"

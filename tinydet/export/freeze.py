@@ -99,7 +99,8 @@ def attention_factors(detector: Detector, tiles: TrainingTiles) -> Tensor:
 
 def _score(detector: Detector, checkpoint: Checkpoint, val: Dataset, overlap: int) -> dict[str, float]:
     backend = TorchBackend(detector, checkpoint.spec())
-    found = detect_dataset(backend, val, ScanOptions(overlap), progress=True)
+    with tqdm(total=len(val.images), desc="AP", unit="image", disable=None) as bar:
+        found = detect_dataset(backend, val, ScanOptions(overlap), progress=bar.update)
     precision = score_dataset(val, found, choose_protocol("coco")).precision
     assert precision is not None
     scores = {"AP50": precision["all"][0.5].ap, "AP50-tiny": precision["tiny"][0.5].ap}

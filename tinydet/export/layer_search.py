@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tinydet.export.steps import step
+
 
 @dataclass(frozen=True)
 class LayerSearch:
@@ -23,8 +25,6 @@ def search_layers(
     layers: Sequence[str],
     sensitivity: Callable[[Collection[str]], float],
     passes: Callable[[Collection[str]], bool],
-    *,
-    progress: Callable[[str], None] | None = None,
 ) -> LayerSearch | None:
     """Find the layers to keep in high precision: first whole blocks, then the layers of these blocks that need it.
 
@@ -36,7 +36,6 @@ def search_layers(
     Returns:
         None if the model is not good enough even when all layers are kept.
     """
-    step = progress or (lambda _: None)
     blocks: dict[str, list[str]] = {}
     for name in layers:
         blocks.setdefault(block_of(name), []).append(name)

@@ -11,10 +11,11 @@ from typing import Any
 
 from tinydet._internal.arguments import positive_int
 from tinydet._internal.extras import needs_extra
-from tinydet.export.console import infer_command, progress_line
+from tinydet.export.console import infer_command
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
 from tinydet.export.precision import Precision, convert
+from tinydet.export.steps import show_steps
 from tinydet.export.verification_images import choose_images, is_built_in
 from tinydet.export.verify import Verification, summarize, verify
 from tinydet.models.registry import detector_info
@@ -80,7 +81,7 @@ def export_checkpoint(
     spec = checkpoint.spec(tile=args.tile, max_batch=batch, max_detections=args.max_detections or 1000)
     spec = replace(spec, nms_rounds=args.nms_rounds or spec.nms_rounds)
     images, dataset = choose_images(spec.classes, args.images, args.data, checkpoint.config)
-    with progress_line("exporting") as progress:
+    with show_steps("exporting"):
 
         def verify_onnx(candidate: Backend) -> Verification:
             reference = TorchBackend(checkpoint.build(), spec)
@@ -91,10 +92,9 @@ def export_checkpoint(
                 dataset,
                 limit=args.limit,
                 max_drop=args.max_drop,
-                progress=progress,
             )
 
-        report = export_onnx(checkpoint.build(), spec, output, verify=verify_onnx, progress=progress)
+        report = export_onnx(checkpoint.build(), spec, output, verify=verify_onnx)
     spec, parity = report.spec, report.parity
     size = f"{report.bytes / 1e6:.1f} MB, {spec.precision}, {report.nodes} nodes"
     print(f"wrote         {output}  {size}, {report.seconds:.0f} s")
@@ -136,7 +136,7 @@ def convert_precision(source: Path, precision: Precision, args: argparse.Namespa
             "images of those with --calibration",
             file=sys.stderr,
         )
-    with progress_line(f"converting to {precision}") as progress:
+    with show_steps(f"converting to {precision}"):
         converted = convert(
             source,
             output,
@@ -147,7 +147,6 @@ def convert_precision(source: Path, precision: Precision, args: argparse.Namespa
             method=args.calibration_method,
             limit=args.limit,
             max_drop=args.max_drop,
-            progress=progress,
         )
     weights = ", ".join(f"{count:,} {kind}" for kind, count in sorted(converted.weights.items()))
     size = f"{converted.bytes / 1e6:.1f} MB, {converted.spec.precision}"

@@ -26,6 +26,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet.data.synthetic import render_scene
 from tinydet.export.onnx_model import description_path, graph_precision, read_onnx
 from tinydet.export.parity import TOLERANCES, Parity, compare
+from tinydet.export.steps import step
 from tinydet.export.verify import REFERENCE_BACKEND, Verification, write_report
 from tinydet.models.detector import Detector
 from tinydet.models.folding import FoldedFPN
@@ -80,14 +81,12 @@ def export_onnx(
     output: Path,
     *,
     verify: Callable[[Backend], Verification] | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Export a detector to `output`, and its description to the `.json` next to it; with `verify` also a report.
 
     Args:
         verify: called with the finished model before it is renamed to `output`. If it does not pass, nothing is
             written.
-        progress: called with a description of each step.
 
     Raises:
         ValueError: the spec does not suit the detector, or the exported file failed a check.
@@ -95,7 +94,6 @@ def export_onnx(
     """
     with needs_extra("export"):
         import onnx
-    step = progress or (lambda _: None)
     started = time.monotonic()
     sidecar = description_path(output, ".onnx")
     with atomic_path(output) as temporary:

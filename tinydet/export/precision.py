@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from tinydet.export.layer_search import search_layers
 from tinydet.export.layers import layers_of
 from tinydet.export.onnx_model import description_path, graph_precision, read_onnx
 from tinydet.export.parity import TOLERANCES, disagreement
+from tinydet.export.steps import step
 from tinydet.export.verify import (
     MAX_DROP,
     REFERENCE_BACKEND,
@@ -79,7 +80,6 @@ def convert(
     method: Method = "max",
     limit: int | None = SEARCH_IMAGES,
     max_drop: float = MAX_DROP,
-    progress: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Convert the FP32 model `source` and write `output`, its `.json` and its verification report.
 
@@ -95,7 +95,6 @@ def convert(
     """
     with needs_extra("export"):
         import onnx
-    step = progress or (lambda _: None)
     started = time.monotonic()
     exported = read_onnx(source)
     if exported.precision != "fp32":
@@ -121,7 +120,6 @@ def convert(
     def reference_precision(limit: int | None) -> dict[str, float] | None:
         if dataset is None:
             return None
-        step("average precision of the FP32 model")
         return precision_by_size(reference, dataset, limit)
 
     with atomic_path(output) as temporary:
@@ -142,7 +140,6 @@ def convert(
                 max_drop=max_drop,
                 before=reference_precision(limit),
                 tolerance=TOLERANCES[precision],
-                progress=step,
             )
 
         def sensitivity_of(converted: Collection[str]) -> float:
@@ -155,9 +152,7 @@ def convert(
         verification = check(kept, limit)
         if not verification.passed:
             faults = "; ".join(verification.faults)
-            found = search_layers(
-                list(layers), sensitivity_of, lambda kept: check(kept, search_limit).passed, progress=step
-            )
+            found = search_layers(list(layers), sensitivity_of, lambda kept: check(kept, search_limit).passed)
             if found is None or len(found.kept) == len(layers):
                 raise ValueError(
                     f"{output} was not written: no layer can be {precision} within the allowed drop of {max_drop} "

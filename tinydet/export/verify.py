@@ -8,7 +8,7 @@ so an engine can be verified against its ONNX file on the machine that built it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tinydet.data.coco import Dataset
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
 from tinydet.export.parity import TOLERANCES, Parity, Tolerance, compare
+from tinydet.export.steps import step
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.scan import unsettled
 from tinydet.runtime.scenes import open_scene
@@ -81,7 +82,6 @@ def verify(
     max_drop: float = MAX_DROP,
     before: Mapping[str, float] | None = None,
     tolerance: Tolerance | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> Verification:
     """Compare `candidate` with `reference`.
 
@@ -93,7 +93,6 @@ def verify(
         before: the `precision_by_size` of the reference on the same images, if known.
         tolerance: None for the tolerance of the candidate's precision. Pass another one if the backend computes in a
             lower precision than the model.
-        progress: called with a description of each step.
 
     Raises:
         ValueError: the models differ in tile size, classes, slots or score floor, or an image cannot be read.
@@ -105,7 +104,6 @@ def verify(
                 f"{name} is {getattr(ours, name)} in one model and {getattr(theirs, name)} in the other, so their "
                 "outputs cannot be compared; export both from the same checkpoint"
             )
-    step = progress or (lambda _: None)
     started = time.monotonic()
     tolerance = tolerance or TOLERANCES[ours.precision]
     nms_iou = ours.nms_iou if ours.nms_rounds else None
@@ -133,9 +131,7 @@ def verify(
     if dataset is not None:
         scored_images = len(dataset.images[:limit])
         if before is None:
-            step(f"average precision of the reference, {scored_images} images")
             before = precision_by_size(reference, dataset, limit)
-        step(f"average precision of the model, {scored_images} images")
         after, unconverged = _precision(candidate, dataset, limit)
         precision = {name: (before[name], after[name]) for name in before}
         faults += _precision_faults(precision, max_drop)
@@ -279,7 +275,14 @@ def format_report(verification: Verification) -> str:
 
 def _precision(backend: Backend, dataset: Dataset, limit: int | None) -> tuple[dict[str, float], int]:
     """Return `precision_by_size`, and the number of proposals whose suppression had not converged."""
-    found = detect_dataset(backend, dataset, limit=limit, progress=True)
+    total, done = len(dataset.images[:limit]), 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        step(f"average precision of {backend.name}, image {done} of {total}")
+
+    found = detect_dataset(backend, dataset, limit=limit, progress=count)
     ranges = score_dataset(dataset, found, choose_protocol(PROTOCOL)).to_json()["AP"]
     return {name: float(values[AP_IOU]) for name, values in ranges.items()}, found.unconverged
 

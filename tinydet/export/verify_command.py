@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tinydet._internal.extras import needs_extra
-from tinydet.export.console import progress_line
 from tinydet.export.options import add_verification_options
 from tinydet.export.parity import TOLERANCES
+from tinydet.export.steps import show_steps
 from tinydet.export.verification_images import choose_images
 from tinydet.export.verify import (
     CONVERSION_FIELDS,
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         reference = open_model(reference_path, REFERENCE_BACKEND if reference_path.suffix == ".onnx" else "auto")
     images, dataset = choose_images(candidate.spec.classes, args.images, args.data, config)
     bfloat16 = args.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
-    with progress_line("verifying") as progress:
+    with show_steps("verifying"):
         verification = verify(
             reference,
             candidate,
@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
             limit=args.limit,
             max_drop=args.max_drop,
             tolerance=TOLERANCES["fp16"] if bfloat16 else None,
-            progress=progress,
         )
     print(format_report(verification))
     print("wrote " + " and ".join(map(str, write_report(verification, model, _conversion_fields(model)))))

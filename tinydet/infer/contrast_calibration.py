@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.progress import Progress
 from tinydet.data.coco_file import boxes_of, is_ignored
 from tinydet.infer.coco_images import load_images
 from tinydet.infer.contrast_filter import ContrastFilter, contrast, spots
 from tinydet.runtime.plan import OVERLAP, plan_tiles
-from tinydet.runtime.scan import Progress
 from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.spec import ModelSpec
 

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.progress import Progress
 from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.options import ScanOptions
-from tinydet.runtime.scan import Progress, SceneResult, detect_scene
+from tinydet.runtime.scan import SceneResult, detect_scene
 from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.pixels import Pixels

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from tinydet._internal.progress import Progress
 from tinydet.runtime.backends import Backend, TileOutputs, check_outputs
 from tinydet.runtime.coarse import larger_than
 from tinydet.runtime.detections import Detections
@@ -24,8 +25,6 @@ from tinydet.runtime.read_ahead import Batch, ReadAhead, TileFilter
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.stitch import Stitcher
 from tinydet.spec import ModelSpec
-
-Progress = Callable[[int], object]  # called with the number of items that were just finished; `tqdm.update` fits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
+from tinydet._internal.progress import Progress
 from tinydet.geometry.nms import conflicts
 from tinydet.geometry.tiles import COARSEST_CELL, TileGrid
 from tinydet.runtime.backends import BACKENDS, Backend, TileOutputs, open_model
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import OVERLAP, ScanPlan, plan_scan
-from tinydet.runtime.scan import Progress, collect, scan
+from tinydet.runtime.scan import collect, scan
 from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.window import Window
 from tinydet.runtime.stitch import EDGE, JITTER, MERGES, SAME_OBJECT, Merge

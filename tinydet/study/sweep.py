@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs=jobs,
         minutes=args.budget,
         keep_models=True,
-        report=lambda line: print(line, flush=True),
     )
     try:
         complete = runs.run(trials)

@@ -11,6 +11,7 @@ import concurrent.futures
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -24,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+LOGGER = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -65,7 +68,6 @@ class Trials:
         jobs: number of trainings at a time. They share the CPU cores.
         minutes: start no training after this time; None: no limit.
         keep_models: keep the trained models. By default a model is deleted once its scores are recorded.
-        report: receives a line for each trial that ends.
         program: the training program, to which the flags are appended.
     """
 
@@ -75,7 +77,6 @@ class Trials:
     jobs: int = 1
     minutes: float | None = None
     keep_models: bool = False
-    report: Callable[[str], None] = lambda line: None
     program: tuple[str, ...] = (sys.executable, "-u", "-m", "tinydet.train")
     _created: float = field(default_factory=time.monotonic, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
@@ -98,7 +99,7 @@ class Trials:
                     if line := future.result():
                         done += 1
                         left = (time.monotonic() - started) / done * (len(missing) - done) / 60
-                        self.report(f"[{done}/{len(missing)}] {line}; about {left:.0f} min left")
+                        LOGGER.info("[%d/%d] %s; about %.0f min left", done, len(missing), line, left)
             finally:  # after an error, running trainings may finish, but no other is started
                 self._stop.set()
                 if sys.exc_info()[0] is KeyboardInterrupt:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
+from tqdm import tqdm
 
 from tinydet.data.coco import Dataset, read_pixels
 from tinydet.evaluate.protocols import choose_protocol
@@ -65,9 +66,9 @@ class Validation:
         backend = TorchBackend(detector, spec, device=str(self.device), autocast=self.autocast)
         numbers = range(len(self.dataset.images))
         mine = np.isin(np.arange(len(numbers)), self.processes.shard(numbers))
-        part = detect_dataset(
-            backend, with_images(self.dataset, mine), ScanOptions(self.overlap), progress=self.processes.first
-        )
+        dataset, quiet = with_images(self.dataset, mine), None if self.processes.first else True
+        with tqdm(total=len(dataset.images), desc="validate", unit="image", disable=quiet) as bar:
+            part = detect_dataset(backend, dataset, ScanOptions(self.overlap), progress=bar.update)
         parts = self.processes.gather(part)
         metrics = self._score(parts) if parts else None
         return cast(dict[str, float], self.processes.broadcast(metrics))

@@ -11,9 +11,9 @@ reports which of them differs.
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends.contract import INPUT, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.engine_runner import DTYPES, EngineRunner, Execution, checked
 from tinydet.spec import ModelSpec
+
+LOGGER = logging.getLogger("tinydet.tensorrt")  # at level DEBUG it gets every line that TensorRT logs
 
 Flavour = Literal["tensorrt", "rtx"]
 
@@ -198,19 +200,17 @@ def import_cudart(flavour: Flavour) -> Any:
 
 
 def make_logger(trt: Any) -> Any:
-    """Create a TensorRT logger that collects errors in `errors` and passes all lines to `listener`, if set."""
+    """Create a TensorRT logger that collects errors in `errors` and logs every line as a debug message."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)  # required by pybind11
             self.errors: list[str] = []
-            self.listener: Callable[[str], None] | None = None
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(" ".join(msg.split()))
-            if self.listener is not None:
-                self.listener(f"{severity.name}: {msg}")
+            LOGGER.debug("%s: %s", severity.name, msg)
 
     return Logger()
 

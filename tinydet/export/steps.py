@@ -1,0 +1,28 @@
+"""The steps of an export: debug messages of one logger, which a command shows on one line of the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+_LOGGER = logging.getLogger("tinydet.export.steps")
+step = _LOGGER.debug  # called with a description of what begins
+
+
+@contextmanager
+def show_steps(title: str) -> Iterator[None]:
+    """Show the current step on one line of stderr, if it is a terminal."""
+    with tqdm(bar_format="{desc}", disable=None, leave=False, file=sys.stderr) as line:
+        line.set_description_str(title)
+        handler = logging.Handler()
+        handler.emit = lambda record: line.set_description_str(f"{title}: {record.getMessage()}")  # type: ignore[method-assign]
+        before = _LOGGER.handlers, _LOGGER.level, _LOGGER.propagate
+        _LOGGER.handlers, _LOGGER.level, _LOGGER.propagate = [handler], logging.DEBUG, False
+        try:
+            yield
+        finally:
+            _LOGGER.handlers, _LOGGER.level, _LOGGER.propagate = before
