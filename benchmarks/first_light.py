@@ -7,7 +7,7 @@ DIR contains hituav-train/, hituav-val/ and bigscene-plaza/ (COCO folders). Thre
 hituav-val with the protocol `coco`. The first is exported and run on the photo of the plaza at half size, where persons
 have about 15 pixels. The photo shows visible light, so its scores include the change of domain.
 
-Takes about three and a half hours on two cores. Finished trainings are kept in --work and not repeated; an interrupted
+Takes about three and a half hours on two cores. Finished runs are kept in --work and not repeated; an interrupted
 one is resumed.
 """
 
@@ -147,7 +147,7 @@ def run(*command: str) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Format the scores of the trainings as Markdown, followed by those of the photo."""
+    """Format the scores of the training runs as Markdown, followed by those of the photo."""
     ranges = ("all", "tiny", "tiny1", "tiny2", "tiny3", "small")
     rows = [
         "| training | alpha | " + " | ".join(f"AP50 {name}" for name in ranges) + " | AP25 all | minutes |",
@@ -181,7 +181,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--validate-every", type=positive_int, default=2, help="epochs between validations (default: 2)"
     )
     parser.add_argument(
-        "--jobs", type=positive_int, default=2, help="trainings at a time, sharing the CPU cores (default: 2)"
+        "--jobs", type=positive_int, default=2, help="training runs at a time, sharing the CPU cores (default: 2)"
     )
     parser.add_argument(
         "--work",

@@ -2,7 +2,7 @@
 
     python benchmarks/fusion_study.py                    # the full study
     python benchmarks/fusion_study.py --stage rates --only embedded --budget 60
-    python benchmarks/fusion_study.py --report           # tables and figures of the trainings recorded so far
+    python benchmarks/fusion_study.py --report           # tables and figures of the training runs recorded so far
 
 A smaller alpha slows down the learning of the deep levels of the pyramid (docs/fusion-factor.md), so a comparison at a
 single learning rate would mostly compare learning rates. Each strategy is therefore trained in two stages:
@@ -10,7 +10,7 @@ single learning rate would mostly compare learning rates. Each strategy is there
 rates   at four learning rates with one seed
 seeds   at its best rate with fresh seeds
 
-Trainings with the same fresh seed are compared in pairs. They have the same data order, the same flips, and the same
+Runs with the same fresh seed are compared in pairs. They have the same data order, the same flips, and the same
 initial weights of all layers that both strategies have. (atten-alpha has further random layers, so its head starts with
 other weights.) Scores are those of the last epoch, so that no epoch is selected on the validation data; one column,
 which is marked, has those of the best epoch.
@@ -41,7 +41,7 @@ from tinydet.data.synthetic import builtin_dataset
 from tinydet.study.trials import Record, Trial, Trials, find_record, last, read_records
 
 MODEL = ("--preset", "small", "--channels", "32", "--head-convs", "1", "--validate-every", "2")
-BASE_RATE = 0.01  # half of the small preset's; at four times that rate the first two trainings diverged
+BASE_RATE = 0.01  # half of the small preset's; at four times that rate the first two training runs diverged
 RATES = (1, 2, 4, 0.5)  # factors of BASE_RATE, the most informative first
 STRATEGIES = {
     "1": ("--alpha", "1"),
@@ -101,17 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.stage != "rates" and not study.run(seed_trials(data, chosen, files, args.seeds, args.record)):
             break
     else:
-        print("All requested trainings are recorded.")
+        print("All requested training runs are recorded.")
     report(args)
     return 0
 
 
 def report(args: argparse.Namespace) -> None:
-    """Write tables and figures of the recorded trainings; records of trainings with other options are skipped."""
+    """Write tables and figures of the recorded runs; records of runs with other options are skipped."""
     known = read_records(args.record)
     records = [r for r in known if belongs(r)]
     if len(records) < len(known):
-        print(f"{len(known) - len(records)} records of trainings with other options are skipped")
+        print(f"{len(known) - len(records)} records of runs with other options are skipped")
     paths = write_report(records, args.docs, first_seed=FIRST_SEED, base_rate=BASE_RATE)
     print("\n".join(f"wrote {path}" for path in paths))
 
@@ -191,7 +191,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--only", default="", metavar="A,B", help=f"run only these datasets or strategies: {names} (default: all)")
     add("--seeds", type=positive_int, default=6, help="fresh seeds of each strategy; can be raised later (default: 6)")
-    add("--jobs", type=positive_int, default=2, help="trainings at a time, sharing the CPU cores (default: 2)")
+    add("--jobs", type=positive_int, default=2, help="training runs at a time, sharing the CPU cores (default: 2)")
     add("--budget", type=float, metavar="MINUTES", help="start no training after this many minutes (default: no limit)")
     add("--report", action="store_true", help="write tables and figures from the record without training")
     add("--data", type=Path, default=ROOT.parent / "shared" / "data", metavar="DIR",
@@ -201,7 +201,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--work", type=Path, default=ROOT / "runs" / "fusion_study", metavar="DIR",
         help="folder of resized data, training states and logs (default: runs/fusion_study)")  # fmt: skip
     add("--record", type=Path, default=ROOT / "benchmarks" / "results" / "fusion_study.jsonl", metavar="FILE",
-        help="record of the trainings (default: benchmarks/results/fusion_study.jsonl)")  # fmt: skip
+        help="record of the training runs (default: benchmarks/results/fusion_study.jsonl)")  # fmt: skip
     add("--docs", type=Path, default=ROOT / "docs", metavar="DIR",
         help="folder of fusion-study.md and its figures (default: docs)")  # fmt: skip
     args = parser.parse_args(argv)

@@ -13,7 +13,7 @@ share of moving objects, over all frames, whose position overlaps with IoU 0.5 t
 them was last run. With a model, the objects that it detects with a score of at least --score and IoU 0.5 are counted
 (`found`), with and without the filter.
 
-Needs tinydet[video] and the datasets hituav and tinyperson640 (see CONTRIBUTING.md) in `shared/data` next to the
+Needs tinydet[video] and the datasets hituav and tinyperson640 in `shared/data` next to the
 repository. Takes about two minutes.
 """
 

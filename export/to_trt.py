@@ -1,6 +1,6 @@
 """Export a trained checkpoint or an ONNX file to a TensorRT or TensorRT-RTX engine.
 
-    python export/to_trt.py model.pth                      write model.onnx, model.json and model.engine
+    python export/to_trt.py model.pth                      write model.onnx, model.fp16.onnx and model.engine
     python export/to_trt.py model.onnx                     needs no torch, for the machine that will run the engine
     python export/to_trt.py model.onnx --target rtx        TensorRT-RTX, which builds without a GPU
     python export/to_trt.py --help                         list all options

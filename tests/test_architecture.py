@@ -33,7 +33,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "tinydet").rglob("*.py"))
 }
-DOORS = [path for folder in ("deploy", "export") for path in sorted((ROOT / folder).glob("*.py"))]
+SCRIPTS = [path for folder in ("deploy", "export") for path in sorted((ROOT / folder).glob("*.py"))]
 
 # One row per package, bottom up: a package imports packages of the rows above it in this list and no others.
 # torch "never": every module imports and works without torch installed. "lazily": every module imports without torch;
@@ -353,17 +353,17 @@ def test_the_table_of_commands_names_them_as_they_name_themselves() -> None:
     assert {entry.extra for entry in (*single.values(), *grouped)} <= {"", *EXTRAS}
 
 
-@pytest.mark.parametrize("door", DOORS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_door_says_how_to_use_it_and_defines_nothing(
-    door: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_says_how_to_use_it_and_defines_nothing(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = ast.parse(door.read_text(encoding="utf-8"))
-    assert f"{door.parent.name}/{door.name}" in (ast.get_docstring(source) or "")
+    source = ast.parse(script.read_text(encoding="utf-8"))
+    assert f"{script.parent.name}/{script.name}" in (ast.get_docstring(source) or "")
     assert not [node for node in ast.walk(source) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    monkeypatch.setattr(sys, "argv", [str(door), "--help"])
-    monkeypatch.setattr(sys, "path", [str(door.parent), *sys.path])  # as Python sets it for a script
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])  # as Python sets it for a script
     with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(door), run_name="__main__")
+        runpy.run_path(str(script), run_name="__main__")
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith("usage: ")
 

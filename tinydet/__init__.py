@@ -1,4 +1,4 @@
-"""tinydet: objects of a few pixels in very large pictures. Train with a fusion factor, deploy without one."""
+"""tinydet trains, exports and runs detectors for tiny objects in very large images."""
 
 from tinydet._internal.threads import set_openmp_wait_policy
 

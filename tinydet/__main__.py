@@ -44,12 +44,10 @@ COMMANDS: dict[str, Entry | Group] = {
                 "tinydet.study.dataset_stats", "", "report object sizes, shapes, density, fusion factors and advice"
             ),
             "check": Entry(
-                "tinydet.data.check", "", "find every error in an annotation file and its images; --fix repairs a copy"
+                "tinydet.data.check", "", "find every fault in an annotation file and its images; --fix repairs a copy"
             ),
             "cut": Entry("tinydet.data.sub_images", "", "cut images and their boxes into tiles"),
-            "erase": Entry(
-                "tinydet.data.erase", "", "paint over ignore regions with their mean color; drop dense images"
-            ),
+            "erase": Entry("tinydet.data.erase", "", "fill ignore regions with their mean color; drop dense images"),
             "rescale": Entry(
                 "tinydet.data.rescale", "", "resize images and boxes, as for Tiny CityPersons and COCO100"
             ),

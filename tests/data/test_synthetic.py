@@ -90,7 +90,7 @@ def test_a_written_dataset_is_a_coco_folder(tmp_path: Path) -> None:
     for i in range(5):
         assert read_pixels(dataset, i).shape == (64, 96, 3)
     document = json.loads((tmp_path / "set" / "annotations.json").read_text())
-    assert document["info"]["licence"] == "generated"
+    assert document["info"]["license"] == "generated"
     for annotation in document["annotations"]:
         assert annotation["area"] == pytest.approx(annotation["bbox"][2] * annotation["bbox"][3], abs=1e-3)
         assert annotation["iscrowd"] == 0

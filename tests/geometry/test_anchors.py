@@ -42,14 +42,14 @@ def test_grid_anchors_lie_on_the_cell_centres_row_by_row(size: tuple[int, int]) 
     for level, anchors in enumerate(RETINANET.grid_anchors(height, width)):
         stride = 4 * 2**level
         assert anchors.dtype == np.float32
-        centres = (anchors[:, :2] + anchors[:, 2:]).astype(np.float64) / 2
+        centers = (anchors[:, :2] + anchors[:, 2:]).astype(np.float64) / 2
         expected = [
             ((column + 0.5) * stride, (row + 0.5) * stride)
             for row in range(-(-height // stride))
             for column in range(-(-width // stride))
             for _ in range(9)
         ]
-        np.testing.assert_allclose(centres, expected, atol=1e-4)
+        np.testing.assert_allclose(centers, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", [1, 63, 64, 97, 500])

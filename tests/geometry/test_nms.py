@@ -197,7 +197,7 @@ def _survivors(edges: list[tuple[int, int]], gone: tuple[bool, ...]) -> list[boo
         (np.zeros((2, 4)), np.zeros(3), 0.5, r"boxes \(N, 4\) and scores \(N,\)"),
         (np.full((1, 4), np.nan), np.zeros(1), 0.5, "a box is NaN"),
         (np.zeros((1, 4)), np.full(1, np.nan), 0.5, "a score is NaN"),
-        (np.zeros((1, 4)), np.zeros(1), 1.5, r"\[0, 1\], got 1.5"),
+        (np.zeros((1, 4)), np.zeros(1), 1.5, r"between 0 and 1, got 1.5"),
     ],
 )
 def test_invalid_values_are_refused(boxes: np.ndarray, scores: np.ndarray, threshold: float, message: str) -> None:

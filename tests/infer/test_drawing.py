@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinydet.infer import drawing
-from tinydet.infer.drawing import COLORS, draw, save_picture
+from tinydet.infer.drawing import COLORS, draw, save_image
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes import open_scene, read_image
 
@@ -74,11 +74,11 @@ def test_a_legend_of_many_classes_has_more_rows() -> None:
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_a_saved_image_shows_what_was_drawn(tmp_path: Path, suffix: str) -> None:
     pixels = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8), (0, 0), 5)
-    save_picture(tmp_path / f"out{suffix}", pixels)
+    save_image(tmp_path / f"out{suffix}", pixels)
     assert np.abs(read_image(tmp_path / f"out{suffix}").astype(int) - pixels).mean() < (0.1 if suffix == ".png" else 3)
 
 
 @pytest.mark.parametrize("name", ["out", "out.txt"])
 def test_an_unsupported_suffix_raises(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"use .jpg, .png or .webp"):
-        save_picture(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
+        save_image(tmp_path / name, np.zeros((2, 2, 3), np.uint8))

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tinydet._internal.console import Console
 from tinydet.infer.__main__ import main
 from tinydet.infer.chunks import Best, chunks
 from tinydet.infer.jobs import OutputOptions, plan_jobs
@@ -200,7 +201,7 @@ def test_the_number_of_open_files_does_not_grow_with_the_number_of_scenes(
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc/self/fd to count the open files")
     counts: list[int] = []
-    monkeypatch.setattr("builtins.print", lambda *words, **_: counts.append(len(os.listdir("/proc/self/fd"))))
+    monkeypatch.setattr(Console, "emit", lambda *_: counts.append(len(os.listdir("/proc/self/fd"))))
     for i in range(20):
         (flight / "flight" / f"s{i}.png").write_bytes((flight / "flight" / "a.png").read_bytes())
     assert run("--image", "flight", "--output", "all.json", "--format", "coco,csv") == 0

@@ -145,7 +145,7 @@ def test_the_plan_states_memory_and_for_long_runs_time(folder: Path, capsys) -> 
     paint(folder / "a.png", [], 64, 64)
     paint(folder / "b.png", [], 1024, 512)
     assert run("--image", "a.png", "b.png", "--output", "all.json") == 0
-    short, long = (line for line in capsys.readouterr().out.splitlines() if "batches of 4" in line)
+    short, long = (line for line in capsys.readouterr().out.splitlines() if " of 4, about " in line)
     assert short.partition(", about ")[2].endswith(" MiB")
     assert long.endswith(" s at most")
 

@@ -16,7 +16,7 @@ from tinydet.salpha.factors import FusionStatistics
 
 @pytest.mark.parametrize("name", ["retinanet", "retinanet-p3p7"])
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
-def test_there_is_an_answer_for_each_anchor(name: str, size: tuple[int, int]) -> None:
+def test_there_is_one_prediction_per_anchor(name: str, size: tuple[int, int]) -> None:
     detector = build_detector(
         DetectorConfig("mobilenet_v2", 8, classes=3, detector=name, options={"head_convs": 1})
     ).eval()

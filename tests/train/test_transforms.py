@@ -53,7 +53,7 @@ def test_the_same_generator_gives_the_same_sample_and_another_another() -> None:
 
 
 @pytest.mark.parametrize("quarters", range(5))
-def test_a_turn_is_torchvisions_rotation(quarters: int) -> None:
+def test_rotation_equals_that_of_torchvision(quarters: int) -> None:
     turned = turn(sample(), quarters)
     image = torch.from_numpy(sample().pixels).permute(2, 0, 1)
     boxes = tv_tensors.BoundingBoxes(torch.from_numpy(sample().boxes), format="XYXY", canvas_size=(96, 160))

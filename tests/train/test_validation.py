@@ -49,11 +49,11 @@ def test_a_detector_that_finds_half_has_precision_one_up_to_recall_one_half(vali
     assert len(curve) == 101 and (curve[:51] == 1).all() and (curve[51:] == 0).all()
 
 
-def test_the_picture_has_objects_in_green_and_what_was_found_in_red(validation: Validation) -> None:
+def test_the_image_shows_objects_in_green_and_detections_in_red(validation: Validation) -> None:
     validation._score([perfect(validation, list(range(7)), only=0)])
     missed = validation.image()
     assert missed.dtype == torch.uint8 and missed.shape[0] == 3
-    lime, red = (torch.tensor(colour).view(3, 1, 1) for colour in ((0, 255, 0), (255, 0, 0)))
+    lime, red = (torch.tensor(color).view(3, 1, 1) for color in ((0, 255, 0), (255, 0, 0)))
     assert (missed == lime).all(0).any() and not (missed == red).all(0).any()
     validation._score([perfect(validation, list(range(7)))])
     assert (validation.image() == red).all(0).any()

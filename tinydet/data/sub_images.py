@@ -181,9 +181,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--truncated",
-        "--slivers",
         choices=("drop", "ignore"),
-        help="drop boxes of which a tile shows less than half, or turn them into ignore regions; default: drop, or "
+        help="drop boxes less than half visible in a tile, or turn them into ignore regions; default: drop, or "
         "ignore with --grid tinydet",
     )
 

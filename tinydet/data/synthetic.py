@@ -218,7 +218,7 @@ def _coco(images: list[dict[str, Any]], scenes: list[list[Person]], seed: int) -
         "description": "Synthetic coasts with tiny people, drawn by tinydet.data.synthetic",
         "version": str(VERSION),
         "seed": seed,
-        "licence": "generated",
+        "license": "generated",
     }
     licences = [{"id": 1, "name": "generated", "url": ""}]
     return {"info": info, "licenses": licences, "categories": [CATEGORY], "images": images, "annotations": annotations}

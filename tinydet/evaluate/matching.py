@@ -67,8 +67,8 @@ def match_greedily(
         taken[winner] = prize
         exclusive = ~shared[prize]
         taken_by[prize[exclusive]] = winner[exclusive]
-        unsettled = taken[detection] < 0
-        detection, target = detection[unsettled], target[unsettled]
+        nms_not_converged = taken[detection] < 0
+        detection, target = detection[nms_not_converged], target[nms_not_converged]
 
 
 def _take_first(taken_by: NDArray[np.int64], target: NDArray[np.int64], detection: NDArray[np.int64]) -> None:

@@ -97,7 +97,7 @@ def detect_dataset(
     Raises:
         ValueError: no common class, an unreadable image, or one without sub-images in `corners`.
     """
-    from tinydet.runtime.scan import detect_scene, unsettled
+    from tinydet.runtime.scan import detect_scene, nms_not_converged
     from tinydet.runtime.scenes import open_scene
     from tinydet.runtime.scenes.window import Window
 
@@ -133,7 +133,7 @@ def detect_dataset(
             "were lost: raise --score, or export with more slots"
         )
     if unconverged:
-        notes.append(unsettled(unconverged, backend.spec))
+        notes.append(nms_not_converged(unconverged, backend.spec))
     seconds = time.perf_counter() - start
     image_ids = tuple(record.id for record in records)
     return DatasetDetections(detections, image_ids, tiles, saturated, seconds, tuple(notes), unconverged)

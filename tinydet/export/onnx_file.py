@@ -34,7 +34,7 @@ from tinydet.models.fpn import PlainFPN, first_convolution
 from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.models.graphs.one_stage import MAX_TOPK
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
-from tinydet.runtime.scan import unsettled
+from tinydet.runtime.scan import nms_not_converged
 from tinydet.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def export_onnx(
         parity = _parity_of(temporary, InferenceGraph(detector, spec, fold=False), spec)
         tolerance = TOLERANCES["fp32"]
         if parity.unconverged:
-            raise ValueError(f"{output} was not written: {unsettled(parity.unconverged, spec)}")
+            raise ValueError(f"{output} was not written: {nms_not_converged(parity.unconverged, spec)}")
         if parity.unmatched:
             raise ValueError(
                 f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "

@@ -23,7 +23,7 @@ from tinydet.evaluate.score_model import detect_dataset, score_dataset
 from tinydet.export.parity import TOLERANCES, Parity, Tolerance, compare
 from tinydet.export.steps import step
 from tinydet.runtime.backends import Backend, TileOutputs
-from tinydet.runtime.scan import unsettled
+from tinydet.runtime.scan import nms_not_converged
 from tinydet.runtime.scenes import open_scene
 from tinydet.spec import ModelSpec
 
@@ -136,7 +136,7 @@ def verify(
         precision = {name: (before[name], after[name]) for name in before}
         faults += _precision_faults(precision, max_drop)
         if unconverged:
-            faults.append(f"average precision: {unsettled(unconverged, ours)}")
+            faults.append(f"average precision: {nms_not_converged(unconverged, ours)}")
     return Verification(
         model=f"{candidate.name}, {ours.precision}",
         reference=f"{reference.name}, {theirs.precision}",
@@ -288,7 +288,7 @@ def _precision(backend: Backend, dataset: Dataset, limit: int | None) -> tuple[d
 
 
 def _parity_faults(what: str, found: Parity, tolerance: Tolerance, spec: ModelSpec) -> list[str]:
-    faults = [f"{what}: {unsettled(found.unconverged, spec)}"] if found.unconverged else []
+    faults = [f"{what}: {nms_not_converged(found.unconverged, spec)}"] if found.unconverged else []
     if found.unmatched > tolerance.unmatched * found.judged:
         faults.append(
             f"{what}: {found.unmatched} detections are unmatched, too many for {found.judged} that must match "

@@ -2,7 +2,7 @@
 
 `AnchorSizes` lists the sizes and aspect ratios of each level; `AnchorSizes.design` places them. In the default layout
 an anchor of `size` and `ratio` = h/w has width size / sqrt(ratio) and height size * sqrt(ratio), is not rounded, and is
-centered on its cell. The layouts of torchvision and of the authors' released code exist for parity: both round the
+centered on its cell. The layouts of torchvision and of the authors' code exist for parity: both round the
 sides, and torchvision centers anchors on the corner of the cell.
 """
 

@@ -59,7 +59,7 @@ def overlap_length(
 
     Args:
         pixel_inclusive: count both border pixels: a side is x2 - x1 + 1 pixels long. The CPU suppression with which the
-            TinyPerson benchmark merges sub-images, and the anchors of the paper's released code, measure boxes so.
+            TinyPerson benchmark merges sub-images, and the anchors of the authors' code, measure boxes so.
     """
     length = np.minimum(high, other_high) - np.maximum(low, other_low)
     result: NDArray[Float] = np.maximum(length + 1 if pixel_inclusive else length, 0)

@@ -63,7 +63,7 @@ def suppress(boxes: Floats, scores: Floats, iou_threshold: float, *, same: Integ
     if scores.ndim != 1 or boxes.shape != (len(scores), 4):
         raise ValueError(f"expected boxes (N, 4) and scores (N,), got {boxes.shape} and {scores.shape}")
     if not np.isfinite(scores).all():
-        raise ValueError("a score is NaN or infinite; the model that made it is broken")
+        raise ValueError("a score is NaN or infinite; the model's output is invalid")
     order = np.argsort(-scores, kind="stable")
     neighbors = _NeighborSearch(boxes[order], iou_threshold, None if same is None else np.asarray(same)[order], None)
 
@@ -169,9 +169,9 @@ class _NeighborSearch:
 
     def __init__(self, boxes: Floats, threshold: float, same: Integers | None, apart: Integers | None) -> None:
         if not 0 <= threshold <= 1:
-            raise ValueError(f"the IoU threshold lies in [0, 1], got {threshold}")
+            raise ValueError(f"the IoU threshold must be between 0 and 1, got {threshold}")
         if not np.isfinite(boxes).all():
-            raise ValueError("a box is NaN or infinite; the model that made it is broken")
+            raise ValueError("a box is NaN or infinite; the model's output is invalid")
         self.threshold, self.same, self.apart = threshold, same, apart
         self.corners = [np.ascontiguousarray(boxes[:, i]) for i in range(4)]
         left, top, right, bottom = self.corners

@@ -64,14 +64,14 @@ def annotate(image: Image, detections: Detections, shrink: float = 1.0) -> None:
     _write_scores(image, boxes, detections, line)
 
 
-def save_picture(path: Path, image: Image) -> None:
+def save_image(path: Path, image: Image) -> None:
     """Write an RGB image in the format of the path's suffix.
 
     Raises:
         ValueError: OpenCV cannot write this suffix, or an image of this size.
         OSError: the file cannot be written.
     """
-    check_picture_path(path)
+    check_image_path(path)
     ok, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not ok:
         raise ValueError(
@@ -81,7 +81,7 @@ def save_picture(path: Path, image: Image) -> None:
         temporary.write_bytes(encoded.tobytes())
 
 
-def check_picture_path(path: Path) -> None:
+def check_image_path(path: Path) -> None:
     """Raise ValueError for a suffix that OpenCV cannot write. Call it before the work, not after."""
     if not path.suffix or not cv2.haveImageWriter(f"x{path.suffix}"):
         raise ValueError(f"{path}: cannot write an image as {path.suffix!r}; use .jpg, .png or .webp")

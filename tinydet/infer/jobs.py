@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinydet.infer.annotated_video import check_video_path
-from tinydet.infer.drawing import check_picture_path
+from tinydet.infer.drawing import check_image_path
 from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.sources import Source, is_stream
-from tinydet.runtime.writers import FORMATS, check_output, format_of, is_device, nowhere_on_earth, paths_of
+from tinydet.runtime.writers import FORMATS, check_output, format_of, is_device, missing_georeference_error, paths_of
 
 MARK = ".detections"  # in the names of output files; `find_sources` ignores files with it
 
@@ -42,14 +42,14 @@ class Job:
     Attributes:
         source: the scene.
         results: files of detections that hold this scene only.
-        picture: the scene with its detections drawn on it, a video for a video; None if not requested.
+        drawing: the scene with its detections drawn on it, a video for a video; None if not requested.
         crops: the contact sheet; None if not requested.
         journal: where progress is recorded, so that a run can resume; None if outputs go to a device.
     """
 
     source: Source
     results: tuple[Path, ...]
-    picture: Path | None
+    drawing: Path | None
     crops: Path | None
     journal: Path | None
 
@@ -63,7 +63,7 @@ class Job:
     @property
     def outputs(self) -> tuple[Path, ...]:
         """All files that hold this scene only."""
-        return (*self.results, *(path for path in (self.picture, self.crops, self.frames) if path is not None))
+        return (*self.results, *(path for path in (self.drawing, self.crops, self.frames) if path is not None))
 
     def written(self) -> dict[str, str]:
         """Return the hashes of the output files as they are now. A scene is done if its journal holds the same."""
@@ -118,10 +118,10 @@ def plan_jobs(sources: Sequence[Source], options: OutputOptions, inputs: Sequenc
     _check_formats(shared, sources)
     for job in jobs:
         _check_formats(job.results, [job.source])
-        if job.picture is not None:
-            (check_video_path if job.source.moving else check_picture_path)(job.picture)
+        if job.drawing is not None:
+            (check_video_path if job.source.moving else check_image_path)(job.drawing)
         if job.crops is not None:
-            check_picture_path(job.crops)
+            check_image_path(job.crops)
     journals = None
     if shared and not any(map(is_device, shared)):
         journals = shared[0].with_name(f"{shared[0].stem}.journals")
@@ -162,7 +162,7 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
     jobs = []
     for source, name in zip(sources, names, strict=True):
         results: tuple[Path, ...] = ()
-        picture = _file_or_in_folder(options.draw, f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}")
+        drawing = _file_or_in_folder(options.draw, f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}")
         crops = _file_or_in_folder(options.crops, f"{name}{MARK}.crops.jpg")
         if source.moving and crops is not None:
             if len(sources) == 1:
@@ -181,14 +181,14 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
             scene_folder = _folder_of(source)
             results = tuple(scene_folder / f"{name}{MARK}{suffix}" for suffix in suffixes)
             if default and not (source.moving and source.live):  # a stream may never end
-                picture = scene_folder / f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}"
+                drawing = scene_folder / f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}"
             if not os.access(scene_folder, os.W_OK):
                 raise PermissionError(f"cannot write next to {source.location}; add --output FILE (and --draw FILE)")
-        written = (*results, *(path for path in (picture, crops) if path is not None))
+        written = (*results, *(path for path in (drawing, crops) if path is not None))
         journal = None
         if written and not any(map(is_device, written)):
             journal = written[0].with_name(f"{written[0].stem}.journal")
-        jobs.append(Job(source, results, picture, crops, journal))
+        jobs.append(Job(source, results, drawing, crops, journal))
     return jobs
 
 
@@ -267,4 +267,4 @@ def _check_formats(paths: Sequence[Path], sources: Sequence[Source]) -> None:
             if source.moving and (form.one_scene or form.placed):
                 raise ValueError(f"{path} cannot hold the frames of {source.location}; write .json, .csv or .parquet")
             if form.placed and georeference_of(source.path) is None:
-                raise nowhere_on_earth(source.location, path)
+                raise missing_georeference_error(source.location, path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tinydet.infer.auto_options import expected_memory
 from tinydet.infer.chunks import Tally
 from tinydet.runtime.plan import ScanPlan
-from tinydet.runtime.scan import unsettled
+from tinydet.runtime.scan import nms_not_converged
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.video import Video
 from tinydet.spec import ModelSpec
@@ -82,7 +82,7 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
             f"Raise --score, or use smaller tiles: python export/to_onnx.py model.pth --tile {spec.tile // 2}"
         )
     if tiles.unconverged:
-        yield f"  {unsettled(tiles.unconverged, spec)}"
+        yield f"  {nms_not_converged(tiles.unconverged, spec)}"
 
 
 def class_counts(tally: Tally, spec: ModelSpec) -> str:

@@ -19,7 +19,7 @@ from tinydet._internal.atomic import write_json
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.crops import crop_sheet
-from tinydet.infer.drawing import draw, save_picture
+from tinydet.infer.drawing import draw, save_image
 from tinydet.infer.jobs import Job, RunPlan, hashes
 from tinydet.infer.report import plan_lines, result_lines
 from tinydet.infer.settings import Settings
@@ -144,11 +144,11 @@ class InferenceRun:
             for path in job.results:
                 logger.info(f"  {path}")
             counts = tally.by_class.tolist()
-            if job.picture is not None:
-                save_picture(job.picture, draw(scene, best.detections, spec.classes, counts))
-                logger.info(f"  {job.picture}")
+            if job.drawing is not None:
+                save_image(job.drawing, draw(scene, best.detections, spec.classes, counts))
+                logger.info(f"  {job.drawing}")
             if job.crops is not None:
-                save_picture(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
+                save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
                 logger.info(f"  {job.crops}")
             if journal is not None and shared is None:
                 journal.finish(job.written())  # also without --resume: a later scene may be interrupted
@@ -160,7 +160,7 @@ class InferenceRun:
         spec = self._spec
         georeference = georeference_of(job.source.path)
         tally, best, start = Tally.of(len(spec.classes)), Best(), time.perf_counter()
-        draws = job.picture is not None or job.crops is not None
+        draws = job.drawing is not None or job.crops is not None
         from_journal = 0 if journal is None else journal.tiles()
         with (
             open_writers(job.results, spec) as write,

@@ -58,9 +58,9 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings) 
             logger.info(f"{video.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
             return
         continues = video.live and journal is not None and next(journal.frames(), None) is not None
-        if continues and job.picture is not None and job.picture.exists():
+        if continues and job.drawing is not None and job.drawing.exists():
             raise ValueError(
-                f"{job.picture} shows the frames before the interruption and would be replaced; move it away"
+                f"{job.drawing} shows the frames before the interruption and would be replaced; move it away"
             )
         frames = _Frames(backend, job, video, settings, journal)
         count = frames.expected or 0
@@ -163,9 +163,9 @@ def _write(frames: _Frames) -> KeyboardInterrupt | LostStreamError | None:
                     write(SceneDetections(f"{video.name}#{record.index}", image_id, size.width, size.height, found))
                     write_row((image_id, record.index, f"{record.seconds:.3f}", record.clock, len(found)))
                     count, boxes = count + 1, boxes + len(found)
-                if job.picture is not None and frame is not None:
+                if job.drawing is not None and frame is not None:
                     if draw is None:  # the first frame shows how the phone was held
-                        draw = stack.enter_context(open_video(job.picture, size.width, size.height))
+                        draw = stack.enter_context(open_video(job.drawing, size.width, size.height))
                     shown = max(record.seconds, shown + MIN_INTERVAL)  # some sources repeat a timestamp
                     with deferred_interrupt():
                         draw(frame.scene, found, shown)

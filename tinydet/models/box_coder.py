@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of (dx, dy, dw, dh), as in the released code
+CODER_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of (dx, dy, dw, dh), as in the authors' code
 MAX_LOG_SIZE = math.log(1000 / 16)  # limit of dw and dh before exp(), as in Detectron
 
 

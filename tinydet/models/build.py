@@ -38,7 +38,7 @@ class DetectorConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DetectorConfig:
-        """Read what `to_dict` wrote; only names that the detector knows are looked at."""
+        """Read what `to_dict` wrote; unknown keys are ignored."""
         names = {each.name for each in dataclasses.fields(cls)} - {"options"}
         own = {name: values[name] for name in detector_info(values["detector"]).option_names if name in values}
         return cls(**{name: values[name] for name in names}, options=own)

@@ -69,7 +69,7 @@ class FasterRCNN(Detector):
         channels: width of the pyramid; the box head is four times as wide, 1024 in the paper.
         alpha, fusion: see `FPN`.
         norm: see `Backbone`.
-        straddling: whether anchors that cross the border of the tile are trained. The released code leaves them out;
+        straddling: whether anchors that cross the border of the tile are trained. The authors' code leaves them out;
             torchvision does not.
         roi_rule: "torchvision" pools as torchvision's detectors do, which is half a cell of the level off (two image
             pixels on P2) and treats no proposal as smaller than a cell; "aligned" does neither.

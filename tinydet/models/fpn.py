@@ -91,9 +91,9 @@ class FPN(PlainFPN):
     Args:
         in_channels, channels, top: see `PlainFPN`.
         alpha: one factor per fused edge, finest first: P3->P2, P4->P3, P5->P4. None: 1 everywhere.
-        fusion: where the factors come from, see `registry.Fusion`. "fixed" keeps them in a buffer, (edges,); "one",
-            "three" and "channel" in a parameter, (1,), (edges,) and (edges, channels); "attention" has a small network
-            per edge.
+        fusion: where the factors come from, see `Fusion` in `tinydet.models.options`. "fixed" keeps them in a buffer,
+            (edges,); "one", "three" and "channel" in a parameter, (1,), (edges,) and (edges, channels); "attention" has
+            a small network per edge.
     """
 
     alpha: Tensor
@@ -171,8 +171,9 @@ class FPN(PlainFPN):
 class EdgeAttention(nn.Module):
     """Attention alpha of one edge: one factor per image, computed from both levels.
 
-    The paper's Fig. 6 is not public; this is our design. Both features are averaged over the image, two layers reduce
-    the means to one number, and 2 * sigmoid bounds it. The last layer starts at zero, so every factor starts at 1.
+    The paper's Fig. 6 gives no details and its code was not released, so this is our own design. Both features are
+    averaged over the image, two layers reduce the means to one number, and 2 * sigmoid bounds it. The last layer starts
+    at zero, so every factor starts at 1.
     """
 
     def __init__(self, channels: int) -> None:

@@ -1,4 +1,4 @@
-"""Losses of the detectors. RetinaNet's is normalized as in the released code: over the batch, not per image."""
+"""Losses of the detectors. RetinaNet's is normalized as in the authors' code: over the batch, not per image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinydet.models.distributed import sum_over_processes
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 SMOOTH_L1_BETA = 0.11
-REGRESSION_WEIGHT = 4.0  # the released code divides the box loss by four times the positives
+REGRESSION_WEIGHT = 4.0  # the authors' code divides the box loss by four times the positives
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ class DetectorInfo:
     """What the rest of tinydet needs to know about a detector without importing torch.
 
     Attributes:
-        label: name for people.
+        label: display name.
         load: imports and returns the class.
         options: dataclass of the detector's own options, each declared with `option`.
         pyramid: levels, strides and fused edges.

@@ -220,9 +220,9 @@ def load(path: Path | str | None = None, *, backend: str = "auto", threads: int 
     """Open an exported model.
 
     Args:
-        path: `model.onnx` or `model.engine`, or the name of a bundled model; None for the best model in the current
-            folder.
-        backend: what runs the model; "auto" chooses by the kind of file.
+        path: `model.onnx` or `model.engine`, or the name of a bundled model; None for the first
+            of `model.engine` and `model.onnx` in the current folder that runs here.
+        backend: what runs the model; "auto" takes the fastest backend that works here.
         threads: CPU threads; None for all that are usable.
         options: fields of `ScanOptions`: overlap, scale, score (default 0.3), batch, merge, agnostic, coarse, readers.
 

@@ -42,10 +42,10 @@ class ScanOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1:
-            raise ValueError(f"the score lies in [0, 1], got {self.score}")
+            raise ValueError(f"score must be between 0 and 1, got {self.score}")
         if self.batch < 1:
-            raise ValueError(f"the batch holds at least one tile, got {self.batch}")
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
         if self.readers < 1:
-            raise ValueError(f"a scene is read by at least one thread, got {self.readers}")
+            raise ValueError(f"readers must be at least 1, got {self.readers}")
         if self.merge not in MERGES:
-            raise ValueError(f"merge is one of {', '.join(MERGES)}, got {self.merge!r}")
+            raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {self.merge!r}")

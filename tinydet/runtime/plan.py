@@ -12,7 +12,7 @@ from tinydet.runtime.coarse import choose_coarse_pass
 from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
 
-OVERLAP = 128  # pixels of the model's input; the default of all commands
+OVERLAP = 128  # pixels of the model's input; the default overlap
 
 
 class Sized(Protocol):

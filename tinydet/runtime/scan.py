@@ -152,7 +152,7 @@ def scan(
         large = Detections.concatenate(coarse_parts).by_score()
 
 
-def unsettled(proposals: int, spec: ModelSpec) -> str:
+def nms_not_converged(proposals: int, spec: ModelSpec) -> str:
     """Say that suppression among proposals did not converge, and what to do."""
     return (
         f"{proposals} proposals still changed in the last of {spec.nms_rounds} rounds of suppression; "

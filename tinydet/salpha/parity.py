@@ -1,4 +1,4 @@
-"""Bit-exact parity with the dense computation and with the authors' released code.
+"""Bit-exact parity with the dense computation and with the authors' code.
 
 `best_anchors` returns the arg-max of torchvision's `box_iou`, which is float32, over all anchors. The closed form of
 `tinydet.salpha.counting` finds the same IoU up to rounding, but not always the same anchor: a box inside an anchor (or

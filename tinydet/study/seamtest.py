@@ -96,7 +96,7 @@ class View:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.limit is not None and not 0 <= args.limit <= 1:
-        raise ValueError(f"--limit is a share in [0, 1], got {args.limit}")
+        raise ValueError(f"--limit must be between 0 and 1, got {args.limit}")
     rows, failed = [], False
     with open_scene(args.image) as probe:  # before the model: a wrong path is reported immediately
         print(f"{probe.name}: {probe.width}x{probe.height}")
@@ -272,7 +272,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--image", type=Path, required=True, metavar="FILE", help="scene, larger than one tile")
     add("--model", type=Path, metavar="FILE", help="exported model (default: the first usable one in this folder)")
-    add("--backend", choices=BACKENDS, default="auto", help="what runs the model (default: auto, by the kind of file)")
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what runs the model (default: auto, the fastest that works)",
+    )
     add("--merge", nargs="+", choices=MERGES, default=["seam"], metavar="NAME",
         help=f"merge methods to compare: {', '.join(MERGES)} (default: seam)")  # fmt: skip
     add("--agnostic", action="store_true", help="merge boxes of different classes (default: only within a class)")

@@ -1,6 +1,6 @@
 """`tinydet sweep`: train with a grid of fusion factors and with S-alpha, and plot AP against alpha.
 
-All edges have the same factor, as in Fig. 1, 2, 3, 5 and 7 of the paper (there: brute force). Recorded trainings are
+All edges have the same factor, as in Fig. 1, 2, 3, 5 and 7 of the paper (there: brute force). Recorded runs are
 not repeated, so an interrupted sweep can be resumed, and factors or seeds can be added later.
 """
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from tinydet.models.checkpoint import current_versions
     with needs_extra("plots"):
-        import matplotlib  # noqa: F401 - fail now if it is missing, not after the trainings
+        import matplotlib  # noqa: F401 - fail now if it is missing, not after the training runs
     jobs = args.jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
     trials = plan(args, flags)
     record = args.output / "runs.jsonl"
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{describe(trial.key)}{', recorded' if find_record(known, trial) else ''}")
         return 0
     args.output.mkdir(parents=True, exist_ok=True)
-    print(f"{len(trials)} trainings, {jobs} at a time; logs and models in {args.output / 'runs'}", flush=True)
+    print(f"{len(trials)} training runs, {jobs} at a time; logs and models in {args.output / 'runs'}", flush=True)
     runs = Trials(
         record,
         args.output / "runs",
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Trial]:
-    """List the trainings by scale, then by seed, so that an interrupted sweep has complete curves."""
+    """List the training runs by scale, then by seed, so that an interrupted sweep has complete curves."""
     trials = []
     for scale in args.scale:
         data = _data(args, scale)
@@ -83,7 +83,7 @@ def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Trial]:
 
 
 def _write(trials: Sequence[Trial], record: Path, output: Path) -> None:
-    """Write tables and plots of the recorded trainings among `trials`, and print a summary."""
+    """Write tables and plots of the recorded training runs among `trials`, and print a summary."""
     known = read_records(record)
     found: list[Record] = [r for trial in trials if (r := find_record(known, trial)) is not None]
     if not found:
@@ -180,11 +180,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="DIR", help="COCO folder to train on (default: built-in synthetic dataset)")
     add("--val", type=Path, metavar="DIR", help="COCO folder to score on; required with --data")
     add("--jobs", type=positive_int, metavar="N",
-        help="trainings at a time, sharing the CPU cores (default: 1 with a GPU, else 2)")  # fmt: skip
+        help="training runs at a time, sharing the CPU cores (default: 1 with a GPU, else 2)")  # fmt: skip
     add("--budget", type=float, metavar="MINUTES", help="start no training after this many minutes (default: no limit)")
     add("--output", type=Path, default=Path("sweep"), metavar="DIR",
         help="folder of records, tables, plots and models (default: sweep)")  # fmt: skip
-    add("--dry-run", action="store_true", help="list the trainings and exit")
+    add("--dry-run", action="store_true", help="list the training runs and exit")
     return parser
 
 

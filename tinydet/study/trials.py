@@ -1,4 +1,4 @@
-"""Run the trainings of an experiment, several at a time, and record each of them once.
+"""Run the training runs of an experiment, several at a time, and record each of them once.
 
 The records are a file of JSON lines, one per trial. Key and flags identify a trial, so a trial with other flags is a
 different one. If a process is killed, only the steps since the last saved state are lost: the next run resumes from
@@ -65,7 +65,7 @@ class Trials:
         records: file of JSON lines, created or extended.
         folder: folder of models, saved states and logs, created if it does not exist.
         stamp: returns further fields of a record, such as date and versions.
-        jobs: number of trainings at a time. They share the CPU cores.
+        jobs: number of training runs at a time. They share the CPU cores.
         minutes: start no training after this time; None: no limit.
         keep_models: keep the trained models. By default a model is deleted once its scores are recorded.
         program: the training program, to which the flags are appended.
@@ -100,7 +100,7 @@ class Trials:
                         done += 1
                         left = (time.monotonic() - started) / done * (len(missing) - done) / 60
                         LOGGER.info("[%d/%d] %s; about %.0f min left", done, len(missing), line, left)
-            finally:  # after an error, running trainings may finish, but no other is started
+            finally:  # after an error, those that are running may finish, but no other is started
                 self._stop.set()
                 if sys.exc_info()[0] is KeyboardInterrupt:
                     for process in tuple(self._running):  # an interrupted training saves its state

@@ -16,7 +16,7 @@ from tinydet.models.options import BACKBONES, FUSIONS, NORMS, Fusion
 from tinydet.models.registry import DETECTORS, detector_info, detector_options
 from tinydet.salpha.factors import ALPHA_RANGE
 
-DENSE = 200  # annotations; the paper's code leaves images with more out of training
+DENSE = 200  # annotations; the authors' code leaves images with more out of training
 AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric")
 
 # Defaults that belong together. Detectors override some of them, see `DetectorInfo.recipe`.
@@ -113,7 +113,7 @@ class TrainConfig:
         128, "overlap of neighboring tiles in pixels (default %(default)s)", group="data", metavar="PX", parse=_pixels
     )
     flip: bool = option(True, "do not flip tiles horizontally at random", group="data")
-    empty_tiles: bool = option(True, "do not train on tiles without objects, like the paper's code", group="data")
+    empty_tiles: bool = option(True, "do not train on tiles without objects, like the authors' code", group="data")
     dense: int | None = option(
         None,
         f"do not train on images with more than N annotations (default: no limit; --recipe tinyperson: {DENSE})",
@@ -156,7 +156,7 @@ class TrainConfig:
     )
     alpha_range: tuple[float, float] = option(
         ALPHA_RANGE,
-        "limits of the alpha that --salpha computes (default %(default)s, as in the released code)",
+        "limits of the alpha that --salpha computes (default %(default)s, as in the authors' code)",
         group="fusion factor",
         metavar="LOW,HIGH",
         parse=_alpha_range,
@@ -176,7 +176,7 @@ class TrainConfig:
     )
     preset: str | None = option(
         None,
-        "paper: ResNet-50, 256 channels, the published recipe; small: MobileNetV2, 64 channels, for CPUs "
+        "paper: ResNet-50, 256 channels, the authors' recipe; small: MobileNetV2, 64 channels, for CPUs "
         "(default: paper; small for the built-in dataset)",
         group="model",
         choices=tuple(PRESETS),
@@ -219,7 +219,7 @@ class TrainConfig:
 
     recipe: str | None = option(
         None,
-        "tinyperson: the published recipe on the official files: preset paper, the benchmark's sub-images (640x512, "
+        "tinyperson: the authors' recipe on the official files: preset paper, the benchmark's sub-images (640x512, "
         "50 px overlap), no tiles without objects, no dense images",
         group="schedule",
         choices=("tinyperson",),

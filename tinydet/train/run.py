@@ -79,8 +79,8 @@ def train(config: TrainConfig) -> Trained:
         if processes.count == 1 or ("peer" not in str(error) and "NCCL" not in str(error)):
             raise
         raise ValueError(
-            f"process {processes.rank} of {processes.count} lost another one, whose own message says why; "
-            f"fix that and start torchrun again with --resume ({str(error).splitlines()[0][:120]})"
+            f"process {processes.rank} of {processes.count} lost its connection to another process; see "
+            f"that process's message, and start torchrun again with --resume ({str(error).splitlines()[0][:120]})"
         ) from error
     finally:
         leave_processes()

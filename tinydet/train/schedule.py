@@ -1,4 +1,4 @@
-"""The schedule of a run: learning rate per step and weight decay per parameter, as in the released recipe."""
+"""The schedule of a run: learning rate per step and weight decay per parameter, as in the authors' recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DECAY_AT = (6 / 12, 10 / 12)  # of all steps; the rate is divided by 10 at each
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD as in the released recipe.
+    """SGD as in the authors' recipe.
 
     Attributes:
         lr: learning rate for steps of `batch` tiles.

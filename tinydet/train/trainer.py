@@ -255,9 +255,9 @@ class Trainer:
         before, now = saved.config, self.checkpoint.config
         if before != now or saved.training_state is None:
             changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+            reason = f"written by a run with another {', '.join(changed)}" if changed else "not a saved training state"
             raise ValueError(
-                f"{self.state_path}: written by a run with another {', '.join(changed) or 'purpose'}; "
-                "resume with the options of that run, or start over without --resume"
+                f"{self.state_path}: {reason}; resume with the options of that run, or start over without --resume"
             )
         if saved.origin["data"] != self.checkpoint.origin["data"]:
             raise ValueError(

@@ -37,7 +37,7 @@ def test_what_has_settled_is_what_torchvision_keeps(iou: float, spread: float) -
 
 @pytest.mark.parametrize("length", range(2, 8))
 def test_a_chain_needs_as_many_rounds_as_it_is_long(length: int) -> None:
-    """Each box overlaps its neighbours only: the first suppresses the second, which so spares the third, and so on."""
+    """Each box overlaps its neighbors only: the first suppresses the second, which so spares the third, and so on."""
     left = torch.arange(length) * 3.0
     boxes = torch.stack([left, torch.zeros(length), left + 10, torch.full((length,), 10.0)], dim=1)[None]
     valid = torch.ones(1, length, dtype=torch.bool)
@@ -51,7 +51,7 @@ def test_a_chain_needs_as_many_rounds_as_it_is_long(length: int) -> None:
     assert settled[0] == length and settled[-1] == length + 1
 
 
-def test_what_is_not_there_suppresses_nothing_and_nobody_is_no_fault() -> None:
+def test_empty_slots_suppress_nothing_and_no_boxes_are_accepted() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [5, 5, 5, 5]]])
     kept, changed = cluster_nms(boxes, torch.tensor([[False, True, False]]), 0.5, 2)
     assert kept.tolist() == [[False, True, False]] and changed.tolist() == [0]

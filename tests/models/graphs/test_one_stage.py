@@ -116,6 +116,6 @@ def test_the_detector_is_left_as_it_was() -> None:
     ("changes", "message"),
     [({"tile": 100}, "multiple of 32"), ({"tile": 32}, "at least 64"), ({"max_detections": 3841}, "1..3840")],
 )
-def test_what_no_runtime_takes_is_refused(changes, message: str) -> None:
+def test_unsupported_shapes_are_refused(changes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InferenceGraph(detector(), spec(**changes))

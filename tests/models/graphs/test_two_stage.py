@@ -113,7 +113,7 @@ def test_too_few_rounds_are_counted_and_not_hidden() -> None:
         ({"nms_rounds": 0}, "nms_rounds must be 1 or more"),
     ],
 )
-def test_what_no_runtime_takes_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_unsupported_shapes_are_refused(changes: dict[str, Any], message: str) -> None:
     built, spec = detector()
     with pytest.raises(ValueError, match=message):
         InferenceGraph(built, replace(spec, **changes))
@@ -165,7 +165,7 @@ def test_each_runtime_finds_what_torchvision_finds_in_any_batch(
 
 
 @pytest.mark.slow
-def test_suppression_that_did_not_settle_is_no_model(tmp_path: Path) -> None:
+def test_an_export_whose_nms_does_not_converge_is_refused(tmp_path: Path) -> None:
     built, spec = detector()
     built.rpn.nms_thresh = 0.1
     with pytest.raises(ValueError, match=r"still changed in the last of 1 rounds.*--nms-rounds 2"):

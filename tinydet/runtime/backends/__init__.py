@@ -63,7 +63,7 @@ class Choice:
 
 
 def open_model(path: Path | None = None, backend: str = "auto", *, threads: int | None = None) -> Backend:
-    """Open an exported model; without a path, the best one in the current folder.
+    """Open an exported model; without a path, the first in the current folder that runs.
 
     Args:
         path: an ONNX file, a TensorRT engine with its `.json` in the same folder, or the name of a bundled model.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinydet._internal.extras import needs_extra
-from tinydet.runtime.writers.geographic import nowhere_on_earth, write_geojson, write_geopackage
+from tinydet.runtime.writers.geographic import missing_georeference_error, write_geojson, write_geopackage
 from tinydet.runtime.writers.table import SceneDetections, write_csv, write_parquet
 from tinydet.runtime.writers.text import write_coco_results, write_yolo
 from tinydet.spec import ModelSpec
@@ -28,7 +28,7 @@ __all__ = [
     "check_output",
     "format_of",
     "is_device",
-    "nowhere_on_earth",
+    "missing_georeference_error",
     "open_writer",
     "open_writers",
     "paths_of",

@@ -101,7 +101,7 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         gdal_file.replace(temporary)
 
 
-def nowhere_on_earth(scene: str, path: Path) -> ValueError:
+def missing_georeference_error(scene: str, path: Path) -> ValueError:
     """Return the error for a scene without a georeference in a map format."""
     return ValueError(
         f"{scene} has no georeference, which {path.name} requires; "
@@ -111,7 +111,7 @@ def nowhere_on_earth(scene: str, path: Path) -> ValueError:
 
 def _georeference(path: Path, found: SceneDetections) -> Georeference:
     if found.georeference is None:
-        raise nowhere_on_earth(found.scene, path)
+        raise missing_georeference_error(found.scene, path)
     return found.georeference
 
 
