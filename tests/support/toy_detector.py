@@ -25,7 +25,7 @@ from tinydet.spec import ModelSpec
 
 @dataclass(frozen=True)
 class ToyOptions:
-    prior: float = option(0.1, "score of every class before training (default %(default)s)", metavar="P")
+    prior: float = option(0.1, "score of every class before training (default: %(default)s)", metavar="P")
 
 
 def level_of(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -163,9 +163,9 @@ def option_table(options: type[Any], defaults: Mapping[str, str] | None = None, 
 
 def _split_default(help_text: str) -> tuple[str, str]:
     """Split the default off a help text: "threads (default: all cores)" -> "threads", "all cores"."""
-    if match := re.fullmatch(r"(.*) \(default: (.*)\)", help_text):
-        return match[1], match[2]
-    return re.sub(r" \(default %\(default\)s[,:] ", " (", help_text.replace(" (default %(default)s)", "")), ""
+    text = re.sub(r" \(default: %\(default\)s(?:\)|[,:] )", lambda m: "" if m[0].endswith("s)") else " (", help_text)
+    match = re.fullmatch(r"(.*) \(default: (.*)\)", text)
+    return (match[1], match[2]) if match else (text, "")
 
 
 def _shown(default: Any) -> str:

@@ -106,12 +106,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=Path,
         metavar="DIR",
-        help="also read every image in this folder; default: images/ if SOURCE is a folder, otherwise none",
+        help="also read every image in this folder (default: images/ if SOURCE is a folder, otherwise none)",
     )
     parser.add_argument(
-        "--fix", type=Path, metavar="FILE", help="write a repaired copy to FILE and list the repairs; default: none"
+        "--fix", type=Path, metavar="FILE", help="write a repaired copy to FILE and list the repairs (default: none)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings to FILE as JSON; default: none")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings to FILE as JSON (default: none)")
 
 
 def run(args: argparse.Namespace) -> int:

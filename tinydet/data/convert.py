@@ -61,21 +61,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="COCO file to write, .json or .json.gz; default: SOURCE/annotations.json for a folder, or SOURCE with "
-        "the suffix .json for a file",
+        help="COCO file to write, .json or .json.gz (default: SOURCE/annotations.json for a folder, or SOURCE with "
+        "the suffix .json for a file)",
     )
     parser.add_argument(
         "--classes",
         type=Path,
         metavar="FILE",
         help="voc, yolo, dota: class names in the order of their ids, one per line or data.yaml; use the same FILE for "
-        "training and validation data; default: the classes that occur",
+        "training and validation data (default: the classes that occur)",
     )
     parser.add_argument(
         "--first-pixel",
         type=int,
         choices=(0, 1),
-        help="voc: 1 if coordinates are pixel indices from 1, 0 if they are edges, as in labelImg; default: 1",
+        help="voc: 1 if coordinates are pixel indices from 1, 0 if they are edges, as in labelImg (default: 1)",
     )
     parser.add_argument(
         "--task",
@@ -87,14 +87,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-uncertain",
         action="store_true",
         default=None,
-        help="tinyperson: keep uncertain persons as objects; default: turn them into ignore regions",
+        help="tinyperson: keep uncertain persons as objects (default: turn them into ignore regions)",
     )
     parser.add_argument(
         "--pedestrians-only",
         action="store_true",
         default=None,
-        help="citypersons: one class `pedestrian`, with all others as ignore regions, as in the benchmark; default: "
-        "six classes",
+        help="citypersons: one class `pedestrian`, with all others as ignore regions, as in the benchmark (default: "
+        "six classes)",
     )
 
 

@@ -156,7 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_flags,
         default=FLAGS,
         metavar="A,B",
-        help=f"erase annotations with one of these flags, or none; default: {','.join(FLAGS)}",
+        help=f"erase annotations with one of these flags, or none (default: {','.join(FLAGS)})",
     )
     parser.add_argument(
         "--dense",
@@ -168,7 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spare-objects",
         action="store_true",
-        help="keep the pixels of objects inside a region; default: fill the whole region",
+        help="keep the pixels of objects inside a region (default: fill the whole region)",
     )
 
 

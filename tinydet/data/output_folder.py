@@ -32,7 +32,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, word: str) -> None:
         "--images",
         type=Path,
         metavar="DIR",
-        help="image folder if SOURCE is an annotation file; default: process annotations only",
+        help="image folder if SOURCE is an annotation file (default: process annotations only)",
     )
     parser.add_argument(
         "--output",
@@ -45,14 +45,14 @@ def add_source_arguments(parser: argparse.ArgumentParser, word: str) -> None:
         "--format",
         choices=FORMATS,
         default="same",
-        help="file format of the images; default: same (JPEG stays JPEG, everything else becomes PNG)",
+        help="file format of the images (default: JPEG stays JPEG, everything else becomes PNG)",
     )
     parser.add_argument(
         "--jpeg-quality",
         type=int,
         default=JPEG_QUALITY,
         metavar="Q",
-        help=f"quality of JPEG images, 1 to 100; default: {JPEG_QUALITY}",
+        help=f"quality of JPEG images, 1 to 100 (default: {JPEG_QUALITY})",
     )
 
 

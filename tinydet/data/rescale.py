@@ -179,19 +179,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--long",
         type=int,
         metavar="PIXELS",
-        help="with --short, maximum length of the long side; default: 5/3 of the short side, such as 167 for 100",
+        help="with --short, maximum length of the long side (default: 5/3 of the short side, such as 167 for 100)",
     )
     parser.add_argument(
         "--filter",
         choices=FILTERS,
         default="area",
-        help="resampling filter; all of them avoid aliasing; default: area",
+        help="resampling filter; all of them avoid aliasing (default: area)",
     )
     parser.add_argument(
         "--round",
         type=int,
         metavar="DIGITS",
-        help="round coordinates to this many decimals (3 in COCO100); default: do not round",
+        help="round coordinates to this many decimals, 3 in COCO100 (default: do not round)",
     )
 
 

@@ -227,29 +227,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--monotone",
         action="store_true",
-        help="use Monotone Scale Match; default: Scale Match, which draws sizes at random",
+        help="use Monotone Scale Match (default: Scale Match, which draws sizes at random)",
     )
     parser.add_argument(
         "--source-sizes",
         type=Path,
         metavar="PATH",
-        help="with --monotone, annotation file or COCO folder that gives the source sizes; default: SOURCE",
+        help="with --monotone, annotation file or COCO folder that gives the source sizes (default: SOURCE)",
     )
     parser.add_argument(
-        "--bins", type=int, default=BINS, metavar="N", help=f"bins of the size histogram, at least 3; default: {BINS}"
+        "--bins", type=int, default=BINS, metavar="N", help=f"bins of the size histogram, at least 3 (default: {BINS})"
     )
     parser.add_argument(
         "--scale-range",
         type=float_range,
         default=SCALE_RANGE,
         metavar="LOW,HIGH",
-        help=f"lowest and highest resize factor; default: {low:g},{high:g}",
+        help=f"lowest and highest resize factor (default: {low:g},{high:g})",
     )
     parser.add_argument(
         "--outside",
         choices=("clip", "default"),
         default="clip",
-        help="if five draws give no factor in the range, clip the last one or use --default-scale; default: clip",
+        help="if five draws give no factor in the range, clip the last one or use --default-scale (default: clip)",
     )
     parser.add_argument(
         "--default-scale",
@@ -259,9 +259,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resize factor of images without objects, and of those that would lose all of their objects; "
         f"default: {DEFAULT_SCALE:g}",
     )
-    parser.add_argument("--filter", choices=FILTERS, default="bilinear", help="resampling filter; default: bilinear")
+    parser.add_argument("--filter", choices=FILTERS, default="bilinear", help="resampling filter (default: bilinear)")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the random draws, 0 or more; default: 0"
+        "--seed", type=int, default=0, metavar="N", help="seed of the random draws, 0 or more (default: 0)"
     )
 
 

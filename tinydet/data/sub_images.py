@@ -165,25 +165,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grid",
         choices=("benchmark", "tinydet"),
-        help="cut as the TinyPerson benchmark, or as training and inference of tinydet; default: benchmark",
+        help="cut as the TinyPerson benchmark, or as training and inference of tinydet (default: benchmark)",
     )
     parser.add_argument(
         "--tile",
         type=_tile_size,
         metavar="WxH",
-        help="size of a tile in pixels; default: {}x{}, or {} (square) with --grid tinydet".format(*SUB_IMAGE, TILE),
+        help="size of a tile in pixels (default: {}x{}, or {} (square) with --grid tinydet)".format(*SUB_IMAGE, TILE),
     )
     parser.add_argument(
         "--overlap",
         type=int,
         metavar="PIXELS",
-        help=f"pixels that neighboring tiles share; default: {SUB_OVERLAP[0]}, or {OVERLAP} with --grid tinydet",
+        help=f"pixels that neighboring tiles share (default: {SUB_OVERLAP[0]}, or {OVERLAP} with --grid tinydet)",
     )
     parser.add_argument(
         "--truncated",
         choices=("drop", "ignore"),
-        help="drop boxes less than half visible in a tile, or turn them into ignore regions; default: drop, or "
-        "ignore with --grid tinydet",
+        help="drop boxes less than half visible in a tile, or turn them into ignore regions (default: drop, or "
+        "ignore with --grid tinydet)",
     )
 
 

@@ -29,10 +29,10 @@ class NoOptions:
 class RetinaNetOptions:
     """Options of RetinaNet."""
 
-    head_convs: int = option(4, "3x3 convolutions in each head tower (default %(default)s)", choices=(1, 2, 3, 4))
+    head_convs: int = option(4, "3x3 convolutions in each head tower (default: %(default)s)", choices=(1, 2, 3, 4))
     head_init: HeadInit = option(
         "paper",
-        "initialization of the head towers: N(0, 0.01) as in the paper, or He, which thin towers need (default "
+        "initialization of the head towers: N(0, 0.01) as in the paper, or He, which thin towers need (default: "
         "%(default)s)",
         choices=("paper", "he"),
     )
@@ -47,14 +47,14 @@ class FasterRCNNOptions:
     )
     roi_rule: RoIAlignRule = option(
         "torchvision",
-        "RoIAlign variant: aligned omits torchvision's half-pixel shift and its minimum size of one cell (default "
+        "RoIAlign variant: aligned omits torchvision's half-pixel shift and its minimum size of one cell (default: "
         "%(default)s)",
         choices=("torchvision", "aligned"),
         flag="--roi-align",
     )
     canonical_scale: int = option(
         224,
-        "side in pixels of proposals that are pooled from P4; those below half of it are pooled from P2 (default "
+        "side in pixels of proposals that are pooled from P4; those below half of it are pooled from P2 (default: "
         "%(default)s)",
         metavar="PX",
     )

@@ -224,7 +224,7 @@ def load(path: Path | str | None = None, *, backend: str = "auto", threads: int 
             of `model.engine` and `model.onnx` in the current folder that runs here.
         backend: what runs the model; "auto" takes the fastest backend that works here.
         threads: CPU threads; None for all that are usable.
-        options: fields of `ScanOptions`: overlap, scale, score (default 0.3), batch, merge, agnostic, coarse, readers.
+        options: fields of `ScanOptions`: overlap, scale, score (default: 0.3), batch, merge, agnostic, coarse, readers.
 
     Raises:
         ValueError, OSError, ModuleNotFoundError: as `open_model`; ValueError also for an option that is out of range.

@@ -105,11 +105,11 @@ def _parser() -> argparse.ArgumentParser:
         "annotations",
         nargs="?",
         type=Path,
-        help="COCO annotation file (.json or .json.gz) or a folder that holds one; default: the built-in synthetic "
-        "training set",
+        help="COCO annotation file (.json or .json.gz) or a folder that holds one (default: the built-in synthetic "
+        "training set)",
     )
     parser.add_argument(
-        "--detector", choices=tuple(DETECTORS), default="retinanet", help="count with its anchors; default: retinanet"
+        "--detector", choices=tuple(DETECTORS), default="retinanet", help="count with its anchors (default: retinanet)"
     )
     parser.add_argument(
         "--anchors",
@@ -119,39 +119,39 @@ def _parser() -> argparse.ArgumentParser:
         "default: tinydet",
     )
     parser.add_argument(
-        "--categories", type=names, metavar="A,B", help="names of the classes to count; default: all in the file"
+        "--categories", type=names, metavar="A,B", help="names of the classes to count (default: all in the file)"
     )
     parser.add_argument(
         "--count",
         choices=("gt", "anchor"),
         default="gt",
-        help="gt counts objects; anchor counts distinct best anchors, as the authors' code does; default: gt",
+        help="gt counts objects; anchor counts distinct best anchors, as the authors' code does (default: gt)",
     )
     parser.add_argument(
         "--alpha-range",
         type=float_range,
         default=ALPHA_RANGE,
         metavar="LOW,HIGH",
-        help="clamp alpha to this range; default: {},{}".format(*ALPHA_RANGE),
+        help="clamp alpha to this range (default: {},{})".format(*ALPHA_RANGE),
     )
     parser.add_argument(
         "--tile",
         type=positive_int,
         metavar="PX",
-        help="cut images into square tiles of this many pixels and count per tile; default: whole images",
+        help="cut images into square tiles of this many pixels and count per tile (default: whole images)",
     )
     parser.add_argument(
         "--overlap",
         type=int,
         metavar="PX",
-        help=f"minimum overlap of neighboring tiles in pixels, needs --tile; default: {OVERLAP}",
+        help=f"minimum overlap of neighboring tiles in pixels, needs --tile (default: {OVERLAP})",
     )
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="resize factor of the images (0.5 = half size); default: 1.0"
+        "--scale", type=float, default=1.0, help="resize factor of the images, 0.5 for half size (default: 1.0)"
     )
-    parser.add_argument("--flip", action="store_true", help="also count the mirror image of every input; default: off")
+    parser.add_argument("--flip", action="store_true", help="also count the mirror image of every input (default: off)")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write counts and factors to this JSON file; default: none"
+        "--json", type=Path, metavar="FILE", help="also write counts and factors to this JSON file (default: none)"
     )
     return parser
 

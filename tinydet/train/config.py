@@ -105,12 +105,12 @@ class TrainConfig:
     )
     tile: int = option(
         640,
-        "side in pixels of the tiles that images are cut into, a multiple of 32 (default %(default)s)",
+        "side in pixels of the tiles that images are cut into, a multiple of 32 (default: %(default)s)",
         group="data",
         metavar="PX",
     )
     overlap: int = option(
-        128, "overlap of neighboring tiles in pixels (default %(default)s)", group="data", metavar="PX", parse=_pixels
+        128, "overlap of neighboring tiles in pixels (default: %(default)s)", group="data", metavar="PX", parse=_pixels
     )
     flip: bool = option(True, "do not flip tiles horizontally at random", group="data")
     empty_tiles: bool = option(True, "do not train on tiles without objects, like the authors' code", group="data")
@@ -156,7 +156,7 @@ class TrainConfig:
     )
     alpha_range: tuple[float, float] = option(
         ALPHA_RANGE,
-        "limits of the alpha that --salpha computes (default %(default)s, as in the authors' code)",
+        "limits of the alpha that --salpha computes (default: %(default)s, as in the authors' code)",
         group="fusion factor",
         metavar="LOW,HIGH",
         parse=_alpha_range,
@@ -170,7 +170,7 @@ class TrainConfig:
 
     detector: str = option(
         "retinanet",
-        f"network: {', '.join(f'{name} ({info.label})' for name, info in DETECTORS.items())} (default %(default)s)",
+        f"network: {', '.join(f'{name} ({info.label})' for name, info in DETECTORS.items())} (default: %(default)s)",
         group="model",
         choices=DETECTORS.keys(),  # a view, so that a detector that registers itself later is accepted
     )
@@ -181,7 +181,7 @@ class TrainConfig:
         group="model",
         choices=tuple(PRESETS),
     )
-    backbone: str | None = option(None, "backbone (default %(default)s)", group="model", choices=BACKBONES)
+    backbone: str | None = option(None, "backbone (default: %(default)s)", group="model", choices=BACKBONES)
     weights_backbone: str | None = option(
         None,
         "ImageNet weights of the backbone: default downloads torchvision's, none starts from random weights, FILE "
@@ -200,20 +200,20 @@ class TrainConfig:
     norm: str = option(
         "auto",
         "normalization of the backbone: frozen keeps pretrained statistics, batch learns them, group is for small "
-        "batches without pretrained weights, auto is frozen with pretrained weights and else batch (default "
+        "batches without pretrained weights, auto is frozen with pretrained weights and else batch (default: "
         "%(default)s)",
         group="model",
         choices=("auto", *NORMS),
     )
     freeze: int = option(
         2,
-        "pretrained stages that are not trained: 0 none, 1 the stem, 2 also the stage of C2 (default %(default)s)",
+        "pretrained stages that are not trained: 0 none, 1 the stem, 2 also the stage of C2 (default: %(default)s)",
         group="model",
         choices=(0, 1, 2),
         parse=int,
     )
     channels: int | None = option(
-        None, "channels of pyramid and head (default %(default)s)", group="model", metavar="N"
+        None, "channels of pyramid and head (default: %(default)s)", group="model", metavar="N"
     )
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -225,20 +225,20 @@ class TrainConfig:
         choices=("tinyperson",),
     )
     epochs: int | None = option(
-        None, "passes over the training tiles (default %(default)s)", group="schedule", metavar="N"
+        None, "passes over the training tiles (default: %(default)s)", group="schedule", metavar="N"
     )
-    batch: int | None = option(None, "tiles per step (default %(default)s)", group="schedule", metavar="N")
-    lr: float | None = option(None, "learning rate (default %(default)s)", group="schedule", metavar="R")
+    batch: int | None = option(None, "tiles per step (default: %(default)s)", group="schedule", metavar="N")
+    lr: float | None = option(None, "learning rate (default: %(default)s)", group="schedule", metavar="R")
     decay: Literal["steps", "cosine"] = option(
         "steps",
-        "learning rate schedule: steps divides by 10 at 6/12 and 10/12 of the run, cosine falls to 0 (default "
+        "learning rate schedule: steps divides by 10 at 6/12 and 10/12 of the run, cosine falls to 0 (default: "
         "%(default)s)",
         group="schedule",
         choices=("steps", "cosine"),
     )
     clip_norm: float | None = option(
         None,
-        "clip the gradient norm at G, 0: no clipping (default %(default)s)",
+        "clip the gradient norm at G, 0: no clipping (default: %(default)s)",
         group="schedule",
         metavar="G",
         parse=_norm_limit,
@@ -253,11 +253,11 @@ class TrainConfig:
     validate_every: int | None = option(
         None, "epochs between validations (default: a sixth of all epochs)", group="schedule", metavar="N"
     )
-    seed: int = option(0, "seed of weights, order and augmentation (default %(default)s)", group="schedule", parse=int)
+    seed: int = option(0, "seed of weights, order and augmentation (default: %(default)s)", group="schedule", parse=int)
 
     precision: Literal["auto", "bf16", "fp32"] = option(
         "auto",
-        "auto: bfloat16 autocast where the hardware is faster with it (default %(default)s)",
+        "auto: bfloat16 autocast where the hardware is faster with it (default: %(default)s)",
         group="run",
         choices=("auto", "bf16", "fp32"),
     )
@@ -271,7 +271,7 @@ class TrainConfig:
     dry_run: bool = option(False, "print the plan and its costs, then stop", group="run", recorded=False)
     output: Path = option(
         Path("model.pth"),
-        "where to write the trained model (default %(default)s)",
+        "where to write the trained model (default: %(default)s)",
         group="run",
         metavar="FILE",
         recorded=False,
@@ -285,7 +285,7 @@ class TrainConfig:
     )
     logdir: Path = option(
         Path("runs"),
-        "TensorBoard logs; view with: tensorboard --logdir runs (default %(default)s)",
+        "TensorBoard logs; view with: tensorboard --logdir runs (default: %(default)s)",
         group="run",
         metavar="DIR",
         recorded=False,
