@@ -87,13 +87,13 @@ def write_report(records: Sequence[Record], docs: Path, *, first_seed: int, base
     names = list(dict.fromkeys(r["key"]["data"] for r in records))
     studies = {name: Study([r for r in records if r["key"]["data"] == name], first_seed) for name in names}
     page = docs / "fusion-study.md"
-    pictures = {}
+    figures = {}
     if studies:
-        pictures["rates"] = docs / "fusion-study-rates.png"
-        draw_rates(studies, pictures["rates"])
+        figures["rates"] = docs / "fusion-study-rates.png"
+        draw_rates(studies, figures["rates"])
     if any(study.difference(s) for study in studies.values() for s in study.strategies):
-        pictures["pairs"] = docs / "fusion-study-pairs.png"
-        draw_pairs(studies, pictures["pairs"])
+        figures["pairs"] = docs / "fusion-study-pairs.png"
+        draw_pairs(studies, figures["pairs"])
     lines = [
         "# Fusion factor study",
         "",
@@ -106,10 +106,10 @@ def write_report(records: Sequence[Record], docs: Path, *, first_seed: int, base
         "",
         *_origin(records),
     ]
-    if "rates" in pictures:
-        lines += ["", f"![AP50-tiny of the last epoch by learning rate]({pictures['rates'].name})"]
-    if "pairs" in pictures:
-        lines += ["", f"![paired differences from α = 1, each at its best rate]({pictures['pairs'].name})"]
+    if "rates" in figures:
+        lines += ["", f"![AP50-tiny of the last epoch by learning rate]({figures['rates'].name})"]
+    if "pairs" in figures:
+        lines += ["", f"![paired differences from α = 1, each at its best rate]({figures['pairs'].name})"]
     for name, study in studies.items():
         lines += [
             "",
@@ -121,7 +121,7 @@ def write_report(records: Sequence[Record], docs: Path, *, first_seed: int, base
             *_precision(study),
         ]
     write_text(page, "\n".join(lines) + "\n")
-    return [page, *pictures.values()]
+    return [page, *figures.values()]
 
 
 def draw_rates(studies: dict[str, Study], path: Path) -> None:

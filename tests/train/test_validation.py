@@ -1,4 +1,4 @@
-"""Validation while training: what its curves and its picture show."""
+"""Validation while training: what its curves and its image show."""
 
 from __future__ import annotations
 

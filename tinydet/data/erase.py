@@ -126,7 +126,7 @@ def write_erased(
     hidden = 0
     kept = Document(erased.content, document.dataset)
     with new_folder(folder) as work:
-        pictures = ImageWriter(work / "images", form, quality)
+        writer = ImageWriter(work / "images", form, quality)
         images = []
         for image in tqdm(kept.images, desc="erase", unit="image", disable=None):
             regions = erased.regions.get(int(image["id"]), np.zeros((0, 4)))
@@ -136,9 +136,9 @@ def write_erased(
                 if not spare_objects:
                     hidden += _count_hidden(objects, regions, pixels.shape)
                 erased_pixels = erase_regions(pixels, regions, objects if spare_objects else None)
-                name = pictures.write(image["file_name"], erased_pixels)
+                name = writer.write(image["file_name"], erased_pixels)
             else:
-                name = pictures.copy(image["file_name"], document.image_path(image))
+                name = writer.copy(image["file_name"], document.image_path(image))
             images.append({**image, "file_name": name})
         write_document(work / "annotations.json", {**erased.content, "images": images})
     return hidden

@@ -152,12 +152,12 @@ def write_rescaled(
         ValueError: an image cannot be read, or `folder` is not empty.
     """
     with new_folder(folder) as work:
-        pictures = ImageWriter(work / "images", form, quality)
+        writer = ImageWriter(work / "images", form, quality)
         images = []
         pairs = zip(document.images, content["images"], strict=True)
         for old, new in tqdm(pairs, desc="rescale", unit="image", total=len(document.images), disable=None):
             pixels = resample(document.pixels(old), new["width"], new["height"], filter)
-            images.append({**new, "file_name": pictures.write(old["file_name"], pixels)})
+            images.append({**new, "file_name": writer.write(old["file_name"], pixels)})
         write_document(work / "annotations.json", {**content, "images": images})
 
 

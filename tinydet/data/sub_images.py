@@ -143,12 +143,12 @@ def write_tiles(
     """
     images = []
     with new_folder(folder) as work:
-        pictures = ImageWriter(work / "images", form, quality)
+        writer = ImageWriter(work / "images", form, quality)
         tiles = tqdm(_tiles_with_pixels(document, corners), "cut", len(corners["images"]), unit="tile", disable=None)
         for tile, pixels in tiles:
             path = PurePosixPath(tile["file_name"])
             x, y = tile["corner"][:2]
-            name = pictures.write(str(path.with_name(f"{path.stem}_{x}_{y}{path.suffix}")), pixels)
+            name = writer.write(str(path.with_name(f"{path.stem}_{x}_{y}{path.suffix}")), pixels)
             images.append({**{key: value for key, value in tile.items() if key != "corner"}, "file_name": name})
         write_document(work / "corners.json", corners)
         content = {key: value for key, value in corners.items() if key != "old_images"}

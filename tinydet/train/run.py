@@ -31,7 +31,7 @@ from tinydet.models.registry import detector_info
 from tinydet.salpha.dataset import statistics_of, statistics_of_tiles
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
-from tinydet.train.diverged import DivergedError
+from tinydet.train.divergence import DivergedError
 from tinydet.train.provenance import code_state, data_hash
 from tinydet.train.report import cost_lines, plan_lines, result_lines, run_record, seconds_per_step
 from tinydet.train.sampling import without_dense, without_empty

@@ -27,7 +27,7 @@ from tinydet.models.detector import Detector
 from tinydet.models.distributed import Processes, sum_over_processes
 from tinydet.models.losses import total
 from tinydet.spec import ModelSpec
-from tinydet.train.diverged import DivergedError, save_batch
+from tinydet.train.divergence import DivergedError, save_batch
 from tinydet.train.sampling import grouped_batches, shapes_of
 from tinydet.train.schedule import Schedule, parameter_groups
 
