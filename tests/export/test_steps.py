@@ -1,0 +1,35 @@
+"""The line that shows the step of an export."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+
+import pytest
+
+from tinydet.export.steps import show_steps, step
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_steps_are_shown_on_a_terminal_under_the_title_of_the_innermost_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with show_steps("building"):
+        step("kernels")
+        with show_steps("verifying"):
+            step("comparing detections")
+        step("writing")
+    shown = terminal.getvalue()
+    assert all(text in shown for text in ("building: kernels", "verifying: comparing detections", "building: writing"))
+    assert "building: comparing" not in shown
+
+
+def test_steps_are_debug_messages_elsewhere(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "tinydet.export.steps")
+    step("kernels")
+    assert caplog.record_tuples == [("tinydet.export.steps", logging.DEBUG, "kernels")]
+    assert capsys.readouterr() == ("", "")
