@@ -152,6 +152,9 @@ def test_foreign_and_damaged_onnx_files_are_refused_with_one_line(
     }
     (tmp_path / "cut.onnx").write_bytes(cases["foreign.onnx"][0].read_bytes()[:500])
     cases["cut.onnx"] = (tmp_path / "cut.onnx", "not a valid ONNX file")
+    for name, content in (("empty.onnx", b""), ("text.onnx", b"xx")):
+        (tmp_path / name).write_bytes(content)
+        cases[name] = (tmp_path / name, "")
     for name, (path, message) in cases.items():
         with pytest.raises(ValueError, match=f"{name}.*{message}") as error:
             open_model(path, backend)

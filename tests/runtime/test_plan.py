@@ -71,10 +71,11 @@ def test_content_is_smaller_than_the_input_if_the_scene_is() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score": 1.5}, r"\[0, 1\], got 1.5"),
-        ({"score": float("nan")}, r"\[0, 1\], got nan"),
-        ({"batch": 0}, "at least one tile, got 0"),
-        ({"readers": 0}, "at least one thread, got 0"),
+        ({"score": 1.5}, "between 0 and 1, got 1.5"),
+        ({"score": float("nan")}, "between 0 and 1, got nan"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"readers": 0}, "readers must be at least 1, got 0"),
+        ({"coarse": "always"}, "coarse must be None, 'auto' or a CoarsePass, got 'always'"),
         ({"merge": "fuse"}, "seam, nms, nmm, wbf, soft-nms, got 'fuse'"),
     ],
 )

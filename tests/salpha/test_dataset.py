@@ -136,7 +136,7 @@ def test_a_detector_without_anchors_counts_by_its_own_rule(dataset: Dataset) -> 
     boxes = dataset.boxes[dataset.objects]
     wide = int((boxes[:, 2] - boxes[:, 0] > 16).sum())
     assert found.counts == (len(boxes) - wide, wide, 0, 0, 0)
-    with pytest.raises(ValueError, match="need a rule"):
+    with pytest.raises(ValueError, match="needs `level_of`"):
         statistics_of(dataset, levels)
 
 

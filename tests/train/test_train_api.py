@@ -94,7 +94,8 @@ def test_both_flags_for_categories_can_be_given() -> None:
         ({"epochs": "3"}, r"epochs: expected int \| None, got '3'"),
         ({"epochs": [3]}, r"epochs: expected int \| None, got \[3\]"),
         ({"tile": None}, "tile: expected int, got None"),
-        ({"seed": 0.5}, "seed: expected int, got 0.5"),
+        ({"seed": 0.5}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got '0.5'"),
+        ({"seed": -1}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got '-1'"),
         ({"lr": -1.0}, "lr: .*number above 0, got '-1.0'"),
         ({"overlap": -1}, "overlap: .*whole number of pixels from 0 up"),
         ({"salpha": "no"}, "salpha: expected bool, got 'no'"),
@@ -113,6 +114,20 @@ def test_both_flags_for_categories_can_be_given() -> None:
 def test_an_invalid_value_is_named_with_its_rule(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"images": "images"}, "--images is the image folder of --annotations; name both"),
+        ({"val_images": "images"}, "--val-images is the image folder of --val-annotations; name both"),
+        ({"categories": ["boat"]}, "boat"),  # of the built-in dataset, which has persons
+        ({"device": "gpu"}, "--device gpu: torch cannot use it here .*; try --device cpu"),
+    ],
+)
+def test_a_run_that_cannot_be_as_asked_is_refused_before_it_starts(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(TrainConfig(dry_run=True, **values))
 
 
 def test_contradicting_values_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"a whole number from 1 up, got {text!r}")
+        raise ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
     return int(text)
 
 
@@ -19,8 +19,15 @@ def positive_float(text: str) -> float:
     """Parse a finite number above 0."""
     value = _float(text)
     if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"a number above 0, got {text!r}")
+        raise ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value
+
+
+def seed(text: str) -> int:
+    """Parse a seed of random draws: a whole number from 0 to 2**63 - 1."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text!r}")
+    return int(text)
 
 
 def fraction(text: str) -> float:
@@ -130,7 +137,7 @@ def names_from(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
         found = tuple(dict.fromkeys(names(text)))
         unknown = [name for name in found if name not in known]
         if unknown or not found:
-            raise ArgumentTypeError(f"choose from {', '.join(known)}; got {unknown[0] if unknown else text!r}")
+            raise ArgumentTypeError(f"expected some of {', '.join(known)}; got {unknown[0] if unknown else text!r}")
         return found
 
     return parse

@@ -27,6 +27,8 @@ class TorchBackend:
         self.name = f"torch {torch.__version__} on {device}" + (" (bfloat16)" if autocast else "")
         self._device = torch.device(device)
         self._autocast = autocast
+        # Two-stage graphs are twice as fast on a CPU one tile at a time, where their pooled regions stay in the caches.
+        self._one_at_a_time = spec.nms_rounds > 0 and self._device.type == "cpu"
         self._graph = InferenceGraph(detector, spec).to(self._device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -34,8 +36,8 @@ class TorchBackend:
         """(N, T, T, 3) uint8 RGB tiles -> boxes in tile pixels, scores, labels, candidates."""
         tiles = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            outputs = self._graph(tiles)
-        return TileOutputs(*(output.cpu().numpy() for output in outputs))
+            parts = [self._graph(part) for part in (tiles.split(1) if self._one_at_a_time else (tiles,))]
+        return TileOutputs(*(torch.cat(outputs).cpu().numpy() for outputs in zip(*parts, strict=True)))
 
 
 def open_checkpoint(path: Path, *, device: str = "cpu", tile: int | None = None) -> TorchBackend:

@@ -38,7 +38,6 @@ PROPOSAL_NMS = 0.7
 ROI_IOU, ROI_SAMPLES, ROI_POSITIVES = 0.5, 512, 0.25
 ROI_LEVELS = ("P2", "P3", "P4", "P5")
 ROI_SIZE, ROI_SAMPLING = 7, 2
-CANONICAL_LEVEL = 4  # a proposal with the side `canonical_scale` is pooled from P4 (FPN, Eq. 1)
 SMOOTH_L1_BETA = 1 / 9
 
 # (P, 4) predicted and (P, 4) encoded boxes of the positives -> their loss, summed

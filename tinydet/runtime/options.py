@@ -47,5 +47,7 @@ class ScanOptions:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
         if self.readers < 1:
             raise ValueError(f"readers must be at least 1, got {self.readers}")
+        if not (self.coarse in (None, "auto") or isinstance(self.coarse, CoarsePass)):
+            raise ValueError(f"coarse must be None, 'auto' or a CoarsePass, got {self.coarse!r}")
         if self.merge not in MERGES:
             raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {self.merge!r}")

@@ -109,7 +109,7 @@ def _statistics(
         rule = count_levels if count == "gt" else count_distinct_anchors
         counts = rule(boxes, sizes, design, image_index=index)
     else:
-        raise ValueError("levels without anchors need a rule that assigns boxes to them: level_of")
+        raise ValueError("a detector without anchors needs `level_of` in its registry row: which level learns each box")
     seconds = time.perf_counter() - start
     # P6 has no edge, and neither has P7 if there is one: their objects are counted together.
     first = len(counts) - design.unfused

@@ -117,7 +117,7 @@ def _edge_counts(counts: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _warnings(statistics: FusionStatistics) -> Iterator[str]:
-    empty = [level for level, count in zip(statistics.levels, statistics.counts, strict=True) if not count]
+    empty = [level for level, count in zip(statistics.levels, statistics.counts, strict=True) if level and not count]
     if empty:
         yield f"no object has its best anchor on {', '.join(empty)}"
     not_tiny = []

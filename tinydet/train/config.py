@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tinydet._internal.arguments import float_range, floats, fraction, names, names_from
+from tinydet._internal.arguments import float_range, floats, fraction, names, names_from, seed
 from tinydet._internal.options import add_options, check_values, flag_of, option, option_table
 from tinydet.models.options import BACKBONES, FUSIONS, NORMS, Fusion
 from tinydet.models.registry import DETECTORS, detector_info, detector_options
@@ -21,7 +21,7 @@ AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric")
 
 # Defaults that belong together. Detectors override some of them, see `DetectorInfo.recipe`.
 PRESETS: dict[str, dict[str, Any]] = {
-    # The released RetinaNet recipe.
+    # The authors' RetinaNet recipe.
     "paper": {"backbone": "resnet50", "channels": 256, "epochs": 12, "batch": 2, "lr": 0.005, "clip_norm": 0.0},
     # For CPUs and first tries: a thin pyramid and head, because P2 is three quarters of the work.
     "small": {"backbone": "mobilenet_v2", "channels": 64, "epochs": 12, "batch": 4, "lr": 0.02, "clip_norm": 10.0},
@@ -253,7 +253,9 @@ class TrainConfig:
     validate_every: int | None = option(
         None, "epochs between validations (default: a sixth of all epochs)", group="schedule", metavar="N"
     )
-    seed: int = option(0, "seed of weights, order and augmentation (default: %(default)s)", group="schedule", parse=int)
+    seed: int = option(
+        0, "seed of weights, order and augmentation (default: %(default)s)", group="schedule", parse=seed
+    )
 
     precision: Literal["auto", "bf16", "fp32"] = option(
         "auto",
@@ -385,6 +387,10 @@ class TrainConfig:
             raise ValueError(
                 "--data names a folder with its own annotations; give either --data, or --annotations and --images"
             )
+        if self.images is not None and self.annotations is None:
+            raise ValueError("--images is the image folder of --annotations; name both")
+        if self.val_images is not None and self.val_annotations is None:
+            raise ValueError("--val-images is the image folder of --val-annotations; name both")
         if self.salpha and self.given_alpha is not None:
             raise ValueError("--salpha computes alpha from the boxes, --alpha gives it; choose one")
         if self.salpha and self.alpha == "attention":

@@ -7,6 +7,7 @@ into the convolutions at export.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -70,9 +71,8 @@ def train(config: TrainConfig) -> Trained:
     """Run a training in this process, or take part in one that torchrun distributes; see `tinydet.train.train`."""
     config = config.resolve()
     if config.threads:
-        torch.set_num_threads(config.threads)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    processes, device = join_processes(device)
+        torch.set_num_threads(min(config.threads, os.cpu_count() or 1))  # torch crashes on absurd numbers
+    processes, device = join_processes(_device(config.device))
     try:
         return run(config, processes, device)
     except RuntimeError as error:
@@ -149,7 +149,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
         trainer.show = validation.show
     if config.resume:
         trainer.resume()
-    elif trainer.state_path.exists():
+    elif trainer.state_path.exists() and not config.dry_run:
         report(f"note: {trainer.state_path} belongs to an unfinished run; --resume continues it, this run replaces it")
     seconds = seconds_per_step(trainer)
     for line in plan_lines(config, trainer, train, val, statistics, alpha_source, copied, seconds):
@@ -190,6 +190,17 @@ def schedule_of(config: TrainConfig) -> Schedule:
     )
 
 
+def _device(name: str | None) -> torch.device:
+    """Return the device of that name, on which a tensor can be created."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # Assertion: torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: torch cannot use it here ({reason}); try --device cpu") from error
+    return device
+
+
 def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     """Load the training and the validation dataset; without one, the built-in dataset.
 
@@ -197,8 +208,8 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
         ValueError: a dataset is malformed, or the two have different classes.
     """
     if config.annotations is None:
-        train = _chosen(config, load_dataset(*find_dataset(builtin_dataset("train"))))
-        return train, load_dataset(*find_dataset(builtin_dataset("val")))
+        train = load_dataset(*find_dataset(builtin_dataset("train")), categories=config.categories)
+        return _chosen(config, train), load_dataset(*find_dataset(builtin_dataset("val")), categories=train.classes)
     train = load_dataset(config.annotations, config.images, categories=config.categories)
     train = _chosen(config, train)
     if config.val_annotations is None:

@@ -154,6 +154,8 @@ def _finish(outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -
 
 def _spec(path: Path, model: Any) -> ModelSpec:
     """Read the ModelSpec, which OpenVINO keeps as run-time information of the framework."""
+    if not model.inputs:
+        raise ValueError(f"{path} is not a valid ONNX file: it has no inputs")
     key = ["framework", METADATA_KEY]
     text = model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None
     types = {node.get_any_name(): _type_name(node) for node in (*model.inputs, *model.outputs)}
