@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -53,11 +52,15 @@ def trainer(
 def uninterrupted(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, torch.Tensor]]:
     """The weights that a run writes when nothing interrupts it, trained once for each set of options."""
 
-    @functools.cache
+    trained: dict[str, dict[str, torch.Tensor]] = {}
+
     def weights(**options) -> dict[str, torch.Tensor]:
-        output = tmp_path_factory.mktemp("uninterrupted") / "model.pth"
-        trainer(squares, output, **options).fit()
-        return load_checkpoint(output).weights
+        key = repr(options)
+        if key not in trained:
+            output = tmp_path_factory.mktemp("uninterrupted") / "model.pth"
+            trainer(squares, output, **options).fit()
+            trained[key] = load_checkpoint(output).weights
+        return trained[key]
 
     return weights
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 
-# GOMP_SPINCOUNT prevails in libgomp, torch's OpenMP on Linux. 5000 pauses last 0.1–0.3 ms: most waits inside of a
-# training step are shorter, and a time slice of the scheduler is ten times as long. With 0, a training step on an idle
-# machine took a fifth longer; with 30 000, training beside other work was half as fast.
+# GOMP_SPINCOUNT prevails in libgomp, torch's OpenMP on Linux. 5000 pauses last 0.1–0.3 ms: most waits inside a
+# training step are shorter, and a time slice of the scheduler is ten times as long. Measured on two cores of a Xeon:
+# with 0, a training step on an idle machine took a fifth longer; with 30 000, training beside other work was half as
+# fast.
 OPENMP = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "5000"}
 OPENMP_VARIABLES = (*OPENMP, "KMP_BLOCKTIME")
 
