@@ -62,3 +62,13 @@ def information_to_stderr() -> None:
     for handler in LOGGER.handlers:
         if isinstance(handler, Console):
             handler.to_stderr = True
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a count with its noun.
+
+    >>> plural(1, "tile"), plural(2, "batch")
+    ('1 tile', '2 batches')
+    """
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count} {noun}{ending}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tinydet._internal.console import plural
 from tinydet.infer.auto_options import expected_memory
 from tinydet.infer.chunks import Tally
 from tinydet.runtime.plan import ScanPlan
@@ -88,16 +89,6 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
 def class_counts(tally: Tally, spec: ModelSpec) -> str:
     """List the number of boxes of each class."""
     return ", ".join(f"{name} {count}" for name, count in zip(spec.classes, tally.by_class.tolist(), strict=True))
-
-
-def plural(count: int, noun: str) -> str:
-    """Format a count with its noun.
-
-    >>> plural(1, "tile"), plural(2, "batch")
-    ('1 tile', '2 batches')
-    """
-    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
-    return f"{count} {noun}{ending}"
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tinydet._internal.console import plural
 from tinydet.data.coco import Dataset
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.batch import collate
@@ -43,7 +44,9 @@ def plan_lines(
     yield _row("data", f"{len(train.images)} images, {int(train.objects.sum())} objects ({', '.join(train.classes)})")
     yield _row("", f"sizes at percentiles 1, 50, 99: {low:g}, {middle:g}, {high:g} px{clipped}")
     if val:
-        yield _row("validate", f"{len(val.images)} images, after every {config.validate_every} epochs")
+        yield _row(
+            "validate", f"{plural(len(val.images), 'image')}, after every {plural(config.validate_every or 1, 'epoch')}"
+        )
     else:
         yield _row("validate", "no; the last weights are kept (--val names a dataset that chooses the best)")
     alpha = ", ".join(f"{a:.3f}" for a in trainer.alpha) or "from the features"
@@ -60,9 +63,10 @@ def plan_lines(
     precision = "bfloat16" if trainer.autocast else "float32"
     yield _row("", f"{parameters:.2f} M parameters, {precision} on {trainer.device}")
     minutes = seconds * trainer.steps_left / 60
+    epochs, batch, lr = trainer.schedule.epochs, trainer.schedule.batch, trainer.schedule.lr
     yield _row(
         "plan",
-        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps, {config.batch} tiles a step, lr {config.lr:g}",
+        f"{plural(epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}, {plural(batch, 'tile')} a step, lr {lr:g}",
     )
     yield _row("", f"about {duration(minutes)}, plus validation")
     if minutes > LONG_MINUTES and config.preset != "small":
