@@ -16,7 +16,7 @@ step = _LOGGER.debug  # called with a description of what begins
 @contextmanager
 def show_steps(title: str) -> Iterator[None]:
     """Show the current step on one line of stderr, if it is a terminal."""
-    with tqdm(bar_format="{desc}", disable=None, leave=False, file=sys.stderr) as line:
+    with tqdm(bar_format="{desc}", disable=None, leave=False, file=sys.stderr, position=0) as line:
         line.set_description_str(title)
         handler = logging.Handler()
         handler.emit = lambda record: line.set_description_str(f"{title}: {record.getMessage()}")  # type: ignore[method-assign]

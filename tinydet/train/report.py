@@ -64,10 +64,8 @@ def plan_lines(
     yield _row("", f"{parameters:.2f} M parameters, {precision} on {trainer.device}")
     minutes = seconds * trainer.steps_left / 60
     epochs, batch, lr = trainer.schedule.epochs, trainer.schedule.batch, trainer.schedule.lr
-    yield _row(
-        "plan",
-        f"{plural(epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}, {plural(batch, 'tile')} a step, lr {lr:g}",
-    )
+    steps = f"{plural(epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}"
+    yield _row("plan", f"{steps}, {plural(batch, 'tile')} a step, lr {lr:g}")
     yield _row("", f"about {duration(minutes)}, plus validation")
     if minutes > LONG_MINUTES and config.preset != "small":
         yield _row("", f"to train many times faster than with {config.preset}: --preset small")
