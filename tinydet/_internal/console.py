@@ -67,8 +67,8 @@ def information_to_stderr() -> None:
 def plural(count: int, noun: str) -> str:
     """Format a count with its noun.
 
-    >>> plural(1, "tile"), plural(2, "batch")
-    ('1 tile', '2 batches')
+    >>> plural(1, "tile"), plural(2, "batch"), plural(12, "epoch")
+    ('1 tile', '2 batches', '12 epochs')
     """
-    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    ending = "" if count == 1 else "es" if noun == "batch" else "s"
     return f"{count} {noun}{ending}"
