@@ -19,6 +19,7 @@ class Terminal(io.StringIO):
 
 def test_steps_are_shown_on_a_terminal_under_the_title_of_the_innermost_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    step("shown nowhere, before the block")
     with tqdm(file=terminal), show_steps("building"):  # other bars do not push the line off the screen
         step("kernels")
         with show_steps("verifying"):

@@ -20,9 +20,11 @@ def show_steps(title: str) -> Iterator[None]:
         line.set_description_str(title)
         handler = logging.Handler()
         handler.emit = lambda record: line.set_description_str(f"{title}: {record.getMessage()}")  # type: ignore[method-assign]
-        before = _LOGGER.handlers, _LOGGER.level, _LOGGER.propagate
-        _LOGGER.handlers, _LOGGER.level, _LOGGER.propagate = [handler], logging.DEBUG, False
+        level, before = _LOGGER.level, (_LOGGER.handlers, _LOGGER.propagate)
+        _LOGGER.handlers, _LOGGER.propagate = [handler], False
+        _LOGGER.setLevel(logging.DEBUG)
         try:
             yield
         finally:
-            _LOGGER.handlers, _LOGGER.level, _LOGGER.propagate = before
+            _LOGGER.handlers, _LOGGER.propagate = before
+            _LOGGER.setLevel(level)
