@@ -343,5 +343,5 @@ def test_a_detector_is_converted_and_built(exported: Any, scene: Path, tmp_path:
     for name, path in {"fp32": source, "fp16": made.path, "int8": written(quantized, tmp_path / "q.onnx")}.items():
         spec = build_engine(path, tmp_path / f"{name}.engine", target="rtx", batch=(1, 1, 2))
         built[name] = spec.precision, spec.engine["weights"].get("FLOAT16", 0) > spec.engine["weights"]["FLOAT"]
-    # Not the size of the plans: small models are mostly kernels, of which INT8 needs more.
+    # Not the size of the plans: the plan of a small model is mostly kernels, and INT8 needs more of them.
     assert built == {"fp32": ("fp32", False), "fp16": ("fp16", True), "int8": ("int8", False)}

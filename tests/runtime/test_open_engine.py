@@ -19,7 +19,7 @@ from tinydet.runtime.backends.tensorrt import open_engine
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """`model.engine`, of which only the first bytes are real, and its description."""
+    """`model.engine` with a real magic number and nothing else, and its description."""
     path = tmp_path / "model.engine"
     write(path, b"vtrt and the rest")
     return path

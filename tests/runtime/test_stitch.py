@@ -55,7 +55,7 @@ def stitched(
     labels: np.ndarray | None = None,
     **options: object,
 ) -> tuple[Detections, int]:
-    """Stitch what a perfect detector finds: every object of which a tile shows more than `visible`, cut at its edges.
+    """Stitch what a perfect detector finds: every object that a tile shows more than `visible` of, cut at its edges.
 
     Return the detections of the scene, and the largest number of boxes that had to wait at a time.
     """

@@ -61,7 +61,7 @@ def test_plan_and_progress_are_logged(squares: Path, tmp_path: Path, caplog: pyt
 
 @pytest.fixture
 def three_classes(squares: Path, tmp_path: Path) -> Path:
-    """The squares, of which each image has one of three classes; the name of one has a comma."""
+    """The squares with three classes, one per image; the name of one contains a comma."""
     document = json.loads((squares / "annotations.json").read_text())
     document["categories"] = [{"id": i, "name": name} for i, name in enumerate(("person, sitting", "car", "tree"))]
     for annotation in document["annotations"]:

@@ -27,7 +27,8 @@ class TorchBackend:
         self.name = f"torch {torch.__version__} on {device}" + (" (bfloat16)" if autocast else "")
         self._device = torch.device(device)
         self._autocast = autocast
-        # Two-stage graphs are twice as fast on a CPU one tile at a time, where their pooled regions stay in the caches.
+        # On a CPU, a batch of a two-stage graph takes longer than its tiles one by one: 2.7 s instead of 1.2 s for 4
+        # tiles of 640 pixels (Faster R-CNN, MobileNetV2, 64 channels, one thread).
         self._one_at_a_time = spec.nms_rounds > 0 and self._device.type == "cpu"
         self._graph = InferenceGraph(detector, spec).to(self._device).to(memory_format=torch.channels_last)
 

@@ -71,7 +71,7 @@ def train(config: TrainConfig) -> Trained:
     """Run a training in this process, or take part in one that torchrun distributes; see `tinydet.train.train`."""
     config = config.resolve()
     if config.threads:
-        torch.set_num_threads(min(config.threads, os.cpu_count() or 1))  # torch crashes on absurd numbers
+        torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
     processes, device = join_processes(_device(config.device))
     try:
         return run(config, processes, device)
