@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tinydet._internal.console import show_messages
+from tinydet._internal.errors import is_outside_error, reason
 
 
 class Main(Protocol):
@@ -21,8 +22,9 @@ class Main(Protocol):
 def command(name: str) -> Callable[[Main], Main]:
     """Decorate `main(argv) -> exit code`: errors that a user can act on are printed as one line on stderr.
 
-    ValueError, OSError and ImportError exit with 2, Ctrl-C with 130. Any other exception is a bug and keeps its
-    traceback. TINYDET_TRACEBACK=1 shows the traceback of all errors. An empty `name` is the command `tinydet` itself.
+    ValueError, OSError, ImportError, exceptions of libraries and limits of Python (memory, recursion) exit with 2,
+    Ctrl-C with 130. Any other exception is a bug and keeps its traceback. TINYDET_TRACEBACK=1 shows the traceback of
+    all errors. An empty `name` is the command `tinydet` itself.
     """
     label = f"tinydet {name}".strip()
 
@@ -38,7 +40,7 @@ def command(name: str) -> Callable[[Main], Main]:
             except KeyboardInterrupt:
                 print(f"{label}: interrupted", file=sys.stderr)
                 return 130
-            except (ValueError, OSError, ImportError) as error:
+            except Exception as error:
                 if isinstance(error, BrokenPipeError) and _stdout_is_closed():
                     return 0
                 if os.environ.get("TINYDET_TRACEBACK") or _is_bug(error):
@@ -69,12 +71,16 @@ def _stdout_is_closed() -> bool:
 
 
 def _is_bug(error: Exception) -> bool:
-    """Return whether an import of a tinydet module failed, which no installation can fix."""
-    return isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "tinydet"
+    """Return whether a user cannot act on an error; also if a module of tinydet cannot be imported."""
+    if isinstance(error, ImportError):
+        return (error.name or "").partition(".")[0] == "tinydet"
+    return not isinstance(error, ValueError | OSError) and not is_outside_error(error)
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         return " ".join(f"{place}{error.strerror}".split())
+    if is_outside_error(error):
+        return f"{reason(error)} ({type(error).__module__}.{type(error).__qualname__})"
     return " ".join(str(error).split())

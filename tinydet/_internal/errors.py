@@ -1,0 +1,47 @@
+"""Errors of libraries and limits of Python, distinguished from bugs in tinydet.
+
+Files that users bring make libraries fail in ways that nobody can list. `name_failures` turns such an error into one
+line that names the file and the step. It lets pass what tinydet raises on purpose (ValueError, OSError, ImportError)
+and what only a bug raises (TypeError, KeyError, ...), which keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LIMITS = (RecursionError, OverflowError, MemoryError, UnicodeError)
+_OWN = frozenset({"builtins", "tinydet", "__main__"})
+
+
+def is_outside_error(error: BaseException) -> bool:
+    """Return whether an exception is a limit of Python, or of a class that a library defines."""
+    return isinstance(error, LIMITS) or type(error).__module__.partition(".")[0] not in _OWN
+
+
+def reason(error: BaseException) -> str:
+    """Return an error as one line of at most 200 characters."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+@contextmanager
+def name_failures(source: Path | str, action: str, remedy: str = "get it again or leave it out") -> Iterator[None]:
+    """Raise outside errors of the block as ValueError: "SOURCE: cannot be ACTION (reason); REMEDY".
+
+    Args:
+        source: the file that the block reads or writes.
+        action: a past participle, such as "read" or "decoded".
+        remedy: what the user can do.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_outside_error(error):
+            raise
+        raise ValueError(f"{source}: cannot be {action} ({reason(error)}); {remedy}") from error
