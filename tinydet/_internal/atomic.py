@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tinydet._internal.errors import reason
+
 NOT_WRITTEN = "was not written"
+PROBE = 1 << 24  # bytes; more than a library writes at once
 STEM = 40  # characters of a file's stem that are kept in the temporary name
 
 
@@ -36,7 +39,12 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file to write")
     if path.exists() and not path.is_file():
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a broken pipe keeps its class
         return
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -61,12 +69,28 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
                 temporary.chmod(target.stat().st_mode & 0o777)
             temporary.replace(target)
         except BaseException as error:  # not `finally`: after the rename, another process may use the temporary name
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder has become read-only
+                temporary.unlink(missing_ok=True)
             if not isinstance(error, OSError):
                 raise
             if part and (error.errno is None or NOT_WRITTEN in str(error)):
                 raise  # the error concerns another file, and its message is complete
             raise _not_written(path, target, temporary, error) from error
+
+
+def not_written(path: Path, file: Path, error: Exception) -> OSError:
+    """Return the error for a library that failed to write `file`, in place of `path`. It carries the system's reason.
+
+    Libraries report a full disk in many ways, and undo what they wrote. If appending to the file fails, the reason is
+    the same.
+    """
+    try:
+        with file.open("ab") as probe:
+            probe.write(bytes(PROBE))
+            os.fsync(probe.fileno())
+    except OSError as system:
+        return OSError(system.errno, f"{path} {NOT_WRITTEN} ({system.strerror or system})")
+    return OSError(f"{path} {NOT_WRITTEN} ({reason(error)})")
 
 
 def remove_leftovers(path: Path) -> list[Path]:
@@ -105,11 +129,11 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 
 def _not_written(path: Path, target: Path, temporary: Path, error: OSError) -> OSError:
-    reason = error.strerror or str(error)
+    cause = error.strerror or str(error)
     if error.filename is not None and str(error.filename) != str(temporary):
-        reason = f"{error.filename}: {reason}"  # an error of another file while writing this one
+        cause = f"{error.filename}: {cause}"  # an error of another file while writing this one
     unchanged = "; the older file is unchanged" if target.exists() else ""
-    return OSError(error.errno, f"{path} {NOT_WRITTEN} ({reason}){unchanged}")
+    return OSError(error.errno, f"{path} {NOT_WRITTEN} ({cause}){unchanged}")
 
 
 def _lock_and_truncate(lock: BinaryIO, temporary: Path, path: Path) -> None:

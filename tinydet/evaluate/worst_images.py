@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._internal.atomic import atomic_path
 from tinydet.evaluate.diagnosis import KINDS, Diagnosis
 from tinydet.evaluate.tables import GroundTruth
+from tinydet.runtime.captions import draw_text, text_size
+from tinydet.runtime.image_output import save_image
 from tinydet.runtime.scenes import Scene, open_scene
 
 VIEW = (1600, 1200)  # pixels; of a larger image, the part of this size with the most errors is drawn
@@ -49,10 +50,7 @@ def draw_worst(
         with open_scene(image_dir / truth.file_names[n]) as scene:
             image = _draw(scene, *_boxes(truth, diagnosis, n))
         paths.append(folder / f"worst-{place}-{Path(truth.file_names[n]).stem}.jpg")
-        done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-        assert done
-        with atomic_path(paths[-1]) as temporary:
-            temporary.write_bytes(encoded.tobytes())
+        save_image(paths[-1], image)
     return paths
 
 
@@ -102,6 +100,6 @@ def _legend(width: int, kinds: list[str]) -> NDArray[np.uint8]:
     x = 8
     for kind, color in COLORS.items():
         text = f"{kind} {kinds.count(kind)}"
-        cv2.putText(strip, text, (x, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, 1, cv2.LINE_AA)
-        x += 12 + 9 * len(text)
+        draw_text(strip, text, x, 17, 14, color)
+        x += 12 + text_size(text, 14)[0]
     return strip

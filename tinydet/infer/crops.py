@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from tinydet.infer.drawing import COLORS, FONT, outline
+from tinydet.infer.drawing import COLORS, outline
+from tinydet.runtime.captions import class_labels, draw_text, legible, text_size
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
@@ -16,6 +17,7 @@ MAX_CROPS = 60
 COLUMNS = 10
 SIDE = 144  # of a crop, in pixels of the sheet, as are CAPTION and GAP
 CAPTION = 20  # height of the text below a crop
+FONT_SIZE = 11
 GAP = 4
 MIN_WINDOW = 48  # pixels of the scene: the smallest side of a crop, however small the object
 CONTEXT = 3.0  # side of a crop relative to the longer side of the box
@@ -38,6 +40,7 @@ def crop_sheet(
     if limit < 1:
         raise ValueError(f"a sheet has at least one crop, got limit={limit}")
     ranked = detections.by_score()
+    labels = class_labels(tuple(classes))
     shown = ranked[np.unique(np.linspace(0, len(ranked) - 1, min(limit, len(ranked))).round().astype(np.int64))]
     columns = min(COLUMNS, max(len(shown), 4))
     rows = -(-len(shown) // columns)
@@ -50,14 +53,14 @@ def crop_sheet(
         color = COLORS[label % len(COLORS)]
         sheet[y : y + SIDE, x : x + SIDE] = _crop(scene, shown.boxes[i].astype(np.float64), color)
         center_x, center_y = (shown.boxes[i, :2] + shown.boxes[i, 2:]) / 2
-        text = f"{shown.scores[i]:.2f} {classes[label][:8]} {center_x:.0f},{center_y:.0f}"
+        text = f"{shown.scores[i]:.2f} {labels[label][:8]} {center_x:.0f},{center_y:.0f}"
         _caption(sheet, x, y + SIDE + CAPTION - 2 * GAP, text, color)
     return sheet
 
 
 def _title(scene: Scene, shown: int, held: int, total: int | None) -> str:
     of = f"{held}" if total is None or total == held else f"the best {held} of {total}"
-    return f"{scene.name}: {shown} of {of}"
+    return f"{legible(scene.name)}: {shown} of {of}"
 
 
 def _crop(scene: Scene, box: np.ndarray, color: tuple[int, int, int]) -> Image:
@@ -77,7 +80,6 @@ def _crop(scene: Scene, box: np.ndarray, color: tuple[int, int, int]) -> Image:
 
 
 def _caption(sheet: Image, x: int, y: int, text: str, color: tuple[int, int, int]) -> None:
-    scale = 0.36
-    while cv2.getTextSize(text, FONT, scale, 1)[0][0] > max(SIDE, sheet.shape[1] - x if y < CAPTION else 0):
+    while text_size(text, FONT_SIZE)[0] > max(SIDE, sheet.shape[1] - x if y < CAPTION else 0):
         text = text[:-1]
-    cv2.putText(sheet, text, (int(x), int(y)), FONT, scale, color, 1, cv2.LINE_AA)
+    draw_text(sheet, text, x, y, FONT_SIZE, color)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._internal.atomic import atomic_path
+from tinydet.runtime.captions import class_labels, draw_text, legible, text_size
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.image_output import MAX_SIDE
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
 
 MAX_PIXELS = 40_000_000  # scenes up to this size are drawn at full resolution
 OVERVIEW = 16_000_000  # pixels to which a larger scene is reduced: a file of a few megabytes for any scene
-MAX_SIDE = 30_000  # JPEG allows 65535
 MIN_BOX = 5  # pixels of the drawing: a smaller box is drawn with this side, around its center
 MAX_SCORES = 300  # only the best detections are labeled with their score, where there is room
-FONT = cv2.FONT_HERSHEY_SIMPLEX
 COLORS = (  # RGB by class; rare in nature and towns, and easy to tell apart
     (255, 230, 0),
     (255, 60, 160),
@@ -33,7 +30,14 @@ COLORS = (  # RGB by class; rare in nature and towns, and easy to tell apart
 )
 
 
-def draw(scene: Scene, detections: Detections, classes: Sequence[str], counts: Sequence[int] | None = None) -> Image:
+def draw(
+    scene: Scene,
+    detections: Detections,
+    classes: Sequence[str],
+    counts: Sequence[int] | None = None,
+    *,
+    max_side: int = MAX_SIDE,
+) -> Image:
     """Return the scene with an outline around each detection and a legend below; uint8 (H, W, 3) RGB.
 
     Outlines surround the objects and never cover them. A score is written next to its box only where it covers neither
@@ -41,16 +45,23 @@ def draw(scene: Scene, detections: Detections, classes: Sequence[str], counts: S
 
     Args:
         counts: detections per class for the legend, if `detections` holds only the best of them.
+        max_side: the largest width and height of the drawing, in pixels.
     """
-    shrink = min(1.0, MAX_SIDE / max(scene.width, scene.height))
+    shrink = min(1.0, max_side / max(scene.width, scene.height))
     if scene.width * scene.height > MAX_PIXELS:
         shrink = min(shrink, (OVERVIEW / (scene.width * scene.height)) ** 0.5)
-    size = max(1, round(scene.width * shrink)), max(1, round(scene.height * shrink))
+    if counts is None:
+        counts = np.bincount(detections.labels, minlength=len(classes)).tolist()
+    while True:
+        size = max(1, round(scene.width * shrink)), max(1, round(scene.height * shrink))
+        legend = _legend(size[0], scene, classes, counts, len(detections), shrink)
+        room = max(max_side - len(legend), max_side // 2)  # for the image; of a higher legend, only a part is shown
+        if size[1] <= room:
+            break
+        shrink *= room / size[1]
     image = scene.read(0, 0, scene.width, scene.height, size).copy()
     annotate(image, detections, shrink)
-    drawn = np.bincount(detections.labels, minlength=len(classes)).tolist()
-    legend = _legend(size[0], scene, classes, drawn if counts is None else counts, len(detections), shrink)
-    return np.concatenate([image, legend])
+    return np.concatenate([image, legend[: max_side - len(image)]])
 
 
 def annotate(image: Image, detections: Detections, shrink: float = 1.0) -> None:
@@ -62,29 +73,6 @@ def annotate(image: Image, detections: Detections, shrink: float = 1.0) -> None:
     for box, label in zip(boxes.tolist(), detections.labels.tolist(), strict=True):
         outline(image, box, line, 2 * line, COLORS[label % len(COLORS)])
     _write_scores(image, boxes, detections, line)
-
-
-def save_image(path: Path, image: Image) -> None:
-    """Write an RGB image in the format of the path's suffix.
-
-    Raises:
-        ValueError: OpenCV cannot write this suffix, or an image of this size.
-        OSError: the file cannot be written.
-    """
-    check_image_path(path)
-    ok, encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not ok:
-        raise ValueError(
-            f"{path}: OpenCV cannot write {image.shape[1]}x{image.shape[0]} pixels as {path.suffix}; use .png"
-        )
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
-
-
-def check_image_path(path: Path) -> None:
-    """Raise ValueError for a suffix that OpenCV cannot write. Call it before the work, not after."""
-    if not path.suffix or not cv2.haveImageWriter(f"x{path.suffix}"):
-        raise ValueError(f"{path}: cannot write an image as {path.suffix!r}; use .jpg, .png or .webp")
 
 
 def outline(image: Image, box: list[int], inner: int, outer: int, color: tuple[int, int, int]) -> None:
@@ -109,14 +97,14 @@ def _pixel_boxes(boxes: NDArray[Any]) -> NDArray[np.int64]:
 
 def _write_scores(image: Image, boxes: NDArray[np.int64], detections: Detections, line: int) -> None:
     """Write the best scores above or below their boxes, where no box and no other score is in the way."""
-    scale, cell, rim = 0.4 * line, 2, 3 * line + 1
+    size, cell, rim = 12 * line, 2, 3 * line + 1
     taken = np.zeros((-(-image.shape[0] // cell), -(-image.shape[1] // cell)), np.uint8)
     for x1, y1, x2, y2 in (np.maximum(boxes + np.array([-rim, -rim, rim, rim]), 0) // cell).tolist():
         taken[y1 : y2 + 1, x1 : x2 + 1] = 1
     best = np.argsort(-detections.scores, kind="stable")[:MAX_SCORES]
     for i in best.tolist():
         text = f"{detections.scores[i]:.2f}"
-        (width, height), _ = cv2.getTextSize(text, FONT, scale, line)
+        width, height = text_size(text, size)
         x = int(boxes[i, 0])
         for baseline in (int(boxes[i, 1]) - rim - cell, int(boxes[i, 3]) + rim + cell + height):
             inside = x >= 0 and x + width < image.shape[1] and baseline - height >= 0 and baseline < image.shape[0]
@@ -124,8 +112,7 @@ def _write_scores(image: Image, boxes: NDArray[np.int64], detections: Detections
             if inside and not taken[place].any():
                 taken[place] = 1
                 color = COLORS[int(detections.labels[i]) % len(COLORS)]
-                cv2.putText(image, text, (x, baseline), FONT, scale, (0, 0, 0), 3 * line, cv2.LINE_AA)
-                cv2.putText(image, text, (x, baseline), FONT, scale, color, line, cv2.LINE_AA)
+                draw_text(image, text, x, baseline, size, color, rim=2 * line)
                 break
 
 
@@ -136,16 +123,16 @@ def _legend(
     unit = max(12, min(round(width / 60), 48))  # height of a line of text including its spacing
     items = [
         (f"{name} {count}", COLORS[i % len(COLORS)])
-        for i, (name, count) in enumerate(zip(classes, counts, strict=True))
+        for i, (name, count) in enumerate(zip(class_labels(tuple(classes)), counts, strict=True))
     ]
     shown = f", shown at {shrink:.2g}" if shrink < 1 else ""
     shown += f", the best {drawn}" if drawn < sum(counts) else ""
-    items.append((f"{scene.name} {scene.width}x{scene.height}{shown}", (200, 200, 200)))
-    scale, line = unit / 34, max(1, unit // 16)
+    items.append((f"{legible(scene.name)} {scene.width}x{scene.height}{shown}", (200, 200, 200)))
+    font_size = round(0.9 * unit)
     rows: list[list[tuple[str, tuple[int, int, int], int]]] = [[]]
     x = unit
     for text, color in items:
-        advance = cv2.getTextSize(text, FONT, scale, line)[0][0] + 2 * unit
+        advance = text_size(text, font_size)[0] + 2 * unit
         if rows[-1] and x + advance > width:
             rows.append([])
             x = unit
@@ -155,5 +142,5 @@ def _legend(
     for row, entries in enumerate(rows):
         baseline = round((1.5 * row + 1.4) * unit)
         for text, color, x in entries:
-            cv2.putText(strip, text, (x, baseline), FONT, scale, color, line, cv2.LINE_AA)
+            draw_text(strip, text, x, baseline, font_size, color)
     return strip

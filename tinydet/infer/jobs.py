@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinydet.infer.annotated_video import check_video_path
-from tinydet.infer.drawing import check_image_path
+from tinydet.runtime.image_output import check_image_path
 from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.sources import Source, is_stream
 from tinydet.runtime.writers import FORMATS, check_output, format_of, is_device, missing_georeference_error, paths_of

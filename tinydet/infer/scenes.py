@@ -19,12 +19,13 @@ from tinydet._internal.atomic import write_json
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.crops import crop_sheet
-from tinydet.infer.drawing import draw, save_image
+from tinydet.infer.drawing import draw
 from tinydet.infer.jobs import Job, RunPlan, hashes
 from tinydet.infer.report import plan_lines, result_lines
 from tinydet.infer.settings import Settings
 from tinydet.infer.videos import scan_video
 from tinydet.runtime.backends import Backend
+from tinydet.runtime.image_output import longest_side, save_image
 from tinydet.runtime.journal import Journal
 from tinydet.runtime.plan import ScanPlan, plan_scan
 from tinydet.runtime.scan import BatchResult, scan
@@ -145,7 +146,8 @@ class InferenceRun:
                 logger.info(f"  {path}")
             counts = tally.by_class.tolist()
             if job.drawing is not None:
-                save_image(job.drawing, draw(scene, best.detections, spec.classes, counts))
+                side = longest_side(job.drawing)
+                save_image(job.drawing, draw(scene, best.detections, spec.classes, counts, max_side=side))
                 logger.info(f"  {job.drawing}")
             if job.crops is not None:
                 save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))

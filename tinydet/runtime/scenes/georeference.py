@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.errors import is_outside_error, reason
 from tinydet._internal.extras import needs_extra
 
 LON_LAT = "OGC:CRS84"  # WGS 84, longitude first, as in GeoJSON (RFC 7946)
+POLE = 90 - 1e-9  # degrees; the longitude of a point beyond is arbitrary
+
+
+class GeoreferenceError(ValueError):
+    """A raster has a georeference that gives no longitude and latitude."""
 
 
 @dataclass(frozen=True)
@@ -38,38 +46,51 @@ class Georeference:
         return np.stack([a * column + b * row + c, d * column + e * row + f], axis=-1)
 
     def lon_lat(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Convert points (..., 2) in `crs` to longitude and latitude in degrees.
+        """Convert points (..., 2) in `crs` to longitude, -180 to 180, and latitude in degrees.
 
-        Raises:
-            ValueError: a point has none, for example outside the area of the reference system.
+        Both are NaN for a point that has none: one that cannot be converted, lies beyond a pole, or would not be
+        converted back to itself. Rasters may continue for up to one turn beyond the antimeridian (0 to 360 degrees).
         """
-        with needs_extra("geo"):
-            import rasterio.warp
-        if not points.size:
-            return points
-        flat = points.reshape(-1, 2)
-        try:
-            lon, lat = rasterio.warp.transform(self.crs, LON_LAT, flat[:, 0], flat[:, 1])
-        except rasterio.errors.RasterioError as error:
-            raise ValueError(f"the raster's coordinates have no longitude and latitude ({error})") from error
-        converted = np.stack([np.asarray(lon, np.float64), np.asarray(lat, np.float64)], axis=-1)
-        if not np.isfinite(converted).all():
-            raise ValueError("the raster's coordinates have no longitude and latitude; check its geotransform and CRS")
-        return converted.reshape(points.shape)
+        flat = points.reshape(-1, 2).astype(np.float64)
+        found = _convert(self.crs, LON_LAT, flat)
+        found[:, 0] = _wrap(found[:, 0])
+        found[np.abs(found[:, 1]) > 90] = np.nan
+        offset = flat - _convert(LON_LAT, self.crs, found)
+        # 360 degrees in units of x, if x is proportional to the longitude.
+        turn = 360 * np.diff(_convert(LON_LAT, self.crs, np.array([[0.0, 0.0], [1.0, 0.0]])), axis=0)[0, 0]
+        if np.isfinite(turn) and turn:
+            offset[:, 0] -= turn * np.clip(np.round(offset[:, 0] / turn), -1, 1)
+        a, b, _, d, e, _ = self.transform
+        tolerance = abs(a * e - b * d) ** 0.5 + 1e-8 * np.abs(flat)  # a pixel, and the accuracy of inverse projections
+        found[~(np.abs(offset) <= tolerance).all(axis=1)] = np.nan
+        return found.reshape(points.shape)
 
-    def rings(self, boxes: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return closed counterclockwise rings (N, 5, 2) around boxes (N, 4), as longitude and latitude."""
+    def polygons(self, boxes: NDArray[np.floating]) -> Iterator[list[NDArray[np.float64]]]:
+        """Yield the polygons around each of the boxes (N, 4), xyxy in pixels.
+
+        Each polygon is one closed counterclockwise ring (P, 2) of longitude and latitude. A box that crosses the
+        antimeridian is cut there and has two (RFC 7946, 3.1.9). A box with a corner that has no longitude and latitude
+        has none.
+        """
         corners = self.lon_lat(self.corners(boxes))
-        following = np.roll(corners, -1, axis=1)
-        doubled_area = (corners[..., 0] * following[..., 1] - following[..., 0] * corners[..., 1]).sum(axis=1)
-        corners[doubled_area < 0] = corners[doubled_area < 0, ::-1]
-        return np.concatenate([corners, corners[:, :1]], axis=1)
+        lon, lat = corners[..., 0], corners[..., 1]
+        known = np.isfinite(lon).all(axis=1)
+        plain = known & (np.ptp(lon, axis=1) < 180) & ((np.abs(lat) > POLE).sum(axis=1) != 1)
+        rings = _closed(corners)
+        for i in range(len(rings)):
+            if plain[i]:
+                yield [rings[i]]
+            else:
+                yield _cut(corners[i]) if known[i] else []
 
 
-def georeference_of(path: Path) -> Georeference | None:
-    """Read the georeference of a raster file; None if it has no geotransform or CRS, and without rasterio.
+def read_georeference(path: Path) -> Georeference | None:
+    """Read the georeference of a raster file; None if it has none, and without rasterio.
 
-    Also None if the file has an EXIF orientation, as its geotransform refers to the pixels before rotation.
+    Raises:
+        GeoreferenceError: it has one that gives no longitude and latitude: ground control points in place of a
+            geotransform, a local reference system, coordinates outside the area of the reference system, an EXIF
+            orientation (the geotransform refers to the pixels before rotation). Names the file and the reason.
     """
     try:
         with needs_extra("geo"):
@@ -80,9 +101,122 @@ def georeference_of(path: Path) -> Georeference | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path) as file:
-                rotated = file.tags().get("EXIF_Orientation", "1") != "1"
-                if file.crs is None or file.transform.is_identity or rotated:
-                    return None
-                return Georeference(tuple(file.transform)[:6], file.crs.to_wkt())
-    except rasterio.errors.RasterioError:
+                return _georeference(path, file)
+    except Exception as error:
+        if isinstance(error, GeoreferenceError) or not is_outside_error(error):
+            raise
+        return None  # not a raster
+
+
+def georeference_of(path: Path) -> Georeference | None:
+    """Return the georeference of a raster file; None if it has none, or one without longitude and latitude."""
+    try:
+        return read_georeference(path)
+    except GeoreferenceError:
         return None
+
+
+def _georeference(path: Path, file: Any) -> Georeference | None:
+    points = len(file.gcps[0])
+    if file.transform.is_identity:
+        if points or file.rpcs is not None:
+            what = f"{points} ground control points" if points else "RPCs"
+            raise GeoreferenceError(f"{path} has {what} in place of a geotransform; rectify it (gdalwarp)")
+        return None
+    if file.crs is None:
+        return None
+    where = f"{path}: its coordinates have no longitude and latitude"
+    if file.tags().get("EXIF_Orientation", "1") != "1":
+        raise GeoreferenceError(f"{where} (its EXIF orientation rotates the pixels, but not the geotransform)")
+    if not (np.isfinite(tuple(file.transform)).all() and file.transform.determinant):
+        raise GeoreferenceError(f"{where} (its geotransform maps all pixels to a line); correct it (gdal_edit)")
+    if not (file.crs.is_projected or file.crs.is_geographic):
+        raise GeoreferenceError(f"{where} (its reference system is local, not on the earth); correct it (gdal_edit)")
+    try:
+        georeference = Georeference(tuple(file.transform)[:6], file.crs.to_wkt())
+    except Exception as error:
+        if not is_outside_error(error):
+            raise
+        raise GeoreferenceError(f"{where} ({reason(error)}); correct its reference system (gdal_edit)") from error
+    columns, rows = np.meshgrid(np.linspace(0, file.width, 5), np.linspace(0, file.height, 5))
+    samples = np.stack([columns.ravel(), rows.ravel()] * 2, axis=1)  # as boxes without area
+    if not np.isfinite(georeference.lon_lat(georeference.corners(samples)[:, 0])).any():
+        raise GeoreferenceError(f"{where} (its geotransform and reference system do not match); correct it (gdal_edit)")
+    return georeference
+
+
+def _convert(source: str, target: str, points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Convert points (N, 2) between reference systems; NaN where that is not possible."""
+    with needs_extra("geo"):
+        import rasterio.warp
+    found = np.full(points.shape, np.nan)
+    finite = np.flatnonzero(np.isfinite(points).all(axis=1))
+    pending = [finite] if len(finite) else []
+    while pending:
+        part = pending.pop()
+        try:
+            found[part] = np.transpose(rasterio.warp.transform(source, target, points[part, 0], points[part, 1]))
+        except Exception as error:
+            if not is_outside_error(error):
+                raise
+            if len(part) > 1:  # one point that fails discards all
+                pending += np.array_split(part, 2)
+    found[~np.isfinite(found).all(axis=1)] = np.nan
+    return found
+
+
+def _wrap(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bring angles to -180 to 180."""
+    return np.where(np.abs(degrees) <= 180, degrees, (degrees + 180) % 360 - 180)
+
+
+def _closed(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return closed counterclockwise rings (..., P + 1, 2) of polygons (..., P, 2)."""
+    following = np.roll(corners, -1, axis=-2)
+    doubled_area = (corners[..., 0] * following[..., 1] - following[..., 0] * corners[..., 1]).sum(axis=-1)
+    ordered = np.where(doubled_area[..., None, None] < 0, corners[..., ::-1, :], corners)
+    return np.concatenate([ordered, ordered[..., :1, :]], axis=-2)
+
+
+def _cut(corners: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Return the rings of a box (4, 2) that crosses the antimeridian, or touches or contains a pole."""
+    path = corners.copy()
+    at_pole = np.flatnonzero(np.abs(corners[:, 1]) > POLE)
+    if len(at_pole) == 1:  # the two sides that meet at the pole are meridians
+        i = int(at_pole[0])
+        path = np.insert(path, i, path[i], axis=0)
+        path[[i, i + 1], 0] = corners[[i - 1, (i + 1) % 4], 0]
+    steps = _wrap(np.diff(path[:, 0], append=path[0, 0]))
+    if abs(steps.sum()) > 180:  # once around: the pole is inside
+        path = path[np.argsort(path[:, 0], kind="stable")]
+        (first, south), (last, north) = path[0], path[-1]
+        height = np.interp(180, [last, first + 360], [north, south])
+        pole = np.copysign(90, path[:, 1].mean())
+        border = [[180, height], [180, pole], [-180, pole], [-180, height]]
+        return [_closed(_distinct(np.concatenate([path, border])))]
+    path[1:, 0] = path[0, 0] + np.cumsum(steps[:-1])
+    antimeridian = 180 if path[:, 0].max() > 180 else -180
+    rings = []
+    for side in (1, -1):
+        part = _distinct(_clip(path, antimeridian, side))
+        if side * antimeridian > 0:
+            part[:, 0] -= 2 * antimeridian
+        if len(part) > 2 and np.ptp(part[:, 0]) > 0:
+            rings.append(_closed(part))
+    return rings
+
+
+def _distinct(path: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a polygon without repeated corners."""
+    return path[(path != np.roll(path, 1, axis=0)).any(axis=1)]
+
+
+def _clip(path: NDArray[np.float64], border: float, side: int) -> NDArray[np.float64]:
+    """Return the part of a polygon (P, 2) where side * x >= side * border."""
+    kept: list[tuple[float, float]] = []
+    for (x1, y1), (x2, y2) in zip(path.tolist(), np.roll(path, -1, axis=0).tolist(), strict=True):
+        if side * x1 >= side * border:
+            kept.append((x1, y1))
+        if (x1 - border) * (x2 - border) < 0:
+            kept.append((border, y1 + (y2 - y1) * (border - x1) / (x2 - x1)))
+    return np.array(kept, np.float64).reshape(-1, 2)

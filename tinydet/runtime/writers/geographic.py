@@ -1,13 +1,17 @@
 """Write detections as map polygons: GeoJSON (RFC 7946) and GeoPackage, in longitude and latitude.
 
-Each corner of a box is mapped through the geotransform, so the boxes of a rotated raster are rotated on the map.
+Each corner of a box is mapped through the geotransform, so the boxes of a rotated raster are rotated on the map. A box
+that crosses the antimeridian is cut there into a MultiPolygon. A box with a corner that has no longitude and latitude
+has no geometry.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator
+import logging
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,86 +19,114 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._internal.atomic import atomic_path
+from tinydet._internal.atomic import atomic_path, not_written
+from tinydet._internal.errors import is_outside_error
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.scenes.georeference import Georeference
 from tinydet.runtime.writers.table import SceneDetections, columns
 from tinydet.spec import ModelSpec
 
 DIGITS = 9  # decimals of a degree: a tenth of a millimeter
 LAYER = "detections"
-WKB_RING = np.dtype(  # a polygon of one closed ring around four corners, little-endian
-    [("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("ring", "<f8", (5, 2))]
-)
+CHUNK = 10_000  # features that are copied at once
+
+logger = logging.getLogger("tinydet.runtime")
+
+Polygons = list[NDArray[np.float64]]  # of one box, see `Georeference.polygons`
 
 
 @contextmanager
 def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
     """Write a FeatureCollection of all scenes, one line per box, with the columns of the table as properties."""
-    with atomic_path(path, part=True) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
-        separator = "\n"
+    with _without_geometry(path) as count, atomic_path(path, part=True) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write('{"type": "FeatureCollection", "features": [')
+            separator = "\n"
 
-        def write(found: SceneDetections) -> None:
-            nonlocal separator
-            rings = np.round(_georeference(path, found).rings(found.detections.boxes), DIGITS).tolist()
-            table = columns(found, spec)
-            names, values = list(table), (column.tolist() for column in table.values())
-            for ring, row in zip(rings, zip(*values, strict=True), strict=True):
-                feature = {
-                    "type": "Feature",
-                    "geometry": {"type": "Polygon", "coordinates": [ring]},
-                    # JSON has no NaN
-                    "properties": {
-                        name: None if value != value else value for name, value in zip(names, row, strict=True)
-                    },
-                }
-                file.write(separator + json.dumps(feature, allow_nan=False, ensure_ascii=False))
-                separator = ",\n"
+            def write(found: SceneDetections) -> None:
+                nonlocal separator
+                table = columns(found, spec)
+                names, values = list(table), (column.tolist() for column in table.values())
+                outlines = count(_polygons(path, found))
+                for polygons, row in zip(outlines, zip(*values, strict=True), strict=True):
+                    feature = {
+                        "type": "Feature",
+                        "geometry": _geometry([np.round(ring, DIGITS).tolist() for ring in polygons]),
+                        # JSON has no NaN
+                        "properties": {
+                            name: None if value != value else value for name, value in zip(names, row, strict=True)
+                        },
+                    }
+                    file.write(separator + json.dumps(feature, allow_nan=False, ensure_ascii=False))
+                    separator = ",\n"
 
-        yield write
-        file.write("\n]}\n")
+            yield write
+            file.write("\n]}\n")
 
 
 @contextmanager
 def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """Write all scenes into one layer, `detections`."""
+    """Write all scenes into one layer, `detections`.
+
+    Its geometry type is Polygon, or MultiPolygon for all boxes as soon as one of them is cut at the antimeridian.
+    """
     with needs_extra("geo"):
         import pyogrio.raw
-        from pyogrio.errors import DataSourceError
 
-    with ExitStack() as locks, atomic_path(path, part=True) as temporary, ExitStack() as cleanup:
+    with ExitStack() as stack:
+        locks = stack.enter_context(ExitStack())
+        count = stack.enter_context(_without_geometry(path))
+        temporary = stack.enter_context(atomic_path(path, part=True))
         # GDAL creates its own file, which replaces the locked `temporary` once it is complete.
-        gdal_file = temporary.with_name(f"{temporary.stem}.gdal{temporary.suffix}")
-        sidecars = [gdal_file.with_name(f"{gdal_file.name}{end}") for end in ("-journal", "-wal", "-shm")]
-        for file in (gdal_file, *sidecars):
-            file.unlink(missing_ok=True)  # left by a killed process
-            cleanup.callback(file.unlink, missing_ok=True)
+        gdal_file, copy = (temporary.with_name(f"{temporary.stem}.{word}{temporary.suffix}") for word in ("gdal", "2"))
+        for file in (gdal_file, copy):
+            for end in ("", "-journal", "-wal", "-shm"):
+                sidecar = file.with_name(f"{file.name}{end}")
+                sidecar.unlink(missing_ok=True)  # left by a killed process
+                stack.callback(sidecar.unlink, missing_ok=True)
+        geometry_type = "Polygon"
 
-        def save(rings: NDArray[np.float64], table: dict[str, NDArray[Any]], *, append: bool = True) -> None:
-            if append and not gdal_file.exists():  # GDAL would silently start a new file
-                raise OSError(f"{path} was not written ({gdal_file} was removed)")
+        def save(file: Path, geometry: Sequence[bytes | None], table: dict[str, NDArray[Any]], *, append: bool) -> None:
+            if append and not file.exists():  # GDAL would silently start a new file
+                raise OSError(f"{path} was not written ({file} was removed)")
+            shapes = np.empty(len(geometry), object)
+            shapes[:] = geometry
             try:
                 pyogrio.raw.write(
-                    str(gdal_file),
-                    geometry=_wkb(rings),
+                    str(file),
+                    geometry=shapes,
                     field_data=list(table.values()),
                     fields=list(table),
                     layer=LAYER,
                     driver="GPKG",
-                    geometry_type="Polygon",
+                    geometry_type=geometry_type,
                     crs="EPSG:4326",  # stored longitude first in a GeoPackage
                     append=append,
-                    promote_to_multi=False,
+                    promote_to_multi=geometry_type == "MultiPolygon",
                 )
-            except DataSourceError as error:
-                raise OSError(f"{path} was not written ({error})") from error
+            except Exception as error:
+                if not is_outside_error(error):
+                    raise
+                raise not_written(path, file, error) from error
+
+        def promote() -> None:
+            """Copy the boxes so far to a layer of MultiPolygons."""
+            nonlocal geometry_type
+            geometry_type = "MultiPolygon"
+            save(copy, [], empty, append=False)
+            for start in range(0, pyogrio.read_info(gdal_file)["features"], CHUNK):
+                meta, _, shapes, values = pyogrio.raw.read(gdal_file, skip_features=start, max_features=CHUNK)
+                save(copy, shapes, dict(zip(meta["fields"], values, strict=True)), append=True)
+            copy.replace(gdal_file)
 
         def write(found: SceneDetections) -> None:
-            save(_georeference(path, found).rings(found.detections.boxes), columns(found, spec))
+            outlines = list(count(_polygons(path, found)))
+            if geometry_type == "Polygon" and any(len(polygons) > 1 for polygons in outlines):
+                promote()
+            save(gdal_file, [_wkb(polygons) for polygons in outlines], columns(found, spec), append=True)
 
-        save(np.zeros((0, 5, 2)), columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec), append=False)
+        empty = columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec)
+        save(gdal_file, [], empty, append=False)
         yield write
         # Lock the new file before it takes the temporary name, for which other processes look.
         fcntl.flock(locks.enter_context(gdal_file.open("rb")), fcntl.LOCK_EX)
@@ -109,16 +141,40 @@ def missing_georeference_error(scene: str, path: Path) -> ValueError:
     )
 
 
-def _georeference(path: Path, found: SceneDetections) -> Georeference:
+@contextmanager
+def _without_geometry(path: Path) -> Iterator[Callable[[Iterator[Polygons]], Iterator[Polygons]]]:
+    """Count the boxes without a polygon, and warn about them at the end."""
+    number = 0
+
+    def count(outlines: Iterator[Polygons]) -> Iterator[Polygons]:
+        nonlocal number
+        for polygons in outlines:
+            number += not polygons
+            yield polygons
+
+    yield count
+    if number:
+        logger.warning(f"{path}: {number} boxes have no geometry, because their corners have no longitude and latitude")
+
+
+def _polygons(path: Path, found: SceneDetections) -> Iterator[Polygons]:
     if found.georeference is None:
         raise missing_georeference_error(found.scene, path)
-    return found.georeference
+    return found.georeference.polygons(found.detections.boxes)
 
 
-def _wkb(rings: NDArray[np.float64]) -> NDArray[np.object_]:
-    records = np.zeros(len(rings), WKB_RING)
-    records["order"], records["kind"], records["rings"], records["points"] = 1, 3, 1, 5
-    records["ring"] = rings
-    result = np.empty(len(rings), object)
-    result[:] = [record.tobytes() for record in records]
-    return result
+def _geometry(rings: list[list[list[float]]]) -> dict[str, Any] | None:
+    """Return a GeoJSON geometry of polygons with one ring each; None for no polygons."""
+    if not rings:
+        return None
+    if len(rings) == 1:
+        return {"type": "Polygon", "coordinates": rings}
+    return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
+
+
+def _wkb(polygons: Polygons) -> bytes | None:
+    """Return polygons as well-known binary, little-endian; None for no polygons."""
+    parts = [struct.pack("<BIII", 1, 3, 1, len(ring)) + ring.astype("<f8").tobytes() for ring in polygons]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else struct.pack("<BII", 1, 6, len(parts)) + b"".join(parts)

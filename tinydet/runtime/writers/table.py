@@ -44,17 +44,16 @@ class SceneDetections:
 def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
     """Return the columns of the table, arrays of equal length.
 
-    `lon` and `lat` are those of the box center, NaN without a georeference. `seam_distance` is NaN if the tile has no
-    inner edge.
+    `lon` and `lat` are those of the box center, NaN if it has none. `seam_distance` is NaN if the tile has no inner edge.
     """
     of = found.detections
-    classes, category_ids = np.asarray(spec.classes, object), np.asarray(spec.category_ids, np.int64)
+    classes, category_ids = np.array([_encodable(n) for n in spec.classes], object), np.asarray(spec.category_ids, np.int64)
     place = np.full((len(of), 2), np.nan)
     if found.georeference is not None:
         place = found.georeference.lon_lat(found.georeference.corners(of.boxes).mean(axis=1))
     x1, y1, x2, y2 = of.boxes.T
     return {
-        "scene": np.full(len(of), found.scene, object),
+        "scene": np.full(len(of), _encodable(found.scene), object),
         "image_id": np.full(len(of), found.image_id, np.int64),
         "class": classes[of.labels],
         "category_id": category_ids[of.labels],
@@ -102,7 +101,11 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
         return pyarrow.table(arrays)
 
     schema = table(SceneDetections("", 0, 1, 1, Detections.empty())).schema
-    with atomic_path(path, part=True) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as file:
+    with (
+        atomic_path(path, part=True) as temporary,
+        temporary.open("wb") as sink,  # unlike a file of pyarrow's, it keeps the reason of an OSError
+        pyarrow.parquet.ParquetWriter(sink, schema) as file,
+    ):
         pending: list[Any] = []
 
         def flush() -> None:
@@ -117,6 +120,11 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
         yield write
         flush()
+
+
+def _encodable(text: str) -> str:
+    """Return a text with what UTF-8 or C strings cannot hold, such as undecodable bytes of file names, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,157 @@
+"""Draw text into images, in a font that has its characters."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
+LONGEST = 40  # characters of a name
+FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts", "/System/Library/Fonts",
+    "/Library/Fonts", "~/Library/Fonts")  # fmt: skip
+UNUSUAL = ("bold", "italic", "oblique", "light", "thin", "black", "condensed", "mono", "serif")  # used last
+MISSING = "\uffff"  # no font has this character, so it is drawn as the font's sign for a missing one
+
+logger = logging.getLogger("tinydet.runtime")
+
+
+@functools.cache
+def class_labels(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of a model's classes as they are drawn: "class 3" for a name that no font here can show.
+
+    Such a name is logged as a warning, once.
+    """
+    labels = tuple(legible(name, f"class {i}") for i, name in enumerate(names))
+    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+        if label == f"class {i}" != name:
+            logger.warning(
+                f"images show class {i}, {ascii(name) if not name.isprintable() else repr(name)}, as its number, because "
+                "no font here has all of its characters; install one, such as Noto Sans"
+            )
+    return labels
+
+
+def legible(text: str, fallback: str | None = None) -> str:
+    """Return a text on one line, of at most 40 characters. If no font here can show it, return the fallback.
+
+    Args:
+        fallback: None for the text with its missing characters escaped.
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFC", text)).split())
+    line = line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    if line and font_file(line) is not None:
+        return line
+    return line.encode("ascii", "backslashreplace").decode() if fallback is None else fallback
+
+
+def text_size(text: str, size: int) -> tuple[int, int]:
+    """Return the width of a line of text, and its height above the baseline, in pixels."""
+    mask, _, top = _mask(text, size, 0)
+    return mask.shape[1], -top
+
+
+def draw_text(
+    image: NDArray[np.uint8], text: str, x: int, baseline: int, size: int, color: Sequence[int], rim: int = 0
+) -> None:
+    """Draw a line of text in place, on an image (H, W, 3).
+
+    Args:
+        x: left border of the text.
+        baseline: y of the line on which the letters stand.
+        size: of the font, in pixels per em.
+        rim: width of a black rim around the letters.
+    """
+    for width, rgb in ((rim, (0, 0, 0)), (0, color)) if rim else ((0, color),):
+        mask, left, top = _mask(text, size, width)
+        x1, y1 = x + left, baseline + top
+        x2, y2 = min(x1 + mask.shape[1], image.shape[1]), min(y1 + mask.shape[0], image.shape[0])
+        shown = mask[max(-y1, 0) : max(y2 - y1, 0), max(-x1, 0) : max(x2 - x1, 0), None].astype(np.int16)
+        place = np.s_[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
+        under = image[place].astype(np.int32)
+        image[place] = (under + (np.asarray(rgb, np.int32) - under) * shown // 255).astype(np.uint8)
+
+
+@functools.lru_cache(4096)
+def _mask(text: str, size: int, rim: int) -> tuple[NDArray[np.uint8], int, int]:
+    """Return the coverage of a text, 0 to 255, and its left and top border relative to the start of the baseline."""
+    from PIL import Image, ImageDraw
+
+    font = _font(font_file(text) or "", size)
+    left, top, right, bottom = (int(v) for v in font.getbbox(text, anchor="ls", stroke_width=rim))
+    picture = Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
+    ImageDraw.Draw(picture).text((-left, -top), text, fill=255, font=font, anchor="ls", stroke_width=rim)
+    return np.asarray(picture), left, top
+
+
+@functools.lru_cache(4096)
+def font_file(text: str) -> str | None:
+    """Return a font that has all characters of a text: a path, or "" for the font inside Pillow; None without one."""
+    from PIL import features
+
+    if any(unicodedata.bidirectional(c) in ("R", "AL") for c in text) and not features.check("raqm"):
+        return None  # would run from left to right
+    return next((file for file in _font_files() if all(_has(file, c) for c in text)), None)
+
+
+@functools.cache
+def _font_files() -> tuple[str, ...]:
+    """Find the fonts of this machine; first those with the most characters and a plain style."""
+    folders = [Path(folder).expanduser() for folder in FONT_FOLDERS]
+    matplotlib = importlib.util.find_spec("matplotlib")  # brings DejaVu Sans
+    if matplotlib is not None and matplotlib.origin is not None:
+        folders.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf")
+    found = [
+        Path(folder, name)
+        for top in folders
+        for folder, _, names in os.walk(top)
+        for name in names
+        if name.lower().endswith((".ttf", ".otf", ".ttc")) and not name.startswith("LastResort")  # boxes for everything
+    ]
+    return (*map(str, sorted(found, key=_preference)), "")
+
+
+def _preference(file: Path) -> tuple[bool, bool, str]:
+    name = file.stem.lower()
+    return name != "dejavusans", any(style in name for style in UNUSUAL), name
+
+
+@functools.lru_cache(65536)
+def _has(file: str, character: str) -> bool:
+    """Return whether a font has a character, or the character leaves no trace."""
+    if character.isspace() or unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
+        return True
+    shape, missing = _shape(file, character), _shape(file, MISSING)
+    return shape is not None and shape != missing
+
+
+def _shape(file: str, character: str) -> tuple[tuple[int, int], bytes] | None:
+    """Return the pixels of a character; None if the font cannot be used."""
+    from PIL import ImageFont
+
+    try:
+        # The basic layout draws the character and nothing around it.
+        mask = _font(file, 24, ImageFont.Layout.BASIC).getmask(character)
+    except (OSError, ValueError):  # damaged, or it has bitmaps of other sizes
+        return None
+    return mask.size, bytes(mask)
+
+
+@functools.cache
+def _font(file: str, size: int, layout: Any = None) -> FreeTypeFont:
+    """Open a font; "" is the one inside Pillow."""
+    from PIL import ImageFont
+
+    font = ImageFont.truetype(file, size, layout_engine=layout) if file else ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
