@@ -58,10 +58,11 @@ LAYERS = (
 PACKAGES = [name for name, _ in LAYERS]
 USES_TORCH = dict(LAYERS)
 
-CORE = {"cv2", "numpy", "onnxruntime", "tqdm"}
+CORE = {"PIL", "cv2", "numpy", "onnxruntime", "pydantic", "tqdm"}
 TORCH = {"torch", "torchvision"}
 # What to install for an import whose name says otherwise.
 DISTRIBUTIONS = {
+    "PIL": "pillow",
     "cuda": "cuda-bindings",
     "onnxruntime_ep_nv_tensorrt_rtx": "onnxruntime-ep-nv-tensorrt-rtx-cu13",
     "tensorrt_rtx": "tensorrt-rtx-cu13",

@@ -55,7 +55,8 @@ def test_boxes_stay_on_their_objects_if_the_frame_size_changes(tmp_path: Path) -
             write(open_scene(np.full((height, width, 3), 90, np.uint8)), detection(box), i / 10)
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
-            near = np.abs(frame.to_ndarray(format="rgb24").astype(int) - COLORS[0]).sum(-1) < 220  # the codec blurs colors
+            # The codec blurs colors.
+            near = np.abs(frame.to_ndarray(format="rgb24").astype(int) - COLORS[0]).sum(-1) < 220
             columns = np.flatnonzero(near[28:44].any(axis=0))
             rows = np.flatnonzero(near[:, 44:76].any(axis=1))
             assert (columns.min(), columns.max()) == pytest.approx((40, 80), abs=4)

@@ -30,6 +30,7 @@ from tinydet.runtime.scenes.sources import Source, find_sources
 from tinydet.runtime.stitch import MERGES
 from tinydet.runtime.writers import FORMATS, is_device
 
+SKIPPED = 3  # exit code
 TILE_STEP, MIN_TILE = 32, 64  # pixels; `tinydet export` accepts multiples of the one from the other up
 EPILOG = """\
 examples (tinydet infer and python deploy/infer.py are the same command):
@@ -48,6 +49,8 @@ in blocks of 100 000 if there are more.
 If objects are twice as large as in the training images, use --scale 0.5, or
 let --scale auto compute it from --object-size. GeoTIFFs of any size need
 pip install 'tinydet[geo]', videos and streams need 'tinydet[video]'.
+
+Exit codes: 0 everything was done, 2 error, 3 scenes were skipped, 130 Ctrl-C.
 """
 
 logger = logging.getLogger("tinydet.infer")
@@ -59,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.calibrate_skip:
         return _calibrate(args)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
-    plan = plan_jobs(_sources(args), OutputOptions(args.output, args.format, args.draw, args.crops), _inputs(args))
+    outputs = OutputOptions(args.output, args.format, args.draw, args.crops)
+    plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable)
     if args.batch < 1:
         raise ValueError(f"--batch must be at least 1 tile, got {args.batch}")
     if args.resume and any(job.journal is None for job in plan.jobs):
@@ -71,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         information_to_stderr()
     path, backend = _model(args)
     settings = _settings(args, path, backend)
-    InferenceRun(backend, hash_file(path), settings).run(plan)
-    return 0
+    skipped = InferenceRun(backend, hash_file(path), settings).run(plan)
+    return SKIPPED if skipped else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,8 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--readers", type=int, default=READERS, metavar="N", help="read a raster with N threads (default: "
         f"{READERS})")  # fmt: skip
     add("--resume", action="store_true", help="continue an interrupted run; completed scenes are not run again")
-    add("--skip-unreadable", action="store_true", help="skip damaged scenes and report them (default: stop with exit"
-        " code 2)")  # fmt: skip
+    add("--skip-unreadable", action="store_true", help="skip scenes that cannot be read, list them with their"
+        " reasons and exit with code 3 (default: stop with code 2)")  # fmt: skip
     return parser
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
-from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.sources import Source, is_stream
-from tinydet.runtime.writers import FORMATS, check_output, format_of, is_device, missing_georeference_error, paths_of
+from tinydet.runtime.writers import FORMATS, check_georeference, check_output, format_of, is_device, paths_of
 
 MARK = ".detections"  # in the names of output files; `find_sources` ignores files with it
 
@@ -85,11 +84,15 @@ class RunPlan:
     journals: Path | None = None
 
 
-def plan_jobs(sources: Sequence[Source], options: OutputOptions, inputs: Sequence[Path] = ()) -> RunPlan:
+def plan_jobs(
+    sources: Sequence[Source], options: OutputOptions, inputs: Sequence[Path] = (), *, check_scenes: bool = True
+) -> RunPlan:
     """Return a job for each scene.
 
     Args:
         inputs: other files that the run reads and must not overwrite.
+        check_scenes: check that each scene has the georeference that its formats require; False if scenes without one
+            are to be skipped.
 
     Raises:
         ValueError, OSError: an output that cannot be written, would be written twice or would overwrite an input; a
@@ -115,9 +118,9 @@ def plan_jobs(sources: Sequence[Source], options: OutputOptions, inputs: Sequenc
     targets = [path for job in jobs for path in job.outputs] + list(shared)
     named = [text for text in (options.output, options.draw, options.crops) if text is not None and _is_folder(text)]
     _check_targets(targets, sources, set(map(Path, named)), inputs)
-    _check_formats(shared, sources)
+    _check_formats(shared, sources, check_scenes)
     for job in jobs:
-        _check_formats(job.results, [job.source])
+        _check_formats(job.results, [job.source], check_scenes)
         if job.drawing is not None:
             (check_video_path if job.source.moving else check_image_path)(job.drawing)
         if job.crops is not None:
@@ -256,7 +259,7 @@ def _check_targets(
             raise ValueError(f"{target} would be written twice; choose another --output, --draw or --crops")
 
 
-def _check_formats(paths: Sequence[Path], sources: Sequence[Source]) -> None:
+def _check_formats(paths: Sequence[Path], sources: Sequence[Source], check_scenes: bool) -> None:
     """Raise ValueError for a file that cannot hold the results of these scenes. Call it before the work, not after."""
     for path in paths:
         if is_device(path):
@@ -266,5 +269,9 @@ def _check_formats(paths: Sequence[Path], sources: Sequence[Source]) -> None:
         for source in sources:
             if source.moving and (form.one_scene or form.placed):
                 raise ValueError(f"{path} cannot hold the frames of {source.location}; write .json, .csv or .parquet")
-            if form.placed and georeference_of(source.path) is None:
-                raise missing_georeference_error(source.location, path)
+            if form.placed and check_scenes:
+                try:
+                    check_georeference(source.path, path)
+                except ValueError as error:
+                    hint = "; --skip-unreadable continues with the other scenes" if len(sources) > 1 else ""
+                    raise ValueError(f"{error}{hint}") from error

@@ -88,7 +88,8 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
 
 def class_counts(tally: Tally, spec: ModelSpec) -> str:
     """List the number of boxes of each class."""
-    return ", ".join(f"{name} {count}" for name, count in zip(spec.classes, tally.by_class.tolist(), strict=True))
+    names = (" ".join(name.split()) for name in spec.classes)
+    return ", ".join(f"{name} {count}" for name, count in zip(names, tally.by_class.tolist(), strict=True))
 
 
 def duration(seconds: float) -> str:

@@ -10,12 +10,16 @@ import contextlib
 import json
 import logging
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
+from tinydet._internal.console import plural
+from tinydet._internal.errors import is_outside_error, reason
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.crops import crop_sheet
@@ -30,9 +34,9 @@ from tinydet.runtime.journal import Journal
 from tinydet.runtime.plan import ScanPlan, plan_scan
 from tinydet.runtime.scan import BatchResult, scan
 from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
-from tinydet.runtime.scenes.georeference import georeference_of
+from tinydet.runtime.scenes.georeference import Georeference
 from tinydet.runtime.scenes.pixels import BandsError
-from tinydet.runtime.writers import SceneDetections, Write, open_writers
+from tinydet.runtime.writers import SceneDetections, Write, georeference_for, open_writers
 
 logger = logging.getLogger("tinydet.infer")
 
@@ -50,10 +54,13 @@ class InferenceRun:
         self._backend, self._hash, self._settings = backend, model_hash, settings
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
-        self._unreadable: list[str] = []
+        self._skipped: list[str] = []
 
-    def run(self, plan: RunPlan) -> None:
+    def run(self, plan: RunPlan) -> list[str]:
         """Process all jobs.
+
+        Returns:
+            The reason for each scene that was skipped, which names the scene.
 
         Raises:
             ValueError, OSError: a scene cannot be read and unreadable scenes are not skipped; a file cannot be written;
@@ -70,11 +77,11 @@ class InferenceRun:
             if plan.journals is not None:
                 with contextlib.suppress(OSError):  # the folder may contain journals
                     plan.journals.rmdir()
-        if self._unreadable:
-            logger.info(
-                f"{len(self._unreadable)} of {len(plan.jobs)} scenes were skipped because they cannot be read, first "
-                f"{self._unreadable[0]}"
-            )
+            if self._skipped:
+                logger.warning(f"{len(self._skipped)} of {plural(len(plan.jobs), 'scene')} were skipped:")
+                for line in self._skipped:
+                    logger.warning(f"  {line}")
+        return self._skipped
 
     def _run_jobs(self, plan: RunPlan, identity: dict[str, Any]) -> None:
         if plan.journals is not None and self._settings.resume and _is_complete(plan, identity):
@@ -82,12 +89,12 @@ class InferenceRun:
             return
         with open_writers(plan.shared, self._spec) as write:
             for job in plan.jobs:
-                self._run_job(job, write if plan.shared else None, len(plan.jobs) > 1)
+                self._run_job(job, plan, write if plan.shared else None)
         for path in plan.shared:
             logger.info(f"  {path}")
         self._finish_journals(plan, identity)
 
-    def _run_job(self, job: Job, shared: Write | None, several: bool) -> None:
+    def _run_job(self, job: Job, plan: RunPlan, shared: Write | None) -> None:
         written = 0
 
         def write_and_count(found: SceneDetections) -> None:
@@ -101,26 +108,27 @@ class InferenceRun:
                 scan_video(self._backend, self._hash, job, self._settings)
                 return
             with self._open(job) as scene:
-                self._process(job, scene, None if shared is None else write_and_count)
+                with _of_one_scene():
+                    georeference = georeference_for(job.source.path, (*job.results, *plan.shared))
+                self._process(job, scene, georeference, None if shared is None else write_and_count)
         except DamagedSceneError as error:
             if not self._settings.skip_unreadable:
-                hint = "; --skip-unreadable continues with the other scenes" if several else ""
+                hint = "; --skip-unreadable continues with the other scenes" if len(plan.jobs) > 1 else ""
                 raise DamagedSceneError(f"{error}{hint}") from error
             left = f"; {written} of its boxes were already written" if written else ""
             logger.info(f"{job.source.location}: skipped: {error}{left}")
-            self._unreadable.append(job.source.location)
+            named = job.source.location in str(error)
+            self._skipped.append(f"{'' if named else f'{job.source.location}: '}{error}{left}")
 
     def _open(self, job: Job) -> Scene:
-        try:
+        with _of_one_scene():
             return open_scene(job.source.path, stretch=self._spec.stretch, bands=self._settings.bands)
-        except BandsError:
-            raise  # the choice of bands is wrong, not the scene
-        except (ValueError, OSError) as error:
-            raise DamagedSceneError(str(error)) from error
 
-    def _process(self, job: Job, scene: Scene, shared: Write | None) -> None:
+    def _process(self, job: Job, scene: Scene, georeference: Georeference | None, shared: Write | None) -> None:
         spec = self._spec
-        plan = plan_scan(scene, spec, self._settings.options_for(scene, spec))
+        with _of_one_scene() if self._settings.auto_scale else nullcontext():
+            options = self._settings.options_for(scene, spec)
+        plan = plan_scan(scene, spec, options)
         with ExitStack() as stack:
             journal = None
             if job.journal is not None:
@@ -134,7 +142,7 @@ class InferenceRun:
             for line in plan_lines(scene, spec, plan, from_journal=from_journal, seconds=seconds):
                 logger.info(line)
             try:
-                tally, best = self._scan_to_files(job, scene, plan, journal, shared)
+                tally, best = self._scan_to_files(job, scene, plan, georeference, journal, shared)
             except (KeyboardInterrupt, OSError):
                 if journal is not None and journal.path.exists():
                     logger.info(
@@ -156,11 +164,16 @@ class InferenceRun:
                 journal.finish(job.written())  # also without --resume: a later scene may be interrupted
 
     def _scan_to_files(
-        self, job: Job, scene: Scene, plan: ScanPlan, journal: Journal | None, shared: Write | None
+        self,
+        job: Job,
+        scene: Scene,
+        plan: ScanPlan,
+        georeference: Georeference | None,
+        journal: Journal | None,
+        shared: Write | None,
     ) -> tuple[Tally, Best]:
         """Scan a scene and write its files. Return the counts, and the detections to draw."""
         spec = self._spec
-        georeference = georeference_of(job.source.path)
         tally, best, start = Tally.of(len(spec.classes)), Best(), time.perf_counter()
         draws = job.drawing is not None or job.crops is not None
         from_journal = 0 if journal is None else journal.tiles()
@@ -198,12 +211,12 @@ class InferenceRun:
 
     def _scene_identity(self, job: Job, scene: Scene, plan: ScanPlan) -> dict[str, Any]:
         """Return what the journal of a scene depends on."""
-        state = job.source.path.stat()
+        size, changed = _state(job.source.path)
         return {
             "model": self._hash,
             "scene": scene.name,
-            "bytes": state.st_size,
-            "changed": state.st_mtime_ns,
+            "bytes": size,
+            "changed": changed,
             "scale": plan.options.scale,
             **self._settings.identity(),
         }
@@ -212,8 +225,7 @@ class InferenceRun:
         """Return what the shared files depend on."""
         scenes = []
         for source in (job.source for job in plan.jobs if plan.shared):
-            state = source.path.stat()
-            scenes.append([source.image_id, source.location, state.st_size, state.st_mtime_ns])
+            scenes.append([source.image_id, source.location, *_state(source.path)])
         settings = {**self._settings.scale_identity(), **self._settings.identity()}
         identity: dict[str, Any] = json.loads(json.dumps({"model": self._hash, "scenes": scenes, **settings}))
         return identity
@@ -225,9 +237,33 @@ class InferenceRun:
             for path in (*(job.journal for job in plan.jobs), done):
                 if path is not None:
                     path.unlink(missing_ok=True)
-        elif done is not None and not self._unreadable:
+        elif done is not None and not self._skipped:
             outputs = hashes((*plan.shared, *(path for job in plan.jobs for path in job.outputs)))
             write_json(done, {"identity": identity, "outputs": outputs})
+
+
+@contextmanager
+def _of_one_scene() -> Iterator[None]:
+    """Raise errors of the block as DamagedSceneError: they concern one scene, and the others may be processed."""
+    try:
+        yield
+    except BandsError:
+        raise  # the choice of bands is wrong, not the scene
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DamagedSceneError(f"{error.filename or ''}: {error.strerror}".lstrip(": ")) from error
+        if not isinstance(error, ValueError | OSError) and not is_outside_error(error):
+            raise
+        raise DamagedSceneError(reason(error) if is_outside_error(error) else str(error)) from error
+
+
+def _state(path: Path) -> tuple[int | None, int | None]:
+    """Return the size of a file and the time of its last change in nanoseconds; None if it has vanished."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None, None
+    return state.st_size, state.st_mtime_ns
 
 
 def _is_complete(plan: RunPlan, identity: dict[str, Any]) -> bool:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 LONGEST = 40  # characters of a name
-FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts", "/System/Library/Fonts",
-    "/Library/Fonts", "~/Library/Fonts")  # fmt: skip
+FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",
+    "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts")  # fmt: skip
 UNUSUAL = ("bold", "italic", "oblique", "light", "thin", "black", "condensed", "mono", "serif")  # used last
 MISSING = "\uffff"  # no font has this character, so it is drawn as the font's sign for a missing one
 
@@ -36,8 +36,8 @@ def class_labels(names: tuple[str, ...]) -> tuple[str, ...]:
     for i, (name, label) in enumerate(zip(names, labels, strict=True)):
         if label == f"class {i}" != name:
             logger.warning(
-                f"images show class {i}, {ascii(name) if not name.isprintable() else repr(name)}, as its number, because "
-                "no font here has all of its characters; install one, such as Noto Sans"
+                f"images show class {i}, {name!r}, as its number, because no font here has all of its characters; "
+                "install one, such as Noto Sans"
             )
     return labels
 

@@ -238,8 +238,11 @@ class Journal:
             head = json.dumps(self._identity).encode() + b"\n"
             self._start, record = len(head), head + record
         rest = memoryview(record)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:  # names no file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _check_identity(self) -> None:
         assert self._file is not None

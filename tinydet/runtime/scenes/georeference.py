@@ -75,13 +75,9 @@ class Georeference:
         corners = self.lon_lat(self.corners(boxes))
         lon, lat = corners[..., 0], corners[..., 1]
         known = np.isfinite(lon).all(axis=1)
-        plain = known & (np.ptp(lon, axis=1) < 180) & ((np.abs(lat) > POLE).sum(axis=1) != 1)
-        rings = _closed(corners)
-        for i in range(len(rings)):
-            if plain[i]:
-                yield [rings[i]]
-            else:
-                yield _cut(corners[i]) if known[i] else []
+        special = np.asarray((np.ptp(lon, axis=1) >= 180) | ((np.abs(lat) > POLE).sum(axis=1) == 1))
+        for box, ring, is_known, is_special in zip(corners, _closed(corners), known, special, strict=True):
+            yield (_cut(box) if is_special else [ring]) if is_known else []
 
 
 def read_georeference(path: Path) -> Georeference | None:
@@ -208,7 +204,8 @@ def _cut(corners: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 
 def _distinct(path: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return a polygon without repeated corners."""
-    return path[(path != np.roll(path, 1, axis=0)).any(axis=1)]
+    repeated: NDArray[np.bool_] = (path == np.roll(path, 1, axis=0)).all(axis=1)
+    return path[~repeated]
 
 
 def _clip(path: NDArray[np.float64], border: float, side: int) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ Files are written atomically. The detections of a scene may be written in severa
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinydet._internal.extras import needs_extra
+from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, read_georeference
 from tinydet.runtime.writers.geographic import missing_georeference_error, write_geojson, write_geopackage
 from tinydet.runtime.writers.table import SceneDetections, write_csv, write_parquet
 from tinydet.runtime.writers.text import write_coco_results, write_yolo
@@ -25,14 +27,17 @@ __all__ = [
     "FORMATS",
     "SceneDetections",
     "Write",
+    "check_georeference",
     "check_output",
     "format_of",
+    "georeference_for",
     "is_device",
-    "missing_georeference_error",
     "open_writer",
     "open_writers",
     "paths_of",
 ]
+
+logger = logging.getLogger("tinydet.runtime")
 
 Write = Callable[[SceneDetections], None]
 CHUNK = 10_000  # boxes that are converted to text at once
@@ -47,6 +52,7 @@ class Format(NamedTuple):
         summary: short description for help texts.
         one_scene: whether a file holds a single scene.
         placed: whether it holds map coordinates rather than pixels.
+        located: whether it holds longitude and latitude if a scene has them.
     """
 
     suffix: str
@@ -54,14 +60,15 @@ class Format(NamedTuple):
     summary: str
     one_scene: bool = False
     placed: bool = False
+    located: bool = False
 
 
 FORMATS = {
     "coco": Format(".json", write_coco_results, "COCO results"),
     "geojson": Format(".geojson", write_geojson, "polygons in longitude and latitude", placed=True),
     "gpkg": Format(".gpkg", write_geopackage, "GeoPackage, for QGIS and other GIS", placed=True),
-    "csv": Format(".csv", write_csv, "one row per box, with tile, pass and distance to the seam"),
-    "parquet": Format(".parquet", write_parquet, "the same columns as a typed table"),
+    "csv": Format(".csv", write_csv, "one row per box, with tile, pass and distance to the seam", located=True),
+    "parquet": Format(".parquet", write_parquet, "the same columns as a typed table", located=True),
     "yolo": Format(".txt", write_yolo, "YOLO labels with scores", one_scene=True),
 }
 
@@ -137,6 +144,41 @@ def check_output(path: Path, scenes: int, kind: str | None = None) -> None:
     elif form is FORMATS["parquet"]:
         with needs_extra("tables"):
             import pyarrow  # noqa: F401
+
+
+def check_georeference(scene: Path, path: Path) -> Georeference:
+    """Return the georeference of a scene for a map format, which requires one.
+
+    Raises:
+        ValueError: the scene has none, or none that gives longitude and latitude. Names the scene and the reason.
+    """
+    try:
+        found = read_georeference(scene)
+    except GeoreferenceError as error:
+        raise ValueError(f"{error}, or write .json, .csv or .parquet in place of {path.name}") from error
+    if found is None:
+        raise missing_georeference_error(str(scene), path)
+    return found
+
+
+def georeference_for(scene: Path, paths: Sequence[Path]) -> Georeference | None:
+    """Return the georeference of a scene for the files that it is written to; None if it has none.
+
+    A georeference that gives no longitude and latitude is logged as a warning if a table leaves the columns empty.
+
+    Raises:
+        ValueError: as `check_georeference`, for a map format.
+    """
+    forms = {path: format_of(path) for path in paths if not is_device(path)}
+    for path, form in forms.items():
+        if form.placed:
+            return check_georeference(scene, path)
+    try:
+        return read_georeference(scene)
+    except GeoreferenceError as error:
+        if any(form.located for form in forms.values()):
+            logger.warning(f"{error}; lon and lat are left empty")
+        return None
 
 
 def open_writer(path: Path, spec: ModelSpec, kind: str | None = None) -> AbstractContextManager[Write]:

@@ -38,30 +38,33 @@ Polygons = list[NDArray[np.float64]]  # of one box, see `Georeference.polygons`
 @contextmanager
 def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
     """Write a FeatureCollection of all scenes, one line per box, with the columns of the table as properties."""
-    with _without_geometry(path) as count, atomic_path(path, part=True) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write('{"type": "FeatureCollection", "features": [')
-            separator = "\n"
+    with (
+        _without_geometry(path) as count,
+        atomic_path(path, part=True) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
+        file.write('{"type": "FeatureCollection", "features": [')
+        separator = "\n"
 
-            def write(found: SceneDetections) -> None:
-                nonlocal separator
-                table = columns(found, spec)
-                names, values = list(table), (column.tolist() for column in table.values())
-                outlines = count(_polygons(path, found))
-                for polygons, row in zip(outlines, zip(*values, strict=True), strict=True):
-                    feature = {
-                        "type": "Feature",
-                        "geometry": _geometry([np.round(ring, DIGITS).tolist() for ring in polygons]),
-                        # JSON has no NaN
-                        "properties": {
-                            name: None if value != value else value for name, value in zip(names, row, strict=True)
-                        },
-                    }
-                    file.write(separator + json.dumps(feature, allow_nan=False, ensure_ascii=False))
-                    separator = ",\n"
+        def write(found: SceneDetections) -> None:
+            nonlocal separator
+            table = columns(found, spec)
+            names, values = list(table), (column.tolist() for column in table.values())
+            outlines = count(_polygons(path, found))
+            for polygons, row in zip(outlines, zip(*values, strict=True), strict=True):
+                feature = {
+                    "type": "Feature",
+                    "geometry": _geometry([np.round(ring, DIGITS).tolist() for ring in polygons]),
+                    # JSON has no NaN
+                    "properties": {
+                        name: None if value != value else value for name, value in zip(names, row, strict=True)
+                    },
+                }
+                file.write(separator + json.dumps(feature, allow_nan=False, ensure_ascii=False))
+                separator = ",\n"
 
-            yield write
-            file.write("\n]}\n")
+        yield write
+        file.write("\n]}\n")
 
 
 @contextmanager

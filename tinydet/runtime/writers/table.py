@@ -44,10 +44,12 @@ class SceneDetections:
 def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
     """Return the columns of the table, arrays of equal length.
 
-    `lon` and `lat` are those of the box center, NaN if it has none. `seam_distance` is NaN if the tile has no inner edge.
+    `lon` and `lat` are those of the box center; NaN if it has none. `seam_distance` is NaN if the tile has no inner
+    edge.
     """
     of = found.detections
-    classes, category_ids = np.array([_encodable(n) for n in spec.classes], object), np.asarray(spec.category_ids, np.int64)
+    classes = np.array([_encodable(name) for name in spec.classes], object)
+    category_ids = np.asarray(spec.category_ids, np.int64)
     place = np.full((len(of), 2), np.nan)
     if found.georeference is not None:
         place = found.georeference.lon_lat(found.georeference.corners(of.boxes).mean(axis=1))
