@@ -74,7 +74,7 @@ class Georeference:
         """
         corners = self.lon_lat(self.corners(boxes))
         lon, lat = corners[..., 0], corners[..., 1]
-        known = np.isfinite(lon).all(axis=1)
+        known = np.asarray(np.isfinite(lon).all(axis=1))
         special = np.asarray((np.ptp(lon, axis=1) >= 180) | ((np.abs(lat) > POLE).sum(axis=1) == 1))
         for box, ring, is_known, is_special in zip(corners, _closed(corners), known, special, strict=True):
             yield (_cut(box) if is_special else [ring]) if is_known else []

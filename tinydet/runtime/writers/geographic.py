@@ -10,9 +10,10 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import sqlite3
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,30 +88,25 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
                 sidecar = file.with_name(f"{file.name}{end}")
                 sidecar.unlink(missing_ok=True)  # left by a killed process
                 stack.callback(sidecar.unlink, missing_ok=True)
-        geometry_type = "Polygon"
+        geometry_type, boxes, shapes = "Polygon", 0, 0
 
         def save(file: Path, geometry: Sequence[bytes | None], table: dict[str, NDArray[Any]], *, append: bool) -> None:
             if append and not file.exists():  # GDAL would silently start a new file
-                raise OSError(f"{path} was not written ({file} was removed)")
-            shapes = np.empty(len(geometry), object)
-            shapes[:] = geometry
-            try:
-                pyogrio.raw.write(
-                    str(file),
-                    geometry=shapes,
-                    field_data=list(table.values()),
-                    fields=list(table),
-                    layer=LAYER,
-                    driver="GPKG",
-                    geometry_type=geometry_type,
-                    crs="EPSG:4326",  # stored longitude first in a GeoPackage
-                    append=append,
-                    promote_to_multi=geometry_type == "MultiPolygon",
-                )
-            except Exception as error:
-                if not is_outside_error(error):
-                    raise
-                raise not_written(path, file, error) from error
+                raise OSError(f"{file} was removed")
+            encoded = np.empty(len(geometry), object)
+            encoded[:] = geometry
+            pyogrio.raw.write(
+                str(file),
+                geometry=encoded,
+                field_data=list(table.values()),
+                fields=list(table),
+                layer=LAYER,
+                driver="GPKG",
+                geometry_type=geometry_type,
+                crs="EPSG:4326",  # stored longitude first in a GeoPackage
+                append=append,
+                promote_to_multi=geometry_type == "MultiPolygon",
+            )
 
         def promote() -> None:
             """Copy the boxes so far to a layer of MultiPolygons."""
@@ -118,19 +114,25 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
             geometry_type = "MultiPolygon"
             save(copy, [], empty, append=False)
             for start in range(0, pyogrio.read_info(gdal_file)["features"], CHUNK):
-                meta, _, shapes, values = pyogrio.raw.read(gdal_file, skip_features=start, max_features=CHUNK)
-                save(copy, shapes, dict(zip(meta["fields"], values, strict=True)), append=True)
+                meta, _, polygons, values = pyogrio.raw.read(gdal_file, skip_features=start, max_features=CHUNK)
+                save(copy, polygons, dict(zip(meta["fields"], values, strict=True)), append=True)
             copy.replace(gdal_file)
 
         def write(found: SceneDetections) -> None:
+            nonlocal boxes, shapes
             outlines = list(count(_polygons(path, found)))
-            if geometry_type == "Polygon" and any(len(polygons) > 1 for polygons in outlines):
-                promote()
-            save(gdal_file, [_wkb(polygons) for polygons in outlines], columns(found, spec), append=True)
+            boxes, shapes = boxes + len(outlines), shapes + sum(map(bool, outlines))
+            with _gdal_errors(path, gdal_file):
+                if geometry_type == "Polygon" and any(len(polygons) > 1 for polygons in outlines):
+                    promote()
+                save(gdal_file, [_wkb(polygons) for polygons in outlines], columns(found, spec), append=True)
 
         empty = columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec)
-        save(gdal_file, [], empty, append=False)
+        with _gdal_errors(path, gdal_file):
+            save(gdal_file, [], empty, append=False)
         yield write
+        with _gdal_errors(path, gdal_file):
+            _check_complete(gdal_file, boxes, shapes)
         # Lock the new file before it takes the temporary name, for which other processes look.
         fcntl.flock(locks.enter_context(gdal_file.open("rb")), fcntl.LOCK_EX)
         gdal_file.replace(temporary)
@@ -142,6 +144,27 @@ def missing_georeference_error(scene: str, path: Path) -> ValueError:
         f"{scene} has no georeference, which {path.name} requires; "
         "write .json, .csv or .parquet, or give the scene a geotransform and a CRS (gdal_edit, gdal_translate)"
     )
+
+
+@contextmanager
+def _gdal_errors(path: Path, file: Path) -> Iterator[None]:
+    """Raise errors of GDAL and SQLite with `file` as OSError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_outside_error(error) and not isinstance(error, OSError):
+            raise
+        raise not_written(path, file, error) from error
+
+
+def _check_complete(file: Path, boxes: int, shapes: int) -> None:
+    """Check the numbers of features and of entries in the spatial index: GDAL does not report all failures to write."""
+    with needs_extra("geo"):
+        import pyogrio
+    with closing(sqlite3.connect(file)) as connection:
+        (indexed,) = connection.execute(f"SELECT count(*) FROM rtree_{LAYER}_geom").fetchone()
+    if (pyogrio.read_info(file)["features"], indexed) != (boxes, shapes):
+        raise OSError(f"{boxes} boxes were written, but the file is incomplete")
 
 
 @contextmanager
