@@ -15,6 +15,8 @@ from tinydet._internal.errors import is_outside_error, reason
 from tinydet._internal.extras import needs_extra
 
 LON_LAT = "OGC:CRS84"  # WGS 84, longitude first, as in GeoJSON (RFC 7946)
+METERS_PER_DEGREE = 111_320.0  # of latitude
+SPHERE = 0.02  # a larger relative difference is not due to the earth's flattening, nor to the scale of a map
 POLE = 90 - 1e-9  # degrees; the longitude of a point beyond is arbitrary
 
 
@@ -112,6 +114,32 @@ def georeference_of(path: Path) -> Georeference | None:
         return None
 
 
+def ground_sample_distance(file: Any) -> float | None:
+    """Return the meters per pixel of an open raster at its center; None if its georeference does not state them.
+
+    The units of the reference system are trusted if they agree with longitude and latitude. In Web Mercator, for
+    example, meters are shorter on the ground.
+    """
+    if file.crs is None or file.transform.is_identity:
+        return None
+    try:
+        crs, unit = file.crs.to_wkt(), float(file.crs.linear_units_factor[1]) if file.crs.is_projected else None
+        georeference = Georeference(tuple(file.transform)[:6], crs)
+        x, y = file.width / 2, file.height / 2
+        corners = georeference.lon_lat(georeference.corners(np.array([[x - 0.5, y - 0.5, x + 0.5, y + 0.5]])))[0]
+    except Exception as error:
+        if not is_outside_error(error):
+            raise
+        return None
+    corners[:, 0] = _wrap(corners[:, 0] - corners[0, 0])
+    flat = (corners - corners[0]) * (np.cos(np.radians(corners[:, 1].mean())), 1)
+    ground = METERS_PER_DEGREE * abs(_doubled_area(flat) / 2) ** 0.5
+    stated = np.nan if unit is None else unit * abs(file.transform.determinant) ** 0.5
+    if np.isnan(stated) or (np.ptp(corners[:, 0]) < 1 and abs(ground / stated - 1) > SPHERE):  # meridians meet at poles
+        return float(ground) if ground > 0 else None
+    return float(stated) if 0 < stated < np.inf else None
+
+
 def _georeference(path: Path, file: Any) -> Georeference | None:
     points = len(file.gcps[0])
     if file.transform.is_identity:
@@ -168,10 +196,17 @@ def _wrap(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _closed(corners: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return closed counterclockwise rings (..., P + 1, 2) of polygons (..., P, 2)."""
-    following = np.roll(corners, -1, axis=-2)
-    doubled_area = (corners[..., 0] * following[..., 1] - following[..., 0] * corners[..., 1]).sum(axis=-1)
-    ordered = np.where(doubled_area[..., None, None] < 0, corners[..., ::-1, :], corners)
+    ordered = np.where(_doubled_area(corners)[..., None, None] < 0, corners[..., ::-1, :], corners)
     return np.concatenate([ordered, ordered[..., :1, :]], axis=-2)
+
+
+def _doubled_area(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return twice the areas of polygons (..., P, 2), negative for clockwise ones."""
+    following = np.roll(corners, -1, axis=-2)
+    areas: NDArray[np.float64] = (corners[..., 0] * following[..., 1] - following[..., 0] * corners[..., 1]).sum(
+        axis=-1
+    )
+    return areas
 
 
 def _cut(corners: NDArray[np.float64]) -> list[NDArray[np.float64]]:

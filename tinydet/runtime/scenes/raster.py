@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinydet._internal.extras import needs_extra
+from tinydet.runtime.scenes.georeference import ground_sample_distance
 from tinydet.runtime.scenes.pixels import SAMPLE, Image, Limits, check_bands, measure_limits, resize, to_rgb8
 from tinydet.runtime.scenes.scene import DamagedSceneError, Scene
 
@@ -20,7 +20,6 @@ MAX_WINDOW = 1 << 24  # pixels; larger windows are resampled while they are read
 MAX_BLOCK = 1 << 28  # bytes that GDAL may decode for a single pixel
 WIDE_BLOCK = 4096  # pixels; wider blocks would be decoded again by every additional handle
 RASTER_CACHE = 1 << 28  # bytes, enough for a row of tiles across 50 000 pixels; GDAL's default is 5 % of all memory
-METERS_PER_DEGREE = 111_320.0  # of latitude
 PREVIEW = 32  # pixels; side of the thumbnail of the mask that is checked before the full window
 
 logging.getLogger("rasterio").addHandler(logging.NullHandler())  # our exceptions carry its errors
@@ -65,7 +64,7 @@ class RasterScene(Scene):
             self._palette = np.array([colors.get(i, (0, 0, 0))[:3] for i in range(256)], np.uint8)
         masks = self._file.mask_flag_enums
         self._has_mask = any(rasterio.enums.MaskFlags.all_valid not in flags for flags in masks)
-        self.gsd = _ground_sample_distance(self._file)
+        self.gsd = ground_sample_distance(self._file)
         self._limits = Limits((0,), (255,))
         if self._dtype != "uint8":
             shrink = max(1.0, (size[0] * size[1] / SAMPLE) ** 0.5)
@@ -189,16 +188,3 @@ def _upright(stored: Image, orientation: int) -> Image:
     if orientation in (3, 4, 6, 7):
         stored = stored[::-1]
     return np.ascontiguousarray(stored.transpose(1, 0, 2) if orientation > 4 else stored)
-
-
-def _ground_sample_distance(file: Any) -> float | None:
-    """Return meters per pixel from the georeference; None if the file has none."""
-    if file.crs is None:
-        return None
-    step = math.sqrt(abs(file.transform.determinant))
-    if file.crs.is_projected:
-        return step * float(file.crs.linear_units_factor[1])
-    if file.crs.is_geographic:
-        latitude = (file.bounds.bottom + file.bounds.top) / 2
-        return step * METERS_PER_DEGREE * math.sqrt(max(math.cos(math.radians(latitude)), 0.0))
-    return None
