@@ -166,6 +166,7 @@ def test_a_corrupt_image_stops_the_run_and_is_named(
     assert "2.png" in capsys.readouterr().err
     assert not (here / "model.pth").exists()
     assert main(["--data", str(broken), "--no-tensorboard", "--skip-unreadable", *QUICK]) == 0
-    warned = capsys.readouterr().err
+    said, warned = capsys.readouterr()
     assert warned.count("2.png") == 1 and "skipped" in warned
+    assert "2.png" in said.partition(" skipped:\n")[2]
     assert load_checkpoint(here / "model.pth").progress["step"] == 2

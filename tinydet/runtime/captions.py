@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.extras import needs_extra
+
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
@@ -53,6 +55,24 @@ def legible(text: str, fallback: str | None = None) -> str:
     if line and font_file(line) is not None:
         return line
     return line.encode("ascii", "backslashreplace").decode() if fallback is None else fallback
+
+
+def plot_labels(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return texts as labels of Matplotlib, and the font families to show them with.
+
+    Matplotlib would read what is between two dollars as a formula, and leave a label that begins with `_` out of a
+    legend.
+    """
+    with needs_extra("plots"):
+        from matplotlib import font_manager
+
+    lines = [legible(text) for text in texts]
+    families = ["DejaVu Sans"]  # Matplotlib's own
+    for file in filter(None, map(font_file, lines)):
+        font_manager.fontManager.addfont(file)
+        families.append(font_manager.get_font(file).family_name)
+    labels = [f" {line}" if line.startswith("_") else line for line in lines]
+    return [label.replace("$", r"\$") for label in labels], list(dict.fromkeys(families))
 
 
 def text_size(text: str, size: int) -> tuple[int, int]:

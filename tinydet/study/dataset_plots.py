@@ -10,6 +10,7 @@ import numpy as np
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.extras import needs_extra
 from tinydet.geometry.anchors import AnchorDesign
+from tinydet.runtime.captions import plot_labels
 from tinydet.study.dataset_measures import RANGES, DatasetMeasures
 
 _RANGE_COLORS = ("#d0d0d0", "#440154", "#31688e", "#35b779", "#b5a70d", "#e8743b")  # parallel to RANGES
@@ -37,7 +38,8 @@ def write_plots(measures: DatasetMeasures, design: AnchorDesign, folder: Path) -
     for name, draw in (("sizes", _sizes), ("shapes", _shapes), ("density", _density), ("levels", _levels)):
         figure = Figure(figsize=(10.4, 4.4), layout="constrained")
         draw(figure.subplots(1, 2), measures, design)
-        figure.suptitle(f"{measures.dataset.source.name}: {len(measures.sizes):,} objects", fontsize=10)
+        (source,), families = plot_labels([measures.dataset.source.name])
+        figure.suptitle(f"{source}: {len(measures.sizes):,} objects", fontsize=10, fontfamily=families)
         paths.append(folder / f"{name}.png")
         with atomic_path(paths[-1]) as temporary:
             figure.savefig(temporary, dpi=120, format="png")

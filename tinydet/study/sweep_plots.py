@@ -9,6 +9,7 @@ from typing import Any
 
 from tinydet._internal.atomic import atomic_path, write_json, write_text
 from tinydet._internal.extras import needs_extra
+from tinydet.runtime.captions import plot_labels
 from tinydet.study.trials import Record, best, last
 
 SALPHA = "S"  # replaces the factor in the key of a trial with S-alpha
@@ -104,13 +105,14 @@ def draw_classes(summary: dict[str, Any], path: Path) -> None:
     figure, axes = _figure(len(summary["scales"]))
     for axis, (scale, curve) in zip(axes, summary["scales"].items(), strict=True):
         classes = sorted({name for point in curve["points"] for name in point["classes"]})
-        for n, name in enumerate(classes):
+        for n, (name, label) in enumerate(zip(classes, plot_labels(classes)[0], strict=True)):
             points = [p for p in curve["points"] if p["classes"].get(name, {}).get("mean") is not None]
             color = _COLORS[n % len(_COLORS)]
-            _draw(axis, points, lambda point, c=name: point["classes"][c], color, (name, f"S-α, {name}"))
+            _draw(axis, points, lambda point, c=name: point["classes"][c], color, (label, f"S-α, {label}"))
         axis.set(title=f"scale {scale}", xlabel="fusion factor α", ylabel="AP50 after the last epoch, %")
         axis.grid(alpha=0.3)
-    _save(figure, axes, path)
+    names = {name for curve in summary["scales"].values() for point in curve["points"] for name in point["classes"]}
+    _save(figure, axes, path, plot_labels(sorted(names))[1])
 
 
 def _curve(records: Sequence[Record]) -> dict[str, Any]:
@@ -184,11 +186,17 @@ def _figure(columns: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _save(figure: Any, axes: Any, path: Path) -> None:
-    """Save a figure with one legend for all panels below them; each of its columns has a curve and its S-alpha."""
+def _save(figure: Any, axes: Any, path: Path, families: Sequence[str] = ("DejaVu Sans",)) -> None:
+    """Save a figure with one legend for all panels below them; each of its columns has a curve and its S-alpha.
+
+    Args:
+        families: fonts of the legend.
+    """
     shown = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if shown:
-        columns = -(-len(shown) // 2)
-        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+        widest = max(map(len, shown)) + 6  # characters, with the sample of the line
+        columns = max(1, min(-(-len(shown) // 2), 90 * len(axes) // widest))
+        prop = {"family": families, "size": 8}
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, prop=prop)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)

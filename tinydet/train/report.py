@@ -19,6 +19,7 @@ from tinydet.models.registry import detector_info
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
 from tinydet.train.trainer import Trainer
+from tinydet.train.unreadable import SkippingTiles
 
 LONG_MINUTES = 60  # beyond it the plan suggests the small preset
 
@@ -91,7 +92,10 @@ def cost_lines(trainer: Trainer) -> Iterator[str]:
 
 
 def result_lines(trainer: Trainer, val: Dataset | None) -> Iterator[str]:
-    """Yield the results of a run, and the next commands."""
+    """Yield the results of a run, the images that were skipped, and the next commands."""
+    if isinstance(trainer.tiles, SkippingTiles) and trainer.tiles.skipped:
+        yield f"{plural(len(trainer.tiles.skipped), 'image')} of {len(trainer.tiles.dataset.images)} skipped:"
+        yield from (f"  {line}" for line in trainer.tiles.skipped.values())
     yield (
         f"wrote {trainer.output} after {duration(trainer.seconds / 60)}"
         + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose the weights" if val else "")

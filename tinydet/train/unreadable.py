@@ -16,21 +16,24 @@ class SkippingTiles(TrainingTiles):
 
     Args:
         warn: called with the reason and the name of the image.
+
+    Attributes:
+        skipped: why each skipped image, by its index, cannot be read.
     """
 
     def __init__(self, *args: Any, warn: Callable[[str], None], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.warn = warn
-        self.skipped: set[int] = set()
+        self.skipped: dict[int, str] = {}
 
     def sample(self, index: int, *, seed: int, epoch: int) -> Sample:
         """Return tile `index`; an unreadable one is blank and one ignore region."""
         try:
             return super().sample(index, seed=seed, epoch=epoch)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             image, tile = self.tiles[index]
             if image not in self.skipped:
-                self.skipped.add(image)
+                self.skipped[image] = str(error)
                 self.warn(f"skipped: {error}")
             pixels = np.empty((tile.height, tile.width, 3), np.uint8)
             pixels[:] = PAD_VALUE
