@@ -72,6 +72,21 @@ def test_a_legend_of_many_classes_has_more_rows() -> None:
     assert heights == sorted(set(heights))
 
 
+@pytest.mark.parametrize(("width", "height"), [(3000, 20), (20, 3000), (700, 690), (1, 3000), (900, 900)])
+@pytest.mark.parametrize("classes", [1, 60])
+def test_a_drawing_keeps_to_the_longest_side_with_its_legend(width: int, height: int, classes: int) -> None:
+    scene = open_scene(np.zeros((height, width, 3), np.uint8))
+    image = draw(scene, Detections.empty(), [f"class number {i}" for i in range(classes)], max_side=700)
+    assert max(image.shape) <= 700
+    assert max(image.shape) > 500
+
+
+def test_names_that_differ_only_beyond_ascii_are_drawn_differently() -> None:
+    scene = open_scene(np.zeros((64, 400, 3), np.uint8))
+    drawings = [draw(scene, Detections.empty(), [name]) for name in ("bateau", "bâteau", "bäteau", "船", "?")]
+    assert len({drawing.tobytes() for drawing in drawings}) == len(drawings)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_a_saved_image_shows_what_was_drawn(tmp_path: Path, suffix: str) -> None:
     pixels = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8), (0, 0), 5)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import functools
 import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 
 from tinydet._internal.console import Console
+from tinydet.infer import scenes
 from tinydet.infer.__main__ import main
 from tinydet.infer.chunks import Best, chunks
 from tinydet.infer.jobs import OutputOptions, plan_jobs
@@ -159,6 +162,128 @@ def test_a_damaged_scene_stops_the_run_or_is_skipped_and_reported(flight: Path, 
     summary = capsys.readouterr().err
     assert "1 of 3 scenes were skipped:\n" in summary
     assert "  flight/b.png: truncated PNG" in summary
+
+
+LOCAL = 'LOCAL_CS["site grid",UNIT["metre",1],AXIS["Easting",EAST],AXIS["Northing",NORTH]]'
+
+
+def paint_raster(path: Path, crs: str, left: float = 500_000.0) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.zeros((3, 128, 192), np.uint8)
+    pixels[:, 24:32, 16:24] = 255
+    affine = rasterio.Affine(0.1, 0, left, 0, -0.1, 8_000_000)
+    shape = {"count": 3, "dtype": "uint8", "width": 192, "height": 128, "photometric": "RGB"}
+    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=affine, **shape) as file:
+        file.write(pixels)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_of_a_local_raster_has_no_longitude_and_says_so_before_the_scan(
+    suffix: str, flight: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    paint_raster(flight / "local.tif", LOCAL)
+    assert run("--image", "local.tif", "--output", f"all{suffix}") == 0
+    (line,) = capfd.readouterr().err.splitlines()[-1:]
+    assert "local.tif: its coordinates have no longitude and latitude" in line
+    assert "left empty" in line
+    if suffix == ".csv":
+        (row,) = csv.DictReader((flight / "all.csv").open(newline=""))
+        assert (row["lon"], row["lat"], float(row["x1"])) == ("", "", 16)
+    assert run("--image", "local.tif", "--output", "all.json") == 0
+    assert not capfd.readouterr().err, "COCO results have no longitude"
+
+
+@pytest.mark.parametrize(("crs", "left"), [(LOCAL, 5e5), ("EPSG:32633", 5e9)])
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
+def test_a_map_of_coordinates_that_are_nowhere_is_refused_before_the_scan(
+    crs: str, left: float, suffix: str, flight: Path, runs: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyogrio")
+    paint_raster(flight / "far.tif", crs, left)
+    paint_raster(flight / "near.tif", "EPSG:32633")
+    assert run("--image", "far.tif", "--output", f"all{suffix}") == 2
+    assert "far.tif: its coordinates have no longitude and latitude" in (line := capsys.readouterr().err)
+    assert line.count("\n") == 1
+    assert "--skip-unreadable" not in line
+    assert run("--image", "far.tif", "near.tif", "--output", f"all{suffix}") == 2
+    assert "far.tif" in (line := capsys.readouterr().err)
+    assert "--skip-unreadable" in line
+    assert not runs
+    assert not list(flight.glob("*all*"))
+    assert run("--image", "far.tif", "near.tif", "--output", f"all{suffix}", "--skip-unreadable") == 3
+    assert "far.tif: its coordinates" in capsys.readouterr().err.partition("1 of 2 scenes were skipped:")[2]
+    assert sum(runs) == 12  # tiles of the other scene
+    assert (flight / f"all{suffix}").exists()
+
+
+def test_every_cause_of_one_scene_is_skipped_and_listed(
+    flight: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("empty.png", "cut.png", "text.png", "gone.png", "forbidden.png")
+    (flight / "empty.png").touch()
+    (flight / "cut.png").write_bytes((flight / "flight" / "a.png").read_bytes()[:60])
+    (flight / "text.png").write_text("no image")
+    for name in ("gone.png", "forbidden.png"):
+        paint(flight / name, BOXES["a"])
+    opened = scenes.open_scene
+
+    def open_scene(path: Path, **options: object) -> object:
+        (flight / "gone.png").unlink(missing_ok=True)  # between the listing and the scan
+        if path.name == "forbidden.png":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, **options)
+
+    monkeypatch.setattr(scenes, "open_scene", open_scene)
+    assert run("--image", "flight", *names, "--output", "all.json", "--skip-unreadable") == 3
+    assert coco(flight / "all.json") == sorted(BOXES["a"] + BOXES["b"])
+    summary = capsys.readouterr().err.partition("5 of 8 scenes were skipped:")[2]
+    assert summary
+    for name in names:
+        assert f"  {name}" in summary
+    assert "Permission denied" in summary
+    assert run("--image", "flight", "--output", "all.json", "--skip-unreadable") == 0
+
+
+def test_a_full_disk_at_the_journal_or_the_drawing_names_the_file_and_resume_completes(
+    flight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = ("--image", "flight/a.png", "--output", "a.json", "--draw", "a.bmp")
+    for limit, name in ((100, "a.journal"), (4000, "a.bmp")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            assert run(*words) == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert name in line
+        assert "File too large" in line
+        assert {path.name for path in flight.iterdir()} <= {"flight", "model.onnx", "a.json", "a.journal"}
+    assert run(*words, "--resume") == 0
+    assert coco(flight / "a.json") == sorted(BOXES["a"])
+    assert (flight / "a.bmp").exists()
+
+
+def test_a_device_that_is_full_is_named(flight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--image", "flight/a.png", "--output", "/dev/full") == 2
+    assert capsys.readouterr().err.endswith("error: /dev/full: No space left on device\n")
+
+
+def test_a_drawing_that_cannot_be_written_is_refused_before_the_scan(flight: Path, runs: list[int], capfd) -> None:
+    for suffix in (".exr", ".pgm", ".xyz"):
+        for flag in ("--draw", "--crops"):
+            assert run("--image", "flight/a.png", flag, f"a{suffix}") == 2
+            assert f"a{suffix}: cannot write an image" in (line := capfd.readouterr().err)
+            assert line.count("\n") == 1
+    assert not runs
+
+
+def test_a_scene_wider_than_webp_allows_is_drawn_smaller(flight: Path) -> None:
+    image = np.zeros((16, 17_000, 3), np.uint8)
+    cv2.imwrite("wide.png", image)
+    assert run("--image", "wide.png", "--draw", "wide.webp") == 0
+    assert cv2.imread("wide.webp").shape[1] == 16_383
 
 
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")

@@ -7,7 +7,9 @@ import io
 import itertools
 import json
 import math
-from contextlib import redirect_stdout
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,16 +176,8 @@ def test_boxes_of_a_rotated_raster_are_rotated(real: tuple[Path, int]) -> None:
     georeference = georeference_of(real[0])
     assert georeference is not None
     assert georeference.transform[1] != 0
-    (ring,) = georeference.rings(np.array([[100, 100, 200, 200]]))
+    ((ring,),) = georeference.polygons(np.array([[100, 100, 200, 200]]))
     assert len(np.unique(np.round(ring[:4, 0], 7))) == 4  # a north-up box has two longitudes
-
-
-def test_rings_of_a_mirrored_raster_are_counterclockwise() -> None:
-    pytest.importorskip("rasterio")
-    for a in (0.5, -0.5):
-        rings = Georeference((a, 0, 300_000, 0, 0.5, 5_000_000), "EPSG:32635").rings(some(3).boxes)
-        areas = (rings[:, :-1, 0] * rings[:, 1:, 1] - rings[:, 1:, 0] * rings[:, :-1, 1]).sum(1)
-        assert (areas > 0).all()
 
 
 @pytest.mark.parametrize("name", ["found.geojson", "found.gpkg"])
@@ -202,8 +196,66 @@ def test_gdal_reads_the_map_formats(name: str, tmp_path: Path) -> None:
     both = Detections.concatenate([found.detections for found in scenes])
     np.testing.assert_allclose(table["score"].astype(float), both.scores, rtol=1e-6)
     rings = np.stack([np.frombuffer(shape[13:], "<f8").reshape(5, 2) for shape in geometry])
-    np.testing.assert_allclose(rings, NORTH_UP.rings(both.boxes), atol=1e-9)
+    expected = [ring for (ring,) in NORTH_UP.polygons(both.boxes)]
+    np.testing.assert_allclose(rings, expected, atol=1e-9)
     assert [p.name for p in tmp_path.iterdir()] == [name], "no journal is left behind"
+
+
+ANTIMERIDIAN = Georeference((0.25, 0, 179, 0, -0.25, 10), "EPSG:4326")  # 180 degrees at column 4
+BOXES = np.float32([[1, 1, 2, 2], [3, 4, 5, 6], [6, 4, 8, 6]])  # before, across and behind the antimeridian
+
+
+def boxes_of(georeference: Georeference, boxes: np.ndarray) -> SceneDetections:
+    found = Detections(boxes, np.linspace(0.9, 0.5, len(boxes)).astype(np.float32), np.zeros(len(boxes), np.int32))
+    return SceneDetections("a.tif", 1, 1000, 1200, found, georeference)
+
+
+@pytest.mark.parametrize("name", ["found.geojson", "found.gpkg"])
+def test_a_box_across_the_antimeridian_becomes_a_multipolygon(name: str, tmp_path: Path) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    pytest.importorskip("rasterio")
+    others = scene("b.tif", 2, 12, NORTH_UP)  # written before the layer changes its type
+    path = save(tmp_path / name, others, boxes_of(ANTIMERIDIAN, BOXES), others)
+    info = pyogrio.read_info(path)
+    assert info["features"] == 27
+    assert info["geometry_type"] == ("MultiPolygon" if name.endswith(".gpkg") else "Unknown")  # GeoJSON mixes types
+    meta, _, shapes, values = pyogrio.raw.read(path)
+    polygons = [polygons_of(shape) for shape in shapes]
+    assert [len(rings) for rings in polygons] == [1] * 12 + [1, 2, 1] + [1] * 12
+    assert sorted((rings[:, 0].min(), rings[:, 0].max()) for rings in polygons[13]) == [(-180, -179.75), (179.75, 180)]
+    assert polygons[14][0][:, 0].tolist() == pytest.approx([-179.5, -179.5, -179, -179, -179.5])
+    scores = dict(zip(meta["fields"], values, strict=True))["score"]
+    expected = [*others.detections.scores, 0.9, 0.7, 0.5, *others.detections.scores]
+    np.testing.assert_allclose(scores.astype(float), expected, rtol=1e-6)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def polygons_of(wkb: bytes) -> list[np.ndarray]:
+    """Read the rings of a Polygon or MultiPolygon in well-known binary."""
+    kind, count = np.frombuffer(wkb, "<u4", 2, 1)
+    if kind == 6:
+        rings, start = [], 9
+        for _ in range(count):
+            (ring,) = polygons_of(wkb[start:])
+            rings.append(ring)
+            start += 13 + ring.nbytes
+        return rings
+    assert (kind, count) == (3, 1)
+    (points,) = np.frombuffer(wkb, "<u4", 1, 9)
+    return [np.frombuffer(wkb, "<f8", 2 * points, 13).reshape(-1, 2)]
+
+
+@pytest.mark.parametrize("name", ["found.geojson", "found.gpkg"])
+def test_a_box_without_longitude_and_latitude_has_no_geometry(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pyogrio = pytest.importorskip("pyogrio")
+    pytest.importorskip("rasterio")
+    beyond = Georeference((1, 0, 0, 0, -1, 100), "EPSG:4326")  # the first ten rows are beyond the pole
+    path = save(tmp_path / name, boxes_of(beyond, np.float32([[1, 1, 2, 2], [1, 40, 2, 41]])))
+    shapes = pyogrio.raw.read(path)[2]
+    assert [shape is None for shape in shapes] == [True, False]
+    assert "1 boxes have no geometry" in caplog.text
 
 
 def test_map_files_without_boxes_can_be_read(tmp_path: Path) -> None:
@@ -269,6 +321,67 @@ def test_a_geopackage_that_is_removed_while_written_is_an_error(tmp_path: Path) 
     with pytest.raises(OSError, match=r"found\.gpkg was not written"):
         vanishing()
     assert list(tmp_path.iterdir()) == []
+
+
+ODD = "a\udce9\ud800\0\r\n\t\"=cmd,;'$\u202e\u2028船.tif"  # undecodable bytes, control characters, separators
+
+
+@pytest.mark.parametrize("name", [f"found{form.suffix}" for form in FORMATS.values()])
+def test_any_text_in_a_name_gives_a_valid_file(name: str, tmp_path: Path) -> None:
+    pyogrio, parquet = pytest.importorskip("pyogrio"), pytest.importorskip("pyarrow.parquet")
+    spec = replace(SPEC, classes=(ODD, "boat"))
+    path = tmp_path / name
+    with open_writer(path, spec) as write:
+        write(scene(ODD, 1, 6, NORTH_UP))
+    text = path.read_bytes().decode(
+        "utf-8", "strict" if path.suffix in (".json", ".geojson", ".csv", ".txt") else "ignore"
+    )
+    if path.suffix == ".csv":
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        names = [row["scene"] for row in rows]
+        assert all(None not in row and None not in row.values() for row in rows)
+    elif path.suffix == ".parquet":
+        names = parquet.read_table(path)["scene"].to_pylist()
+    elif path.suffix in (".geojson", ".gpkg"):
+        meta, _, _, values = pyogrio.raw.read(path)
+        names = dict(zip(meta["fields"], values, strict=True))["scene"].tolist()
+    else:  # ids and numbers only
+        text = path.read_text(encoding="utf-8")
+        assert len(json.loads(text) if path.suffix == ".json" else text.splitlines()) == 6
+        return
+    assert len(names) == 6
+    assert names[0].startswith("a")
+    assert names[0].endswith("船.tif")
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Make writes beyond `size` bytes of a file fail, with EFBIG in place of ENOSPC."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("boxes", [0, 300])
+@pytest.mark.parametrize("name", [f"found{form.suffix}" for form in FORMATS.values()])
+def test_a_full_disk_names_the_file_and_leaves_nothing(name: str, boxes: int, tmp_path: Path) -> None:
+    pytest.importorskip("pyogrio")
+    pytest.importorskip("pyarrow")
+    scenes = [scene("a.tif", i, boxes, NORTH_UP) for i in range(3) if boxes]
+    path = save(tmp_path / name, *scenes)
+    size = path.stat().st_size
+    path.unlink()
+    for limit in sorted({0, size // 9, size // 3, size // 2, size - 1} if size else ()):
+        with (
+            file_size_limit(limit),
+            pytest.raises(OSError, match=rf"{path} was not written \(File too large\)"),
+        ):
+            save(path, *scenes)
+        assert list(tmp_path.iterdir()) == []
+    save(path, *scenes)
 
 
 def test_images_and_rasters_without_a_crs_have_no_georeference(tmp_path: Path) -> None:

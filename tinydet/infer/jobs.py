@@ -14,6 +14,7 @@ from tinydet.runtime.image_output import check_image_path
 from tinydet.runtime.scenes.sources import Source, is_stream
 from tinydet.runtime.writers import FORMATS, check_georeference, check_output, format_of, is_device, paths_of
 
+SKIP_HINT = "; --skip-unreadable continues with the other scenes"
 MARK = ".detections"  # in the names of output files; `find_sources` ignores files with it
 
 
@@ -118,9 +119,9 @@ def plan_jobs(
     targets = [path for job in jobs for path in job.outputs] + list(shared)
     named = [text for text in (options.output, options.draw, options.crops) if text is not None and _is_folder(text)]
     _check_targets(targets, sources, set(map(Path, named)), inputs)
-    _check_formats(shared, sources, check_scenes)
+    _check_formats(shared, sources, check_scenes, alone=not several)
     for job in jobs:
-        _check_formats(job.results, [job.source], check_scenes)
+        _check_formats(job.results, [job.source], check_scenes, alone=not several)
         if job.drawing is not None:
             (check_video_path if job.source.moving else check_image_path)(job.drawing)
         if job.crops is not None:
@@ -259,7 +260,7 @@ def _check_targets(
             raise ValueError(f"{target} would be written twice; choose another --output, --draw or --crops")
 
 
-def _check_formats(paths: Sequence[Path], sources: Sequence[Source], check_scenes: bool) -> None:
+def _check_formats(paths: Sequence[Path], sources: Sequence[Source], check_scenes: bool, *, alone: bool) -> None:
     """Raise ValueError for a file that cannot hold the results of these scenes. Call it before the work, not after."""
     for path in paths:
         if is_device(path):
@@ -273,5 +274,4 @@ def _check_formats(paths: Sequence[Path], sources: Sequence[Source], check_scene
                 try:
                     check_georeference(source.path, path)
                 except ValueError as error:
-                    hint = "; --skip-unreadable continues with the other scenes" if len(sources) > 1 else ""
-                    raise ValueError(f"{error}{hint}") from error
+                    raise ValueError(f"{error}{'' if alone else SKIP_HINT}") from error

@@ -24,7 +24,7 @@ from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.crops import crop_sheet
 from tinydet.infer.drawing import draw
-from tinydet.infer.jobs import Job, RunPlan, hashes
+from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan, hashes
 from tinydet.infer.report import plan_lines, result_lines
 from tinydet.infer.settings import Settings
 from tinydet.infer.videos import scan_video
@@ -113,8 +113,7 @@ class InferenceRun:
                 self._process(job, scene, georeference, None if shared is None else write_and_count)
         except DamagedSceneError as error:
             if not self._settings.skip_unreadable:
-                hint = "; --skip-unreadable continues with the other scenes" if len(plan.jobs) > 1 else ""
-                raise DamagedSceneError(f"{error}{hint}") from error
+                raise DamagedSceneError(f"{error}{SKIP_HINT if len(plan.jobs) > 1 else ''}") from error
             left = f"; {written} of its boxes were already written" if written else ""
             logger.info(f"{job.source.location}: skipped: {error}{left}")
             named = job.source.location in str(error)

@@ -30,18 +30,20 @@ logger = logging.getLogger("tinydet.runtime")
 
 @functools.cache
 def class_labels(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of a model's classes as they are drawn: "class 3" for a name that no font here can show.
+    """Return the names of a model's classes as they are drawn, all different.
 
-    Such a name is logged as a warning, once.
+    A name that no font here can show becomes its number, "class 3", and is logged as a warning, once.
     """
-    labels = tuple(legible(name, f"class {i}") for i, name in enumerate(names))
-    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+    labels: list[str] = []
+    for i, name in enumerate(names):
+        label = legible(name, f"class {i}")
         if label == f"class {i}" != name:
             logger.warning(
                 f"images show class {i}, {name!r}, as its number, because no font here has all of its characters; "
                 "install one, such as Noto Sans"
             )
-    return labels
+        labels.append(f"{label} (class {i})" if label in labels else label)
+    return tuple(labels)
 
 
 def legible(text: str, fallback: str | None = None) -> str:

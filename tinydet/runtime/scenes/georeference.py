@@ -120,7 +120,7 @@ def ground_sample_distance(file: Any) -> float | None:
     The units of the reference system are trusted if they agree with longitude and latitude. In Web Mercator, for
     example, meters are shorter on the ground.
     """
-    if file.crs is None or file.transform.is_identity:
+    if file.crs is None or file.transform.is_identity or not file.transform.determinant:
         return None
     try:
         crs, unit = file.crs.to_wkt(), float(file.crs.linear_units_factor[1]) if file.crs.is_projected else None
