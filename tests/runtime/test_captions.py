@@ -140,3 +140,12 @@ def test_labels_reach_matplotlib_as_they_are(recwarn: pytest.WarningsRecorder) -
     for text, name in zip(legend.get_texts(), names, strict=True):
         if name.startswith("$"):
             assert text._preprocess_math(text.get_text()) == (name, False)
+
+
+def test_numbers_keep_their_place_beside_a_name_that_runs_from_right_to_left() -> None:
+    if font_file("ילד") is None:
+        pytest.skip("no font with Hebrew, or no library that orders it")
+    first = np.flatnonzero(drawn("0.95")[:, :45].any(axis=0))
+    both = drawn("0.95 ילד 12,34")
+    assert np.array_equal(both[:, 10:40], drawn("0.95 x 12,34")[:, 10:40])
+    assert first.size

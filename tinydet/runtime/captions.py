@@ -107,12 +107,18 @@ def draw_text(
 @functools.lru_cache(4096)
 def _mask(text: str, size: int, rim: int) -> tuple[NDArray[np.uint8], int, int]:
     """Return the coverage of a text, 0 to 255, and its left and top border relative to the start of the baseline."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, features
 
     font = _font(font_file(text) or "", size)
-    left, top, right, bottom = (int(v) for v in font.getbbox(text, anchor="ls", stroke_width=rim))
+    # The order of name and numbers does not depend on the script of the name.
+    style: dict[str, Any] = {
+        "anchor": "ls",
+        "stroke_width": rim,
+        "direction": "ltr" if features.check("raqm") else None,
+    }
+    left, top, right, bottom = (int(v) for v in font.getbbox(text, **style))
     picture = Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
-    ImageDraw.Draw(picture).text((-left, -top), text, fill=255, font=font, anchor="ls", stroke_width=rim)
+    ImageDraw.Draw(picture).text((-left, -top), text, fill=255, font=font, **style)
     return np.asarray(picture), left, top
 
 

@@ -143,10 +143,10 @@ NORTH_UP = (0.1, 0, 5e5, 0, -0.1, 5e6)
     [
         (LOCAL, NORTH_UP, "local"),
         ("EPSG:4978", NORTH_UP, "local"),  # geocentric
-        ("EPSG:32633", (0.1, 0, 5e8, 0, -0.1, 5e8), "do not match"),
-        ("EPSG:4326", (1e-6, 0, 10, 0, -1e-6, 150), "do not match"),
-        ("EPSG:4326", NORTH_UP, "do not match"),
-        ("IAU_2015:49910", NORTH_UP, "do not match"),  # Mars
+        ("EPSG:32633", (0.1, 0, 5e8, 0, -0.1, 5e8), "has none there"),
+        ("EPSG:4326", (1e-6, 0, 10, 0, -1e-6, 150), "has none there"),
+        ("EPSG:4326", NORTH_UP, "has none there"),
+        ("IAU_2015:49910", NORTH_UP, "has none there"),  # Mars
         ("EPSG:32633", (0.1, 0.1, 5e5, 0.1, 0.1, 5e6), "to a line"),
     ],
 )

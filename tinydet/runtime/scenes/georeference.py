@@ -165,7 +165,7 @@ def _georeference(path: Path, file: Any) -> Georeference | None:
     columns, rows = np.meshgrid(np.linspace(0, file.width, 5), np.linspace(0, file.height, 5))
     samples = np.stack([columns.ravel(), rows.ravel()] * 2, axis=1)  # as boxes without area
     if not np.isfinite(georeference.lon_lat(georeference.corners(samples)[:, 0])).any():
-        raise GeoreferenceError(f"{where} (its geotransform and reference system do not match); correct it (gdal_edit)")
+        raise GeoreferenceError(f"{where} (its reference system has none there); correct it (gdal_edit)")
     return georeference
 
 
