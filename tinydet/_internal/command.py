@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tinydet._internal.console import show_messages
 from tinydet._internal.errors import is_outside_error, reason
+from tinydet._internal.names import mask_secrets, printable
 
 
 class Main(Protocol):
@@ -45,7 +46,7 @@ def command(name: str) -> Callable[[Main], Main]:
                     return 0
                 if os.environ.get("TINYDET_TRACEBACK") or _is_bug(error):
                     raise
-                print(f"{label}: error: {_message(error)}", file=sys.stderr)
+                print(f"{label}: error: {printable(mask_secrets(_message(error)))}", file=sys.stderr)
                 return 2
 
         return run

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from tinydet._internal.names import mask_secrets, printable
+
 LOGGER = logging.getLogger("tinydet")
 
 
@@ -31,11 +33,12 @@ class Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # The streams are looked up for each message, because programs replace them.
-        line = record.getMessage()
+        line = printable(mask_secrets(record.getMessage()))
         stream = sys.stdout if record.levelno == logging.INFO and not self.to_stderr else sys.stderr
         if record.levelno >= logging.WARNING:
             line = f"{self._label}: {line}"
-        tqdm.write(line, file=stream)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
         stream.flush()
 
 

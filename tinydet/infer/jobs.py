@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
-from tinydet.runtime.scenes.sources import Source, is_stream
+from tinydet.runtime.scenes.sources import Source, is_stream, shortened
 from tinydet.runtime.writers import FORMATS, check_georeference, check_output, format_of, is_device, paths_of
 
 SKIP_HINT = "; --skip-unreadable continues with the other scenes"
@@ -170,10 +170,10 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
         crops = _file_or_in_folder(options.crops, f"{name}{MARK}.crops.jpg")
         if source.moving and crops is not None:
             if len(sources) == 1:
-                raise ValueError(f"--crops needs a still image, and {source.location} is a video; leave it out")
+                raise ValueError(f"--crops needs a still image, and {source.label} is a video; leave it out")
             if options.output is None and options.draw is None and not next_to_scene:
                 raise ValueError(
-                    f"--crops needs a still image, and {source.location} is a video, so nothing would be written for "
+                    f"--crops needs a still image, and {source.label} is a video, so nothing would be written for "
                     "it; leave --crops out, or add --output or --draw"
                 )
             crops = None
@@ -187,7 +187,7 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
             if default and not (source.moving and source.live):  # a stream may never end
                 drawing = scene_folder / f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}"
             if not os.access(scene_folder, os.W_OK):
-                raise PermissionError(f"cannot write next to {source.location}; add --output FILE (and --draw FILE)")
+                raise PermissionError(f"cannot write next to {source.label}; add --output FILE (and --draw FILE)")
         written = (*results, *(path for path in (drawing, crops) if path is not None))
         journal = None
         if written and not any(map(is_device, written)):
@@ -212,7 +212,8 @@ def _names(sources: Sequence[Source], folder_of: Callable[[Source], Path]) -> li
     """Return a name for the files of each scene, unique among the scenes whose files go to the same folder.
 
     The name is the scene's without folder and suffix if that is unique, else with its suffix, else also with as many of
-    its folders as needed: `100MEDIA-DJI_0001.JPG`.
+    its folders as needed: `100MEDIA-DJI_0001.JPG`. What is still equal is numbered, such as two streams whose addresses
+    differ only in the password.
     """
     folders = [folder_of(source) for source in sources]
     names = [source.name for source in sources]
@@ -221,9 +222,16 @@ def _names(sources: Sequence[Source], folder_of: Callable[[Source], Path]) -> li
         names = [
             name
             if counts[folder, name] == 1 or is_stream(source.location)
-            else "-".join(source.path.parts[-depth:]).strip("/")
+            else shortened("-".join(source.path.parts[-depth:]).strip("/"))
             for source, folder, name in zip(sources, folders, names, strict=True)
         ]
+    taken: set[tuple[Path, str]] = set()
+    for n, (folder, name) in enumerate(zip(folders, names, strict=True)):
+        number = 1
+        while (folder, names[n]) in taken:
+            number += 1
+            names[n] = f"{name}-{number}"
+        taken.add((folder, names[n]))
     return names
 
 
@@ -231,8 +239,8 @@ def _with_journal_in(job: Job, journals: Path | None) -> Job:
     """Return the job with its journal moved to a common folder, under a name that is stable when scenes are added."""
     if journals is None:
         return replace(job, journal=None)
-    mark = hashlib.sha256(job.source.location.encode()).hexdigest()[:8]
-    return replace(job, journal=journals / f"{job.source.name[:80]}.{mark}.journal")
+    mark = hashlib.sha256(os.fsencode(job.source.location)).hexdigest()[:8]
+    return replace(job, journal=journals / f"{job.source.name}.{mark}.journal")
 
 
 def _check_targets(
@@ -243,8 +251,8 @@ def _check_targets(
     Args:
         folders: folders that the user named; these are created if only the last level is missing.
     """
-    scenes = {Path(source.location).resolve() for source in sources}
-    others = {path.resolve() for path in inputs}
+    scenes = {os.path.realpath(source.path) for source in sources}
+    others = {os.path.realpath(path) for path in inputs}
     counts = Counter(targets)
     for target in targets:
         folder = target.parent
@@ -252,9 +260,9 @@ def _check_targets(
             raise IsADirectoryError(f"{target} is a folder; name a file to write")
         if not folder.is_dir() and (folder not in folders or folder.exists() or not folder.parent.is_dir()):
             raise FileNotFoundError(f"{target}: the folder {folder} does not exist; create it or name another")
-        if target.resolve() in scenes:
+        if os.path.realpath(target) in scenes:
             raise ValueError(f"{target} is a scene and would be overwritten; choose another --draw or --output")
-        if target.resolve() in others:
+        if os.path.realpath(target) in others:
             raise ValueError(f"{target} is an input and would be overwritten; choose another --output or --draw")
         if counts[target] > 1:
             raise ValueError(f"{target} would be written twice; choose another --output, --draw or --crops")
@@ -269,7 +277,7 @@ def _check_formats(paths: Sequence[Path], sources: Sequence[Source], check_scene
         check_output(path, len(sources))
         for source in sources:
             if source.moving and (form.one_scene or form.placed):
-                raise ValueError(f"{path} cannot hold the frames of {source.location}; write .json, .csv or .parquet")
+                raise ValueError(f"{path} cannot hold the frames of {source.label}; write .json, .csv or .parquet")
             if form.placed and check_scenes:
                 try:
                     check_georeference(source.path, path)

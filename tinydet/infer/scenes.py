@@ -115,9 +115,9 @@ class InferenceRun:
             if not self._settings.skip_unreadable:
                 raise DamagedSceneError(f"{error}{SKIP_HINT if len(plan.jobs) > 1 else ''}") from error
             left = f"; {written} of its boxes were already written" if written else ""
-            logger.info(f"{job.source.location}: skipped: {error}{left}")
-            named = job.source.location in str(error)
-            self._skipped.append(f"{'' if named else f'{job.source.location}: '}{error}{left}")
+            logger.info(f"{job.source.label}: skipped: {error}{left}")
+            named = job.source.label in str(error)
+            self._skipped.append(f"{'' if named else f'{job.source.label}: '}{error}{left}")
 
     def _open(self, job: Job) -> Scene:
         with _of_one_scene():
@@ -210,7 +210,7 @@ class InferenceRun:
 
     def _scene_identity(self, job: Job, scene: Scene, plan: ScanPlan) -> dict[str, Any]:
         """Return what the journal of a scene depends on."""
-        size, changed = _state(job.source.path)
+        size, changed = job.source.state or (None, None)
         return {
             "model": self._hash,
             "scene": scene.name,
@@ -222,9 +222,8 @@ class InferenceRun:
 
     def _identity(self, plan: RunPlan) -> dict[str, Any]:
         """Return what the shared files depend on."""
-        scenes = []
-        for source in (job.source for job in plan.jobs if plan.shared):
-            scenes.append([source.image_id, source.location, *_state(source.path)])
+        sources = [job.source for job in plan.jobs if plan.shared]
+        scenes = [[source.image_id, source.label, source.state] for source in sources]
         settings = {**self._settings.scale_identity(), **self._settings.identity()}
         identity: dict[str, Any] = json.loads(json.dumps({"model": self._hash, "scenes": scenes, **settings}))
         return identity

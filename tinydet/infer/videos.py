@@ -210,12 +210,12 @@ def _table(path: Path | None) -> Iterator[Callable[[Sequence[object]], object]]:
 
 def _identity(job: Job, video: Video, model_hash: str, settings: Settings) -> dict[str, Any]:
     """Return what the frames in a journal depend on."""
-    state = job.source.path.stat() if job.source.path.is_file() else None
+    size, changed = job.source.state or (None, None)
     return {
         "model": model_hash,
         "scene": video.name,
-        "bytes": None if state is None else state.st_size,
-        "changed": None if state is None else state.st_mtime_ns,
+        "bytes": size,
+        "changed": changed,
         "every": settings.every,
         **settings.scale_identity(),
         **settings.identity(),

@@ -1,21 +1,55 @@
-"""Expand the inputs of a command (files, folders, patterns, COCO files, videos, streams) into a list of sources."""
+"""Expand the inputs of a command (files, folders, patterns, COCO files, videos, streams) into a list of sources.
+
+Whether a file is an image or a video is decided by its first bytes, see `signatures`.
+"""
 
 from __future__ import annotations
 
+import base64
 import glob
+import hashlib
+import logging
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
 
-IMAGES = frozenset(
-    {".avif", ".bmp", ".gif", ".img", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
-    | {".vrt", ".webp"}
+from tinydet._internal.console import plural
+from tinydet._internal.names import printable, public_location
+from tinydet.runtime.scenes.folders import file_key, files_in, files_matching
+from tinydet.runtime.scenes.signatures import HEAD, is_motion_jpeg, media_kind
+
+logger = logging.getLogger("tinydet.runtime")
+
+JPEGS = frozenset({".jfif", ".jpe", ".jpeg", ".jpg", ".jps", ".mpo"})
+IMAGES = JPEGS | frozenset(
+    {".apng", ".avif", ".bmp", ".dib", ".gif", ".img", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx", ".nitf", ".ntf"}
+    | {".pam", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".vrt", ".webp"}
 )  # suffixes that are searched for in a folder; a file that is named directly may have any
-VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
+VIDEOS = frozenset(
+    {".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dav", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265", ".hevc"}
+    | {".insv", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe"}
+    | {".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".wtv"}
+    | {".y4m"}
+)
+OTHER = frozenset(
+    {".aux", ".bat", ".cfg", ".csv", ".db", ".dbf", ".doc", ".docx", ".engine", ".geojson", ".gpkg", ".gpx", ".hdr"}
+    | {".htm", ".html", ".ini", ".ipynb", ".jgw", ".journal", ".json", ".jsonl", ".kml", ".log", ".md", ".md5", ".msk"}
+    | {".onnx", ".ovr", ".parquet", ".pgw", ".prj", ".pt", ".pth", ".py", ".qgz", ".rpb", ".rpc", ".rst", ".sh"}
+    | {".sha256", ".shp", ".shx", ".srt", ".tfw", ".toml", ".tsv", ".txt", ".vtt", ".wld", ".xlsx", ".xml", ".xmp"}
+    | {".yaml", ".yml"}
+)  # suffixes of files that nobody expects to be scanned
 OUTPUT = re.compile(r"\.detections(\.|$)")  # our own output files, which are skipped
-LIVE = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "tcp", "srt")
-LOCATION = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
+STREAMS = (*LIVE, "http", "https", "ftp", "mmsh")
+LOCATION = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+TIMEOUT = 5.0  # seconds to wait for the first bytes of a web address
+LONGEST_NAME = 200  # bytes of the name of an output; file systems allow 255 with the suffixes
+ID_LIMIT = 2**62  # of image ids, which count up from here in 64 bits
+MOST_KINDS = 8  # suffixes that are listed of the files that were left out
 
 
 @dataclass(frozen=True)
@@ -23,7 +57,7 @@ class Source:
     """A scene to open, or a video or stream of them.
 
     Attributes:
-        location: a path, URL, video device, or the number of a webcam.
+        location: a path, URL, video device, or the number of a webcam. It may contain a password; show `label` instead.
         image_id: the COCO image id of the scene, or of the first frame.
         moving: whether it is a video or stream.
     """
@@ -37,68 +71,207 @@ class Source:
         return Path(self.location)
 
     @property
+    def label(self) -> str:
+        """The location for messages and results: printable and without secrets."""
+        return public_location(self.location)
+
+    @property
     def name(self) -> str:
-        """A base name for output files: the file name without suffix, or the address of a stream."""
+        """A base name for output files: the file name without suffix, or the address of a stream without secrets."""
         if is_stream(self.location):
-            return re.sub(r"[^\w-]+", "-", LOCATION.sub("", self.location)).strip("-") or "stream"
-        return self.path.stem
+            address = re.sub(r"[^/@]*@|\*+", "", LOCATION.sub("", self.label))
+            return shortened(re.sub(r"[^\w-]+", "-", address).strip("-") or "stream")
+        return shortened(self.path.stem)
 
     @property
     def live(self) -> bool:
         """Whether it is a live stream or webcam."""
         return is_live(self.location)
 
+    @property
+    def state(self) -> tuple[int, int] | None:
+        """Size in bytes and time of change in ns, by which a resumed run recognizes the file; None without a file."""
+        try:
+            state = self.path.stat()
+        except OSError:
+            return None
+        return state.st_size, state.st_mtime_ns
+
 
 def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]:
     """Find the scenes that `words` name: files, folders, patterns (`flight/**/*.tif`), URLs, webcams (`0`).
 
-    Folders are searched recursively. Files of a folder or pattern are sorted by name, repeated files are dropped, and
-    image ids count up from `first_id`.
+    Folders are searched recursively, see `folders.files_in`; what is left out of them is logged. Files of a folder or
+    pattern are sorted by name, files that are named twice are dropped, and image ids count up from `first_id`.
 
     Raises:
-        ValueError: a folder or pattern matches no scene.
+        ValueError: a folder or pattern matches no scene; an address of a kind that cannot be read, or of an image on a
+            web server; image ids that need more than 64 bits.
         FileNotFoundError: a file does not exist.
     """
-    found: dict[str, None] = {}
-    for word in map(str, words):
-        found.update(dict.fromkeys(_expand(word)))
+    if not -ID_LIMIT <= first_id <= ID_LIMIT:
+        raise ValueError(f"image ids are stored in 64 bits; the first must be within ±2^62, got {first_id}")
+    found: dict[object, str] = {}
+    doubles = 0
+    for location in (location for word in map(str, words) for location in _expand(word)):
+        kept = found.setdefault(location if is_stream(location) else file_key(Path(location)), location)
+        doubles += os.path.abspath(kept) != os.path.abspath(location)
+    if doubles:
+        logger.warning(f"{plural(doubles, 'name')} of a file that has another name too were left out: it is read once")
     return [
-        Source(location, image_id, is_stream(location) or Path(location).suffix.lower() in VIDEOS)
-        for image_id, location in enumerate(found, first_id)
+        Source(location, image_id, _is_moving(location)) for image_id, location in enumerate(found.values(), first_id)
     ]
 
 
 def is_stream(location: str) -> bool:
     """Return whether a location is not a file: a URL, a video device, or the number of a webcam."""
-    if LOCATION.match(location) or location.startswith("/dev/video"):
-        return True
-    return location.isdecimal() and not Path(location).exists()
+    return bool(LOCATION.match(location)) or _is_camera(location)
 
 
 def is_live(location: str) -> bool:
     """Return whether a location is a webcam or uses a streaming protocol; a video on a web server does not."""
-    camera = location.startswith("/dev/video") or (location.isdecimal() and not Path(location).exists())
-    return camera or location.partition("://")[0].lower() in LIVE
+    return _is_camera(location) or location.partition("://")[0].lower() in LIVE
+
+
+def shortened(name: str) -> str:
+    """Return a name of an output file that any file system can hold: printable, and at most 200 bytes of UTF-8."""
+    name = printable(name).replace("\\", "_").replace("/", "_")
+    encoded = name.encode()
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    return f"{encoded[: LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:8]}"
+
+
+def _is_camera(location: str) -> bool:
+    return location.startswith("/dev/video") or bool(
+        re.fullmatch(r"[0-9]{1,3}", location) and not Path(location).exists()
+    )
 
 
 def _expand(word: str) -> list[str]:
+    if not word:
+        raise ValueError("an input has an empty name; write . for the current folder")
+    if word.lower().startswith("file:"):
+        word = str(_path_of_uri(word))
+    elif scheme := LOCATION.match(word):
+        if scheme[1].lower() not in STREAMS:
+            raise ValueError(
+                f"{public_location(word)}: addresses of this kind cannot be read; download the file and name it. "
+                f"Streams have {', '.join(STREAMS)}"
+            )
+        return [word]
     path = Path(word)
-    if is_stream(word) or path.is_file():
+    if path.is_file() or _is_camera(word):
         return [word]
     if path.is_dir():
-        found = [str(file) for file in sorted(path.rglob("*")) if _is_scene(file)]
-        if not found:
-            raise ValueError(f"{path} is a folder without images or videos ({', '.join(sorted(IMAGES))}); name another")
-        return found
+        return [str(file) for file in _scenes_in(path)]
+    if path.exists():
+        raise ValueError(f"{printable(word)} is a device or a pipe; name a file")
+    if path.is_symlink():
+        raise FileNotFoundError(f"{printable(word)} is a link to {os.readlink(path)}, which does not exist")
     if glob.has_magic(word):
-        matches = sorted(glob.glob(word, recursive=True))
-        found = [match for match in matches if Path(match).is_file() and not OUTPUT.search(match)]
+        found = [str(file) for file in files_matching(word) if not OUTPUT.search(file.name)]
         if not found:
-            raise ValueError(f"no file matches {word}; quote the pattern, and try it with ls")
+            raise ValueError(f"no file matches {printable(word)}; quote the pattern, and try it with ls")
         return found
-    raise FileNotFoundError(f"{word} does not exist; check the path")
+    raise FileNotFoundError(f"{printable(word)} does not exist; check the path")
 
 
-def _is_scene(path: Path) -> bool:
-    is_known = path.suffix.lower() in IMAGES | VIDEOS
-    return is_known and not OUTPUT.search(path.name) and not path.name.startswith(".") and path.is_file()
+def _path_of_uri(uri: str) -> Path:
+    """Return the path of a `file:` URI (RFC 8089).
+
+    Raises:
+        ValueError: it names another computer, or no absolute path.
+    """
+    rest = uri[len("file:") :]
+    host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", rest[:1], rest[1:])
+    if host.lower() not in ("", "localhost"):
+        raise ValueError(
+            f"{printable(uri)} names a file of the host {printable(host)}; files of this computer begin with file:///"
+        )
+    if slash != "/":
+        raise ValueError(f"{printable(uri)} has no absolute path; write file:///folder/file")
+    return Path(os.fsdecode(b"/" + unquote_to_bytes(path)))
+
+
+def _scenes_in(folder: Path) -> list[Path]:
+    """Return the images and videos of a folder, and log which other files it holds.
+
+    Raises:
+        ValueError: there are none.
+    """
+    scenes, others = [], Counter[str]()
+    for file in files_in(folder):
+        suffix = file.suffix.lower()
+        if OUTPUT.search(file.name) or suffix in OTHER:
+            continue
+        if suffix in IMAGES or suffix in VIDEOS:
+            scenes.append(file)
+        elif suffix or media_kind(_first_bytes(file)):
+            others[printable(suffix) or "without suffix"] += 1
+    kinds = [f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))]
+    listed = ", ".join(kinds[:MOST_KINDS]) + (f" and {len(kinds) - MOST_KINDS} more kinds" if kinds[MOST_KINDS:] else "")
+    if not scenes:
+        instead = f", it holds {listed}" if kinds else ""
+        known = ", ".join(sorted(IMAGES))
+        raise ValueError(f"{printable(folder)} is a folder without images or videos ({known}){instead}; name another")
+    if kinds:
+        count = plural(others.total(), "file")
+        logger.warning(
+            f"{printable(folder)}: {count} of other kinds were left out: {listed}; convert them, or name them directly"
+        )
+    return scenes
+
+
+def _is_moving(location: str) -> bool:
+    """Return whether a location is a video or stream.
+
+    Raises:
+        ValueError: it is an image on a web server.
+    """
+    if LOCATION.match(location):
+        if location.lower().startswith("http") and media_kind(_first_bytes_of_url(location)) == "image":
+            raise image_on_a_server_error(location)
+        return True
+    if _is_camera(location):
+        return True
+    path = Path(location)
+    kind = media_kind(head := _first_bytes(path))
+    if kind == "image" and head.startswith(b"\xff\xd8") and path.suffix.lower() not in JPEGS:
+        return is_motion_jpeg(_first_bytes(path, 1 << 24))
+    return kind == "video" or (kind is None and path.suffix.lower() in VIDEOS)
+
+
+def image_on_a_server_error(location: str) -> ValueError:
+    """Return the error for an image that is named by the address of a web server."""
+    return ValueError(
+        f"{public_location(location)} is an image on a web server; images are read from files: download it with "
+        "curl -O and name the file"
+    )
+
+
+def _first_bytes(path: Path, count: int = HEAD) -> bytes:
+    """Return the first bytes of a file; none if it cannot be read, which opening it reports."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+def _first_bytes_of_url(url: str) -> bytes:
+    """Return the first bytes of a web address; none if the server does not respond, which opening it reports."""
+    from http.client import HTTPException
+    from urllib.request import Request, urlopen
+
+    try:
+        parts = urlsplit(url)
+        user, at, host = parts.netloc.rpartition("@")
+        headers = {"Range": f"bytes=0-{HEAD - 1}", "User-Agent": "tinydet"}
+        request = Request(parts._replace(netloc=host, fragment="").geturl(), headers=headers)
+        if at:  # not sent to another host that the server redirects to
+            request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote_to_bytes(user)).decode()}")
+        with urlopen(request, timeout=TIMEOUT) as response:
+            return bytes(response.read(HEAD))
+    except (OSError, ValueError, HTTPException):
+        return b""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.names import public_location
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.georeference import Georeference
 from tinydet.spec import ModelSpec
@@ -26,7 +27,8 @@ class SceneDetections:
     """The detections of one scene.
 
     Attributes:
-        scene: name or path of the scene, as written to the files.
+        scene: name or path of the scene, as written to the files: bytes that are not UTF-8 are escaped, and passwords of
+            addresses are masked.
         image_id: its COCO image id.
         width, height: of the scene in pixels.
         detections: in pixels of the scene.
@@ -39,6 +41,9 @@ class SceneDetections:
     height: int
     detections: Detections
     georeference: Georeference | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scene", public_location(self.scene))
 
 
 def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
