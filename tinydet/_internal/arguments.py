@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Collection
-from typing import Literal
+from typing import Literal, NoReturn
+
+from tinydet._internal.names import mask_secrets, printable
 
 
 def positive_int(text: str) -> int:
@@ -149,3 +151,10 @@ def _float(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+class PublicParser(ArgumentParser):
+    """A parser whose errors quote no password of an address, and no byte that a terminal cannot show."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(mask_secrets(message)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tinydet._internal.arguments import integers, names_from, number_or_auto
+from tinydet._internal.arguments import PublicParser, integers, names_from, number_or_auto
 from tinydet._internal.command import command
 from tinydet._internal.console import information_to_stderr
 from tinydet.infer.auto_options import choose_overlap
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = PublicParser(
         prog="tinydet infer",
         usage="tinydet infer --image SCENE [SCENE ...] [OPTIONS]\n"
         "       tinydet infer --annotations FILE [--images DIR] [OPTIONS]",

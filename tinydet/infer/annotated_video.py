@@ -31,7 +31,7 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
     Args:
         path: `.mp4`, `.mkv` or `.mov`.
         width, height: size of the video. Codecs require even sides, so an odd side loses its last column or row. Frames
-            of another size are stretched to fit.
+            of another size, or of a single column or row, are stretched to fit.
 
     Raises:
         ValueError: the suffix is not supported, or a time stamp is not later than the one before.
@@ -56,7 +56,7 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
                 raise ValueError(f"{path}: the frame at {seconds:.3f} s is not later than the one before")
             last = tick
             shown = detections
-            if shrink == 1 and (scene.width, scene.height) == (width, height):
+            if shrink == 1 and (scene.width, scene.height) == (width, height) and min(width, height) > 1:
                 image = scene.read(0, 0, *size).copy()  # cropped, not resized: boxes stay on their pixels
             else:
                 image = scene.read(0, 0, scene.width, scene.height, size).copy()

@@ -6,9 +6,11 @@ import fnmatch
 import glob
 import logging
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tinydet._internal.console import plural
 from tinydet._internal.names import printable
 
 logger = logging.getLogger("tinydet.runtime")
@@ -26,9 +28,12 @@ def files_in(folder: Path) -> list[Path]:
         OSError: the folder itself cannot be listed.
     """
     linked: list[Path] = []
-    found = list(_walk(folder, linked))
+    found = sorted(_walk(folder, linked))
     # A file that is reached in several ways keeps its own name rather than that of a link.
-    return sorted(distinct([*sorted(found), *sorted(linked)]))
+    kept = distinct([*found, *sorted(linked)])
+    if doubles := len(found) + len(linked) - len(kept):
+        logger.warning(f"{printable(folder)}: {doubles_text(doubles)}")
+    return sorted(kept)
 
 
 def files_matching(pattern: str) -> list[Path]:
@@ -58,6 +63,11 @@ def distinct(paths: Iterable[Path]) -> list[Path]:
     return list(kept.values())
 
 
+def doubles_text(count: int) -> str:
+    """Describe how many names were left out because they lead to a file that was found under another name."""
+    return f"left out {plural(count, 'link')} to files that are read under another name"
+
+
 def file_key(path: Path) -> tuple[int, int] | Path:
     """Return a value that is equal for all names of one file; the path itself for a file that has just vanished."""
     try:
@@ -69,15 +79,16 @@ def file_key(path: Path) -> tuple[int, int] | Path:
 
 def _walk(folder: Path, linked: list[Path]) -> Iterator[Path]:
     """Yield files that are reached without a link; append the others to `linked`."""
-    pending, links = [(folder, False)], []
-    seen: set[tuple[int, int]] = set()
+    pending, links = [folder], deque[Path]()
+    # A link to a folder above closes a cycle.
+    seen = {file_key(above) for above in Path(os.path.realpath(folder)).parents}
     while pending or links:
-        current, is_linked = pending.pop() if pending else links.pop(0)
+        is_linked = not pending
+        current = links.popleft() if is_linked else pending.pop()
+        if (key := file_key(current)) in seen:
+            continue  # a cycle, or a second link
+        seen.add(key)
         try:
-            state = current.stat()
-            if (key := (state.st_dev, state.st_ino)) in seen:
-                continue  # a cycle, or a second link
-            seen.add(key)
             with os.scandir(current) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
         except OSError as error:
@@ -94,14 +105,15 @@ def _walk(folder: Path, linked: list[Path]) -> Iterator[Path]:
             except OSError:  # a cycle of links
                 is_folder, is_file, is_link = False, False, True
             if is_folder:
-                (links if is_link else pending).append((path, is_link or is_linked))
+                # Links wait, and so do the folders below them: the shortest names come first.
+                (links if is_link or is_linked else pending).append(path)
             elif is_file:
                 if is_link or is_linked:
                     linked.append(path)
                 else:
                     yield path
             elif is_link:
-                logger.warning(f"{printable(path)}: this link leads nowhere and was left out")
+                logger.warning(f"{printable(path)}: this link leads to no file and was left out")
 
 
 def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:

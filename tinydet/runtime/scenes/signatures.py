@@ -11,15 +11,20 @@ Kind = Literal["image", "video"]
 _IMAGES = (
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # JPEG, PNG, GIF, TIFF, BigTIFF
     *(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ", b"\xff\x0a", b"\0\0\0\x0cJXL "),  # JPEG 2000, JPEG XL
-    *(b"8BPS", b"qoif", b"\x76\x2f\x31\x01", b"#?RADIANCE", b"DDS ", b"\0\0\1\0"),  # Photoshop, QOI, EXR, HDR, DDS, icon
+    *(
+        b"8BPS",
+        b"qoif",
+        b"\x76\x2f\x31\x01",
+        b"#?RADIANCE",
+        b"DDS ",
+        b"\0\0\1\0",
+    ),  # PSD, QOI, EXR, HDR, DDS, ICO
     *(b"EHFA_HEADER_TAG", b"NITF", b"NSIF", b"SIMPLE  =", b"\x89HDF", b"CDF\1", b"CDF\2"),  # rasters of GDAL
     *(b"IIU\0", b"IIRO", b"FUJIFILM", b"%PDF"),  # raw photographs and documents, which nothing here reads
 )
-_IMAGE_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2"}) | {
-    b"msf1",
-    b"miaf",
-    b"crx ",
-}
+_IMAGE_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}) | frozenset(
+    {b"mif1", b"mif2", b"msf1", b"miaf", b"crx "}
+)
 _VIDEOS = (
     *(b"\x1aE\xdf\xa3", b"FLV\1", b"OggS", b"\x30\x26\xb2\x75", b"\x06\x0e\x2b\x34"),  # Matroska, FLV, Ogg, ASF, MXF
     *(b".RMF", b"DKIF", b"YUV4MPEG2", b"nut/multimedia", b"DHAV", b"IMKH", b"\xb7\xd8\0\x20"),
@@ -38,7 +43,12 @@ def media_kind(head: bytes) -> Kind | None:
     if head.startswith(b"RIFF"):
         return {b"WEBP": "image", b"AVI ": "video"}.get(head[8:12])  # type: ignore[return-value]
     is_bitmap = head.startswith(b"BM") and head[6:10] == bytes(4)
-    if head.startswith(_IMAGES) or is_bitmap or _NETPBM.match(head) or _VIRTUAL.match(head.removeprefix(b"\xef\xbb\xbf")):
+    if (
+        head.startswith(_IMAGES)
+        or is_bitmap
+        or _NETPBM.match(head)
+        or _VIRTUAL.match(head.removeprefix(b"\xef\xbb\xbf"))
+    ):
         return "video" if head[16:24] == b"ftypmjp2" else "image"
     if head.startswith(_VIDEOS) or _is_transport_stream(head):
         return "video"
@@ -62,5 +72,5 @@ def is_motion_jpeg(data: bytes) -> bool:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """Return whether packets of MPEG-TS begin at equal distances, with the 4 bytes of a Blu-ray or camera or without."""
+    """Return whether packets of MPEG-TS begin at equal distances: alone, after 4 bytes, or before a checksum."""
     return any(head[first : first + 2 * size + 1 : size] == b"GGG" for first, size in ((0, 188), (4, 192), (0, 204)))

@@ -14,20 +14,39 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from tinydet._internal.console import plural
 from tinydet._internal.names import printable, public_location
-from tinydet.runtime.scenes.folders import file_key, files_in, files_matching
+from tinydet.runtime.scenes.folders import doubles_text, file_key, files_in, files_matching
 from tinydet.runtime.scenes.signatures import HEAD, is_motion_jpeg, media_kind
 
 logger = logging.getLogger("tinydet.runtime")
 
 JPEGS = frozenset({".jfif", ".jpe", ".jpeg", ".jpg", ".jps", ".mpo"})
-IMAGES = JPEGS | frozenset(
-    {".apng", ".avif", ".bmp", ".dib", ".gif", ".img", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx", ".nitf", ".ntf"}
-    | {".pam", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".vrt", ".webp"}
+HEIF = frozenset({".heic", ".heif", ".hif"})  # read by the package pillow-heif, if it is installed
+IMAGES = (
+    JPEGS
+    | {
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".img",
+        ".j2c",
+        ".j2k",
+        ".jp2",
+        ".jpc",
+        ".jpf",
+        ".jpx",
+        ".nitf",
+        ".ntf",
+    }
+    | {".pam", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".ras", ".tif", ".tiff", ".vrt", ".webp"}
+    | (HEIF if find_spec("pillow_heif") else frozenset())
 )  # suffixes that are searched for in a folder; a file that is named directly may have any
 VIDEOS = frozenset(
     {".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dav", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265", ".hevc"}
@@ -117,7 +136,7 @@ def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]
         kept = found.setdefault(location if is_stream(location) else file_key(Path(location)), location)
         doubles += os.path.abspath(kept) != os.path.abspath(location)
     if doubles:
-        logger.warning(f"{plural(doubles, 'name')} of a file that has another name too were left out: it is read once")
+        logger.warning(doubles_text(doubles))
     return [
         Source(location, image_id, _is_moving(location)) for image_id, location in enumerate(found.values(), first_id)
     ]
@@ -210,7 +229,9 @@ def _scenes_in(folder: Path) -> list[Path]:
         elif suffix or media_kind(_first_bytes(file)):
             others[printable(suffix) or "without suffix"] += 1
     kinds = [f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))]
-    listed = ", ".join(kinds[:MOST_KINDS]) + (f" and {len(kinds) - MOST_KINDS} more kinds" if kinds[MOST_KINDS:] else "")
+    listed = ", ".join(kinds[:MOST_KINDS]) + (
+        f" and {len(kinds) - MOST_KINDS} more kinds" if kinds[MOST_KINDS:] else ""
+    )
     if not scenes:
         instead = f", it holds {listed}" if kinds else ""
         known = ", ".join(sorted(IMAGES))
@@ -218,7 +239,7 @@ def _scenes_in(folder: Path) -> list[Path]:
     if kinds:
         count = plural(others.total(), "file")
         logger.warning(
-            f"{printable(folder)}: {count} of other kinds were left out: {listed}; convert them, or name them directly"
+            f"{printable(folder)}: left out {count} of other kinds: {listed}; convert them, or name them directly"
         )
     return scenes
 
@@ -270,7 +291,8 @@ def _first_bytes_of_url(url: str) -> bytes:
         headers = {"Range": f"bytes=0-{HEAD - 1}", "User-Agent": "tinydet"}
         request = Request(parts._replace(netloc=host, fragment="").geturl(), headers=headers)
         if at:  # not sent to another host that the server redirects to
-            request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(unquote_to_bytes(user)).decode()}")
+            code = base64.b64encode(unquote_to_bytes(user)).decode()
+            request.add_unredirected_header("Authorization", f"Basic {code}")
         with urlopen(request, timeout=TIMEOUT) as response:
             return bytes(response.read(HEAD))
     except (OSError, ValueError, HTTPException):

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -37,6 +37,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between attempts to reopen a li
 READ_AHEAD = 2  # frames of a file that are decoded in advance
 RATE = 25  # frames per second of a source that states none
 LONGEST_GAP = 10.0  # seconds between two frames; more in MPEG-TS is a joint, as FFmpeg's -dts_delta_threshold has it
+CUT = 0.9  # of the stated length; a video that ends earlier was cut off
 NO_TIMESTAMPS, DISCONTINUOUS = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 COVER = 0x400 | 0x800 | 0x100000  # FFmpeg's dispositions of attached pictures, timed thumbnails and still images
 STILL_CODECS = frozenset({"apng", "bmp", "gif", "mjpeg", "png", "tiff", "webp"})
@@ -186,9 +187,9 @@ class Video:
             raise DamagedSceneError(f"{self.name} has {what}; name another file")
         stream = max(streams, key=_rank)
         if stream.codec_context is None:
+            codec = self._codec_name(container, stream)
             raise DamagedSceneError(
-                f"{self.name}: the installed FFmpeg has no decoder for its codec, {self._codec_name(container, stream)}; "
-                "convert it to H.264"
+                f"{self.name}: the installed FFmpeg has no decoder for its codec, {codec}; convert it to H.264"
             )
         return stream
 
@@ -242,8 +243,21 @@ class Video:
                 index += 1
                 if self._closed.is_set():
                     return
+        if not self.live and (length := self._length()) * CUT > seconds + 2 / self.rate:
+            logger.warning(
+                f"{self.name}: ends after {seconds:.1f} s of {length:.1f} s; it is cut off, or its header is wrong"
+            )
 
-    def _decoded(self) -> Iterator[Any]:
+    def _length(self) -> float:
+        """Return the seconds that the header of a file states for the video stream; 0 if it does not."""
+        if self._container.format.flags & DISCONTINUOUS:
+            return 0.0  # a format without such a header, for which FFmpeg estimates the length
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        only_video = len(self._container.streams) == len(self._container.streams.video)
+        return (self._container.duration or 0) / self._av.time_base if only_video else 0.0
+
+    def _decoded(self) -> Generator[Any, None, None]:
         """Decode the stream. Packets before the first keyframe, and damaged ones of a live source, are skipped."""
         count = skipped = 0
         problem = "it holds no frame"
@@ -260,17 +274,19 @@ class Video:
             count += len(frames)
             yield from frames
         if not count and not self.live:
-            raise DamagedSceneError(f"{self.name}: no frame can be decoded ({problem}); get it again")
+            raise DamagedSceneError(
+                f"{self.name}: no frame can be decoded, it has no keyframe or is damaged ({problem}); get it again"
+            )
 
     @contextmanager
     def _failures(self, seconds: Callable[[], float]) -> Iterator[None]:
-        """Raise errors of FFmpeg as DamagedSceneError, and as OSError for a live source, which is then reopened."""
+        """Raise errors of FFmpeg as DamagedSceneError, for a live source as LostStreamError, and name the source."""
         try:
             yield
         except Exception as error:
             if not is_outside_error(error):
                 raise
-            kind = OSError if self.live else DamagedSceneError
+            kind = LostStreamError if self.live else DamagedSceneError
             raise kind(f"{self.name}: broken after {seconds():.1f} s ({self._reason(error)}); get it again") from error
 
     def _reason(self, error: BaseException) -> str:

@@ -27,8 +27,8 @@ class SceneDetections:
     """The detections of one scene.
 
     Attributes:
-        scene: name or path of the scene, as written to the files: bytes that are not UTF-8 are escaped, and passwords of
-            addresses are masked.
+        scene: name or path of the scene, as written to the files: bytes that are not UTF-8 are escaped, and passwords
+            are masked.
         image_id: its COCO image id.
         width, height: of the scene in pixels.
         detections: in pixels of the scene.
