@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -60,3 +62,16 @@ def test_nothing_is_shown_outside_a_command(logger: logging.Logger, capsys: pyte
         pass
     logger.info("12 tiles")
     assert capsys.readouterr() == ("", "") and not LOGGER.handlers
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "iso-8859-1"])
+def test_a_message_with_any_file_name_is_one_line_that_every_console_shows(
+    logger: logging.Logger, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    monkeypatch.setattr(sys, "stdout", output)
+    with show_messages("tinydet infer"):
+        logger.info("\udce9\n\x1b[31m日ö.png: rtsp://bob:s3cret@host/pier")
+    written = output.buffer.getvalue().decode(encoding)
+    wide = {"utf-8": "日ö", "ascii": r"\u65e5\xf6", "iso-8859-1": r"\u65e5ö"}[encoding]
+    assert written == rf"\xe9\n\x1b[31m{wide}.png: rtsp://***@host/pier" + "\n"

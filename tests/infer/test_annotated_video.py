@@ -76,3 +76,14 @@ def test_wrong_suffixes_and_repeated_time_stamps_raise_and_leave_no_file(tmp_pat
     with pytest.raises(ValueError, match=r"'\.gif'; use \.mp4"), open_video(tmp_path / "out.gif", 64, 64):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(65, 49), (1, 1), (1, 9), (2, 2), (3, 2)])
+def test_a_video_of_any_size_can_be_annotated(width: int, height: int, tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with open_video(path, width, height) as write:
+        for i in range(2):
+            write(open_scene(np.full((height, width, 3), 90, np.uint8)), Detections.empty(), i / 10)
+    with av.open(str(path)) as container:
+        sizes = [(frame.width, frame.height) for frame in container.decode(video=0)]
+    assert sizes == 2 * [(max(2, width // 2 * 2), max(2, height // 2 * 2))]

@@ -390,3 +390,25 @@ def test_a_drawing_gets_the_best_of_all_chunks() -> None:
     everything = Detections.concatenate([part.detections for part in parts]).by_score()
     assert np.array_equal(best.detections.boxes, everything.boxes[:30])
     assert best.total == 80
+
+
+def test_names_that_are_not_text_are_escaped_in_every_format_and_stay_in_the_folder(flight: Path, capsys) -> None:
+    names = [os.fsdecode(name) for name in (b"pl\xe9ge.png", b"pl\xe8ge.png", b"line\nbreak.png", b"-x:?.png")]
+    names.append("x" * 251 + ".png")
+    for name in names:  # OpenCV writes no such names
+        paint(flight / "new.png", BOXES["a"])
+        (flight / "new.png").rename(flight / "flight" / name)
+    assert run("--image", "flight", "--output", "all.csv", "--format", "csv,coco") == 0
+    with (flight / "all.csv").open(newline="") as file:
+        scenes = {row["scene"] for row in csv.DictReader(file)}
+    escaped = {r"flight/pl\xe9ge.png", r"flight/pl\xe8ge.png", r"flight/line\nbreak.png", "flight/-x:?.png"}
+    assert escaped < scenes
+    assert len(scenes) == 7
+    before = set(files(flight))
+    assert run("--image", "flight", "--output", "found/", "--draw", "found/", "--resume") == 0
+    written = set(files(flight)) - before
+    assert all(name.startswith("found/") for name in written)
+    assert {"found/pl_xe9ge.detections.json", "found/pl_xe8ge.detections.jpg"} < written
+    for name in written:
+        name.encode()  # valid UTF-8
+    assert not set(capsys.readouterr().out) & {"\udce9"}

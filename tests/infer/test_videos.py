@@ -15,7 +15,12 @@ import pytest
 
 from tinydet.infer.__main__ import main
 from tinydet.infer.drawing import COLORS
+from tinydet.infer.jobs import OutputOptions, plan_jobs
+from tinydet.infer.scenes import InferenceRun
+from tinydet.infer.settings import Settings
 from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.scenes.sources import find_sources
 
 av = pytest.importorskip("av")
 COUNT = 10
@@ -234,3 +239,84 @@ def test_a_lost_stream_leaves_its_files_and_resuming_does_not_replace_its_video(
     thread.join()
     assert places(folder / "live.json")[: len(first)] == first
     assert cv2.VideoCapture("live.mp4").read()[0]
+
+
+def test_the_password_of_a_stream_is_in_no_file_and_no_line(folder: Path, capsys) -> None:
+    data = write_clip(folder / "live.ts", format="mpegts").read_bytes()
+    (folder / "live.ts").unlink()
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+
+    def serve() -> None:
+        for _ in range(3):
+            client, _ = server.accept()
+            with client:
+                client.sendall(data)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    address = f"tcp://bob:s3cret@127.0.0.1:{port}?token=s3cret"
+    with server:
+        assert run("--image", address, "--reconnect", "0", "--resume") == 0
+        outputs = ("--output", "out.csv", "--format", "csv,coco", "--draw", "out.mp4")
+        assert run("--image", address, "--reconnect", "0", "--resume", *outputs) == 0
+        assert run("--image", address, address.replace("bob", "eve"), "--output", "none/x/") == 2  # before the work
+        with pytest.raises(SystemExit, match="2"):
+            run(address)
+        assert run("--image", address, "--crops", "a.jpg") == 2
+        with socket.create_connection(("127.0.0.1", port)):
+            thread.join(10)
+    assert run("--image", address, "--output", "gone.csv") == 2  # nobody listens
+    captured = capsys.readouterr()
+    assert f"tcp://***@127.0.0.1:{port}?token=***" in captured.out
+    assert "s3cret" not in captured.out + captured.err
+    written = sorted(path.name for path in folder.rglob("*"))
+    assert f"127-0-0-1-{port}-token.detections.json" in written
+    assert "out.csv" in written
+    for path in folder.rglob("*"):
+        assert "s3cret" not in path.name
+        assert b"s3cret" not in path.read_bytes()
+    with (folder / "out.csv").open() as file:
+        assert {row["scene"].partition("#")[0] for row in csv.DictReader(file)} == {
+            f"tcp://***@127.0.0.1:{port}?token=***"
+        }
+
+
+def test_streams_whose_addresses_differ_in_the_password_get_files_of_their_own(folder: Path) -> None:
+    sources = find_sources([f"rtsp://{user}:pw@host/pier" for user in ("a", "b", "c")] + ["rtsp://host/pier-2"])
+    jobs = plan_jobs(sources, OutputOptions("found/")).jobs
+    names = [job.results[0].name.removesuffix(".detections.json") for job in jobs]
+    assert names == ["host-pier", "host-pier-2", "host-pier-3", "host-pier-2-2"]
+
+
+def test_each_kind_of_unreadable_video_is_skipped_and_named(folder: Path, capsys) -> None:
+    whole = (folder / "clip.mp4").read_bytes()
+    (folder / "flight").mkdir()
+    (folder / "flight" / "empty.mkv").write_bytes(b"")
+    (folder / "flight" / "text.avi").write_text("<html>not found</html>")
+    (folder / "flight" / "cut.mov").write_bytes(whole[:900])
+    (folder / "flight" / "good.flv").write_bytes(whole)
+    write_clip(folder / "late.ts", format="mpegts")
+    stream = (folder / "late.ts").read_bytes()
+    (folder / "flight" / "headless.ts").write_bytes(stream[:376] + stream[-376:])
+    words = ("--image", "flight", "tcp://bob:s3cret@127.0.0.1:1", "--output", "found/", "--reconnect", "0")
+    assert run(*words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    run(*words, "--skip-unreadable")
+    captured = capsys.readouterr()
+    for name in ("empty.mkv", "text.avi", "cut.mov", "headless.ts", "tcp://***@127.0.0.1:1"):
+        assert f"{name}: " in captured.out + captured.err
+    assert "5 of 6 scenes" in captured.out + captured.err
+    assert sorted(path.name for path in (folder / "found").iterdir()) == [
+        "good.detections.frames.csv", "good.detections.json"
+    ]  # fmt: skip
+
+
+def test_a_video_that_vanishes_after_it_was_listed_is_skipped(folder: Path, capsys) -> None:
+    write_clip(folder / "gone.mp4")
+    plan = plan_jobs(find_sources(["gone.mp4", "clip.mp4"]), OutputOptions("found/"))
+    (folder / "gone.mp4").unlink()
+    backend = OnnxRuntimeBackend(folder / "model.onnx")
+    settings = Settings(ScanOptions(8, batch=1), skip_unreadable=True)
+    InferenceRun(backend, "hash", settings).run(plan)
+    assert sorted(path.name for path in (folder / "found").glob("*.json")) == ["clip.detections.json"]

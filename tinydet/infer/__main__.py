@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument_group("input").add_argument
-    add("--image", nargs="+", metavar="SCENE", help="scan these images (JPEG, PNG, TIFF, JP2, ...), folders, glob"
-        " patterns, videos, rtsp:// streams or webcam numbers")  # fmt: skip
+    add("--image", nargs="+", metavar="SCENE", help="scan these images (JPEG, PNG, TIFF, JP2, ...), folders"
+        " (without hidden files), glob patterns, videos, file:// URIs, rtsp:// streams or webcam numbers")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE", help="scan the images of this COCO file and keep its image ids")
     add("--images", type=Path, metavar="DIR", help="folder of the images of --annotations (default: images/ next to"
         " the file)")  # fmt: skip

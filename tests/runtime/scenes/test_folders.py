@@ -38,9 +38,7 @@ def test_linked_folders_are_followed_and_no_file_is_listed_twice(
     assert "in: left out 2 links to files that are read under another name" in caplog.text
 
 
-def test_hidden_files_and_those_of_systems_are_ignored_silently(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_hidden_files_and_those_of_systems_are_ignored_silently(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("._a.png", ".DS_Store", ".trash/x.png", "@eaDir/a.png", "deep/Thumbs.db", "__MACOSX/a.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
@@ -96,4 +94,7 @@ def test_a_folder_with_brackets_in_its_name_can_begin_a_pattern(folder: Path) ->
 
 
 def test_a_file_that_has_vanished_is_kept_so_that_opening_it_reports_it(folder: Path) -> None:
-    assert distinct([Path("in/a.png"), Path("gone.png"), Path("in/../in/a.png")]) == [Path("in/a.png"), Path("gone.png")]
+    assert distinct([Path("in/a.png"), Path("gone.png"), Path("in/../in/a.png")]) == [
+        Path("in/a.png"),
+        Path("gone.png"),
+    ]

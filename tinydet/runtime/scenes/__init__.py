@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinydet._internal.names import printable
 from tinydet.runtime.scenes.image_file import check_fits_in_memory, decode, needs_windows, read_bytes
 from tinydet.runtime.scenes.pixels import Image, Pixels, check_bands
 from tinydet.runtime.scenes.raster import RasterScene
@@ -50,7 +51,7 @@ def open_scene(
     if needs_windows(path, data):
         return RasterScene(path, stretch, bands)
     pixels, alpha = decode(path, data)
-    return ArrayScene(path.name, _select_bands(pixels, bands, path.name), stretch, alpha)
+    return ArrayScene(printable(path.name), _select_bands(pixels, bands, path.name), stretch, alpha)
 
 
 def read_image(path: Path | str, stretch: tuple[float, float] = STRETCH) -> Image:

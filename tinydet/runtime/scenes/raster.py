@@ -13,6 +13,7 @@ import numpy as np
 
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.scenes.georeference import ground_sample_distance
+from tinydet._internal.names import printable
 from tinydet.runtime.scenes.pixels import SAMPLE, Image, Limits, check_bands, measure_limits, resize, to_rgb8
 from tinydet.runtime.scenes.scene import DamagedSceneError, Scene
 
@@ -48,7 +49,7 @@ class RasterScene(Scene):
                 import rasterio
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{path} is read by windows, with rasterio. {error}", name=error.name) from None
-        self.name, self._path = path.name, path
+        self.name, self._path = printable(path.name), path
         self._rasterio = rasterio
         self._file = self._open()
         orientation = self._file.tags().get("EXIF_Orientation", "1")

@@ -210,7 +210,7 @@ def _path_of_uri(uri: str) -> Path:
         )
     if slash != "/":
         raise ValueError(f"{printable(uri)} has no absolute path; write file:///folder/file")
-    return Path(os.fsdecode(b"/" + unquote_to_bytes(path)))
+    return Path(os.fsdecode(b"/" + unquote_to_bytes(os.fsencode(path))))
 
 
 def _scenes_in(folder: Path) -> list[Path]:

@@ -275,7 +275,7 @@ class Video:
             yield from frames
         if not count and not self.live:
             raise DamagedSceneError(
-                f"{self.name}: no frame can be decoded, it has no keyframe or is damaged ({problem}); get it again"
+                f"{self.name}: no frame can be decoded: it has no keyframe, or is damaged ({problem}); get it again"
             )
 
     @contextmanager
