@@ -40,6 +40,7 @@ LONGEST_GAP = 10.0  # seconds between two frames; more in MPEG-TS is a joint, as
 CUT = 0.9  # of the stated length; a video that ends earlier was cut off
 NO_TIMESTAMPS, DISCONTINUOUS = 0x80, 0x200  # FFmpeg's AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT
 COVER = 0x400 | 0x800 | 0x100000  # FFmpeg's dispositions of attached pictures, timed thumbnails and still images
+FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 STILL_CODECS = frozenset({"apng", "bmp", "gif", "mjpeg", "png", "tiff", "webp"})
 # Formats that a file may have. Others refer to more files or addresses (playlists, `concat`, `sdp`), or hold images.
 FORMATS = (
@@ -425,21 +426,19 @@ def _ffmpeg_arguments(location: str) -> tuple[str, dict[str, Any]]:
     if separator and is_stream(location):
         options: dict[str, Any] = {"timeout": TIMEOUT}
         if scheme.lower() in ("rtsp", "rtsps"):
-            options["options"] = {"rtsp_transport": "tcp"}  # UDP would lose packets, and with them objects
+            options["container_options"] = {"rtsp_transport": "tcp"}  # UDP would lose packets, and with them objects
         return f"{scheme.lower()}://{rest}", options
     if is_stream(location):
         device = f"/dev/video{location}" if location.isdecimal() else location
         return device, {"timeout": TIMEOUT, "format": "v4l2"}
     # `file:` because FFmpeg takes a name such as `concat:a|b` or `cam:1.ts` for another protocol.
-    return f"file:{location}", {
-        "timeout": TIMEOUT,
-        "options": {"format_whitelist": FORMATS, "protocol_whitelist": "file"},
-    }
+    # Not `options`: before PyAV 18 they also go to streams, which crashes where FLV adds one.
+    return f"file:{location}", {"timeout": TIMEOUT, "container_options": {"format_whitelist": FORMATS}}
 
 
 def _is_cover(stream: Any) -> bool:
     """Return whether a stream is marked as a cover image, a thumbnail or another still image."""
-    return bool(stream.disposition & COVER)
+    return bool(stream.disposition.value & COVER)
 
 
 def _rank(stream: Any) -> tuple[object, ...]:
@@ -448,12 +447,20 @@ def _rank(stream: Any) -> tuple[object, ...]:
     if context is None:
         return (False,)
     is_still = context.name in STILL_CODECS
-    return True, stream.frames != 1, not is_still, context.width * context.height, stream.disposition & 1
+    return True, stream.frames != 1, not is_still, context.width * context.height, stream.disposition.value & 1
 
 
 def _scene(frame: Any, name: str) -> Scene:
     # Bicubic is FFmpeg's own default; it matters for the color of formats such as 10-bit and NV12.
-    pixels: Image = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+    # Before PyAV 17 the matrix and range of a frame are applied only if others are named for the result.
+    color_range = FULL_RANGE if frame.format.name.startswith("yuvj") else frame.color_range
+    pixels: Image = frame.to_ndarray(
+        format="rgb24",
+        interpolation="BICUBIC",
+        src_colorspace=frame.colorspace,
+        dst_colorspace="DEFAULT",
+        src_color_range=color_range,
+    )
     matrix = frame.side_data.get("DISPLAYMATRIX")
     return ArrayScene(name, pixels if matrix is None else _upright(pixels, np.frombuffer(bytes(matrix), np.int32)))
 
