@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.infer.annotated_video import open_video
+from tinydet.infer.annotated_video import check_video_path, open_video
 from tinydet.infer.drawing import COLORS
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes import open_scene
@@ -87,3 +87,9 @@ def test_a_video_of_any_size_can_be_annotated(width: int, height: int, tmp_path:
     with av.open(str(path)) as container:
         sizes = [(frame.width, frame.height) for frame in container.decode(video=0)]
     assert sizes == 2 * [(max(2, width // 2 * 2), max(2, height // 2 * 2))]
+
+
+def test_a_missing_encoder_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "codecs_available", {"ffv1"})
+    with pytest.raises(ValueError, match=r"out.mp4: .* encodes neither libx264 nor mpeg4"):
+        check_video_path(tmp_path / "out.mp4")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -320,3 +322,17 @@ def test_a_video_that_vanishes_after_it_was_listed_is_skipped(folder: Path, caps
     settings = Settings(ScanOptions(8, batch=1), skip_unreadable=True)
     InferenceRun(backend, "hash", settings).run(plan)
     assert sorted(path.name for path in (folder / "found").glob("*.json")) == ["clip.detections.json"]
+
+
+def test_a_failure_while_the_annotated_video_is_closed_names_the_journal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run("--image", "clip.mp4", "--draw", "out.mp4") == 2
+    captured = capsys.readouterr()
+    assert "10 frames are kept in out.journal; --resume continues from there" in captured.out
+    assert "out.mp4 was not written (No space left on device)" in captured.err
+    assert not (folder / "out.mp4").exists()

@@ -34,15 +34,15 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
             of another size, or of a single column or row, are stretched to fit.
 
     Raises:
-        ValueError: the suffix is not supported, or a time stamp is not later than the one before.
-        ModuleNotFoundError: PyAV is not installed.
+        ValueError, ModuleNotFoundError: as `check_video_path`; also for a time stamp that is not later than the one
+            before.
     """
     check_video_path(path)
-    with needs_extra("video"):
-        import av
+    import av
+
     shrink = min(1.0, MAX_SIDE / max(width, height))
     size = max(2, round(width * shrink) // 2 * 2), max(2, round(height * shrink) // 2 * 2)
-    codec = next(name for name in CODECS if name in av.codecs_available)
+    codec = _codec(path)
     with atomic_path(path, part=True) as temporary, av.open(str(temporary), "w") as container:
         stream: Any = container.add_stream(codec, rate=RATE)  # its class depends on the codec
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -72,6 +72,24 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
 
 
 def check_video_path(path: Path) -> None:
-    """Raise ValueError for a suffix that is not supported. Call it before the work, not after."""
+    """Check that a video can be written. Call it before the work, not after.
+
+    Raises:
+        ValueError: the suffix is not supported, or the installed FFmpeg encodes none of CODECS.
+        ModuleNotFoundError: PyAV is not installed.
+    """
     if path.suffix.lower() not in CONTAINERS:
         raise ValueError(f"{path}: cannot write a video as {path.suffix!r}; use {', '.join(CONTAINERS)}")
+    _codec(path)
+
+
+def _codec(path: Path) -> str:
+    with needs_extra("video"):
+        import av
+    for name in CODECS:
+        if name in av.codecs_available:
+            return name
+    raise ValueError(
+        f"{path}: the FFmpeg of the installed PyAV encodes neither {' nor '.join(CODECS)}; install PyAV from a wheel: "
+        "pip install --force-reinstall av"
+    )

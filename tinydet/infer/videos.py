@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tinydet._internal.atomic import atomic_path
+from tinydet._internal.console import plural
 from tinydet._internal.interrupt import deferred_interrupt
 from tinydet.infer.annotated_video import open_video
 from tinydet.infer.auto_options import MANY, seconds_per_batch
@@ -67,7 +68,13 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings) 
         seconds = seconds_per_batch(backend, settings.options.batch) if count > MANY else 0.0
         plan = None if settings.auto_scale else frames.plan(video, settings.options)
         logger.info(video_line(video, backend.spec, plan, frames=count, seconds_per_batch=seconds))
-        stopped = _write(frames)
+        try:
+            stopped = _write(frames)
+        except (KeyboardInterrupt, OSError):
+            if journal is not None and journal.path.exists():
+                count = sum(1 for _ in journal.frames())
+                logger.info(f"  {plural(count, 'frame')} are kept in {journal.path}; --resume continues from there")
+            raise
         for path in job.outputs:
             if path.exists():  # a video of no frames is not written
                 logger.info(f"  {path}")
@@ -174,10 +181,8 @@ def _write(frames: _Frames) -> KeyboardInterrupt | LostStreamError | None:
                     break
         except LostStreamError as error:
             stopped = error
-        except (KeyboardInterrupt, OSError) as error:
-            if not video.live or not isinstance(error, KeyboardInterrupt):
-                if job.journal is not None and job.journal.exists():
-                    logger.info(f"  {count} frames are kept in {job.journal}; --resume continues from there")
+        except KeyboardInterrupt as error:
+            if not video.live:
                 raise
             stopped = error
     rate = (count - frames.from_journal) / (time.perf_counter() - start)
