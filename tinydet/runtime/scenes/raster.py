@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tinydet._internal.extras import needs_extra
-from tinydet.runtime.scenes.georeference import ground_sample_distance
 from tinydet._internal.names import printable
+from tinydet.runtime.scenes.georeference import ground_sample_distance
 from tinydet.runtime.scenes.pixels import SAMPLE, Image, Limits, check_bands, measure_limits, resize, to_rgb8
 from tinydet.runtime.scenes.scene import DamagedSceneError, Scene
 
