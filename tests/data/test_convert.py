@@ -240,8 +240,8 @@ def test_pedestrians_only_is_the_ground_truth_of_the_citypersons_benchmark(tmp_p
 
 def test_citypersons_images_are_found_with_and_without_a_city_folder(tmp_path: Path) -> None:
     source = citypersons(tmp_path / "anno_val.mat")
-    image_file(tmp_path / "val" / "frankfurt_000000_000294_leftImg8bit.png")
-    image_file(tmp_path / "val" / "lindau" / "lindau_1.png")
+    image_file(tmp_path / "val" / "frankfurt_000000_000294_leftImg8bit.png", 2048, 1024)
+    image_file(tmp_path / "val" / "lindau" / "lindau_1.png", 2048, 1024)
     document = convert(source, "citypersons", "--images", tmp_path / "val")
     names = [image["file_name"] for image in document["images"]]
     assert names == ["frankfurt_000000_000294_leftImg8bit.png", "lindau/lindau_1.png"]

@@ -10,6 +10,7 @@ from tinydet.data.coco_file import write_document
 from tinydet.data.readers import citypersons, dota, tinyperson, visdrone, voc, yolo
 from tinydet.data.readers.class_names import read_class_names
 from tinydet.data.readers.coco_builder import CocoBuilder
+from tinydet.data.readers.yolo_lines import LABELS
 
 FORMATS = {
     "tinyperson": "JSON file of TinyPerson, whole images or sub-images",
@@ -23,6 +24,7 @@ FORMATS = {
 # The formats of each option that not all formats have.
 _FORMATS_OF = {
     "classes": ("voc", "yolo", "dota"),
+    "labels": ("yolo",),
     "first_pixel": ("voc",),
     "task": ("tinyperson",),
     "keep_uncertain": ("tinyperson",),
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="folder of the images, to which file names are relative; required for yolo, visdrone and dota, which "
-        "have no image sizes",
+        "have no image sizes; for the other formats, also checks the sizes",
     )
     parser.add_argument(
         "--output",
@@ -70,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="voc, yolo, dota: class names in the order of their ids, one per line or data.yaml; use the same FILE for "
         "training and validation data (default: the classes that occur)",
+    )
+    parser.add_argument(
+        "--labels",
+        choices=LABELS,
+        help="yolo: what the numbers of a line are: a box, a box with keypoints (pose), or the corners of a polygon or "
+        "an oriented box (default: as kpt_shape or task in data.yaml says, otherwise by evidence from all lines)",
     )
     parser.add_argument(
         "--first-pixel",
@@ -121,10 +129,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace) -> CocoBuilder:
+    if args.images is not None and not args.images.is_dir():
+        raise ValueError(f"{args.images}: no such folder of images; check --images")
+    if args.format == "yolo":
+        return yolo.read(args.source, args.images, classes=args.classes, labels=args.labels)
     classes = None if args.classes is None else read_class_names(args.classes)
     match args.format:
         case "tinyperson":
-            return tinyperson.read(args.source, task=args.task, keep_uncertain=bool(args.keep_uncertain))
+            return tinyperson.read(args.source, args.images, task=args.task, keep_uncertain=bool(args.keep_uncertain))
         case "citypersons" | "tiny-citypersons":
             shrink = citypersons.TINY if args.format == "tiny-citypersons" else 1
             pedestrians_only = bool(args.pedestrians_only)
@@ -132,8 +144,6 @@ def _read(args: argparse.Namespace) -> CocoBuilder:
         case "voc":
             first_pixel = 1 if args.first_pixel is None else args.first_pixel
             return voc.read(args.source, args.images, first_pixel=first_pixel, classes=classes)
-        case "yolo":
-            return yolo.read(args.source, args.images, classes=classes)
         case "visdrone":
             return visdrone.read(args.source, args.images)
         case "dota":

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
 from tinydet.runtime.scenes import open_scene
-
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"})
+from tinydet.runtime.scenes.sources import IMAGES
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder and its subfolders, by suffix; sorted, relative to the folder."""
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    """Return the image files of a folder, by suffix, as `list_files`."""
+    return list_files(folder, IMAGES)
+
+
+def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Return the files of a folder and its subfolders that have one of the suffixes, in any letter case.
+
+    They are sorted and relative to the folder. Links to folders are followed, each folder once. Hidden files and
+    folders are left out, such as the `._name` and `__MACOSX` of macOS.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        place = os.path.realpath(parent)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        relative = Path(parent).relative_to(folder)
+        found.extend(relative / n for n in names if not n.startswith(".") and Path(n).suffix.lower() in suffixes)
+    return sorted(found)
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -29,7 +29,8 @@ def read(source: Path, images: Path | None = None, *, shrink: int = 1, pedestria
     """Read a `.mat` file. `file_name` is `city/image`, or the image alone if that is what the folder has.
 
     Args:
-        images: folder of the images, to look up their names; None takes `city/image` without a check.
+        images: folder of the images, to look up their names and check their size; None takes `city/image` without a
+            check.
         shrink: factor by which images and boxes are smaller; `TINY` for Tiny CityPersons.
         pedestrians_only: one class `pedestrian`. Riders, sitting and unusual persons become its ignore regions, as in
             the ground truth of the benchmark: a detection of a rider is then neither right nor wrong.
@@ -60,6 +61,8 @@ def read(source: Path, images: Path | None = None, *, shrink: int = 1, pedestria
                 vis_bbox=[side / shrink for side in row[6:10]],
                 instance_id=int(row[5]),
             )
+    if images is not None:
+        coco.check_sizes(images)
     return coco
 
 

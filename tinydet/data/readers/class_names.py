@@ -1,40 +1,112 @@
-"""Files of class names."""
+"""Files of class names, and what else a data.yaml says about the labels of a dataset."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinydet._internal.extras import needs_extra
-from tinydet.data.readers.text_files import numbered_lines
+from tinydet.data.readers.text_files import read_text
+from tinydet.data.readers.yaml_files import read_yaml
+
+YAML_SUFFIXES = (".yaml", ".yml")
+_NAMES = "names: [person, car], or names: {0: person, 1: car}"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """What a data.yaml says.
+
+    Attributes:
+        path: the file.
+        names: of the classes, in the order of their numbers.
+        task: "detect", "segment", "pose", "obb", or empty.
+        keypoints: `kpt_shape`: how many keypoints an object has, and numbers per keypoint (2 or 3).
+    """
+
+    path: Path
+    names: list[str]
+    task: str = ""
+    keypoints: tuple[int, int] | None = None
 
 
 def read_class_names(path: Path) -> list[str]:
     """Read class names from `data.yaml` (YOLO) or from a text file with one name per line.
 
     Raises:
-        ValueError: not such a file, no names, or a name that is listed twice.
+        ValueError: not such a file, no names, or a name that is empty or listed twice.
         ModuleNotFoundError: PyYAML is not installed.
     """
-    names = _read_yaml(path) if path.suffix in (".yaml", ".yml") else [line for _, line in numbered_lines(path)]
-    if not names:
+    if path.suffix.lower() in YAML_SUFFIXES:
+        return read_data_file(path).names
+    lines = [line.strip() for line in read_text(path).rstrip().split("\n")]
+    if lines == [""]:
         raise ValueError(f"{path}: no class names; write one per line, in the order of their numbers")
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{path}: {repeated[0]!r} is listed twice; class names must differ")
+    if "" in lines:
+        raise ValueError(f"{path} line {lines.index('') + 1}: an empty line; class numbers count lines, so remove it")
+    return _distinct(path, lines)
+
+
+def read_data_file(path: Path) -> DataFile:
+    """Read a data.yaml. Names are taken as written, also `on`, `no` and `null`.
+
+    Raises:
+        ValueError: it is not one, its class names are incomplete, or it contradicts itself.
+        ModuleNotFoundError: PyYAML is not installed.
+    """
+    content = read_yaml(path)
+    names = _names(path, content.get("names"))
+    count = content.get("nc")
+    if count not in (None, "", str(len(names))):
+        raise ValueError(f"{path}: nc is {_shown(count)}, but there are {len(names)} names; correct one of them")
+    keypoints = _keypoints(path, content.get("kpt_shape"))
+    task = content.get("task")
+    task = task.strip().lower() if isinstance(task, str) else ""
+    if keypoints is not None and task in ("segment", "obb"):
+        raise ValueError(f"{path}: kpt_shape says that labels have keypoints, but the task is {task}; remove one")
+    return DataFile(path, names, task, keypoints)
+
+
+def _names(path: Path, names: Any) -> list[str]:
+    if isinstance(names, dict):
+        numbers = [str(n) for n in range(len(names))]
+        if wrong := [key for key in names if key not in numbers]:
+            missing = next(number for number in numbers if number not in names)
+            raise ValueError(
+                f"{path}: class {wrong[0][:40]!r} of {len(names)} has a name, but class {missing} has none; number the "
+                "names from 0 without gaps"
+            )
+        names = [names[number] for number in numbers]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: expected {_NAMES}")
+    if (empty := next((n for n, name in enumerate(names) if not name.strip()), None)) is not None:
+        raise ValueError(f"{path}: the name of class {empty} is empty; expected {_NAMES}")
+    return _distinct(path, names)
+
+
+def _distinct(path: Path, names: list[str]) -> list[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{path}: {name!r} is listed twice; class names must differ")
+        seen.add(name)
     return names
 
 
-def _read_yaml(path: Path) -> list[str]:
-    """Read the `names` of a data.yaml: a list, or a mapping from numbers."""
-    with needs_extra("formats"):
-        import yaml
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}); correct it") from error
-    names: Any = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[n] for n in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
-        raise ValueError(f"{path}: expected names: [person, car], or names: {{0: person, 1: car}}")
-    return [str(name) for name in names]
+def _keypoints(path: Path, shape: Any) -> tuple[int, int] | None:
+    if shape in (None, ""):
+        return None
+    texts: Sequence[Any] = shape if isinstance(shape, list) else ()
+    if len(texts) == 2 and all(isinstance(text, str) and text.isdecimal() and len(text) < 6 for text in texts):
+        count, numbers = map(int, texts)
+        if count >= 1 and numbers in (2, 3):
+            return count, numbers
+    raise ValueError(f"{path}: kpt_shape is {_shown(shape)}; expected [keypoints, 2] or [keypoints, 3]")
+
+
+def _shown(value: Any) -> str:
+    """Return a value in short; aliases may make its full text huge."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value[:5]):
+        return f"[{', '.join(item[:20] for item in value[:5])}{', ...' if len(value) > 5 else ''}]"
+    return value[:40] if isinstance(value, str) else f"a {'list' if isinstance(value, list) else 'mapping'}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tinydet.data.coco_entries import Fault
-from tinydet.data.coco_rules import NO_AREA, OUTSIDE, examine, examine_boxes, examine_objects
+from tinydet.data.coco_rules import NO_AREA, OUTSIDE, ImageRecord, examine, examine_boxes, examine_objects
+from tinydet.data.image_checks import size_mismatch
+from tinydet.data.image_files import image_size
 
 
 @dataclass
@@ -33,8 +35,19 @@ class CocoBuilder:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def add_image(self, file_name: str, size: tuple[int, int], **fields: Any) -> int:
-        """Add an image and return its id."""
+        """Add an image and return its id.
+
+        Raises:
+            ValueError: the name is not text that a JSON file can hold, or leads out of the image folder.
+        """
         width, height = size
+        try:
+            file_name.encode()
+        except UnicodeEncodeError:
+            shown = ascii(file_name)
+            raise ValueError(f"{self.source}: the image name {shown} is not UTF-8; rename the file") from None
+        if PurePosixPath(file_name).is_absolute() or ".." in PurePosixPath(file_name).parts:
+            raise ValueError(f"{self.source}: the image name {file_name!r} leads out of the image folder; correct it")
         self.images.append(
             {"id": len(self.images) + 1, "file_name": file_name, "width": width, "height": height, **fields}
         )
@@ -71,6 +84,32 @@ class CocoBuilder:
             }
         )
         self.locations.append(location)
+
+    def check_sizes(self, images: Path, sources: Sequence[object] = ()) -> None:
+        """Check that every image file has the size that the annotations record.
+
+        Args:
+            images: folder of the images.
+            sources: what recorded the size of each image, for error messages; empty for `source`.
+
+        Raises:
+            ValueError: an image has another size; names the first and counts the others.
+            OSError: an image file is missing or cannot be read.
+        """
+        wrong = []
+        for n, entry in enumerate(self.images):
+            path = images / entry["file_name"]
+            actual = image_size(path)
+            record = ImageRecord(n, entry["file_name"], int(entry["width"]), int(entry["height"]), entry.get("corner"))
+            if (recorded := size_mismatch(record, *actual)) is not None:
+                where = sources[n] if sources else f"{self.source}: image {entry['id']}"
+                wrong.append(f"{where} {recorded}, but {path} is {actual[0]}x{actual[1]} pixels")
+        if wrong:
+            more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+            raise ValueError(
+                f"{wrong[0]}{more}: the boxes would be misplaced; use the images that were annotated, or correct "
+                "the recorded size"
+            )
 
     def number_categories(self, published: Sequence[str], listed: Sequence[str] | None) -> None:
         """Number the categories from 1 and replace their names in the annotations by the ids.

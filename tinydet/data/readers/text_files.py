@@ -2,24 +2,70 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from tinydet.data.image_files import list_images
+from tinydet.data.image_files import list_files, list_images
+from tinydet.data.image_names import ImageNames
+
+# UTF-32 first: its little-endian mark starts with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+class Pairs(NamedTuple):
+    """Text files and images of a dataset.
+
+    Attributes:
+        pairs: text file and image, sorted; images are relative to the image folder.
+        unmatched: images without a text file, sorted.
+        notes: messages to the user about names that are spelled differently.
+    """
+
+    pairs: list[tuple[Path, Path]]
+    unmatched: list[Path]
+    notes: list[str]
+
+
+def read_text(path: Path) -> str:
+    r"""Return a text file in UTF-8, or in the encoding that its byte order mark says, with lines that end with "\n".
+
+    Raises:
+        ValueError: the file is in another encoding, or not text.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    encoding = "utf-8"
+    for mark, marked in _MARKS:
+        if content.startswith(mark):
+            content, encoding = content[len(mark) :], marked
+            break
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path} line {line}: not {encoding.upper()} text (byte 0x{content[error.start]:02x}); save the file as "
+            "UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the non-blank lines of a text file with their numbers, counted from 1.
 
     Raises:
-        ValueError: the file is not text.
+        ValueError, OSError: as `read_text`.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # files from Windows may start with a byte order mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error.reason} at byte {error.start}); replace it") from error
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             yield number, line.strip()
 
@@ -37,7 +83,7 @@ def parse_numbers(fields: list[str], location: str, form: str) -> list[float]:
     values = []
     for field in fields:
         try:
-            value = float(field)
+            value = math.nan if "_" in field else float(field)  # Python reads 1_000 as a number
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
@@ -61,44 +107,56 @@ def to_integer(value: float, low: int, high: int, location: str, name: str) -> i
     return int(value)
 
 
-def pair_with_images(
-    source: Path, images: Path | None, *, skip: frozenset[str] = frozenset()
-) -> tuple[list[tuple[Path, Path]], list[Path]]:
-    """Pair text files with the images of the same relative path, apart from the suffix.
+def pair_with_images(source: Path, images: Path | None, *, skip: frozenset[str] = frozenset()) -> Pairs:
+    """Pair text files with the images of the same relative path, apart from the suffix; see `ImageNames`.
 
     Args:
         source: a text file, or a folder of them.
         images: folder of the images.
-        skip: names of text files that are not annotations.
-
-    Returns:
-        Pairs of text file and image, and the images without a text file. Both are sorted; images are relative to
-        `images`.
+        skip: names of text files that are not annotations unless there is an image with that name.
 
     Raises:
-        ValueError: a missing folder, no text files, or a text file without an image or with several.
+        ValueError: a missing folder, no text files, a text file without an image or with several, or an image with
+            several text files.
     """
     if images is None:
         raise ValueError(f"{source}: this format has no image sizes; name the folder of the images: --images DIR")
     if not images.is_dir():
         raise ValueError(f"{images}: no such folder of images; check --images")
-    if source.is_file():
-        root, texts = source.parent, [source]
-    elif source.is_dir():
-        root, texts = source, sorted(path for path in source.rglob("*.txt") if path.name not in skip)
+    if source.is_dir():
+        root, texts = source, list_files(source, (".txt",))
+    elif source.exists():
+        root, texts = source.parent, [Path(source.name)]
     else:
         raise ValueError(f"{source} does not exist; name a folder of .txt files")
-    if not texts:
-        raise ValueError(f"{source}: no .txt file in this folder; name the one that holds the annotations")
-    by_stem: dict[Path, list[Path]] = {}
-    for image in list_images(images):
-        by_stem.setdefault(image.with_suffix(""), []).append(image)
-    pairs = []
+    files = list_images(images)
+    stems, names = ImageNames(files, suffixes=False), ImageNames(files)
+    owners: dict[Path, Path] = {}
+    respelled = []
     for text in texts:
-        stem = text.relative_to(root).with_suffix("")
-        found = by_stem.pop(stem, [])
+        stem = text.with_suffix("")
+        found = stems.find(stem.as_posix()) or names.find(stem.as_posix())  # a.txt or, of some tools, a.jpg.txt
+        if not found and text.name in skip:
+            continue
         if len(found) != 1:
             what = f"has {len(found)} images, {' and '.join(map(str, found))}" if found else "has no image"
-            raise ValueError(f"{text} {what} in {images}; expected one with the same name, such as {stem}.jpg")
-        pairs.append((text, found[0]))
-    return pairs, sorted(image for unmatched in by_stem.values() for image in unmatched)
+            raise ValueError(f"{root / text} {what} in {images}; expected one with the same name, such as {stem}.jpg")
+        (image,) = found
+        if image in owners:
+            raise ValueError(
+                f"{root / text}: {root / owners[image]} has the same image, {image}; remove one of the two"
+            )
+        owners[image] = text
+        if stem not in (image, image.with_suffix("")):
+            respelled.append(f"{text} to {image}")
+    if not owners:
+        raise ValueError(f"{source}: no .txt file in this folder; name the one that holds the annotations")
+    pairs = sorted((root / text, image) for image, text in owners.items())
+    return Pairs(pairs, sorted(set(files) - set(owners)), respelling_notes(respelled))
+
+
+def respelling_notes(pairs: list[str]) -> list[str]:
+    """Return a note about files whose names are spelled differently, if there are any; `pairs`: "a.txt to A.png"."""
+    if not pairs:
+        return []
+    return [f"names matched to image files that are spelled differently: {len(pairs)}, the first {pairs[0]}"]

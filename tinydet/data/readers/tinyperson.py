@@ -18,7 +18,9 @@ FLAGS = ("ignore", "uncertain", "logo", "in_dense_image")
 TASKS = ("all", "sea", "earth")
 
 
-def read(source: Path, *, task: str | None = None, keep_uncertain: bool = False) -> CocoBuilder:
+def read(
+    source: Path, images: Path | None = None, *, task: str | None = None, keep_uncertain: bool = False
+) -> CocoBuilder:
     """Read an annotation file of whole images or sub-images. All fields except `ignore` stay unchanged.
 
     Uncertain annotations and logos become ignore regions, because the training set of the benchmark has neither. The
@@ -26,6 +28,7 @@ def read(source: Path, *, task: str | None = None, keep_uncertain: bool = False)
     compare with published scores.
 
     Args:
+        images: folder of the images, to check that they exist and have the recorded sizes; None checks nothing.
         task: "all" makes one class `person`; "sea" and "earth" keep one class and turn the other into ignore regions.
             None keeps the classes of the file.
         keep_uncertain: keep uncertain annotations as objects.
@@ -49,7 +52,10 @@ def read(source: Path, *, task: str | None = None, keep_uncertain: bool = False)
     extra = {key: value for key, value in document.items() if key not in ("images", "annotations", "categories")}
     locations = [f"annotation {annotation['id']}" for annotation in annotations]
     notes = [f"flagged in the file: {', '.join(f'{flag} {count:,}' for flag, count in counts.items())}"]
-    return CocoBuilder(source, categories, document["images"], annotations, locations, notes, extra)
+    coco = CocoBuilder(source, categories, document["images"], annotations, locations, notes, extra)
+    if images is not None:
+        coco.check_sizes(images)
+    return coco
 
 
 def _for_task(document: dict[str, Any], task: str, source: Path) -> list[dict[str, Any]]:

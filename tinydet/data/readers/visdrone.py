@@ -41,9 +41,9 @@ def read(source: Path, images: Path | None) -> CocoBuilder:
     Raises:
         ValueError: a file or line is invalid; the message names it.
     """
-    pairs, unmatched = pair_with_images(source, images)
+    pairs, unmatched, notes = pair_with_images(source, images)
     assert images is not None
-    coco = CocoBuilder(source, [])
+    coco = CocoBuilder(source, [], notes=notes)
     for text, image in pairs:
         image_id = coco.add_image(image.as_posix(), image_size(images / image))
         for number, line in numbered_lines(text):

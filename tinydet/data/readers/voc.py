@@ -8,14 +8,18 @@ benchmark does not evaluate `difficult` objects; they become ignore regions.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.parsers import expat
 
-from tinydet.data.image_files import image_size, list_images
+from tinydet._internal.errors import reason
+from tinydet.data.image_files import image_size, list_files, list_images
+from tinydet.data.image_names import ImageNames
 from tinydet.data.readers.coco_builder import CocoBuilder
+from tinydet.data.readers.text_files import read_text, respelling_notes
 
 CATEGORIES = (
     "aeroplane",
@@ -39,6 +43,8 @@ CATEGORIES = (
     "train",
     "tvmonitor",
 )
+_FLAG_VALUES = {"0": 0, "1": 1, "false": 0, "true": 1}
+_DECLARATION = re.compile(rb"""<\?xml[^>]{0,100}?\sencoding\s*=\s*["']([A-Za-z][A-Za-z0-9._-]{0,40})["']""")
 _FLAGS = ("truncated", "occluded", "difficult")
 _MAX_DEPTH = 50  # of nested elements; the format needs four
 _MAX_TEXT = 1000  # characters of an element's text; the format has only numbers and names
@@ -60,24 +66,29 @@ def read(
     """
     if not source.exists():
         raise ValueError(f"{source} does not exist; name a folder of .xml files")
-    files = sorted(source.rglob("*.xml")) if source.is_dir() else [source]
+    root, files = (source, list_files(source, (".xml",))) if source.is_dir() else (source.parent, [Path(source.name)])
     if not files:
         raise ValueError(f"{source}: no .xml file in this folder; name the folder of the annotations")
     index = None if images is None else _ImageIndex(images)
     coco = CocoBuilder(source, [])
     edges = 0  # boxes that cannot be pixel indices from 1
-    for path in files:
-        root = parse_xml(path)
-        if root.tag != "annotation":
-            raise ValueError(f"{path} line {root.line}: <{root.tag}>; expected <annotation> of Pascal VOC")
-        named = root.first("filename")
-        name = Path(named.text.replace("\\", "/")).name if named is not None else ""
+    size_locations = []
+    for file in files:
+        path = root / file
+        annotation = parse_xml(path)
+        if annotation.tag != "annotation":
+            raise ValueError(f"{path} line {annotation.line}: <{annotation.tag}>; expected <annotation> of Pascal VOC")
+        named = annotation.first("filename")
+        name = named.text.replace("\\", "/") if named is not None else ""
         if index is not None:
-            name = index.assign(path, path.relative_to(source) if source.is_dir() else Path(path.name), name)
-        elif not name:
-            raise ValueError(f"{path} line {root.line}: no <filename>; name the folder of the images with --images")
-        image_id = coco.add_image(name, _size(path, root, images / name if images is not None else None))
-        for element in root.all("object"):
+            name = index.assign(path, file, name)
+        elif not (name := PurePosixPath(name).name):
+            line = annotation.line
+            raise ValueError(f"{path} line {line}: no <filename>; name the folder of the images with --images")
+        size, line = _size(path, annotation, images / name if images is not None else None)
+        size_locations.append(f"{path} line {line}: <size>")
+        image_id = coco.add_image(name, size)
+        for element in annotation.all("object"):
             box = element.require("bndbox", path)
             left, top, right, bottom = (
                 _number(path, box.require(key, path)) for key in ("xmin", "ymin", "xmax", "ymax")
@@ -97,8 +108,12 @@ def read(
                 image_id, category.text, xywh, f"{path} line {element.line}", ignore=bool(flags["difficult"]), **fields
             )
     coco.number_categories(CATEGORIES, classes)
+    if images is not None:
+        coco.check_sizes(images, size_locations)
     if first_pixel and edges:
         coco.notes.append(f"{edges} boxes start before pixel 1, so coordinates are probably edges; try --first-pixel 0")
+    if index is not None:
+        coco.notes += index.notes()
     if index is not None and (unmatched := index.count_unassigned()):
         coco.notes.append(f"{unmatched} images of {images} have no annotation file and are left out")
     return coco
@@ -168,11 +183,27 @@ def parse_xml(path: Path) -> Element:
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
     parser.buffer_text = True
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(_xml_text(path), True)
     except expat.ExpatError as error:
-        reason = expat.ErrorString(error.code)
-        raise ValueError(f"{path} line {error.lineno}: not XML ({reason}); replace the file") from error
+        raise ValueError(
+            f"{path} line {error.lineno}: not XML ({expat.ErrorString(error.code)}); replace the file"
+        ) from error
     return roots[0]
+
+
+def _xml_text(path: Path) -> str:
+    """Return the content of an XML file, decoded as its byte order mark or its first line says."""
+    content = path.read_bytes()
+    declared = _DECLARATION.match(content)
+    if declared is None:
+        return read_text(path)
+    encoding = declared[1].decode("ascii")
+    try:
+        return content.decode(encoding)
+    except LookupError:
+        raise ValueError(f"{path} line 1: the encoding {encoding!r} is unknown; save the file as UTF-8") from None
+    except UnicodeError as error:
+        raise ValueError(f"{path}: not {encoding} text ({reason(error)}); save the file as UTF-8") from error
 
 
 class _ImageIndex:
@@ -182,11 +213,11 @@ class _ImageIndex:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder of images; check --images")
         self.folder = folder
-        self.owner: dict[Path, Path | None] = dict.fromkeys(list_images(folder))
-        self.by_name: dict[str, list[Path]] = {}
-        for image in self.owner:
-            for name in (image.name, image.stem):
-                self.by_name.setdefault(name, []).append(image)
+        files = list_images(folder)
+        self.owner: dict[Path, Path | None] = dict.fromkeys(files)
+        self.names, self.stems = ImageNames(files), ImageNames(files, suffixes=False)
+        self.respelled: list[str] = []
+        self.renamed: list[str] = []
 
     def assign(self, path: Path, relative: Path, name: str) -> str:
         """Return the image of an annotation file: the one called `name`, or the one with the name of the file.
@@ -194,42 +225,74 @@ class _ImageIndex:
         Args:
             path: the annotation file.
             relative: `path` relative to the folder of annotations; it decides between images of the same name.
-            name: from the file; may be empty.
+            name: from the file, with slashes; may be empty.
 
         Raises:
-            ValueError: no such image, or it belongs to another file.
+            ValueError: no such image, several, or it belongs to another file.
         """
-        found = self.by_name.get(name) or self.by_name.get(path.stem) or []
+        own = self.stems.find(relative.with_suffix("").as_posix()) or self.stems.find(relative.stem)
+        named = self._find(name) if name else []
+        found = named or own
         if len(found) > 1:
-            found = [image for image in found if image.with_suffix("") == relative.with_suffix("")]
+            same = [image for image in found if image.with_suffix("") == relative.with_suffix("")]
+            found = same if len(same) == 1 else found
         if len(found) != 1:
-            raise ValueError(f"{path}: no image {name!r} or {path.stem!r} in {self.folder}; check --images")
-        if (other := self.owner[found[0]]) is not None:
-            raise ValueError(f"{path}: {other} annotates the same image, {found[0]}; remove one of the two")
-        self.owner[found[0]] = path
-        return found[0].as_posix()
+            known = f"images {' and '.join(map(str, found[:2]))} have the name" if found else "no image"
+            raise ValueError(
+                f"{path}: {known} {name or relative.stem!r} or {path.stem!r} in {self.folder}; check --images"
+            )
+        (image,) = found
+        if (other := self.owner[image]) is not None:
+            raise ValueError(f"{path}: {other} annotates the same image, {image}; remove one of the two")
+        self.owner[image] = path
+        if named and own and image not in own:
+            self.renamed.append(f"{path} to {image}")
+        elif image.stem not in (PurePosixPath(name).stem, relative.stem):
+            self.respelled.append(f"{path} to {image}")
+        return image.as_posix()
 
     def count_unassigned(self) -> int:
         return sum(owner is None for owner in self.owner.values())
 
+    def notes(self) -> list[str]:
+        """Return messages to the user about names that differ."""
+        notes = respelling_notes(self.respelled)
+        if self.renamed:
+            notes.append(
+                f"annotation files whose <filename> is another image than the one with the name of the file: "
+                f"{len(self.renamed)}; <filename> counts; the first {self.renamed[0]}"
+            )
+        return notes
 
-def _size(path: Path, root: Element, image: Path | None) -> tuple[int, int]:
-    """Return width and height as stated in the file, otherwise those of the image."""
-    size = root.first("size")
-    sides = [_number(path, size.require(key, path)) for key in ("width", "height")] if size is not None else [0.0, 0.0]
-    if all(side > 0 and side.is_integer() for side in sides):
-        return int(sides[0]), int(sides[1])
+    def _find(self, name: str) -> list[Path]:
+        """Return the images with this name, otherwise those with another suffix or in another folder."""
+        path = PurePosixPath(name)
+        base = path.name
+        for form in (path, PurePosixPath(base)) if base else ():
+            stem = form.with_suffix("").as_posix()
+            if found := self.names.find(form.as_posix()) or self.stems.find(stem) or self.stems.find(form.as_posix()):
+                return found
+        return []
+
+
+def _size(path: Path, annotation: Element, image: Path | None) -> tuple[tuple[int, int], int]:
+    """Return width and height as stated in the file, otherwise those of the image; and the line of the statement."""
+    size = annotation.first("size")
+    line = annotation.line if size is None else size.line
+    elements = [size.first(key) for key in ("width", "height")] if size is not None else []
+    sides = [_number(path, element) if element is not None and element.text else 0.0 for element in elements]
+    if sides and all(side > 0 and side.is_integer() for side in sides):
+        return (int(sides[0]), int(sides[1])), line
     if image is None:  # some tools omit the size, or write 0
-        line = root.line if size is None else size.line
         raise ValueError(
             f"{path} line {line}: no image size; name the folder of the images with --images to read it from there"
         )
-    return image_size(image)
+    return image_size(image), line
 
 
 def _number(path: Path, element: Element) -> float:
     try:
-        value = float(element.text)
+        value = math.nan if "_" in element.text else float(element.text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -241,6 +304,6 @@ def _flag(path: Path, parent: Element, tag: str) -> int | None:
     element = parent.first(tag)
     if element is None or element.text in ("", "Unspecified"):
         return None
-    if element.text not in ("0", "1"):
+    if element.text.lower() not in _FLAG_VALUES:
         raise ValueError(f"{path} line {element.line}: <{tag}> is {element.text[:40]!r}; expected 0 or 1")
-    return int(element.text)
+    return _FLAG_VALUES[element.text.lower()]
