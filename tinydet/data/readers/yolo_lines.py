@@ -20,7 +20,9 @@ FORM = "class x y width height, as fractions of the image size from 0 to 1"
 
 _TOLERANCE = 0.01  # for labels that were rounded, or drawn beyond the border
 _AGREEMENT = 0.95  # share of the lines with evidence that must speak for the same meaning
-_OUTLIER = 3.0  # extent of all points relative to that without the second one, from which the second is no corner
+# Extent of all points relative to that without the second one, from which the second is no corner. With a single
+# keypoint, or as a triangle, few points are left.
+_OUTLIER, _OUTLIER_OF_THREE = 3.0, 10.0
 _COINCIDENCE = 1 / 7  # extent of the points relative to the box, below which the four numbers are no box
 
 Point = tuple[float, float]
@@ -103,10 +105,10 @@ class LabelForm:
             raise ValueError(f"{location}: {count + 1} numbers; expected 5 ({FORM}), or 6 or 7 with a confidence")
         if labels == "pose" and count != 4:
             self._check_keypoints(count, location)
-        if labels == "box" and count > 4:
-            self._check_extra(row, location)
         x, y, width, height = row[:4]
         _check_fractions(row[:4], location)
+        if labels == "box" and count > 4:
+            self._check_extra(row, location)
         if width < 0 or height < 0:
             raise ValueError(f"{location}: a box with a negative side; expected {FORM}")
         return x - width / 2, y - height / 2, width, height
@@ -129,10 +131,11 @@ class LabelForm:
         if count < 6:
             raise ValueError(f"{location}: {count + 1} numbers; a polygon has at least 7: class x1 y1 x2 y2 x3 y3 ...")
         even = {n for n in self.counts if n >= 6 and n % 2 == 0}
+        # A confidence or a track number after the corners makes the count odd, in every line of the dataset.
         extra = count % 2 or (2 if count >= 8 and self._is_tracked(even) else 0)
         if self.data is not None and self.data.task == "obb" and self.labels is None and count - extra != 8:
             raise ValueError(f"{location}: {count + 1} numbers; {self.data.path} says obb: expected 9, of 4 corners")
-        if extra == 1 and not (_is_fraction(row[-1]) or _is_track(row[-1])):
+        if extra == 1 and (even or not (_is_fraction(row[-1]) or _is_track(row[-1]))):
             raise ValueError(f"{location}: {count + 1} numbers; a polygon has an x and a y for each corner")
         corners = row[: count - extra]
         _check_fractions(corners, location)
@@ -186,14 +189,16 @@ def _vote(row: Row) -> Labels | None:
         for center, side in ((x, width), (y, height))
     )
     second = (width, height)
+    outlier = _OUTLIER_OF_THREE if len(row) < 8 else _OUTLIER
     for keypoints in _possible_keypoints(row) if fits_image else ():
         if all(abs(px - x) <= width and abs(py - y) <= height for px, py in keypoints):
             points = [(x, y), *keypoints]
-            if _extent([*points, second]) > _OUTLIER * _extent(points):
+            if _extent([*points, second]) > outlier * _extent(points):
                 return "pose"
-            return "polygon" if _extent([*points, second]) < _COINCIDENCE * max(width, height) else None
+            coincidence = len(row) >= 8 and _extent([*points, second]) < _COINCIDENCE * max(width, height)
+            return "polygon" if coincidence else None
     points = [(x, y), *zip(row[4 : len(row) - 1 : 2], row[5::2], strict=True)]
-    return None if _extent([*points, second]) > _OUTLIER * _extent(points) else "polygon"
+    return None if _extent([*points, second]) > outlier * _extent(points) else "polygon"
 
 
 def _possible_keypoints(row: Row) -> Iterator[list[Point]]:
