@@ -8,27 +8,8 @@ import pytest
 
 from tinydet.data.readers.class_names import read_class_names, read_data_file
 
-WORDS = [
-    "on",
-    "off",
-    "yes",
-    "no",
-    "y",
-    "n",
-    "true",
-    "False",
-    "null",
-    "~",
-    "1",
-    "1e3",
-    "0x10",
-    "017",
-    ".inf",
-    "2024-01-01",
-    "12:30:45",
-    "=",
-    "é",
-]
+WORDS = ["on", "off", "yes", "no", "y", "n", "true", "False", "null", "~", "1", "1e3", "0x10", "017", ".inf", "=", "é"]
+WORDS += ["2024-01-01", "12:30:45"]
 
 
 @pytest.mark.parametrize(

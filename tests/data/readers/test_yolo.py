@@ -137,11 +137,17 @@ def _polygon(random_: random.Random, scale: float, corners: int) -> list[float]:
     return [value for point in points for value in point]
 
 
+def _rectangle(box: list[float]) -> list[float]:
+    x, y, width, height = box
+    return [x, y, x + width / 2, y, x + width / 2, y + height / 2, x, y + height / 2]
+
+
 FORMS: dict[str, tuple[Labels, Callable[[random.Random, float], list[float]]]] = {
     "2 keypoints": ("pose", lambda r, s: _pose(r, s, 2, 2)),
     "5 keypoints": ("pose", lambda r, s: _pose(r, s, 5, 2)),
     "17 keypoints with visibility": ("pose", lambda r, s: _pose(r, s, 17, 3)),
     "4 corners": ("polygon", lambda r, s: _polygon(r, s, 4)),
+    "upright rectangles": ("polygon", lambda r, s: _rectangle(_box(r, s))),
     "triangles": ("polygon", lambda r, s: _polygon(r, s, 3)),
     "outlines": ("polygon", lambda r, s: _polygon(r, s, r.randrange(3, 30))),
     "outlines with confidence": ("polygon", lambda r, s: [*_polygon(r, s, r.randrange(3, 30)), r.random()]),

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._internal.extras import needs_extra
 from tinydet.data.readers.coco_builder import CocoBuilder
+from tinydet.data.readers.mat_file import read_structures
 from tinydet.data.readers.text_files import to_integer
 
 CATEGORIES = ("ignore", "pedestrian", "rider", "sitting_person", "person_unusual", "group")
@@ -66,39 +66,32 @@ def read(source: Path, images: Path | None = None, *, shrink: int = 1, pedestria
     return coco
 
 
-def _cells(source: Path) -> list[Any]:
+def _cells(source: Path) -> list[dict[str, Any]]:
     """Return the cells of the only variable of the file."""
-    with needs_extra("formats"):
-        import scipy.io
     if not source.is_file():
         raise ValueError(f"{source}: no such file; name anno_train.mat or anno_val.mat of CityPersons")
-    try:
-        content = scipy.io.loadmat(source)
-    except Exception as error:  # SciPy raises ValueError, TypeError, struct.error, zlib.error, ...
-        raise ValueError(
-            f"{source}: not a MATLAB file that SciPy reads ({error or type(error).__name__}); download it again"
-        ) from error
-    names = [name for name in content if name.startswith("anno_")]
-    if len(names) != 1 or content[names[0]].dtype != object:
-        variables = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
-        raise ValueError(f"{source}: contains {variables}; expected the cells anno_train_aligned or anno_val_aligned")
-    return list(content[names[0]].ravel())
+    variables = read_structures(source)
+    names = [name for name in variables if name.startswith("anno_")]
+    if len(names) != 1 or variables[names[0]] is None:
+        found = ", ".join(variables)[:200] or "nothing"
+        raise ValueError(f"{source}: contains {found}; expected the cells anno_train_aligned or anno_val_aligned")
+    return variables[names[0]]  # type: ignore[no-any-return]
 
 
-def _fields(cell: Any, location: str) -> tuple[str, str, NDArray[np.float64]]:
+def _fields(cell: dict[str, Any], location: str) -> tuple[str, str, NDArray[np.float64]]:
     """Return the city, the image name and the rows of a cell."""
-    names = getattr(getattr(cell, "dtype", None), "names", None) or ()
-    city_key = "cityname" if "cityname" in names else "city_name"
-    if cell is None or not {city_key, "im_name", "bbs"} <= set(names) or cell.size != 1:
-        raise ValueError(f"{location}: has the fields {', '.join(names) or 'none'}; expected cityname, im_name and bbs")
-    entry = cell.ravel()[0]
-    texts = [str(entry[key].ravel()[0]) if entry[key].size else "" for key in (city_key, "im_name")]
-    rows = entry["bbs"]
-    if rows.size == 0:
-        rows = np.zeros((0, 10))
-    if not texts[1] or rows.ndim != 2 or rows.shape[1] != 10 or rows.dtype.kind not in "uif":
-        raise ValueError(f"{location}: im_name {texts[1]!r} and bbs of shape {rows.shape}; expected rows of {_ROW}")
-    return texts[0], texts[1], rows.astype(np.float64)
+    city_key = "cityname" if "cityname" in cell else "city_name"
+    if not {city_key, "im_name", "bbs"} <= set(cell):
+        found = ", ".join(cell)[:200] or "none"
+        raise ValueError(f"{location}: has the fields {found}; expected cityname, im_name and bbs")
+    city, name, rows = cell[city_key] or "", cell["im_name"], cell["bbs"]
+    table = np.array([] if rows is None or rows == [[]] else rows, np.float64)
+    is_table = rows is not None and (table.size == 0 or (table.ndim == 2 and table.shape[1] == 10))
+    if not isinstance(city, str) or not isinstance(name, str) or not name or not is_table:
+        raise ValueError(
+            f"{location}: im_name {str(name)[:100]!r} and bbs of shape {table.shape}; expected rows of {_ROW}"
+        )
+    return city, name, table.reshape(-1, 10)
 
 
 def _file_name(city: str, image: str, images: Path | None, location: str) -> str:

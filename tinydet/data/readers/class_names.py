@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_class_names(path: Path) -> list[str]:
         raise ValueError(f"{path}: no class names; write one per line, in the order of their numbers")
     if "" in lines:
         raise ValueError(f"{path} line {lines.index('') + 1}: an empty line; class numbers count lines, so remove it")
-    return _distinct(path, lines)
+    return _checked(path, lines)
 
 
 def read_data_file(path: Path) -> DataFile:
@@ -82,12 +83,14 @@ def _names(path: Path, names: Any) -> list[str]:
         raise ValueError(f"{path}: expected {_NAMES}")
     if (empty := next((n for n, name in enumerate(names) if not name.strip()), None)) is not None:
         raise ValueError(f"{path}: the name of class {empty} is empty; expected {_NAMES}")
-    return _distinct(path, names)
+    return _checked(path, names)
 
 
-def _distinct(path: Path, names: list[str]) -> list[str]:
+def _checked(path: Path, names: list[str]) -> list[str]:
     seen: set[str] = set()
-    for name in names:
+    for n, name in enumerate(names):
+        if any(unicodedata.category(character) == "Cc" for character in name):
+            raise ValueError(f"{path}: the name of class {n} is {name[:40]!r}, which is not text; correct it")
         if name in seen:
             raise ValueError(f"{path}: {name!r} is listed twice; class names must differ")
         seen.add(name)

@@ -24,6 +24,7 @@ _AGREEMENT = 0.95  # share of the lines with evidence that must speak for the sa
 # keypoint, or as a triangle, few points are left.
 _OUTLIER, _OUTLIER_OF_THREE = 3.0, 10.0
 _COINCIDENCE = 1 / 7  # extent of the points relative to the box, below which the four numbers are no box
+_PARALLEL = 0.005  # how far the corners of a rectangle may be from a parallelogram: 2 pixels of an image of 400
 
 Point = tuple[float, float]
 Row = Sequence[float]  # the numbers of a line after the class
@@ -183,6 +184,8 @@ def _vote(row: Row) -> Labels | None:
         return None
     if _has_visibility(row):
         return "pose"
+    if len(row) == 8 and all(abs(row[n] - row[n + 2] + row[n + 4] - row[n + 6]) < _PARALLEL for n in (0, 1)):
+        return "polygon"  # a rectangle, upright or turned
     x, y, width, height = row[:4]
     fits_image = all(
         center - side / 2 >= -2 * _TOLERANCE and center + side / 2 <= 1 + 2 * _TOLERANCE
