@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from tinydet._internal.arguments import (
+    add_categories,
     float_range,
     floats,
     fraction,
     grid,
     integers,
+    join_names,
     names,
     names_from,
     number_or_auto,
@@ -69,3 +71,16 @@ def test_an_invalid_argument_is_refused_and_quoted(parse: Callable[[str], Any], 
         with pytest.raises(argparse.ArgumentTypeError) as refused:
             parse(text)
         assert repr(text) in str(refused.value) or "'yolo'" in str(refused.value)
+
+
+def test_joined_names_parse_into_the_same_names() -> None:
+    for values in ([], ["a"], ["car, parked", "b"], ['6" pipe', '"quoted"', "a,b,c"], ["é", "x y"]):
+        assert list(names(join_names(values))) == values
+
+
+def test_categories_of_both_flags_are_one_list() -> None:
+    parser = argparse.ArgumentParser()
+    add_categories(parser, "count")
+    words = ["--categories", 'person,"car, parked"', "--category", "a,b", "--categories", "tree", "--category", "c"]
+    assert parser.parse_args(words).categories == ["person", "car, parked", "a,b", "tree", "c"]
+    assert parser.parse_args([]).categories is None

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import Dataset, find_dataset, load_dataset, read_pixels
+from tinydet.data.coco_entries import check_categories
 
 # Ids are unordered, have gaps and include 0; image 7 has no box; "crowded" has only ignore regions.
 DOCUMENT: dict[str, Any] = {
@@ -428,3 +429,12 @@ def test_the_dont_care_regions_of_hituav_apply_to_every_class(shared: Path) -> N
     dataset = load_dataset(shared / "data" / "hituav-train", categories=["person"])
     assert (dataset.classes, int(dataset.objects.sum()), int((dataset.labels < 0).sum())) == (("person",), 2721, 35)
     assert dataset.ignore[dataset.labels < 0].all()
+
+
+def test_the_error_for_an_unknown_category_says_how_to_select_one_with_a_comma() -> None:
+    known = ["car, parked", "person"]
+    check_categories("a.json", ["car, parked"], known)
+    with pytest.raises(
+        ValueError, match="has no category 'car'; choose from 'car, parked', person; .* --category 'car, "
+    ):
+        check_categories("a.json", ["car", "parked"], known)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import csv
+import io
 import math
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal, NoReturn
 
 from tinydet._internal.names import mask_secrets, printable
@@ -120,12 +123,45 @@ def size(text: str) -> tuple[int, int]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Parse names separated by commas.
+    """Parse names separated by commas; one that contains a comma is in double quotes, as in CSV.
 
-    >>> names("person, car,")
-    ('person', 'car')
+    >>> names('person, "car, parked",')
+    ('person', 'car, parked')
     """
-    return tuple(name for part in text.split(",") if (name := part.strip()))
+    try:
+        (row,) = csv.reader([text], skipinitialspace=True) if text else [[]]
+    except (csv.Error, ValueError) as error:
+        raise ArgumentTypeError(f"expected names separated by commas; got {text!r} ({error})") from error
+    return tuple(name for part in row if (name := part.strip()))
+
+
+def join_names(values: Iterable[object]) -> str:
+    """Join values to a text from which `names` returns them.
+
+    >>> join_names(["person", "car, parked"])
+    'person,"car, parked"'
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)
+    return text.getvalue()
+
+
+def add_categories(parser: argparse._ActionsContainer, purpose: str) -> None:
+    """Add `--categories A,B` and `--category NAME`, whose values are one list; None if neither is given."""
+    parser.add_argument(
+        "--categories",
+        type=names,
+        action="extend",
+        metavar="A,B",
+        help=f"{purpose} these categories only, by name, separated by commas (default: all)",
+    )
+    parser.add_argument(
+        "--category",
+        dest="categories",
+        action="append",
+        metavar="NAME",
+        help=f"{purpose} this category, by its exact name, which may contain commas; can be repeated",
+    )
 
 
 def names_from(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinydet._internal.arguments import positive_float, positive_int
+from tinydet._internal.arguments import join_names, positive_float, positive_int
 
 
 def option(
@@ -125,7 +125,7 @@ def _checked(field: dataclasses.Field[Any], kinds: Sequence[Any], value: Any) ->
         return value
     if Path in kinds:
         return Path(value)
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = join_names(value) if isinstance(value, list | tuple) else str(value)
     try:
         parsed = parse(text)
     except argparse.ArgumentTypeError as error:

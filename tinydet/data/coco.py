@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.data.coco_entries import raise_first
+from tinydet.data.coco_entries import check_categories, raise_first
 from tinydet.data.coco_rules import ImageRecord, examine, examine_boxes, examine_objects, read_document
 from tinydet.data.image_checks import check_folder, examine_files, size_mismatch
 from tinydet.runtime.scenes import read_image
@@ -209,10 +209,7 @@ def _select(
     if categories is None:
         return ~ignored_only
     names = [name for _, name in table]
-    unknown = [name for name in categories if name not in names]
-    if unknown or not categories:
-        what = f"has no category {unknown[0]!r}" if unknown else "no category was selected"
-        raise ValueError(f"{source}: {what}; choose from {', '.join(names)}")
+    check_categories(source, categories, names)
     return np.array([name in categories for name in names])
 
 

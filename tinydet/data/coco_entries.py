@@ -22,6 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.shell import command_line
+
 Section = Literal["", "images", "categories", "annotations", "results"]
 # How `tinydet data check --fix` repairs an entry; see tinydet.data.coco_repair.
 Repair = Literal["", "drop", "renumber", "separate", "merge", "name", "flag", "measure", "compare"]
@@ -82,6 +84,23 @@ def raise_first(source: Path | str) -> Report:
         raise ValueError(f"{source}: {fault.first()}")
 
     return refuse
+
+
+def check_categories(source: Path | str, wanted: Sequence[str], known: Sequence[str]) -> None:
+    """Check that the categories that a user selects are in the file `source`, and that there are any.
+
+    Raises:
+        ValueError: an unknown name, or none; lists the known ones, and says how to select one with a comma.
+    """
+    unknown = [name for name in wanted if name not in known]
+    if wanted and not unknown:
+        return
+    what = f"has no category {unknown[0]!r}" if unknown else "no category was selected"
+    known = list(map(str, known))
+    names = ", ".join(repr(name) if "," in name else name for name in known)
+    comma = next((name for name in known if "," in name), None)
+    way = "" if comma is None else f"; {comma!r} contains a comma: {command_line('--category', comma)} selects it"
+    raise ValueError(f"{source}: {what}; choose from {names}{way}")
 
 
 def read_sections(document: Any, report: Report) -> dict[Section, list[Any]]:

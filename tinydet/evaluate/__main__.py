@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from tinydet._internal.arguments import names
+from tinydet._internal.arguments import add_categories
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
@@ -267,9 +267,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"scoring rules, listed below (default: {MODEL_PROTOCOL} for a model, {RESULTS_PROTOCOL} for results)",
     )
-    scoring.add_argument(
-        "--categories", type=names, metavar="A,B", help="score only these classes, separated by commas (default: all)"
-    )
+    add_categories(scoring, "score")
     scoring.add_argument(
         "--max-detections",
         type=int,

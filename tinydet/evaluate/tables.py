@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.data.coco_entries import Entries, json_kind, raise_first, read_sections
+from tinydet.data.coco_entries import Entries, check_categories, json_kind, raise_first, read_sections
 
 FULLY_VISIBLE = 1 - 1e-12  # the evaluators' value for an object without visibility
 
@@ -138,10 +138,7 @@ def tabulate_ground_truth(
     known = _labels(Entries("categories", sections["categories"], report), "name", source)
     chosen = known
     if categories is not None:
-        unknown = [name for name in categories if name not in known.values()]
-        if unknown or not categories:
-            what = f"has no category {unknown[0]!r}" if unknown else "no category was selected"
-            raise ValueError(f"{source}: {what}; choose from {', '.join(known.values())}")
+        check_categories(source, categories, list(known.values()))
         chosen = {id: name for id, name in known.items() if name in categories}
 
     annotations = Entries("annotations", sections["annotations"], report)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydet._internal.arguments import positive_int
+from tinydet._internal.shell import command_line
 from tinydet.export.console import infer_command
 from tinydet.export.engine import build_engine, parse_only
 from tinydet.export.onnx_command import convert_precision, export_checkpoint, refuse_shape_options
@@ -168,7 +169,8 @@ def _build(onnx_path: Path, output: Path, args: argparse.Namespace, config: Mapp
         for outdated in report_paths(output):  # reports of the engine that was replaced
             outdated.unlink(missing_ok=True)
         print(f"not verified  {reason}")
-        print(f"              on the target machine: tinydet export verify {output} --reference {onnx_path}")
+        again = command_line("tinydet", "export", "verify", output, "--reference", onnx_path)
+        print(f"              on the target machine: {again}")
     print(f"run it        {infer_command(output, spec)}")
     return 0
 

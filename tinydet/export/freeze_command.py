@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.shell import command_line
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.synthetic import builtin_dataset
 from tinydet.models.registry import detector_info
@@ -51,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
         after = frozen.after[name]
         print(f"{name:<13} {100 * before:.2f} with attention, {100 * after:.2f} frozen: {100 * (after - before):+.2f}")
     print(f"wrote         {output}")
-    print(f"next          tinydet export onnx {output}")
+    print(f"next          {command_line('tinydet', 'export', 'onnx', output)}")
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from tinydet._internal.arguments import positive_int
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.shell import command_line
 from tinydet.export.console import infer_command
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         if args.precision != "fp32":
             output = convert_precision(output, args.precision, args, config)
     print(f"run it        {infer_command(output, spec)}")
-    print(f"build engine  python export/to_trt.py {output}")
+    print(f"build engine  {command_line('python', 'export/to_trt.py', output)}")
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tinydet._internal.shell import command_line
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
 from tinydet.runtime.scenes.sources import Source, is_stream, shortened
@@ -110,9 +111,10 @@ def plan_jobs(
     shared: tuple[Path, ...] = ()
     if output is not None and folder is None and several:
         if any(source.moving for source in sources):
+            per_scene = command_line("--output", f"{output.with_suffix('')}/")
             raise ValueError(
                 f"{output} cannot hold all scenes, because every frame of a video is an image; name a folder for one "
-                f"file per scene: --output {output.with_suffix('')}/"
+                f"file per scene: {per_scene}"
             )
         shared = paths_of(output, options.formats)
     jobs = _jobs(sources, options, folder, None if shared else output)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tinydet._internal.arguments import float_range, names, positive_int
+from tinydet._internal.arguments import add_categories, float_range, positive_int
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet.data.coco import Dataset, load_dataset
@@ -118,9 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         help="anchor layout: tinydet (unrounded, centered), torchvision, or released (the paper authors' code); "
         "default: tinydet",
     )
-    parser.add_argument(
-        "--categories", type=names, metavar="A,B", help="names of the classes to count (default: all in the file)"
-    )
+    add_categories(parser, "count")
     parser.add_argument(
         "--count",
         choices=("gt", "anchor"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydet._internal.arguments import names
+from tinydet._internal.arguments import add_categories
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import load_dataset
 from tinydet.models.registry import DETECTORS, anchors_of
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example: tinydet data stats annotations.json --json stats.json --plots stats"
     parser.add_argument("source", type=Path, help="COCO annotation file (.json or .json.gz), or a folder with one")
-    parser.add_argument("--categories", type=names, metavar="A,B", help="classes to include, by name (default: all)")
+    add_categories(parser, "include")
     parser.add_argument(
         "--detector",
         choices=tuple(DETECTORS),

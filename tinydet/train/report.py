@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tinydet._internal.console import plural
+from tinydet._internal.shell import command_line
 from tinydet.data.coco import Dataset
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.batch import collate
@@ -100,7 +101,8 @@ def result_lines(trainer: Trainer, val: Dataset | None) -> Iterator[str]:
         f"wrote {trainer.output} after {duration(trainer.seconds / 60)}"
         + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose the weights" if val else "")
     )
-    yield (f"next: python -m tinydet.evaluate --model {trainer.output}   python export/to_trt.py {trainer.output}")
+    evaluate = command_line("python", "-m", "tinydet.evaluate", "--model", trainer.output)
+    yield f"next: {evaluate}   {command_line('python', 'export/to_trt.py', trainer.output)}"
 
 
 def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, Any]:

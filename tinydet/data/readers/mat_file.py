@@ -48,8 +48,8 @@ def read_structures(path: Path) -> dict[str, Any]:
 
 def _write_structures() -> None:
     """Write the variables of the file that the command line names, or the reason why not, to standard output."""
-    import scipy.io
-
+    with needs_extra("formats"):
+        import scipy.io
     variables, error = {}, None
     try:
         content = scipy.io.loadmat(sys.argv[1])

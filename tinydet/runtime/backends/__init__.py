@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinydet._internal.shell import command_line
 from tinydet.runtime.backends.contract import (
     OUTPUT_TYPES,
     Backend,
@@ -162,7 +163,8 @@ def _file_kind(path: Path) -> str:
     if head in (b"ftrt", b"vtrt") or path.suffix in (".engine", ".plan"):
         return "tensorrt"
     if path.suffix in (".pth", ".pt"):
-        raise ValueError(f"{path} is a training checkpoint; export it first: python export/to_onnx.py {path}")
+        export = command_line("python", "export/to_onnx.py", path)
+        raise ValueError(f"{path} is a training checkpoint; export it first: {export}")
     return "onnx"
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.shell import command_line
 from tinydet.runtime.backends.contract import INPUT, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.engine_runner import DTYPES, EngineRunner, Execution, checked
 from tinydet.spec import ModelSpec
@@ -146,7 +147,7 @@ def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:
         raise OSError(
             f"{path} cannot be loaded. Built by {product} {built.get('version')} for {built.get('gpu')} on "
             f"{built.get('platform')}; here: {product} {trt.__version__}, {gpu}, {platform_name()}. An engine runs "
-            f"only where all of these are equal; build it here: python export/to_trt.py {path.with_suffix('.onnx')}. "
+            f"only where all of these are equal; build it here: {_build_command(path)}. "
             f"{product} says: {' | '.join(logger.errors) or 'nothing'}"
         )
     execution = (_execution_rtx if flavour == "rtx" else _execution)(trt, engine)
@@ -254,13 +255,18 @@ def _execution_rtx(trt: Any, engine: Any) -> Execution:
     return Execution(lambda: engine.create_execution_context(runtime_config), 0, False)
 
 
+def _build_command(path: Path) -> str:
+    """Return the command that builds an engine again."""
+    return command_line("python", "export/to_trt.py", path.with_suffix(".onnx"))
+
+
 def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
     """Read the description of an engine from the `.json` of the same name, and check that it belongs to it."""
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         raise ValueError(f"{path} lacks its description {sidecar}: copy it too, or build the engine again")
     spec = ModelSpec.from_json(sidecar.read_text(encoding="utf-8"), source=sidecar)
-    again = f"build it again: python export/to_trt.py {path.with_suffix('.onnx')}"
+    again = f"build it again: {_build_command(path)}"
     if not spec.engine:
         raise ValueError(f"{sidecar} describes no engine: the model was exported again after {path} was built; {again}")
     if spec.engine.get("sha256") != hashlib.sha256(plan).hexdigest():

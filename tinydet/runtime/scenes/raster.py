@@ -13,6 +13,7 @@ import numpy as np
 
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import printable
+from tinydet._internal.shell import command_line
 from tinydet.runtime.scenes.georeference import ground_sample_distance
 from tinydet.runtime.scenes.pixels import SAMPLE, Image, Limits, check_bands, measure_limits, resize, to_rgb8
 from tinydet.runtime.scenes.scene import DamagedSceneError, Scene
@@ -154,9 +155,10 @@ class RasterScene(Scene):
         height, width = self._file.block_shapes[0]
         size = height * width * sum(np.dtype(kind).itemsize for kind in self._file.dtypes)
         if size > MAX_BLOCK:
+            rewrite = command_line("gdal_translate", "-co", "TILED=YES", self._path, "tiled.tif")
             raise ValueError(
                 f"{self._path}: stored in blocks of {width}x{height} pixels, so each window decodes at least "
-                f"{size >> 20} MiB; rewrite it: gdal_translate -co TILED=YES {self._path} tiled.tif"
+                f"{size >> 20} MiB; rewrite it: {rewrite}"
             )
 
     def _color_names(self) -> list[str]:

@@ -1,0 +1,20 @@
+"""Commands that are suggested to the user, quoted so that they can be pasted into a shell."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+
+def command_line(*words: str | Path) -> str:
+    """Join words to a command; quote those that a shell would split or change.
+
+    Paths are told from options: one that starts with a dash gets `./` in front.
+
+    >>> command_line("tinydet", "export", "onnx", Path("my models/m 1.pth"), "--tile", "640")
+    "tinydet export onnx 'my models/m 1.pth' --tile 640"
+    >>> command_line("rm", Path("-r"))
+    'rm ./-r'
+    """
+    dashed = [isinstance(word, Path) and str(word).startswith("-") for word in words]
+    return shlex.join(f"./{word}" if dash else str(word) for word, dash in zip(words, dashed, strict=True))
