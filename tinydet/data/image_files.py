@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
+from tinydet._internal.input_files import check_file
 from tinydet.runtime.scenes import open_scene
 from tinydet.runtime.scenes.sources import IMAGES
 
@@ -53,6 +54,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         ValueError, OSError: as `open_scene`.
     """
+    check_file(path)
     with path.open("rb") as file:
         signature = file.read(8)
         size = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -136,10 +137,13 @@ def test_an_empty_or_binary_file_is_no_annotation(folders: tuple[Path, Path], na
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_folder_a_broken_link_and_a_missing_file_are_refused(folders: tuple[Path, Path], name: str) -> None:
+def test_what_is_not_a_file_is_refused_at_once(folders: tuple[Path, Path], name: str) -> None:
     source, images = folders
     file, _, read = FORMATS[name]
-    for make in (Path.mkdir, lambda path: path.symlink_to("nowhere"), lambda path: None):
+    makers: list[Callable[[Path], None]] = [Path.mkdir, lambda path: path.symlink_to("nowhere"), lambda path: None]
+    if name != "tinyperson":  # JSON has its own tests
+        makers.append(os.mkfifo)
+    for make in makers:
         make(source / file)
         with pytest.raises((ValueError, OSError), match="source"):
             read(source, images)

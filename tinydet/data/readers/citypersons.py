@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.input_files import check_file
 from tinydet.data.readers.coco_builder import CocoBuilder
 from tinydet.data.readers.mat_file import read_structures
 from tinydet.data.readers.text_files import to_integer
@@ -68,8 +69,7 @@ def read(source: Path, images: Path | None = None, *, shrink: int = 1, pedestria
 
 def _cells(source: Path) -> list[dict[str, Any]]:
     """Return the cells of the only variable of the file."""
-    if not source.is_file():
-        raise ValueError(f"{source}: no such file; name anno_train.mat or anno_val.mat of CityPersons")
+    check_file(source, "name anno_train.mat or anno_val.mat of CityPersons")
     variables = read_structures(source)
     names = [name for name in variables if name.startswith("anno_")]
     if len(names) != 1 or variables[names[0]] is None:

@@ -22,13 +22,10 @@ def read_structures(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is not one that SciPy reads.
-        OSError: it cannot be opened.
         ModuleNotFoundError: SciPy is not installed.
     """
     with needs_extra("formats"):
         import scipy  # noqa: F401
-    with path.open("rb"):
-        pass
     code = f"from {__name__} import _write_structures; _write_structures()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     ended = subprocess.run(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tinydet._internal.input_files import read_file
 from tinydet.data.image_files import list_files, list_images
 from tinydet.data.image_names import ImageNames
 
@@ -42,7 +43,7 @@ def read_text(path: Path) -> str:
         ValueError: the file is in another encoding, or not text.
         OSError: it cannot be read.
     """
-    content = path.read_bytes()
+    content = read_file(path)
     encoding = "utf-8"
     for mark, marked in _MARKS:
         if content.startswith(mark):
@@ -123,6 +124,8 @@ def pair_with_images(source: Path, images: Path | None, *, skip: frozenset[str] 
         raise ValueError(f"{source}: this format has no image sizes; name the folder of the images: --images DIR")
     if not images.is_dir():
         raise ValueError(f"{images}: no such folder of images; check --images")
+    if source.suffix.lower() in (".yaml", ".yml"):
+        raise ValueError(f"{source}: describes a dataset; name the folder of its .txt files")
     if source.is_dir():
         root, texts = source, list_files(source, (".txt",))
     elif source.exists():

@@ -16,6 +16,7 @@ from typing import Any
 from xml.parsers import expat
 
 from tinydet._internal.errors import reason
+from tinydet._internal.input_files import read_file
 from tinydet.data.image_files import image_size, list_files, list_images
 from tinydet.data.image_names import ImageNames
 from tinydet.data.readers.coco_builder import CocoBuilder
@@ -193,7 +194,7 @@ def parse_xml(path: Path) -> Element:
 
 def _xml_text(path: Path) -> str:
     """Return the content of an XML file, decoded as its byte order mark or its first line says."""
-    content = path.read_bytes()
+    content = read_file(path)
     declared = _DECLARATION.match(content)
     if declared is None:
         return read_text(path)

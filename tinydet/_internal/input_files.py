@@ -1,0 +1,40 @@
+"""Check that an input is a regular file: opening a pipe would wait forever, and a device may never end."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+
+def check_file(path: Path, remedy: str = "check the path") -> None:
+    """Check that `path` is a regular file, or a link to one.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, OSError: it is missing, a folder, or a pipe or device. Names `path`.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; {remedy}") from None
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError:
+        raise FileNotFoundError(f"{str(path)!r}: no such file, names contain no null character; {remedy}") from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path}: a folder, not a file; {remedy}")
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path}: a pipe or device, not a file; copy its content to a file and name that")
+
+
+def read_file(path: Path, remedy: str = "check the path and its permissions") -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: as `check_file`, or the file cannot be read. Names `path`.
+    """
+    path = Path(path)
+    check_file(path, remedy)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
