@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.data.convert import FORMATS
+from tinydet.data.readers.coco_builder import CocoBuilder
 
 
 def convert(source: Path, form: str, *flags: str | Path, output: Path | None = None) -> dict[str, Any]:
@@ -298,6 +300,49 @@ def test_a_tinyperson_task_keeps_one_class_and_ignores_the_other(
 
 
 # --- every format ---
+
+
+def test_images_of_another_size_than_recorded_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = citypersons(tmp_path / "anno_val.mat")
+    for name in ("frankfurt/frankfurt_000000_000294_leftImg8bit.png", "lindau/lindau_1.png"):
+        image_file(tmp_path / "val" / name, 512, 256)
+    images = ["--images", tmp_path / "val", "--output", tmp_path / "o.json"]
+    assert "is 2048x1024, but" in (error := error_of(capsys, source, "--from", "citypersons", *images))
+    assert "is 512x256 pixels (and 1 more like it)" in error and not (tmp_path / "o.json").exists()
+    convert(source, "tiny-citypersons", *images[:2])
+    source = tinyperson(tmp_path / "t.json")
+    image_file(tmp_path / "val" / "labeled_images" / "bb_V0032_I0001640.jpg", 80, 100)
+    assert "image 0 is 100x80 (it looks turned" in error_of(capsys, source, "--from", "tinyperson", *images)
+    image_file(tmp_path / "val" / "labeled_images" / "bb_V0032_I0001640.jpg", 100, 80)
+    convert(source, "tinyperson", *images[:2])
+
+
+def test_many_boxes_outside_their_images_raise_a_doubt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "labelTxt" / "a.txt", DOTA)
+    image_file(tmp_path / "images" / "a.png", 45, 45)
+    convert(tmp_path / "labelTxt", "dota", "--images", tmp_path / "images")
+    assert "are these the images that were annotated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["yolo", "visdrone", "dota", "voc"])
+def test_an_image_name_that_is_not_utf8_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    name = os.fsdecode(b"pl\xe9ge")
+    (tmp_path / "images" / f"{name}.png").write_bytes(image_file(tmp_path / "a.png").read_bytes())
+    write(tmp_path / "labels" / f"{name}.{'xml' if form == 'voc' else 'txt'}", "<annotation/>" if form == "voc" else "")
+    write(tmp_path / "classes.txt", "boat")
+    arguments = ["--from", form, "--images", tmp_path / "images", "--output", tmp_path / "o.json"]
+    assert r"the image name 'pl\udce9ge.png' is not UTF-8" in error_of(capsys, tmp_path / "labels", *arguments)
+    assert not (tmp_path / "o.json").exists()
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", ".."])
+def test_an_image_name_outside_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="leads out of the image folder"):
+        CocoBuilder(tmp_path, []).add_image(name, (1, 1))
 
 
 def test_an_output_named_gz_is_compressed(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from tinydet.models.registry import DETECTORS
 from tinydet.train import TrainConfig, train
 from tinydet.train.__main__ import main
 from tinydet.train.config import config_of, parser
+from tinydet.train.report import result_lines
+from tinydet.train.trainer import Trainer
 
 QUICK: dict[str, Any] = {"preset": "small", "weights_backbone": "none", "channels": 8, "epochs": 1, "tile": 96,
                          "overlap": 32, "precision": "fp32", "tensorboard": False}  # fmt: skip
@@ -149,3 +153,10 @@ def test_values_are_stored_as_the_command_line_gives_them() -> None:
     flags = ["--data", "my/train", "--alpha", "0.5", "--lr", "1", "--alpha-range", "0,2", "--augment", "vflip"]
     assert config == config_of([*flags, "--tile", "96"])
     assert config.data == Path("my/train") and config.alpha == (0.5,) and type(config.tile) is int
+
+
+def test_the_next_commands_are_quoted_for_the_shell() -> None:
+    trainer = SimpleNamespace(output=Path("my models/m 1.pth"), seconds=1.0, best=0.5)
+    *_, commands = result_lines(cast(Trainer, trainer), None)
+    words = shlex.split(commands)
+    assert words.count("my models/m 1.pth") == 2

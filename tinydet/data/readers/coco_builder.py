@@ -12,6 +12,8 @@ from tinydet.data.coco_rules import NO_AREA, OUTSIDE, ImageRecord, examine, exam
 from tinydet.data.image_checks import size_mismatch
 from tinydet.data.image_files import image_size
 
+_MANY = 0.05  # share of objects outside of their images from which the images are doubtful
+
 
 @dataclass
 class CocoBuilder:
@@ -162,7 +164,9 @@ class CocoBuilder:
                 raise ValueError(f"{self.source}: {fault.first()}")
             what = fault.rule.replace("object", "object" + "s" * (len(fault.entries) > 1), 1)
             first = self.locations[fault.entries[0]]
-            self.notes.append(f"{len(fault.entries)} {what} left out, the first of {first}")
+            many = fault.rule == OUTSIDE and len(fault.entries) > _MANY * len(self.annotations)
+            doubt = "; are these the images that were annotated, in their size?" if many else ""
+            self.notes.append(f"{len(fault.entries)} {what} left out, the first of {first}{doubt}")
             removed.update(fault.entries)
         document["annotations"] = [entry for n, entry in enumerate(self.annotations) if n not in removed]
         faults.clear()
