@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from tinydet._internal.input_files import check_file
 from tinydet.runtime.scenes import open_scene
+from tinydet.runtime.scenes.folders import SYSTEM
 from tinydet.runtime.scenes.sources import IMAGES
 
 
@@ -21,8 +22,9 @@ def list_images(folder: Path) -> list[Path]:
 def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Return the files of a folder and its subfolders that have one of the suffixes, in any letter case.
 
-    They are sorted and relative to the folder. Links to folders are followed, each folder once. Hidden files and
-    folders are left out, such as the `._name` and `__MACOSX` of macOS.
+    They are sorted and relative to the folder. Links to folders are followed, each folder once. Hidden files and those
+    of operating systems are left out, such as the `._name` and `__MACOSX` of macOS. Unlike `files_in`, every name
+    counts: labels of two images may be links to one file, and a broken link is an error when it is read.
 
     Raises:
         OSError: a folder cannot be read.
@@ -32,9 +34,9 @@ def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
         raise error
 
     found: list[Path] = []
-    seen = set()
+    seen = set(map(str, Path(os.path.realpath(folder)).parents))  # a link to a folder above closes a cycle
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SYSTEM)
         place = os.path.realpath(parent)
         if place in seen:
             folders.clear()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tinydet._internal.names import printable
 from tinydet.data.coco_entries import Fault
 from tinydet.data.coco_rules import NO_AREA, OUTSIDE, ImageRecord, examine, examine_boxes, examine_objects
 from tinydet.data.image_checks import size_mismatch
@@ -46,8 +47,9 @@ class CocoBuilder:
         try:
             file_name.encode()
         except UnicodeEncodeError:
-            shown = ascii(file_name)
-            raise ValueError(f"{self.source}: the image name {shown} is not UTF-8; rename the file") from None
+            raise ValueError(
+                f"{self.source}: the image name {printable(file_name)} is not UTF-8; rename the file"
+            ) from None
         if PurePosixPath(file_name).is_absolute() or ".." in PurePosixPath(file_name).parts:
             raise ValueError(f"{self.source}: the image name {file_name!r} leads out of the image folder; correct it")
         self.images.append(
