@@ -38,7 +38,8 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
             before.
     """
     check_video_path(path)
-    import av
+    with needs_extra("video"):
+        import av
 
     shrink = min(1.0, MAX_SIDE / max(width, height))
     size = max(2, round(width * shrink) // 2 * 2), max(2, round(height * shrink) // 2 * 2)
