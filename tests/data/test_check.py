@@ -80,7 +80,7 @@ def folder(path: Path, spoil: Spoil | None = None) -> Path:
 REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # by rule: message, repair, remaining images and boxes
     "annotation without bbox": (put("annotations", 0, bbox=...), "annotation 1 has no 'bbox'", "dropped", 3, 5),
     "annotation whose bbox is not four numbers": (
-        put("annotations", 0, bbox=[1, 2, "3", 4]), "annotation 1 has the bbox", "dropped", 3, 5),
+        put("annotations", 0, bbox=[1, 2, "3 px", 4]), 'annotation 1 has the bbox [1, 2, "3 px", 4]', "dropped", 3, 5),
     "annotation whose bbox is not finite": (
         put("annotations", 0, bbox=[1, 2, float("nan"), 4]), "annotation 1 has the bbox", "dropped", 3, 5),
     "annotation whose bbox has a negative side": (
@@ -92,7 +92,7 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # by rule: message, r
     "annotation whose image_id is not listed": (put("annotations", 0, image_id=9), "image_id 9", "dropped", 3, 5),
     "annotation whose category_id is not listed": (put("annotations", 0, category_id=9), "_id 9", "dropped", 3, 5),
     "annotation whose image_id is not a whole number": (
-        put("annotations", 0, image_id="1"), 'annotation 1 has the image_id "1"', "dropped", 3, 5),
+        put("annotations", 0, image_id="one"), 'annotation 1 has the image_id "one"', "dropped", 3, 5),
     "annotation without id": (
         put("annotations", 0, id=...), "entry 0 of 'annotations' has no 'id'", "id set to 7", 3, 6),
     "annotation whose id is not a whole number": (

@@ -263,7 +263,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "category listed twice": (doubled("categories", 1), "entries 1 and 4 of 'categories' have the same id 0"),
     "category named twice": (changed("categories", 0, name="person"), "categories 9 and 0 are all named 'person'"),
     "category without name": (changed("categories", 0, name=...), "category 9 has no 'name'"),
-    "category whose name is not a string": (changed("categories", 0, name=None), "category 9 has the name None"),
+    "category whose name is not a string": (changed("categories", 0, name=None), "category 9 has the name null"),
     "annotation listed twice": (doubled("annotations", 1), "entries 1 and 7 of 'annotations' have the same id 3"),
     "annotation without id": (annotation(id=...), "entry 1 of 'annotations' has no 'id'"),
     "annotation without image": (annotation(image_id=...), "annotation 3 has no 'image_id'"),

@@ -375,7 +375,7 @@ BROKEN: dict[str, tuple[str, str, str, str]] = {  # format, file name, content, 
     "no name": ("voc", "a.xml", VOC.replace("<name>bus</name>", ""), "<object> has no <name>"),
     "no matrix": ("citypersons", "a.mat", "MATLAB", "a.mat: not a MATLAB file that SciPy reads"),
     "no JSON": ("tinyperson", "a.json", "{", "a.json: not JSON"),
-    "no flag": ("tinyperson", "a.json", UNCERTAIN, "annotation 0 has uncertain 'yes'; expected true or false"),
+    "no flag": ("tinyperson", "a.json", UNCERTAIN, 'annotation 0 has uncertain "yes"; it must be 0 or 1'),
 }  # fmt: skip
 
 

@@ -290,7 +290,8 @@ def test_a_corner_file_is_rejected_as_dataset(
 ) -> None:
     document = json.loads((squares / "annotations.json").read_text())
     corner = tmp_path / "corner.json"
-    corner.write_text(json.dumps({**document, "old_images": document["images"]}))
+    tiles = [{**image, "corner": [0, 0, image["width"], image["height"]]} for image in document["images"]]
+    corner.write_text(json.dumps({**document, "images": tiles, "old_images": document["images"]}))
     flags = ["--model", str(onnx_file), "--annotations", str(corner), "--images", str(squares / "images")]
     assert main([*flags, "--limit", "1"]) == 2
     assert "describes sub-images" in capsys.readouterr().err

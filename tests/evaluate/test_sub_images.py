@@ -85,6 +85,13 @@ def test_two_tiny_people_close_together_become_one() -> None:
     assert suppress_pixels(boxes, np.array([0.9, 0.8], np.float32), np.zeros(2, np.int64)).tolist() == [0]
 
 
+CORNERS: Any = {
+    "images": [{"id": 1, "file_name": "a", "corner": [0, 0, 9, 9]}],
+    "old_images": [{"id": 5, "file_name": "a"}],
+}
+FOUND: Any = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 1}
+
+
 @pytest.mark.parametrize(
     ("corner_file", "detections", "message"),
     [
@@ -97,7 +104,14 @@ def test_two_tiny_people_close_together_become_one() -> None:
             "not in 'old_images'",
         ),
         ({"images": [], "old_images": []}, [{"image_id": 3, "score": 1}], "is on image 3"),
-        ({"images": [], "old_images": []}, [{"image_id": 3}], "not a COCO result"),
+        ({"images": [], "old_images": []}, [{"score": 3}], "entry 0 has no 'image_id'"),
+        (CORNERS, [{**FOUND, "score": None}], "entry 0 has the score null"),
+        (CORNERS, [{**FOUND, "bbox": [0, 0, 1, 10**400]}], "entry 0 has the bbox"),
+        (CORNERS, [{**FOUND, "image_id": [1]}], r"entry 0 has the image_id \[1\]"),
+        ({**CORNERS, "images": [{"id": [1], "file_name": "a", "corner": [0, 0, 9, 9]}]}, [], r"has the id \[1\]"),
+        ({**CORNERS, "images": [{"id": 1, "file_name": "a", "corner": [0, 0, 9]}]}, [], "has the corner"),
+        ({**CORNERS, "images": [{"id": 1, "file_name": ["a"], "corner": [0, 0, 9, 9]}]}, [], "has the file_name"),
+        ({**CORNERS, "old_images": ["a"]}, [], "entry 0 of 'old_images' is a JSON string"),
         ({"images": [], "old_images": []}, {}, "expected a list"),
     ],
 )

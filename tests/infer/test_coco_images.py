@@ -69,12 +69,14 @@ def test_a_file_is_refused_with_the_message_of_load_dataset(flight: Path, docume
     assert str(refusal.value) == str(expected.value)
 
 
-def test_a_corner_file_is_refused(flight: Path) -> None:
-    """Its images are parts of the files, which would be scanned in full for each of them."""
-    images = [{"id": 1, "file_name": "b.JPG", "width": 4, "height": 4, "corner": [2, 0, 6, 4]}]
+def test_a_sub_image_keeps_its_corner_and_has_a_name_of_its_own(flight: Path) -> None:
+    images = [{"id": n, "file_name": "b.JPG", "width": 4, "height": 4, "corner": [n, 1, n + 4, 5]} for n in (2, 0)]
     Path("set.json").write_text(json.dumps({**DOCUMENT, "images": images}))
-    with pytest.raises(ValueError, match="a corner file, .* write the tiles first"):
-        coco_sources(Path("set.json"), flight)
+    sources = coco_sources(Path("set.json"), flight)
+    assert [(source.image_id, source.corner, source.name) for source in sources] == [
+        (2, (2, 1, 6, 5), "b_2_1"),
+        (0, (0, 1, 4, 5), "b_0_1"),
+    ]
 
 
 def test_every_image_of_a_real_dataset_is_found(shared: Path) -> None:

@@ -77,6 +77,42 @@ def test_a_folder_and_a_pattern_are_scanned_without_earlier_outputs(folder: Path
     assert not list(folder.rglob("*.journal"))
 
 
+def test_each_entry_of_a_corner_file_is_its_part_of_the_image(folder: Path) -> None:
+    """Boxes are in pixels of the entry, as `tinydet evaluate --corner-gt` expects; the file may be cut out already."""
+    boxes = lattice(3, 192, 128, 30)
+    paint(folder / "images" / "a.png", boxes)
+    corners = [[0, 0, 64, 64], [32, 16, 96, 80], [128, 64, 192, 128]]
+    images = [
+        {"id": n, "file_name": "a.png", "width": 64, "height": 64, "corner": corner}
+        for n, corner in enumerate(corners, 5)
+    ]
+    inside = {
+        (n, x - x1, y - y1, w, h)
+        for n, (x1, y1, x2, y2) in enumerate(corners, 5)
+        for x, y, w, h in boxes
+        if x1 <= x < x2 and y1 <= y < y2
+    }
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "square"}]}
+    (folder / "corners.json").write_text(json.dumps(content))
+    for output in ("found.json", "found/"):
+        words = ("--annotations", "corners.json", "--images", "images", "--output", output, "--resume")
+        assert run(*words) == run(*words) == 0
+    assert set(rows(folder / "found.json")) == inside
+    names = [f"a_{x}_{y}.detections.json" for x, y, _, _ in corners]
+    assert sorted(path.name for path in (folder / "found").glob("*.json")) == sorted(names)
+    assert {row for name in names for row in rows(folder / "found" / name)} == inside
+
+
+def test_an_image_of_another_size_than_its_annotation_says_is_refused(folder: Path, capsys) -> None:
+    paint(folder / "images" / "a.png", [])
+    image = {"id": 1, "file_name": "a.png", "width": 128, "height": 192}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "square"}]}
+    (folder / "set.json").write_text(json.dumps(content))
+    assert run("--annotations", "set.json", "--images", "images", "--output", "found.json") == 2
+    assert "a.png is 192x128 pixels, but its annotated image is 128x192" in capsys.readouterr().err
+    assert not (folder / "found.json").exists()
+
+
 def test_the_images_of_a_coco_file_keep_its_ids(folder: Path, capsys) -> None:
     paint(folder / "set" / "x.png", [[16, 24, 8, 8]])
     paint(folder / "set" / "y.png", [[32, 40, 8, 8]])

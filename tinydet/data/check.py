@@ -84,7 +84,7 @@ def check_document(
     contents = examine(document, faults.append)
     if images is not None:
         check_folder(source, images)
-        examine_files(contents, images, faults.append)
+        examine_files(contents, source, images, faults.append)
         examine_pixels(contents, images, faults.append, progress)
     examine_objects(contents, faults.append)
     boxes = examine_boxes(contents, faults.append)
@@ -168,12 +168,18 @@ def _notes(document: dict[str, Any], contents: Contents, boxes: Boxes, folder: P
     if count := len(images) - len(np.unique(rows.image)):
         yield f"{count:,} images have no annotation"
     used = np.bincount(rows.category, minlength=len(contents.categories))
-    if unused := [name for (_, name), times in zip(contents.categories, used.tolist(), strict=True) if not times]:
-        shown = ", ".join(unused[:6]) + (f" and {len(unused) - 6} more" if len(unused) > 6 else "")
-        yield f"no annotation is of category {shown}, which counts as a class nevertheless"
+    table = zip(contents.categories, used.tolist(), contents.parents.tolist(), strict=True)
+    unused = [(name, parent) for (_, name), times, parent in table if not times]
+    for parents, meaning in ((False, "counts as a class nevertheless"), (True, "is the supercategory of others")):
+        if chosen := [name for name, parent in unused if parent is parents]:
+            shown = ", ".join(chosen[:6]) + (f" and {len(chosen) - 6} more" if len(chosen) > 6 else "")
+            yield f"no annotation is of category {shown}, which {meaning}" + ", and therefore no class" * parents
     names = [image.file_name for image in images if image.corner is None and image.file_name]
     if count := len(names) - len(set(names)):
         yield f"{count:,} images have the same file as another"
+    written = [document["images"][n].get("file_name") for n in contents.image_entry.tolist()]
+    if count := sum("\\" in name for name in written if isinstance(name, str)):
+        yield f"{count:,} file names have backslashes, which are read as slashes; --fix writes slashes"
     entries = [document["annotations"][n] for n in rows.entry.tolist()]
     for key in ("area", "iscrowd"):
         if count := sum(key not in entry for entry in entries):

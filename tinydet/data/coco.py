@@ -7,7 +7,8 @@ penalized.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,12 @@ from numpy.typing import NDArray
 
 from tinydet.data.coco_entries import check_categories, raise_first
 from tinydet.data.coco_rules import ImageRecord, examine, examine_boxes, examine_objects, read_document
-from tinydet.data.image_checks import check_folder, examine_files, size_mismatch
-from tinydet.runtime.scenes import read_image
+from tinydet.data.image_checks import check_folder, examine_files
+from tinydet.data.image_paths import image_file
+from tinydet.runtime.scenes import Scene, open_scene
+from tinydet.runtime.scenes.image_file import check_fits_in_memory
+from tinydet.runtime.scenes.window import part_of, size_mismatch
+from tinydet.spec import STRETCH
 
 __all__ = [
     "ANNOTATION_NAMES",
@@ -28,6 +33,7 @@ __all__ = [
     "build_dataset",
     "find_dataset",
     "load_dataset",
+    "open_image",
     "read_pixels",
 ]
 
@@ -59,6 +65,8 @@ class Dataset:
         ignore: (M,) true for ignore regions.
         areas: (M,) square pixels of the boxes as written, including the part outside the image.
         clipped: number of boxes that reached outside their image in the file.
+        roots: names of categories that are no class because they have no annotation and are the `supercategory` of
+            another one, such as the root that Roboflow adds to its exports.
     """
 
     images: tuple[ImageRecord, ...]
@@ -72,6 +80,24 @@ class Dataset:
     ignore: NDArray[np.bool_]
     areas: NDArray[np.float64]
     clipped: int
+    roots: tuple[str, ...] = ()
+
+    @property
+    def is_cut(self) -> bool:
+        """True for a corner file, whose images are parts of the image files."""
+        return any(record.corner is not None for record in self.images)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks about the classes for a reader: roots, and classes without an object."""
+        counts = np.bincount(self.labels[self.objects], minlength=len(self.classes))
+        empty = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
+        notes = []
+        if self.roots:
+            notes.append(f"not a class: {_listed(self.roots)}, without annotations and the supercategory of others")
+        if empty:
+            notes.append(f"no object is of class {_listed(empty)}; --categories selects others")
+        return tuple(notes)
 
     @property
     def objects(self) -> NDArray[np.bool_]:
@@ -91,7 +117,7 @@ class Dataset:
         """
         if self.image_dir is None:
             raise ValueError(f"{self.source} was loaded without its images; name their folder with --images DIR")
-        return self.image_dir / self.images[i].file_name
+        return image_file(self.image_dir, self.images[i].file_name)
 
 
 def find_dataset(folder: Path) -> tuple[Path, Path]:
@@ -119,9 +145,9 @@ def load_dataset(annotations: Path, images: Path | None = None, *, categories: S
     """Read and check an annotation file (`.json` or `.json.gz`), or a COCO folder with annotations and images.
 
     Classes: by default every category of the file, except those whose annotations are all ignored (such as
-    `dont_care`). The regions of such a category apply to every class, also with `categories`. Annotations of the
-    other unselected categories are dropped. A category without annotations is a class; a file without annotations
-    loads.
+    `dont_care`) and roots of a hierarchy, which have no annotations and are the `supercategory` of another one. The
+    regions of an ignored category apply to every class, also with `categories`. Annotations of the other unselected
+    categories are dropped. Any other category without annotations is a class; a file without annotations loads.
 
     Boxes are clipped to the image and counted. The box of an object must have a width, a height and a part inside its
     image; an ignore region that does not is dropped silently because it has no effect. These two rules do not apply
@@ -150,12 +176,14 @@ def build_dataset(
     if images is not None:
         images = Path(images)
         check_folder(source, images)
-        examine_files(contents, images, report)
+        examine_files(contents, source, images, report)
 
     table, rows = contents.categories, contents.rows
     count, objects = (np.bincount(c, minlength=len(table)) for c in (rows.category, rows.category[~rows.ignore]))
-    ignored_only = (count > 0) & (objects == 0)
-    selected = _select(source, table, ignored_only, categories)
+    ignored_only, roots = (count > 0) & (objects == 0), (count == 0) & contents.parents
+    if (ignored_only | roots).all():
+        roots = np.zeros(len(table), bool)
+    selected = _select(source, table, ignored_only | roots, categories)
     if count.any() and not objects[selected].any():
         examine_objects(contents, report)
         raise ValueError(_no_objects(source, table, selected, objects))
@@ -178,6 +206,7 @@ def build_dataset(
         ignore=rows.ignore[order],
         areas=rows.xywh[order, 2:].prod(axis=1),
         clipped=int((boxes.clipped & inside).sum()),
+        roots=tuple(name for (_, name), root in zip(table, roots & ~selected, strict=True) if root),
     )
 
 
@@ -187,30 +216,44 @@ def read_pixels(dataset: Dataset, i: int) -> NDArray[np.uint8]:
     Raises:
         ValueError: the file is unreadable, or its size contradicts the annotation file.
     """
+    with open_image(dataset, i) as scene:
+        check_fits_in_memory(dataset.image_path(i), scene.width, scene.height)
+        return scene.read(0, 0, scene.width, scene.height)
+
+
+@contextmanager
+def open_image(
+    dataset: Dataset, i: int, *, stretch: tuple[float, float] = STRETCH, bands: Sequence[int] | None = None
+) -> Iterator[Scene]:
+    """Open `images[i]`; a sub-image is the part of its file that it names. The options are those of `open_scene`.
+
+    Raises:
+        ValueError: the file is unreadable, or its size contradicts the annotation file.
+    """
     record, path = dataset.images[i], dataset.image_path(i)
-    pixels = read_image(path)
-    height, width = pixels.shape[:2]
-    if (recorded := size_mismatch(record, width, height)) is not None:
-        raise ValueError(
-            f"{path} is {width}x{height} pixels, but image {record.id} of {dataset.source} {recorded}; "
-            "its boxes would be misplaced: correct the one that is wrong"
-        )
-    if (width, height) == (record.width, record.height):
-        return pixels
-    assert record.corner is not None
-    x1, y1, x2, y2 = record.corner
-    return pixels[y1:y2, x1:x2]
+    size = record.width, record.height
+    with open_scene(path, stretch=stretch, bands=bands) as scene:
+        if (recorded := size_mismatch(size, record.corner, scene.width, scene.height)) is not None:
+            raise ValueError(
+                f"{path} is {scene.width}x{scene.height} pixels, but image {record.id} of {dataset.source} {recorded}; "
+                "its boxes would be misplaced: correct the one that is wrong"
+            )
+        yield part_of(scene, size, record.corner)
 
 
 def _select(
-    source: Path, table: Sequence[tuple[int, str]], ignored_only: NDArray[np.bool_], categories: Sequence[str] | None
+    source: Path, table: Sequence[tuple[int, str]], no_class: NDArray[np.bool_], categories: Sequence[str] | None
 ) -> NDArray[np.bool_]:
     """(C,) true for the categories that become classes, parallel to `table`."""
     if categories is None:
-        return ~ignored_only
+        return ~no_class
     names = [name for _, name in table]
     check_categories(source, categories, names)
     return np.array([name in categories for name in names])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _no_objects(

@@ -14,7 +14,7 @@ import json
 import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,27 @@ from numpy.typing import NDArray
 
 from tinydet._internal.shell import command_line
 
-Section = Literal["", "images", "categories", "annotations", "results"]
+Section = Literal["", "images", "categories", "annotations", "old_images", "results"]
 # How `tinydet data check --fix` repairs an entry; see tinydet.data.coco_repair.
-Repair = Literal["", "drop", "renumber", "separate", "merge", "name", "flag", "measure", "compare"]
+Repair = Literal[
+    "",
+    "drop",
+    "renumber",
+    "refer",
+    "separate",
+    "merge",
+    "name",
+    "rename",
+    "flag",
+    "measure",
+    "resize",
+    "compare",
+    "box",
+    "clear",
+]
 
 SECTIONS: tuple[Section, ...] = ("images", "categories", "annotations")  # the lists of a COCO file
+LARGEST = 2**31  # pixels; an area of larger sides does not fit into 64 bits
 FORMAT = 'expected COCO: {"images": [...], "annotations": [...], "categories": [...]}'
 RESULT_FORMAT = 'expected COCO results: [{"image_id": 1, "category_id": 1, "bbox": [...], "score": 0.9}, ...]'
 SINGULAR: Mapping[Section, str] = {
@@ -36,6 +52,7 @@ SINGULAR: Mapping[Section, str] = {
     "images": "image",
     "categories": "category",
     "annotations": "annotation",
+    "old_images": "image",
     "results": "detection",
 }
 
@@ -52,6 +69,7 @@ class Fault:
         remedy: what the user can do.
         repair: how a program can repair it; empty if only a person can.
         key: the faulty field, for repairs that need it.
+        values: what a repair writes into that field, by entry; entries without a value are dropped.
         tally: follows the description of the first entry if it stands for all; default: "(and N more like it)".
     """
 
@@ -62,6 +80,7 @@ class Fault:
     remedy: str
     repair: Repair = ""
     key: str = ""
+    values: Mapping[int, Any] = field(default_factory=dict)
     tally: str = ""
 
     def first(self) -> str:
@@ -185,7 +204,7 @@ class Entries:
         """Name an entry in a message."""
         if self.has_id[n]:
             return f"{SINGULAR[self.section]} {self.ids[n]}"
-        return f"entry {self.places[n]}" + (f" of {self.section!r}" if self.section in SECTIONS else "")
+        return f"entry {self.places[n]}" + (f" of {self.section!r}" if self.section != "results" else "")
 
     def read_ids(self, *, strings: bool = False, required: bool = True) -> None:
         """Read the `id` of every entry.
@@ -246,7 +265,11 @@ class Entries:
         good = np.array([is_integer(value) or (strings and type(value) is str) for value in values], bool) & present
         rule = f"{SINGULAR[self.section]} whose {key} is not a whole number"
         remedy = "it must be a whole number" + " or a string" * strings
-        self.check(rule, present & ~good, lambda n: f"has the {key} {short(values[n])}", remedy, repair, key)
+
+        def describe(n: int) -> str:
+            return f"has the {key} {short(values[n])}" + ", which has more than 64 bits" * (type(values[n]) is int)
+
+        self.check(rule, present & ~good, describe, remedy, repair, key)
         return [
             (value if type(value) is str else int(value)) if ok else 0
             for value, ok in zip(values, good.tolist(), strict=True)
@@ -264,28 +287,40 @@ class Entries:
 
         An unknown id is not a fault here.
         """
-        values, good = self.identifiers(key, strings=strings)
+        values, good = self.identifiers(key, "refer", strings=strings)
         place = {id: n for n, id in enumerate(known)}
         index = np.fromiter(map(place.get, values, repeat(-1)), np.int64, len(values))
         return np.where(good, index, -1), good
 
     def strings(self, key: str, remedy: str, repair: Repair = "drop") -> tuple[list[str], NDArray[np.bool_]]:
-        """Return the strings under `key`, none of them empty."""
+        """Return the strings under `key`, none of them empty or with half of a surrogate pair."""
         values, present = self.column(key, repair)
-        good = np.array([isinstance(value, str) and bool(value) for value in values], bool) & present
+        good = np.array([_is_text(value) for value in values], bool) & present
         rule = f"{SINGULAR[self.section]} whose {key} is not a string"
-        self.check(rule, present & ~good, lambda n: f"has the {key} {values[n]!r}"[:100], remedy, repair, key)
+        self.check(rule, present & ~good, lambda n: f"has the {key} {short(values[n])}", remedy, repair, key)
         return [value if ok else "" for value, ok in zip(values, good.tolist(), strict=True)], good
 
     def flags(self, key: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return (N,) flags: 0, 1, true or false, absent means false."""
-        values = [entry.get(key, 0) for entry in self.entries]
-        if not set(map(type, values)) - {int, bool} and not set(values) - {0, 1}:
+        """Return (N,) flags: 0, 1, true or false, also written as 0.0 or 1.0; absent or null means false."""
+        values = [entry.get(key) for entry in self.entries]
+        if not set(map(type, values)) - {int, bool, float, type(None)} and not set(values) - {0, 1, None}:
             return np.array(values, bool), np.ones(len(values), bool)
-        good = np.array([type(value) in (int, bool) and value in (0, 1) for value in values], bool)
+        good = np.array([_is_flag(value) for value in values], bool)
         rule = f"{SINGULAR[self.section]} whose {key} is not a flag"
         self.check(rule, ~good, lambda n: f"has {key} {short(values[n])}", "it must be 0 or 1", "flag", key)
         return np.array([ok and bool(value) for value, ok in zip(values, good.tolist(), strict=True)], bool), good
+
+    def with_value(self, key: str) -> NDArray[np.intp]:
+        """Return the indices of the entries whose `key` is neither absent nor null."""
+        return np.array([n for n, entry in enumerate(self.entries) if entry.get(key) is not None], np.intp)
+
+    def optional_numbers(self, key: str, default: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (N,) finite numbers; `default` where one is absent, null or broke the rule."""
+        some = self.with_value(key)
+        values, good = self.select(some).numbers(key)
+        column = default.copy()
+        column[some[good]] = values[good]
+        return column
 
     def numbers(self, key: str, missing: str = "add it") -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Return (N,) finite numbers. `missing` is the remedy for entries without one."""
@@ -297,18 +332,18 @@ class Entries:
         good = np.array([_is_number(value) and math.isfinite(_to_float(value)) for value in values], bool) & present
         rule = f"{SINGULAR[self.section]} whose {key} is not a finite number"
         remedy = "it must be a finite number"
-        self.check(rule, present & ~good, lambda n: f"has the {key} {short(values[n])}", remedy, key=key)
+        self.check(rule, present & ~good, lambda n: f"has the {key} {short(values[n])}", remedy, "clear", key)
         return np.array([_to_float(v) if ok else 0.0 for v, ok in zip(values, good.tolist(), strict=True)]), good
 
-    def boxes(self, key: str = "bbox") -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def boxes(self, key: str = "bbox", repair: Repair = "box") -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Return (N, 4) x, y, width, height as written: four finite numbers, of any sign."""
         form = f"a {key} is [x, y, width, height] in pixels"
-        values, present = self.column(key)
+        values, present = self.column(key, repair)
 
         def describe(n: int) -> str:
             return f"has the {key} {short(values[n])}"
 
-        good = present
+        good, boxes = present, values
         if (
             not present.all()
             or set(map(type, values)) - {list}
@@ -317,24 +352,46 @@ class Entries:
         ):
             good = np.array([_is_four_numbers(box) for box in values], bool) & present
             rule = f"{SINGULAR[self.section]} whose {key} is not four numbers"
-            self.check(rule, present & ~good, describe, f"{form}, four numbers", key=key)
-            values = [box if ok else [0, 0, 0, 0] for box, ok in zip(values, good.tolist(), strict=True)]
-        xywh = _to_floats(values).reshape(-1, 4)
-        finite = np.isfinite(xywh).all(axis=1)
+            self.check(rule, present & ~good, describe, f"{form}, four numbers", repair, key)
+            boxes = [box if ok else [0, 0, 0, 0] for box, ok in zip(values, good.tolist(), strict=True)]
+        xywh = _to_floats(boxes).reshape(-1, 4)
+        finite = np.asarray(np.isfinite(xywh).all(axis=1), bool)
+        within = np.asarray((np.abs(xywh) <= LARGEST).all(axis=1), bool)
         self.check(
             f"{SINGULAR[self.section]} whose {key} is not finite",
-            good & ~finite,
-            lambda n: f"{describe(n)}, which is not finite",
+            good & ~within,
+            lambda n: f"{describe(n)}, which is {'beyond any image' if finite[n] else 'not finite'}",
             f"{form}; correct or remove it",
-            key=key,
+            repair,
+            key,
         )
-        good = good & finite
+        good = good & within
         return np.where(good[:, None], xywh, 0.0), good
+
+    def points(self, key: str, form: str, *, nested: bool) -> None:
+        """Check that `key` is absent, null or a list of finite numbers.
+
+        Args:
+            form: what it must be, for messages.
+            nested: lists of an even number of coordinates in a list, or an object, are allowed too (`segmentation`).
+        """
+        some = self.with_value(key)
+        values = [self.entries[n][key] for n in some.tolist()]
+        if _are_points(values, nested):
+            return
+        broken = some[[not _are_points([value], nested) for value in values]].tolist()
+        rule = f"{SINGULAR[self.section]} whose {key} is malformed"
+        self.check(
+            rule, broken, lambda n: f"has the {key} {short(self.entries[n][key])}", f"it must be {form}", "clear", key
+        )
 
 
 def short(value: Any) -> str:
     """Return `value` as JSON, cut to a length that fits in a message."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str, skipkeys=True)
+    except (RecursionError, ValueError):  # ValueError: an integer of more than 4300 digits
+        return f"a {json_kind(value)} too large to show"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -381,6 +438,38 @@ def _fit_int64(values: list[int]) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)  # scalars of numpy are numbers too
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or (isinstance(value, numbers.Real | np.bool_) and value in (0, 1))
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _are_points(values: list[Any], nested: bool) -> bool:
+    """Return whether all values are lists of finite numbers; see `Entries.points`."""
+    if nested:
+        values = [value for value in values if not isinstance(value, Mapping)]
+    if set(map(type, values)) - {list}:
+        return False
+    lists = [part for value in values for part in _parts(value)] if nested else values
+    if set(map(type, lists)) - {list} or (nested and any(len(part) % 2 for part in lists)):
+        return False
+    coordinates = list(chain.from_iterable(lists))
+    return not set(map(type, coordinates)) - {int, float} and bool(np.isfinite(_to_floats(coordinates)).all())
+
+
+def _parts(shape: list[Any]) -> list[Any]:
+    """Return the polygons of a segmentation; a flat list of coordinates is one polygon."""
+    return shape if not shape or isinstance(shape[0], list) else [shape]
 
 
 def _is_four_numbers(box: Any) -> bool:

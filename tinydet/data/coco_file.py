@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
+import math
 from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path
-from tinydet.data.coco import Dataset, build_dataset, find_dataset, read_pixels
-from tinydet.data.coco_rules import read_document
+from tinydet.data.coco import Dataset, ImageRecord, build_dataset, find_dataset, open_image, read_pixels
+from tinydet.data.coco_rules import normalize, read_document
+from tinydet.runtime.scenes import Scene
+from tinydet.spec import STRETCH
+
+logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]  # an image or an annotation, as written
-VISIBLE_BOXES = ("vis_bbox", "vis")  # x, y, width, height of the visible part of an object (CityPersons)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +38,7 @@ class Document:
     """A checked annotation file.
 
     Attributes:
-        content: the JSON of the file, with images in the order of the file.
+        content: the JSON of the file, as `normalize` writes it, with images in the order of the file.
         dataset: the same as arrays, with images sorted by id.
     """
 
@@ -43,14 +50,20 @@ class Document:
         """Image entries in the order of the file."""
         return self.content["images"]  # type: ignore[no-any-return]
 
-    @property
-    def is_cut(self) -> bool:
-        """True for a corner file, whose images are tiles of the image files."""
-        return any(record.corner is not None for record in self.dataset.images)
-
     def annotations(self, image: Entry) -> list[Entry]:
         """Return the annotations of an image, in the order of the file."""
-        return self._by_image.get(int(image["id"]), [])
+        return self._by_image.get(image["id"], [])
+
+    @property
+    def records(self) -> dict[int, ImageRecord]:
+        """The checked fields of the images, by id."""
+        return {record.id: record for record in self.dataset.images}
+
+    def open(
+        self, image: Entry, *, stretch: tuple[float, float] = STRETCH, bands: Sequence[int] | None = None
+    ) -> AbstractContextManager[Scene]:
+        """Open an image, see `open_image`."""
+        return open_image(self.dataset, self._index[image["id"]], stretch=stretch, bands=bands)
 
     def pixels(self, image: Entry) -> NDArray[np.uint8]:
         """Return the pixels of an image: (H, W, 3) RGB.
@@ -58,10 +71,10 @@ class Document:
         Raises:
             ValueError: the file is unreadable, or its size contradicts the annotation file.
         """
-        return read_pixels(self.dataset, self._index[int(image["id"])])
+        return read_pixels(self.dataset, self._index[image["id"]])
 
     def image_path(self, image: Entry) -> Path:
-        return self.dataset.image_path(self._index[int(image["id"])])
+        return self.dataset.image_path(self._index[image["id"]])
 
     def rewritten(self, images: list[Entry], annotations: list[Entry]) -> dict[str, Any]:
         """Return the content with other images and annotations.
@@ -69,8 +82,9 @@ class Document:
         A category that had only ignore regions is removed with the last of them; without annotations it would be
         taken for a class.
         """
-        used = {int(entry["category_id"]) for entry in annotations}.union(self.dataset.category_ids)
-        categories = [entry for entry in self.content["categories"] if int(entry["id"]) in used]
+        used = {entry["category_id"] for entry in annotations}.union(self.dataset.category_ids)
+        roots = self.dataset.roots
+        categories = [entry for entry in self.content["categories"] if entry["id"] in used or entry["name"] in roots]
         return {**self.content, "annotations": annotations, "images": images, "categories": categories}
 
     @cached_property
@@ -78,7 +92,7 @@ class Document:
         """Annotations by image id."""
         found = defaultdict(list)
         for entry in self.content["annotations"]:
-            found[int(entry["image_id"])].append(entry)
+            found[entry["image_id"]].append(entry)
         return dict(found)
 
     @cached_property
@@ -101,7 +115,8 @@ def load_document(source: Path, images: Path | None = None, *, allow_corner_file
         source, images = find_dataset(source)
     content = read_document(source)
     document = Document(content, build_dataset(content, source, images))
-    if document.is_cut and not allow_corner_file:
+    normalize(content)
+    if document.dataset.is_cut and not allow_corner_file:
         raise ValueError(
             f"{source}: a corner file, whose images are tiles of the image files; use the annotation file of the full "
             "images, or write the tiles first: tinydet data cut CORNERS.json --images DIR --output FOLDER"
@@ -110,8 +125,8 @@ def load_document(source: Path, images: Path | None = None, *, allow_corner_file
 
 
 def is_ignored(annotation: Entry) -> bool:
-    """Return whether an annotation is an ignore region."""
-    return bool(annotation.get("ignore") or annotation.get("iscrowd"))
+    """Return whether an annotation of a `Document` is an ignore region."""
+    return annotation.get("ignore") == 1 or annotation.get("iscrowd") == 1
 
 
 def boxes_of(annotations: list[Entry]) -> NDArray[np.float64]:
@@ -126,10 +141,36 @@ def outline(x: float, y: float, width: float, height: float) -> list[list[float]
 
 
 def write_document(path: Path, content: dict[str, Any]) -> None:
-    """Write an annotation file atomically; compress it if the name ends with `.gz`."""
-    text = json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
+    """Write an annotation file atomically; compress it if the name ends with `.gz`.
+
+    NaN and infinity, which JSON does not have, are written as null with a warning. They can only be in fields that no
+    tool of tinydet reads.
+    """
+    try:
+        text = json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
+    except ValueError:
+        content = json.loads(json.dumps(content))  # a copy
+        logger.warning(f"{path}: {replace_non_finite(content)} numbers that JSON does not have are written as null")
+        text = json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
+        encoded = (json.dumps(content, allow_nan=False) + "\n").encode()
     with atomic_path(path) as temporary:
-        if Path(path).suffix == ".gz":
-            temporary.write_bytes(gzip.compress(text.encode(), 6, mtime=0))
-        else:
-            temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(gzip.compress(encoded, 6, mtime=0) if Path(path).suffix == ".gz" else encoded)
+
+
+def replace_non_finite(value: Any) -> int:
+    """Replace NaN and infinities by None at any depth of a JSON value; return how many."""
+    count = 0
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        items: Any = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            if isinstance(inner, float) and not math.isfinite(inner):
+                value[key] = None
+                count += 1
+            elif isinstance(inner, dict | list):
+                waiting.append(inner)
+    return count

@@ -8,7 +8,9 @@ broken rule to a `Report` and return what is valid as columns. The rules about i
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.json_files import read_json
-from tinydet.data.coco_entries import Entries, Fault, Report, is_integer, raise_first, read_sections, short
+from tinydet.data.coco_entries import LARGEST, Entries, Fault, Report, is_integer, raise_first, read_sections, short
+from tinydet.data.image_paths import image_name
+from tinydet.runtime.scenes.window import Corner
 
 NO_AREA = "object without area"
 OUTSIDE = "object outside its image"
@@ -24,7 +28,14 @@ NO_OBJECT = "no object"
 
 _ROUNDING = 1e-3  # pixels; with float32 coordinates x + width of a box at the border is slightly more than the width
 
-Corner = tuple[int, int, int, int]
+FLAGS = ("ignore", "iscrowd", "uncertain", "logo", "in_dense_image")  # the last three are TinyPerson's
+VISIBLE_BOXES = ("vis_bbox", "vis")  # x, y, width, height of the visible part of an object (CityPersons)
+_NUMBERS = ("area", "size", "height", "vis_ratio")  # optional; for the evaluators
+_WHOLE = {
+    "images": ("id", "width", "height"),
+    "categories": ("id",),
+    "annotations": ("id", "image_id", "category_id"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,7 @@ class ImageRecord:
     """One entry of `images`; sizes in pixels.
 
     Attributes:
+        file_name: with slashes as separators, see `image_name`.
         corner: x1, y1, x2, y2 of a sub-image (TinyPerson). `file_name` then names the full image, or a file of the
             sub-image's own size if it was cut out.
     """
@@ -68,6 +80,7 @@ class Contents:
         valid_images: (I,) false for images that break another rule; their name may be empty and their sizes 0.
         categories: (id, name), by ascending id; the name is empty if it breaks a rule.
         category_entry: (C,) their indices in the document's list.
+        parents: (C,) true for those that are the `supercategory` of another one.
         rows: the annotations.
         complete: true if `rows` has every annotation of the file.
     """
@@ -77,6 +90,7 @@ class Contents:
     valid_images: NDArray[np.bool_]
     categories: tuple[tuple[int, str], ...]
     category_entry: NDArray[np.int64]
+    parents: NDArray[np.bool_]
     rows: Rows
     complete: bool
 
@@ -112,10 +126,38 @@ def examine(document: dict[str, Any], report: Report) -> Contents:
     records, image_entry, valid_images = _images(images)
     categories = _with_ids(Entries("categories", sections["categories"], report))
     table, category_entry = _categories(categories)
+    parents = _parents([categories.entries[n] for n in category_entry.tolist()])
     annotations = _with_ids(Entries("annotations", sections["annotations"], report))
     rows = _annotations(annotations, [record.id for record in records], [id for id, _ in table])
     complete = len(rows.id) == len(annotations)
-    return Contents(records, image_entry, valid_images, table, category_entry, rows, complete)
+    return Contents(records, image_entry, valid_images, table, category_entry, parents, rows, complete)
+
+
+def normalize(document: dict[str, Any]) -> int:
+    """Change a valid document in place, so that every tool finds the same types: whole numbers, flags, names.
+
+    Ids, sizes and flags become integers (1.0 is 1; a flag of null is 0, true stays), file names as in `ImageRecord`.
+
+    Returns:
+        How many numbers and flags changed.
+    """
+    count = 0
+    for section, keys in _WHOLE.items():
+        for entry in document[section]:
+            for key in keys:
+                if type(entry[key]) is not int:
+                    entry[key] = int(entry[key])
+                    count += 1
+    for entry in document["images"]:
+        entry["file_name"] = image_name(entry["file_name"])
+        if entry.get("corner") is not None:
+            entry["corner"] = list(map(int, entry["corner"]))
+    for entry in document["annotations"]:
+        for key in FLAGS:
+            if key in entry and type(entry[key]) not in (int, bool):
+                entry[key] = int(bool(entry[key]))
+                count += 1
+    return count
 
 
 def examine_objects(contents: Contents, report: Report) -> None:
@@ -158,7 +200,7 @@ def examine_boxes(contents: Contents, report: Report, categories: NDArray[np.boo
                 bbox = short(rows.xywh[n].tolist())
                 return f"annotation {rows.id[n]} of image {image.id}{size} has the bbox {bbox}, which {what}"
 
-            report(Fault(rule, "annotations", tuple(place), describe, remedy, "drop"))
+            report(Fault(rule, "annotations", tuple(place), describe, remedy, "box", "bbox"))
     inside = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1), bool)
     clipped = np.asarray(((low < -_ROUNDING) | (high > sizes + _ROUNDING)).any(axis=1), bool)
     return Boxes(boxes, inside, inside & clipped)
@@ -178,6 +220,7 @@ def _by_id(entries: Entries) -> NDArray[np.int64]:
 def _images(entries: Entries) -> tuple[tuple[ImageRecord, ...], NDArray[np.int64], NDArray[np.bool_]]:
     """Return images by ascending id, their indices in the list, and which break no rule."""
     names, named = entries.strings("file_name", "it must be a file's name")
+    names = [image_name(name) if name else "" for name in names]
     widths, heights = _sides(entries, "width"), _sides(entries, "height")
     valid = entries.has_id & named & (widths > 0) & (heights > 0)
     corners, corner_fits = _corners(entries, widths, heights, valid)
@@ -210,25 +253,23 @@ def _sides(entries: Entries, key: str) -> NDArray[np.int64]:
     """(N,) pixels; 0 if a rule is broken."""
     sides, good = entries.integers(key, "measure")
     rule, remedy = f"image without a {key} in pixels", "write its size in pixels"
-    entries.check(rule, good & (sides <= 0), lambda n: f"has the {key} {sides[n]}", remedy, "measure", key)
-    return sides.clip(0)
+    fits = (sides > 0) & (sides <= LARGEST)
+    entries.check(rule, good & ~fits, lambda n: f"has the {key} {sides[n]}", remedy, "measure", key)
+    return np.where(fits, sides, 0)
 
 
 def _corners(
     entries: Entries, widths: NDArray[np.int64], heights: NDArray[np.int64], sized: NDArray[np.bool_]
 ) -> tuple[list[Corner | None], NDArray[np.bool_]]:
     """Return the `corner` of each entry that has one, and a mask that is false for wrong ones."""
-    corners: list[Corner | None] = [None] * len(entries)
+    corners = [read_corner(entry.get("corner")) for entry in entries.entries]
     fits = np.ones(len(entries), bool)
-    for n, entry in enumerate(entries.entries):
-        corner = entry.get("corner")
-        if corner is not None:
-            if isinstance(corner, list) and len(corner) == 4 and all(map(is_integer, corner)):
-                x1, y1, x2, y2 = map(int, corner)
-                corners[n] = (x1, y1, x2, y2)
-                fits[n] = x1 >= 0 and y1 >= 0 and (not sized[n] or (x2 - x1, y2 - y1) == (widths[n], heights[n]))
-            else:
-                fits[n] = False
+    for n in entries.with_value("corner").tolist():
+        if (corner := corners[n]) is None:
+            fits[n] = False
+        elif sized[n]:
+            x1, y1, x2, y2 = corner
+            fits[n] = (x2 - x1, y2 - y1) == (widths[n], heights[n])
     entries.check(
         "image with a wrong corner",
         ~fits,
@@ -236,6 +277,14 @@ def _corners(
         "it must be [x1, y1, x2, y2] of the image in its file",
     )
     return corners, fits
+
+
+def read_corner(value: Any) -> Corner | None:
+    """Return the corner of a sub-image: x1, y1, x2, y2 in whole pixels, not empty; None for anything else."""
+    if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(is_integer, value)):
+        return None
+    x1, y1, x2, y2 = map(int, value)
+    return (x1, y1, x2, y2) if 0 <= x1 < x2 <= LARGEST and 0 <= y1 < y2 <= LARGEST else None
 
 
 def _categories(entries: Entries) -> tuple[tuple[tuple[int, str], ...], NDArray[np.int64]]:
@@ -258,23 +307,63 @@ def _categories(entries: Entries) -> tuple[tuple[tuple[int, str], ...], NDArray[
     return tuple((entries.ids[n], names[n]) for n in order.tolist()), order
 
 
+def _parents(categories: list[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """(C,) true for categories that are the `supercategory` of another one."""
+    pairs = [(entry.get("supercategory"), entry.get("name")) for entry in categories]
+    named = {parent for parent, name in pairs if isinstance(parent, str) and parent != name}
+    return np.array([isinstance(name, str) and name in named for _, name in pairs], bool)
+
+
 def _annotations(entries: Entries, image_ids: list[int], category_ids: list[int]) -> Rows:
     image, has_image = _listed(entries, "image_id", "images", image_ids)
     category, has_category = _listed(entries, "category_id", "categories", category_ids)
-    ignore, ignore_valid = entries.flags("ignore")
-    crowd, crowd_valid = entries.flags("iscrowd")
     xywh, has_box = entries.boxes()
+    negative = examine_sides(entries, xywh)
+    ignore, flagged = examine_flags(entries)
+    examine_optional(entries)
+    valid = entries.has_id & has_image & has_category & flagged & has_box & ~negative
+    kept = np.flatnonzero(valid)
+    ids = np.array(entries.ids, np.int64)
+    return Rows(kept, ids[kept], image[kept], category[kept], xywh[kept], ignore[kept])
+
+
+def examine_sides(entries: Entries, xywh: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Check that boxes (N, 4) have no negative side; return (N,) those that have."""
     negative = np.asarray((xywh[:, 2:] < 0).any(axis=1), bool)
     entries.check(
         "annotation whose bbox has a negative side",
         negative,
         lambda n: f"has the bbox {short(entries.entries[n]['bbox'])} with a negative side",
         "a bbox is [x, y, width, height] in pixels: from the top left corner; correct or remove it",
+        "box",
+        "bbox",
     )
-    valid = entries.has_id & has_image & has_category & ignore_valid & crowd_valid & has_box & ~negative
-    kept = np.flatnonzero(valid)
-    ids = np.array(entries.ids, np.int64)
-    return Rows(kept, ids[kept], image[kept], category[kept], xywh[kept], (ignore | crowd)[kept])
+    return negative
+
+
+def examine_flags(entries: Entries) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Check all flags; return which annotations are ignore regions, and a mask that is false for wrong flags."""
+    ignore, good = np.zeros(len(entries), bool), np.ones(len(entries), bool)
+    for key in FLAGS:
+        flags, valid = entries.flags(key)
+        good &= valid
+        if key in ("ignore", "iscrowd"):
+            ignore |= flags
+    return ignore, good
+
+
+def examine_optional(entries: Entries) -> None:
+    """Check the optional fields of annotations that a tool reads: numbers, visible boxes and shapes."""
+    used = set(chain.from_iterable(entries.entries))
+    for key in filter(used.__contains__, _NUMBERS):
+        entries.optional_numbers(key, np.zeros(len(entries)))
+    for key in filter(used.__contains__, VISIBLE_BOXES):
+        entries.select(entries.with_value(key)).boxes(key, "clear")
+    polygons = "a list of polygons [[x, y, x, y, ...], ...] or a run-length mask"
+    if "segmentation" in used:
+        entries.points("segmentation", polygons, nested=True)
+    if "keypoints" in used:
+        entries.points("keypoints", "a list of numbers [x, y, visibility, ...]", nested=False)
 
 
 def _listed(entries: Entries, key: str, section: str, known: list[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -87,13 +87,13 @@ def erase_document(document: Document, flags: Sequence[str] = FLAGS, dense: int 
     images = [entry for entry in document.images if dense is None or not is_dense(document.annotations(entry), dense)]
     if not images:
         raise ValueError(f"{document.dataset.source}: every image has more than {dense} annotations; raise --dense")
-    ids = {int(image["id"]) for image in images}
+    ids = {image["id"] for image in images}
     kept: list[Entry] = []
     flagged: dict[int, list[Entry]] = defaultdict(list)
     for entry in document.content["annotations"]:
-        if int(entry["image_id"]) in ids:
+        if entry["image_id"] in ids:
             erase = any(entry.get(flag) for flag in flags)
-            (flagged[int(entry["image_id"])] if erase else kept).append(entry)
+            (flagged[entry["image_id"]] if erase else kept).append(entry)
     return Erased(
         document.rewritten(images, kept),
         regions={image: boxes_of(entries) for image, entries in flagged.items()},
@@ -129,7 +129,7 @@ def write_erased(
         writer = ImageWriter(work / "images", form, quality)
         images = []
         for image in tqdm(kept.images, desc="erase", unit="image", disable=None):
-            regions = erased.regions.get(int(image["id"]), np.zeros((0, 4)))
+            regions = erased.regions.get(image["id"], np.zeros((0, 4)))
             if len(regions) or form != "same":
                 objects = boxes_of(kept.annotations(image))
                 pixels = document.pixels(image)

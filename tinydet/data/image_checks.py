@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
 from tinydet._internal.progress import Progress
-from tinydet.data.coco_entries import Fault, Report
+from tinydet.data.coco_entries import Fault, Repair, Report
 from tinydet.data.coco_rules import Contents, ImageRecord
+from tinydet.data.image_files import list_images
+from tinydet.data.image_names import ImageNames
+from tinydet.data.image_paths import leaves_folder
 from tinydet.runtime.scenes import open_scene
+from tinydet.runtime.scenes.window import size_mismatch
 
+_RELATIVE = "write file names relative to that folder"
 _STRIP = 1 << 22  # pixels decoded at once of an image too large for memory
 
 
@@ -23,19 +31,67 @@ def check_folder(source: Path, folder: Path) -> None:
         raise ValueError(f"{folder}: the image folder of {source} {what}; check --images")
 
 
-def examine_files(contents: Contents, folder: Path, report: Report) -> None:
-    """Check that every image has its file, without opening any."""
-    missing = [n for n, image in enumerate(contents.images) if image.file_name and not _is_file(folder, image)]
-    place = dict(zip(contents.image_entry[missing].tolist(), missing, strict=True))
-    if missing:
+def examine_files(contents: Contents, source: Path, folder: Path, report: Report) -> None:
+    """Check that every image has its file in the folder, without opening any.
 
-        def describe(entry: int) -> str:
-            image = contents.images[place[entry]]
-            return f"image {image.id}, {folder / image.file_name}, is missing"
+    A missing file is searched for under similar names, see `_match`.
+    """
+    images, entries = contents.images, contents.image_entry.tolist()
+    missing = [n for n, image in enumerate(images) if image.file_name and not _is_file(folder, image)]
+    if not missing:
+        return
+    names = {n: images[n].file_name for n in missing}
+    taken = {image.file_name for image in images}.difference(names.values())
+    files, unique = _match(names.values(), folder, taken)
+    fix = f"tinydet data check {shlex.quote(str(source))} --images {shlex.quote(str(folder))} --fix NEW.json"
+    outside = [n for n in missing if leaves_folder(names[n])]
+    renamed = [n for n in missing if not leaves_folder(names[n]) and names[n] in unique]
+    lost = [n for n in missing if not leaves_folder(names[n]) and names[n] not in unique]
+    rules: tuple[tuple[str, list[int], str, str, Repair], ...] = (
+        ("image outside the image folder", outside, "leaves the image folder", _RELATIVE, "rename"),
+        ("image under another name", renamed, "is missing", f"write the name of the file, as does: {fix}", "rename"),
+        ("image without a file", lost, "is missing", "check the image folder or remove them from the file", "drop"),
+    )
+    for rule, found, what, remedy, repair in rules:
+        if not found:
+            continue
+        place = {entries[n]: n for n in found}
 
-        tally = f" ({len(missing)} of {len(contents.images)} images are)"
-        remedy = "check the image folder or remove them from the file"
-        report(Fault("image without a file", "images", tuple(place), describe, remedy, "drop", tally=tally))
+        def describe(entry: int, place: dict[int, int] = place, what: str = what) -> str:
+            n = place[entry]
+            return f"image {images[n].id}, {folder / names[n]}, {what}{_hint(files[names[n]], names[n] in unique)}"
+
+        values = {entry: files[names[n]][0] for entry, n in place.items() if names[n] in unique}
+        tally = f" ({len(found)} of {len(images)} images {'do' if found is outside else 'are'})"
+        report(Fault(rule, "images", tuple(place), describe, remedy, repair, "file_name", values, tally))
+
+
+def _match(names: Iterable[str], folder: Path, taken: Collection[str]) -> tuple[dict[str, list[str]], set[str]]:
+    """Return the files that each name can mean, and the names that mean exactly one, which no other name means.
+
+    A name means a file by `ImageNames.find`, or else the file of that name in any folder.
+
+    Args:
+        taken: files of other images.
+    """
+    present = [file for file in list_images(folder) if file.as_posix() not in taken]
+    index = ImageNames(present)
+    found = {
+        name: [file.as_posix() for file in index.find(name) or index.find(PurePosixPath(name).name)]
+        for name in dict.fromkeys(names)
+    }
+    claims = Counter(file for files in found.values() for file in files)
+    return found, {name for name, files in found.items() if len(files) == 1 and claims[files[0]] == 1}
+
+
+def _hint(files: Sequence[str], unique: bool) -> str:
+    """Return which files a missing name could mean, for a message."""
+    if not files:
+        return ""
+    if unique:
+        return f" (did you mean {files[0]}?)"
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return f" (alike: {', '.join(files[:3])}{more}; names and files do not match one to one)"
 
 
 def examine_pixels(contents: Contents, folder: Path, report: Report, progress: Progress | None = None) -> None:
@@ -57,9 +113,10 @@ def examine_pixels(contents: Contents, folder: Path, report: Report, progress: P
             unreadable.update((int(contents.image_entry[n]), f"image {contents.images[n].id}: {error}") for n in places)
         else:
             for n in places:
-                if (recorded := size_mismatch(contents.images[n], *size)) is not None:
+                image = contents.images[n]
+                if (recorded := size_mismatch((image.width, image.height), image.corner, *size)) is not None:
                     actual = f"{folder / name} is {size[0]}x{size[1]} pixels"
-                    mismatched[int(contents.image_entry[n])] = f"image {contents.images[n].id} {recorded}, but {actual}"
+                    mismatched[int(contents.image_entry[n])] = f"image {image.id} {recorded}, but {actual}"
         if progress is not None:
             progress(1)
     for rule, found, remedy in (
@@ -67,26 +124,15 @@ def examine_pixels(contents: Contents, folder: Path, report: Report, progress: P
         ("image of another size than its file", mismatched, "its boxes would be misplaced: correct the one in error"),
     ):
         if found:
-            report(Fault(rule, "images", tuple(found), found.__getitem__, remedy, "drop"))
-
-
-def size_mismatch(image: ImageRecord, width: int, height: int) -> str | None:
-    """Return what contradicts a file of `width` x `height` pixels, as in "is 640x512"; None if the sizes agree.
-
-    A sub-image agrees with a file of its own size, and with any that contains its corner.
-    """
-    if (width, height) == (image.width, image.height):
-        return None
-    if image.corner is not None:
-        x1, y1, x2, y2 = image.corner
-        return None if x2 <= width and y2 <= height else f"has the corner {[x1, y1, x2, y2]}"
-    rotated = " (it looks turned: check its EXIF orientation)" if (height, width) == (image.width, image.height) else ""
-    return f"is {image.width}x{image.height}{rotated}"
+            repair: Repair = "drop" if found is unreadable else "resize"
+            report(Fault(rule, "images", tuple(found), found.__getitem__, remedy, repair))
 
 
 def _is_file(folder: Path, image: ImageRecord) -> bool:
+    if not image.file_name or leaves_folder(image.file_name):
+        return False
     try:
-        return bool(image.file_name) and (folder / image.file_name).is_file()
+        return (folder / image.file_name).is_file()
     except (OSError, ValueError):  # a name that no file can have
         return False
 

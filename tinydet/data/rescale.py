@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tinydet.data.coco_file import VISIBLE_BOXES, Document, Entry, load_document, outline, write_document
+from tinydet.data.coco_file import Document, Entry, load_document, outline, write_document
+from tinydet.data.coco_rules import VISIBLE_BOXES
 from tinydet.data.output_folder import (
     JPEG_QUALITY,
     ImageWriter,
@@ -71,7 +72,7 @@ def rescale_document(document: Document, resize: Resize, *, digits: int | None =
     Args:
         digits: decimals to round coordinates to (3 in COCO100); sides stay at least one unit in the last place.
     """
-    sizes = [resize(int(image["width"]), int(image["height"])) for image in document.images]
+    sizes = [resize(image["width"], image["height"]) for image in document.images]
     return resize_document(document, sizes, digits=digits)
 
 
@@ -92,11 +93,11 @@ def resize_document(
     factors = {}
     for image, (width, height) in zip(document.images, sizes, strict=True):
         images.append({**image, "width": width, "height": height})
-        factors[int(image["id"])] = width / int(image["width"]), height / int(image["height"])
+        factors[image["id"]] = width / image["width"], height / image["height"]
     annotations = [
-        rescale_annotation(entry, *factors[int(entry["image_id"])], digits=digits)
+        rescale_annotation(entry, *factors[entry["image_id"]], digits=digits)
         for entry in document.content["annotations"]
-        if int(entry["id"]) not in removed
+        if entry["id"] not in removed
     ]
     return document.rewritten(images, annotations)
 
@@ -122,12 +123,19 @@ def rescale_annotation(annotation: Entry, x: float, y: float, *, digits: int | N
     if "size" in entry:
         entry["size"] = entry["area"] ** 0.5
     for key in VISIBLE_BOXES:
-        if key in entry:
+        if entry.get(key) is not None:
             entry[key] = box(entry[key])
-    if "segmentation" in entry:
-        shape = entry["segmentation"]
-        entry["segmentation"] = [points(part, 2) for part in shape] if isinstance(shape, list) else outline(*bbox)
-    if "keypoints" in entry:
+    if isinstance(shape := entry.get("segmentation"), list):
+        polygons = shape if not shape or isinstance(shape[0], list) else [shape]
+        entry["segmentation"] = [points(part, 2) for part in polygons]
+    elif shape is not None:
+        entry["segmentation"] = outline(*bbox)
+    if entry.get("keypoints") is not None:
+        if len(entry["keypoints"]) % 3:
+            raise ValueError(
+                f"annotation {entry['id']} has {len(entry['keypoints'])} numbers in 'keypoints', which are not triples "
+                "of x, y and visibility; remove the field"
+            )
         entry["keypoints"] = points(entry["keypoints"], 3)
     return entry
 

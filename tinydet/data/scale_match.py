@@ -179,11 +179,11 @@ def match_document(document: Document, match: ScaleMatch, *, seed: int = 0) -> d
     removed: set[int] = set()
     for n, image in enumerate(document.images):
         objects = [entry for entry in document.annotations(image) if not is_ignored(entry)]
-        width, height = int(image["width"]), int(image["height"])
+        width, height = image["width"], image["height"]
         inside = boxes_of(objects).clip(0, np.tile((width, height), 2))
         size, kept = match.choose_size(width, height, inside, np.random.default_rng((seed, n)))
         sizes.append(size)
-        removed.update(int(objects[k]["id"]) for k in np.flatnonzero(~kept).tolist())
+        removed.update(objects[k]["id"] for k in np.flatnonzero(~kept).tolist())
     return resize_document(document, sizes, removed=removed)
 
 

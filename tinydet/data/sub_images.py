@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tinydet.data.coco_file import (
-    VISIBLE_BOXES,
     Document,
     Entry,
     boxes_of,
@@ -29,6 +28,7 @@ from tinydet.data.coco_file import (
     outline,
     write_document,
 )
+from tinydet.data.coco_rules import VISIBLE_BOXES
 from tinydet.data.output_folder import (
     JPEG_QUALITY,
     ImageWriter,
@@ -41,11 +41,11 @@ from tinydet.data.samples import Cut, Truncated, clip_to_tile, objects_and_regio
 from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import Tile, TileGrid
 from tinydet.runtime.plan import OVERLAP
+from tinydet.runtime.scenes.window import Corner
 
 SUB_IMAGE = (640, 512)  # width and height of the benchmark's tiles, pixels
 SUB_OVERLAP = (50, 50)  # pixels, horizontal and vertical
 TILE = 640  # width and height of our tiles, pixels
-Corner = tuple[int, int, int, int]  # x1, y1, x2, y2 of a tile, in pixels of the uncut image
 
 
 def sub_image_corners(
@@ -108,7 +108,7 @@ def cut_document(document: Document, cut: Cut = benchmark_tiles, *, truncated: T
         inside = written.clip(0, np.tile((image["width"], image["height"]), 2))
         areas = area(written)
         ignore = np.array([is_ignored(entry) for entry in annotations], bool)
-        for tile in cut(int(image["width"]), int(image["height"])):
+        for tile in cut(image["width"], image["height"]):
             corner = [tile.x, tile.y, tile.x + tile.width, tile.y + tile.height]
             near = np.flatnonzero(((inside[:, :2] < corner[2:]) & (inside[:, 2:] > corner[:2])).all(axis=1))
             if len(near):
@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> str:
     """Cut the dataset and return a summary."""
     document = load_document(args.source, args.images, allow_corner_file=True)
     output = choose_output(args.source, document.dataset, args.output, "cut")
-    if document.is_cut:
+    if document.dataset.is_cut:
         source = document.dataset.source
         chosen = [f"--{name}" for name in ("grid", "tile", "overlap", "truncated") if getattr(args, name) is not None]
         if chosen:
@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> str:
                 f"{source} is a corner file, already cut; to write its tiles name the folder of the uncut images "
                 "with --images DIR, and a folder as --output"
             )
-    corners = document.content if document.is_cut else _cut(document, args)
+    corners = document.content if document.dataset.is_cut else _cut(document, args)
     if is_annotation_file(output):
         write_document(output, corners)
     else:
@@ -242,7 +242,7 @@ def _tile_starts(length: int, side: int, overlap: int) -> list[int]:
 
 def _tiles_with_pixels(document: Document, corners: dict[str, Any]) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:
     """Yield the tiles in order, with their pixels."""
-    if document.is_cut:
+    if document.dataset.is_cut:
         yield from ((tile, document.pixels(tile)) for tile in document.images)
         return
     tiles_of = defaultdict(list)
@@ -263,7 +263,7 @@ def _crop_annotation(annotation: Entry, bbox: list[float], tile: Tile) -> Entry:
     if "segmentation" in entry:
         entry["segmentation"] = outline(*bbox)
     for key in VISIBLE_BOXES:
-        if key in entry:
+        if entry.get(key) is not None:
             (entry[key],) = _float32_xywh(clip_to_tile(boxes_of([{"bbox": entry[key]}]), tile)[0])
     return entry
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,11 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     from tinydet.runtime.options import ScanOptions
 
     dataset = _dataset(args)
+    if dataset.is_cut:
+        raise ValueError(
+            f"{dataset.source} describes sub-images, and the benchmark scores whole images; give their annotations, "
+            "and this file as --corner-gt"
+        )
     corners = args.corner_gt and corners_by_file(read_json(args.corner_gt), source=str(args.corner_gt))
     backend = _backend(args.model or DEFAULT_MODEL, args.device)
     images = len(dataset.images[: args.limit])
@@ -96,7 +102,8 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
         f"{len(found.detections)} detections, {found.tiles} tiles, {found.seconds:.1f} s "
         f"({found.tiles / found.seconds:.1f} tiles/s)"
     )
-    return score_dataset(dataset, found, protocol)
+    scores = score_dataset(dataset, found, protocol)
+    return dataclasses.replace(scores, notes=(*dataset.notes, *scores.notes))
 
 
 def _plot(scores: Scores, args: argparse.Namespace) -> None:

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinydet._internal.json_files import read_json
 from tinydet._internal.progress import Progress
+from tinydet.data.coco_rules import read_document
 from tinydet.evaluate.protocols import Protocol, choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.sub_images import merge_sub_images
 
 if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
-    from tinydet.data.sub_images import Corner
     from tinydet.runtime.backends import Backend
     from tinydet.runtime.options import ScanOptions
     from tinydet.runtime.scenes import Scene
+    from tinydet.runtime.scenes.window import Corner
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def detect_dataset(
     Raises:
         ValueError: no common class, an unreadable image, or one without sub-images in `corners`.
     """
+    from tinydet.data.coco import open_image
     from tinydet.runtime.scan import detect_scene, nms_not_converged
-    from tinydet.runtime.scenes import open_scene
     from tinydet.runtime.scenes.window import Window
 
     categories, notes = match_classes(backend.spec.classes, dataset.classes, dataset.category_ids)
@@ -109,8 +109,7 @@ def detect_dataset(
     tiles = saturated = unconverged = 0
     start = time.perf_counter()
     for i, record in enumerate(records):
-        with open_scene(dataset.image_path(i), stretch=backend.spec.stretch) as scene:
-            _check_size(scene, dataset, i)
+        with open_image(dataset, i, stretch=backend.spec.stretch) as scene:
             pieces = _sub_images(record.file_name, scene, corners) if sub_images else None
             views = [scene] if pieces is None else [Window(scene, corner) for corner in pieces]
             results = [detect_scene(backend, view, options) for view in views]
@@ -146,14 +145,9 @@ def score_dataset(dataset: Dataset, found: DatasetDetections, protocol: Protocol
     flag.
 
     Raises:
-        ValueError: the file describes sub-images, or is malformed.
+        ValueError: the file is malformed.
     """
-    document = read_json(dataset.source)
-    if "old_images" in document:
-        raise ValueError(
-            f"{dataset.source} describes sub-images, and the benchmark scores whole images; give their annotations, "
-            "and this file as --corner-gt"
-        )
+    document = read_document(dataset.source)
     scores = score_detections(
         document,
         found.detections,
@@ -206,12 +200,3 @@ def _sub_images(file_name: str, scene: Scene, corners: Mapping[str, Sequence[Cor
     if file_name not in corners:
         raise ValueError(f"the corner file has no sub-image of {file_name}; give the one that belongs to this dataset")
     return list(corners[file_name])
-
-
-def _check_size(scene: Scene, dataset: Dataset, i: int) -> None:
-    record = dataset.images[i]
-    if (scene.width, scene.height) != (record.width, record.height):
-        raise ValueError(
-            f"{dataset.image_path(i)} is {scene.width}x{scene.height} pixels, but image {record.id} of "
-            f"{dataset.source} is {record.width}x{record.height}; correct the one that is wrong"
-        )

@@ -8,18 +8,20 @@ The originals are `COCOSplitImage` and `COCOMergeResult` of ucas-vg/TinyBenchmar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.data.coco_entries import Entries, raise_first
+from tinydet.data.coco_entries import Entries, raise_first, short
+from tinydet.data.coco_rules import read_corner
+from tinydet.data.image_paths import image_name
+from tinydet.evaluate.tables import read_results
 from tinydet.geometry.boxes import iou_by_coordinates
 from tinydet.geometry.nms import resolve
 from tinydet.geometry.overlaps import candidate_pairs
-
-if TYPE_CHECKING:
-    from tinydet.data.sub_images import Corner
+from tinydet.runtime.scenes.window import Corner
 
 MERGE_IOU = 0.5
 
@@ -30,11 +32,10 @@ def corners_by_file(corner_file: Any, *, source: str = "corner file") -> dict[st
     Raises:
         ValueError: a missing entry.
     """
-    _sub_images(corner_file, source)
+    cut = _sub_images(corner_file, source)
     corners: dict[str, list[Corner]] = {}
-    for entry in corner_file["images"]:
-        x1, y1, x2, y2 = (int(value) for value in entry["corner"])
-        corners.setdefault(entry["file_name"], []).append((x1, y1, x2, y2))
+    for name, corner in zip(cut.files, cut.corners, strict=True):
+        corners.setdefault(name, []).append(corner)
     return corners
 
 
@@ -60,30 +61,29 @@ def merge_sub_images(
     Raises:
         ValueError: a missing entry; a detection on a sub-image that the file does not list.
     """
-    image_of, offset, place = _sub_images(corner_file, sources[0])
-    if not isinstance(detections, list):
-        raise ValueError(f"{sources[1]}: expected a list of COCO results, got {type(detections).__name__}")
-    for n, entry in enumerate(detections):
-        if not isinstance(entry, Mapping) or "image_id" not in entry or "score" not in entry:
-            raise ValueError(f"{sources[1]}[{n}] is not a COCO result with image_id, category_id, bbox and score")
-        if entry["image_id"] not in place:
-            raise ValueError(
-                f"{sources[1]}[{n}] is on image {entry['image_id']!r}, which {sources[0]} does not list; "
-                "give the corner file of the sub-images that the detections were made on"
-            )
-    entries = sorted(detections, key=lambda entry: place[entry["image_id"]])  # stable
-    xywh, _ = Entries("results", entries, raise_first(sources[1])).boxes()
-    shift = np.array([offset[entry["image_id"]] for entry in entries], np.float64).reshape(-1, 2)
+    cut = _sub_images(corner_file, sources[0])
+    results = read_results(detections, sources[1])
+    sub_image, _ = results.references("image_id", cut.ids, strings=True)
+    if (sub_image < 0).any():
+        n = int(np.flatnonzero(sub_image < 0)[0])
+        raise ValueError(
+            f"{sources[1]}: entry {n} is on image {detections[n]['image_id']!r}, which {sources[0]} does not list; "
+            "give the corner file of the sub-images that the detections were made on"
+        )
+    order = np.lexsort((sub_image, cut.image[sub_image]))  # stable
+    entries, sub_image = results.select(order), sub_image[order]
+    xywh, _ = entries.boxes()
+    scores, _ = entries.numbers("score", missing="results need one; is this a ground-truth file?")
+    image, shift = cut.image[sub_image], cut.offset[sub_image]
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) + np.tile(shift, 2)
-    images = [image_of[entry["image_id"]] for entry in entries]
     if suppress:
-        group = np.unique([place[entry["image_id"]][0] for entry in entries], return_inverse=True)[1]
         boxes = boxes.astype(np.float32)
-        kept = suppress_pixels(boxes, np.array([entry["score"] for entry in entries], np.float32), group).tolist()
-        boxes, entries, images = boxes[kept], [entries[n] for n in kept], [images[n] for n in kept]
+        kept = suppress_pixels(boxes, scores.astype(np.float32), np.unique(image, return_inverse=True)[1])
+        boxes, entries, image = boxes[kept], entries.select(kept), image[kept]
     merged = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
     return [
-        {**entry, "image_id": image, "bbox": box} for entry, image, box in zip(entries, images, merged, strict=True)
+        {**entry, "image_id": cut.image_ids[n], "bbox": box}
+        for entry, n, box in zip(entries.entries, image.tolist(), merged, strict=True)
     ]
 
 
@@ -124,25 +124,61 @@ def _conflicts(
     return better, worse
 
 
-def _sub_images(
-    corner_file: Any, source: str
-) -> tuple[dict[Any, Any], dict[Any, tuple[float, float]], dict[Any, tuple[int, int]]]:
-    """Return by sub-image id: the id of its image, its upper left corner, and its sort key in the merge."""
+@dataclass(frozen=True)
+class _SubImages:
+    """The sub-images of a corner file.
+
+    Attributes:
+        ids: of the S sub-images, in the order of the file.
+        files: the file that each one is cut from.
+        corners: of each one, in pixels of that file.
+        image: (S,) index into `image_ids`.
+        image_ids: of the uncut images.
+    """
+
+    ids: list[Any]
+    files: list[str]
+    corners: list[Corner]
+    image: NDArray[np.int64]
+    image_ids: list[Any]
+
+    @property
+    def offset(self) -> NDArray[np.float64]:
+        """(S, 2) upper left corners."""
+        return np.array([corner[:2] for corner in self.corners], np.float64).reshape(-1, 2)
+
+
+def _sub_images(corner_file: Any, source: str) -> _SubImages:
+    """Read a corner file by the rules of `tinydet.data.coco_entries`."""
     for key in ("images", "old_images"):
         if not isinstance(corner_file, Mapping) or not isinstance(corner_file.get(key), list):
             raise ValueError(
                 f"{source}: has no list {key!r}; expected a corner file of the benchmark, with the sub-images in "
                 "'images' and the images that they were cut from in 'old_images'"
             )
-    original = {entry["file_name"]: (n, entry["id"]) for n, entry in enumerate(corner_file["old_images"])}
-    image_of, offset, place = {}, {}, {}
-    for n, entry in enumerate(corner_file["images"]):
-        missing = [key for key in ("id", "file_name", "corner") if key not in entry]
-        if missing:
-            raise ValueError(f"{source}: images[{n}] has no {missing[0]!r}; sub-images need id, file_name and corner")
-        if entry["file_name"] not in original:
-            raise ValueError(f"{source}: images[{n}] is cut from {entry['file_name']!r}, which is not in 'old_images'")
-        order, image_of[entry["id"]] = original[entry["file_name"]]
-        offset[entry["id"]] = entry["corner"][0], entry["corner"][1]
-        place[entry["id"]] = order, n
-    return image_of, offset, place
+    cut = Entries("images", corner_file["images"], raise_first(source))
+    uncut = Entries("old_images", corner_file["old_images"], raise_first(source))
+    for entries in (cut, uncut):
+        entries.read_ids(strings=True)
+        entries.check_unique()
+    files, originals = (
+        [image_name(name) for name in entries.strings("file_name", "it must be a file's name")[0]]
+        for entries in (cut, uncut)
+    )
+    corners = [read_corner(value) for value in cut.column("corner", missing="sub-images need one")[0]]
+    form = "it must be [x1, y1, x2, y2] of the image in its file"
+    cut.check(
+        "image with a wrong corner",
+        [n for n, corner in enumerate(corners) if corner is None],
+        lambda n: f"has the corner {short(cut.entries[n]['corner'])}",
+        form,
+    )
+    place = {name: n for n, name in enumerate(originals)}
+    cut.check(
+        "sub-image of an image that is not listed",
+        [n for n, name in enumerate(files) if name not in place],
+        lambda n: f"is cut from {files[n]!r}, which is not in 'old_images'",
+        "add it there",
+    )
+    image = np.array([place[name] for name in files], np.int64)
+    return _SubImages(cut.ids, files, [corner for corner in corners if corner is not None], image, uncut.ids)

@@ -2,14 +2,14 @@
 
 The columns and their rules are those of `tinydet.data.coco_entries`, but scoring asks for less than training: images
 need no size, annotations need no id, and those of unlisted images are left out. It keeps what evaluators look at and a
-training dataset does not hold: areas as written, ids, single flags, boxes that are not clipped. Flags follow Python's
-truth value, as in the published evaluators.
+training dataset does not hold: areas as written, ids, single flags, boxes that are not clipped.
 
 Ids are integers or strings.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.data.coco_derive import whole_number
 from tinydet.data.coco_entries import Entries, check_categories, json_kind, raise_first, read_sections
+from tinydet.data.coco_rules import examine_sides
 
 FULLY_VISIBLE = 1 - 1e-12  # the evaluators' value for an object without visibility
 
@@ -129,13 +131,13 @@ def tabulate_ground_truth(
     """
     report = raise_first(source)
     sections = read_sections(document, report)
-    names = _labels(Entries("images", sections["images"], report), "file_name", source)
+    names = _labels(Entries("images", sections["images"], report), "file_name", "it must be a file's name", source)
     if image_ids is not None:
         wanted = set(image_ids)
         names = {id: name for id, name in names.items() if id in wanted}
         if not names:
             raise ValueError(f"{source}: no image to score; 'images' must list every image, also those without objects")
-    known = _labels(Entries("categories", sections["categories"], report), "name", source)
+    known = _labels(Entries("categories", sections["categories"], report), "name", "it must be a string", source)
     chosen = known
     if categories is not None:
         check_categories(source, categories, list(known.values()))
@@ -155,28 +157,29 @@ def tabulate_ground_truth(
     scored = annotations.select(kept)
     scored.check_unique()
     boxes, _ = scored.boxes()
-    area = _optional_numbers(scored, "area", boxes[:, 2] * boxes[:, 3], null=True)
-    if without := sum(entry.get("area") is None for entry in scored.entries):
+    examine_sides(scored, boxes)
+    area = scored.optional_numbers("area", boxes[:, 2] * boxes[:, 3])
+    if without := len(scored) - len(scored.with_value("area")):
         notes.append(f"{source}: {without} annotations have no 'area'; width * height is used")
     with np.errstate(invalid="ignore"):  # a negative area has no size and lies in no range
         size = np.sqrt(area)
     return GroundTruth(
         image_ids=tuple(names),
-        file_names=tuple(str(name or "") for name in names.values()),
+        file_names=tuple(names.values()),
         category_ids=tuple(chosen),
-        category_names=tuple(str(name) for name in chosen.values()),
+        category_names=tuple(chosen.values()),
         other_category_ids=tuple(id for id in known if id not in chosen),
         image=image[kept],
         category=category[kept],
         boxes=boxes,
         area=area,
-        size=_optional_numbers(scored, "size", size),
-        height=_optional_numbers(scored, "height", boxes[:, 3]),
+        size=scored.optional_numbers("size", size),
+        height=scored.optional_numbers("height", boxes[:, 3]),
         visible=_visible(scored, boxes, ("vis",)),
         visible_citypersons=_visible(scored, boxes, ("vis_bbox", "vis")),
-        crowd=_truth(scored, "iscrowd"),
-        ignore=_truth(scored, "ignore"),
-        uncertain=_truth(scored, "uncertain"),
+        crowd=scored.flags("iscrowd")[0],
+        ignore=scored.flags("ignore")[0],
+        uncertain=scored.flags("uncertain")[0],
         id_zero=scored.has_id & np.array([id == 0 for id in scored.ids], bool),
         notes=tuple(notes),
     )
@@ -189,20 +192,17 @@ def tabulate_results(detections: Any, truth: GroundTruth, *, source: str = "dete
         ValueError: something is missing or malformed; an image id is not in the ground truth; or no detection is of a
             category of the ground truth.
     """
-    if not isinstance(detections, list):
-        hint = ""
-        if isinstance(detections, Mapping) and isinstance(detections.get("annotations"), list):
-            hint = "; this looks like ground truth or a wrapped result: give the list itself"
-        raise ValueError(f"{source}: expected a list of COCO results, got a JSON {json_kind(detections)}{hint}")
-    entries = Entries("results", detections, raise_first(source))
+    entries = read_results(detections, source)
     image, _ = entries.references("image_id", truth.image_ids, strings=True)
     if (image < 0).any():
         unlisted = np.flatnonzero(image < 0)
         first = detections[int(unlisted[0])]["image_id"]
+        number = whole_number(first) if isinstance(first, str) else str(first)
+        hint = f", but the ground truth has {number!r}: text and numbers differ" if number in truth.image_ids else ""
         raise ValueError(
             f"{source}: {len(unlisted)} of {len(detections)} detections are on images that the ground truth does not "
-            f"list (first: image_id {first!r} in entry {unlisted[0]}); score them against the split that they were "
-            "made on"
+            f"list (first: image_id {first!r} in entry {unlisted[0]}{hint}); score them against the split that they "
+            "were made on"
         )
     category, _ = entries.references("category_id", truth.category_ids, strings=True)
     left_out = [detections[n]["category_id"] for n in np.flatnonzero(category < 0).tolist()]
@@ -233,6 +233,22 @@ def tabulate_results(detections: Any, truth: GroundTruth, *, source: str = "dete
     return Results(image, category, boxes[order], scores[order], _ranks(image, category), tuple(notes))
 
 
+def read_results(detections: Any, source: str) -> Entries:
+    """Return the entries of COCO results.
+
+    Raises:
+        ValueError: anything but a list of objects.
+    """
+    if not isinstance(detections, list):
+        hint = ""
+        if isinstance(detections, Mapping):
+            key = next((key for key, value in detections.items() if isinstance(value, list) and _are_scored(value)), "")
+            hint = "; this looks like ground truth" if "annotations" in detections else ""
+            hint = f"; the list is under {key!r}, write it alone: jq .{key} {shlex.quote(source)}" if key else hint
+        raise ValueError(f"{source}: expected a list of COCO results, got a JSON {json_kind(detections)}{hint}")
+    return Entries("results", detections, raise_first(source))
+
+
 def _ranks(image: NDArray[np.int64], category: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return (N,) the position within each run of equal image and category."""
     n = len(image)
@@ -241,11 +257,17 @@ def _ranks(image: NDArray[np.int64], category: NDArray[np.int64]) -> NDArray[np.
     return np.arange(n) - np.repeat(starts, lengths)
 
 
-def _labels(entries: Entries, label: str, source: str) -> dict[Any, Any]:
-    """Return the field `label` by id, ids ascending; the field may be absent."""
+def _are_scored(entries: list[Any]) -> bool:
+    return bool(entries) and isinstance(entries[0], Mapping) and "score" in entries[0]
+
+
+def _labels(entries: Entries, label: str, remedy: str, source: str) -> dict[Any, str]:
+    """Return the field `label` by id, ids ascending; empty if the field is absent or null."""
     entries.read_ids(strings=True)
     entries.check_unique()
-    labels = {id: entry.get(label, "") for id, entry in zip(entries.ids, entries.entries, strict=True)}
+    labels = dict.fromkeys(entries.ids, "")
+    named = entries.select(entries.with_value(label))
+    labels.update(zip(named.ids, named.strings(label, remedy)[0], strict=True))
     try:
         return {id: labels[id] for id in sorted(labels)}
     except TypeError as error:
@@ -254,28 +276,13 @@ def _labels(entries: Entries, label: str, source: str) -> dict[Any, Any]:
         ) from error
 
 
-def _optional_numbers(
-    entries: Entries, key: str, default: NDArray[np.float64], *, null: bool = False
-) -> NDArray[np.float64]:
-    """Return (N,) `key` of each entry, `default` where it is absent or, with `null`, null."""
-    values = default.copy()
-    present = [n for n, entry in enumerate(entries.entries) if key in entry and not (null and entry[key] is None)]
-    if present:
-        values[present], _ = entries.select(np.array(present)).numbers(key)
-    return values
-
-
 def _visible(entries: Entries, boxes: NDArray[np.float64], keys: Sequence[str]) -> NDArray[np.float64]:
     """Return (N,) `vis_ratio`, or the share of the box under the last of `keys` that an entry has."""
     visible = np.full(len(entries), FULLY_VISIBLE)
     for key in keys:
-        if present := [n for n, entry in enumerate(entries.entries) if key in entry]:
-            part, _ = entries.select(np.array(present)).boxes(key)
+        if len(present := entries.with_value(key)):
+            part, _ = entries.select(present).boxes(key)
             with np.errstate(divide="ignore", invalid="ignore"):
                 share = (part[:, 3] / boxes[present, 3]) * (part[:, 2] / boxes[present, 2])
             visible[present] = np.where((boxes[present, 2:] > 0).all(axis=1), share, 0.0)
-    return _optional_numbers(entries, "vis_ratio", visible)
-
-
-def _truth(entries: Entries, key: str) -> NDArray[np.bool_]:
-    return np.fromiter((bool(entry.get(key)) for entry in entries.entries), np.bool_, len(entries))
+    return entries.optional_numbers("vis_ratio", visible)

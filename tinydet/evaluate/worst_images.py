@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.data.image_paths import image_file, image_name
 from tinydet.evaluate.diagnosis import KINDS, Diagnosis
 from tinydet.evaluate.tables import GroundTruth
 from tinydet.runtime.captions import draw_text, text_size
@@ -47,9 +48,9 @@ def draw_worst(
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for place, n in enumerate(worst, 1):
-        with open_scene(image_dir / truth.file_names[n]) as scene:
+        with open_scene(image_file(image_dir, truth.file_names[n])) as scene:
             image = _draw(scene, *_boxes(truth, diagnosis, n))
-        paths.append(folder / f"worst-{place}-{Path(truth.file_names[n]).stem}.jpg")
+        paths.append(folder / f"worst-{place}-{PurePosixPath(image_name(truth.file_names[n])).stem}.jpg")
         save_image(paths[-1], image)
     return paths
 

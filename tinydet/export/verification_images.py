@@ -54,6 +54,11 @@ def verification_images(
     """
     source = find_dataset(data) if data is not None else fallback or find_dataset(builtin_dataset("val"))
     dataset = load_dataset(*source)
+    if dataset.is_cut:
+        raise ValueError(
+            f"{dataset.source}: a corner file, whose images are parts of the image files; name a COCO folder of whole "
+            "images, or write the parts first: tinydet data cut CORNERS.json --images DIR --output FOLDER"
+        )
     images = [dataset.image_path(i) for i in range(len(dataset.images))]
     known = [name for name in dataset.classes if name in classes]
     if known:

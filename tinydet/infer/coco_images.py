@@ -1,4 +1,4 @@
-"""The images of a COCO file, as scenes to run a model on."""
+"""The images of a COCO file, as scenes to run a model on. A sub-image of a corner file is the part that it names."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ def load_images(annotations: Path, images: Path | None = None) -> Document:
         images: folder of the image files; None for `images` next to the file, or the file's own folder without it.
 
     Raises:
-        ValueError: the file breaks a rule, an image file is missing, or it is a corner file.
+        ValueError: the file breaks a rule, or an image file is missing.
     """
     folder = images
     if folder is None:
         folder = annotations.parent / "images"
         folder = folder if folder.is_dir() else annotations.parent
-    return load_document(annotations, folder)
+    return load_document(annotations, folder, allow_corner_file=True)
 
 
 def coco_sources(annotations: Path, images: Path | None = None) -> list[Source]:
     """Return the images of a COCO file with their ids, in the order of the file; see `load_images`."""
     document = load_images(annotations, images)
-    return [Source(str(document.image_path(image)), int(image["id"])) for image in document.images]
+    records = document.records
+    return [
+        Source(str(path), record.id, size=(record.width, record.height), corner=record.corner)
+        for record, path in ((records[image["id"]], document.image_path(image)) for image in document.images)
+    ]

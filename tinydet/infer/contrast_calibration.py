@@ -16,7 +16,7 @@ from tinydet.data.coco_file import boxes_of, is_ignored
 from tinydet.infer.coco_images import load_images
 from tinydet.infer.contrast_filter import ContrastFilter, contrast, spots
 from tinydet.runtime.plan import OVERLAP, plan_tiles
-from tinydet.runtime.scenes import Scene, open_scene
+from tinydet.runtime.scenes import Scene
 from tinydet.spec import ModelSpec
 
 RECALL = 0.995  # of the objects of the calibration set
@@ -87,7 +87,7 @@ def measure_contrasts(
     object_contrasts: list[int] = []
     changes: list[int] = []
     for image in document.images:
-        with open_scene(document.image_path(image), stretch=spec.stretch, bands=bands) as scene:
+        with document.open(image, stretch=spec.stretch, bands=bands) as scene:
             plan = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=scale)
             in_scene = [
                 contrast(scene.read(tile.x, tile.y, tile.width, tile.height, plan.content_size), size)

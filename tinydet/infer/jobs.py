@@ -224,7 +224,7 @@ def _names(sources: Sequence[Source], folder_of: Callable[[Source], Path]) -> li
         names = [
             name
             if counts[folder, name] == 1 or is_stream(source.location)
-            else shortened("-".join(source.path.parts[-depth:]).strip("/"))
+            else shortened(source.part_name("-".join(source.path.parts[-depth:]).strip("/")))
             for source, folder, name in zip(sources, folders, names, strict=True)
         ]
     taken: set[tuple[Path, str]] = set()
@@ -241,7 +241,7 @@ def _with_journal_in(job: Job, journals: Path | None) -> Job:
     """Return the job with its journal moved to a common folder, under a name that is stable when scenes are added."""
     if journals is None:
         return replace(job, journal=None)
-    mark = hashlib.sha256(os.fsencode(job.source.location)).hexdigest()[:8]
+    mark = hashlib.sha256(os.fsencode(job.source.part_name(job.source.location))).hexdigest()[:8]
     return replace(job, journal=journals / f"{job.source.name}.{mark}.journal")
 
 

@@ -36,6 +36,7 @@ from tinydet.runtime.scan import BatchResult, scan
 from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
 from tinydet.runtime.scenes.georeference import Georeference
 from tinydet.runtime.scenes.pixels import BandsError
+from tinydet.runtime.scenes.window import part_of
 from tinydet.runtime.writers import SceneDetections, Write, georeference_for, open_writers
 
 logger = logging.getLogger("tinydet.infer")
@@ -110,6 +111,8 @@ class InferenceRun:
             with self._open(job) as scene:
                 with _of_one_scene():
                     georeference = georeference_for(job.source.path, (*job.results, *plan.shared))
+                    if georeference is not None and job.source.corner is not None:
+                        georeference = georeference.shifted(*job.source.corner[:2])
                 self._process(job, scene, georeference, None if shared is None else write_and_count)
         except DamagedSceneError as error:
             if not self._settings.skip_unreadable:
@@ -120,8 +123,10 @@ class InferenceRun:
             self._skipped.append(f"{'' if named else f'{job.source.label}: '}{error}{left}")
 
     def _open(self, job: Job) -> Scene:
+        source = job.source
         with _of_one_scene():
-            return open_scene(job.source.path, stretch=self._spec.stretch, bands=self._settings.bands)
+            scene = open_scene(source.path, stretch=self._spec.stretch, bands=self._settings.bands)
+            return scene if source.size is None else part_of(scene, source.size, source.corner)
 
     def _process(self, job: Job, scene: Scene, georeference: Georeference | None, shared: Write | None) -> None:
         spec = self._spec
@@ -223,7 +228,7 @@ class InferenceRun:
     def _identity(self, plan: RunPlan) -> dict[str, Any]:
         """Return what the shared files depend on."""
         sources = [job.source for job in plan.jobs if plan.shared]
-        scenes = [[source.image_id, source.label, source.state] for source in sources]
+        scenes = [[source.image_id, source.label, source.corner, source.state] for source in sources]
         settings = {**self._settings.scale_identity(), **self._settings.identity()}
         identity: dict[str, Any] = json.loads(json.dumps({"model": self._hash, "scenes": scenes, **settings}))
         return identity

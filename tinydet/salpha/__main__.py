@@ -85,7 +85,7 @@ def _report(
     yield ""
     yield f"alpha, finest first: {','.join(f'{alpha:.4g}' for alpha in statistics.alpha)}"
     yield f"counted in {statistics.seconds:.2f} s"
-    for warning in statistics.warnings:
+    for warning in (*dataset.notes, *statistics.warnings):
         yield f"note: {warning}"
 
 

@@ -63,6 +63,8 @@ def _report(measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionSt
     images = len(dataset.images)
     yield f"{dataset.source}: {len(measures.sizes):,} objects and {regions:,} ignore regions in {images:,} images"
     yield f"classes    {_listed([f'{name} {count:,}' for name, count in measures.by_class().items()])}"
+    for note in dataset.notes:
+        yield f"           {note}"
     yield f"images     {_image_sizes(measures)}"
     if not len(measures.sizes):
         yield "There are no objects to measure."

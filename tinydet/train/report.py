@@ -45,10 +45,14 @@ def plan_lines(
     clipped = f", {train.clipped} boxes clipped to their image" if train.clipped else ""
     yield _row("data", f"{len(train.images)} images, {int(train.objects.sum())} objects ({', '.join(train.classes)})")
     yield _row("", f"sizes at percentiles 1, 50, 99: {low:g}, {middle:g}, {high:g} px{clipped}")
+    for note in train.notes:
+        yield _row("", note)
     if val:
         yield _row(
             "validate", f"{plural(len(val.images), 'image')}, after every {plural(config.validate_every or 1, 'epoch')}"
         )
+        for note in val.notes:
+            yield _row("", note)
     else:
         yield _row("validate", "no; the last weights are kept (--val names a dataset that chooses the best)")
     alpha = ", ".join(f"{a:.3f}" for a in trainer.alpha) or "from the features"

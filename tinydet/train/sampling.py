@@ -38,6 +38,7 @@ def with_images(dataset: Dataset, kept: NDArray[np.bool_]) -> Dataset:
         labels=dataset.labels[boxes],
         image_index=number[dataset.image_index[boxes]],
         ignore=dataset.ignore[boxes],
+        areas=dataset.areas[boxes],
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydet.data.coco_entries import raise_first
-from tinydet.data.coco_rules import examine, read_document
+from tinydet.data.coco_rules import examine, normalize, read_document
 from tinydet.data.readers.coco_builder import CocoBuilder
 
 FLAGS = ("ignore", "uncertain", "logo", "in_dense_image")
@@ -38,12 +38,8 @@ def read(
     """
     document = read_document(source)
     examine(document, raise_first(source))
+    normalize(document)
     annotations: list[dict[str, Any]] = document["annotations"]
-    for annotation in annotations:
-        for flag in FLAGS[1:]:
-            if type(annotation.get(flag, 0)) not in (int, bool) or annotation.get(flag, 0) not in (0, 1):
-                what = f"annotation {annotation['id']} has {flag} {annotation[flag]!r}"
-                raise ValueError(f"{source}: {what}; expected true or false, as in the files of TinyPerson")
     counts = {flag: sum(bool(annotation.get(flag)) for annotation in annotations) for flag in FLAGS}
     ignored = ("ignore", "logo") if keep_uncertain else ("ignore", "uncertain", "logo")
     for annotation in annotations:

@@ -37,6 +37,11 @@ class Georeference:
     transform: tuple[float, float, float, float, float, float]
     crs: str
 
+    def shifted(self, x: int, y: int) -> Georeference:
+        """Return the georeference of a part of the raster whose upper left corner is (x, y), in pixels."""
+        a, b, c, d, e, f = self.transform
+        return Georeference((a, b, a * x + b * y + c, d, e, d * x + e * y + f), self.crs)
+
     def corners(self, boxes: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the corners (N, 4, 2) of boxes (N, 4), xyxy in pixels, as x and y in `crs`.
 

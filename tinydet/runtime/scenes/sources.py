@@ -22,6 +22,7 @@ from tinydet._internal.console import plural
 from tinydet._internal.names import printable, public_location
 from tinydet.runtime.scenes.folders import doubles_text, file_key, files_in, files_matching
 from tinydet.runtime.scenes.signatures import HEAD, is_motion_jpeg, media_kind
+from tinydet.runtime.scenes.window import Corner
 
 logger = logging.getLogger("tinydet.runtime")
 
@@ -79,11 +80,15 @@ class Source:
         location: a path, URL, video device, or the number of a webcam. It may contain a password; show `label` instead.
         image_id: the COCO image id of the scene, or of the first frame.
         moving: whether it is a video or stream.
+        size: width and height that an annotation file records; None for any.
+        corner: of a sub-image, which is this part of the image; see `part_of`.
     """
 
     location: str
     image_id: int
     moving: bool = False
+    size: tuple[int, int] | None = None
+    corner: Corner | None = None
 
     @property
     def path(self) -> Path:
@@ -100,7 +105,11 @@ class Source:
         if is_stream(self.location):
             address = re.sub(r"[^/@]*@|\*+", "", LOCATION.sub("", self.label))
             return shortened(re.sub(r"[^\w-]+", "-", address).strip("-") or "stream")
-        return shortened(self.path.stem)
+        return shortened(self.part_name(self.path.stem))
+
+    def part_name(self, name: str) -> str:
+        """Return the name of a file made from the image, with the corner of a sub-image as in `tinydet data cut`."""
+        return name if self.corner is None else "{}_{}_{}".format(name, *self.corner[:2])
 
     @property
     def live(self) -> bool:

@@ -1,0 +1,107 @@
+"""Values that follow from what a COCO entry has: numbers written as text, and boxes of polygons and masks."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tinydet._internal.extras import needs_extra
+from tinydet.data.coco_entries import LARGEST, is_integer
+
+_NUMBER = re.compile(r"[+-]?\d{1,300}(\.\d*)?([eE][+-]?\d{1,3})?")
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number that is written as a number or as plain text.
+
+    >>> number("80.0"), number("80 px")
+    (80.0, None)
+    """
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= LARGEST else None  # also false for NaN
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a whole number that is written as a number or as plain text."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}(\.0*)?", value.strip()):
+        return int(value.partition(".")[0])
+    return int(value) if is_integer(value) else None
+
+
+def derive_box(annotation: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[float], str] | None:
+    """Return the box that an annotation without a valid `bbox` implies, and what it follows from; None without one.
+
+    Args:
+        size: width and height of the image; the box has an area there.
+
+    Raises:
+        ModuleNotFoundError: a run-length mask needs pycocotools, which is not installed.
+    """
+    shape = annotation.get("segmentation")
+    boxes = (
+        (_box_of_text(annotation.get("bbox")), "the numbers in its text"),
+        (_box_of_polygons(shape), "the box around its polygons"),
+        (_box_of_mask(shape, size), "the box around its mask"),
+    )
+    return next(((box, source) for box, source in boxes if box is not None and _is_visible(box, size)), None)
+
+
+def _is_visible(box: list[float], size: tuple[int, int]) -> bool:
+    x, y, width, height = box
+    inside = min(x + width, size[0]) > max(x, 0) and min(y + height, size[1]) > max(y, 0)
+    return width > 0 and height > 0 and inside
+
+
+def _box_of_text(bbox: Any) -> list[float] | None:
+    """Return four numbers of which some are text, or that are one text."""
+    if isinstance(bbox, str):
+        try:
+            bbox = json.loads(bbox)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return None
+    box = [found for side in bbox if (found := number(side)) is not None]
+    return box if len(box) == 4 else None
+
+
+def _box_of_polygons(shape: Any) -> list[float] | None:
+    if not isinstance(shape, list) or not shape:
+        return None
+    polygons = shape if isinstance(shape[0], list) else [shape]
+    if not all(isinstance(part, list) and len(part) % 2 == 0 for part in polygons):
+        return None
+    values = [number(value) for part in polygons for value in part]
+    if len(values) < 6 or any(value is None for value in values):
+        return None
+    points = np.array(values, np.float64).reshape(-1, 2)
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def _box_of_mask(shape: Any, size: tuple[int, int]) -> list[float] | None:
+    """Return the box around a run-length mask of the image's size."""
+    if not isinstance(shape, Mapping) or shape.get("size") != [size[1], size[0]]:
+        return None
+    counts = shape.get("counts")
+    with needs_extra("formats"):
+        from pycocotools import mask
+    if isinstance(counts, list):
+        runs = [whole_number(run) for run in counts]
+        if any(run is None or run < 0 for run in runs) or sum(filter(None, runs)) != math.prod(size):
+            return None
+        encoded = mask.frPyObjects({"size": [size[1], size[0]], "counts": runs}, size[1], size[0])
+    elif isinstance(counts, str) and counts.isascii():
+        encoded = {"size": [size[1], size[0]], "counts": counts.encode()}
+    else:
+        return None
+    box: list[float] = mask.toBbox(encoded).tolist()
+    return box
