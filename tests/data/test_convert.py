@@ -399,7 +399,7 @@ def test_options_of_another_format_are_rejected(tmp_path: Path, capsys: pytest.C
     assert "--first-pixel is an option of voc, not of tinyperson" in error_of(
         capsys, source, "--from", "tinyperson", "--first-pixel", "0", "--output", tmp_path / "o.json"
     )
-    assert "is the source itself; name another" in error_of(capsys, source, "--from", "tinyperson")
+    assert "is an input and would be overwritten" in error_of(capsys, source, "--from", "tinyperson")
     write(tmp_path / "labels" / "a.txt", "0 0.5 0.5 0.1 0.1\n")
     image_file(tmp_path / "images" / "a.png")
     assert "--images DIR" in error_of(capsys, tmp_path / "labels", "--from", "yolo", "--classes", source)

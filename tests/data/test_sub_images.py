@@ -212,7 +212,7 @@ def test_jpeg_tiles_nearly_equal_the_pixels_of_their_image(tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (["annotations.json", "--output", "new"], "was given without images; name their folder with --images DIR"),
-        (["annotations.json", "--output", "annotations.json"], "is the source itself"),
+        (["annotations.json", "--output", "annotations.json"], "is an input and would be overwritten"),
         ([".", "--output", "images"], "images is not empty"),
         ([".", "--tile", "600x400", "--grid", "tinydet", "--output", "new"], "are square"),
         ([".", "--overlap", "600", "--output", "new"], "cannot overlap"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
+from tinydet._internal.outputs import check_output_files
 from tinydet._internal.progress import Progress
 from tinydet.data.coco import find_dataset
 from tinydet.data.coco_entries import Fault
@@ -118,8 +118,7 @@ def run(args: argparse.Namespace) -> int:
     source, images = args.source, args.images
     if source.is_dir():
         source, images = find_dataset(source) if images is None else (find_dataset(source)[0], images)
-    if args.fix is not None and os.path.realpath(args.fix) == os.path.realpath(source):
-        raise ValueError(f"{args.fix}: --fix would overwrite the file that it repairs; name another")
+    check_output_files((args.fix, args.json), (source,))
     document = read_document(source)
     entries = document.get("images")
     total = len(entries) if isinstance(entries, list) else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -293,7 +294,7 @@ class Entries:
         return np.where(good, index, -1), good
 
     def strings(self, key: str, remedy: str, repair: Repair = "drop") -> tuple[list[str], NDArray[np.bool_]]:
-        """Return the strings under `key`, none of them empty or with half of a surrogate pair."""
+        """Return the strings under `key`, none of them empty, with control characters or half of a surrogate pair."""
         values, present = self.column(key, repair)
         good = np.array([_is_text(value) for value in values], bool) & present
         rule = f"{SINGULAR[self.section]} whose {key} is not a string"
@@ -447,11 +448,7 @@ def _is_flag(value: Any) -> bool:
 def _is_text(value: Any) -> bool:
     if not isinstance(value, str) or not value:
         return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return value.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
 
 
 def _are_points(values: list[Any], nested: bool) -> bool:

@@ -22,6 +22,8 @@ from tinydet.data.coco_entries import LARGEST, Entries, Fault, Report, is_intege
 from tinydet.data.image_paths import image_name
 from tinydet.runtime.scenes.window import Corner
 
+FILE_NAME = "it must be a file's name without control characters"
+TEXT = "it must be a string without control characters"
 NO_AREA = "object without area"
 OUTSIDE = "object outside its image"
 NO_OBJECT = "no object"
@@ -219,7 +221,7 @@ def _by_id(entries: Entries) -> NDArray[np.int64]:
 
 def _images(entries: Entries) -> tuple[tuple[ImageRecord, ...], NDArray[np.int64], NDArray[np.bool_]]:
     """Return images by ascending id, their indices in the list, and which break no rule."""
-    names, named = entries.strings("file_name", "it must be a file's name")
+    names, named = entries.strings("file_name", FILE_NAME)
     names = [image_name(name) if name else "" for name in names]
     widths, heights = _sides(entries, "width"), _sides(entries, "height")
     valid = entries.has_id & named & (widths > 0) & (heights > 0)
@@ -289,7 +291,7 @@ def read_corner(value: Any) -> Corner | None:
 
 def _categories(entries: Entries) -> tuple[tuple[tuple[int, str], ...], NDArray[np.int64]]:
     """Return (id, name) by ascending id, and their indices in the list."""
-    names, named = entries.strings("name", "it must be a string", "name")
+    names, named = entries.strings("name", TEXT, "name")
     holders: dict[str, list[int]] = {}
     for n in np.flatnonzero(entries.has_id & named).tolist():
         holders.setdefault(names[n], []).append(n)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
+from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco_file import write_document
 from tinydet.data.readers import citypersons, dota, tinyperson, visdrone, voc, yolo
 from tinydet.data.readers.class_names import read_class_names
@@ -109,8 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert the annotations and print a summary."""
     output = args.output or _default_output(args.source)
-    if os.path.realpath(output) == os.path.realpath(args.source):
-        raise ValueError(f"{output} is the source itself; name another output with --output")
+    check_output_files((output,), (args.source, args.classes))
     for option, formats in _FORMATS_OF.items():
         if getattr(args, option) is not None and args.format not in formats:
             flag = "--" + option.replace("_", "-")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from tinydet._internal.progress import Progress
+from tinydet._internal.shell import command_line
 from tinydet.data.coco_entries import Fault, Repair, Report
 from tinydet.data.coco_rules import Contents, ImageRecord
 from tinydet.data.image_files import list_images
@@ -43,7 +43,7 @@ def examine_files(contents: Contents, source: Path, folder: Path, report: Report
     names = {n: images[n].file_name for n in missing}
     taken = {image.file_name for image in images}.difference(names.values())
     files, unique = _match(names.values(), folder, taken)
-    fix = f"tinydet data check {shlex.quote(str(source))} --images {shlex.quote(str(folder))} --fix NEW.json"
+    fix = command_line("tinydet", "data", "check", source, "--images", folder, "--fix", "NEW.json")
     outside = [n for n in missing if leaves_folder(names[n])]
     renamed = [n for n in missing if not leaves_folder(names[n]) and names[n] in unique]
     lost = [n for n in missing if not leaves_folder(names[n]) and names[n] not in unique]

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset
 
 JPEG_QUALITY = 100  # with full color resolution: objects of a few pixels have no detail to lose
@@ -73,9 +74,8 @@ def choose_output(source: Path, dataset: Dataset, output: Path | None, word: str
         base = Path(os.path.abspath(source)) if source.is_dir() else source
         name = base.name if source.is_dir() else base.name.removesuffix(".gz").removesuffix(".json")
         output = base.with_name(f"{name}.{word}.json" if dataset.image_dir is None else f"{name}-{word}")
+    check_output_files((output,), (dataset.source,))
     if is_annotation_file(output):
-        if output.exists() and output.samefile(dataset.source):
-            raise ValueError(f"{output} is the source itself; name another output")
         return output
     if dataset.image_dir is None:
         raise ValueError(

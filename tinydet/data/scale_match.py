@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.arguments import float_range
+from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.coco_file import Document, boxes_of, is_ignored, load_document, write_document
 from tinydet.data.output_folder import add_source_arguments, choose_output, is_annotation_file
@@ -273,6 +274,7 @@ def run(args: argparse.Namespace) -> str:
         raise ValueError(f"--seed must be a whole number from 0 up, got {args.seed}")
     document = load_document(args.source, args.images)
     output = choose_output(args.source, document.dataset, args.output, "matched")
+    check_output_files((output,), (args.target, args.source_sizes))
     target_sizes, before = object_sizes(_load_boxes(args.target)), object_sizes(document.dataset)
     target = size_histogram(target_sizes, args.bins)
     source = before if args.source_sizes is None else object_sizes(_load_boxes(args.source_sizes))

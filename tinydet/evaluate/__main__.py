@@ -16,6 +16,7 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.json_files import read_json
+from tinydet._internal.outputs import check_output_files
 from tinydet.evaluate.diagnosis import diagnose
 from tinydet.evaluate.plots import write_plots
 from tinydet.evaluate.protocols import PROTOCOLS, Protocol, choose_protocol
@@ -138,6 +139,7 @@ def _dataset(args: argparse.Namespace) -> Dataset:
     from tinydet.data.coco import load_dataset
 
     annotations, images = _dataset_files(args)
+    check_output_files((args.json, args.precision, args.save_detections), (annotations,))
     return load_dataset(annotations, images, categories=args.categories)
 
 
@@ -187,6 +189,10 @@ def _check(args: argparse.Namespace) -> None:
     for path in (args.json, args.precision, args.save_detections):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: the folder {path.parent} does not exist; create it or name another file")
+    check_output_files(
+        (args.json, args.precision, args.save_detections),
+        (args.gt, args.detections, args.corner_gt, args.annotations, args.model or DEFAULT_MODEL),
+    )
     if args.gt is None:
         if args.model is None and not DEFAULT_MODEL.is_file():
             raise ValueError(

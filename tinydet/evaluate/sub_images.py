@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.data.coco_entries import Entries, raise_first, short
-from tinydet.data.coco_rules import read_corner
+from tinydet.data.coco_rules import FILE_NAME, read_corner
 from tinydet.data.image_paths import image_name
 from tinydet.evaluate.tables import read_results
 from tinydet.geometry.boxes import iou_by_coordinates
@@ -67,8 +67,8 @@ def merge_sub_images(
     if (sub_image < 0).any():
         n = int(np.flatnonzero(sub_image < 0)[0])
         raise ValueError(
-            f"{sources[1]}: entry {n} is on image {detections[n]['image_id']!r}, which {sources[0]} does not list; "
-            "give the corner file of the sub-images that the detections were made on"
+            f"{sources[1]}: entry {n} is on image {short(detections[n]['image_id'])}, which {sources[0]} does not "
+            "list; give the corner file of the sub-images that the detections were made on"
         )
     order = np.lexsort((sub_image, cut.image[sub_image]))  # stable
     entries, sub_image = results.select(order), sub_image[order]
@@ -162,8 +162,7 @@ def _sub_images(corner_file: Any, source: str) -> _SubImages:
         entries.read_ids(strings=True)
         entries.check_unique()
     files, originals = (
-        [image_name(name) for name in entries.strings("file_name", "it must be a file's name")[0]]
-        for entries in (cut, uncut)
+        [image_name(name) for name in entries.strings("file_name", FILE_NAME)[0]] for entries in (cut, uncut)
     )
     corners = [read_corner(value) for value in cut.column("corner", missing="sub-images need one")[0]]
     form = "it must be [x1, y1, x2, y2] of the image in its file"
@@ -177,7 +176,7 @@ def _sub_images(corner_file: Any, source: str) -> _SubImages:
     cut.check(
         "sub-image of an image that is not listed",
         [n for n, name in enumerate(files) if name not in place],
-        lambda n: f"is cut from {files[n]!r}, which is not in 'old_images'",
+        lambda n: f"is cut from {short(files[n])}, which is not in 'old_images'",
         "add it there",
     )
     image = np.array([place[name] for name in files], np.int64)

@@ -9,7 +9,6 @@ Ids are integers or strings.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.shell import command_line
 from tinydet.data.coco_derive import whole_number
-from tinydet.data.coco_entries import Entries, check_categories, json_kind, raise_first, read_sections
-from tinydet.data.coco_rules import examine_sides
+from tinydet.data.coco_entries import Entries, check_categories, json_kind, raise_first, read_sections, short
+from tinydet.data.coco_rules import FILE_NAME, TEXT, examine_sides
 
 FULLY_VISIBLE = 1 - 1e-12  # the evaluators' value for an object without visibility
 
@@ -131,13 +131,13 @@ def tabulate_ground_truth(
     """
     report = raise_first(source)
     sections = read_sections(document, report)
-    names = _labels(Entries("images", sections["images"], report), "file_name", "it must be a file's name", source)
+    names = _labels(Entries("images", sections["images"], report), "file_name", FILE_NAME, source)
     if image_ids is not None:
         wanted = set(image_ids)
         names = {id: name for id, name in names.items() if id in wanted}
         if not names:
             raise ValueError(f"{source}: no image to score; 'images' must list every image, also those without objects")
-    known = _labels(Entries("categories", sections["categories"], report), "name", "it must be a string", source)
+    known = _labels(Entries("categories", sections["categories"], report), "name", TEXT, source)
     chosen = known
     if categories is not None:
         check_categories(source, categories, list(known.values()))
@@ -201,15 +201,15 @@ def tabulate_results(detections: Any, truth: GroundTruth, *, source: str = "dete
         hint = f", but the ground truth has {number!r}: text and numbers differ" if number in truth.image_ids else ""
         raise ValueError(
             f"{source}: {len(unlisted)} of {len(detections)} detections are on images that the ground truth does not "
-            f"list (first: image_id {first!r} in entry {unlisted[0]}{hint}); score them against the split that they "
-            "were made on"
+            f"list (first: image_id {short(first)} in entry {unlisted[0]}{hint}); score them against the split "
+            "that they were made on"
         )
     category, _ = entries.references("category_id", truth.category_ids, strings=True)
     left_out = [detections[n]["category_id"] for n in np.flatnonzero(category < 0).tolist()]
     unknown = [id for id in left_out if id not in truth.other_category_ids]
     notes = []
     if unknown:
-        listed = ", ".join(map(str, sorted(set(unknown), key=str)[:8]))
+        listed = ", ".join(map(short, sorted(set(unknown), key=str)[:8]))
         if len(unknown) == len(detections):
             scored = ", ".join(f"{i} ({n})" for i, n in zip(truth.category_ids, truth.category_names, strict=True))
             raise ValueError(
@@ -242,9 +242,12 @@ def read_results(detections: Any, source: str) -> Entries:
     if not isinstance(detections, list):
         hint = ""
         if isinstance(detections, Mapping):
-            key = next((key for key, value in detections.items() if isinstance(value, list) and _are_scored(value)), "")
-            hint = "; this looks like ground truth" if "annotations" in detections else ""
-            hint = f"; the list is under {key!r}, write it alone: jq .{key} {shlex.quote(source)}" if key else hint
+            lists = [key for key, value in detections.items() if isinstance(value, list) and _are_scored(value)]
+            if lists:
+                alone = command_line("jq", f".{lists[0]}", source)
+                hint = f"; the list is under {short(lists[0])}, write it alone: {alone}"
+            elif "annotations" in detections:
+                hint = "; this looks like ground truth"
         raise ValueError(f"{source}: expected a list of COCO results, got a JSON {json_kind(detections)}{hint}")
     return Entries("results", detections, raise_first(source))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tinydet._internal.arguments import add_categories, float_range, positive_int
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
+from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import builtin_dataset
 from tinydet.geometry.anchors import Pyramid
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overlap = OVERLAP if options.overlap is None else options.overlap
     source = options.annotations or builtin_dataset("train")
     dataset = load_dataset(source, categories=options.categories)
+    check_output_files((options.json,), (dataset.source,))
     statistics = statistics_of(
         dataset,
         design,

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinydet._internal.arguments import add_categories
 from tinydet._internal.atomic import write_json
+from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import load_dataset
 from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.dataset import statistics_of
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     dataset = load_dataset(args.source, categories=args.categories)
+    check_output_files((args.json,), (dataset.source,))
     design = anchors_of(args.detector).design()
     measures = measure_dataset(dataset, design)
     advice = advise(measures, design)

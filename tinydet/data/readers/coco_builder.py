@@ -9,9 +9,9 @@ from typing import Any
 
 from tinydet._internal.names import printable
 from tinydet.data.coco_entries import Fault
-from tinydet.data.coco_rules import NO_AREA, OUTSIDE, ImageRecord, examine, examine_boxes, examine_objects
-from tinydet.data.image_checks import size_mismatch
+from tinydet.data.coco_rules import NO_AREA, OUTSIDE, examine, examine_boxes, examine_objects, read_corner
 from tinydet.data.image_files import image_size
+from tinydet.runtime.scenes.window import size_mismatch
 
 _MANY = 0.05  # share of objects outside of their images from which the images are doubtful
 
@@ -104,8 +104,8 @@ class CocoBuilder:
         for n, entry in enumerate(self.images):
             path = images / entry["file_name"]
             actual = image_size(path)
-            record = ImageRecord(n, entry["file_name"], int(entry["width"]), int(entry["height"]), entry.get("corner"))
-            if (recorded := size_mismatch(record, *actual)) is not None:
+            size = int(entry["width"]), int(entry["height"])
+            if (recorded := size_mismatch(size, read_corner(entry.get("corner")), *actual)) is not None:
                 where = sources[n] if sources else f"{self.source}: image {entry['id']}"
                 wrong.append(f"{where} {recorded}, but {path} is {actual[0]}x{actual[1]} pixels")
         if wrong:
