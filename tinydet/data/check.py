@@ -15,7 +15,7 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.progress import Progress
 from tinydet.data.coco import find_dataset
-from tinydet.data.coco_entries import Fault
+from tinydet.data.coco_entries import Fault, listed
 from tinydet.data.coco_file import write_document
 from tinydet.data.coco_repair import repair_document
 from tinydet.data.coco_rules import Boxes, Contents, examine, examine_boxes, examine_objects, read_document
@@ -169,10 +169,12 @@ def _notes(document: dict[str, Any], contents: Contents, boxes: Boxes, folder: P
     used = np.bincount(rows.category, minlength=len(contents.categories))
     table = zip(contents.categories, used.tolist(), contents.parents.tolist(), strict=True)
     unused = [(name, parent) for (_, name), times, parent in table if not times]
-    for parents, meaning in ((False, "counts as a class nevertheless"), (True, "is the supercategory of others")):
+    for parents, meaning in ((False, "counts as a class nevertheless"), (True, "is a supercategory and no class")):
         if chosen := [name for name, parent in unused if parent is parents]:
-            shown = ", ".join(chosen[:6]) + (f" and {len(chosen) - 6} more" if len(chosen) > 6 else "")
-            yield f"no annotation is of category {shown}, which {meaning}" + ", and therefore no class" * parents
+            yield (
+                f"no annotation is of category {listed(chosen, 6)}, which {meaning}"
+                + ", and therefore no class" * parents
+            )
     names = [image.file_name for image in images if image.corner is None and image.file_name]
     if count := len(names) - len(set(names)):
         yield f"{count:,} images have the same file as another"

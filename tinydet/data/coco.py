@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.data.coco_entries import check_categories, raise_first
+from tinydet.data.coco_entries import check_categories, listed, raise_first
 from tinydet.data.coco_rules import ImageRecord, examine, examine_boxes, examine_objects, read_document
 from tinydet.data.image_checks import check_folder, examine_files
 from tinydet.data.image_paths import image_file
@@ -94,9 +94,9 @@ class Dataset:
         empty = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
         notes = []
         if self.roots:
-            notes.append(f"not a class: {_listed(self.roots)}, without annotations and the supercategory of others")
+            notes.append(f"not a class: {listed(self.roots)}, without annotations and the supercategory of others")
         if empty:
-            notes.append(f"no object is of class {_listed(empty)}; --categories selects others")
+            notes.append(f"no object is of class {listed(empty)}; --categories selects others")
         return tuple(notes)
 
     @property
@@ -250,10 +250,6 @@ def _select(
     names = [name for _, name in table]
     check_categories(source, categories, names)
     return np.array([name in categories for name in names])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _no_objects(

@@ -396,6 +396,11 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Return names separated by commas, at most `limit` of them."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
 def json_kind(value: Any) -> str:
     """Return the name of a value's JSON type."""
     kinds = {type(None): "null", bool: "boolean", str: "string", list: "list", dict: "object"}

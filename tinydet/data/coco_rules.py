@@ -8,7 +8,7 @@ broken rule to a `Report` and return what is valid as columns. The rules about i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -128,7 +128,7 @@ def examine(document: dict[str, Any], report: Report) -> Contents:
     records, image_entry, valid_images = _images(images)
     categories = _with_ids(Entries("categories", sections["categories"], report))
     table, category_entry = _categories(categories)
-    parents = _parents([categories.entries[n] for n in category_entry.tolist()])
+    parents = parent_categories([categories.entries[n] for n in category_entry.tolist()])
     annotations = _with_ids(Entries("annotations", sections["annotations"], report))
     rows = _annotations(annotations, [record.id for record in records], [id for id, _ in table])
     complete = len(rows.id) == len(annotations)
@@ -309,8 +309,11 @@ def _categories(entries: Entries) -> tuple[tuple[tuple[int, str], ...], NDArray[
     return tuple((entries.ids[n], names[n]) for n in order.tolist()), order
 
 
-def _parents(categories: list[Mapping[str, Any]]) -> NDArray[np.bool_]:
-    """(C,) true for categories that are the `supercategory` of another one."""
+def parent_categories(categories: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+    """Return (C,) true for categories that are the `supercategory` of another one.
+
+    Without annotations they are no class, such as the root that Roboflow adds to its exports.
+    """
     pairs = [(entry.get("supercategory"), entry.get("name")) for entry in categories]
     named = {parent for parent, name in pairs if isinstance(parent, str) and parent != name}
     return np.array([isinstance(name, str) and name in named for _, name in pairs], bool)

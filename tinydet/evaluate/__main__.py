@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -17,6 +17,8 @@ from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import check_output_files
+from tinydet.data.coco_rules import read_document
+from tinydet.data.image_paths import image_file
 from tinydet.evaluate.diagnosis import diagnose
 from tinydet.evaluate.plots import write_plots
 from tinydet.evaluate.protocols import PROTOCOLS, Protocol, choose_protocol
@@ -65,13 +67,33 @@ def _score_results(args: argparse.Namespace, protocol: Protocol) -> Scores:
     if args.corner_gt is not None:
         sources = str(args.corner_gt), str(args.detections)
         detections = merge_sub_images(read_json(args.corner_gt), detections, sources=sources)
+    truth = read_document(args.gt)
+    if args.images is not None:
+        _check_drawable(truth, args)
     return score_detections(
-        read_json(args.gt),
+        truth,
         detections,
         protocol,
         categories=args.categories,
         sources=(str(args.gt), str(args.detections)),
     )
+
+
+def _check_drawable(truth: dict[str, Any], args: argparse.Namespace) -> None:
+    """Check that the images of a ground truth can be drawn: whole files of the image folder.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    images = truth.get("images")
+    for entry in images if isinstance(images, list) else ():
+        if isinstance(entry, dict) and entry.get("corner") is not None:
+            raise ValueError(
+                f"{args.gt}: a corner file, whose images are parts of the image files; leave out --images, which draws "
+                "whole files"
+            )
+        if isinstance(entry, dict) and isinstance(name := entry.get("file_name"), str):
+            image_file(args.images, name)
 
 
 def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:

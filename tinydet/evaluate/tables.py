@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from tinydet._internal.shell import command_line
 from tinydet.data.coco_derive import whole_number
-from tinydet.data.coco_entries import Entries, check_categories, json_kind, raise_first, read_sections, short
-from tinydet.data.coco_rules import FILE_NAME, TEXT, examine_sides
+from tinydet.data.coco_entries import Entries, check_categories, json_kind, listed, raise_first, read_sections, short
+from tinydet.data.coco_rules import FILE_NAME, TEXT, examine_sides, parent_categories
 
 FULLY_VISIBLE = 1 - 1e-12  # the evaluators' value for an object without visibility
 
@@ -137,7 +137,8 @@ def tabulate_ground_truth(
         names = {id: name for id, name in names.items() if id in wanted}
         if not names:
             raise ValueError(f"{source}: no image to score; 'images' must list every image, also those without objects")
-    known = _labels(Entries("categories", sections["categories"], report), "name", TEXT, source)
+    categories_read = Entries("categories", sections["categories"], report)
+    known = _labels(categories_read, "name", TEXT, source)
     chosen = known
     if categories is not None:
         check_categories(source, categories, list(known.values()))
@@ -152,6 +153,11 @@ def tabulate_ground_truth(
         notes.append(
             f"{source}: {count} annotations of images that 'images' does not list are left out, as in pycocotools"
         )
+    parents = parent_categories(categories_read.entries)
+    named = {id for id, parent in zip(categories_read.ids, parents.tolist(), strict=True) if parent}
+    used = set(np.unique(category).tolist())
+    if roots := [name for n, (id, name) in enumerate(chosen.items()) if id in named and n not in used]:
+        notes.append(f"{source}: no object can be of {listed(roots)}, the supercategory of others; it has no score")
     kept = np.flatnonzero((image >= 0) & (category >= 0))
     kept = kept[np.lexsort((kept, image[kept], category[kept]))]
     scored = annotations.select(kept)
@@ -209,16 +215,16 @@ def tabulate_results(detections: Any, truth: GroundTruth, *, source: str = "dete
     unknown = [id for id in left_out if id not in truth.other_category_ids]
     notes = []
     if unknown:
-        listed = ", ".join(map(short, sorted(set(unknown), key=str)[:8]))
+        ids = ", ".join(map(short, sorted(set(unknown), key=str)[:8]))
         if len(unknown) == len(detections):
             scored = ", ".join(f"{i} ({n})" for i, n in zip(truth.category_ids, truth.category_names, strict=True))
             raise ValueError(
                 f"{source}: the ground truth has none of the categories of the detections: they have category_id "
-                f"{listed}, scored are {scored}"
+                f"{ids}, scored are {scored}"
             )
         notes.append(
             f"{source}: {len(unknown)} detections of categories that the ground truth does not have (category_id "
-            f"{listed}) are left out"
+            f"{ids}) are left out"
         )
     if not detections:
         notes.append(f"{source}: no detections")
