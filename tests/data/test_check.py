@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tinydet.__main__ import main as tinydet
 from tinydet.data.check import check_document
@@ -65,6 +67,16 @@ def flat_or_ignored(document: dict[str, Any]) -> None:
     document["annotations"][0]["ignore"] = 1
 
 
+def no_names(document: dict[str, Any]) -> None:
+    for entry in document["images"]:
+        entry["file_name"] = f"gone/{entry['id']}.jpg"
+
+
+def no_boxes(document: dict[str, Any]) -> None:
+    for entry in document["annotations"]:
+        del entry["bbox"]
+
+
 def folder(path: Path, spoil: Spoil | None = None) -> Path:
     """Write a COCO folder."""
     (path / "images").mkdir(parents=True)
@@ -75,6 +87,13 @@ def folder(path: Path, spoil: Spoil | None = None) -> Path:
         spoil(document)
     (path / "annotations.json").write_text(json.dumps(document))
     return path
+
+
+def run_lengths(mask: NDArray[np.uint8]) -> list[int]:
+    """Return the lengths of runs of 0 and 1 in turn, column by column."""
+    flat = mask.T.reshape(-1)
+    edges = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
+    return ([0] if flat[0] else []) + [b - a for a, b in itertools.pairwise(edges)]
 
 
 REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # by rule: message, repair, remaining images and boxes
@@ -103,6 +122,14 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # by rule: message, r
         put("annotations", 0, ignore="no"), 'annotation 1 has ignore "no"', "ignore set to 0", 3, 6),
     "annotation whose iscrowd is not a flag": (
         put("annotations", 0, iscrowd=2), "annotation 1 has iscrowd 2", "iscrowd set to 1", 3, 6),
+    "annotation whose area is not a finite number": (
+        put("annotations", 0, area="72 px"), 'annotation 1 has the area "72 px"', "area removed", 3, 6),
+    "annotation whose vis is not four numbers": (
+        put("annotations", 0, vis=12), "annotation 1 has the vis 12", "vis removed", 3, 6),
+    "annotation whose segmentation is malformed": (
+        put("annotations", 0, segmentation=[[1, 2, 3]]), "has the segmentation [[1, 2, 3]]", "removed", 3, 6),
+    "annotation whose keypoints is malformed": (
+        put("annotations", 0, keypoints=12), "annotation 1 has the keypoints 12", "keypoints removed", 3, 6),
     "image without id": (put("images", 0, id=...), "entry 0 of 'images' has no 'id'", "dropped", 2, 4),
     "image whose id is not a whole number": (
         renamed_image, "entry 0 of 'images' has the id \"a\"", "id set to 4", 3, 6),
@@ -119,6 +146,10 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # by rule: message, r
         put("images", 0, width=60.5), "image 1 has the width 60.5", "set to 60x40, as its file is", 3, 6),
     "image with a wrong corner": (put("images", 0, corner=[0, 0, 9, 9]), "has the corner", "dropped", 2, 4),
     "file of two sizes": (put("images", 1, file_name="1.png"), "are one file, 1.png", "image 2 dropped", 2, 4),
+    "image under another name": (
+        put("images", 0, file_name="data/1.PNG"), "is missing (did you mean 1.png?)", 'file_name set to "1.png"', 3, 6),
+    "image outside the image folder": (
+        put("images", 0, file_name="../gone.png"), "../gone.png, leaves the image folder", "dropped", 2, 4),
     "image without a file": (put("images", 0, file_name="gone.png"), "gone.png, is missing", "dropped", 2, 4),
     "image of another size than its file": (
         put("images", 0, width=40, height=60), "it looks turned: check its EXIF orientation", "dropped", 2, 4),
@@ -162,6 +193,8 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "empty categories": (lambda d: d.update(categories=[]), "'categories' is empty"),
     "all ignored": (all_ignored, "there is no object"),
     "no object left": (flat_or_ignored, "there is no object"),
+    "no image left": (no_names, "nothing would be left of 'images' (image 1, "),
+    "no annotation left": (no_boxes, "nothing would be left of 'annotations' (annotation 1 has no 'bbox'"),
 }  # fmt: skip
 
 
@@ -175,6 +208,148 @@ def test_a_fault_that_only_a_person_can_repair_is_refused_and_nothing_is_written
     error = capsys.readouterr().err.splitlines()
     assert message in error[-1] and "cannot be repaired by a program" in error[-1]
     assert not (tmp_path / "fixed.json").exists()
+
+
+POLYGON = [5, 12, 31, 12, 31, 20, 5, 20]
+DERIVED: dict[str, tuple[Spoil, str]] = {  # from annotation 1, which is on image 2
+    "numbers as text": (put("annotations", 0, bbox=["5", "12.0", " 26", 8]), "the numbers in its text"),
+    "a list as text": (put("annotations", 0, bbox="[5, 12, 26, 8]"), "the numbers in its text"),
+    "a polygon": (put("annotations", 0, bbox=..., segmentation=[POLYGON]), "the box around its polygons"),
+    "two polygons": (
+        put("annotations", 0, bbox=[0, 0, 0, 0], segmentation=[[5, 15, 6, 16, 5, 16], [30, 12, 31, 20, 30, 20]]),
+        "the box around its polygons"),
+    "a flat polygon": (put("annotations", 0, bbox=None, segmentation=POLYGON), "the box around its polygons"),
+    "a polygon and a box outside": (
+        put("annotations", 0, bbox=[500, 9, 4, 4], segmentation=[POLYGON]), "the box around its polygons"),
+    "a polygon and a box of corners": (
+        put("annotations", 0, bbox=[31, 20, -26, -8], segmentation=[POLYGON]), "the box around its polygons"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DERIVED)
+def test_a_box_that_follows_from_other_fields_is_derived(tmp_path: Path, case: str) -> None:
+    spoil, source = DERIVED[case]
+    document = copy.deepcopy(VALID)
+    spoil(document)
+    done = repair_document(document, Path("x.json"))
+    assert document["annotations"][0]["bbox"] == [5, 12, 26, 8]
+    assert document["annotations"][1:] == VALID["annotations"][1:]
+    assert any(line.endswith(source) for line in done)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_box_is_derived_from_a_mask_compressed_or_not(seed: int) -> None:
+    """The masks are encoded by pycocotools and by the definition of the format."""
+    encode = pytest.importorskip("pycocotools.mask", reason="needs pycocotools (tinydet[formats])").encode
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((40, 50), np.uint8)
+    x, y = rng.integers(0, 40), rng.integers(0, 30)
+    mask[y : y + 10, x : x + 8] = rng.random((10, 8)) < 0.3
+    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    expected = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
+    for counts in (run_lengths(mask), encode(np.asfortranarray(mask))["counts"].decode()):
+        document = copy.deepcopy(VALID)
+        put("annotations", 0, bbox=..., segmentation={"size": [40, 50], "counts": counts})(document)
+        assert repair_document(document, Path("x.json"))[0].endswith("the box around its mask")
+        assert document["annotations"][0]["bbox"] == expected
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"size": [0, 0], "counts": "abc"},
+        {"size": [50, 40], "counts": [100, 20, 1880]},  # of an image with other sides
+        {"size": [40, 50], "counts": [-5, 2005]},
+        {"size": [40, 50], "counts": [10**400]},
+        {"size": [40, 50], "counts": "é"},
+        {"size": "x"},
+        [[1, 2, float("nan"), 4, 5, 6]],
+        [[1, 2, 3, 4]],
+        [[60, 50, 70, 50, 70, 60]],  # outside the image
+        [],
+    ],
+)
+def test_no_box_is_derived_from_a_malformed_shape(shape: Any) -> None:
+    pytest.importorskip("pycocotools", reason="needs pycocotools (tinydet[formats])")
+    document = copy.deepcopy(VALID)
+    put("annotations", 0, bbox=..., segmentation=shape)(document)
+    repair_document(document, Path("x.json"))
+    assert document["annotations"] == VALID["annotations"][1:]
+
+
+def test_ids_and_sizes_written_as_text_keep_their_values(tmp_path: Path) -> None:
+    """As do references to a category or an image by its name, and whole numbers and flags written as 1.0 or null."""
+    document = copy.deepcopy(VALID)
+    for image in document["images"]:
+        image.update(id=str(image["id"]), width=str(image["width"]), height=float(image["height"]))
+    for category in document["categories"]:
+        category["id"] = float(category["id"])
+    for n, entry in enumerate(document["annotations"]):
+        entry["image_id"] = (f"{entry['image_id']}.png", str(entry["image_id"]), float(entry["image_id"]))[n % 3]
+        entry["category_id"] = ("person", "boat")[entry["category_id"] - 1] if n % 2 else str(entry["category_id"])
+        entry["iscrowd"] = (None, 0.0, "0", "false")[n % 4]
+    repair_document(document, Path("x.json"))
+    assert document == VALID
+    assert json.dumps(document) == json.dumps(VALID)  # 1.0 == 1, but not as text
+
+
+def test_sizes_without_boxes_are_measured_and_never_guessed(tmp_path: Path) -> None:
+    """An image of another size than its file is dropped only if it has boxes, which may be of either size."""
+    source = folder(tmp_path / "set", add("images", {"id": 9, "file_name": "4.png", "width": 6, "height": 4}))
+    assert cv2.imwrite(str(source / "images" / "4.png"), np.zeros((30, 70, 3), np.uint8))
+    assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 0
+    assert load_dataset(tmp_path / "fixed.json").images[3].width == 70
+    document = copy.deepcopy(VALID)
+    del document["images"][0]["width"]
+    with pytest.raises(ValueError, match=r"x\.json cannot be repaired .* name the image folder with --images DIR"):
+        repair_document(document, Path("x.json"))
+
+
+SPELLINGS = {  # by the file below images/
+    "sub/a.png": ("sub\\a.png", ".\\sub\\a.png", "./sub//a.png", "SUB/A.PNG", "images/sub/a.png", "sub%2Fa.png",
+                  "C:\\data\\sub\\a.png", "/home/me/sub/a.png", "a.png", "other/a.png", "../sub/a.png"),
+    "é b.png": ("e\u0301 b.png", "%C3%A9%20b.png", "É B.PNG"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "name"), [(file, name) for file, names in SPELLINGS.items() for name in names])
+def test_a_name_that_is_spelled_differently_is_matched_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, name: str
+) -> None:
+    source = folder(tmp_path / "set", put("images", 0, file_name=name))
+    (source / "images" / "sub").mkdir()
+    (source / "images" / "1.png").rename(source / "images" / file)
+    fixed = tmp_path / "fixed.json"
+    assert tinydet(["data", "check", str(source), "--fix", str(fixed)]) == 0
+    content = json.loads(fixed.read_text())
+    assert content["images"][0]["file_name"] == file
+    assert content["annotations"] == VALID["annotations"]
+    assert "dropped" not in capsys.readouterr().out
+    assert tinydet(["data", "check", str(fixed), "--images", str(source / "images")]) == 0
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x/1.png", "y/1.png"),  # two names could mean one file
+        ("twice.png", "2.png"),  # one name could mean two files
+        ("x/2.png", "2.png"),  # the file of another image
+    ],
+)
+def test_ambiguous_names_are_not_guessed(tmp_path: Path, names: tuple[str, str]) -> None:
+    def spoil(document: dict[str, Any]) -> None:
+        for image, name in zip(document["images"], names, strict=False):
+            image["file_name"] = name
+
+    source = folder(tmp_path / "set", spoil)
+    for place in ("a", "b"):
+        (source / "images" / place).mkdir()
+        (source / "images" / place / "twice.png").write_bytes((source / "images" / "1.png").read_bytes())
+    with pytest.raises(ValueError, match="is missing"):
+        load_dataset(source)
+    assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 0
+    left = [image.id for image in load_dataset(tmp_path / "fixed.json").images]
+    assert left == ([3] if "1.png" in names[1] else [2, 3])
 
 
 def test_every_fault_of_a_file_is_reported(tmp_path: Path) -> None:
