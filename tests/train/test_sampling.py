@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tinydet.data.coco import find_dataset, load_dataset
-from tinydet.train.sampling import grouped_batches, without_dense
+from tinydet.train.sampling import grouped_batches, with_images, without_dense
 
 
 @pytest.mark.parametrize("wide", [[True, False] * 7, [True] * 3 + [False] * 8, [False] * 5])
@@ -30,6 +31,17 @@ def test_dense_images_go_with_their_boxes_and_the_others_keep_theirs(squares: Pa
     first = without_dense(whole, 4)
     for i in range(len(whole.images)):
         assert np.array_equal(first.of_image(i).boxes, whole.of_image(i).boxes)
+
+
+def test_a_selection_of_images_keeps_every_field_of_their_boxes(squares: Path) -> None:
+    """The areas too, with which sub-images of the benchmark are cut."""
+    whole = load_dataset(*find_dataset(squares))
+    whole = dataclasses.replace(whole, areas=np.arange(len(whole.boxes), dtype=np.float64))
+    kept = np.arange(len(whole.images)) % 2 == 1
+    left = with_images(whole, kept)
+    for n, i in enumerate(np.flatnonzero(kept).tolist()):
+        for part, expected in zip(left.of_image(n), whole.of_image(i), strict=True):
+            assert np.array_equal(part, expected)
 
 
 def test_a_limit_that_leaves_nothing_is_refused(squares: Path, tmp_path: Path) -> None:

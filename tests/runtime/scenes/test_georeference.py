@@ -213,3 +213,10 @@ def test_the_ground_sample_distance_is_in_meters_on_the_ground(
 ) -> None:
     with open_scene(raster(tmp_path / "a.tif", crs, transform)) as scene:
         assert scene.gsd == (None if expected is None else pytest.approx(expected, rel=1e-3))
+
+
+def test_a_part_of_a_raster_keeps_its_place_on_the_earth() -> None:
+    turned = Georeference((0.5, -0.2, 400_000, -0.2, -0.5, 5_000_000), "EPSG:32633")
+    boxes = np.array([[3.0, 4, 10, 12], [0, 0, 1, 1]])
+    part = turned.shifted(7, 20)
+    assert np.allclose(part.corners(boxes), turned.corners(boxes + np.array([7, 20, 7, 20])), rtol=0, atol=1e-6)
