@@ -16,6 +16,7 @@ import numbers
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
@@ -240,6 +241,11 @@ class Entries:
         self.has_id = self.has_id.copy()  # it may be `valid` itself
         self.has_id[repeated] = False
 
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """The fields that any entry has."""
+        return frozenset(chain.from_iterable(self.entries))
+
     def column(
         self, key: str, repair: Repair = "drop", missing: str = "add it or remove the entry"
     ) -> tuple[list[Any], NDArray[np.bool_]]:
@@ -318,7 +324,7 @@ class Entries:
     def optional_numbers(self, key: str, default: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (N,) finite numbers; `default` where one is absent, null or broke the rule."""
         some = self.with_value(key)
-        values, good = self.select(some).numbers(key)
+        values, good = (self if len(some) == len(self) else self.select(some)).numbers(key)
         column = default.copy()
         column[some[good]] = values[good]
         return column

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -349,7 +348,7 @@ def examine_sides(entries: Entries, xywh: NDArray[np.float64]) -> NDArray[np.boo
 def examine_flags(entries: Entries) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Check all flags; return which annotations are ignore regions, and a mask that is false for wrong flags."""
     ignore, good = np.zeros(len(entries), bool), np.ones(len(entries), bool)
-    for key in FLAGS:
+    for key in filter(entries.keys.__contains__, FLAGS):
         flags, valid = entries.flags(key)
         good &= valid
         if key in ("ignore", "iscrowd"):
@@ -359,15 +358,14 @@ def examine_flags(entries: Entries) -> tuple[NDArray[np.bool_], NDArray[np.bool_
 
 def examine_optional(entries: Entries) -> None:
     """Check the optional fields of annotations that a tool reads: numbers, visible boxes and shapes."""
-    used = set(chain.from_iterable(entries.entries))
-    for key in filter(used.__contains__, _NUMBERS):
+    for key in filter(entries.keys.__contains__, _NUMBERS):
         entries.optional_numbers(key, np.zeros(len(entries)))
-    for key in filter(used.__contains__, VISIBLE_BOXES):
+    for key in filter(entries.keys.__contains__, VISIBLE_BOXES):
         entries.select(entries.with_value(key)).boxes(key, "clear")
     polygons = "a list of polygons [[x, y, x, y, ...], ...] or a run-length mask"
-    if "segmentation" in used:
+    if "segmentation" in entries.keys:
         entries.points("segmentation", polygons, nested=True)
-    if "keypoints" in used:
+    if "keypoints" in entries.keys:
         entries.points("keypoints", "a list of numbers [x, y, visibility, ...]", nested=False)
 
 

@@ -78,7 +78,9 @@ def merge_sub_images(
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) + np.tile(shift, 2)
     if suppress:
         boxes = boxes.astype(np.float32)
-        kept = suppress_pixels(boxes, scores.astype(np.float32), np.unique(image, return_inverse=True)[1])
+        with np.errstate(over="ignore"):  # a score beyond float32 is infinite
+            ranked = scores.astype(np.float32)
+        kept = suppress_pixels(boxes, ranked, np.unique(image, return_inverse=True)[1])
         boxes, entries, image = boxes[kept], entries.select(kept), image[kept]
     merged = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
     return [
