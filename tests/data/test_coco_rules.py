@@ -249,6 +249,22 @@ def test_numbers_that_json_lacks_and_half_characters_are_written_as_valid_json(
     assert replace_non_finite(deep) == 1
 
 
+@pytest.mark.parametrize("name", ["missing/out.json", f"{'a' * 300}.json", "images"])
+def test_all_outputs_are_checked_before_any_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    write()
+    for words in (
+        ("data", "check", "set.json", "--fix", "out.json", "--json", name),
+        (*READERS[-1], "--json", "out.json", "--precision", name),
+        ("salpha", "set.json", "--json", name),
+        ("data", "stats", "set.json", "--json", name),
+    ):
+        assert tinydet(list(words)) == 2
+        shown = capsys.readouterr()
+        assert name in shown.err and not shown.out and not Path("out.json").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 
 def check_output_files(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
-    """Check that no output is also an input, by any path, or given twice. None stands for an option without a value.
+    """Check that each output is a file in an existing folder, is no input by any path, and is given once.
+
+    None stands for an option without a value.
 
     Raises:
-        ValueError: one is; names it.
+        ValueError: one is not; names it.
+        OSError: a name that no file can have.
     """
     read = {os.path.realpath(path) for path in inputs if path is not None}
     written: set[str] = set()
     for path in outputs:
         if path is None:
             continue
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; name a file to write")
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: the folder {path.parent} does not exist; create it or name another file")
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # fails for a name that is too long
         real = os.path.realpath(path)
         if real in read:
             raise ValueError(f"{path} is an input and would be overwritten; name another output")

@@ -74,8 +74,8 @@ def choose_output(source: Path, dataset: Dataset, output: Path | None, word: str
         base = Path(os.path.abspath(source)) if source.is_dir() else source
         name = base.name if source.is_dir() else base.name.removesuffix(".gz").removesuffix(".json")
         output = base.with_name(f"{name}.{word}.json" if dataset.image_dir is None else f"{name}-{word}")
-    check_output_files((output,), (dataset.source,))
     if is_annotation_file(output):
+        check_output_files((output,), (dataset.source,))
         return output
     if dataset.image_dir is None:
         raise ValueError(

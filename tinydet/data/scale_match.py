@@ -274,7 +274,8 @@ def run(args: argparse.Namespace) -> str:
         raise ValueError(f"--seed must be a whole number from 0 up, got {args.seed}")
     document = load_document(args.source, args.images)
     output = choose_output(args.source, document.dataset, args.output, "matched")
-    check_output_files((output,), (args.target, args.source_sizes))
+    if is_annotation_file(output):
+        check_output_files((output,), (args.target, args.source_sizes))
     target_sizes, before = object_sizes(_load_boxes(args.target)), object_sizes(document.dataset)
     target = size_histogram(target_sizes, args.bins)
     source = before if args.source_sizes is None else object_sizes(_load_boxes(args.source_sizes))

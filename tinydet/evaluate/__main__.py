@@ -208,9 +208,6 @@ def _check(args: argparse.Namespace) -> None:
     if args.plots is not None:
         with needs_extra("plots"):
             import matplotlib  # noqa: F401 - fail now rather than after the work
-    for path in (args.json, args.precision, args.save_detections):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: the folder {path.parent} does not exist; create it or name another file")
     check_output_files(
         (args.json, args.precision, args.save_detections),
         (args.gt, args.detections, args.corner_gt, args.annotations, args.model or DEFAULT_MODEL),
