@@ -440,7 +440,7 @@ def test_every_bound_of_a_dependency_has_its_reason_beside_it() -> None:
 
 
 def test_all_is_every_extra_that_a_user_can_want_at_once() -> None:
-    apart = ("dev", "all", "fiftyone")  # fiftyone brings another build of OpenCV
+    apart = ("dev", "all", "fiftyone", "heif")  # fiftyone brings another build of OpenCV, heif the GPL
     everything = set().union(*(extra_distributions(extra) for extra in EXTRAS if extra not in apart))
     assert extra_distributions("all") == everything
 

@@ -404,9 +404,9 @@ def test_a_file_that_is_not_an_image_is_refused_by_name(tmp_path: Path, capfd: p
     pytest.importorskip("rasterio")
     with pytest.raises(ValueError, match=r"fake.tif: damaged, or not an image"):
         read_image(fake)
-    with pytest.raises(FileNotFoundError, match=r"gone.jpg does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"gone.jpg: no such file"):
         read_image(tmp_path / "gone.jpg")
-    with pytest.raises(IsADirectoryError, match="is a folder"):
+    with pytest.raises(IsADirectoryError, match="a folder, not a file"):
         read_image(tmp_path)
     assert capfd.readouterr() == ("", "")
 

@@ -6,13 +6,15 @@ same pixels in training and in deployment.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tinydet._internal.errors import name_failures
 from tinydet._internal.names import printable
-from tinydet.runtime.scenes.image_file import check_fits_in_memory, decode, needs_windows, read_bytes
+from tinydet.runtime.scenes.image_file import check_fits_in_memory, decode, needs_windows, read_bytes, read_header
 from tinydet.runtime.scenes.pixels import Image, Pixels, check_bands
 from tinydet.runtime.scenes.raster import RasterScene
 from tinydet.runtime.scenes.scene import ArrayScene, DamagedSceneError, Scene
@@ -47,11 +49,15 @@ def open_scene(
     if isinstance(source, np.ndarray):
         return ArrayScene("array", _select_bands(source, bands, "array"), stretch)
     path = Path(source)
-    data = read_bytes(path)
-    if needs_windows(path, data):
-        return RasterScene(path, stretch, bands)
-    pixels, alpha = decode(path, data)
-    return ArrayScene(printable(path.name), _select_bands(pixels, bands, path.name), stretch, alpha)
+    with name_failures(path, "read"):
+        data = read_bytes(path)
+        if data is None:
+            return RasterScene(path, stretch, bands)
+        header = read_header(path, io.BytesIO(data))
+        if needs_windows(path, data, header):
+            return RasterScene(path, stretch, bands)
+        pixels, alpha = decode(path, data, header)
+        return ArrayScene(printable(path.name), _select_bands(pixels, bands, path.name), stretch, alpha)
 
 
 def read_image(path: Path | str, stretch: tuple[float, float] = STRETCH) -> Image:

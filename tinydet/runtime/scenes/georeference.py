@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from tinydet._internal.errors import is_outside_error, reason
 from tinydet._internal.extras import needs_extra
+from tinydet.runtime.scenes.raster_access import open_raster
 
 LON_LAT = "OGC:CRS84"  # WGS 84, longitude first, as in GeoJSON (RFC 7946)
 METERS_PER_DEGREE = 111_320.0  # of latitude
@@ -96,19 +96,14 @@ def read_georeference(path: Path) -> Georeference | None:
             orientation (the geotransform refers to the pixels before rotation). Names the file and the reason.
     """
     try:
-        with needs_extra("geo"):
-            import rasterio
+        with open_raster(path) as file:
+            return _georeference(path, file)
     except ModuleNotFoundError:
         return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                return _georeference(path, file)
     except Exception as error:
-        if isinstance(error, GeoreferenceError) or not is_outside_error(error):
+        if isinstance(error, GeoreferenceError) or not (isinstance(error, ValueError) or is_outside_error(error)):
             raise
-        return None  # not a raster
+        return None  # not a raster, or one that refers to other files
 
 
 def georeference_of(path: Path) -> Georeference | None:

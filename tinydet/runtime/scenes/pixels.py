@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from tinydet.spec import STRETCH
 
 Pixels = NDArray[np.generic]
+T = TypeVar("T", bound=np.generic)
 Image = NDArray[np.uint8]
 
 SAMPLE = 1 << 22  # number of pixels from which percentiles are computed
@@ -81,6 +83,20 @@ def check_bands(bands: Sequence[int], available: int, name: str) -> None:
         )
 
 
+def upright(stored: NDArray[T], orientation: int) -> NDArray[T]:
+    """Apply an EXIF orientation, 1 to 8, to pixels (H, W) or (H, W, C) as they are stored."""
+    if orientation in (2, 3, 7, 8):
+        stored = stored[:, ::-1]
+    if orientation in (3, 4, 6, 7):
+        stored = stored[::-1]
+    return np.ascontiguousarray(stored.swapaxes(0, 1) if orientation > 4 else stored)
+
+
+def wide_float(dtype: np.dtype[Any]) -> type[np.floating]:
+    """Return the float type that keeps the differences between the numbers of a type: of 24 bits, or of 53."""
+    return np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64
+
+
 def resize(pixels: Image, size: tuple[int, int]) -> Image:
     """Resize to `size` (width, height), by averaging if neither side grows, else by bilinear interpolation."""
     height, width = pixels.shape[:2]
@@ -93,8 +109,9 @@ def resize(pixels: Image, size: tuple[int, int]) -> Image:
 
 def _stretch(pixels: Pixels, limits: Limits) -> Image:
     """Map each band linearly from its limits to 0 and 255; NaN becomes 0."""
-    low, high = (np.asarray(side, np.float32) for side in (limits.low, limits.high))
+    low, high = (np.asarray(side, wide_float(pixels.dtype)) for side in (limits.low, limits.high))
     span = np.where(high > low, high - low, 1)
-    scaled = np.clip((pixels.astype(np.float32) - low) / span, 0, 1) * 255 + 0.5
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite numbers
+        scaled = np.clip((pixels.astype(low.dtype) - low) / span, 0, 1) * 255 + 0.5
     result: Image = np.nan_to_num(scaled, nan=0.0).astype(np.uint8)
     return result

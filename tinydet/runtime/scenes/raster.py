@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tinydet._internal.errors import name_failures, reason
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import printable
 from tinydet._internal.shell import command_line
+from tinydet.runtime.scenes.color_coding import INKS, color_coding, is_white_zero
 from tinydet.runtime.scenes.georeference import ground_sample_distance
-from tinydet.runtime.scenes.pixels import SAMPLE, Image, Limits, check_bands, measure_limits, resize, to_rgb8
+from tinydet.runtime.scenes.image_file import warn_once
+from tinydet.runtime.scenes.pixels import (
+    SAMPLE,
+    Image,
+    Limits,
+    check_bands,
+    measure_limits,
+    resize,
+    to_rgb8,
+    upright,
+    wide_float,
+)
+from tinydet.runtime.scenes.raster_access import gdal_options, open_raster
 from tinydet.runtime.scenes.scene import DamagedSceneError, Scene
+from tinydet.runtime.scenes.tiff_tags import FILTER_ARRAY, read_tiff_tags
 
 MAX_WINDOW = 1 << 24  # pixels; larger windows are resampled while they are read
 MAX_BLOCK = 1 << 28  # bytes that GDAL may decode for a single pixel
 WIDE_BLOCK = 4096  # pixels; wider blocks would be decoded again by every additional handle
 RASTER_CACHE = 1 << 28  # bytes, enough for a row of tiles across 50 000 pixels; GDAL's default is 5 % of all memory
 PREVIEW = 32  # pixels; side of the thumbnail of the mask that is checked before the full window
-
-logging.getLogger("rasterio").addHandler(logging.NullHandler())  # our exceptions carry its errors
 
 
 class RasterScene(Scene):
@@ -45,33 +56,56 @@ class RasterScene(Scene):
             ValueError: the file is damaged, not an image, or stored in blocks too large to read by windows.
             ModuleNotFoundError: rasterio is not installed.
         """
-        try:
-            with needs_extra("geo"):
-                import rasterio
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{path} is read by windows, with rasterio. {error}", name=error.name) from None
         self.name, self._path = printable(path.name), path
-        self._rasterio = rasterio
-        self._file = self._open()
-        orientation = self._file.tags().get("EXIF_Orientation", "1")
-        self._orientation = int(orientation) if orientation in set("12345678") else 1
-        size = self._file.width, self._file.height
-        self.width, self.height = size[::-1] if self._orientation > 4 else size
+        self._file = open_raster(path)
+        try:
+            with gdal_options():
+                self._interpret(bands)
+                self._measure(stretch)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _interpret(self, bands: Sequence[int] | None) -> None:
+        """Find out how large the image is, which bands make it up and what their numbers mean."""
+        with needs_extra("geo"):
+            import rasterio
+        file = self._file
+        if not file.count:
+            way = (
+                f"write one to its own file: {_extraction(file.subdatasets[0])}" if file.subdatasets else "name another"
+            )
+            raise ValueError(f"{self._path} holds {len(file.subdatasets)} images in no order; {way}")
+        tags = read_tiff_tags(self._path)
+        if tags.is_preview or tags.photometric == FILTER_ARRAY:
+            raise ValueError(f"{self._path}: a raw file of a camera; develop it, and save it as TIFF or JPEG")
+        exif = file.tags().get("EXIF_Orientation", "1")
+        self._orientation = int(exif) if exif in set("12345678") else 1
+        if file.crs is None and file.transform.is_identity:  # the geotransform refers to the pixels as they are stored
+            self._orientation = tags.orientation if tags.orientation > 1 else self._orientation
+        self.width, self.height = (file.height, file.width) if self._orientation > 4 else (file.width, file.height)
         self._check_blocks()
-        self._bands = self._select_bands(bands)
-        self._dtype = self._file.dtypes[self._bands[0] - 1]
-        self._palette: Image | None = None
-        if len(self._bands) == 1 and self._color_names()[self._bands[0] - 1] == "palette" and self._dtype == "uint8":
-            colors = self._file.colormap(self._bands[0])
-            self._palette = np.array([colors.get(i, (0, 0, 0))[:3] for i in range(256)], np.uint8)
-        masks = self._file.mask_flag_enums
-        self._has_mask = any(rasterio.enums.MaskFlags.all_valid not in flags for flags in masks)
-        self.gsd = ground_sample_distance(self._file)
+        self.gsd = ground_sample_distance(file)
+        self._has_mask = any(rasterio.enums.MaskFlags.all_valid not in flags for flags in file.mask_flag_enums)
+        self._bands = [1] if bands is None and is_white_zero(file) else self._select_bands(bands)
+        self._coding = color_coding(file, self._bands, tags)
+        if self._coding.alpha is not None:
+            self._bands = [*self._bands, self._coding.alpha]
+
+    def _measure(self, stretch: tuple[float, float]) -> None:
+        """Compute the limits of the stretch for more than 8 bits, and report what is left out of the file."""
         self._limits = Limits((0,), (255,))
-        if self._dtype != "uint8":
+        size = self._file.width, self._file.height
+        if not self._coding.is_8_bit:
             shrink = max(1.0, (size[0] * size[1] / SAMPLE) ** 0.5)
             overview = max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
             self._limits = measure_limits(self._raw((0, 0, *size), overview, "nearest"), stretch)
+        if others := self._file.subdatasets[1:]:
+            rest = "the other one is" if len(others) == 1 else f"the other {len(others)} are"
+            warn_once(
+                f"{self._path} holds {len(others) + 1} images or pages; the first is read and {rest} left out. To get "
+                f"at them: {_extraction(others[0])}"
+            )
 
     def reopen(self) -> RasterScene | None:
         """Return another handle on the file; None if it is stored in wide strips, which every handle would decode."""
@@ -79,7 +113,7 @@ class RasterScene(Scene):
             return None
         copy = object.__new__(RasterScene)
         copy.__dict__.update(self.__dict__)
-        copy._file = self._open()
+        copy._file = open_raster(self._path)
         return copy
 
     def is_empty(self, x: int, y: int, width: int, height: int) -> bool:
@@ -99,12 +133,10 @@ class RasterScene(Scene):
         window, stored_size = self._stored(x, y, width, height, size)
         small = width * height <= MAX_WINDOW
         # For larger windows GDAL averages while it reads, from overviews if the file has any.
-        resampling = "average" if self._palette is None else "nearest"
+        resampling = "average" if self._coding.is_linear else "nearest"
         raw = self._raw(window, window[2:] if small else stored_size, resampling)
-        if self._palette is not None:
-            return _upright(resize(self._palette[np.ma.filled(raw[..., 0], 0)], stored_size), self._orientation)
-        filled = raw if raw.dtype == np.uint8 else np.ma.filled(raw.astype(np.float32), np.nan)
-        return _upright(resize(to_rgb8(filled, self._limits), stored_size), self._orientation)
+        filled = raw if raw.dtype == np.uint8 else np.ma.filled(raw.astype(wide_float(raw.dtype)), np.nan)
+        return upright(resize(to_rgb8(filled, self._limits), stored_size), self._orientation)
 
     def _stored(
         self, x: int, y: int, width: int, height: int, size: tuple[int, int]
@@ -120,35 +152,29 @@ class RasterScene(Scene):
 
     def _raw(self, window: tuple[int, int, int, int], size: tuple[int, int], resampling: str) -> Any:
         """Read a window (x, y, width, height) at `size` (width, height) as (H, W, bands), masked unless 8-bit."""
-        return np.moveaxis(self._read_file(window, size, resampling), 0, -1)
+        with name_failures(self._path, "read"):
+            return self._coding.decode(np.moveaxis(self._read_file(window, size, resampling), 0, -1))
 
     def _read_file(
         self, window: tuple[int, int, int, int], size: tuple[int, int], resampling: str, *, mask: bool = False
     ) -> Any:
         """Read a window as (bands, H, W); with `mask`, where it has data as (H, W)."""
-        rasterio = self._rasterio
+        with needs_extra("geo"):
+            import rasterio
         limits = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": RASTER_CACHE}
         where = {"window": rasterio.windows.Window(*window), "resampling": rasterio.enums.Resampling[resampling]}
         try:
-            with rasterio.Env(**limits):
+            with gdal_options(**limits):
                 if mask:
                     return self._file.dataset_mask(out_shape=size[::-1], **where)
                 shape = (len(self._bands), size[1], size[0])
-                return self._file.read(self._bands, out_shape=shape, masked=self._dtype != "uint8", **where)
+                return self._file.read(self._bands, out_shape=shape, masked=not self._coding.is_8_bit, **where)
         except rasterio.errors.RasterioError as error:
             x, y, width, height = window
             raise DamagedSceneError(
                 f"{self._path}: damaged or truncated at ({x}, {y}), {width}x{height} pixels "
-                f"({error.__cause__ or error}); get it again"
+                f"({reason(error.__cause__ or error)}); get it again"
             ) from error
-
-    def _open(self) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", self._rasterio.errors.NotGeoreferencedWarning)
-                return self._rasterio.open(self._path, sharing=False)
-        except self._rasterio.errors.RasterioError as error:
-            raise ValueError(f"{self._path}: damaged, or not an image ({error})") from error
 
     def _check_blocks(self) -> None:
         """Raise ValueError if the file is stored in huge blocks, as every window decodes at least one of them."""
@@ -161,19 +187,16 @@ class RasterScene(Scene):
                 f"{size >> 20} MiB; rewrite it: {rewrite}"
             )
 
-    def _color_names(self) -> list[str]:
-        """Return GDAL's color interpretation of each band: red, alpha, palette, ..."""
-        return [color.name for color in self._file.colorinterp]
-
     def _select_bands(self, requested: Sequence[int] | None) -> list[int]:
         if requested is not None:
             check_bands(requested, self._file.count, self.name)
             bands = list(requested)
         else:
-            names = self._color_names()
+            names = [color.name for color in self._file.colorinterp]
             bands = [i for i, name in enumerate(names, 1) if name != "alpha"]
-            if all(names.count(color) == 1 for color in ("red", "green", "blue")):
-                bands = [names.index(color) + 1 for color in ("red", "green", "blue")]
+            for colors in (INKS, ("red", "green", "blue")):
+                if all(names.count(color) == 1 for color in colors):
+                    return [names.index(color) + 1 for color in colors]
             bands = bands[:3] if len(bands) > 2 else bands[:1]
         if not bands or len({self._file.dtypes[i - 1] for i in bands}) != 1:
             raise ValueError(f"{self._path}: expected bands of one number type, got {self._file.dtypes}")
@@ -184,10 +207,5 @@ class RasterScene(Scene):
         return bands
 
 
-def _upright(stored: Image, orientation: int) -> Image:
-    """Apply an EXIF orientation, 1 to 8, to pixels as they are stored."""
-    if orientation in (2, 3, 7, 8):
-        stored = stored[:, ::-1]
-    if orientation in (3, 4, 6, 7):
-        stored = stored[::-1]
-    return np.ascontiguousarray(stored.transpose(1, 0, 2) if orientation > 4 else stored)
+def _extraction(subdataset: str) -> str:
+    return command_line("gdal_translate", subdataset, "other.tif")

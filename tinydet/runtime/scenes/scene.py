@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.runtime.scenes.pixels import Image, Pixels, resize, to_rgb8
+from tinydet.runtime.scenes.pixels import Image, Pixels, resize, to_rgb8, wide_float
 from tinydet.spec import STRETCH
 
 
@@ -84,7 +84,7 @@ class ArrayScene(Scene):
             mask = np.ma.getmaskarray(pixels).reshape(*pixels.shape[:2], -1)
             self._has_data = np.asarray(~mask.all(axis=2))
             if pixels.dtype != np.uint8:
-                pixels = np.ma.filled(pixels.astype(np.float32), np.nan)
+                pixels = np.ma.filled(pixels.astype(wide_float(pixels.dtype)), np.nan)
         self._pixels = to_rgb8(np.asarray(pixels), stretch)
         self.height, self.width = self._pixels.shape[:2]
 

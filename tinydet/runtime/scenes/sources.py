@@ -26,6 +26,14 @@ from tinydet.runtime.scenes.window import Corner
 
 logger = logging.getLogger("tinydet.runtime")
 
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False
+
+
 JPEGS = frozenset({".jfif", ".jpe", ".jpeg", ".jpg", ".jps", ".mpo"})
 HEIF = frozenset({".heic", ".heif", ".hif"})  # read by the package pillow-heif, if it is installed
 IMAGES = (
@@ -47,7 +55,7 @@ IMAGES = (
         ".ntf",
     }
     | {".pam", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".ras", ".tif", ".tiff", ".vrt", ".webp"}
-    | (HEIF if find_spec("pillow_heif") else frozenset())
+    | (HEIF if _is_installed("pillow_heif") else frozenset())
 )  # suffixes that are searched for in a folder; a file that is named directly may have any
 VIDEOS = frozenset(
     {".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dav", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265", ".hevc"}
