@@ -233,6 +233,8 @@ def onnx_file(random: Random, corpus: Corpus) -> bytes:
 
     model = onnx.load_model_from_string(corpus.files["model.onnx"])
     for _ in range(random.choice([1, 1, 2])):
+        if not model.graph.output:  # removed by the damage before
+            break
         action = random.random()
         if action < 0.5:
             text = mutations.to_json(mutations.document(random, corpus.spec)).decode(errors="replace")
