@@ -150,7 +150,9 @@ def persons(path: str, count: int, **columns: object) -> Check:
 
 def same_detections(path: str, other: str, pixels: float = 0) -> Check:
     def check(done: Done) -> None:
-        ours, theirs = (sorted(row["bbox"] for row in rows_of(each)) for each in (path, other))
+        # A column of persons has nearly equal x, so the order is that of coarse positions.
+        boxes = ([row["bbox"] for row in rows_of(each)] for each in (path, other))
+        ours, theirs = (sorted(each, key=lambda box: (round(box[1] / 9), round(box[0] / 9))) for each in boxes)
         assert len(ours) == len(theirs) > 0
         assert np.abs(np.subtract(ours, theirs)).max() <= pixels
 
@@ -469,8 +471,7 @@ def test_corner_files_are_scored_in_the_full_image(case: Callable[[str], Run]) -
         return refused("corner")(done)
     scores = run("evaluate --gt annotations.json --detections det.json --corner-gt corners.json "
                  "--protocol tinyperson-fixed").out  # fmt: skip
-    assert max(float(number) for number in re.findall(r"\d+\.\d+", scores)) > 90, scores
-    assert len(json.loads(Path("det.json").read_text())) < 30
+    assert float(next(line for line in scores.splitlines() if line.startswith("AP")).split()[-1]) > 90, scores
 
 
 def test_a_full_disk_is_named_and_the_run_resumes(case: Callable[[str], Run], inputs: Callable[[str], Path]) -> None:
@@ -604,7 +605,8 @@ def test_file_names_that_are_not_utf_8_are_escaped_or_named(case: Callable[[str]
     Path("labels").mkdir()
     for name in os.listdir(b"flight"):
         Path(os.fsdecode(b"labels/" + name)).with_suffix(".txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    done = run("data convert labels --from yolo --images flight --classes person --output out.json")
+    Path("names.txt").write_text("person\n")
+    done = run("data convert labels --from yolo --images flight --classes names.txt --output out.json")
     either(coco("out.json", lambda made: len(made["images"]) == len(made["annotations"]) == 2), refused("ge."))(done)
 
 

@@ -403,7 +403,7 @@ def test_passwords_in_addresses_are_shown_nowhere(folder: Path, capfd: pytest.Ca
     with av.open("clip.ts", "w") as container:
         stream = container.add_stream("mpeg2video", rate=25)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for _ in range(3):
+        for _ in range(10):  # fewer are not recognized as a video
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(), format="rgb24")))
         container.mux(stream.encode())
     clip, user = Path("clip.ts").read_bytes(), "Basic " + base64.b64encode(b"bob:s3cr@t").decode()
@@ -425,7 +425,7 @@ def test_passwords_in_addresses_are_shown_nowhere(folder: Path, capfd: pytest.Ca
         for host, ok in ((f"127.0.0.1:{camera.server_address[1]}", 0), ("127.0.0.1:1", 2)):
             for outputs in ((), ("--output", "out/a.csv"), ("--output", "out/", "--format", "coco,csv")):
                 words = ("infer", "--model", "model.onnx", *SCAN, "--reconnect", "0", "--image")
-                assert run(*words, f"http://bob:s3cr%40t@{host}/clip.ts", *outputs) == ok
+                assert run(*words, f"http://bob:s3cr%40t@{host}/clip.ts", *outputs) == ok, capfd.readouterr()
         camera.shutdown()
     shown = capfd.readouterr()
     written = files(folder)
@@ -512,11 +512,12 @@ def test_compressed_annotations_are_refused_if_they_grow_beyond_any_use(
 def test_scans_of_too_many_tiles_are_refused_before_they_start(
     folder: Path, capfd: pytest.CaptureFixture[str], runs: list[int]
 ) -> None:
-    scan = ("infer", "--image", "scene.png", "--model", "model.onnx", *SCAN, "--output", "out/a.json")
-    assert "--max-tiles" in refused(capfd, *scan, "--scale", "100000")
+    cv2.imwrite("large.png", np.zeros((2000, 3000, 3), np.uint8))
+    scan = ("infer", "--model", "model.onnx", *SCAN, "--output", "out/a.json", "--image")
+    assert "--max-tiles" in refused(capfd, *scan, "large.png", "--scale", "64", "--overlap", "32")
+    assert "--max-tiles" in refused(capfd, *scan, "scene.png", "--scale", "4", "--max-tiles", "5")
     assert runs == [] and not list(Path("out").iterdir())
-    assert "--max-tiles" in refused(capfd, *scan, "--scale", "4", "--max-tiles", "5")
-    assert run(*scan, "--scale", "4", "--max-tiles", "500") == 0
+    assert run(*scan, "scene.png", "--scale", "4", "--max-tiles", "500") == 0
 
 
 LIMITED = """

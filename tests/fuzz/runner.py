@@ -205,7 +205,9 @@ def judge_files(case: Case, code: int | str, before: dict[str, Any], after: dict
     changed = {name for name, known in after.items() if before.get(name) != known}
     faults = [f"{name} was removed" for name in before.keys() - after.keys() if not name.startswith("work/out/")]
     asked = {path for flag, path in zip(case.argv, case.argv[1:], strict=False) if flag in OUTPUTS}
-    inputs = {f"work/in/{name}" for name in case.inputs} - {f"work/{path}" for path in asked if case.argv.count(path) == 1}
+    inputs = {f"work/in/{name}" for name in case.inputs} - {
+        f"work/{path}" for path in asked if case.argv.count(path) == 1
+    }
     faults += [f"the input {name} was changed" for name in sorted(changed & inputs)]
     faults += [f"outside the folder: {name}" for name in sorted(changed) if not name.startswith("work/")]
     faults += [f"left behind: {name}" for name in sorted(changed) if TEMPORARY.search(name)]
