@@ -512,7 +512,7 @@ def test_compressed_annotations_are_refused_if_they_grow_beyond_any_use(
 def test_scans_of_too_many_tiles_are_refused_before_they_start(
     folder: Path, capfd: pytest.CaptureFixture[str], runs: list[int]
 ) -> None:
-    cv2.imwrite("large.png", np.zeros((2000, 3000, 3), np.uint8))
+    cv2.imwrite("large.png", np.zeros((3000, 4000, 3), np.uint8))
     scan = ("infer", "--model", "model.onnx", *SCAN, "--output", "out/a.json", "--image")
     assert "--max-tiles" in refused(capfd, *scan, "large.png", "--scale", "64", "--overlap", "32")
     assert "--max-tiles" in refused(capfd, *scan, "scene.png", "--scale", "4", "--max-tiles", "5")
