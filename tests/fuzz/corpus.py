@@ -36,7 +36,17 @@ VISDRONE = "16,24,8,8,1,1,0,0\n72,8,8,8,1,4,0,1\n40,64,16,8,0,0,0,0\n"
 DOTA = "imagesource:GoogleEarth\ngsd:0.15\n16 24 24 24 24 32 16 32 small-vehicle 0\n72 8 80 8 80 16 72 16 plane 1\n"
 
 
-MODEL = ("--model", "in/model.onnx", "--backend", "onnx-cpu", "--overlap", "8", "--threads", "1")
+VRT = """\
+<VRTDataset rasterXSize="96" rasterYSize="96">
+<VRTRasterBand dataType="Byte" band="1">
+<SimpleSource><SourceFilename relativeToVRT="1">geo.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource>
+</VRTRasterBand>
+</VRTDataset>
+"""
+
+INFER = "--model in/model.onnx --backend onnx-cpu --overlap 8 --threads 1"  # options of `tinydet infer`
+TRAIN = ("train --preset small --epochs 1 --device cpu --weights-backbone none --channels 8 --tile 64 --overlap 16 "
+         "--dry-run --output out/m.pth")  # fmt: skip
 TIME = 1_700_000_000  # when all files were changed; a journal knows when its scene was
 
 
@@ -45,6 +55,10 @@ def write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     os.utime(path, (TIME, TIME))
+
+
+Files = dict[str, bytes]  # content by name
+Parts = tuple[list[str], Files, Files]  # of a case: arguments of `tinydet`, files in `in`, files in `out`
 
 
 class Corpus:
@@ -87,6 +101,11 @@ class Corpus:
             self._checkpoint()
         self.images = sorted(name for name in self.files if name.startswith("formats/"))
 
+    def select(self, names: str) -> Files:
+        """Return the files with these names, or below these folders."""
+        chosen = names.split()
+        return {name: data for name, data in self.files.items() if name in chosen or name.partition("/")[0] in chosen}
+
     def _coco(self) -> dict[str, Any]:
         images = [
             {"id": n, "file_name": f"{name}.png", "width": SIDE, "height": SIDE} for n, name in ((1, "a"), (2, "b"))
@@ -109,8 +128,8 @@ class Corpus:
         """A corner file of TinyPerson: two tiles of the first image."""
         tiles = [{"id": n, "file_name": "a.png", "width": 64, "height": SIDE, "corner": [x, 0, x + 64, SIDE]}
                  for n, x in ((0, 0), (1, 32))]  # fmt: skip
-        return {**self.coco, "images": tiles, "old_images": self.coco["images"][:1],
-                "annotations": [{**self.coco["annotations"][0], "image_id": 0, "uncertain": False, "logo": False}]}  # fmt: skip
+        boxes = [{**self.coco["annotations"][0], "image_id": n, "uncertain": False, "logo": False} for n in (0, 1)]
+        return {**self.coco, "images": tiles, "old_images": self.coco["images"][:1], "annotations": boxes}
 
     def _formats(self) -> None:
         bgr = cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR)
@@ -176,11 +195,7 @@ class Corpus:
                 ) as out:
                     out.write(bands.astype(dtype))
                 self.files[f"formats/{name}"] = memory.read()
-        source = '<SimpleSource><SourceFilename relativeToVRT="1">geo.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource>'
-        self.files["formats/a.vrt"] = (
-            f'<VRTDataset rasterXSize="{SIDE}" rasterYSize="{SIDE}">\n<VRTRasterBand dataType="Byte" band="1">\n{source}\n'
-            "</VRTRasterBand>\n</VRTDataset>\n"
-        ).encode()
+        self.files["formats/a.vrt"] = VRT.encode()
 
     def _videos(self) -> None:
         try:
@@ -244,11 +259,11 @@ class Corpus:
             if name in self.files:
                 write(self.folder / "in" / name, self.files[name])
         (self.folder / "out").mkdir()
-        self._run("infer", *MODEL, "--calibrate-skip", "--annotations", "in/annotations.json")
+        self._run("infer", *INFER.split(), "--calibrate-skip", "--annotations", "in/annotations.json")
         self.files["model.skip.json"] = (self.folder / "in" / "model.skip.json").read_bytes()
         self.resumed: dict[str, tuple[list[str], dict[str, bytes]]] = {}
         for name, scene in scenes.items():
-            argv = ["infer", "--image", f"in/{scene}", *MODEL, "--output", f"out/{name}.json", "--resume"]
+            argv = ["infer", "--image", f"in/{scene}", *INFER.split(), "--output", f"out/{name}.json", "--resume"]
             self._run(*argv)
             written = [path for path in (self.folder / "out").rglob(f"{name}*") if path.is_file()]
             written += (self.folder / "out").glob(f"{name}.journals/*")

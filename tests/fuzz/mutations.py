@@ -154,9 +154,31 @@ def damaged(random: Random, data: bytes) -> bytes:
     return data
 
 
-WORDS = ("", "0", "-1", "1", "1e400", "nan", "inf", "-inf", "1e-320", "9" * 400, "0.5", "1_0", "٣", "0x1", "1,2", "a b",
-         "a" * 3000, "é", "\x00", "\ufeff", "null", "true", "~", "[", "]", "{", "}", ":", "- ", "#", "&", "<", ">", '"', "'",
-         "\t", "\n", "\r", *ESCAPES)  # fmt: skip
+WORDS = (
+    *("", "0", "-1", "1", "1e400", "nan", "inf", "-inf", "1e-320", "9" * 400, "0.5", "1_0", "٣", "0x1", "1,2", "a b"),
+    *(
+        "a" * 3000,
+        "é",
+        "\x00",
+        "\ufeff",
+        "null",
+        "true",
+        "~",
+        "[",
+        "]",
+        "{",
+        "}",
+        ":",
+        "- ",
+        "#",
+        "&",
+        "<",
+        ">",
+        '"',
+        "'",
+    ),
+    *("\t", "\n", "\r", *ESCAPES),
+)
 
 
 def text(random: Random, original: str, snippets: Sequence[str] = ()) -> bytes:

@@ -94,9 +94,14 @@ class Result:
 class Worker:
     """A worker process with the folder of its cases."""
 
-    def __init__(self, folder: Path, modules: Sequence[str]) -> None:
+    def __init__(self, folder: Path, modules: Sequence[str] = (), *, main: str = "tinydet.__main__") -> None:
+        """
+        Args:
+            modules: imported before the first command, so that the limit of memory does not count them.
+            main: the module with the commands.
+        """
         self.folder = folder
-        self._modules = modules
+        self._modules = [main, *modules]
         self._process: subprocess.Popen[str] | None = None
         self._count = 0
 

@@ -1,8 +1,9 @@
-"""The process that runs the commands of the fuzzer, one after the other: `python -m tests.fuzz.worker [MODULE ...]`.
+"""The process that runs the commands of the fuzzer: `python -m tests.fuzz.worker MAIN [MODULE ...]`.
 
 It reads one JSON line per command, {"argv", "folder"}, runs it in `folder`/work, and answers with one JSON line:
-{"code", "problems", "seconds"}. What the command prints goes to the files `out` and `err` in `folder`. The modules are
-imported before the limit of memory is set, because libraries of CUDA map gigabytes that they do not use.
+{"code", "problems", "seconds"}. What the command prints goes to the files `out` and `err` in `folder`. MAIN is
+the module with `main(argv)`. The other modules are imported before the limit of memory is set, because libraries of
+CUDA map gigabytes that they do not use.
 
 Python's audit events tell what file names, addresses and programs a command touches, wherever in a library that is.
 """
@@ -19,6 +20,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,8 @@ class Watch:
                 self.problems.append(f"outside: {event} {real}")
 
 
-def run(argv: list[str]) -> int | str:
+def run(main: Callable[[list[str]], int], argv: list[str]) -> int | str:
     """Return the exit code of a command; a bug prints its traceback and is 1, as in an interpreter of its own."""
-    from tinydet.__main__ import main
-
     try:
         return main(argv)
     except SystemExit as stopped:
@@ -93,7 +93,8 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1, 2)  # the parent asks where a command hangs
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
-    for name in sys.argv[1:]:
+    command: Callable[[list[str]], int] = importlib.import_module(sys.argv[1]).main
+    for name in sys.argv[2:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     limit_memory()
@@ -110,7 +111,7 @@ def main() -> None:
         os.chdir(folder / "work")
         watch.problems, watch.folder = [], os.path.realpath(folder / "work")
         started = time.process_time()
-        code = run(job["argv"])
+        code = run(command, job["argv"])
         watch.folder = ""
         sys.stdout.flush()
         sys.stderr.flush()
