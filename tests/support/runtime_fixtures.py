@@ -62,72 +62,77 @@ def white_squares() -> Callable[..., WhiteSquares]:
     return WhiteSquares
 
 
-@pytest.fixture(scope="session")
-def make_onnx() -> Callable[..., Path]:
-    """Write an ONNX file that finds white cells of 8x8 pixels. The arguments can make it foreign or faulty."""
+def write_onnx(
+    path: Path, *, spec: ModelSpec | None = None, metadata: str | None = "spec", labels: str = "labels"
+) -> Path:
+    """Write an ONNX file that finds white cells of 8x8 pixels. The arguments can make it foreign or faulty.
+
+    If the spec has rounds of NMS, the output `unconverged` equals `candidates`.
+    """
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto as Type
     from onnx import helper, numpy_helper
 
-    def make(
-        path: Path, *, spec: ModelSpec | None = None, metadata: str | None = "spec", labels: str = "labels"
-    ) -> Path:
-        """If the spec has rounds of NMS, the output `unconverged` equals `candidates`."""
-        spec = spec or dataclasses.replace(SPEC, detector="cells", nms_in_graph=True)
-        cells = spec.tile // 8
-        y, x = np.divmod(np.arange(cells * cells), cells)
-        constants = {
-            "table": np.stack([x * 8, y * 8, x * 8 + 8, y * 8 + 8], 1).astype(np.float32),
-            "one": np.array([1], np.int64),
-            "flat": np.array([0, -1], np.int64),
-            "white": np.float32(255),
-            "k": np.array([spec.max_detections], np.int64),
-            "floor": np.float32(0.5),
-            "first": np.int32(0),
-            "none": np.int32(-1),
-            "last": np.array([3], np.int64),
-        }
-        node = helper.make_node
-        nodes = [
-            node("Cast", ["images"], ["pixels"], to=Type.FLOAT),
-            node("ReduceMean", ["pixels", "last"], ["gray"], keepdims=0),
-            node("Unsqueeze", ["gray", "one"], ["plane"]),
-            node("AveragePool", ["plane"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-            node("Reshape", ["pooled", "flat"], ["values"]),
-            node("Div", ["values", "white"], ["probability"]),
-            node("TopK", ["probability", "k"], ["scores", "index"], axis=1),
-            node("Gather", ["table", "index"], ["boxes"]),
-            node("Greater", ["scores", "floor"], ["good"]),
-            node("Where", ["good", "first", "none"], [labels]),
-            node("Greater", ["probability", "floor"], ["passed"]),
-            node("Cast", ["passed"], ["counted"], to=Type.INT32),
-            node("ReduceSum", ["counted", "one"], ["candidates"], keepdims=0),
-        ]
-        optional = ["unconverged"] if spec.nms_rounds and labels == "labels" else []
-        nodes += [node("Identity", ["candidates"], [name]) for name in optional]
-        k = spec.max_detections
-        info = helper.make_tensor_value_info
-        graph = helper.make_graph(
-            nodes,
-            "cells",
-            [info("images", Type.UINT8, ["N", spec.tile, spec.tile, 3])],
-            [
-                info("boxes", Type.FLOAT, ["N", k, 4]),
-                info("scores", Type.FLOAT, ["N", k]),
-                info(labels, Type.INT32, ["N", k]),
-                info("candidates", Type.INT32, ["N"]),
-                *(info(name, Type.INT32, ["N"]) for name in optional),
-            ],
-            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-        if metadata is not None:
-            helper.set_model_props(model, {"tinydet": spec.to_json() if metadata == "spec" else metadata})
-        onnx.checker.check_model(model)
-        onnx.save(model, path)
-        return path
+    spec = spec or dataclasses.replace(SPEC, detector="cells", nms_in_graph=True)
+    cells = spec.tile // 8
+    y, x = np.divmod(np.arange(cells * cells), cells)
+    constants = {
+        "table": np.stack([x * 8, y * 8, x * 8 + 8, y * 8 + 8], 1).astype(np.float32),
+        "one": np.array([1], np.int64),
+        "flat": np.array([0, -1], np.int64),
+        "white": np.float32(255),
+        "k": np.array([spec.max_detections], np.int64),
+        "floor": np.float32(0.5),
+        "first": np.int32(0),
+        "none": np.int32(-1),
+        "last": np.array([3], np.int64),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["images"], ["pixels"], to=Type.FLOAT),
+        node("ReduceMean", ["pixels", "last"], ["gray"], keepdims=0),
+        node("Unsqueeze", ["gray", "one"], ["plane"]),
+        node("AveragePool", ["plane"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+        node("Reshape", ["pooled", "flat"], ["values"]),
+        node("Div", ["values", "white"], ["probability"]),
+        node("TopK", ["probability", "k"], ["scores", "index"], axis=1),
+        node("Gather", ["table", "index"], ["boxes"]),
+        node("Greater", ["scores", "floor"], ["good"]),
+        node("Where", ["good", "first", "none"], [labels]),
+        node("Greater", ["probability", "floor"], ["passed"]),
+        node("Cast", ["passed"], ["counted"], to=Type.INT32),
+        node("ReduceSum", ["counted", "one"], ["candidates"], keepdims=0),
+    ]
+    optional = ["unconverged"] if spec.nms_rounds and labels == "labels" else []
+    nodes += [node("Identity", ["candidates"], [name]) for name in optional]
+    k = spec.max_detections
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "cells",
+        [info("images", Type.UINT8, ["N", spec.tile, spec.tile, 3])],
+        [
+            info("boxes", Type.FLOAT, ["N", k, 4]),
+            info("scores", Type.FLOAT, ["N", k]),
+            info(labels, Type.INT32, ["N", k]),
+            info("candidates", Type.INT32, ["N"]),
+            *(info(name, Type.INT32, ["N"]) for name in optional),
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    if metadata is not None:
+        helper.set_model_props(model, {"tinydet": spec.to_json() if metadata == "spec" else metadata})
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
 
-    return make
+
+@pytest.fixture(scope="session")
+def make_onnx() -> Callable[..., Path]:
+    """`write_onnx`, if onnx is installed."""
+    pytest.importorskip("onnx")
+    return write_onnx
 
 
 @pytest.fixture

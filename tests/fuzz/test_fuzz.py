@@ -1,0 +1,84 @@
+"""A sample of the fuzzer, and that it would notice what it looks for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # for `tests.fuzz`
+
+from tests.fuzz import runner  # noqa: E402
+from tests.fuzz.runner import Case, Worker  # noqa: E402
+
+pytest.importorskip("onnx")  # the corpus needs a model
+
+
+def fuzz(folder: Path, *words: object) -> str:
+    """Run the fuzzer; it must find nothing. Return its summary."""
+    command = [sys.executable, "-m", "tests.fuzz", "--failures", str(folder), *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_sample_of_damaged_input_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    assert "100 cases, 0 failed" in fuzz(tmp_path, "--cases", 100)
+
+
+@pytest.mark.slow
+def test_damaged_input_of_every_kind_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    assert "4000 cases, 0 failed" in fuzz(tmp_path, "--cases", 4000, "--seed", 1)
+
+
+def test_the_same_name_gives_the_same_case(tmp_path: Path) -> None:
+    from tests.fuzz.corpus import Corpus
+    from tests.fuzz.kinds import KINDS, make, names
+
+    (tmp_path / "corpus").mkdir()
+    corpus = Corpus(tmp_path / "corpus", torch=False)
+    for name in names(0, 30, [kind for kind in KINDS if kind != "checkpoints"]):
+        assert make(name, corpus) == make(name, corpus)
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A worker whose commands are those of `faulty`."""
+    each = Worker(tmp_path_factory.mktemp("cases"), main="tests.fuzz.faulty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "CPU_SECONDS", 1.0)
+        yield each
+    each.close()
+
+
+@pytest.mark.parametrize(
+    ("does", "fault"),
+    {
+        "traceback": "traceback",
+        "hang": "no end after",
+        "crash": f"ended with {-6}",
+        "silent": "0 lines say why",
+        "talkative": "2 lines say why",
+        "library": "a library's own line: libx",
+        "code": "exit code 7",
+        "input": "the input work/in/a.json was changed",
+        "outside": "outside the folder: escaped",
+        "far outside": "outside: open /tmp/tinydet-escaped",
+        "left behind": "left behind: work/out/.a.0123abcd.json",
+        "half refused": "written though refused: work/out/a.csv",
+        "not JSON": "a.json is not valid JSON",
+        "program": "program: subprocess.Popen",
+        "network": "network: socket.connect 192.0.2.1",
+        "memory": "traceback",
+        "nothing": "",
+    }.items(),
+)
+def test_the_fuzzer_notices(worker: Worker, does: str, fault: str) -> None:
+    result = worker.run(Case("faulty", f"0-faulty-{does}", [does], {"a.json": b"[]"}))
+    assert any(fault in each for each in result.faults) if fault else not result.faults, result
+    assert os.path.isdir(worker.folder / "work" / "in")
