@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,14 +82,21 @@ def _ignore_undecodable_messages() -> None:
     show, report = sys.excepthook, sys.unraisablehook
 
     def show_others(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, UnicodeDecodeError):
+        if not _is_undecodable_message(error):
             show(kind, error, trace)
 
     def report_others(unraisable: Any) -> None:
-        if not isinstance(unraisable.exc_value, UnicodeDecodeError):
+        if not _is_undecodable_message(unraisable.exc_value):
             report(unraisable)
 
     sys.excepthook, sys.unraisablehook = show_others, report_others
+
+
+def _is_undecodable_message(error: BaseException | None) -> bool:
+    if not isinstance(error, UnicodeDecodeError):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return not frames or "rasterio" in frames[-1].filename  # compiled code may leave no frame
 
 
 def open_raster(path: Path) -> Any:
