@@ -13,6 +13,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # import tinydet from this checkout
-    from tinydet.infer.__main__ import main
+    from tinydet.__main__ import main
 
-    sys.exit(main())
+    sys.exit(main(["infer", *sys.argv[1:]]))

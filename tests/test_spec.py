@@ -112,8 +112,31 @@ def test_an_invalid_document_is_refused_by_its_source(text: str) -> None:
 def test_an_invalid_value_is_refused_by_its_field(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field} must be "):
         dataclasses.replace(SMALLEST, **{field: value})
-    with pytest.raises(ValueError, match=rf"^model\.json: .*{field} must be "):
+    with pytest.raises(ValueError, match=rf"^model\.json: .*{field}"):
         ModelSpec.from_json(changed(**{field: value}), source="model.json")
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelSpec)])
+@pytest.mark.parametrize(
+    "value", [None, True, "7", -1, 1.5, 10**400, [], [None], {"a": 1}, [[]], ["\ud800"], float("nan")]
+)
+def test_a_value_of_another_type_is_refused_in_one_line_or_means_what_it_says(field: str, value: Any) -> None:
+    refusal = None
+    try:
+        stored = getattr(ModelSpec.from_json(changed(**{field: value}), source="model.json"), field)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal is None:
+        assert (list(stored) if isinstance(stored, tuple) else stored) == value
+    else:
+        assert refusal.startswith("model.json: ") and "\n" not in refusal
+        assert field in refusal or "half a character" in refusal
+
+
+@pytest.mark.parametrize("text", ["[" * 10_000, '{"format": 1, "tile": %s}' % ("9" * 5000), "\ud800", '{"format": {}}'])
+def test_what_json_cannot_express_is_refused_by_its_source(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^model\.json: [^\n]*export the model again$"):
+        ModelSpec.from_json(text, source="model.json")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tinydet import __version__
+from tinydet._internal.arguments import Parser
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 
@@ -105,25 +106,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_in_group(group: str, entry: Group, arguments: list[str]) -> int:
-    @command(group)
+    summary = f"{entry.summary[0].upper()}{entry.summary[1:]}."
+    name, rest = _choose(f"tinydet {group}", summary, entry.epilog, entry.commands, arguments)
+    if name not in entry.commands:
+        return 2
+
+    @command(f"{group} {name}")
     def run(argv: Sequence[str] | None = None) -> int:
-        summary = f"{entry.summary[0].upper()}{entry.summary[1:]}."
-        name, rest = _choose(f"tinydet {group}", summary, entry.epilog, entry.commands, list(argv or ()))
-        if name not in entry.commands:
-            return 2
         module = _load(entry.commands[name])
         summary = entry.commands[name].summary
-        parser = argparse.ArgumentParser(
-            prog=f"tinydet {group} {name}", description=f"{summary[0].upper()}{summary[1:]}."
-        )
+        parser = Parser(prog=f"tinydet {group} {name}", description=f"{summary[0].upper()}{summary[1:]}.")
         module.add_arguments(parser)
-        result = module.run(parser.parse_args(rest))
+        result = module.run(parser.parse_args(argv))
         if isinstance(result, str):
             print(result)
             return 0
         return int(result)
 
-    return run(arguments)
+    return run(rest)
 
 
 def _choose(
@@ -132,7 +132,7 @@ def _choose(
     """The command that `arguments` start with, and its own arguments; without arguments print help, return ""."""
     width = max(map(len, commands))
     table = "\n".join(f"  {name:{width}}  {entry.summary}" for name, entry in commands.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         usage=f"{prog} COMMAND [ARGUMENTS]",
         description=description,

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tinydet._internal.json_files import checked, parse_json
 
 FORMAT = 1  # version of the JSON; increased when older readers would misread it
 METADATA_KEY = "tinydet"  # key of the JSON in an ONNX file's metadata_props
 PRECISIONS = ("fp32", "fp16", "int8")
 PAD_VALUE = (124, 116, 104)  # RGB; the mean of the normalization, so that padding becomes zero
 STRETCH = (0.5, 99.5)  # percentiles
+LARGEST_TILE = 1 << 14  # pixels; more is an error, and would not fit in memory
+LARGEST = 1 << 16  # batch, detections and rounds, likewise
 NMS_ROUNDS = 16  # default of a two-stage detector
 
 
@@ -75,16 +80,19 @@ class ModelSpec:
         """
         n = len(self.classes)
         named = isinstance(self.classes, tuple) and n > 0 and all(isinstance(name, str) for name in self.classes)
+        ids = len(self.category_ids) == n and all(abs(each) < 2**63 for each in self.category_ids)
         rgb = len(self.pad) == 3 and all(0 <= value <= 255 for value in self.pad)
         rising = len(self.stretch) == 2 and 0 <= self.stretch[0] < self.stretch[1] <= 100
+        sizes = self.object_sizes or (0, 0, 0)
         for field_name, holds, rule in (
             ("classes", named, "one or more names"),
-            ("category_ids", len(self.category_ids) == n, f"one id for each of the {n} classes"),
-            ("tile", self.tile >= 1, "pixels, 1 or more"),
-            ("max_batch", self.max_batch >= 1, "1 or more"),
-            ("max_detections", self.max_detections >= 1, "1 or more"),
+            ("category_ids", ids, f"one id below 2**63 for each of the {n} classes"),
+            ("tile", 1 <= self.tile <= LARGEST_TILE, f"1 to {LARGEST_TILE} pixels"),
+            ("max_batch", 1 <= self.max_batch <= LARGEST, f"1 to {LARGEST}"),
+            ("max_detections", 1 <= self.max_detections <= LARGEST, f"1 to {LARGEST}"),
             ("score_floor", 0 <= self.score_floor < 1, "at least 0 and below 1"),
-            ("nms_rounds", self.nms_rounds >= 0, "at least 0"),
+            ("object_sizes", 0 <= sizes[0] <= sizes[1] <= sizes[2] < math.inf, "three increasing sizes in pixels"),
+            ("nms_rounds", 0 <= self.nms_rounds <= LARGEST, f"0 to {LARGEST}"),
             ("nms_iou", 0 < self.nms_iou <= 1, "above 0 and at most 1"),
             ("pad", rgb, "three values from 0 to 255"),
             ("stretch", rising, "two increasing percentiles"),
@@ -98,27 +106,18 @@ class ModelSpec:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str, *, source: Path | str) -> ModelSpec:
+    def from_json(cls, text: str | bytes, *, source: Path | str) -> ModelSpec:
         """Parse the output of `to_json`. Unknown fields, added by a newer tinydet in the same format, are ignored.
 
         Raises:
             ValueError: the text is not a valid ModelSpec of this format. Names `source`.
         """
-        try:
-            values = json.loads(text)
-            written_format = values.pop("format")
-        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{source}: not a tinydet model description ({error}); export the model again") from error
-        if written_format != FORMAT:
+        remedy = "export the model again"
+        values = parse_json(text, source=source, remedy=remedy)
+        if not isinstance(values, dict) or "format" not in values:
+            raise ValueError(f"{source}: not a tinydet model description; {remedy}")
+        if values["format"] != FORMAT:
             raise ValueError(
-                f"{source}: model description of format {written_format}, this tinydet reads {FORMAT}; "
-                "export the model again"
+                f"{source}: model description of format {values['format']!r:.20}, this tinydet reads {FORMAT}; {remedy}"
             )
-        known = {field.name for field in dataclasses.fields(cls)}
-        arguments: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known
-        }
-        try:
-            return cls(**arguments)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{source}: not a usable model description ({error}); export the model again") from error
+        return checked(cls, values, source=source, what="model description", remedy=remedy)

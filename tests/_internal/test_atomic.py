@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tinydet._internal.atomic import atomic_path, write_json, write_text
+from tinydet._internal.atomic import atomic_path, claim, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -248,3 +248,102 @@ def test_nan_and_infinity_are_refused_in_json(tmp_path: Path, value: float) -> N
     with pytest.raises(ValueError, match=r"scores\.json was not written"):
         write_json(tmp_path / "scores.json", {"AP": value})
     assert names(tmp_path) == []
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from tinydet._internal.atomic import claim
+with claim(Path(sys.argv[1]), folder=len(sys.argv) > 2):
+    print("claimed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def holder(*arguments: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "claimed\n"
+    return process
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_output_belongs_to_one_process_until_it_ends_or_is_killed(tmp_path: Path, folder: bool) -> None:
+    path = tmp_path / "m.pth"
+    first = holder(str(path), *(["folder"] if folder else []))
+    with pytest.raises(OSError, match=f"^.*another run is writing {path}; wait for it, stop it"), claim(path):
+        pass
+    with claim(tmp_path / "other.pth", None):
+        pass
+    first.communicate("end\n", timeout=60)
+    assert names(tmp_path) == []
+    killed = holder(str(path))
+    killed.kill()
+    killed.communicate(timeout=60)
+    with claim(path):
+        assert names(tmp_path) == [".m.pth.lock"]
+    assert names(tmp_path) == []
+
+
+def test_a_link_and_its_target_are_one_output(tmp_path: Path) -> None:
+    (tmp_path / "link.pth").symlink_to(tmp_path / "m.pth")
+    with (
+        claim(tmp_path / "m.pth"),
+        pytest.raises(OSError, match="another run is writing"),
+        claim(tmp_path / "link.pth"),
+    ):
+        pass
+
+
+def test_of_many_processes_one_claims_an_output_at_a_time(tmp_path: Path) -> None:
+    """Each removes the lock that the next one may have just opened."""
+    held, most, claims = 0, 0, 0
+    guard = threading.Lock()
+
+    def work() -> None:
+        nonlocal held, most, claims
+        for _ in range(100):
+            try:
+                with claim(tmp_path / "m.pth"):
+                    with guard:
+                        held += 1
+                        most, claims = max(most, held), claims + 1
+                    with guard:
+                        held -= 1
+            except OSError as error:
+                assert "another run" in str(error)  # noqa: PT017
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and claims > 0
+    assert names(tmp_path) == []
+
+
+def test_an_output_that_cannot_be_written_is_reported_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "m.pth")
+    for path, folder, message in (
+        (tmp_path / "gone" / "m.pth", False, "gone does not exist; create it"),
+        (tmp_path / "nowhere", False, "gone does not exist; create it"),
+        (tmp_path / "folder", False, "folder is a folder; name a file"),
+        (tmp_path / "file", True, "file is a file; name a folder"),
+        (Path("/proc/m.pth"), False, "m.pth was not written"),
+    ):
+        with pytest.raises((OSError, ValueError), match=message), claim(path, folder=folder):
+            raise AssertionError
+    with claim(Path("/dev/null"), tmp_path / ("n" * 250)):
+        pass
+    assert names(tmp_path) == ["file", "folder", "nowhere"]
+
+
+def test_an_input_is_not_claimed_as_an_output(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    for output in (tmp_path / "a.json", tmp_path / "link.json"):
+        inputs = [None, tmp_path / "a.json"]
+        with pytest.raises(ValueError, match="is an input and would be"), claim(output, inputs=inputs):
+            raise AssertionError

@@ -100,6 +100,30 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
         failing(error)([])
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "not enough memory",
+        ),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (OverflowError("int too big to convert"), "int too big to convert"),
+    ],
+)
+def test_a_limit_of_the_machine_is_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(error)([]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"tinydet infer: error: {line} (") and shown.count("\n") == 1
+
+
+def test_an_error_of_a_sub_command_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    from tinydet.__main__ import main
+
+    assert main(["data", "check", "nowhere.json"]) == 2
+    assert capsys.readouterr().err.startswith("tinydet data check: error: nowhere.json: ")
+
+
 def test_ctrl_c_ends_with_130_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert failing(KeyboardInterrupt())([]) == 130
     assert capsys.readouterr().err == "tinydet infer: interrupted\n"

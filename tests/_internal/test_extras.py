@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from tinydet._internal.extras import needs_extra
+from tinydet._internal.extras import check_opencv, needs_extra
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
@@ -38,3 +41,18 @@ def test_a_missing_module_of_tinydet_is_not_blamed_on_an_extra() -> None:
 def test_other_errors_pass_through(error: type[Exception]) -> None:
     with pytest.raises(error, match=r"^as it was$"), needs_extra("export"):
         raise error("as it was")
+
+
+def test_a_gutted_opencv_is_reported_with_the_command_that_repairs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two installed packages one was removed: a folder without the module remains."""
+    check_opencv()
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    check_opencv()
+    (tmp_path / "cv2" / "data").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(
+        ImportError, match=r"OpenCV is incomplete.* pip install --force-reinstall opencv-python-headless"
+    ):
+        check_opencv()

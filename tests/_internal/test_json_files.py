@@ -3,12 +3,15 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tinydet._internal.json_files import read_json
+from tinydet._internal import json_files
+from tinydet._internal.json_files import checked, read_json
 
 VALUE: dict[str, Any] = {"classes": ["Möwe", "船"], "boxes": [[1, 2.5, 3, 4]]}
 TEXT = json.dumps(VALUE, ensure_ascii=False)
@@ -59,6 +62,81 @@ def test_an_unreadable_file_is_refused_in_one_line_that_names_it(tmp_path: Path,
     assert "\n" not in str(refusal.value)
 
 
-def test_a_folder_is_not_a_json_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\); check the path"):
-        read_json(tmp_path)
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_only_a_regular_file_is_read(tmp_path: Path, kind: str) -> None:
+    """Reading the pipe would wait forever, and the device never ends."""
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "a.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(
+        ValueError, match="a folder, not a file" if kind == "folder" else "a pipe or device, not a file"
+    ):
+        read_json(path)
+
+
+def test_half_a_character_is_refused_and_a_whole_one_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(r'{"file_name": "\ud83d\ude00 \\ud800"}')
+    assert read_json(path) == {"file_name": "\U0001f600 \\ud800"}
+    for half in (rb'["\ud83d"]', rb'["\ude00"]', rb'["\ude00\ud83d"]', rb'{"\ud83d": 1}'):
+        path.write_bytes(half)
+        with pytest.raises(ValueError, match="half a character") as refusal:
+            read_json(path)
+        str(refusal.value).encode()
+    path.write_bytes(b'["\xed\xa0\x80"]')
+    with pytest.raises(ValueError, match=r"not JSON \("):
+        read_json(path)
+
+
+def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_files, "SMALL", 100_000)
+    monkeypatch.setattr(json_files, "BLOCK", 1000)
+    usual = json.dumps([{"id": i} for i in range(20_000)]).encode()
+    (tmp_path / "a.json").write_bytes(gzip.compress(usual))
+    assert len(read_json(tmp_path / "a.json")) == 20_000
+    (tmp_path / "a.json").write_bytes(gzip.compress(b" " * 10_000_000))
+    with pytest.raises(ValueError, match="decompress it with gunzip first"):
+        read_json(tmp_path / "a.json")
+    monkeypatch.setattr(json_files, "LARGEST", 50_000)
+    (tmp_path / "a.json").write_bytes(gzip.compress(usual))
+    with pytest.raises(ValueError, match="become more than"):
+        read_json(tmp_path / "a.json")
+
+
+@dataclass(frozen=True)
+class Record:
+    count: int
+    size: float = 1.0
+    pair: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"count must be at least 0, not {self.count}")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({"count": -1}, "count must be at least 0, not -1"),
+        ({"count": 1.0}, r"count must be a valid integer, got 1\.0"),
+        ({"count": "1"}, "count must be .* got '1'"),
+        ({"count": True}, "count must be .* got True"),
+        ({"count": 1, "size": math.nan}, "size must be a finite number, got nan"),
+        ({"count": 1, "pair": [1]}, r"pair\.1 is missing"),
+        ({"count": 1, "pair": [1, []]}, r"pair\.1 must .* got \[\]"),
+        ({"count": 1, "size": 10**400}, "size must be"),
+        ({}, "count is missing"),
+        ([], r"got \[\]"),
+        (None, "got None"),
+    ],
+)
+def test_checked_names_file_field_rule_and_value(value: Any, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"^a\.json: not a usable record \(.*{found}.*; run it again$"):
+        checked(Record, value, source="a.json", what="record", remedy="run it again")
+
+
+def test_checked_takes_lists_for_tuples_and_ignores_unknown_fields() -> None:
+    value = {"count": 1, "pair": [2, 3], "later": 4}
+    assert checked(Record, value, source="a", what="b", remedy="c") == Record(1, pair=(2, 3))

@@ -216,7 +216,6 @@ def test_jpeg_tiles_nearly_equal_the_pixels_of_their_image(tmp_path: Path) -> No
         ([".", "--output", "images"], "images is not empty"),
         ([".", "--tile", "600x400", "--grid", "tinydet", "--output", "new"], "are square"),
         ([".", "--overlap", "600", "--output", "new"], "cannot overlap"),
-        ([".", "--jpeg-quality", "0", "--output", "new"], "1 to 100"),
         (["corners.json", "--output", "new.json"], "already cut; to write its tiles name"),
         (["corners.json", "--grid", "benchmark"], "already cut; leave out --grid"),
     ],

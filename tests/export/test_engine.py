@@ -295,7 +295,7 @@ def test_a_file_with_the_wrong_precision_in_its_description_is_refused(brightnes
 def test_truncated_and_foreign_onnx_files_are_refused(brightness_model: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(brightness_model.SerializeToString()[:500])
-    with pytest.raises(ValueError, match=r"model\.onnx is not an ONNX file"):
+    with pytest.raises(ValueError, match=r"model\.onnx: not a valid ONNX file"):
         read_onnx(path)
     del brightness_model.metadata_props[:]
     path.write_bytes(brightness_model.SerializeToString())

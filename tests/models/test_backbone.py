@@ -61,7 +61,7 @@ def test_the_message_names_a_wrong_weights_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other.pth: does not fit mobilenet_v2"):
         load_pretrained(backbone, "mobilenet_v2", tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match="text.pth: not a weights file"):
+    with pytest.raises(ValueError, match="text.pth: not a file of tensors"):
         load_pretrained(backbone, "mobilenet_v2", tmp_path / "text.pth")
 
 

@@ -148,7 +148,7 @@ def test_another_backbone_or_a_foreign_file_is_refused_and_named(tmp_path: Path)
     ):
         read_source(str(tmp_path / "classifier.pth"), "retinanet")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match=r"text.pth: not a file of weights"):
+    with pytest.raises(ValueError, match=r"text.pth: not a file of tensors"):
         read_source(str(tmp_path / "text.pth"), "retinanet")
     with pytest.raises(ValueError, match=r"absent.pth: no such file; --init takes coco"):
         read_source("absent.pth", "retinanet")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from tinydet.runtime.backends import TileOutputs
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.journal import BatchRecord, Journal
+from tinydet.runtime.journal import BATCH, DONE, FRAME, BatchRecord, Journal
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import plan_scan
 from tinydet.runtime.scan import collect, detect_scene, scan
@@ -86,7 +88,7 @@ def test_other_settings_are_refused_by_name_and_a_fresh_start_deletes_the_old_jo
     with Journal(tmp_path / "j", {**IDENTITY, "scale": 1.0}, resume=False) as journal:
         assert list(journal.records()) == []
     (tmp_path / "j").write_text("something else\n")
-    with pytest.raises(ValueError, match="not a journal"):
+    with pytest.raises(ValueError, match="no journal of an interrupted run; move it away"):
         Journal(tmp_path / "j", IDENTITY, resume=True)
 
 
@@ -146,3 +148,66 @@ def test_a_run_that_is_interrupted_repeatedly_gives_the_result_of_an_uninterrupt
     assert sum(backend.batches) == result.tiles == expected.tiles
     for name in ("boxes", "scores", "labels", "tiles", "seam_distance"):
         assert np.array_equal(getattr(result.detections, name), getattr(expected.detections, name))
+
+
+@pytest.mark.parametrize(
+    "line", [b"[" * 9999, b"[]", b"5", b'{"a": ' + b"9" * 5000 + b"}", b'{"a": "\\ud800"}', b"\xff"]
+)
+def test_a_first_line_of_another_program_is_refused_in_one_line(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "j").write_bytes(line + b"\n")
+    with pytest.raises(ValueError, match=r"j: [^\n]*no journal of an interrupted run; move it away$"):
+        Journal(tmp_path / "j", IDENTITY, resume=True)
+
+
+def test_a_pipe_or_folder_in_place_of_a_journal_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in ((tmp_path / "pipe", "a pipe or device"), (tmp_path, "a folder, not a file")):
+        for resume in (False, True):
+            with pytest.raises(OSError, match=message):
+                Journal(path, IDENTITY, resume=resume)
+
+
+def with_record(path: Path, mark: bytes, data: bytes) -> None:
+    """Append a record whose checksum is right."""
+    with Journal(path, IDENTITY, resume=False) as journal:
+        journal.append(BatchRecord())
+        journal._append(mark, data)
+
+
+@pytest.mark.parametrize("data", [b"", b"1234", b"\xff" * 24, b"\x00" * 23])
+def test_a_record_that_another_program_wrote_is_refused(tmp_path: Path, data: bytes) -> None:
+    with_record(tmp_path / "j", BATCH, data)
+    with (
+        Journal(tmp_path / "j", IDENTITY, resume=True) as journal,
+        pytest.raises(ValueError, match="j: a damaged record"),
+    ):
+        journal.tiles()
+    with_record(tmp_path / "j", FRAME, data)
+    with (
+        Journal(tmp_path / "j", IDENTITY, resume=True) as journal,
+        pytest.raises(ValueError, match="j: a damaged record"),
+    ):
+        list(journal.frames())
+    with_record(tmp_path / "j", DONE, data)
+    with pytest.raises(ValueError, match="j: a damaged record"):
+        Journal(tmp_path / "j", IDENTITY, resume=True)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        BatchRecord(tiles=np.array([10**6])),
+        BatchRecord(empty=np.array([-1])),
+        dataclasses.replace(boxes(0), tiles=np.array([0]), empty=np.array([1])),  # five classes, the model has two
+        BatchRecord(detections=Detections(np.full((1, 4), np.nan), np.ones(1, np.float32), np.zeros(1, np.int32))),
+    ],
+)
+def test_a_record_that_the_scene_cannot_have_is_refused(
+    white_squares: Callable, tmp_path: Path, record: BatchRecord
+) -> None:
+    scene, backend = open_scene(np.zeros((100, 100, 3), np.uint8)), white_squares()
+    plan = plan_scan(scene, backend.spec, ScanOptions(overlap=8, coarse=None))
+    with Journal(tmp_path / "j", IDENTITY, resume=False) as journal:
+        journal.append(record)
+        with pytest.raises(ValueError, match="impossible tiles or boxes"):
+            collect(scan(backend, scene, plan, journal=journal))

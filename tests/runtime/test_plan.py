@@ -71,10 +71,20 @@ def test_content_is_smaller_than_the_input_if_the_scene_is() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score": 1.5}, "between 0 and 1, got 1.5"),
-        ({"score": float("nan")}, "between 0 and 1, got nan"),
-        ({"batch": 0}, "batch must be at least 1, got 0"),
-        ({"readers": 0}, "readers must be at least 1, got 0"),
+        ({"score": 1.5}, "score: expected a number from 0 to 1, got '1.5'"),
+        ({"score": float("nan")}, "score: expected .* got 'nan'"),
+        ({"batch": 0}, "batch: expected a whole number from 1 to 4096, got '0'"),
+        ({"readers": 0}, "readers: expected a whole number from 1 to 256, got '0'"),
+        ({"batch": 1.5}, "batch: expected a whole number"),
+        ({"batch": True}, "batch: expected a number, got True"),
+        ({"batch": "4"}, "batch: expected a number, got '4'"),
+        ({"overlap": -1}, "overlap: expected a whole number from 0 to 1 000 000, got '-1'"),
+        ({"scale": 0.0}, "scale: expected a number from 0.001 to 64, got '0.0'"),
+        ({"scale": 1e-320}, "scale: expected"),
+        ({"scale": float("nan")}, "scale: expected"),
+        ({"scale": 640}, "scale: expected"),
+        ({"agnostic": 1}, "agnostic must be True or False, got 1"),
+        ({"merge": ["seam"]}, "merge must be one of"),
         ({"coarse": "always"}, "coarse must be None, 'auto' or a CoarsePass, got 'always'"),
         ({"merge": "fuse"}, "seam, nms, nmm, wbf, soft-nms, got 'fuse'"),
     ],
@@ -88,10 +98,8 @@ def test_an_option_out_of_range_is_refused_before_a_model_is_needed(options: dic
     ("options", "message"),
     [
         ({"overlap": 64}, "smaller than the tile of 64, got 64"),
-        ({"overlap": -1}, "smaller than the tile of 64, got -1"),
-        ({"scale": 0.0}, "resize factor above 0"),
-        ({"scale": float("nan")}, "resize factor above 0"),
-        ({"scale": 1000.0}, "resize factor above 0"),
+        ({"overlap": 63, "max_tiles": 1000}, r"pixels at scale 1: [\d,]+ tiles, more than 1,000; .*--max-tiles"),
+        ({"scale": 64.0, "max_tiles": 1000}, "pixels at scale 64: .*--max-tiles"),
     ],
 )
 def test_an_option_that_does_not_fit_the_tile_is_refused_by_the_plan(options: dict, message: str) -> None:

@@ -99,8 +99,6 @@ def test_a_file_without_boxes_gives_alpha_one(tmp_path: Path, capsys: pytest.Cap
     [
         (["--overlap", "64"], "--overlap needs --tile"),
         (["--tile", "64"], "overlap must be at least 0 and smaller than the tile of 64, got 128"),
-        (["--scale", "0"], "the scale is an image resize factor above 0"),
-        (["--scale", "nan", "--tile", "256"], "the scale is an image resize factor above 0"),
         (["--alpha-range", "2,1"], "0 <= LOW <= HIGH"),
         (["--categories", "dog"], "person, car"),
         (["--json", "nowhere/salpha.json"], "nowhere"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tinydet._internal.arguments import quoted
 from tinydet.models.checkpoint import load_checkpoint
 from tinydet.models.registry import DETECTORS
 from tinydet.train import TrainConfig, train
@@ -93,15 +95,15 @@ def test_both_flags_for_categories_can_be_given() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epochs": 0}, "epochs: .*whole number from 1 up, got '0'"),
-        ({"epochs": 2.5}, "epochs: .*whole number from 1 up, got '2.5'"),
+        ({"epochs": 0}, "epochs: .*whole number from 1 to 1 000 000, got '0'"),
+        ({"epochs": 2.5}, "epochs: .*whole number from 1 to 1 000 000, got '2.5'"),
         ({"epochs": "3"}, r"epochs: expected int \| None, got '3'"),
         ({"epochs": [3]}, r"epochs: expected int \| None, got \[3\]"),
         ({"tile": None}, "tile: expected int, got None"),
         ({"seed": 0.5}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got '0.5'"),
         ({"seed": -1}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got '-1'"),
-        ({"lr": -1.0}, "lr: .*number above 0, got '-1.0'"),
-        ({"overlap": -1}, "overlap: .*whole number of pixels from 0 up"),
+        ({"lr": -1.0}, "lr: .*number above 0 and up to 1e\\+06, got '-1.0'"),
+        ({"overlap": -1}, "overlap: .*whole number from 0 to 1 000 000, got '-1'"),
         ({"salpha": "no"}, "salpha: expected bool, got 'no'"),
         ({"alpha": (1, 2, 3, 4)}, "alpha: expected one number, or one per edge"),
         ({"alpha": "0.5"}, "alpha: expected .*, got the text '0.5'"),
@@ -113,11 +115,53 @@ def test_both_flags_for_categories_can_be_given() -> None:
         ({"options": {"head_convs": 9}}, "head_convs: expected one of 1, 2, 3, 4, got 9"),
         ({"options": {"straddling": True}}, "--straddling is not an option of retinanet, but of faster_rcnn"),
         ({"options": {"heads": 2}}, "no detector has an option 'heads'"),
+        ({"options": None}, "options: expected a dict of option names and values, got None"),
+        ({"options": {1: 2}}, "options: expected a dict of option names and values"),
+        ({"channels": 999_999}, "channels: expected a whole number from 1 to 2048"),
+        ({"alpha": ("0.5",)}, "alpha: expected "),
+        ({"alpha": float("nan")}, "alpha: expected one number"),
+        ({"output": 5}, "output: expected a path, got 5"),
     ],
 )
 def test_an_invalid_value_is_named_with_its_rule(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**values)
+
+
+UNUSUAL = [
+    None,
+    True,
+    -1,
+    0.5,
+    math.nan,
+    math.inf,
+    10**400,
+    10**5000,
+    "",
+    "x",
+    "1e9",
+    [],
+    ["x"],
+    [[]],
+    {},
+    b"x",
+    object(),
+]
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainConfig)])
+@pytest.mark.parametrize("value", UNUSUAL, ids=quoted)
+def test_a_value_of_any_type_is_stored_as_given_or_refused_in_one_line(field: str, value: Any) -> None:
+    refusal = None
+    try:
+        stored = getattr(TrainConfig(**{field: value}), field)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal is None:
+        parts = tuple(value) if isinstance(value, list) else (value,)
+        assert stored in (value, parts) or stored == Path(value)
+    else:
+        assert refusal.startswith((field, "--options", "no detector")) and len(refusal.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -127,6 +171,10 @@ def test_an_invalid_value_is_named_with_its_rule(values: dict[str, Any], message
         ({"val_images": "images"}, "--val-images is the image folder of --val-annotations; name both"),
         ({"categories": ["boat"]}, "boat"),  # of the built-in dataset, which has persons
         ({"device": "gpu"}, "--device gpu: torch cannot use it here .*; try --device cpu"),
+        ({"device": ""}, "--device : torch cannot use it here"),
+        ({"device": "meta"}, "--device meta: torch cannot use it here"),
+        ({"device": "cpu:3"}, "--device cpu:3: torch cannot use it here .the CPU has no number"),
+        ({"device": "cuda:99"}, "--device cuda:99: torch cannot use it here"),
     ],
 )
 def test_a_run_that_cannot_be_as_asked_is_refused_before_it_starts(values: dict[str, Any], message: str) -> None:

@@ -6,10 +6,12 @@ import contextlib
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tinydet._internal.atomic import claim
 from tinydet.models.checkpoint import load_checkpoint
 from tinydet.train import TrainConfig, train
 from tinydet.train.__main__ import main
@@ -44,6 +46,64 @@ def stopped(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> l
         patch.setattr(Trainer, "_end_of_epoch", ending)
         assert main(flags) == 130
     return flags
+
+
+def test_a_second_run_with_the_same_output_ends_before_it_writes(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", str(squares), *QUICK, "--output", "m.pth"]
+    with claim(Path("m.pth")):
+        assert main(flags) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines == [
+            "tinydet train: error: another run is writing m.pth; wait for it, stop it, or name another output"
+        ]
+        assert [path.name for path in tmp_path.iterdir()] == [".m.pth.lock"]
+        assert main([*flags, "--dry-run"]) == 0  # writes nothing
+    assert main([*flags, "--epochs", "1"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
+
+
+STATES: dict[str, Any] = {
+    "no dict": [],
+    "a text as epoch": {"epoch": "1"},
+    "behind the end": {"epoch": 99},
+    "negative": {"done": -1},
+    "NaN": {"seconds": float("nan")},
+    "a history without scores": {"history": [{}]},
+    "an empty optimizer": {"optimizer": {}},
+    "an optimizer of texts": {"optimizer": {"state": "", "param_groups": "ab"}},
+    "a list": {"kept_alpha": "a"},
+}
+
+
+@pytest.mark.parametrize("fault", STATES)
+def test_an_altered_state_is_refused_in_one_line_and_kept(
+    stopped: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    path = tmp_path / "model.resume.pth"
+    values = torch.load(path, weights_only=True)
+    values["training_state"] = {**values["training_state"], **STATES[fault]} if STATES[fault] else STATES[fault]
+    torch.save(values, path)
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert main([*stopped, "--resume"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.resume.pth: not a usable " in line
+    assert path.read_bytes() == before
+
+
+def test_a_momentum_of_another_shape_is_refused(
+    stopped: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.resume.pth"
+    values = torch.load(path, weights_only=True)
+    values["training_state"]["optimizer"]["state"][0] = {"momentum_buffer": torch.zeros(1)}
+    torch.save(values, path)
+    capsys.readouterr()
+    assert main([*stopped, "--resume"]) == 2
+    assert "not a usable training state (a momentum of (1,) for" in capsys.readouterr().err
 
 
 def test_on_a_full_disk_the_last_state_and_model_survive_and_can_be_resumed(

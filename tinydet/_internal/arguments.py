@@ -6,51 +6,118 @@ import argparse
 import csv
 import io
 import math
+import numbers
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable
-from typing import Literal, NoReturn
+from typing import Any, NoReturn
 
 from tinydet._internal.names import mask_secrets, printable
 
-
-def positive_int(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"expected a whole number from 1 up, got {text!r}")
-    return int(text)
+MAX_CHANNELS = 2048  # of pyramid and head; eight times the paper's
+SCALES = (0.001, 64.0)  # smallest and largest resize factor
+MOST_VALUES = 1000  # of a grid
 
 
-def positive_float(text: str) -> float:
-    """Parse a finite number above 0."""
-    value = _float(text)
-    if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
+class Parser(ArgumentParser):
+    """A parser that reports a wrong value in one line. A wrong or missing option also shows the usage, as usual.
+
+    Its errors quote no password of an address, and no byte that a terminal cannot show.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        message = printable(mask_secrets(message))
+        if message.startswith("argument "):
+            self.exit(2, f"{self.prog}: error: {message}\n")
+        super().error(message)
 
 
-def seed(text: str) -> int:
-    """Parse a seed of random draws: a whole number from 0 to 2**63 - 1."""
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, got {text!r}")
-    return int(text)
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Return an argument type: a whole number from `low` to `high`.
+
+    >>> whole(1, 100)("75")
+    75
+    """
+    shown = "2**63 - 1" if high == 2**63 - 1 else str(high) if high < 10_000 else f"{high:,}".replace(",", " ")
+
+    def parse(text: str) -> int:
+        digits = text.removeprefix("-")
+        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20 and low <= int(text) <= high):
+            raise ArgumentTypeError(f"expected a whole number from {low} to {shown}, got {quoted(text)}")
+        return int(text)
+
+    return parse
 
 
-def fraction(text: str) -> float:
-    """Parse a number of at least 0 and below 1."""
-    value = _float(text)
-    if not 0 <= value < 1:
-        raise ArgumentTypeError(f"expected a number from 0 up and below 1, such as 0.005; got {text!r}")
-    return value
+def number(low: float, high: float, *, above: bool = False, below: bool = False) -> Callable[[str], float]:
+    """Return an argument type: a number from `low` to `high`.
+
+    Args:
+        above, below: exclude `low`, `high`.
+
+    >>> number(0, 1, below=True)("0.25")
+    0.25
+    """
+    lower = f"above {low:g}" if above else f"from {low:g}"
+    upper = f"to {high:g}" if not (above or below) else f"and below {high:g}" if below else f"and up to {high:g}"
+
+    def parse(text: str) -> float:
+        value = _float(text)
+        inside = math.isfinite(value) and low <= value <= high
+        if not inside or (above and value == low) or (below and value == high):
+            raise ArgumentTypeError(f"expected a number {lower} {upper}, got {quoted(text)}")
+        return value
+
+    return parse
 
 
-def number_or_auto(text: str) -> float | Literal["auto"]:
-    """Parse a finite number, or the word `auto`."""
-    if text == "auto":
-        return "auto"
-    value = _float(text)
-    if not math.isfinite(value):
-        raise ArgumentTypeError(f"expected a number or auto, got {text!r}")
-    return value
+# The rules of the commands and of the Python API. The bounds are far beyond any use; values outside them are errors, or
+# would end in an overflow, in a full memory or never.
+positive_int = whole(1, 10**9)
+positive_float = number(0, 1e9, above=True)
+seed = whole(0, 2**63 - 1)
+image_id = whole(0, 2**63 - 1)
+threads = whole(1, 1024)
+readers = whole(1, 256)  # threads that read a scene
+batch_size = whole(1, 4096)
+side = whole(1, 10**6)  # pixels
+overlap = whole(0, 10**6)  # pixels
+channels = whole(1, MAX_CHANNELS)
+scale = number(*SCALES)
+share = number(0, 1)
+fraction = number(0, 1, below=True)
+jpeg_quality = whole(1, 100)
+
+
+def check_number(name: str, value: object, parse: Callable[[str], Any]) -> Any:
+    """Return a number that was given in Python, checked by the rule of an argument type.
+
+    Raises:
+        ValueError: names the value, its rule and what was given.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name}: expected a number, got {quoted(value)}")
+    try:
+        return parse(str(value))
+    except ArgumentTypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except ValueError as error:  # an integer of more than 4300 digits
+        raise ValueError(f"{name}: expected a number of usual size, got {quoted(value)}") from error
+
+
+def or_auto(parse: Callable[[str], float]) -> Callable[[str], Any]:
+    """Return an argument type that also takes the word `auto`.
+
+    >>> or_auto(overlap)("auto")
+    'auto'
+    """
+
+    def parse_or_auto(text: str) -> Any:
+        try:
+            return text if text == "auto" else parse(text)
+        except ArgumentTypeError as error:
+            raise ArgumentTypeError(f"{error}; or auto") from None
+
+    return parse_or_auto
 
 
 def integers(text: str) -> tuple[int, ...]:
@@ -59,10 +126,10 @@ def integers(text: str) -> tuple[int, ...]:
     >>> integers("5,3,2")
     (5, 3, 2)
     """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ArgumentTypeError(f"expected whole numbers separated by commas, such as 5,3,2; got {text!r}") from None
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and len(part) <= 9 for part in parts):
+        raise ArgumentTypeError(f"expected whole numbers separated by commas, such as 5,3,2; got {quoted(text)}")
+    return tuple(map(int, parts))
 
 
 def floats(text: str) -> tuple[float, ...]:
@@ -73,7 +140,7 @@ def floats(text: str) -> tuple[float, ...]:
     """
     values = tuple(_float(part) for part in text.split(","))
     if not all(map(math.isfinite, values)):
-        raise ArgumentTypeError(f"expected numbers separated by commas, such as 1,0.5,0.25; got {text!r}")
+        raise ArgumentTypeError(f"expected numbers separated by commas, such as 1,0.5,0.25; got {quoted(text)}")
     return values
 
 
@@ -88,12 +155,17 @@ def grid(text: str) -> tuple[float, ...]:
             values = [float(part) for part in text.split(",")]
         else:
             low, high, step = (float(part) for part in text.split(":"))
-            values = [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
+            count = int((high - low) / step + 1e-9) + 1
+            if count > MOST_VALUES:
+                raise ArgumentTypeError(
+                    f"expected a grid of at most {MOST_VALUES} values, got {count:.4g}: {text!r:.60}"
+                )
+            values = [round(low + i * step, 10) for i in range(count)]
     except (ValueError, ZeroDivisionError, OverflowError):
         values = []
     if not values or not all(map(math.isfinite, values)):
         raise ArgumentTypeError(
-            f"expected a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {text!r}"
+            f"expected a grid LOW:HIGH:STEP such as 0:1.1:0.1, or values such as 0,0.5,1; got {quoted(text)}"
         )
     return tuple(dict.fromkeys(values))
 
@@ -105,8 +177,8 @@ def float_range(text: str) -> tuple[float, float]:
     (0.2, 2.0)
     """
     values = tuple(_float(part) for part in text.split(","))
-    if len(values) != 2 or any(map(math.isnan, values)):
-        raise ArgumentTypeError(f"expected LOW,HIGH as in 0.2,2.0, got {text!r}")
+    if len(values) != 2 or not all(map(math.isfinite, values)):
+        raise ArgumentTypeError(f"expected LOW,HIGH as in 0.2,2.0, got {quoted(text)}")
     return values
 
 
@@ -117,9 +189,14 @@ def size(text: str) -> tuple[int, int]:
     (4096, 2048)
     """
     width, times, height = text.lower().partition("x")
-    if not times or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in (width, height)):
-        raise ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 4096x4096; got {text!r}")
-    return int(width), int(height)
+    try:
+        if times:
+            return side(width), side(height)
+    except ArgumentTypeError:
+        pass
+    raise ArgumentTypeError(
+        f"expected WIDTHxHEIGHT in pixels, such as 4096x4096, each 1 to 1 000 000; got {quoted(text)}"
+    )
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -175,7 +252,8 @@ def names_from(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
         found = tuple(dict.fromkeys(names(text)))
         unknown = [name for name in found if name not in known]
         if unknown or not found:
-            raise ArgumentTypeError(f"expected some of {', '.join(known)}; got {unknown[0] if unknown else text!r}")
+            wrong = quoted(unknown[0] if unknown else text)
+            raise ArgumentTypeError(f"expected some of {', '.join(known)}; got {wrong}")
         return found
 
     return parse
@@ -184,13 +262,15 @@ def names_from(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
 def _float(text: str) -> float:
     """Parse a number; NaN if it is none."""
     try:
-        return float(text)
+        return math.nan if "_" in text else float(text)
     except ValueError:
         return math.nan
 
 
-class PublicParser(ArgumentParser):
-    """A parser whose errors quote no password of an address, and no byte that a terminal cannot show."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(mask_secrets(message)))
+def quoted(value: object) -> str:
+    """Return a value as it appears in a message: of any length, on one line, in at most 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError, RuntimeError):  # such as an integer of more than 4300 digits
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tinydet._internal.errors import reason
+from tinydet._internal.outputs import check_output_files
 
 NOT_WRITTEN = "was not written"
 PROBE = 1 << 24  # bytes; more than a library writes at once
@@ -36,9 +38,7 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
         OSError: the folder is missing, the file cannot be written, or another process is writing it. Names `path`.
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file to write")
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and not path.is_dir():
         try:
             yield path
         except OSError as error:
@@ -46,9 +46,7 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
                 raise
             raise OSError(error.errno, error.strerror, str(path)) from error  # a broken pipe keeps its class
         return
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {target.parent} does not exist; create it or name another output")
+    target = _target(path)
     name = f"{target.stem}.part" if part else f"{target.stem[:STEM]}.{secrets.token_hex(4)}"
     temporary = target.with_name(f".{name}{target.suffix}")
     try:
@@ -76,6 +74,30 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
             if part and (error.errno is None or NOT_WRITTEN in str(error)):
                 raise  # the error concerns another file, and its message is complete
             raise _not_written(path, target, temporary, error) from error
+
+
+@contextmanager
+def claim(*outputs: Path | None, folder: bool = False, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
+    """Keep other processes from writing the same outputs until the block ends. Call it before the work.
+
+    The lock is the hidden file `.NAME.lock` next to an output. It is removed at the end, and what a killed process
+    leaves there locks nothing. Devices, pipes and None are skipped.
+
+    Args:
+        folder: the outputs are folders, which may exist.
+        inputs: files that the run reads.
+
+    Raises:
+        ValueError: as `check_output_files`.
+        OSError: another process writes an output, or its folder is read-only. Names the output.
+    """
+    if not folder:
+        check_output_files(outputs, inputs)
+    with contextlib.ExitStack() as stack:
+        for path in dict.fromkeys(outputs):
+            if path is not None and not (path.exists() and not path.is_file() and not path.is_dir()):
+                stack.enter_context(_locked(path, folder))
+        yield
 
 
 def not_written(path: Path, file: Path, error: Exception) -> OSError:
@@ -128,6 +150,59 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     write_text(path, text + "\n")
 
 
+def _target(path: Path, folder: bool = False) -> Path:
+    """Return where an output is written: the target of a link."""
+    if not folder and path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file to write")
+    if folder and path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file; name a folder")
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {target.parent} does not exist; create it or name another output")
+    return target
+
+
+@contextmanager
+def _locked(path: Path, folder: bool) -> Iterator[None]:
+    target = _target(path, folder)
+    name = target.name if len(target.name.encode()) < 240 else hashlib.sha256(target.name.encode()).hexdigest()
+    lock_path = target.with_name(f".{name}.lock")
+    try:
+        lock = _open_locked(lock_path)
+    except BlockingIOError:
+        text = f"another run is writing {path}; wait for it, stop it, or name another output"
+        raise OSError(errno.EBUSY, text) from None
+    except OSError as error:
+        raise _not_written(path, target, lock_path, error) from error
+    try:
+        yield
+    finally:
+        lock_path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _open_locked(path: Path) -> int:
+    """Create and lock a file. Raises BlockingIOError if another process holds the lock."""
+    while True:
+        lock = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+                os.close(lock)
+                raise
+        if _is_open_file(lock, path):
+            return lock
+        os.close(lock)  # its previous owner removed it after we opened it
+
+
+def _is_open_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _not_written(path: Path, target: Path, temporary: Path, error: OSError) -> OSError:
     cause = error.strerror or str(error)
     if error.filename is not None and str(error.filename) != str(temporary):
@@ -138,9 +213,9 @@ def _not_written(path: Path, target: Path, temporary: Path, error: OSError) -> O
 
 def _lock_and_truncate(lock: BinaryIO, temporary: Path, path: Path) -> None:
     """Lock a temporary file and empty it. Raises OSError if another process holds the lock."""
-    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock.fileno()), temporary.stat()):  # not renamed by its previous owner
+        if _is_open_file(lock.fileno(), temporary):  # not renamed by its previous owner
             lock.truncate(0)
             return
     raise OSError(errno.EBUSY, f"{path} {NOT_WRITTEN}: another run is writing it; wait for it, or stop it")

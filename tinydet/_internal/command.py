@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import select
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from tinydet._internal.console import show_messages
 from tinydet._internal.errors import is_outside_error, reason
+from tinydet._internal.extras import check_opencv
 from tinydet._internal.names import mask_secrets, printable
 
 
@@ -34,7 +36,10 @@ def command(name: str) -> Callable[[Main], Main]:
         def run(argv: Sequence[str] | None = None) -> int:
             try:
                 try:
+                    with contextlib.suppress(AttributeError, ValueError):  # replaced by an object that is not a file
+                        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files
                     with show_messages(label):
+                        check_opencv()
                         return main(argv)
                 finally:
                     print(end="", flush=True)  # report a closed pipe here rather than at interpreter exit

@@ -16,13 +16,19 @@ _OWN = frozenset({"builtins", "tinydet", "__main__"})
 
 
 def is_outside_error(error: BaseException) -> bool:
-    """Return whether an exception is a limit of Python, or of a class that a library defines."""
-    return isinstance(error, LIMITS) or type(error).__module__.partition(".")[0] not in _OWN
+    """Return whether an exception is a limit of Python or of the memory, or of a class that a library defines."""
+    return isinstance(error, LIMITS) or is_out_of_memory(error) or type(error).__module__.partition(".")[0] not in _OWN
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory was lacking; torch says so with a RuntimeError."""
+    told = isinstance(error, RuntimeError) and "memory" in str(error) and "allocat" in str(error)
+    return isinstance(error, MemoryError) or told
 
 
 def reason(error: BaseException) -> str:
     """Return an error as one line of at most 200 characters."""
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "not enough memory"
     if isinstance(error, RecursionError):
         return "nested too deeply"

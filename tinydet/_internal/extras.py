@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,3 +35,23 @@ def needs_extra(extra: str) -> Iterator[None]:
             name=error.name,
             path=error.path,
         ) from error
+
+
+def check_opencv() -> None:
+    """Check that OpenCV is whole, without importing it.
+
+    The packages opencv-python, opencv-python-headless and those with contrib share one folder. Removing one of two that
+    are installed guts the other: `import cv2` then succeeds and gives an empty module.
+
+    Raises:
+        ImportError: OpenCV is gutted; says how to repair it.
+    """
+    if "cv2" in sys.modules:
+        return
+    found = importlib.util.find_spec("cv2")
+    if found is not None and found.origin is None:  # a folder without `__init__.py`
+        raise ImportError(
+            "OpenCV is incomplete, because two of its packages were installed and one was removed. Run: "
+            "pip uninstall -y opencv-python opencv-python-headless opencv-contrib-python; "
+            "pip install --force-reinstall opencv-python-headless"
+        )

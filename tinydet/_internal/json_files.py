@@ -1,42 +1,157 @@
-"""Read JSON files, plain or gzipped, with errors that fit in one line."""
+"""Read JSON files, plain or gzipped, and check values from outside, with errors that fit in one line."""
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
+import functools
 import gzip
+import io
 import json
+import re
+import types
+import typing
 import zlib
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, Union
+
+from tinydet._internal.arguments import quoted
+from tinydet._internal.errors import reason
+from tinydet._internal.input_files import read_file
 
 GZIP_MAGIC = b"\x1f\x8b"
+BLOCK = 1 << 24  # bytes that are decompressed at a time
+LARGEST = 4 << 30  # bytes of a decompressed file
+# A small file that becomes a large one is an attack, not an annotation file, which shrinks to a tenth.
+SMALL, RATIO = 256 << 20, 200
+SURROGATE = re.compile(
+    r"\\u[dD][89a-fA-F]|[\ud800-\udfff]"
+)  # half of a character beyond U+FFFF, usually followed by the other half
+
+T = TypeVar("T")
 
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, decompressed if it is gzipped.
 
     Gzip is recognized by the content, not by the name. UTF-8, with or without a byte order mark, UTF-16 and UTF-32
-    are read. As in Python's `json`, NaN and Infinity are numbers, and the last of several equal keys counts.
+    are read. As in Python's `json`, NaN and Infinity are numbers, and the last of several equal keys counts. Numbers
+    have any size, and every text can be encoded as UTF-8.
 
     Raises:
-        ValueError: the file is missing, unreadable, empty, damaged or not JSON. The message names the file, the
-            position of a syntax error and what to do.
+        ValueError: the file is missing, not a regular file, unreadable, empty, damaged, not JSON, nested too deeply or
+            far larger than it looks. The message names the file, the position of a syntax error and what to do.
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; check the path") from None
+        content = read_file(path)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    again = "write or download it again"
-    try:
-        if content.startswith(GZIP_MAGIC):
-            content = gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: truncated or damaged gzip file ({error}); {again}") from error
+        raise ValueError(str(error)) from error
+    if content.startswith(GZIP_MAGIC):
+        content = _decompressed(content, path)
+    return parse_json(content, source=path)
+
+
+def parse_json(content: str | bytes, *, source: Path | str, remedy: str = "write or download it again") -> Any:
+    """Parse JSON text in any encoding of Unicode; see `read_json`.
+
+    Raises:
+        ValueError: as `read_json`. Names `source`.
+    """
     if not content.strip():
-        raise ValueError(f"{path}: an empty file; {again}")
+        raise ValueError(f"{source}: an empty file; {remedy}")
     try:
-        return json.loads(content)
+        text = content if isinstance(content, str) else content.decode(_encoding(content))
+        value = json.loads(text)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 20) : error.end + 20]
+        raise ValueError(
+            f"{source}: a text holds half a character, {near.encode(errors='backslashreplace').decode()!r}; {remedy}"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); {again}") from error
+        raise ValueError(f"{source}: not JSON ({reason(error)}); {remedy}") from error
+    return value
+
+
+def checked(kind: type[T], value: Any, *, source: Path | str, what: str, remedy: str) -> T:
+    """Return `value` as an instance of the dataclass `kind`, after a check of every field's type and the class's rules.
+
+    Types are strict, except that a list is accepted for a tuple. Unknown fields are ignored.
+
+    Args:
+        value: the fields by name.
+        what: the content that was expected, such as "model description".
+
+    Raises:
+        ValueError: "SOURCE: not a usable WHAT (FIELD must be RULE, got VALUE); REMEDY".
+    """
+    from pydantic import ValidationError
+
+    try:
+        fields = _model_of(typing.cast(Hashable, kind)).model_validate(value)
+        return kind(**{name: getattr(fields, name) for name in fields.model_fields_set})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            found = f"{place} is missing"
+        else:
+            rule = first["msg"].replace("Input should", "must")
+            found = f"{place or 'the content'} {rule}, got {quoted(first['input'])}"
+    except (ValueError, RecursionError, OverflowError) as error:
+        found = reason(error)
+    raise ValueError(f"{source}: not a usable {what} ({found}); {remedy}")
+
+
+def _encoding(content: bytes) -> str:
+    return "utf-8-sig" if content.startswith(codecs.BOM_UTF8) else json.detect_encoding(content)
+
+
+@functools.cache
+def _model_of(kind: Hashable) -> Any:
+    """Return a pydantic model with the fields of a dataclass."""
+    from pydantic import ConfigDict, create_model
+
+    fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    types = {
+        field.name: (_lists_as_tuples(hints[field.name]), None if _has_default(field) else ...) for field in fields
+    }
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    make: Any = create_model
+    return make(getattr(kind, "__name__", ""), __config__=config, **types)
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _lists_as_tuples(hint: Any) -> Any:
+    """Return a type whose tuples may be given as lists, which is what JSON makes of them."""
+    from pydantic import Strict
+
+    if typing.get_origin(hint) is tuple:
+        return Annotated[hint, Strict(False)]
+    if isinstance(hint, types.UnionType):
+        return Union[tuple(_lists_as_tuples(each) for each in typing.get_args(hint))]  # noqa: UP007
+    return hint
+
+
+def _decompressed(content: bytes, path: Path) -> bytes:
+    blocks, size = [], 0
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            while block := file.read(BLOCK):
+                blocks.append(block)
+                size += len(block)
+                if size > LARGEST or size > max(SMALL, RATIO * len(content)):
+                    raise ValueError(
+                        f"{path}: {len(content):,} compressed bytes become more than {size:,}, which is no usual JSON; "
+                        "decompress it with gunzip first if it is meant so"
+                    )
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: truncated or damaged gzip file ({error}); write or download it again") from error
+    return b"".join(blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import numbers
 import re
 import types
 import typing
@@ -11,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinydet._internal.arguments import join_names, positive_float, positive_int
+from tinydet._internal.arguments import check_number, join_names, positive_float, positive_int, quoted
 
 
 def option(
@@ -110,35 +111,43 @@ def _checked(field: dataclasses.Field[Any], kinds: Sequence[Any], value: Any) ->
     """Return a value as its field stores it; `kinds`: the types of the field."""
     if value is None and type(None) in kinds:
         return None
-    choices, parse = field.metadata["choices"], field.metadata["parse"] or _parser_of(kinds)
+    name, choices = field.name, field.metadata["choices"]
+    parse = field.metadata["parse"] or _parser_of(kinds)
     if choices is not None:
-        if value not in choices:
-            raise ValueError(f"{field.name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
-        return value
-    many = any(typing.get_origin(kind) is tuple for kind in kinds)
-    fits = isinstance(value, bool) if bool in kinds else not isinstance(value, list | tuple) or many
-    if isinstance(value, str) and not {str, Path} & set(kinds):
-        fits = False
-    if value is None or not fits:
-        raise ValueError(f"{field.name}: expected {field.type}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, str | numbers.Real) or value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {quoted(value)}")
+        return next(choice for choice in choices if choice == value)
     if bool in kinds:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected bool, got {quoted(value)}")
         return value
     if Path in kinds:
+        if not isinstance(value, str | Path) or "\0" in str(value):
+            raise ValueError(f"{name}: expected a path, got {quoted(value)}")
         return Path(value)
-    text = join_names(value) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, numbers.Real) and {int, float} & set(kinds):
+        return check_number(name, value, parse)
+    many = isinstance(value, list | tuple) and any(typing.get_origin(kind) is tuple for kind in kinds)
+    plain = not many or all(isinstance(part, str | numbers.Real) for part in value)
+    if not plain or not (many or (str in kinds and isinstance(value, str))):
+        raise ValueError(f"{name}: expected {field.type}, got {quoted(value)}")
+    text = value if isinstance(value, str) else join_names(value)
     try:
         parsed = parse(text)
     except argparse.ArgumentTypeError as error:
-        raise ValueError(f"{field.name}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{field.name}: expected {field.type}, got {value!r}") from error
+        raise ValueError(f"{name}: expected {field.type}, got {quoted(value)}") from error
     if isinstance(value, str):
         if parsed != value:
-            raise ValueError(f"{field.name}: expected {field.type}, got the text {value!r}")
+            raise ValueError(f"{name}: expected {field.type}, got the text {quoted(value)}")
         return value
     # Names keep the commas they contain; numbers of any kind become int and float, which a checkpoint can store.
-    names = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
-    return tuple(value) if names else parsed
+    if any(isinstance(part, str) for part in value):
+        if not all(isinstance(part, str) for part in (*value, *parsed)):
+            raise ValueError(f"{name}: expected {field.type}, got {quoted(value)}")
+        return tuple(value)
+    return parsed
 
 
 def option_table(options: type[Any], defaults: Mapping[str, str] | None = None, *, group: str | None = None) -> str:

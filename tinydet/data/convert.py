@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tinydet._internal.arguments import whole
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco_file import write_document
 from tinydet.data.readers import citypersons, dota, tinyperson, visdrone, voc, yolo
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--first-pixel",
-        type=int,
+        type=whole(0, 1),
         choices=(0, 1),
         help="voc: 1 if coordinates are pixel indices from 1, 0 if they are edges, as in labelImg (default: 1)",
     )

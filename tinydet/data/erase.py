@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from tinydet._internal.arguments import quoted, whole
 from tinydet.data.coco_file import Document, Entry, boxes_of, load_document, write_document
 from tinydet.data.output_folder import (
     JPEG_QUALITY,
@@ -160,7 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dense",
-        type=int,
+        type=whole(0, 10**9),
         metavar="N",
         help=f"drop images with more than N annotations ({DENSE} in the benchmark) and those marked in_dense_image; "
         "default: keep all",
@@ -212,5 +213,5 @@ def _flags(text: str) -> tuple[str, ...]:
     flags = tuple(flag.strip() for flag in text.split(",") if flag.strip() not in ("", "none"))
     unknown = [flag for flag in flags if flag not in FLAGS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown flag {unknown[0]!r}; choose from {', '.join(FLAGS)}, or none")
+        raise argparse.ArgumentTypeError(f"unknown flag {quoted(unknown[0])}; choose from {', '.join(FLAGS)}, or none")
     return flags

@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.arguments import jpeg_quality
+from tinydet._internal.atomic import claim
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset
 
@@ -50,7 +52,7 @@ def add_source_arguments(parser: argparse.ArgumentParser, word: str) -> None:
     )
     parser.add_argument(
         "--jpeg-quality",
-        type=int,
+        type=jpeg_quality,
         default=JPEG_QUALITY,
         metavar="Q",
         help=f"quality of JPEG images, 1 to 100 (default: {JPEG_QUALITY})",
@@ -92,21 +94,20 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: `path` is a file or a folder that is not empty.
-        OSError: `path` cannot be written.
+        OSError: `path` cannot be written, or another process is writing it.
     """
     path = Path(os.path.abspath(path))
     _check_new(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it or name another output")
-    work = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
-    work.mkdir()
-    try:
-        yield work
-        if path.is_dir():
-            path.rmdir()  # it is empty; not every platform renames over an existing folder
-        work.rename(path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with claim(path, folder=True):
+        work = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
+        work.mkdir()
+        try:
+            yield work
+            if path.is_dir():
+                path.rmdir()  # it is empty; not every platform renames over an existing folder
+            work.rename(path)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 class ImageWriter:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from tinydet._internal.arguments import scale, side, whole
 from tinydet.data.coco_file import Document, Entry, load_document, outline, write_document
 from tinydet.data.coco_rules import VISIBLE_BOXES
 from tinydet.data.output_folder import (
@@ -23,6 +23,7 @@ from tinydet.data.output_folder import (
 from tinydet.data.resample import FILTERS, Filter, resample
 
 LONG_OVER_SHORT = 5 / 3  # limit of the long side, as in COCO100 (167 to 100) and COCO detectors (1333 to 800)
+MOST_PIXELS = 1 << 30  # of an image, which is held in memory
 Resize = Callable[[int, int], tuple[int, int]]  # from the width and height of an image to the new ones
 
 
@@ -157,8 +158,14 @@ def write_rescaled(
         form, quality: format of the images, see `ImageWriter`.
 
     Raises:
-        ValueError: an image cannot be read, or `folder` is not empty.
+        ValueError: an image would be too large or cannot be read, or `folder` is not empty.
     """
+    for image in content["images"]:
+        if image["width"] * image["height"] > MOST_PIXELS:
+            raise ValueError(
+                f"{image['file_name']} would become {image['width']}x{image['height']} pixels, too many to hold at "
+                "once; choose a smaller factor, or cut the image into tiles first"
+            )
     with new_folder(folder) as work:
         writer = ImageWriter(work / "images", form, quality)
         images = []
@@ -181,11 +188,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="multiply width and height by F, such as 0.25 or 1/4 (Tiny CityPersons)",
     )
     how.add_argument(
-        "--short", type=int, metavar="PIXELS", help="resize the short side to this length, such as 100 (COCO100)"
+        "--short", type=side, metavar="PIXELS", help="resize the short side to this length, such as 100 (COCO100)"
     )
     parser.add_argument(
         "--long",
-        type=int,
+        type=side,
         metavar="PIXELS",
         help="with --short, maximum length of the long side (default: 5/3 of the short side, such as 167 for 100)",
     )
@@ -197,7 +204,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--round",
-        type=int,
+        type=whole(0, 15),
         metavar="DIGITS",
         help="round coordinates to this many decimals, 3 in COCO100 (default: do not round)",
     )
@@ -220,7 +227,8 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _factor(text: str) -> float:
+    top, over, bottom = text.partition("/")
     try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"expected a number such as 0.25 or 1/4, got {text!r}") from None
+        return scale(str(side(top) / side(bottom))) if over else scale(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; write it as 0.25 or 1/4") from None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tinydet.data.coco import Dataset, read_pixels
 from tinydet.geometry.boxes import area
-from tinydet.geometry.tiles import Tile, TileGrid
+from tinydet.geometry.tiles import Tile, TileGrid, check_tile_count
 
 # A tile contains an object if sqrt(visible area / area) is at least this. Boxes below it are truncated. The value is
 # that of the TinyPerson benchmark.
@@ -73,14 +73,13 @@ class TrainingTiles:
         self.flip = flip
         self.truncated = truncated
         self.transform = transform
+        if cut is None:
+            grids = [TileGrid(image.width, image.height, tile, overlap) for image in dataset.images]
+            check_tile_count(sum(map(len, grids)), what=str(dataset.source))
         self.tiles: list[tuple[int, Tile]] = [
             (index, window)
             for index, image in enumerate(dataset.images)
-            for window in (
-                TileGrid(image.width, image.height, tile, overlap).tiles
-                if cut is None
-                else cut(image.width, image.height)
-            )
+            for window in (grids[index].tiles if cut is None else cut(image.width, image.height))
         ]
         self._cache: OrderedDict[int, npt.NDArray[np.uint8]] = OrderedDict()
         self._cache_bytes, self._cached = cache_bytes, 0

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._internal.arguments import float_range
+from tinydet._internal.arguments import float_range, scale, seed, whole
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.coco_file import Document, boxes_of, is_ignored, load_document, write_document
@@ -237,7 +237,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --monotone, annotation file or COCO folder that gives the source sizes (default: SOURCE)",
     )
     parser.add_argument(
-        "--bins", type=int, default=BINS, metavar="N", help=f"bins of the size histogram, at least 3 (default: {BINS})"
+        "--bins",
+        type=whole(3, 100_000),
+        default=BINS,
+        metavar="N",
+        help=f"bins of the size histogram, at least 3 (default: {BINS})",
     )
     parser.add_argument(
         "--scale-range",
@@ -254,7 +258,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--default-scale",
-        type=float,
+        type=scale,
         default=DEFAULT_SCALE,
         metavar="F",
         help="resize factor of images without objects, and of those that would lose all of their objects; "
@@ -262,7 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--filter", choices=FILTERS, default="bilinear", help="resampling filter (default: bilinear)")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the random draws, 0 or more (default: 0)"
+        "--seed", type=seed, default=0, metavar="N", help="seed of the random draws, 0 or more (default: 0)"
     )
 
 
@@ -270,8 +274,6 @@ def run(args: argparse.Namespace) -> str:
     """Match the dataset and return a summary with the distance to the target before and after."""
     if args.source_sizes is not None and not args.monotone:
         raise ValueError("--source-sizes has an effect only in Monotone Scale Match; add --monotone, or leave it out")
-    if args.seed < 0:
-        raise ValueError(f"--seed must be a whole number from 0 up, got {args.seed}")
     document = load_document(args.source, args.images)
     output = choose_output(args.source, document.dataset, args.output, "matched")
     if is_annotation_file(output):

@@ -10,6 +10,7 @@ Source: `COCOSplitImage` in ucas-vg/TinyBenchmark.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from tinydet._internal.arguments import overlap, size
 from tinydet.data.coco_file import (
     Document,
     Entry,
@@ -39,7 +41,7 @@ from tinydet.data.output_folder import (
 )
 from tinydet.data.samples import Cut, Truncated, clip_to_tile, objects_and_regions
 from tinydet.geometry.boxes import area
-from tinydet.geometry.tiles import Tile, TileGrid
+from tinydet.geometry.tiles import Tile, TileGrid, check_tile_count
 from tinydet.runtime.plan import OVERLAP
 from tinydet.runtime.scenes.window import Corner
 
@@ -61,6 +63,8 @@ def sub_image_corners(
     """
     if overlap[0] >= size[0] or overlap[1] >= size[1]:
         raise ValueError(f"tiles of {size} pixels cannot overlap by {overlap}; choose a smaller overlap")
+    counts = [_tile_count(*each) for each in zip((width, height), size, overlap, strict=True)]
+    check_tile_count(math.prod(counts), what=f"{width}x{height} pixels")
     xs = _tile_starts(width, size[0], overlap[0])
     ys = _tile_starts(height, size[1], overlap[1])
     return [(x, y, min(x + size[0], width), min(y + size[1], height)) for y in ys for x in xs]
@@ -121,6 +125,7 @@ def cut_document(document: Document, cut: Cut = benchmark_tiles, *, truncated: T
                         flag = {"ignore": 1} if regions[k] and not ignore[near[k]] else {}
                         boxes.append({**entry, **flag, "image_id": len(tiles), "id": len(boxes)})
             size = {"width": tile.width, "height": tile.height}
+            check_tile_count(len(tiles) + 1, what=str(source))
             tiles.append({**image, **size, "id": len(tiles), "corner": corner})
     return {**document.rewritten(tiles, boxes), "old_images": document.images}
 
@@ -175,7 +180,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--overlap",
-        type=int,
+        type=overlap,
         metavar="PIXELS",
         help=f"pixels that neighboring tiles share (default: {SUB_OVERLAP[0]}, or {OVERLAP} with --grid tinydet)",
     )
@@ -218,26 +223,29 @@ def _cut(document: Document, args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"tiles of --grid tinydet are square, got {tile}x{height}; use --grid benchmark")
         overlap = OVERLAP if args.overlap is None else args.overlap
         truncated: Truncated = args.truncated or "ignore"
-        return cut_document(document, lambda w, h: TileGrid(w, h, tile, overlap).tiles, truncated=truncated)
+
+        def tiles(width: int, height: int) -> tuple[Tile, ...]:
+            cells = TileGrid(width, height, tile, overlap)
+            check_tile_count(len(cells), what=f"{width}x{height} pixels")
+            return cells.tiles
+
+        return cut_document(document, tiles, truncated=truncated)
     size = args.tile or SUB_IMAGE
     shared = SUB_OVERLAP if args.overlap is None else (args.overlap, args.overlap)
     return cut_document(document, lambda w, h: benchmark_tiles(w, h, size, shared), truncated=args.truncated or "drop")
 
 
 def _tile_size(text: str) -> tuple[int, int]:
-    try:
-        sides = [int(side) for side in text.lower().split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 640x512, got {text!r}")
-    return sides[0], sides[-1]
+    return size(text if "x" in text.lower() else f"{text}x{text}")
 
 
 def _tile_starts(length: int, side: int, overlap: int) -> list[int]:
     step = side - overlap
-    count = max(-(-(length - overlap) // step), 1)
-    return [max(min(n * step, length - side), 0) for n in range(count)]
+    return [max(min(n * step, length - side), 0) for n in range(_tile_count(length, side, overlap))]
+
+
+def _tile_count(length: int, side: int, overlap: int) -> int:
+    return max(-(-(length - overlap) // (side - overlap)), 1)
 
 
 def _tiles_with_pixels(document: Document, corners: dict[str, Any]) -> Iterator[tuple[Entry, NDArray[np.uint8]]]:

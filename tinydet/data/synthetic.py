@@ -25,8 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet._internal.atomic import atomic_path, write_json
+from tinydet._internal.arguments import Parser, number, seed, size, whole
+from tinydet._internal.atomic import atomic_path, claim, write_json
 from tinydet._internal.command import command
+from tinydet.data.output_folder import new_folder
 from tinydet.data.scenery.camera import photograph
 from tinydet.data.scenery.compositing import Person, cast_shadows, paste, visible_people
 from tinydet.data.scenery.distractors import place_distractors
@@ -42,6 +44,7 @@ BUILTIN_SIZE = 384  # width and height, pixels
 DENSITY = 120.0  # people per million pixels in a dataset, on average
 SCENE_DENSITY = 40.0  # people per million pixels in a single scene: several hundred on 4096 x 4096
 MAX_SIDE = 16_384  # pixels; drawing takes about 100 bytes per pixel
+MOST_PIXELS = 10**10  # of a dataset; hours of drawing
 CATEGORY = {"id": 1, "name": "person", "supercategory": "person"}
 
 
@@ -78,7 +81,7 @@ def render_scene(
 
 
 def write_dataset(folder: Path, *, count: int, width: int, height: int, seed: int, density: float = DENSITY) -> None:
-    """Write a COCO folder of `count` scenes: `images/*.jpg` first, `annotations.json` last.
+    """Write a COCO folder of `count` scenes, which appears once it is complete.
 
     The density varies between images, with mean `density`; every 16th image has no people.
 
@@ -88,18 +91,17 @@ def write_dataset(folder: Path, *, count: int, width: int, height: int, seed: in
     if count < 1:
         raise ValueError(f"a dataset needs at least one image, not {count}")
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; name a new folder, or remove what is in it")
-    (folder / "images").mkdir(parents=True, exist_ok=True)
     images, scenes = [], []
-    for n in tqdm(range(count), desc="synthetic scenes", unit="image", disable=None):
-        crowd = np.random.default_rng((seed, n)).gamma(1.6, density / 1.6) if n % 16 else 0.0
-        pixels, people = render_scene(width, height, seed=(seed, n), density=crowd)
-        name = f"{n:06d}.jpg"
-        _write_image(folder / "images" / name, pixels)
-        images.append({"id": n + 1, "file_name": name, "width": width, "height": height, "license": 1})
-        scenes.append(people)
-    write_json(folder / "annotations.json", _coco(images, scenes, seed))
+    with new_folder(folder) as work:
+        (work / "images").mkdir()
+        for n in tqdm(range(count), desc="synthetic scenes", unit="image", disable=None):
+            crowd = np.random.default_rng((seed, n)).gamma(1.6, density / 1.6) if n % 16 else 0.0
+            pixels, people = render_scene(width, height, seed=(seed, n), density=crowd)
+            name = f"{n:06d}.jpg"
+            _write_image(work / "images" / name, pixels)
+            images.append({"id": n + 1, "file_name": name, "width": width, "height": height, "license": 1})
+            scenes.append(people)
+        write_json(work / "annotations.json", _coco(images, scenes, seed))
 
 
 def write_scene(path: Path, width: int, height: int, seed: int, *, density: float = SCENE_DENSITY) -> Path:
@@ -114,13 +116,12 @@ def write_scene(path: Path, width: int, height: int, seed: int, *, density: floa
     path = Path(path)
     if not cv2.haveImageWriter(path.name):
         raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; name it .jpg, .png or .tif")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist; create it or name another")
     annotations = path.with_name(f"{path.stem}.annotations.json")
-    pixels, people = render_scene(width, height, seed=seed, density=density)
-    _write_image(path, pixels)
-    image = {"id": 1, "file_name": path.name, "width": width, "height": height, "license": 1}
-    write_json(annotations, _coco([image], [people], seed))
+    with claim(path, annotations):
+        pixels, people = render_scene(width, height, seed=seed, density=density)
+        _write_image(path, pixels)
+        image = {"id": 1, "file_name": path.name, "width": width, "height": height, "license": 1}
+        write_json(annotations, _coco([image], [people], seed))
     return annotations
 
 
@@ -160,7 +161,7 @@ def builtin_dataset(split: str) -> Path:
 
 @command("synthetic")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tinydet synthetic",
         description="Generate annotated scenes with tiny people: coasts seen from the air, people 3 to 24 pixels\n"
         "tall, and many other objects of similar size. OUTPUT is a new COCO folder or, with --scene, an\n"
@@ -171,27 +172,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("output", type=Path, help="new folder; with --scene, image file (.jpg, .png or .tif)")
-    parser.add_argument("--images", type=int, metavar="N", help="number of images in the folder (default: 100)")
+    parser.add_argument(
+        "--images", type=whole(1, 1_000_000), metavar="N", help="number of images in the folder (default: 100)"
+    )
     parser.add_argument(
         "--size",
-        default="384x384",
+        type=size,
+        default=(384, 384),
         metavar="WxH",
         help=f"width and height in pixels, 16 to {MAX_SIDE} each (default: 384x384)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the random generator, 0 or more (default: 0)"
+        "--seed", type=seed, default=0, metavar="N", help="seed of the random generator, 0 or more (default: 0)"
     )
     parser.add_argument(
         "--density",
-        type=float,
+        type=number(0, 100_000),
         metavar="D",
         help=f"people per million pixels, on average (default: {DENSITY:g}; with --scene {SCENE_DENSITY:g})",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=whole(1, 10**15),
+        default=MOST_PIXELS,
+        metavar="N",
+        help=f"refuse datasets of more pixels, which takes hours to draw (default: {MOST_PIXELS})",
+    )
     parser.add_argument("--scene", action="store_true", help="generate one image instead of a folder")
     options = parser.parse_args(argv)
-    width, height = _size(options.size)
-    if options.seed < 0:
-        raise ValueError(f"--seed must be a whole number from 0 up, not {options.seed}")
+    width, height = options.size
     if options.scene:
         if options.images is not None:
             raise ValueError("--images is for a folder, but --scene generates one image; leave one of them out")
@@ -200,6 +209,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{options.output}  {annotations}")
     else:
         count = 100 if options.images is None else options.images
+        if (pixels := count * width * height) > options.max_pixels:
+            raise ValueError(
+                f"{count:,} images of {width}x{height} are {pixels:,} pixels, more than {options.max_pixels:,}; "
+                "generate fewer or smaller images, or raise the limit with --max-pixels"
+            )
         density = DENSITY if options.density is None else options.density
         write_dataset(options.output, count=count, width=width, height=height, seed=options.seed, density=density)
         print(options.output)
@@ -258,13 +272,6 @@ def _is_complete(folder: Path, count: int) -> bool:
     """Return whether no file was removed from a folder since it was moved here."""
     images = folder / "images"
     return (folder / "annotations.json").is_file() and images.is_dir() and len(os.listdir(images)) == count
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, times, height = text.lower().partition("x")
-    if not times or not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
-        raise ValueError(f"--size is WIDTHxHEIGHT in pixels, such as 4096x4096, not {text!r}")
-    return int(width), int(height)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from tinydet._internal.arguments import add_categories
-from tinydet._internal.atomic import write_json
+from tinydet._internal.arguments import Parser, add_categories, overlap, positive_int, scale, share
+from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.json_files import read_json
@@ -42,6 +42,11 @@ RESULTS_PROTOCOL = "tinyperson"  # results of other frameworks are usually compa
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     _check(args)
+    with claim(args.json, args.precision, args.save_detections), claim(args.plots, folder=True):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     protocol = choose_protocol(
         args.protocol or (MODEL_PROTOCOL if args.gt is None else RESULTS_PROTOCOL),
         iod=not args.no_iod,
@@ -149,7 +154,7 @@ def _backend(model: Path, device: str | None) -> Backend:
     if model.suffix == ".pth":
         from tinydet.models.backend import open_checkpoint  # imports torch, which only a checkpoint needs
 
-        return open_checkpoint(model, device=device or "cpu")
+        return open_checkpoint(model, device="cpu" if device is None else device)
     if device is not None:
         raise ValueError(f"--device is for a checkpoint (.pth); {model} runs where its runtime can")
     from tinydet.runtime.backends import open_model
@@ -222,13 +227,11 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"{args.model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}"
             )
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit is {args.limit}; score at least 1 image")
 
 
 def _parser() -> argparse.ArgumentParser:
     protocols = "\n".join(f"  {name:17} {protocol.summary}" for name, protocol in PROTOCOLS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tinydet evaluate",
         description="Compute average precision (AP) and miss rate (MR) by object size: of a model on a dataset, or of\n"
         "COCO results of any framework against COCO ground truth.",
@@ -256,20 +259,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     model.add_argument(
         "--score",
-        type=float,
+        type=share,
         default=DEFAULT_SCORE,
         metavar="S",
         help="drop detections below this score (default: %(default)s)",
     )
     model.add_argument(
         "--overlap",
-        type=int,
+        type=overlap,
         metavar="PX",
         help="overlap of tiles in pixels (default: 128, at most half a tile)",
     )
     model.add_argument(
         "--scale",
-        type=float,
+        type=scale,
         default=1.0,
         metavar="S",
         help="resize images by this factor (default: %(default)s)",
@@ -281,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
         "sub-images (tinyperson) (default: seam)",
     )
     model.add_argument("--device", metavar="D", help="torch device for a checkpoint, such as cuda (default: cpu)")
-    model.add_argument("--limit", type=int, metavar="N", help="score only the first N images (default: all)")
+    model.add_argument("--limit", type=positive_int, metavar="N", help="score only the first N images (default: all)")
     model.add_argument("--save-detections", type=Path, metavar="FILE", help="also write the detections as COCO results")
     results = parser.add_argument_group("results of any framework")
     results.add_argument("--gt", type=Path, metavar="FILE", help="COCO ground truth, .json or .json.gz")
@@ -302,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     add_categories(scoring, "score")
     scoring.add_argument(
         "--max-detections",
-        type=int,
+        type=positive_int,
         metavar="N",
         help="best detections per image and class that count for AP (default: the protocol's)",
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tinydet._internal.atomic import atomic_path, write_text
+from tinydet._internal.atomic import atomic_path, claim, write_text
 from tinydet.export.onnx_model import OnnxModel, description_path, read_onnx
 from tinydet.export.steps import step
 from tinydet.runtime.backends import tensorrt as backend
@@ -79,7 +79,10 @@ def build_engine(
     if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
         raise ValueError(f"batch sizes must be in ascending order from 1: smallest, typical, largest; got {sizes}")
     sidecar = description_path(output, ".engine")
-    with atomic_path(output) as temporary:  # before the build, so that an unwritable folder is an error at once
+    with (
+        claim(output),
+        atomic_path(output) as temporary,
+    ):  # before the build, so that an unwritable folder is an error at once
         build = _Build(target)
         build.refuse_options(version_compatible, hardware_compatible, compute_capabilities, timing_cache)
         gpu = build.gpu(compute_capabilities)

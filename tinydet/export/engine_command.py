@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinydet._internal.arguments import positive_int
+from tinydet._internal.arguments import batch_size, quoted, whole
+from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import command_line
 from tinydet.export.console import infer_command
 from tinydet.export.engine import build_engine, parse_only
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workspace",
-        type=positive_int,
+        type=whole(1, 10_000_000),
         metavar="MIB",
         help="limit of the GPU memory for intermediate results of layers, in MiB (default: no limit)",
     )
@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     model: Path = args.model
+    check_file(model)
     output: Path = args.output or model.with_suffix(".engine")
     onnx_path = model
     config: dict[str, Any] = {}
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         return _build(onnx_path, output, args, config)
     except (ValueError, OSError, ModuleNotFoundError):
         command = infer_command(onnx_path, exported.spec)
-        print(f"{onnx_path} is complete and runs with ONNX Runtime: {command}", file=sys.stderr)
+        print(f"{onnx_path} is complete and runs with ONNX Runtime: {command}")
         raise
 
 
@@ -177,9 +178,9 @@ def _build(onnx_path: Path, output: Path, args: argparse.Namespace, config: Mapp
 
 def _batch_sizes(text: str) -> tuple[int, int, int]:
     try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
+        sizes = [batch_size(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
         sizes = []
     if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise argparse.ArgumentTypeError(f"expected three numbers in ascending order such as 1,8,16, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected three rising numbers such as 1,8,16, got {quoted(text)}")
     return sizes[0], sizes[1], sizes[2]

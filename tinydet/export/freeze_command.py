@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import command_line
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.synthetic import builtin_dataset
@@ -36,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         from tinydet.models.checkpoint import load_checkpoint, save_checkpoint
     from tinydet.export.freeze import freeze_checkpoint, require_attention
 
+    check_file(args.model)
     output = args.output or args.model.with_suffix(".frozen.pth")
     checkpoint = load_checkpoint(args.model)
     require_attention(checkpoint)
@@ -43,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
         load_dataset(*find_dataset(folder or builtin_dataset(split)), categories=checkpoint.classes)
         for folder, split in ((args.data, "train"), (args.val, "val"))
     )
-    frozen = freeze_checkpoint(checkpoint, data, val)
-    save_checkpoint(frozen.checkpoint, output)
+    with claim(output, inputs=[args.model]):
+        frozen = freeze_checkpoint(checkpoint, data, val)
+        save_checkpoint(frozen.checkpoint, output)
     edges = ", ".join(detector_info(checkpoint.detector.detector).pyramid.edges)
     factors = ", ".join(f"{a:.3f} ± {d:.3f}" for a, d in zip(frozen.alpha, frozen.deviation, strict=True))
     print(f"alpha         {factors} on {frozen.tiles} tiles ({edges})")

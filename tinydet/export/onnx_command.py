@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinydet._internal.arguments import positive_int
+from tinydet._internal.arguments import batch_size
+from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import command_line
+from tinydet.data.image_files import list_images
 from tinydet.export.console import infer_command
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
@@ -22,8 +25,6 @@ from tinydet.export.verify import Verification, summarize, verify
 from tinydet.models.registry import detector_info
 from tinydet.runtime.backends import Backend
 from tinydet.spec import ModelSpec
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, metavar="FILE", help="ONNX file to write (default: next to the checkpoint)"
     )
     parser.add_argument(
-        "--batch", type=positive_int, default=16, metavar="N", help="largest batch of tiles (default: 16)"
+        "--batch", type=batch_size, default=16, metavar="N", help="largest batch of tiles (default: 16)"
     )
     add_shape_options(parser)
     add_precision_options(parser, "fp32", "fp32; others are written next to it, such as model.fp16.onnx")
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     model: Path = args.model
+    check_file(model)
     if model.suffix == ".onnx":
         if args.output or args.precision == "fp32":
             raise ValueError(f"{model} is already an ONNX file; use --precision fp16 or int8 to convert it")
@@ -57,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         spec = read_onnx(output).spec
     else:
         output = args.output or model.with_suffix(".onnx")
+        if output.exists() and output.samefile(model):
+            raise ValueError(f"{output} is the checkpoint itself; name another output")
         spec, config = export_checkpoint(model, output, args.batch, args)
         if args.precision != "fp32":
             output = convert_precision(output, args.precision, args, config)
@@ -137,7 +141,7 @@ def convert_precision(source: Path, precision: Precision, args: argparse.Namespa
             "images of those with --calibration",
             file=sys.stderr,
         )
-    with show_steps(f"converting to {precision}"):
+    with claim(output), show_steps(f"converting to {precision}"):
         converted = convert(
             source,
             output,
@@ -172,9 +176,7 @@ def refuse_shape_options(args: argparse.Namespace) -> None:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    found = [folder / name for name in list_images(folder)] if folder.is_dir() else []
     if not found:
-        raise ValueError(
-            f"{folder} contains no images ({', '.join(IMAGE_SUFFIXES)}); name another folder with --calibration"
-        )
+        raise ValueError(f"{folder} contains no images; name another folder with --calibration")
     return found

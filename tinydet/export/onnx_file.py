@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tinydet._internal.atomic import atomic_path, write_text
+from tinydet._internal.atomic import atomic_path, claim, write_text
 from tinydet._internal.extras import needs_extra
 from tinydet.data.synthetic import render_scene
 from tinydet.export.onnx_model import description_path, graph_precision, read_onnx
@@ -96,7 +96,7 @@ def export_onnx(
         import onnx
     started = time.monotonic()
     sidecar = description_path(output, ".onnx")
-    with atomic_path(output) as temporary:
+    with claim(output), atomic_path(output) as temporary:
         step("tracing the detector")
         graph = InferenceGraph(detector, spec)
         images = torch.zeros((2, spec.tile, spec.tile, 3), dtype=torch.uint8)  # a batch of 1 would become a constant

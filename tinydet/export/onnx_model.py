@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinydet._internal.errors import reason
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.input_files import read_file
+from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
@@ -43,18 +46,16 @@ def read_onnx(path: Path) -> OnnxModel:
     """
     with needs_extra("export"):
         import onnx
-    content = path.read_bytes()
+    again = "export it with: tinydet export onnx model.pth"
+    content = read_file(path, again)
+    check_external_data(path)
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's DecodeError is not a public name
-        raise ValueError(
-            f"{path} is not an ONNX file ({error}); export it with: tinydet export onnx model.pth"
-        ) from error
+        raise ValueError(f"{path} is not an ONNX file ({reason(error)}); {again}") from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if METADATA_KEY not in metadata:
-        raise ValueError(
-            f"{path} does not describe its classes and tile; export it with: tinydet export onnx model.pth"
-        )
+        raise ValueError(f"{path} does not describe its classes and tile; {again}")
     spec = ModelSpec.from_json(metadata[METADATA_KEY], source=path)
     weights, precision = graph_precision(model.graph)
     if precision != spec.precision:
@@ -94,7 +95,7 @@ def description_path(output: Path, suffix: str) -> Path:
     sidecar = output.with_suffix(".json")
     if sidecar.exists():
         try:
-            ModelSpec.from_json(sidecar.read_text(encoding="utf-8"), source=sidecar)
+            ModelSpec.from_json(read_file(sidecar), source=sidecar)
         except ValueError as error:
             raise ValueError(
                 f"{sidecar} would be overwritten, but it does not describe a model; choose another output"

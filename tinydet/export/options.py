@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinydet._internal.arguments import fraction, positive_int
+from tinydet._internal.arguments import fraction, positive_int, whole
 from tinydet.export.int8 import METHODS
 from tinydet.export.verify import MAX_DROP
 from tinydet.spec import NMS_ROUNDS, PRECISIONS
@@ -15,20 +15,20 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that are fixed when a checkpoint is exported to ONNX."""
     parser.add_argument(
         "--tile",
-        type=positive_int,
+        type=whole(64, 8192),
         metavar="PIXELS",
-        help="side of the square input in pixels, a multiple of 32 from 64 up (default: as trained)",
+        help="side of the square input in pixels, a multiple of 32 from 64 to 8192 (default: as trained)",
     )
     parser.add_argument(
         "--max-detections",
-        type=positive_int,
+        type=whole(1, 3840),
         metavar="K",
         help="largest number of boxes per tile, up to 3840; for Faster R-CNN also at most proposals times classes "
         "(default: 1000)",
     )
     parser.add_argument(
         "--nms-rounds",
-        type=positive_int,
+        type=whole(1, 1000),
         metavar="N",
         help="Faster R-CNN: rounds of suppression among the proposals; the export fails if they are not enough "
         f"(default: {NMS_ROUNDS})",

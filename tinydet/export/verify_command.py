@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.input_files import check_file
+from tinydet._internal.json_files import read_json
 from tinydet.export.options import add_verification_options
 from tinydet.export.parity import TOLERANCES
 from tinydet.export.steps import show_steps
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     model: Path = args.model
+    check_file(model)
     reference_path: Path = args.reference or _reference_of(model)
     candidate = open_model(model, args.backend)
     reference: Backend
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         reference = open_model(reference_path, REFERENCE_BACKEND if reference_path.suffix == ".onnx" else "auto")
     images, dataset = choose_images(candidate.spec.classes, args.images, args.data, config)
     bfloat16 = args.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
-    with show_steps("verifying"):
+    with claim(*report_paths(model)), show_steps("verifying"):
         verification = verify(
             reference,
             candidate,
@@ -93,7 +96,7 @@ def _conversion_fields(model: Path) -> dict[str, Any]:
     """Read the fields that only the conversion knew from the report that it wrote, to keep them in the new one."""
     report = report_paths(model)[0]
     try:
-        known = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+        known = read_json(report) if report.is_file() else {}
     except ValueError:
         return {}
     return {name: known[name] for name in CONVERSION_FIELDS if name in known} if isinstance(known, dict) else {}

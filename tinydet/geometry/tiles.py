@@ -11,9 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 COARSEST_CELL = 64  # stride of P6, in pixels
+MOST_TILES = 10_000_000  # of one run: days of work, and some gigabytes for the list of tiles
 
 
-@dataclass(frozen=True)
+def check_tile_count(count: int, limit: int = MOST_TILES, *, what: str, remedy: str = "") -> None:
+    """Check the number of tiles before they are listed and processed.
+
+    Args:
+        what: what is cut into tiles.
+        remedy: what lifts the limit, if anything does.
+
+    Raises:
+        ValueError: there are more than `limit`.
+    """
+    if count > limit:
+        ways = "take larger tiles, a smaller overlap or a smaller scale" + (f", or {remedy}" if remedy else "")
+        raise ValueError(f"{what}: {count:,} tiles, more than {limit:,}; {ways}")
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
     """A rectangle of an image, in its pixels. `index` counts row by row."""
 
@@ -62,11 +78,11 @@ class TileGrid:
 
     @property
     def columns(self) -> int:
-        return len(self.xs)
+        return _steps(self.width, self.tile, self.overlap) + 1
 
     @property
     def rows(self) -> int:
-        return len(self.ys)
+        return _steps(self.height, self.tile, self.overlap) + 1
 
     @property
     def tile_width(self) -> int:
@@ -96,12 +112,16 @@ class TileGrid:
         return corners
 
 
+def _steps(length: int, tile: int, overlap: int) -> int:
+    """Return how many tiles follow the first one in a row or column."""
+    return -(-max(length - tile, 0) // (tile - overlap))
+
+
 def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
     """Space tiles evenly, then move them left to multiples of `align` as far as the overlap to their right allows."""
     if length <= tile:
         return (0,)
-    last, stride = length - tile, tile - overlap
-    steps = -(-last // stride)
+    last, stride, steps = length - tile, tile - overlap, _steps(length, tile, overlap)
     # An object then falls on the same cells of the feature pyramid in all its tiles, and gets the same box.
     align = math.gcd(stride, COARSEST_CELL)
     starts = [max(i * last // steps // align, -((last - (steps - i) * stride) // -align)) * align for i in range(steps)]

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
-from tinydet._internal.arguments import PublicParser, integers, names_from, number_or_auto
+from tinydet._internal.arguments import (
+    Parser,
+    batch_size,
+    image_id,
+    integers,
+    names_from,
+    number,
+    or_auto,
+    overlap,
+    positive_int,
+    readers,
+    scale,
+    share,
+    side,
+    threads,
+)
+from tinydet._internal.atomic import claim
 from tinydet._internal.command import command
 from tinydet._internal.console import information_to_stderr
-from tinydet.infer.auto_options import choose_overlap
+from tinydet._internal.input_files import check_file
+from tinydet.geometry.tiles import MOST_TILES
+from tinydet.infer.auto_options import choose_overlap, object_pixels
 from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
@@ -64,8 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
     outputs = OutputOptions(args.output, args.format, args.draw, args.crops)
     plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable)
-    if args.batch < 1:
-        raise ValueError(f"--batch must be at least 1 tile, got {args.batch}")
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
     if args.bands is not None and any(job.source.moving for job in plan.jobs):
@@ -80,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = PublicParser(
+    parser = Parser(
         prog="tinydet infer",
         usage="tinydet infer --image SCENE [SCENE ...] [OPTIONS]\n"
         "       tinydet infer --annotations FILE [--images DIR] [OPTIONS]",
@@ -95,39 +111,41 @@ def _parser() -> argparse.ArgumentParser:
     add("--annotations", type=Path, metavar="FILE", help="scan the images of this COCO file and keep its image ids")
     add("--images", type=Path, metavar="DIR", help="folder of the images of --annotations (default: images/ next to"
         " the file)")  # fmt: skip
-    add("--image-id", type=int, default=1, metavar="ID", help="COCO image id of the first scene or video frame; the"
-        " next ones count up (default: 1)")  # fmt: skip
+    add("--image-id", type=image_id, default=1, metavar="ID", help="COCO image id of the first scene or video frame;"
+        " the next ones count up (default: 1)")  # fmt: skip
     add("--bands", type=integers, metavar="R,G,B", help="1-based band indices for R,G,B, or one for grayscale"
         " (default: the file's RGB bands)")  # fmt: skip
-    add("--every", type=int, default=1, metavar="N", help="scan every N-th frame of a video (default: 1)")
-    add("--frames", type=int, metavar="N", help="stop after scanning N frames of a video (default: at its end or on"
-        " Ctrl-C)")  # fmt: skip
-    add("--reconnect", type=float, default=30.0, metavar="S", help="keep trying to reopen a broken stream for S"
-        " seconds (default: 30)")  # fmt: skip
+    add("--every", type=positive_int, default=1, metavar="N", help="scan every N-th frame of a video (default: 1)")
+    add("--frames", type=positive_int, metavar="N", help="stop after scanning N frames of a video (default: at its"
+        " end or on Ctrl-C)")  # fmt: skip
+    add("--reconnect", type=number(0, 1e6), default=30.0, metavar="S", help="keep trying to reopen a broken stream for"
+        " S seconds (default: 30)")  # fmt: skip
     add = parser.add_argument_group("model").add_argument
     add("--model", type=Path, metavar="FILE", help=f"run this exported model, or a bundled one: {', '.join(BUNDLED)}"
         f" (default: {' or '.join(MODEL_FILES)} in the current folder, else {DEFAULT})")  # fmt: skip
     add("--backend", choices=BACKENDS, default="auto", help="run the model with this backend (default: auto, the"
         " fastest that works here)")  # fmt: skip
-    add("--batch", type=int, default=4, metavar="N", help="run up to N tiles at once (default: 4)")
-    add("--threads", type=int, metavar="N", help="run the model on N CPU threads (default: all that are usable)")
+    add("--batch", type=batch_size, default=4, metavar="N", help="run up to N tiles at once (default: 4)")
+    add("--threads", type=threads, metavar="N", help="run the model on N CPU threads (default: all that are usable)")
     add = parser.add_argument_group("tiles").add_argument
-    add("--tile", type=number_or_auto, default="auto", metavar="PX", help="stop unless the model was exported for"
+    add("--tile", type=or_auto(side), default="auto", metavar="PX", help="stop unless the model was exported for"
         " tiles of PX pixels (default: auto, accept any)")  # fmt: skip
-    add("--overlap", type=number_or_auto, default=OVERLAP, metavar="PX", help="let neighboring tiles share PX pixels;"
+    add("--overlap", type=or_auto(overlap), default=OVERLAP, metavar="PX", help="let neighboring tiles share PX pixels;"
         f" auto fits the model's largest objects (default: {OVERLAP})")  # fmt: skip
-    add("--scale", type=number_or_auto, default=1.0, metavar="F", help="resize the scene by the factor F before"
+    add("--scale", type=or_auto(scale), default=1.0, metavar="F", help="resize the scene by the factor F before"
         " tiling; auto computes F from --object-size (default: 1)")  # fmt: skip
-    add("--object-size", metavar="SIZE", help="side of a typical object in the scene for --scale auto: 24 (pixels) or"
-        " 0.6m (meters)")  # fmt: skip
-    add("--gsd", type=float, metavar="M", help="ground sample distance in meters per pixel (default: from the"
-        " georeference)")  # fmt: skip
+    add("--object-size", type=_object_size, metavar="SIZE", help="side of a typical object in the scene for --scale"
+        " auto: 24 (pixels) or 0.6m (meters)")  # fmt: skip
+    add("--gsd", type=number(0, 1e6, above=True), metavar="M", help="ground sample distance in meters per pixel"
+        " (default: from the georeference)")  # fmt: skip
+    add("--max-tiles", type=positive_int, default=MOST_TILES, metavar="N", help="refuse scenes of more tiles before"
+        f" scanning them (default: {MOST_TILES})")  # fmt: skip
     add("--skip-empty", action="store_true", help="do not run tiles without contrast at the size of an object, nor"
         " video tiles without motion; requires --calibrate-skip once")  # fmt: skip
     add("--calibrate-skip", action="store_true", help="measure on --annotations which tiles --skip-empty may skip,"
         " write MODEL.skip.json and exit")  # fmt: skip
     add = parser.add_argument_group("detections").add_argument
-    add("--score", type=float, default=0.3, metavar="S", help="drop detections that score below S, 0 to 1; use 0.05"
+    add("--score", type=share, default=0.3, metavar="S", help="drop detections that score below S, 0 to 1; use 0.05"
         " to measure AP (default: 0.3)")  # fmt: skip
     add("--merge", choices=MERGES, default="seam", help="merge the detections of overlapping tiles by this method; all"
         " but seam are for comparison (default: seam)")  # fmt: skip
@@ -145,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--crops", metavar="PATH", help="write a contact sheet of enlarged detections, best first; a folder for"
         " several scenes (default: none)")  # fmt: skip
     add = parser.add_argument_group("run").add_argument
-    add("--readers", type=int, default=READERS, metavar="N", help="read a raster with N threads (default: "
+    add("--readers", type=readers, default=READERS, metavar="N", help="read a raster with N threads (default: "
         f"{READERS})")  # fmt: skip
     add("--resume", action="store_true", help="continue an interrupted run; completed scenes are not run again")
     add("--skip-unreadable", action="store_true", help="skip scenes that cannot be read, list them with their"
@@ -177,7 +195,7 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
 def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
     spec = backend.spec
     contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty else None
-    overlap = choose_overlap(spec) if args.overlap == "auto" else _whole_pixels(args.overlap, "--overlap")
+    overlap = choose_overlap(spec) if args.overlap == "auto" else args.overlap
     scale = None if args.scale == "auto" else args.scale
     if scale is None and args.object_size is None:
         raise ValueError(
@@ -193,6 +211,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
             merge=args.merge,
             agnostic=args.agnostic,
             readers=args.readers,
+            max_tiles=args.max_tiles,
         ),
         auto_scale=scale is None,
         object_size=args.object_size or "",
@@ -215,11 +234,12 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
     """
     if args.model is not None:
         path = model_path(args.model)
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(
                 f"--model {path} does not exist; export one: python export/to_onnx.py model.pth, or use a bundled "
                 f"model: {', '.join(BUNDLED)}"
             )
+        check_file(path, "name an exported model")
         backend = open_model(path, args.backend, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
         logger.info(f"No {' or '.join(MODEL_FILES)} here; using the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}")
@@ -246,7 +266,10 @@ def _calibrate(args: argparse.Namespace) -> int:
         raise ValueError("--calibrate-skip needs a fixed scale, such as --scale 0.5")
     options = settings.options
     assert options.overlap is not None
-    with tqdm(total=len(coco_sources(args.annotations, args.images)), unit="image", disable=None, leave=False) as bar:
+    with (
+        claim(contrast_filter_path(path)),
+        tqdm(total=len(coco_sources(args.annotations, args.images)), unit="image", disable=None, leave=False) as bar,
+    ):
         contrasts = measure_contrasts(
             backend.spec,
             args.annotations,
@@ -256,8 +279,8 @@ def _calibrate(args: argparse.Namespace) -> int:
             bands=settings.bands,
             progress=bar.update,
         )
-    calibrated = calibrate_contrast_filter(contrasts, tile=backend.spec.tile, scale=options.scale)
-    calibrated.save(contrast_filter_path(path))
+        calibrated = calibrate_contrast_filter(contrasts, tile=backend.spec.tile, scale=options.scale)
+        calibrated.save(contrast_filter_path(path))
     print(
         f"--skip-empty will skip tiles whose contrast at the size of an object ({calibrated.size:.0f} pixels) is "
         f"below {calibrated.threshold}: {calibrated.saving:.1%} of the {calibrated.tiles} tiles of "
@@ -272,23 +295,24 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_tile(tile: float | str, path: Path, backend: Backend) -> None:
+def _check_tile(tile: int | Literal["auto"], path: Path, backend: Backend) -> None:
     """Raise ValueError if the model was exported for another tile than the user expects."""
-    if tile in ("auto", backend.spec.tile):
+    if tile == "auto" or tile == backend.spec.tile:
         return
-    wanted = _whole_pixels(float(tile), "--tile")
-    if wanted < MIN_TILE or wanted % TILE_STEP:
+    if tile < MIN_TILE or tile % TILE_STEP:
         advice = f"A tile must be a multiple of {TILE_STEP} pixels and at least {MIN_TILE}"
     else:
         script = "to_trt.py" if path.suffix == ".engine" else "to_onnx.py"
-        advice = f"Export it for {wanted}: python export/{script} model.pth --tile {wanted}"
-    raise ValueError(f"{path} takes tiles of {backend.spec.tile}, not {wanted}. {advice}")
+        advice = f"Export it for {tile}: python export/{script} model.pth --tile {tile}"
+    raise ValueError(f"{path} takes tiles of {backend.spec.tile}, not {tile}. {advice}")
 
 
-def _whole_pixels(value: float, flag: str) -> int:
-    if not math.isfinite(value) or value != int(value):
-        raise ValueError(f"{flag} must be a whole number of pixels, got {value:g}")
-    return int(value)
+def _object_size(text: str) -> str:
+    try:
+        object_pixels(text, 1.0, "")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 if __name__ == "__main__":

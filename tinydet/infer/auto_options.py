@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinydet._internal.arguments import quoted
 from tinydet.geometry.tiles import COARSEST_CELL
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.read_ahead import AHEAD
@@ -69,8 +70,8 @@ def object_pixels(size: str, gsd: float | None, name: str) -> float:
         ValueError: the size is malformed or not positive, or is in meters while `gsd` is unknown or not positive.
     """
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(m|px)?", size.strip())
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"the object size must be given as 24 (pixels) or 0.6m (meters), got {size!r}")
+    if match is None or not 0 < float(match[1]) <= 1e6:
+        raise ValueError(f"the object size must be given as 24 (pixels) or 0.6m (meters), got {quoted(size)}")
     if match[2] != "m":
         return float(match[1])
     if gsd is None:

@@ -12,7 +12,6 @@ causes is measured on the same images: each object is replaced by inpainted back
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +19,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from tinydet._internal.arguments import SCALES
 from tinydet._internal.atomic import write_json
+from tinydet._internal.input_files import read_file
+from tinydet._internal.json_files import checked, parse_json
 from tinydet.runtime.bundled import FOLDER
 from tinydet.runtime.scenes.pixels import Image
+from tinydet.spec import LARGEST
 
 FORMAT = 2  # of the JSON file
 
@@ -57,6 +60,22 @@ class ContrastFilter:
     motion_recall: float = 1.0
     bands: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Check what the tiles are compared with.
+
+        Raises:
+            ValueError: names the field, the rule and the value.
+        """
+        for name, value, low, high in (
+            ("threshold", self.threshold, 0, 256),
+            ("motion", self.motion, 0, 256),
+            ("size", self.size, 0, LARGEST),
+            ("tile", self.tile, 1, LARGEST),
+            ("scale", self.scale, *SCALES),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be {low:g} to {high:g}, not {value}")
+
     def __call__(self, image: Image) -> bool:
         """Return True if the network must run on a tile (H, W, 3)."""
         return contrast(image, self.size) >= self.threshold
@@ -73,20 +92,16 @@ class ContrastFilter:
             FileNotFoundError: the filter was not calibrated yet.
             ValueError: the file was not written by `save`.
         """
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(
                 f"{path} does not exist; --skip-empty must be calibrated on annotated images first: "
                 "tinydet infer --calibrate-skip --annotations val.json --images DIR"
             )
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values.pop("format") != FORMAT:
-                raise ValueError("another format")
-            if values.get("bands") is not None:
-                values["bands"] = tuple(values["bands"])
-            return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: not written by --calibrate-skip ({error}); run that again") from error
+        remedy = "run --calibrate-skip again"
+        values = parse_json(read_file(path), source=path, remedy=remedy)
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError(f"{path}: not written by --calibrate-skip of this version; {remedy}")
+        return checked(cls, values, source=path, what="filter", remedy=remedy)
 
     def check(self, tile: int, scale: float, bands: tuple[int, ...] | None = None) -> None:
         """Raise ValueError if the filter was calibrated for another tile size, scale or choice of bands."""

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tinydet._internal.atomic import write_json
 from tinydet._internal.console import plural
 from tinydet._internal.errors import is_outside_error, reason
+from tinydet._internal.json_files import read_json
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.crops import crop_sheet
@@ -273,7 +274,7 @@ def _is_complete(plan: RunPlan, identity: dict[str, Any]) -> bool:
     """Check whether an earlier run with the same settings wrote all files, and none has changed since."""
     assert plan.journals is not None
     try:
-        done = json.loads((plan.journals / DONE).read_text(encoding="utf-8"))
+        done = read_json(plan.journals / DONE)
         outputs = (*plan.shared, *(path for job in plan.jobs for path in job.outputs))
         return bool(done["identity"] == identity and done["outputs"] == hashes(outputs))
     except (OSError, ValueError, KeyError, TypeError):

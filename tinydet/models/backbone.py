@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models._utils import IntermediateLayerGetter
 
 from tinydet.models.options import BACKBONES, Norm
+from tinydet.models.tensor_files import as_state_dict, read_tensors
 
 GROUPS = 32  # of group norm
 
@@ -160,12 +160,8 @@ def load_pretrained(backbone: Backbone, name: str, weights: str | Path) -> None:
             raise ValueError(
                 f"{origin}: no such file; --weights-backbone takes default, none or a file of torchvision weights"
             )
-        try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types of errors for foreign files
-            raise ValueError(f"{origin}: not a weights file ({type(error).__name__})") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{origin}: expected a state dict of tensors, as torchvision saves them")
+        state = read_tensors(Path(weights), "copy it again")
+    state = as_state_dict(state, origin)
     prefix = f"{source.body}." if source.body else ""
     expected = backbone.body.state_dict()
     if any(isinstance(module, GroupNorm) for module in backbone.modules()):

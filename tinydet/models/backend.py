@@ -10,6 +10,7 @@ import torch
 
 from tinydet.models.checkpoint import load_checkpoint
 from tinydet.models.detector import Detector
+from tinydet.models.device import torch_device
 from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.runtime.backends import TileOutputs
 from tinydet.spec import ModelSpec
@@ -45,7 +46,8 @@ def open_checkpoint(path: Path, *, device: str = "cpu", tile: int | None = None)
     """Load a checkpoint, ready to run; `tile` None: the training tile.
 
     Raises:
-        ValueError: the file is not a tinydet checkpoint.
+        ValueError: the file is not a tinydet checkpoint, or torch cannot use the device.
     """
+    usable = torch_device(device)
     checkpoint = load_checkpoint(path)
-    return TorchBackend(checkpoint.build(), checkpoint.spec(tile=tile), device=device)
+    return TorchBackend(checkpoint.build(), checkpoint.spec(tile=tile), device=str(usable))

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from tinydet._internal.arguments import MAX_CHANNELS
+from tinydet._internal.json_files import checked
 from tinydet.models.detector import Detector
 from tinydet.models.options import Fusion, Norm
-from tinydet.models.registry import detector_info, detector_options
+from tinydet.models.registry import DETECTORS, detector_info, detector_options
+
+LARGEST = {"channels": MAX_CHANNELS, "classes": 10_000}  # more is an error, and would not fit in memory
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class DetectorConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, value in (("channels", self.channels), ("classes", self.classes)):
+            if not 1 <= value <= LARGEST[name]:
+                raise ValueError(f"{name} must be 1 to {LARGEST[name]}, not {value}")
         object.__setattr__(self, "options", detector_options(self.detector, self.options))
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,11 +45,17 @@ class DetectorConfig:
         return {**values, **self.options}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DetectorConfig:
-        """Read what `to_dict` wrote; unknown keys are ignored."""
-        names = {each.name for each in dataclasses.fields(cls)} - {"options"}
-        own = {name: values[name] for name in detector_info(values["detector"]).option_names if name in values}
-        return cls(**{name: values[name] for name in names}, options=own)
+    def from_dict(cls, values: object, *, source: Path | str) -> DetectorConfig:
+        """Read what `to_dict` wrote; unknown keys are ignored.
+
+        Raises:
+            ValueError: a field is missing, or has another type or an unknown value. Names `source`.
+        """
+        given = values if isinstance(values, dict) else {}
+        info = DETECTORS.get(str(given.get("detector")))
+        own = {name: given[name] for name in info.option_names if name in given} if info else {}
+        arguments = {**given, "options": own} if isinstance(values, dict) else values
+        return checked(cls, arguments, source=source, what="detector", remedy="train again or name another file")
 
 
 def build_detector(config: DetectorConfig, alpha: Sequence[float] | None = None) -> Detector:

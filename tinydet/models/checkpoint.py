@@ -17,12 +17,16 @@ from torch import Tensor
 
 import tinydet
 from tinydet._internal.atomic import atomic_path
+from tinydet._internal.errors import reason
+from tinydet._internal.json_files import checked
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.detector import Detector
 from tinydet.models.registry import detector_info
+from tinydet.models.tensor_files import read_tensors, unusable_tensor
 from tinydet.spec import ModelSpec
 
 FORMAT = "tinydet-1"
+TRAIN = "python -m tinydet.train --salpha"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,27 @@ class Checkpoint:
     def alpha(self) -> tuple[float, ...]:
         """Fusion factors, finest first: the mean over channels if each has its own; empty for attention."""
         return fusion_factors(self.weights.get("fpn.alpha"), len(detector_info(self.detector.detector).pyramid.edges))
+
+    def check(self) -> None:
+        """Check that the parts fit together, before memory is allocated for the detector that they describe.
+
+        Raises:
+            ValueError: a value is out of range, a tensor is missing or has another shape, or is not finite.
+        """
+        if fault := unusable_tensor(self.weights):
+            raise ValueError(fault)
+        spec = self.spec()
+        spec.to_json().encode()  # a text with half a character cannot be written
+        if self.detector.classes != len(spec.classes):
+            raise ValueError(f"the detector has {self.detector.classes} classes, and {len(spec.classes)} are named")
+        if spec.tile % 32:
+            raise ValueError(f"tile must be a multiple of 32, not {spec.tile}")
+        with torch.device("meta"):
+            expected = build_detector(self.detector).state_dict()
+        for name in {**expected, **self.weights}:
+            shapes = [tuple(each[name].shape) if name in each else "no tensor" for each in (expected, self.weights)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"{name}: the detector needs {shapes[0]}, the file has {shapes[1]}")
 
     def build(self) -> Detector:
         """Build the detector with its weights, on the CPU, in eval mode."""
@@ -117,32 +142,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Load a checkpoint without executing anything in it.
 
     Raises:
-        ValueError: the file is missing, truncated, foreign, or would run code; names the file, the rule and the way
-        out.
+        ValueError: the file is missing, truncated, foreign, or would run code; a field has another type or a value out
+            of range; the weights do not fit the detector or are not finite. Names the file, the rule and the way out.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint; train one with: python -m tinydet.train --salpha")
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a truncated or foreign file
-        raise ValueError(
-            f"{path}: not a file of tensors and plain values: it is truncated, foreign, or would execute code "
-            f"({type(error).__name__}); copy it again, or train with: python -m tinydet.train --salpha"
-        ) from error
+    values = read_tensors(path, f"copy it again, or train one: {TRAIN}")
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(
             f"{path}: not written by tinydet (expected a dict with format {FORMAT!r}); "
-            "ImageNet weights go to --weights-backbone, a detector is trained with: python -m tinydet.train"
+            f"ImageNet weights go to --weights-backbone, a detector is trained with: {TRAIN}"
         )
+    what, remedy = "checkpoint", "train again or name another file"
+    values = {**values, "detector": DetectorConfig.from_dict(values.get("detector"), source=path)}
+    checkpoint = checked(Checkpoint, values, source=path, what=what, remedy=remedy)
     try:
-        del values["format"]
-        values["detector"] = DetectorConfig.from_dict(values["detector"])
-        checkpoint = Checkpoint(**values)
-        checkpoint.build()
-    except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{path}: the contents do not fit together ({reason}); train again or name another file"
-        ) from error
+        checkpoint.check()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a usable {what} ({reason(error)}); {remedy}") from error
     return checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tinydet._internal.arguments import side
 from tinydet._internal.options import option
 from tinydet.geometry.anchors import AnchorSizes, octaves
 
@@ -57,6 +58,7 @@ class FasterRCNNOptions:
         "side in pixels of proposals that are pooled from P4; those below half of it are pooled from P2 (default: "
         "%(default)s)",
         metavar="PX",
+        parse=side,
     )
 
 

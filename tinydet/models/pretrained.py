@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torchvision.models import detection
 
+from tinydet._internal.errors import reason
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.checkpoint import FORMAT, Checkpoint, load_checkpoint
 from tinydet.models.detector import Detector
 from tinydet.models.registry import DETECTORS, DetectorInfo, detector_info
+from tinydet.models.tensor_files import as_state_dict, read_tensors
 from tinydet.runtime.bundled import BUNDLED, model_path
 
 BACKGROUND = "__background__"
@@ -71,17 +73,10 @@ def read_source(source: str, detector: str) -> Source:
             f"{source}: no such file; --init takes coco, a checkpoint, a file of torchvision weights, or a bundled "
             f"model ({', '.join(BUNDLED)})"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file that is not one of its own
-        raise ValueError(f"{source}: not a file of weights ({type(error).__name__}); copy it again") from error
+    state = read_tensors(path, "copy it again")
     if isinstance(state, dict) and state.get("format") == FORMAT:
         return _of_checkpoint(load_checkpoint(path), source)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"{source}: neither a tinydet checkpoint nor a state dict of tensors as torchvision saves them"
-        )
-    return _of_torchvision(state, source)
+    return _of_torchvision(as_state_dict(state, source), source)
 
 
 @torch.no_grad()
@@ -181,7 +176,13 @@ def _of_torchvision(state: Mapping[str, Any], name: str) -> Source:
             renamed = f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
         weights[renamed] = value
     for info in DETECTORS.values():
-        if (converted := info.load().from_torchvision(weights)) is not None:
+        try:
+            converted = info.load().from_torchvision(weights)
+        except (IndexError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"{name}: tensors are missing or have unexpected shapes ({reason(error)}); get the weights again"
+            ) from error
+        if converted is not None:
             classes = _COCO_NAMES if converted.class_rows == len(_COCO_NAMES) else None
             return Source(name, converted.weights, classes, converted.first_level)
     raise ValueError(

@@ -12,14 +12,16 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.input_files import check_file
+from tinydet._internal.json_files import parse_json
 from tinydet.runtime.detections import Detections
 
 FORMAT = 1
@@ -28,6 +30,9 @@ COUNTS = struct.Struct("<IIIIII")  # tiles, empty, filtered, boxes, saturated, i
 FRAME_HEAD = struct.Struct("<qdII")  # index, seconds, bytes of the clock, boxes
 BEGINNING = b'{"format": '  # of the first line
 BATCH, FRAME, DONE = b"tile", b"fram", b"done"
+
+
+T = TypeVar("T")
 
 
 def _no_tiles() -> NDArray[np.int64]:
@@ -161,10 +166,12 @@ class Journal:
         if not path.exists():
             return
         if not resume:
+            check_file(path, "move it away")
             with path.open("rb") as older:
                 _lock(older, path)
             path.unlink()
             return
+        check_file(path, "move it away")
         self._file = path.open("r+b", buffering=0)
         try:
             _lock(self._file, path)
@@ -188,7 +195,7 @@ class Journal:
 
     def frames(self) -> Iterator[FrameRecord]:
         """Yield the records of a video's frames, in their order."""
-        return (FrameRecord.from_bytes(data) for mark, data in self._marked() if mark == FRAME)
+        return (self._read(FrameRecord.from_bytes, data) for mark, data in self._marked() if mark == FRAME)
 
     def append_frame(self, record: FrameRecord) -> None:
         """Write the record of a frame."""
@@ -220,7 +227,14 @@ class Journal:
         self.close()
 
     def _all(self) -> Iterator[BatchRecord]:
-        return (BatchRecord.from_bytes(data) for mark, data in self._marked() if mark == BATCH)
+        return (self._read(BatchRecord.from_bytes, data) for mark, data in self._marked() if mark == BATCH)
+
+    def _read(self, parse: Callable[[bytes], T], data: bytes) -> T:
+        """Parse a record. Its checksum is right, so only another program can have written it wrong."""
+        try:
+            return parse(data)
+        except (ValueError, struct.error, OverflowError) as error:
+            raise ValueError(f"{self.path}: a damaged record ({error}); start again without --resume") from error
 
     def _marked(self) -> Iterator[tuple[bytes, bytes]]:
         if self._file is None:
@@ -252,11 +266,11 @@ class Journal:
             self._file.truncate(0)  # the process ended while writing the first line: no record exists
             return
         self._start = len(line)
-        try:
-            written = json.loads(line)
-            different = [key for key in {**written, **self._identity} if written.get(key) != self._identity.get(key)]
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.path}: not a journal of an interrupted run; move it away") from error
+        remedy = "it is no journal of an interrupted run; move it away"
+        written = parse_json(line, source=self.path, remedy=remedy)
+        if not isinstance(written, dict):
+            raise ValueError(f"{self.path}: {remedy}")
+        different = [key for key in {**written, **self._identity} if written.get(key) != self._identity.get(key)]
         if different:
             was = ", ".join(f"{key} was {_short(written.get(key))}" for key in sorted(different))
             raise ValueError(
@@ -272,7 +286,7 @@ class Journal:
             for mark, data in _records(file):
                 end = file.tell()
                 if mark == DONE:
-                    self.outputs = json.loads(data)
+                    self.outputs = self._read(_outputs, data)
         if self.path.stat().st_size > end:
             self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
@@ -284,10 +298,19 @@ def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         mark, length, checksum = HEAD.unpack(head)
         if mark not in (BATCH, FRAME, DONE):
             return
+        if length > os.fstat(file.fileno()).st_size:  # reading would allocate as much
+            return
         data = file.read(length)
         if len(data) < length or zlib.crc32(data) != checksum:
             return
         yield mark, data
+
+
+def _outputs(data: bytes) -> dict[str, str]:
+    found = parse_json(data, source="outputs")
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("outputs are not hashes by name")
+    return found
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.arguments import quoted
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.progress import Progress
 from tinydet.runtime.backends import Backend, open_model
@@ -166,7 +167,10 @@ class Model:
         Raises:
             ValueError: the scene is damaged, an option does not fit the model, or the model returns invalid outputs.
             OSError: the file is missing.
+            TypeError: `scene` is something else.
         """
+        if not isinstance(scene, str | Path | np.ndarray | Scene):
+            raise TypeError(f"scene: expected a path, an array or an open scene, got {quoted(scene)}")
         if isinstance(scene, Scene):
             return self._predict(scene, scene.name, image_id, progress)
         with open_scene(scene, stretch=self.spec.stretch) as opened:

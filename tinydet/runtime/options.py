@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from tinydet._internal import arguments
+from tinydet._internal.arguments import check_number, quoted
+from tinydet.geometry.tiles import MOST_TILES
 from tinydet.runtime.coarse import CoarsePass
 from tinydet.runtime.read_ahead import READERS
 from tinydet.runtime.stitch import MERGES, Merge
+
+RULES: dict[str, Callable[[str], Any]] = {
+    "overlap": arguments.overlap,
+    "scale": arguments.scale,
+    "score": arguments.share,
+    "batch": arguments.batch_size,
+    "readers": arguments.readers,
+    "max_tiles": arguments.positive_int,
+}
 
 
 @dataclass(frozen=True)
@@ -26,9 +39,11 @@ class ScanOptions:
         coarse: a first pass at a smaller scale, for objects larger than the overlap. "auto": if the model was trained
             on such objects (`choose_coarse_pass`). None: no coarse pass.
         readers: threads that read a scene, if its format allows more than one.
+        max_tiles: a scan of more tiles is refused before it starts.
 
     Raises:
-        ValueError: a value is out of range. `plan_scan` checks `overlap` and `scale`, which depend on the model's tile.
+        ValueError: a value has another type or is out of range, as on the command line. `plan_scan` checks
+            whether `overlap` and `scale` fit the model's tile.
     """
 
     overlap: int | None = None
@@ -39,15 +54,16 @@ class ScanOptions:
     agnostic: bool = False
     coarse: CoarsePass | Literal["auto"] | None = "auto"
     readers: int = READERS
+    max_tiles: int = MOST_TILES
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score <= 1:
-            raise ValueError(f"score must be between 0 and 1, got {self.score}")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
-        if self.readers < 1:
-            raise ValueError(f"readers must be at least 1, got {self.readers}")
-        if not (self.coarse in (None, "auto") or isinstance(self.coarse, CoarsePass)):
-            raise ValueError(f"coarse must be None, 'auto' or a CoarsePass, got {self.coarse!r}")
+        for name, rule in RULES.items():
+            value = getattr(self, name)
+            if value is not None or name != "overlap":
+                object.__setattr__(self, name, check_number(name, value, rule))
+        if not isinstance(self.agnostic, bool):
+            raise ValueError(f"agnostic must be True or False, got {quoted(self.agnostic)}")
+        if not (self.coarse is None or self.coarse == "auto" or isinstance(self.coarse, CoarsePass)):
+            raise ValueError(f"coarse must be None, 'auto' or a CoarsePass, got {quoted(self.coarse)}")
         if self.merge not in MERGES:
-            raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {self.merge!r}")
+            raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {quoted(self.merge)}")

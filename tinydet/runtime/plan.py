@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from tinydet.geometry.tiles import TileGrid
+from tinydet._internal.arguments import SCALES
+from tinydet.geometry.tiles import TileGrid, check_tile_count
 from tinydet.runtime.coarse import choose_coarse_pass
 from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
@@ -90,7 +91,7 @@ def plan_scan(scene: Sized, spec: ModelSpec, options: ScanOptions) -> ScanPlan:
     """Plan the passes of a model over a scene.
 
     Raises:
-        ValueError: the overlap or the scale does not fit the model's tile.
+        ValueError: the overlap or the scale does not fit the model's tile, or there are more than `max_tiles` tiles.
     """
     overlap = min(OVERLAP, spec.tile // 2) if options.overlap is None else options.overlap
     full = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=options.scale)
@@ -100,9 +101,13 @@ def plan_scan(scene: Sized, spec: ModelSpec, options: ScanOptions) -> ScanPlan:
         choice = choose_coarse_pass(spec, full.grid, overlap=overlap, scale=options.scale)
         coarse, warning = choice.coarse, choice.warning
     if coarse is None:
-        return ScanPlan(options, full, warning=warning)
-    first = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=coarse.scale)
-    return ScanPlan(options, full, first, coarse.min_side)
+        plan = ScanPlan(options, full, warning=warning)
+    else:
+        first = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=coarse.scale)
+        plan = ScanPlan(options, full, first, coarse.min_side)
+    what = f"{scene.width}x{scene.height} pixels at scale {options.scale:g}"
+    check_tile_count(plan.tiles, options.max_tiles, what=what, remedy="raise the limit with --max-tiles")
+    return plan
 
 
 def plan_tiles(width: int, height: int, *, tile: int, overlap: int = OVERLAP, scale: float = 1.0) -> Tiling:
@@ -115,8 +120,10 @@ def plan_tiles(width: int, height: int, *, tile: int, overlap: int = OVERLAP, sc
     Raises:
         ValueError: the overlap or the scale does not fit the tile.
     """
-    if not (math.isfinite(scale) and scale > 0 and round(tile / scale) >= 1):
-        raise ValueError(f"the scale is an image resize factor above 0 (0.5 = half), got {scale}")
+    if not SCALES[0] <= scale <= SCALES[1]:
+        raise ValueError(f"the scale is an image resize factor from {SCALES[0]:g} to {SCALES[1]:g}, got {scale}")
+    if round(tile / scale) < 1:
+        raise ValueError(f"tiles of {tile} pixels are less than one pixel of the scene at the scale {scale}")
     if not 0 <= overlap < tile:
         raise ValueError(
             f"the overlap must be at least 0 and smaller than the tile of {tile}, got {overlap}; "

@@ -181,6 +181,7 @@ def _run_tiles(
     todo = np.ones(len(tiling.grid), np.bool_)
     if journal is not None:
         for record in journal.records(pass_index):
+            _check_record(record, len(todo), len(backend.spec.classes))
             todo[record.finished] = False
             yield _TileRun(record)
     tiles = tiling.grid.tiles if todo.all() else tuple(tiling.grid.tiles[i] for i in np.flatnonzero(todo).tolist())
@@ -206,6 +207,15 @@ def _run_tiles(
         if journal is not None:
             journal.append(record)
         yield _TileRun(record, busy, 0 if outputs is None else int(outputs.unconverged.sum()))
+
+
+def _check_record(record: BatchRecord, tiles: int, classes: int) -> None:
+    """Check a record that a journal provides, which another program may have written."""
+    found = record.detections
+    indices, finite = np.concatenate([record.finished, found.tiles]), np.isfinite(found.boxes).all()
+    inside = ((indices >= 0) & (indices < tiles)).all() and ((found.labels >= 0) & (found.labels < classes)).all()
+    if not (inside and finite and np.isfinite(found.scores).all()):
+        raise ValueError("the journal holds impossible tiles or boxes; start again without --resume")
 
 
 def _stitch(stitcher: Stitcher, run: _TileRun) -> BatchResult:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tinydet._internal.arguments import add_categories, float_range, positive_int
-from tinydet._internal.atomic import write_json
+from tinydet._internal.arguments import Parser, add_categories, float_range, overlap, scale, side
+from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset, load_dataset
@@ -23,6 +23,11 @@ from tinydet.salpha.factors import ALPHA_RANGE, FusionStatistics
 @command("salpha")
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    with claim(options.json):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     info = detector_info(options.detector)
     if options.anchors != "tinydet" and info.anchors is None:
         raise ValueError(f"{options.detector} has no anchors; leave --anchors out")
@@ -97,7 +102,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tinydet salpha",
         description="Count the objects of each pyramid level and compute the fusion factors alpha (S-alpha) from the "
         "counts. Only boxes and image sizes are read; no image is opened and no network is run.",
@@ -136,18 +141,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tile",
-        type=positive_int,
+        type=side,
         metavar="PX",
         help="cut images into square tiles of this many pixels and count per tile (default: whole images)",
     )
     parser.add_argument(
         "--overlap",
-        type=int,
+        type=overlap,
         metavar="PX",
         help=f"minimum overlap of neighboring tiles in pixels, needs --tile (default: {OVERLAP})",
     )
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="resize factor of the images, 0.5 for half size (default: 1.0)"
+        "--scale", type=scale, default=1.0, help="resize factor of the images, 0.5 for half size (default: 1.0)"
     )
     parser.add_argument("--flip", action="store_true", help="also count the mirror image of every input (default: off)")
     parser.add_argument(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import MIN_VISIBILITY, TrainingTiles, clip_to_tile
 from tinydet.geometry.anchors import AnchorDesign, Pyramid
+from tinydet.geometry.tiles import check_tile_count
 from tinydet.models.registry import LevelOf
 from tinydet.runtime.plan import OVERLAP, plan_tiles
 from tinydet.salpha.counting import count_levels
@@ -140,12 +141,16 @@ def _tiles(
     """The tiles that inference cuts, with the objects that training assigns to them."""
     parts: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
     inputs = 0
-    for width, height in np.unique(sizes, axis=0).tolist():  # images of one size share one plan
+    plans = {  # images of one size share one plan
+        (width, height): plan_tiles(width, height, tile=tile, overlap=overlap, scale=scale)
+        for width, height in np.unique(sizes, axis=0).tolist()
+    }
+    check_tile_count(sum(len(plans[width, height].grid) for width, height in sizes.tolist()), what="the dataset")
+    for (width, height), plan in plans.items():
         images = np.flatnonzero((sizes == (width, height)).all(axis=1))
         rank = np.full(len(sizes), -1)  # of an image among those of this size
         rank[images] = np.arange(len(images))
         of_size = np.flatnonzero(rank[index] >= 0)
-        plan = plan_tiles(width, height, tile=tile, overlap=overlap, scale=scale)
         for top, row in groupby(plan.grid.tiles, key=lambda piece: piece.y):
             # Select the boxes of each row first: testing every box against every tile is slow on large images.
             bottom = top + plan.grid.tile_height

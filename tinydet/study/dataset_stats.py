@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinydet._internal.arguments import add_categories
-from tinydet._internal.atomic import write_json
+from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import load_dataset
 from tinydet.models.registry import DETECTORS, anchors_of
@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with claim(args.json), claim(args.plots, folder=True):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     dataset = load_dataset(args.source, categories=args.categories)
     check_output_files((args.json,), (dataset.source,))
     design = anchors_of(args.detector).design()

@@ -11,19 +11,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet._internal.arguments import grid, positive_int
-from tinydet._internal.atomic import atomic_path, write_json
+from tinydet._internal.arguments import Parser, grid, overlap, positive_int
+from tinydet._internal.atomic import atomic_path, claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.input_files import check_file
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.synthetic import builtin_dataset
+
+if TYPE_CHECKING:
+    from tinydet.models.checkpoint import Checkpoint
+    from tinydet.models.detector import Detector
 
 FEATURES = ("C3", "C4", "C5")
 
@@ -32,12 +37,10 @@ FEATURES = ("C3", "C4", "C5")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     with needs_extra("train"):
-        import torch
-
-        from tinydet.models.batch import collate
         from tinydet.models.checkpoint import load_checkpoint
-        from tinydet.study.gradient_norms import can_measure, measure
+        from tinydet.study.gradient_norms import can_measure
 
+    check_file(args.model)
     checkpoint = load_checkpoint(args.model)
     detector = checkpoint.build()
     if not can_measure(detector):
@@ -49,6 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(
             f"{args.model}: {checkpoint.detector.fusion} has no alpha to vary; choose a model with fixed factors"
         )
+    output = args.json or args.model.with_suffix(".gradients.json")
+    image = args.plot or args.model.with_suffix(".gradients.png")
+    with needs_extra("plots"):
+        import matplotlib  # noqa: F401 - fail now rather than after the work
+    with claim(output, image, inputs=[args.model]):
+        return _measure(args, checkpoint, detector, output, image)
+
+
+def _measure(args: argparse.Namespace, checkpoint: Checkpoint, detector: Detector, output: Path, image: Path) -> int:
+    import torch
+
+    from tinydet.models.batch import collate
+    from tinydet.study.gradient_norms import measure
+
     dataset = load_dataset(*find_dataset(args.data or builtin_dataset("val")), categories=checkpoint.classes)
     overlap = min(args.overlap, checkpoint.tile // 2)
     tiles = TrainingTiles(dataset, checkpoint.tile, overlap, flip=False)
@@ -59,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = measure(detector, None, batches)
     result = _result(args.alpha, strengths, checkpoint.alpha, own, detector.design.levels, len(batches))
     print(_table(result))
-    output = args.json or args.model.with_suffix(".gradients.json")
     write_json(output, result)
-    image = args.plot or args.model.with_suffix(".gradients.png")
     plot(result, image)
     print(f"wrote {output}\n      {image}")
     return 0
@@ -123,7 +138,7 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tinydet gradients",
         description="Measure the gradient that the loss of each pyramid level sends into C3, C4 and C5, for a range of "
         "alpha (Eq. 3 of the paper).",
@@ -142,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tiles", type=positive_int, default=16, metavar="N", help="number of tiles to average over (default: 16)")
     add(
         "--overlap",
-        type=int,
+        type=overlap,
         default=128,
         metavar="PX",
         help="overlap of tiles in pixels, at most half a tile (default: 128)",

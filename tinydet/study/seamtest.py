@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet._internal.atomic import write_json
+from tinydet._internal.arguments import Parser, batch_size, overlap, scale, share, threads
+from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.progress import Progress
 from tinydet.geometry.nms import conflicts
@@ -95,8 +96,11 @@ class View:
 @command("seamtest")
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    if args.limit is not None and not 0 <= args.limit <= 1:
-        raise ValueError(f"--limit must be between 0 and 1, got {args.limit}")
+    with claim(args.output, inputs=[args.image, args.model]):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     rows, failed = [], False
     with open_scene(args.image) as probe:  # before the model: a wrong path is reported immediately
         print(f"{probe.name}: {probe.width}x{probe.height}")
@@ -262,7 +266,7 @@ class _Replay:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tinydet seamtest",
         description="Scan a scene on two shifted grids of tiles and report where the results differ.",
         epilog=EXAMPLE,
@@ -281,13 +285,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--merge", nargs="+", choices=MERGES, default=["seam"], metavar="NAME",
         help=f"merge methods to compare: {', '.join(MERGES)} (default: seam)")  # fmt: skip
     add("--agnostic", action="store_true", help="merge boxes of different classes (default: only within a class)")
-    add("--overlap", type=int, default=OVERLAP, metavar="PX", help="overlap of the tiles, in pixels; more than the size"
-        f" of an object (default: {OVERLAP})")  # fmt: skip
-    add("--score", type=float, default=0.3, metavar="S", help="minimum score of the compared boxes (default: 0.3)")
-    add("--scale", type=float, default=1.0, metavar="F", help="resize factor of the scene; 0.5 halves it (default: 1)")
-    add("--batch", type=int, default=4, metavar="N", help="tiles per run of the model (default: 4)")
-    add("--threads", type=int, metavar="N", help="CPU threads of the model (default: all usable ones)")
-    add("--limit", type=float, metavar="SHARE", help="exit with code 1 if seams add more disagreement, 0 to 1 (default:"
+    add("--overlap", type=overlap, default=OVERLAP, metavar="PX", help="overlap of the tiles, in pixels; more than the"
+        f" size of an object (default: {OVERLAP})")  # fmt: skip
+    add("--score", type=share, default=0.3, metavar="S", help="minimum score of the compared boxes (default: 0.3)")
+    add("--scale", type=scale, default=1.0, metavar="F", help="resize factor of the scene; 0.5 halves it (default: 1)")
+    add("--batch", type=batch_size, default=4, metavar="N", help="tiles per run of the model (default: 4)")
+    add("--threads", type=threads, metavar="N", help="CPU threads of the model (default: all usable ones)")
+    add("--limit", type=share, metavar="SHARE", help="exit with code 1 if seams add more disagreement, 0 to 1 (default:"
         " no limit)")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="JSON file for the counts (default: none)")
     return parser

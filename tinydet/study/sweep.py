@@ -10,11 +10,13 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from tinydet._internal.arguments import floats, grid, positive_int
+from tinydet._internal import arguments
+from tinydet._internal.arguments import Parser, grid, number, whole
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset
@@ -31,8 +33,11 @@ DEFAULT_ALPHA, DEFAULT_SEEDS = "0:1.1:0.1", 3
 
 @command("sweep")
 def main(argv: Sequence[str] | None = None) -> int:
-    args, flags = _parser().parse_known_args(argv)
-    _check(args, flags)
+    parser = _parser()
+    args, flags = parser.parse_known_args(argv)
+    training = train_parser()
+    training.prog, training.usage = parser.prog, parser.usage  # of messages about an option that neither has
+    _check(args, vars(training.parse_args(flags)), flags)
     with needs_extra("train"):
         import torch
 
@@ -118,8 +123,11 @@ def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
     return ("--data", folders[0], "--val", folders[1], *preset)
 
 
-def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
+def _check(args: argparse.Namespace, given: Mapping[str, Any], flags: Sequence[str]) -> None:
     """Check the options before hours of training.
+
+    Args:
+        given: options of training, from `flags`.
 
     Raises:
         ValueError: options that a sweep sets itself, only one of --data and --val, or options that training rejects.
@@ -127,7 +135,6 @@ def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
     if (args.data is None) != (args.val is None):
         missing = "--val" if args.val is None else "--data"
         raise ValueError(f"a sweep trains on --data and scores on --val; add {missing}, or leave both out")
-    given = vars(train_parser().parse_args(list(flags)))
     own = (
         "alpha",
         "salpha",
@@ -152,7 +159,7 @@ def _check(args: argparse.Namespace, flags: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tinydet sweep",
         usage="tinydet sweep [--alpha A:B:STEP] [--seeds N] [--scale S,S] [--data DIR --val DIR] [OPTIONS OF TRAIN]",
         description="Train with each fusion factor of a grid and with S-alpha, several seeds each, and plot AP\n"
@@ -168,20 +175,31 @@ def _parser() -> argparse.ArgumentParser:
         help=f"fusion factors, a grid LOW:HIGH:STEP or values such as 0,0.5 (default: {DEFAULT_ALPHA})")  # fmt: skip
     add(
         "--seeds",
-        type=positive_int,
+        type=whole(1, 1000),
         default=DEFAULT_SEEDS,
         metavar="N",
         help=f"number of seeds to train with each factor (default: {DEFAULT_SEEDS})",
     )
-    add("--first-seed", type=int, default=1, metavar="N", help="first seed; the others count up from it (default: 1)")
+    add(
+        "--first-seed",
+        type=arguments.seed,
+        default=1,
+        metavar="N",
+        help="first seed; the others count up from it (default: 1)",
+    )
     add("--no-salpha", action="store_true", help="train only with the factors of the grid, without S-alpha")
     add("--scale", type=_scales, default=(1.0,), metavar="S,S",
         help="resize factors of the images, such as 1,0.5,0.25; copies go to --output (default: 1)")  # fmt: skip
     add("--data", type=Path, metavar="DIR", help="COCO folder to train on (default: built-in synthetic dataset)")
     add("--val", type=Path, metavar="DIR", help="COCO folder to score on; required with --data")
-    add("--jobs", type=positive_int, metavar="N",
+    add("--jobs", type=whole(1, 256), metavar="N",
         help="training runs at a time, sharing the CPU cores (default: 1 with a GPU, else 2)")  # fmt: skip
-    add("--budget", type=float, metavar="MINUTES", help="start no training after this many minutes (default: no limit)")
+    add(
+        "--budget",
+        type=number(0, 1e6),
+        metavar="MINUTES",
+        help="start no training after this many minutes (default: no limit)",
+    )
     add("--output", type=Path, default=Path("sweep"), metavar="DIR",
         help="folder of records, tables, plots and models (default: sweep)")  # fmt: skip
     add("--dry-run", action="store_true", help="list the training runs and exit")
@@ -189,10 +207,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _scales(text: str) -> tuple[float, ...]:
-    values = tuple(dict.fromkeys(floats(text)))
-    if min(values) <= 0:
-        raise argparse.ArgumentTypeError(f"expected numbers above 0, such as 1,0.5,0.25; got {text!r}")
-    return values
+    return tuple(dict.fromkeys(arguments.scale(part) for part in text.split(",")))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinydet._internal.input_files import read_file
+from tinydet._internal.json_files import checked, parse_json, read_json
+
 LOGGER = logging.getLogger(__name__)
 
 Record = dict[str, Any]
@@ -121,13 +124,14 @@ class Trials:
                 return f"{describe(trial.key)}: recorded meanwhile by another process"
             if not result.exists():
                 self._train(trial, model, result, state.exists(), log)
-            found = json.loads(result.read_text(encoding="utf-8"))
+            found = read_json(result)
+            _check_record(found, str(result), "remove it to run its trial again")
             append_record(self.records, {"key": dict(trial.key), "flags": list(trial.flags), **found, **self.stamp()})
             result.unlink()
             state.unlink(missing_ok=True)  # a training that diverged leaves its state
             if not self.keep_models:
                 model.unlink(missing_ok=True)
-        return f"{describe(trial.key)}: {outcome(found)} ({found['seconds'] / 60:.1f} min)"
+        return f"{describe(trial.key)}: {outcome(found)} ({found.get('seconds', 0) / 60:.1f} min)"
 
     def _train(self, trial: Trial, model: Path, result: Path, resume: bool, log: int) -> None:
         threads = max(1, _cores() // self.jobs)
@@ -161,18 +165,33 @@ def read_records(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_file(path).decode(errors="replace").split("\n")
     records = []
     for number, line in enumerate(lines[:-1], 1):  # the last newline is followed by nothing or by half a record
-        try:
-            record = json.loads(line)
-            record["key"], record["flags"], record["history"], record["diverged"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{path}, line {number}: not the record of a trial ({error}); remove the line to run its trial again"
-            ) from error
+        source, remedy = f"{path}, line {number}", "remove the line to run its trial again"
+        record = parse_json(line, source=source, remedy=remedy)
+        _check_record(record, source, remedy)
+        if not isinstance(record.get("key"), dict) or not isinstance(record.get("flags"), list):
+            raise ValueError(f"{source}: not the record of a trial; {remedy}")
         records.append(record)
     return records
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What `tinydet train --json` writes, as far as a study reads it."""
+
+    history: list[dict[str, int | float]]
+    diverged: str | None
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.diverged or self.history) or not all("AP50" in scores for scores in self.history):
+            raise ValueError("history must have the AP50 of every validation")
+
+
+def _check_record(record: Any, source: str, remedy: str) -> None:
+    checked(_Result, record, source=source, what="record of a trial", remedy=remedy)
 
 
 def append_record(path: Path, record: Record) -> None:
@@ -202,12 +221,12 @@ def find_record(records: Sequence[Record], trial: Trial) -> Record | None:
 
 def last(record: Record, metric: str) -> float | None:
     """Return a score after the last epoch; None if the training diverged or no object has the size of the metric."""
-    return None if record["diverged"] else _defined(record["history"][-1][metric])
+    return None if record["diverged"] else _defined(record["history"][-1].get(metric, -1))
 
 
 def best(record: Record, metric: str) -> float | None:
     """Return a score at the epoch with the best AP50 on the validation data; None as for `last`."""
-    return None if record["diverged"] else _defined(max(record["history"], key=lambda e: e["AP50"])[metric])
+    return None if record["diverged"] else _defined(max(record["history"], key=lambda e: e["AP50"]).get(metric, -1))
 
 
 def describe(key: Mapping[str, Any]) -> str:

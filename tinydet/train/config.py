@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tinydet._internal.arguments import float_range, floats, fraction, names, names_from, seed
+from tinydet._internal.arguments import (
+    Parser,
+    batch_size,
+    channels,
+    float_range,
+    floats,
+    fraction,
+    names,
+    names_from,
+    number,
+    overlap,
+    positive_float,
+    quoted,
+    seed,
+    side,
+    threads,
+    whole,
+)
 from tinydet._internal.options import add_options, check_values, flag_of, option, option_table
 from tinydet.models.options import BACKBONES, FUSIONS, NORMS, Fusion
 from tinydet.models.registry import DETECTORS, detector_info, detector_options
 from tinydet.salpha.factors import ALPHA_RANGE
 
 DENSE = 200  # annotations; the authors' code leaves images with more out of training
+LARGEST_ALPHA = 1000  # far beyond any use
 AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric")
 
 # Defaults that belong together. Detectors override some of them, see `DetectorInfo.recipe`.
@@ -35,10 +52,10 @@ def _alpha(text: str) -> tuple[float, ...] | str:
         values = floats(text)
     except argparse.ArgumentTypeError:
         values = ()
-    if not 1 <= len(values) <= 3:
+    if not 1 <= len(values) <= 3 or max(map(abs, values)) > LARGEST_ALPHA:
         raise argparse.ArgumentTypeError(
             "expected one number, or one per edge, finest first, such as 0.5 or 0.37,0.39,0.37; or "
-            f"{', '.join(kind for kind in FUSIONS if kind != 'fixed')}; got {text!r}"
+            f"{', '.join(kind for kind in FUSIONS if kind != 'fixed')}; got {quoted(text)}"
         )
     return values
 
@@ -49,22 +66,11 @@ def _augmentations(text: str) -> tuple[str, ...]:
 
 def _alpha_range(text: str) -> tuple[float, float]:
     low, high = float_range(text)
-    if not 0 <= low <= high < math.inf:
-        raise argparse.ArgumentTypeError(f"expected two numbers, 0 <= LOW <= HIGH, such as 0.2,2.0; got {text!r}")
+    if not 0 <= low <= high <= LARGEST_ALPHA:
+        raise argparse.ArgumentTypeError(
+            f"expected two numbers, 0 <= LOW <= HIGH <= {LARGEST_ALPHA}, such as 0.2,2; got {quoted(text)}"
+        )
     return low, high
-
-
-def _norm_limit(text: str) -> float:
-    values = floats(text)
-    if len(values) != 1 or values[0] < 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 up; got {text!r}")
-    return values[0]
-
-
-def _pixels(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of pixels from 0 up, got {text!r}")
-    return int(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +114,10 @@ class TrainConfig:
         "side in pixels of the tiles that images are cut into, a multiple of 32 (default: %(default)s)",
         group="data",
         metavar="PX",
+        parse=side,
     )
     overlap: int = option(
-        128, "overlap of neighboring tiles in pixels (default: %(default)s)", group="data", metavar="PX", parse=_pixels
+        128, "overlap of neighboring tiles in pixels (default: %(default)s)", group="data", metavar="PX", parse=overlap
     )
     flip: bool = option(True, "do not flip tiles horizontally at random", group="data")
     empty_tiles: bool = option(True, "do not train on tiles without objects, like the authors' code", group="data")
@@ -166,6 +173,7 @@ class TrainConfig:
         "initialize the pyramid with powers of S, as in section 3.3 of the paper, which uses 0.5 (default: off)",
         group="fusion factor",
         metavar="S",
+        parse=positive_float,
     )
 
     detector: str = option(
@@ -210,10 +218,10 @@ class TrainConfig:
         "pretrained stages that are not trained: 0 none, 1 the stem, 2 also the stage of C2 (default: %(default)s)",
         group="model",
         choices=(0, 1, 2),
-        parse=int,
+        parse=whole(0, 2),
     )
     channels: int | None = option(
-        None, "channels of pyramid and head (default: %(default)s)", group="model", metavar="N"
+        None, "channels of pyramid and head (default: %(default)s)", group="model", metavar="N", parse=channels
     )
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -225,10 +233,18 @@ class TrainConfig:
         choices=("tinyperson",),
     )
     epochs: int | None = option(
-        None, "passes over the training tiles (default: %(default)s)", group="schedule", metavar="N"
+        None,
+        "passes over the training tiles (default: %(default)s)",
+        group="schedule",
+        metavar="N",
+        parse=whole(1, 1_000_000),
     )
-    batch: int | None = option(None, "tiles per step (default: %(default)s)", group="schedule", metavar="N")
-    lr: float | None = option(None, "learning rate (default: %(default)s)", group="schedule", metavar="R")
+    batch: int | None = option(
+        None, "tiles per step (default: %(default)s)", group="schedule", metavar="N", parse=batch_size
+    )
+    lr: float | None = option(
+        None, "learning rate (default: %(default)s)", group="schedule", metavar="R", parse=number(0, 1e6, above=True)
+    )
     decay: Literal["steps", "cosine"] = option(
         "steps",
         "learning rate schedule: steps divides by 10 at 6/12 and 10/12 of the run, cosine falls to 0 (default: "
@@ -241,7 +257,7 @@ class TrainConfig:
         "clip the gradient norm at G, 0: no clipping (default: %(default)s)",
         group="schedule",
         metavar="G",
-        parse=_norm_limit,
+        parse=number(0, 1e9),
     )
     ema: float = option(
         0.0,
@@ -251,7 +267,11 @@ class TrainConfig:
         parse=fraction,
     )
     validate_every: int | None = option(
-        None, "epochs between validations (default: a sixth of all epochs)", group="schedule", metavar="N"
+        None,
+        "epochs between validations (default: a sixth of all epochs)",
+        group="schedule",
+        metavar="N",
+        parse=whole(1, 1_000_000),
     )
     seed: int = option(
         0, "seed of weights, order and augmentation (default: %(default)s)", group="schedule", parse=seed
@@ -266,7 +286,9 @@ class TrainConfig:
     device: str | None = option(
         None, "torch device (default: cuda if available, else cpu)", group="run", recorded=False
     )
-    threads: int | None = option(None, "CPU threads (default: all cores)", group="run", metavar="N", recorded=False)
+    threads: int | None = option(
+        None, "CPU threads (default: all cores)", group="run", metavar="N", parse=threads, recorded=False
+    )
     resume: bool = option(
         False, "continue an interrupted run that was started with the same options", group="run", recorded=False
     )
@@ -296,6 +318,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
+            raise ValueError(f"options: expected a dict of option names and values, got {quoted(self.options)}")
         if foreign := sorted(self.options.keys() - set(detector_info(self.detector).option_names)):
             owners = {name: info for name, info in DETECTORS.items() if foreign[0] in info.option_names}
             if not owners:
@@ -416,7 +440,7 @@ class TrainConfig:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `tinydet train`: one flag per field of `TrainConfig` and per option of a detector."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tinydet train",
         description="Train a detector for tiny objects. With --salpha its fusion factors are computed from the "
         "annotations first. With no arguments, train uses a built-in synthetic dataset.",

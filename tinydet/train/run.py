@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from tinydet._internal.atomic import write_json
+from tinydet._internal.atomic import claim, write_json
 from tinydet.data.coco import Dataset, find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
@@ -24,6 +24,7 @@ from tinydet.data.synthetic import builtin_dataset
 from tinydet.models.backbone import load_pretrained
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
+from tinydet.models.device import torch_device
 from tinydet.models.distributed import Processes, join_processes, leave_processes
 from tinydet.models.fpn import initialize_sigma_power
 from tinydet.models.options import Norm
@@ -72,9 +73,13 @@ def train(config: TrainConfig) -> Trained:
     config = config.resolve()
     if config.threads:
         torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
-    processes, device = join_processes(_device(config.device))
+    processes, device = join_processes(torch_device(config.device))
     try:
-        return run(config, processes, device)
+        outputs = (config.output, config.json) if processes.first and not config.dry_run else ()
+        starts = [Path(name) for name in (config.init, config.weights_backbone) if name]
+        inputs = [config.annotations, config.val_annotations, config.scale_match, *starts]
+        with claim(*outputs, inputs=inputs):
+            return run(config, processes, device)
     except RuntimeError as error:
         if processes.count == 1 or ("peer" not in str(error) and "NCCL" not in str(error)):
             raise
@@ -188,17 +193,6 @@ def schedule_of(config: TrainConfig) -> Schedule:
         ema=config.ema,
         grouped=config.group_shapes,
     )
-
-
-def _device(name: str | None) -> torch.device:
-    """Return the device of that name, on which a tensor can be created."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # Assertion: torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: torch cannot use it here ({reason}); try --device cpu") from error
-    return device
 
 
 def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:

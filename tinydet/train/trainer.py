@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +18,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from tinydet._internal.atomic import remove_leftovers
+from tinydet._internal.errors import reason
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.interrupt import deferred_interrupt
+from tinydet._internal.json_files import checked
 from tinydet.data.samples import Sample, TrainingTiles, epoch_batches, stream
 from tinydet.models.batch import Batch, collate
 from tinydet.models.checkpoint import Checkpoint, fusion_factors, load_checkpoint, save_checkpoint
@@ -36,6 +38,35 @@ REPORT_EVERY = 60.0  # seconds between report lines if there is no progress bar
 logger = logging.getLogger(__name__)
 
 Validate = Callable[[Detector], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a resumed run needs besides the weights.
+
+    Attributes:
+        optimizer, averaged: state dicts of the optimizer and of the moving average, None without one.
+        epoch, done: finished epochs, and finished steps of the current one.
+        best: the best AP50 so far; None before the first validation.
+        history, seconds, kept_alpha: as in `Trainer`.
+    """
+
+    optimizer: dict[str, Any]
+    averaged: dict[str, Any] | None
+    epoch: int
+    done: int
+    best: float | None
+    history: list[dict[str, int | float]]
+    seconds: float
+    kept_alpha: tuple[float, ...] | None
+
+    def __post_init__(self) -> None:
+        if min(self.epoch, self.done, self.seconds) < 0:
+            raise ValueError(
+                f"epoch, done and seconds must be at least 0, not {self.epoch}, {self.done}, {self.seconds}"
+            )
+        if not all({"epoch", "AP50"} <= scores.keys() for scores in self.history):
+            raise ValueError("every entry of the history needs an epoch and its AP50")
 
 
 @dataclass
@@ -231,47 +262,65 @@ class Trainer:
         """Write everything that a resumed run needs next to `output`."""
         if not self.processes.first:
             return
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            "epoch": self.epoch,
-            "done": self.done,
-            "best": self.best,
-            "history": self.history,
-            "seconds": self.seconds,
-            "kept_alpha": self.kept_alpha,
-        }
-        save_checkpoint(replace(self._snapshot(self.detector), training_state=state), self.state_path)
+        state = TrainingState(
+            optimizer=self.optimizer.state_dict(),
+            averaged=None if self.averaged is None else self.averaged.state_dict(),
+            epoch=self.epoch,
+            done=self.done,
+            best=None if self.best == -math.inf else self.best,
+            history=self.history,
+            seconds=self.seconds,
+            kept_alpha=self.kept_alpha,
+        )
+        values = {each.name: getattr(state, each.name) for each in fields(state)}
+        save_checkpoint(replace(self._snapshot(self.detector), training_state=values), self.state_path)
 
     def resume(self) -> None:
         """Continue from the state next to `output`.
 
         Raises:
-            ValueError: there is none, or it belongs to another configuration or other data.
+            ValueError: there is none, it is damaged, or it belongs to another configuration or other data.
         """
-        if not self.state_path.is_file():
+        if not self.state_path.exists():
             raise ValueError(f"{self.state_path}: no state to resume from; start the run without --resume")
         saved = load_checkpoint(self.state_path)
         before, now = saved.config, self.checkpoint.config
         if before != now or saved.training_state is None:
             changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-            reason = f"written by a run with another {', '.join(changed)}" if changed else "not a saved training state"
+            why = f"written by a run with another {', '.join(changed)}" if changed else "not a saved training state"
             raise ValueError(
-                f"{self.state_path}: {reason}; resume with the options of that run, or start over without --resume"
+                f"{self.state_path}: {why}; resume with the options of that run, or start over without --resume"
             )
-        if saved.origin["data"] != self.checkpoint.origin["data"]:
+        if saved.origin.get("data") != self.checkpoint.origin["data"]:
             raise ValueError(
                 f"{self.state_path}: the training data has changed since the run began; "
                 "restore it, or start over without --resume"
             )
-        state = saved.training_state
-        self.detector.load_state_dict(saved.weights)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        self.epoch, self.done, self.best = state["epoch"], state["done"], state["best"]
-        self.history, self.seconds = state["history"], state["seconds"]
-        self.kept_alpha = state["kept_alpha"]
+        what, remedy = "training state", "start over without --resume"
+        state = checked(TrainingState, saved.training_state, source=self.state_path, what=what, remedy=remedy)
+        try:
+            if state.epoch > self.schedule.epochs or state.done > self.steps_per_epoch:
+                raise ValueError(f"epoch {state.epoch}, step {state.done} is behind the end of the run")
+            self.detector.load_state_dict(saved.weights)
+            self._load_optimizer(state.optimizer)
+            if self.averaged is not None:
+                self.averaged.load_state_dict(state.averaged or {})
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:  # torch's
+            raise ValueError(f"{self.state_path}: not a usable {what} ({reason(error)}); {remedy}") from error
+        self.epoch, self.done, self.best = state.epoch, state.done, -math.inf if state.best is None else state.best
+        self.history, self.seconds, self.kept_alpha = state.history, state.seconds, state.kept_alpha
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Load the state of the optimizer. Torch checks the number of parameters only."""
+        ours = self.optimizer.state_dict()["param_groups"]
+        for group, given in zip(ours, state["param_groups"], strict=True):
+            if {name: type(value) for name, value in group.items()} != {k: type(v) for k, v in given.items()}:
+                raise ValueError("the parameters of the optimizer have other options")
+        self.optimizer.load_state_dict(state)
+        for parameter, buffers in self.optimizer.state.items():
+            momentum = buffers.get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise ValueError(f"a momentum of {tuple(momentum.shape)} for a weight of {tuple(parameter.shape)}")
 
     @property
     def _step(self) -> int:

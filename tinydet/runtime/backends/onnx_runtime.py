@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal import arguments
+from tinydet._internal.arguments import check_number
+from tinydet._internal.errors import name_failures
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.threads import allow_spinning
 from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
+from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.runtime.backends.onnx_spec import checked_spec
 from tinydet.spec import METADATA_KEY, ModelSpec
 
-ERRORS_ONLY = 3  # ONNX Runtime's log severity
+FATAL_ONLY = 4  # ONNX Runtime's log severity: errors become exceptions, and need not be printed too
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -48,15 +52,14 @@ class OnnxRuntimeBackend:
             ModuleNotFoundError: the provider is not installed.
             OSError: the file is missing or unreadable, or the provider does not work here.
         """
-        if threads is not None and threads < 1:
-            raise ValueError(f"expected at least one thread, got {threads}")
+        if threads is not None:
+            threads = check_number("threads", threads, arguments.threads)
         if provider not in ("auto", *PROVIDERS):
             raise ValueError(f"the provider is one of auto, {', '.join(PROVIDERS)}, got {provider!r}")
-        with Path(path).open("rb"):  # raises the system's error, which names the path, if the file cannot be read
-            pass
+        check_external_data(Path(path))
         onnxruntime = _import()
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = threads or _usable_cores()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning())))
         wanted = _providers(onnxruntime, provider, options, Path(path))
@@ -182,7 +185,7 @@ def _profile(onnxruntime: Any, path: Path) -> dict[str, str]:
     Without them the providers rebuild the engine for each new batch size.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # only metadata is read
     spec = _spec(path, _session(onnxruntime, path, options, [PROVIDERS["cpu"]]))
     sizes = {"min": 1, "opt": min(8, spec.max_batch), "max": spec.max_batch}
@@ -190,9 +193,11 @@ def _profile(onnxruntime: Any, path: Path) -> dict[str, str]:
 
 
 def _spec(path: Path, session: Any) -> ModelSpec:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    types = {node.name: node.type for node in (*session.get_inputs(), *session.get_outputs())}
-    return checked_spec(path, text, types, session.get_inputs()[0].shape)
+    with name_failures(path, "read", "export the model again"):
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    inputs = session.get_inputs()
+    types = {node.name: node.type for node in (*inputs, *session.get_outputs())}
+    return checked_spec(path, text, types, inputs[0].shape if inputs else [])
 
 
 def _usable_cores() -> int:

@@ -19,8 +19,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal import arguments
+from tinydet._internal.arguments import check_number
+from tinydet._internal.errors import name_failures
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
+from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.runtime.backends.onnx_spec import checked_spec
 from tinydet.spec import METADATA_KEY, ModelSpec
 
@@ -61,10 +65,9 @@ class OpenVINOBackend:
             ModuleNotFoundError: OpenVINO is not installed.
             OSError: the file is missing or unreadable, or the processor has no bfloat16.
         """
-        if threads is not None and threads < 1:
-            raise ValueError(f"expected at least one thread, got {threads}")
-        with Path(path).open("rb"):  # raises the system's error, which names the path, if the file cannot be read
-            pass
+        if threads is not None:
+            threads = check_number("threads", threads, arguments.threads)
+        check_external_data(Path(path))
         with needs_extra("openvino"):
             import openvino
             import openvino.frontend
@@ -154,12 +157,12 @@ def _finish(outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -
 
 def _spec(path: Path, model: Any) -> ModelSpec:
     """Read the ModelSpec, which OpenVINO keeps as run-time information of the framework."""
-    if not model.inputs:
-        raise ValueError(f"{path} is not a valid ONNX file: it has no inputs")
     key = ["framework", METADATA_KEY]
-    text = model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None
+    with name_failures(path, "read", "export the model again"):
+        text = model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None
     types = {node.get_any_name(): _type_name(node) for node in (*model.inputs, *model.outputs)}
-    shape = [None if size.is_dynamic else size.get_length() for size in model.inputs[0].partial_shape]
+    dimensions = model.inputs[0].partial_shape if model.inputs else ()
+    shape = [None if size.is_dynamic else size.get_length() for size in dimensions]
     return checked_spec(path, text, types, shape)
 
 

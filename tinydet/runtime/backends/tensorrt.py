@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.input_files import read_file
 from tinydet._internal.shell import command_line
 from tinydet.runtime.backends.contract import INPUT, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.engine_runner import DTYPES, EngineRunner, Execution, checked
@@ -116,7 +117,7 @@ def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:
         OSError: there is no NVIDIA GPU, or the engine was built for another GPU, version or system.
     """
     path = Path(path)
-    plan = path.read_bytes()
+    plan = read_file(path)
     flavour = plan_flavour(plan)
     if flavour is None:
         raise ValueError(f"{path} is not a TensorRT engine: it begins with {plan[:4]!r}, expected {list(MAGIC)}")
@@ -263,9 +264,9 @@ def _build_command(path: Path) -> str:
 def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
     """Read the description of an engine from the `.json` of the same name, and check that it belongs to it."""
     sidecar = path.with_suffix(".json")
-    if not sidecar.is_file():
+    if not sidecar.exists():
         raise ValueError(f"{path} lacks its description {sidecar}: copy it too, or build the engine again")
-    spec = ModelSpec.from_json(sidecar.read_text(encoding="utf-8"), source=sidecar)
+    spec = ModelSpec.from_json(read_file(sidecar), source=sidecar)
     again = f"build it again: {_build_command(path)}"
     if not spec.engine:
         raise ValueError(f"{sidecar} describes no engine: the model was exported again after {path} was built; {again}")

@@ -1,0 +1,27 @@
+"""Choose the torch device by name."""
+
+from __future__ import annotations
+
+import torch
+
+from tinydet._internal.errors import reason
+
+
+def torch_device(name: str | None) -> torch.device:
+    """Return the device of that name, on which a tensor can be created; None: CUDA if available, else the CPU.
+
+    Raises:
+        ValueError: there is no such device, or torch cannot use it here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta" or (device.type == "cpu" and device.index is not None):
+            raise ValueError("it is none that computes" if device.type == "meta" else "the CPU has no number")
+        torch.empty(1, device=device)
+    # torch raises an AssertionError if it was built without CUDA.
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        first = reason(error).partition(". ")[0]
+        raise ValueError(f"--device {name}: torch cannot use it here ({first}); try --device cpu") from error
+    return device

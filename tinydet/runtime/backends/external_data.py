@@ -1,0 +1,97 @@
+"""Files that an ONNX file takes weights from. They must lie beside the model.
+
+Recent versions of ONNX Runtime and OpenVINO check this too, older ones do not. The file is read as a protocol buffer,
+field by field, because the package `onnx` is not part of the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinydet._internal.input_files import read_file
+
+# Of each message, the fields that lead to tensors: number -> message. From onnx.proto.
+_FIELDS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+_DEEPEST = 100  # nested messages
+
+
+def check_external_data(path: Path) -> None:
+    """Check that all weights are in the ONNX file, or in files of its folder.
+
+    Raises:
+        ValueError: the file is not a protocol buffer, or a file that it names is missing, a link to elsewhere, or named
+            by an absolute path or through a parent folder. Names `path`.
+        OSError: the file cannot be read.
+    """
+    folder = path.resolve().parent
+    try:
+        locations = sorted(set(_locations(memoryview(read_file(path)), "model")))
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path}: not a valid ONNX file ({error}); export the model again") from error
+    for location in locations:
+        file = folder / location
+        inside = not Path(location).is_absolute() and file.resolve().is_relative_to(folder)
+        if not inside or not file.is_file():
+            reason = "is missing" if inside else "does not lie in its folder"
+            raise ValueError(f"{path}: its weights are in {location!r}, which {reason}; export the model again")
+
+
+def _locations(message: memoryview, kind: str, depth: int = 0) -> Iterator[str]:
+    if depth > _DEEPEST:
+        raise ValueError("nested too deeply")
+    known = _FIELDS[kind]
+    for number, content in _fields(message):
+        if number not in known:
+            continue
+        if known[number] == "entry":
+            entry = dict(_fields(content))
+            if bytes(entry.get(1, b"")) == b"location":
+                yield bytes(entry.get(2, b"")).decode()
+        else:
+            yield from _locations(content, known[number], depth + 1)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield number and content of the fields of a message that are messages, texts or bytes."""
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        match key & 7:
+            case wire if wire == _VARINT:
+                _, position = _varint(message, position)
+            case wire if wire in (_FIXED64, _FIXED32):
+                position += 8 if wire == _FIXED64 else 4
+            case wire if wire == _BYTES:
+                length, position = _varint(message, position)
+                if position + length > len(message):
+                    raise ValueError("truncated")
+                yield key >> 3, message[position : position + length]
+                position += length
+            case _:
+                raise ValueError("not a protocol buffer")
+    if position > len(message):
+        raise ValueError("truncated")
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("not a protocol buffer")
