@@ -8,7 +8,6 @@ import functools
 import gzip
 import io
 import json
-import re
 import types
 import typing
 import zlib
@@ -25,9 +24,6 @@ BLOCK = 1 << 24  # bytes that are decompressed at a time
 LARGEST = 4 << 30  # bytes of a decompressed file
 # A small file that becomes a large one is an attack, not an annotation file, which shrinks to a tenth.
 SMALL, RATIO = 256 << 20, 200
-SURROGATE = re.compile(
-    r"\\u[dD][89a-fA-F]|[\ud800-\udfff]"
-)  # half of a character beyond U+FFFF, usually followed by the other half
 
 T = TypeVar("T")
 
@@ -37,7 +33,7 @@ def read_json(path: Path) -> Any:
 
     Gzip is recognized by the content, not by the name. UTF-8, with or without a byte order mark, UTF-16 and UTF-32
     are read. As in Python's `json`, NaN and Infinity are numbers, and the last of several equal keys counts. Numbers
-    have any size, and every text can be encoded as UTF-8.
+    have any size, and a text may hold half a character: the rules of annotations name the entry that has it.
 
     Raises:
         ValueError: the file is missing, not a regular file, unreadable, empty, damaged, not JSON, nested too deeply or
@@ -50,30 +46,34 @@ def read_json(path: Path) -> Any:
         raise ValueError(str(error)) from error
     if content.startswith(GZIP_MAGIC):
         content = _decompressed(content, path)
-    return parse_json(content, source=path)
+    return _parse(content, source=path, remedy="write or download it again")
 
 
 def parse_json(content: str | bytes, *, source: Path | str, remedy: str = "write or download it again") -> Any:
-    """Parse JSON text in any encoding of Unicode; see `read_json`.
+    """Parse JSON text in any encoding of Unicode, see `read_json`, in which every text can be encoded as UTF-8.
 
     Raises:
-        ValueError: as `read_json`. Names `source`.
+        ValueError: as `read_json`, and for half a character. Names `source`.
     """
+    value = _parse(content, source=source, remedy=remedy)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 20) : error.end + 20].encode(errors="backslashreplace").decode()
+        raise ValueError(f"{source}: a text holds half a character, {quoted(near)}; {remedy}") from error
+    except RecursionError as error:
+        raise ValueError(f"{source}: not JSON ({reason(error)}); {remedy}") from error
+    return value
+
+
+def _parse(content: str | bytes, *, source: Path | str, remedy: str) -> Any:
     if not content.strip():
         raise ValueError(f"{source}: an empty file; {remedy}")
     try:
         text = content if isinstance(content, str) else content.decode(_encoding(content))
-        value = json.loads(text)
-        if SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        near = error.object[max(0, error.start - 20) : error.end + 20]
-        raise ValueError(
-            f"{source}: a text holds half a character, {near.encode(errors='backslashreplace').decode()!r}; {remedy}"
-        ) from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: not JSON ({reason(error)}); {remedy}") from error
-    return value
 
 
 def checked(kind: type[T], value: Any, *, source: Path | str, what: str, remedy: str) -> T:
