@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tinydet._internal.extras import needs_extra
 from tinydet.export.layers import convertible_nodes
 from tinydet.export.verify import middle_tile
+from tinydet.runtime.backends.onnx_runtime import FATAL_ONLY
 from tinydet.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ def to_int8(model: ModelProto, ranges: Any, kept: Collection[str] = ()) -> Model
 @contextmanager
 def _quiet_quantizer() -> Iterator[None]:
     """Silence ONNX Runtime's quantizer, which logs advice to the root logger that does not apply here."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(FATAL_ONLY)
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
