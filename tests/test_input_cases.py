@@ -610,6 +610,7 @@ def test_file_names_that_are_not_utf_8_are_escaped_or_named(case: Callable[[str]
     either(coco("out.json", lambda made: len(made["images"]) == len(made["annotations"]) == 2), refused("ge."))(done)
 
 
+@pytest.mark.slow
 def test_the_second_of_two_trainings_with_one_output_ends_at_once(inputs: Callable[[str], Path]) -> None:
     folder = inputs("coco_roboflow_root")
     inputs("two_trainings_one_output")
