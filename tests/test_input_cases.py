@@ -475,11 +475,11 @@ def test_corner_files_are_scored_in_the_full_image(case: Callable[[str], Run]) -
 
 
 def test_a_full_disk_is_named_and_the_run_resumes(case: Callable[[str], Run], inputs: Callable[[str], Path]) -> None:
-    """A GeoPackage begins with some 100 kB and takes some 200 bytes per box: 480 boxes go beyond the limit."""
+    """A GeoPackage begins with some 100 kB and takes some 200 bytes per box: 120 boxes go beyond the limit."""
     rasterio, run = pytest.importorskip("rasterio"), case("disk_full_gpkg")
     Path("flight").mkdir()
     with rasterio.open(inputs("crs_local_csv") / "local.tif") as small:
-        pixels = np.tile(small.read(), (1, 8, 10))
+        pixels = np.tile(small.read(), (1, 4, 5))
     place = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.1, 0, 500_000, 0, -0.1, 5_000_000)}
     with rasterio.open("flight/a.tif", "w", driver="GTiff", height=pixels.shape[1], width=pixels.shape[2],
                        count=len(pixels), dtype=pixels.dtype, compress="deflate", **place) as large:  # fmt: skip
@@ -491,7 +491,7 @@ def test_a_full_disk_is_named_and_the_run_resumes(case: Callable[[str], Run], in
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (160_000, 160_000)),
+        preexec_fn=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (110_000, 110_000)),
     )
     lines = [line for line in done.stderr.splitlines() if "error:" in line]
     assert done.returncode == 2 and "Traceback" not in done.stderr and len(lines) == 1, done
@@ -499,8 +499,8 @@ def test_a_full_disk_is_named_and_the_run_resumes(case: Callable[[str], Run], in
     left = contents(Path()).keys() - before.keys()
     assert not [name for name in left if name.endswith((".gpkg", ".part", ".tmp", "-journal", "-wal"))], left
     assert run(f"{command} --resume").code == 0
-    assert len(rows_of("found/a.detections.json")) > 400
-    assert len(pytest.importorskip("pyogrio.raw").read("found/a.detections.gpkg")[2]) > 400
+    assert len(rows_of("found/a.detections.json")) > 100
+    assert len(pytest.importorskip("pyogrio.raw").read("found/a.detections.gpkg")[2]) > 100
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -610,6 +610,7 @@ def test_file_names_that_are_not_utf_8_are_escaped_or_named(case: Callable[[str]
     either(coco("out.json", lambda made: len(made["images"]) == len(made["annotations"]) == 2), refused("ge."))(done)
 
 
+@pytest.mark.slow
 def test_the_second_of_two_trainings_with_one_output_ends_at_once(inputs: Callable[[str], Path]) -> None:
     folder = inputs("coco_roboflow_root")
     inputs("two_trainings_one_output")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz import runner
+from tests.fuzz.corpus import Corpus
+from tests.fuzz.kinds import KINDS, make, names
+from tests.fuzz.runner import Case, Worker
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # for `tests.fuzz`
-
-from tests.fuzz import runner  # noqa: E402
-from tests.fuzz.runner import Case, Worker  # noqa: E402
-
 pytest.importorskip("onnx")  # the corpus needs a model
 
 
@@ -37,9 +37,6 @@ def test_damaged_input_of_every_kind_is_read_or_refused_in_one_line(tmp_path: Pa
 
 
 def test_the_same_name_gives_the_same_case(tmp_path: Path) -> None:
-    from tests.fuzz.corpus import Corpus
-    from tests.fuzz.kinds import KINDS, make, names
-
     (tmp_path / "corpus").mkdir()
     corpus = Corpus(tmp_path / "corpus", torch=False)
     for name in names(0, 30, [kind for kind in KINDS if kind != "checkpoints"]):
