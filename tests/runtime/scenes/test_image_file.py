@@ -243,6 +243,7 @@ def claims(width: int, height: int) -> dict[str, bytes]:
         "a.hdr": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % (height, width) + bytes(60),
         "a.webp": b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\2\0\0\0"
         + max(width - 1, 0).to_bytes(3, "little") + (height - 1).to_bytes(3, "little"),
+        "a.tga": bytes([0, 0, 10]) + bytes(9) + struct.pack("<HHBB", width, height, 24, 0) + bytes(60),
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from tinydet._internal.names import printable
 from tinydet._internal.shell import command_line
 from tinydet.runtime.scenes.color_coding import INKS, color_coding, is_white_zero
 from tinydet.runtime.scenes.georeference import ground_sample_distance
-from tinydet.runtime.scenes.image_file import warn_once
+from tinydet.runtime.scenes.image_file import check_density, warn_once
 from tinydet.runtime.scenes.pixels import (
     SAMPLE,
     Image,
@@ -35,6 +35,8 @@ MAX_WINDOW = 1 << 24  # pixels; larger windows are resampled while they are read
 MAX_BLOCK = 1 << 28  # bytes that GDAL may decode for a single pixel
 WIDE_BLOCK = 4096  # pixels; wider blocks would be decoded again by every additional handle
 RASTER_CACHE = 1 << 28  # bytes, enough for a row of tiles across 50 000 pixels; GDAL's default is 5 % of all memory
+# Drivers of GDAL whose files may leave out blocks, or shrink a plain image to next to nothing.
+SPARSE = ("GTiff", "VRT", "HFA", "NITF", "GPKG", "MBTiles", "JP2", "JPEGXL", "AVIF", "HEIF", "ECW", "MrSID")
 PREVIEW = 32  # pixels; side of the thumbnail of the mask that is checked before the full window
 
 
@@ -76,6 +78,9 @@ class RasterScene(Scene):
                 f"write one to its own file: {_extraction(file.subdatasets[0])}" if file.subdatasets else "name another"
             )
             raise ValueError(f"{self._path} holds {len(file.subdatasets)} images in no order; {way}")
+        if not file.driver.startswith(SPARSE):
+            n_bytes = sum(Path(each).stat().st_size for each in file.files)
+            check_density(self._path, file.width, file.height, n_bytes)
         tags = read_tiff_tags(self._path)
         if tags.is_preview or tags.photometric == FILTER_ARRAY:
             raise ValueError(f"{self._path}: a raw file of a camera; develop it, and save it as TIFF or JPEG")
