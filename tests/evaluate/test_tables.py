@@ -55,7 +55,9 @@ def test_perfect_detections_score_one() -> None:
         ("gt.images", [], "'images' is empty"),
         ("gt.categories", [], "'categories' is empty"),
         ("gt.images.1.id", 5, "entries 0 and 1 of 'images' have the same id 5"),
-        ("gt.images.1.id", "b", "ids of 'images' are not all numbers"),
+        ("gt.images.1.id", "b", "1 of the ids of 'images' are text, such as \"b\", the others numbers"),
+        ("gt.annotations.1.image_id", "5", "annotation 2 has the image_id \"5\", but 'images' has 5; text and numbers"),
+        ("gt.annotations.1.category_id", "7", "has the category_id \"7\", but 'categories' has 7; text and numbers"),
         ("gt.annotations.1.id", 1, "entries 0 and 1 of 'annotations' have the same id 1"),
         (
             "gt.annotations.1.image_id",
@@ -225,6 +227,14 @@ def test_annotations_of_unlisted_images_are_left_out_with_a_note() -> None:
     scores = score_detections(gt, dt, choose_protocol("coco"))
     assert scores.to_json()["AP_counts"]["all"]["0.50"]["n_gt"] == 1
     assert any("images that 'images' does not list" in note for note in scores.notes)
+
+
+def test_annotations_of_unlisted_categories_are_left_out_with_a_note() -> None:
+    gt, dt = changed("gt.annotations.1.category_id", 77)
+    notes = score_detections(gt, dt, choose_protocol("coco")).notes
+    assert sum("1 annotations of categories that 'categories' does not list" in note for note in notes) == 1
+    chosen = score_detections(GT, DT, choose_protocol("coco"), categories=["person"]).notes
+    assert not any("does not list" in note for note in chosen)
 
 
 def test_the_order_of_entries_does_not_matter_if_scores_differ() -> None:

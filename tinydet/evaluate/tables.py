@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from tinydet._internal.shell import command_line
 from tinydet.data.coco_derive import whole_number
-from tinydet.data.coco_entries import Entries, check_categories, json_kind, listed, raise_first, read_sections, short
+from tinydet.data.coco_entries import (
+    Entries,
+    Section,
+    check_categories,
+    json_kind,
+    listed,
+    raise_first,
+    read_sections,
+    short,
+)
 from tinydet.data.coco_rules import FILE_NAME, TEXT, examine_sides, parent_categories
 
 FULLY_VISIBLE = 1 - 1e-12  # the evaluators' value for an object without visibility
@@ -148,11 +157,16 @@ def tabulate_ground_truth(
     annotations.read_ids(strings=True, required=False)
     image, _ = annotations.references("image_id", list(names), strings=True)
     category, _ = annotations.references("category_id", list(chosen), strings=True)
+    _check_types(annotations, "image_id", "images", names, image < 0)
+    _check_types(annotations, "category_id", "categories", known, category < 0)
     notes: list[str] = []
     if image_ids is None and (count := int((image < 0).sum())):
         notes.append(
             f"{source}: {count} annotations of images that 'images' does not list are left out, as in pycocotools"
         )
+    others = [entry["category_id"] for entry in annotations.select(np.flatnonzero(category < 0)).entries]
+    if count := sum(id not in known for id in others):
+        notes.append(f"{source}: {count} annotations of categories that 'categories' does not list are left out")
     parents = parent_categories(categories_read.entries)
     named = {id for id, parent in zip(categories_read.ids, parents.tolist(), strict=True) if parent}
     used = set(np.unique(category).tolist())
@@ -203,8 +217,8 @@ def tabulate_results(detections: Any, truth: GroundTruth, *, source: str = "dete
     if (image < 0).any():
         unlisted = np.flatnonzero(image < 0)
         first = detections[int(unlisted[0])]["image_id"]
-        number = whole_number(first) if isinstance(first, str) else str(first)
-        hint = f", but the ground truth has {number!r}: text and numbers differ" if number in truth.image_ids else ""
+        other = _other_type(first)
+        hint = f", but the ground truth has {other!r}: text and numbers differ" if other in truth.image_ids else ""
         raise ValueError(
             f"{source}: {len(unlisted)} of {len(detections)} detections are on images that the ground truth does not "
             f"list (first: image_id {short(first)} in entry {unlisted[0]}{hint}); score them against the split "
@@ -277,12 +291,34 @@ def _labels(entries: Entries, label: str, remedy: str, source: str) -> dict[Any,
     labels = dict.fromkeys(entries.ids, "")
     named = entries.select(entries.with_value(label))
     labels.update(zip(named.ids, named.strings(label, remedy)[0], strict=True))
-    try:
-        return {id: labels[id] for id in sorted(labels)}
-    except TypeError as error:
+    texts = [id for id in labels if isinstance(id, str)]
+    if 0 < len(texts) < len(labels):
         raise ValueError(
-            f"{source}: the ids of {entries.section!r} are not all numbers ({error}); renumber them"
-        ) from error
+            f"{source}: {len(texts)} of the ids of {entries.section!r} are text, such as {short(texts[0])}, the others "
+            "numbers; write all as numbers"
+        )
+    return {id: labels[id] for id in sorted(labels)}
+
+
+def _check_types(
+    annotations: Entries, key: str, section: Section, known: Collection[Any], unlisted: NDArray[np.bool_]
+) -> None:
+    """Check that no unlisted id becomes a listed one when written as text, or as a number."""
+    broken = [n for n in np.flatnonzero(unlisted).tolist() if _other_type(annotations.entries[n][key]) in known]
+    annotations.check(
+        f"annotation whose {key} is of another type than in {section}",
+        broken,
+        lambda n: (
+            f"has the {key} {short(annotations.entries[n][key])}, but {section!r} has "
+            f"{short(_other_type(annotations.entries[n][key]))}"
+        ),
+        "text and numbers differ; write both as numbers",
+    )
+
+
+def _other_type(id: Any) -> int | str | None:
+    """Return an id that is text as a number, and one that is a number as text."""
+    return whole_number(id) if isinstance(id, str) else str(int(id))
 
 
 def _visible(entries: Entries, boxes: NDArray[np.float64], keys: Sequence[str]) -> NDArray[np.float64]:
