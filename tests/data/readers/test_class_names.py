@@ -36,6 +36,13 @@ def test_names_in_a_text_file_are_its_lines(tmp_path: Path) -> None:
     assert read_class_names(path) == [*WORDS, "car, parked"]
 
 
+@pytest.mark.parametrize("value", ["", "~", "null", "Null", "NULL"])
+def test_a_key_without_a_value_says_nothing(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text(f"names: [a, b]\nnc: {value}\nkpt_shape: {value}\n")
+    assert read_data_file(path).names == ["a", "b"] and read_data_file(path).keypoints is None
+
+
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
 
 

@@ -12,6 +12,7 @@ from tinydet.data.readers.text_files import read_text
 from tinydet.data.readers.yaml_files import read_yaml
 
 YAML_SUFFIXES = (".yaml", ".yml")
+_NULLS = (None, "", "~", "null", "Null", "NULL")  # how YAML writes that a key has no value
 _NAMES = "names: [person, car], or names: {0: person, 1: car}"
 
 
@@ -59,7 +60,7 @@ def read_data_file(path: Path) -> DataFile:
     content = read_yaml(path)
     names = _names(path, content.get("names"))
     count = content.get("nc")
-    if count not in (None, "", str(len(names))):
+    if count not in (*_NULLS, str(len(names))):
         raise ValueError(f"{path}: nc is {_shown(count)}, but there are {len(names)} names; correct one of them")
     keypoints = _keypoints(path, content.get("kpt_shape"))
     task = content.get("task")
@@ -98,7 +99,7 @@ def _checked(path: Path, names: list[str]) -> list[str]:
 
 
 def _keypoints(path: Path, shape: Any) -> tuple[int, int] | None:
-    if shape in (None, ""):
+    if shape in _NULLS:
         return None
     texts: Sequence[Any] = shape if isinstance(shape, list) else ()
     if len(texts) == 2 and all(isinstance(text, str) and text.isdecimal() and len(text) < 6 for text in texts):
