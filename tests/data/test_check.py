@@ -158,7 +158,7 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # by rule: message, r
         add("categories", VALID["categories"][0]), "entries 0 and 2 of 'categories'", "the same as the first", 3, 6),
     "category without name": (put("categories", 0, name=...), "category 1 has no 'name'", 'set to "category_1"', 3, 6),
     "category whose name is not a string": (
-        put("categories", 0, name=5), "category 1 has the name 5", "category_1", 3, 6),
+        put("categories", 0, name=5), "category 1 has the name 5", 'name set to "5"', 3, 6),
     "category name used twice": (
         put("categories", 1, name="person"), "categories 1 and 2 are all named", "category 2 merged into 1", 3, 6),
     "category that is not an object": (add("categories", None), "entry 2 of 'categories'", "dropped", 3, 6),
@@ -214,6 +214,12 @@ POLYGON = [5, 12, 31, 12, 31, 20, 5, 20]
 DERIVED: dict[str, tuple[Spoil, str]] = {  # from annotation 1, which is on image 2
     "numbers as text": (put("annotations", 0, bbox=["5", "12.0", " 26", 8]), "the numbers in its text"),
     "a list as text": (put("annotations", 0, bbox="[5, 12, 26, 8]"), "the numbers in its text"),
+    "text with blanks": (put("annotations", 0, bbox="5 12.0, 26 8"), "the numbers in its text"),
+    "a list in a list": (put("annotations", 0, bbox=[[5, 12, 26, 8]]), "the numbers in its list"),
+    "named sides": (put("annotations", 0, bbox={"w": 26, "h": 8, "x": 5, "y": 12}), "the numbers in its object"),
+    "a polygon of points": (
+        put("annotations", 0, bbox=[0, 0, 0, 0], segmentation=[[[5, 12], [31, 12], [31, 20], [5, 20]]]),
+        "the box around its polygons"),
     "a polygon": (put("annotations", 0, bbox=..., segmentation=[POLYGON]), "the box around its polygons"),
     "two polygons": (
         put("annotations", 0, bbox=[0, 0, 0, 0], segmentation=[[5, 15, 6, 16, 5, 16], [30, 12, 31, 20, 30, 20]]),
@@ -275,6 +281,35 @@ def test_no_box_is_derived_from_a_malformed_shape(shape: Any) -> None:
     put("annotations", 0, bbox=..., segmentation=shape)(document)
     repair_document(document, Path("x.json"))
     assert document["annotations"] == VALID["annotations"][1:]
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"size": "x", "counts": 5}, {"size": [40, 50]}, {"size": [40, 50], "counts": [1.5]}, {"counts": "a"}]
+)
+def test_an_object_that_is_no_mask_is_a_fault_and_removed(tmp_path: Path, shape: Any) -> None:
+    source = folder(tmp_path / "set", put("annotations", 0, segmentation=shape))
+    assert tinydet(["data", "check", str(source)]) == 1
+    assert tinydet(["data", "check", str(source), "--fix", str(tmp_path / "fixed.json")]) == 0
+    assert "segmentation" not in json.loads((tmp_path / "fixed.json").read_text())["annotations"][0]
+
+
+@pytest.mark.parametrize("name", ["1.png\n", " 1.png", "1.png ", "https://host/data/1.png?size=1#x", "\x001.png"])
+def test_a_name_with_blanks_or_an_address_is_matched_with_its_file(tmp_path: Path, name: str) -> None:
+    source = folder(tmp_path / "set", put("images", 0, file_name=name))
+    fixed = tmp_path / "fixed.json"
+    assert tinydet(["data", "check", str(source), "--fix", str(fixed)]) == 0
+    document = json.loads(fixed.read_text())
+    assert [image["file_name"] for image in document["images"]] == [image["file_name"] for image in VALID["images"]]
+    assert len(document["annotations"]) == len(VALID["annotations"])
+
+
+def test_a_name_never_takes_the_file_or_the_class_of_another_entry() -> None:
+    document = copy.deepcopy(VALID)
+    put("images", 0, file_name="2.png\n")(document)
+    put("categories", 0, name="boat\t")(document)
+    repair_document(document, Path("x.json"))
+    assert [image["id"] for image in document["images"]] == [2, 3]
+    assert [category["name"] for category in document["categories"]] == ["category_1", "boat"]
 
 
 def test_ids_and_sizes_written_as_text_keep_their_values(tmp_path: Path) -> None:

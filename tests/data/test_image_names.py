@@ -24,6 +24,8 @@ FILES = [Path("a b.png"), Path("deep/Ünïcode.PNG"), Path("train/x.png"), Path(
         lambda name: f"/home/me/images/{name}",
         lambda name: f"../images/{name}",
         quote,
+        lambda name: f" {name}\n",
+        lambda name: f"https://host/images/{quote(name)}?size=1/2#top",
         str.upper,
         str.lower,
         lambda name: unicodedata.normalize("NFD", name),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from tinydet._internal.extras import needs_extra
-from tinydet.data.coco_entries import LARGEST, is_integer
+from tinydet.data.coco_entries import LARGEST, is_integer, json_kind
 
+_SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 _NUMBER = re.compile(r"[+-]?\d{1,300}(\.\d*)?([eE][+-]?\d{1,3})?")
 
 
@@ -47,7 +47,10 @@ def derive_box(annotation: Mapping[str, Any], size: tuple[int, int]) -> tuple[li
     """
     shape = annotation.get("segmentation")
     boxes = (
-        (_box_of_text(annotation.get("bbox")), "the numbers in its text"),
+        (
+            _box_of_text(bbox := annotation.get("bbox")),
+            f"the numbers in its {'text' if _has_text(bbox) else json_kind(bbox)}",
+        ),
         (_box_of_polygons(shape), "the box around its polygons"),
         (_box_of_mask(shape, size), "the box around its mask"),
     )
@@ -61,30 +64,51 @@ def _is_visible(box: list[float], size: tuple[int, int]) -> bool:
 
 
 def _box_of_text(bbox: Any) -> list[float] | None:
-    """Return four numbers of which some are text, or that are one text."""
+    """Return four numbers of which some are text, that are one text, or that stand in a list or under their names."""
     if isinstance(bbox, str):
-        try:
-            bbox = json.loads(bbox)
-        except (ValueError, RecursionError):
-            return None
+        bbox = re.split(r"\s*[,;]\s*|\s+", bbox.strip(" \t()[]"))
+    if isinstance(bbox, Mapping):
+        names = next((names for names in _SIDES if set(names) == set(bbox)), ())
+        bbox = [bbox[name] for name in names]
+    if isinstance(bbox, list) and len(bbox) == 1:  # in a list of its own
+        bbox = bbox[0]
     if not isinstance(bbox, list) or len(bbox) != 4:
         return None
     box = [found for side in bbox if (found := number(side)) is not None]
     return box if len(box) == 4 else None
 
 
-def _box_of_polygons(shape: Any) -> list[float] | None:
+def polygons_of(shape: Any) -> list[list[float]] | None:
+    """Return polygons as lists of x, y, x, y, ..., also if they are a flat list, or have their points in lists [x, y].
+
+    Returns None for anything else, also for an odd number of coordinates.
+    """
     if not isinstance(shape, list) or not shape:
         return None
-    polygons = shape if isinstance(shape[0], list) else [shape]
-    if not all(isinstance(part, list) and len(part) % 2 == 0 for part in polygons):
-        return None
-    values = [number(value) for part in polygons for value in part]
-    if len(values) < 6 or any(value is None for value in values):
+    polygons = []
+    for part in shape if isinstance(shape[0], list) else [shape]:
+        if not isinstance(part, list):
+            return None
+        if all(isinstance(point, list) and len(point) == 2 for point in part):
+            part = [value for point in part for value in point]
+        values = [found for value in part if (found := number(value)) is not None]
+        if len(values) < len(part) or len(part) % 2:
+            return None
+        polygons.append(values)
+    return polygons
+
+
+def _box_of_polygons(shape: Any) -> list[float] | None:
+    values = [value for polygon in polygons_of(shape) or () for value in polygon]
+    if len(values) < 6:
         return None
     points = np.array(values, np.float64).reshape(-1, 2)
     low, high = points.min(axis=0), points.max(axis=0)
     return [*low.tolist(), *(high - low).tolist()]
+
+
+def _has_text(bbox: Any) -> bool:
+    return isinstance(bbox, str) or (isinstance(bbox, list) and any(isinstance(side, str) for side in bbox))
 
 
 def _box_of_mask(shape: Any, size: tuple[int, int]) -> list[float] | None:

@@ -465,6 +465,8 @@ def _is_text(value: Any) -> bool:
 def _are_points(values: list[Any], nested: bool) -> bool:
     """Return whether all values are lists of finite numbers; see `Entries.points`."""
     if nested:
+        if not all(_is_mask(value) for value in values if isinstance(value, Mapping)):
+            return False
         values = [value for value in values if not isinstance(value, Mapping)]
     if set(map(type, values)) - {list}:
         return False
@@ -473,6 +475,16 @@ def _are_points(values: list[Any], nested: bool) -> bool:
         return False
     coordinates = list(chain.from_iterable(lists))
     return not set(map(type, coordinates)) - {int, float} and bool(np.isfinite(_to_floats(coordinates)).all())
+
+
+def _is_mask(shape: Mapping[str, Any]) -> bool:
+    """Return whether a segmentation is a run-length mask: its size, and runs as text or as a list of numbers."""
+    size, counts = shape.get("size"), shape.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(is_integer(side) and side > 0 for side in size):
+        return False
+    return isinstance(counts, str) or (
+        isinstance(counts, list) and not set(map(type, counts)) - {int} and _fit_int64(counts)
+    )
 
 
 def _parts(shape: list[Any]) -> list[Any]:

@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinydet.data.coco_derive import derive_box, number, whole_number
+from tinydet.data.coco_derive import derive_box, number, polygons_of, whole_number
 from tinydet.data.coco_entries import LARGEST, SECTIONS, Fault, Section, is_integer, short
 from tinydet.data.coco_file import replace_non_finite
 from tinydet.data.coco_rules import examine, examine_boxes, examine_objects, normalize
-from tinydet.data.image_checks import examine_files, examine_pixels
+from tinydet.data.image_checks import examine_files, examine_pixels, match_names
 from tinydet.data.image_paths import image_file, image_name
 from tinydet.runtime.scenes import open_scene
 
@@ -119,9 +119,9 @@ class _Round:
             case "clear":
                 return self._clear(n, fault.key)
             case "rename":
-                return self._set(n, fault.key, fault.values[n]) if n in fault.values else self._drop(n)
+                return self._set(n, fault.key, fault.values[n]) if n in fault.values else self._rename(n)
             case "name":
-                return self._set(n, "name", f"category_{self.entries[n].get('id', n)}")
+                return self._name(n)
             case "flag":
                 return self._set(n, fault.key, int(_is_true(self.entries[n][fault.key])))
             case "measure":
@@ -182,9 +182,34 @@ class _Round:
             return self._drop(n)
         return f"{self._set(n, 'bbox', derived[0])}, {derived[1]}"
 
+    def _rename(self, n: int) -> str:
+        """Remove control characters and blanks around the name of an image, or drop it if that names no file."""
+        text = _plain_text(self.entries[n].get("file_name"))
+        if not text:
+            return self._drop(n)
+        name = image_name(text)
+        taken = {image_name(other) for other in self._values("file_name") if isinstance(other, str)}
+        if self.folder is not None:
+            files, unique = match_names([name], self.folder, taken)
+            name = files[name][0] if name in unique else ""
+        return self._drop(n) if not name or name in taken else self._set(n, "file_name", name)
+
+    def _name(self, n: int) -> str:
+        """Name a category by the number or the text without control characters that it has, or else by its id."""
+        name = _plain_text(self.entries[n].get("name"))
+        if not name or name in self._values("name"):
+            name = f"category_{self.entries[n].get('id', n)}"
+        return self._set(n, "name", name)
+
+    def _values(self, key: str) -> list[Any]:
+        """Return the values of a field, of all entries that have one."""
+        return [entry[key] for entry in self.entries if isinstance(entry, dict) and key in entry]
+
     def _clear(self, n: int, key: str) -> str:
-        """Replace a number that is written as text, or remove the field."""
+        """Replace a number or a polygon that is written in another form, or remove the field."""
         value = self.entries[n][key]
+        if key == "segmentation" and (polygons := polygons_of(value)) is not None:
+            return self._set(n, key, polygons)
         if isinstance(value, str) and (spelled := number(value)) is not None:
             return self._set(n, key, spelled)
         del self.entries[n][key]
@@ -295,6 +320,13 @@ class _Round:
                 if old not in self.renumbered:
                     break
                 annotation[key] = self.renumbered[old]
+
+
+def _plain_text(value: Any) -> str:
+    """Return text without control characters, and numbers as text; empty if nothing is left."""
+    if isinstance(value, str):
+        return " ".join("".join(part for part in value if part.isprintable() or part.isspace()).split())
+    return str(value) if type(value) is int and is_integer(value) else ""
 
 
 def _find_faults(document: dict[str, Any], source: Path, folder: Path | None) -> list[Fault]:

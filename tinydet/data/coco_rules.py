@@ -220,7 +220,7 @@ def _by_id(entries: Entries) -> NDArray[np.int64]:
 
 def _images(entries: Entries) -> tuple[tuple[ImageRecord, ...], NDArray[np.int64], NDArray[np.bool_]]:
     """Return images by ascending id, their indices in the list, and which break no rule."""
-    names, named = entries.strings("file_name", FILE_NAME)
+    names, named = entries.strings("file_name", FILE_NAME, "rename")
     names = [image_name(name) if name else "" for name in names]
     widths, heights = _sides(entries, "width"), _sides(entries, "height")
     valid = entries.has_id & named & (widths > 0) & (heights > 0)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tinydet._internal.progress import Progress
 from tinydet._internal.shell import command_line
 from tinydet.data.coco_entries import Fault, Repair, Report
 from tinydet.data.coco_rules import Contents, ImageRecord
 from tinydet.data.image_files import list_images
-from tinydet.data.image_names import ImageNames
+from tinydet.data.image_names import ImageNames, base_name
 from tinydet.data.image_paths import leaves_folder
 from tinydet.runtime.scenes import open_scene
 from tinydet.runtime.scenes.window import size_mismatch
@@ -34,7 +34,7 @@ def check_folder(source: Path, folder: Path) -> None:
 def examine_files(contents: Contents, source: Path, folder: Path, report: Report) -> None:
     """Check that every image has its file in the folder, without opening any.
 
-    A missing file is searched for under similar names, see `_match`.
+    A missing file is searched for under similar names, see `match_names`.
     """
     images, entries = contents.images, contents.image_entry.tolist()
     missing = [n for n, image in enumerate(images) if image.file_name and not _is_file(folder, image)]
@@ -42,7 +42,7 @@ def examine_files(contents: Contents, source: Path, folder: Path, report: Report
         return
     names = {n: images[n].file_name for n in missing}
     taken = {image.file_name for image in images}.difference(names.values())
-    files, unique = _match(names.values(), folder, taken)
+    files, unique = match_names(names.values(), folder, taken)
     fix = command_line("tinydet", "data", "check", source, "--images", folder, "--fix", "NEW.json")
     outside = [n for n in missing if leaves_folder(names[n])]
     renamed = [n for n in missing if not leaves_folder(names[n]) and names[n] in unique]
@@ -66,7 +66,7 @@ def examine_files(contents: Contents, source: Path, folder: Path, report: Report
         report(Fault(rule, "images", tuple(place), describe, remedy, repair, "file_name", values, tally))
 
 
-def _match(names: Iterable[str], folder: Path, taken: Collection[str]) -> tuple[dict[str, list[str]], set[str]]:
+def match_names(names: Iterable[str], folder: Path, taken: Collection[str]) -> tuple[dict[str, list[str]], set[str]]:
     """Return the files that each name can mean, and the names that mean exactly one, which no other name means.
 
     A name means a file by `ImageNames.find`, or else the file of that name in any folder.
@@ -77,7 +77,7 @@ def _match(names: Iterable[str], folder: Path, taken: Collection[str]) -> tuple[
     present = [file for file in list_images(folder) if file.as_posix() not in taken]
     index = ImageNames(present)
     found = {
-        name: [file.as_posix() for file in index.find(name) or index.find(PurePosixPath(name).name)]
+        name: [file.as_posix() for file in index.find(name) or index.find(base_name(name))]
         for name in dict.fromkeys(names)
     }
     claims = Counter(file for files in found.values() for file in files)

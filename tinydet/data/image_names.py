@@ -1,17 +1,20 @@
 """Find image files by names that other programs wrote.
 
 A name in an annotation file may be spelled differently from the file: with backslashes, `%20` for a space, another
-Unicode form of an accent, other letter case, or folders in front of it.
+Unicode form of an accent, blanks around it, other letter case, or folders or an address in front of it.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 Parts = tuple[str, ...]
+
+_ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # not a drive, which has one letter
 
 
 class ImageNames:
@@ -58,9 +61,17 @@ class ImageNames:
         return [file for parts, file in self._by_name.get(folded[-1], ()) if _ends_alike(parts, folded)]
 
 
+def base_name(name: str) -> str:
+    """Return a name without folders and address, in the spelling that `ImageNames` compares; may be empty."""
+    return (_spelled(name) or ("",))[-1]
+
+
 def _spelled(name: str) -> Parts:
-    """Split a name into folders and file name, in one spelling of separators, URL encoding and Unicode."""
-    return PurePosixPath(unicodedata.normalize("NFC", unquote(name).replace("\\", "/"))).parts
+    """Split a name into folders and file name, in one spelling of separators, URL encoding, blanks and Unicode."""
+    if _ADDRESS.match(name):
+        name = re.split("[?#]", name)[0]
+    path = PurePosixPath(unicodedata.normalize("NFC", unquote(name).replace("\\", "/")))
+    return tuple(part.strip() or part for part in path.parts)
 
 
 def _folded(name: str) -> Parts:
