@@ -129,9 +129,9 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
     [
         (
             ["--tile", "512"],
-            "takes tiles of 64, not 512. Export it for 512: python export/to_onnx.py model.pth --tile 512",
+            "takes tiles of 64, not 512. Export it for 512: tinydet export onnx model.pth --tile 512",
         ),
-        (["--model", "gone.onnx"], "--model gone.onnx does not exist; export one: python export/to_onnx.py model.pth"),
+        (["--model", "gone.onnx"], "--model gone.onnx does not exist; export one: tinydet export onnx model.pth"),
         (["--model", "scene.png"], "scene.png: not a valid ONNX file"),
         (["--backend", "tensorrt"], "no model.engine in "),
         (["--output", "nowhere/dets.json"], "nowhere/dets.json: the folder nowhere does not exist"),

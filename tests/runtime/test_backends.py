@@ -140,7 +140,7 @@ def test_foreign_and_damaged_onnx_files_are_refused_with_one_line(
     cases = {
         "foreign.onnx": (
             make_onnx(tmp_path / "foreign.onnx", metadata=None),
-            "was not exported by tinydet.*to_onnx.py",
+            "was not exported by tinydet.*tinydet export onnx",
         ),
         "garbage.onnx": (make_onnx(tmp_path / "garbage.onnx", metadata="{}"), "not a tinydet model description"),
         "later.onnx": (make_onnx(tmp_path / "later.onnx", metadata=later), "format 99"),
@@ -165,7 +165,7 @@ def test_foreign_and_damaged_onnx_files_are_refused_with_one_line(
 
 
 def test_a_checkpoint_says_how_to_export_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"python export/to_onnx.py .*model.pth"):
+    with pytest.raises(ValueError, match=r"tinydet export onnx .*model.pth"):
         open_model(tmp_path / "model.pth")
 
 
@@ -184,9 +184,7 @@ def test_the_best_usable_model_is_chosen_and_reasons_are_given_for_the_others(
 
 
 def test_a_folder_without_a_usable_model_gives_the_reason_for_each(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"no model.engine or model.onnx in .*python export/to_onnx.py model.pth"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no model.engine or model.onnx in .*tinydet export onnx model.pth"):
         choose_model(folder=tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     (tmp_path / "model.engine").write_bytes(b"ftrt" + bytes(100))
@@ -199,7 +197,7 @@ def test_a_folder_without_a_usable_model_gives_the_reason_for_each(tmp_path: Pat
 
 def test_a_file_is_opened_only_by_its_own_backend(make_onnx: Callable, tmp_path: Path) -> None:
     path = make_onnx(tmp_path / "model.onnx")
-    with pytest.raises(ValueError, match=r"is for the backend onnx, not tensorrt.*to_trt.py"):
+    with pytest.raises(ValueError, match=r"is for the backend onnx, not tensorrt.*tinydet export engine"):
         open_model(path, "tensorrt")
     disguised = tmp_path / "disguised.onnx"
     disguised.write_bytes(b"ftrt" + bytes(100))

@@ -89,7 +89,7 @@ def test_an_engine_of_another_version_or_gpu_is_refused_with_both(installed: Any
     text = str(refused.value)
     assert "Built by TensorRT-RTX 1.7 for compute capability 8.6 on linux-x86_64" in text
     assert "here: TensorRT-RTX 1.8, Stand-in (8.9)" in text
-    assert f"python export/to_trt.py {files.with_suffix('.onnx')}" in text
+    assert f"tinydet export engine {files.with_suffix('.onnx')}" in text
     assert "the plan is from another version" in text
 
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if args.precision != "fp32":
             output = convert_precision(output, args.precision, args, config)
     print(f"run it        {infer_command(output, spec)}")
-    print(f"build engine  {command_line('python', 'export/to_trt.py', output)}")
+    print(f"build engine  {command_line('tinydet', 'export', 'engine', output)}")
     return 0
 
 

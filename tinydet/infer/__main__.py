@@ -236,7 +236,7 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
         path = model_path(args.model)
         if not path.exists():
             raise FileNotFoundError(
-                f"--model {path} does not exist; export one: python export/to_onnx.py model.pth, or use a bundled "
+                f"--model {path} does not exist; export one: tinydet export onnx model.pth, or use a bundled "
                 f"model: {', '.join(BUNDLED)}"
             )
         check_file(path, "name an exported model")
@@ -302,8 +302,8 @@ def _check_tile(tile: int | Literal["auto"], path: Path, backend: Backend) -> No
     if tile < MIN_TILE or tile % TILE_STEP:
         advice = f"A tile must be a multiple of {TILE_STEP} pixels and at least {MIN_TILE}"
     else:
-        script = "to_trt.py" if path.suffix == ".engine" else "to_onnx.py"
-        advice = f"Export it for {tile}: python export/{script} model.pth --tile {tile}"
+        form = "engine" if path.suffix == ".engine" else "onnx"
+        advice = f"Export it for {tile}: tinydet export {form} model.pth --tile {tile}"
     raise ValueError(f"{path} takes tiles of {backend.spec.tile}, not {tile}. {advice}")
 
 

@@ -80,7 +80,7 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
     if tiles.saturated:
         yield (
             f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; some boxes are lost. "
-            f"Raise --score, or use smaller tiles: python export/to_onnx.py model.pth --tile {spec.tile // 2}"
+            f"Raise --score, or use smaller tiles: tinydet export onnx model.pth --tile {spec.tile // 2}"
         )
     if tiles.unconverged:
         yield f"  {nms_not_converged(tiles.unconverged, spec)}"

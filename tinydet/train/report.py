@@ -106,7 +106,8 @@ def result_lines(trainer: Trainer, val: Dataset | None) -> Iterator[str]:
         + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose the weights" if val else "")
     )
     evaluate = command_line("python", "-m", "tinydet.evaluate", "--model", trainer.output)
-    yield f"next: {evaluate}   {command_line('python', 'export/to_trt.py', trainer.output)}"
+    yield f"next: {evaluate}"
+    yield f"next: {command_line('tinydet', 'export', 'engine', trainer.output)}"
 
 
 def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, Any]:

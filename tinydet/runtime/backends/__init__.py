@@ -47,7 +47,7 @@ BACKENDS = (
     "onnx-rtx",
 )
 MODEL_FILES = ("model.engine", "model.onnx")  # best first
-EXPORT_COMMANDS = {"onnx": "python export/to_onnx.py model.pth", "tensorrt": "python export/to_trt.py model.pth"}
+EXPORT_COMMANDS = {"onnx": "tinydet export onnx model.pth", "tensorrt": "tinydet export engine model.pth"}
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _file_kind(path: Path) -> str:
     if head in (b"ftrt", b"vtrt") or path.suffix in (".engine", ".plan"):
         return "tensorrt"
     if path.suffix in (".pth", ".pt"):
-        export = command_line("python", "export/to_onnx.py", path)
+        export = command_line("tinydet", "export", "onnx", path)
         raise ValueError(f"{path} is a training checkpoint; export it first: {export}")
     return "onnx"
 

@@ -33,7 +33,7 @@ def checked_spec(path: Path, text: str | None, types: Mapping[str, str], input_s
     if text is None:
         raise ValueError(
             f"{path} was not exported by tinydet (no {METADATA_KEY!r} in its metadata); "
-            "export a trained model: python export/to_onnx.py model.pth"
+            "export a trained model: tinydet export onnx model.pth"
         )
     spec = ModelSpec.from_json(text, source=path)
     expected = {INPUT: TENSOR_TYPES[np.uint8]}

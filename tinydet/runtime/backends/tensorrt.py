@@ -258,7 +258,7 @@ def _execution_rtx(trt: Any, engine: Any) -> Execution:
 
 def _build_command(path: Path) -> str:
     """Return the command that builds an engine again."""
-    return command_line("python", "export/to_trt.py", path.with_suffix(".onnx"))
+    return command_line("tinydet", "export", "engine", path.with_suffix(".onnx"))
 
 
 def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
