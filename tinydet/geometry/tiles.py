@@ -95,11 +95,12 @@ class TileGrid:
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
         """All tiles, row by row, from left to right."""
-        return tuple(
-            Tile(row * self.columns + column, row, column, x, y, self.tile_width, self.tile_height)
-            for row, y in enumerate(self.ys)
-            for column, x in enumerate(self.xs)
-        )
+        return tuple(self.at(row, column) for row in range(self.rows) for column in range(self.columns))
+
+    def at(self, row: int, column: int) -> Tile:
+        """Return one tile."""
+        index = row * self.columns + column
+        return Tile(index, row, column, self.xs[column], self.ys[row], self.tile_width, self.tile_height)
 
     def __len__(self) -> int:
         return self.rows * self.columns

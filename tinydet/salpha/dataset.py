@@ -6,7 +6,6 @@ No image is opened and no network is run: the fusion factors follow from boxes, 
 from __future__ import annotations
 
 import time
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +138,7 @@ def _tiles(
     scale: float,
 ) -> Inputs:
     """The tiles that inference cuts, with the objects that training assigns to them."""
-    parts: list[tuple[NDArray[np.float64], NDArray[np.int64]]] = []
+    parts = [(np.zeros((0, 4)), np.zeros(0, np.int64))]
     inputs = 0
     plans = {  # images of one size share one plan
         (width, height): plan_tiles(width, height, tile=tile, overlap=overlap, scale=scale)
@@ -151,19 +150,29 @@ def _tiles(
         rank = np.full(len(sizes), -1)  # of an image among those of this size
         rank[images] = np.arange(len(images))
         of_size = np.flatnonzero(rank[index] >= 0)
-        for top, row in groupby(plan.grid.tiles, key=lambda piece: piece.y):
-            # Select the boxes of each row first: testing every box against every tile is slow on large images.
-            bottom = top + plan.grid.tile_height
+        # Visit only tiles that a box touches: a large image has millions of others.
+        grid, xs, ys = plan.grid, np.array(plan.grid.xs), np.array(plan.grid.ys)
+        for row in _touched(ys, grid.tile_height, boxes[of_size][:, [1, 3]]).tolist():
+            top, bottom = ys[row], ys[row] + grid.tile_height
             in_row = of_size[(boxes[of_size, 3] > top) & (boxes[of_size, 1] < bottom)]
-            for piece in row:
+            for column in _touched(xs, grid.tile_width, boxes[in_row][:, [0, 2]]).tolist():
+                piece = grid.at(row, column)
                 overlapping = in_row[(boxes[in_row, 2] > piece.x) & (boxes[in_row, 0] < piece.x + piece.width)]
                 clipped, visible = clip_to_tile(boxes[overlapping], piece)
                 shown = visible >= MIN_VISIBILITY
-                of_tile = inputs + rank[index[overlapping[shown]]] * len(plan.grid) + piece.index
+                of_tile = inputs + rank[index[overlapping[shown]]] * len(grid) + piece.index
                 parts.append((clipped[shown] * plan.scale, of_tile))
         inputs += len(images) * len(plan.grid)
     in_tiles, tile_index = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Inputs(in_tiles, np.full((inputs, 2), tile), tile_index)  # smaller images are padded to a tile
+
+
+def _touched(starts: NDArray[np.int64], length: int, intervals: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return which of the intervals of one length that begin at `starts` overlap any of `intervals` (N, 2)."""
+    changes = np.zeros(len(starts) + 1, np.int64)
+    np.add.at(changes, np.searchsorted(starts, intervals[:, 0] - length, "right"), 1)
+    np.add.at(changes, np.searchsorted(starts, intervals[:, 1], "left"), -1)
+    return np.flatnonzero(np.cumsum(changes[:-1]) > 0)
 
 
 def _with_mirror_images(inputs: Inputs) -> Inputs:
