@@ -47,6 +47,7 @@ def test_any_file_name_becomes_one_line_of_utf8(name: bytes, text: str) -> None:
         (f"https://host/a.ts?{SECRET * 5}", "https://host/a.ts?***"),
         (f"https://host/a.ts?q={SECRET * 5}", "https://host/a.ts?q=***"),
         (f"srt://host:9000?passphrase={SECRET}", "srt://host:9000?passphrase=***"),
+        (f"srt://host:9000?streamid={SECRET}", "srt://host:9000?streamid=***"),
     ],
 )  # fmt: skip
 def test_no_secret_of_an_address_is_shown(address: str, public: str) -> None:

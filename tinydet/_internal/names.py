@@ -17,7 +17,7 @@ _ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]+:/+)(\S+)", re.IGNORECASE)
 _PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;\s]*=)?([^&#;\s]*)")
 _SECRET = re.compile(
     r"pass|pwd|psw|^pw$|^p$|auth|token|secret|sig|key|cred|user|usr|^u$|login|account|session|^sid$|jwt|hmac|hash|policy"
-    r"|access|^code$|^pin$|hdn",
+    r"|access|^code$|^pin$|hdn|streamid",
     re.IGNORECASE,
 )
 _UNSAFE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates, separators of lines and paragraphs

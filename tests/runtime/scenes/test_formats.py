@@ -400,6 +400,20 @@ def test_rasters_are_opened_by_their_content(tmp_path: Path, driver: str) -> Non
     assert np.array_equal(read_image(path), np.repeat(bands, 3, 2) if gray else RGB)
 
 
+@pytest.mark.parametrize("driver", ["HFA", "NITF", "ENVI", "EHdr", "SAGA", "SGI"])
+def test_a_truncated_raster_is_refused_by_name(tmp_path: Path, driver: str) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    path = tmp_path / ("a.sdat" if driver == "SAGA" else "a.data")
+    if driver == "SGI":
+        Image.fromarray(RGB).save(path, "SGI")
+    else:
+        with rasterio.open(path, "w", driver=driver, count=1, dtype="uint8", height=HEIGHT, width=WIDTH) as file:
+            file.write(RGB[..., 0], 1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+    with pytest.raises(ValueError, match=r"a\.s?data?: (truncated|damaged)"):
+        read_image(path)
+
+
 def test_a_raw_file_of_a_camera_is_refused(tmp_path: Path) -> None:
     mosaic = write_tiff(tmp_path / "a.dng", RGB[..., :1], 32803, 8)
     preview = write_tiff(tmp_path / "b.dng", RGB, IS_RGB, 8, t254=[1])

@@ -45,6 +45,14 @@ def contains(ring: np.ndarray, lon: float, lat: float) -> bool:
     return bool((crossed & (lon < at)).sum() % 2)
 
 
+@pytest.mark.parametrize("size", [1e30, 1e300])
+def test_coordinates_beyond_all_measure_have_no_longitude_and_take_no_time(tmp_path: Path, size: float) -> None:
+    path = raster(tmp_path / "a.tif", "EPSG:3857", (size, 0, size, 0, -size, size))
+    with open_scene(path) as scene:
+        assert (scene.width, scene.height) == (40, 30)
+    assert georeference_of(path) is None
+
+
 @pytest.mark.parametrize(
     ("georeference", "spread", "side"), [(FIJI, 700, 60), (NORTH_POLE, 1000, 400), (SOUTH_POLE, 1000, 400)]
 )

@@ -67,6 +67,40 @@ def test_a_jpeg_cut_anywhere_in_its_scans_is_refused(tmp_path: Path, kind: str) 
                 read_image(path)
 
 
+@pytest.mark.parametrize("kind", ["baseline", "gray", "restarts"])
+def test_a_jpeg_cut_in_its_scan_is_refused_although_it_has_an_end_marker(tmp_path: Path, kind: str) -> None:
+    data, path = jpeg(kind), tmp_path / "cut.jpg"
+    start = data.index(b"\xff\xda") + 20
+    for end in np.linspace(start, start + 0.95 * (len(data) - start), 12).astype(int):
+        path.write_bytes(data[:end].rstrip(b"\xff") + b"\xff\xd9")
+        with pytest.raises(ValueError, match=r"cut\.jpg: truncated JPEG, rows are missing before its end marker"):
+            read_image(path)
+
+
+def test_a_gray_corner_is_not_taken_for_missing_rows(tmp_path: Path) -> None:
+    pixels = np.full((64, 96, 3), 128, np.uint8)
+    pixels[:20, :30] = 7
+    Image.fromarray(pixels).save(tmp_path / "gray.jpg")
+    expected = np.asarray(Image.open(tmp_path / "gray.jpg").convert("RGB"))
+    assert (expected[-1, -1] == 128).all()
+    assert np.array_equal(read_image(tmp_path / "gray.jpg"), expected)
+
+
+@pytest.mark.parametrize("kind", ["baseline", "gray", "progressive", "restarts"])
+def test_whatever_follows_the_rows_of_a_jpeg_without_end_marker_is_left_out(tmp_path: Path, kind: str) -> None:
+    data, path = jpeg(kind), tmp_path / "pano.jpg"
+    path.write_bytes(data)
+    expected = read_image(path)
+    for trailer in (
+        b"\0\0SEFH\xffSEFT",
+        bytes(range(256)) * 8 + b"SEFT",
+        b"\xff\x02" * 9,
+        b"\xff\xc0\0\x08" + bytes(8),
+    ):
+        path.write_bytes(data[:-2] + trailer)
+        assert np.array_equal(read_image(path), expected)
+
+
 def test_a_progressive_jpeg_cut_between_two_scans_is_refused(tmp_path: Path) -> None:
     data = jpeg("progressive")
     starts = [n for n in range(len(data)) if data[n : n + 2] in (b"\xff\xda", b"\xff\xc4")]

@@ -17,6 +17,7 @@ from tinydet.runtime.scenes.raster_access import open_raster
 LON_LAT = "OGC:CRS84"  # WGS 84, longitude first, as in GeoJSON (RFC 7946)
 METERS_PER_DEGREE = 111_320.0  # of latitude
 SPHERE = 0.02  # a larger relative difference is not due to the earth's flattening, nor to the scale of a map
+FARTHEST = 1e12  # in any unit of a reference system; PROJ would subtract turns from larger numbers for hours
 POLE = 90 - 1e-9  # degrees; the longitude of a point beyond is arbitrary
 
 
@@ -174,7 +175,7 @@ def _convert(source: str, target: str, points: NDArray[np.float64]) -> NDArray[n
     with needs_extra("geo"):
         import rasterio.warp
     found = np.full(points.shape, np.nan)
-    finite = np.flatnonzero(np.isfinite(points).all(axis=1))
+    finite = np.flatnonzero((np.abs(points) < FARTHEST).all(axis=1))
     pending = [finite] if len(finite) else []
     while pending:
         part = pending.pop()

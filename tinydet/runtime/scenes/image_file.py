@@ -398,6 +398,9 @@ def _decode_jpeg(path: Path, data: bytes) -> tuple[Pixels, int]:
             frames = _count_images(path, data)
     except Exception as error:  # Pillow raises errors of any class
         raise ValueError(f"{path}: damaged JPEG ({reason(error)}); get the file again") from error
+    # libjpeg leaves missing blocks gray.
+    if scans.has_end and (rgb[-1, -1] == 128).all() and not _has_all_rows(path, data[: scans.stop]):
+        raise ValueError(f"{path}: truncated JPEG, rows are missing before its end marker; get the file again")
     following = data[scans.stop + 2 :] if scans.has_end and not has_index else b""
     if following.startswith(b"\xff\xd8\xff") and _Scans(following).size == scans.size:
         frames = 0  # Motion JPEG
@@ -424,7 +427,8 @@ class _Scans:
     Attributes:
         size: width and height, 0 if the header is missing.
         start: position after the header of the first scan.
-        stop: position at which the image ends at the latest: where another one begins, or the end of the data.
+        stop: position of the end marker. If it is missing, the position at which the image ends at the latest: at the
+            first marker after the scans that it needs, where another image begins, or at the end of the data.
         has_end: whether the end marker follows.
         missing: (component, coefficient) that no scan brings to full precision, as in a truncated progressive JPEG.
     """
@@ -435,8 +439,11 @@ class _Scans:
         position = 2
         while found := _MARKER.search(data, position):
             marker, position = found[1][0], found.end()
+            if any(self.size) and not self.missing:
+                self.stop = min(self.stop, found.start())
             if marker in (0xD8, 0xD9):
-                self.stop, self.has_end = found.start(), marker == 0xD9
+                self.has_end = marker == 0xD9
+                self.stop = found.start() if self.has_end else min(self.stop, found.start())
                 return
             if position + 2 > len(data):
                 return
@@ -456,8 +463,7 @@ class _Scans:
 def _complete_jpeg(path: Path, data: bytes, scans: _Scans) -> bytes:
     """Append the missing end marker of a JPEG whose rows are all there.
 
-    They are if bytes that follow have no influence on the pixels: libjpeg takes them for the missing part of a scan, or
-    continues with zeros if there are none. Zeros at the end may be a part of the file that was never written.
+    Zeros at the end may be a part of the file that was never written.
 
     Raises:
         ValueError: rows are missing.
@@ -466,18 +472,26 @@ def _complete_jpeg(path: Path, data: bytes, scans: _Scans) -> bytes:
     if kept.endswith((bytes(8), b"\xff" * 8)):
         kept = kept.rstrip(b"\0\xff")
     kept = kept.rstrip(b"\xff")  # the first half of a marker
-    images = []
-    try:
-        for filler in (b"", *_FILLERS) if any(scans.size) and not scans.missing else ():
-            images.append(_decode_with_pillow(path, "JPEG", kept + filler + _END_OF_JPEG)[0])
-    except Exception:  # Pillow raises errors of any class
-        images = []
-    if not images or not all(np.array_equal(images[0], image) for image in images):
+    if not any(scans.size) or scans.missing or not _has_all_rows(path, kept):
         raise ValueError(
             f"{path}: truncated JPEG, its {len(data)} bytes have no end marker and rows are missing; get the file again"
         )
     warn_once(f"{path}: the JPEG has no end marker, but all of its rows; it is read")
     return kept + _END_OF_JPEG
+
+
+def _has_all_rows(path: Path, kept: bytes) -> bool:
+    """Return whether a JPEG without its end marker has all of its rows.
+
+    It has if bytes that follow have no influence on the pixels: libjpeg takes them for the missing part of a scan, or
+    continues with gray if there are none.
+    """
+    try:
+        images = (_decode_with_pillow(path, "JPEG", kept + filler + _END_OF_JPEG)[0] for filler in (b"", *_FILLERS))
+        first = next(images)
+        return all(np.array_equal(first, image) for image in images)
+    except Exception:  # Pillow raises errors of any class
+        return False
 
 
 def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -566,7 +580,7 @@ def _complete_png(path: Path, data: bytes) -> bytes:
             f"{path}: truncated PNG, its {len(data)} bytes hold {share:.0%} of its rows; get the file again"
         )
     others = [(kind, content) for kind, content in chunks if kind in (b"IHDR", b"PLTE", b"tRNS")]
-    chunks = [*others, (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")]
+    chunks = [*others, (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b"")]
     return data[:8] + b"".join(_png_chunk(kind, content) for kind, content in chunks)
 
 

@@ -26,6 +26,8 @@ from types import TracebackType
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+
 from tinydet._internal.errors import name_failures, reason
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.scenes.image_file import HEAD, image_format
@@ -34,7 +36,7 @@ from tinydet.runtime.scenes.tiff_tags import TIFF, read_tiff_tags
 VARIABLE = "TINYDET_ALLOW_REFERENCES"
 DRIVERS = (
     *("GTiff", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "JPEGXL", "PNG", "JPEG", "GIF", "BIGGIF", "BMP", "WEBP"),
-    *("AVIF", "HEIF", "PNM", "TGA", "SGI", "HFA", "NITF", "ENVI", "EHdr", "ECW", "MrSID", "GPKG", "MBTiles", "FITS"),
+    *("AVIF", "HEIF", "PNM", "SGI", "HFA", "NITF", "ENVI", "EHdr", "ECW", "MrSID", "GPKG", "MBTiles", "FITS"),
     *("GRIB", "DTED", "SRTMHGT", "USGSDEM", "AAIGrid", "GRASSASCIIGrid", "GSAG", "GSBG", "GS7BG", "RST", "SAGA"),
     *("ROI_PAC", "PCRaster", "BSB", "LAN", "KRO", "BT", "HF2", "RMF", "SIGDEM", "Terragen", "ZMap"),
 )  # of GDAL; names that a build lacks are ignored
@@ -123,6 +125,7 @@ def open_raster(path: Path) -> Any:
             file = _open(path, None if allowed else ["VRT"] if is_virtual else DRIVERS)
             if not is_virtual:
                 _check_sidecars(path, file)
+                _check_length(path, file)
             return file
     except rasterio.errors.RasterioError as error:
         head = _head(path)
@@ -139,6 +142,21 @@ def _open(path: Path, drivers: Sequence[str] | None) -> Any:
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         # An absolute path cannot be taken for the name of a server, or of a part of a file.
         return rasterio.io.DatasetReader(path.absolute(), driver=drivers and list(drivers), sharing=False)
+
+
+def _check_length(path: Path, file: Any) -> None:
+    """Check that an ENVI file, of which GDAL fills the missing part with zeros, has all of its pixels.
+
+    Raises:
+        ValueError: it has not.
+    """
+    tags = file.tags(ns="ENVI")
+    if file.driver != "ENVI" or tags.get("file_compression", "0") != "0":
+        return
+    size, offset = path.stat().st_size, int(tags.get("header_offset", 0))
+    expected = offset + file.width * file.height * sum(np.dtype(kind).itemsize for kind in file.dtypes)
+    if size < expected:
+        raise ValueError(f"{path}: truncated ENVI image, it has {size} of {expected} bytes; get the file again")
 
 
 def _head(path: Path) -> bytes:
