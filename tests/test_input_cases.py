@@ -398,9 +398,12 @@ def case(
     return enter
 
 
+SLOW = ("draw_webp_too_wide", "next_command_with_spaces")  # scan a large image, train
+
+
 @pytest.mark.parametrize(
     ("folder", "command", "right"),
-    CASES,
+    [pytest.param(*row, marks=[pytest.mark.slow] * (row.folder in SLOW)) for row in CASES],
     ids=[f"{row.folder}-{i}" for i, row in enumerate(CASES)],
 )
 def test_the_input_is_read_right_or_refused(
@@ -445,6 +448,7 @@ def test_class_names_beyond_ascii_are_legible_in_the_drawing(case: Callable[[str
         assert not np.array_equal(ours, picture(name, replaced)[0]), name
 
 
+@pytest.mark.slow
 def test_a_category_whose_name_has_a_comma_can_be_chosen(case: Callable[[str], Run]) -> None:
     run = case("coco_comma_in_a_name")
     ways = ["--category 'car, parked'", "--categories 'car, parked'", """--categories '"car, parked"'"""]
@@ -474,6 +478,7 @@ def test_corner_files_are_scored_in_the_full_image(case: Callable[[str], Run]) -
     assert float(next(line for line in scores.splitlines() if line.startswith("AP")).split()[-1]) > 90, scores
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_the_run_resumes(case: Callable[[str], Run], inputs: Callable[[str], Path]) -> None:
     """A GeoPackage begins with some 100 kB and takes some 200 bytes per box: 120 boxes go beyond the limit."""
     rasterio, run = pytest.importorskip("rasterio"), case("disk_full_gpkg")

@@ -205,6 +205,6 @@ def test_values_are_stored_as_the_command_line_gives_them() -> None:
 
 def test_the_next_commands_are_quoted_for_the_shell() -> None:
     trainer = SimpleNamespace(output=Path("my models/m 1.pth"), seconds=1.0, best=0.5, tiles=None)
-    *_, commands = result_lines(cast(Trainer, trainer), None)
-    words = shlex.split(commands)
-    assert words.count("my models/m 1.pth") == 2
+    *_, evaluate, export = result_lines(cast(Trainer, trainer), None)
+    assert shlex.split(evaluate) == ["next:", "tinydet", "evaluate", "--model", "my models/m 1.pth"]
+    assert shlex.split(export) == ["next:", "tinydet", "export", "engine", "my models/m 1.pth"]

@@ -105,8 +105,7 @@ def result_lines(trainer: Trainer, val: Dataset | None) -> Iterator[str]:
         f"wrote {trainer.output} after {duration(trainer.seconds / 60)}"
         + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose the weights" if val else "")
     )
-    evaluate = command_line("python", "-m", "tinydet.evaluate", "--model", trainer.output)
-    yield f"next: {evaluate}"
+    yield f"next: {command_line('tinydet', 'evaluate', '--model', trainer.output)}"
     yield f"next: {command_line('tinydet', 'export', 'engine', trainer.output)}"
 
 
