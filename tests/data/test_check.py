@@ -453,7 +453,7 @@ def test_a_file_without_faults_may_have_notes_and_is_completed_by_fix(
         "1 ignore regions have no area in their image",
         "1 annotations repeat another",
         "1 images have no annotation",
-        "no annotation is of category whale",
+        "no annotation has the category whale",
         "1 annotations have no 'area'",
         "1 annotations have no 'iscrowd'",
     ):

@@ -158,7 +158,7 @@ def grid(text: str) -> tuple[float, ...]:
             count = int((high - low) / step + 1e-9) + 1
             if count > MOST_VALUES:
                 raise ArgumentTypeError(
-                    f"expected a grid of at most {MOST_VALUES} values, got {count:.4g}: {text!r:.60}"
+                    f"expected a grid of at most {MOST_VALUES} values, got {count:.4g}: {quoted(text)}"
                 )
             values = [round(low + i * step, 10) for i in range(count)]
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -208,7 +208,7 @@ def names(text: str) -> tuple[str, ...]:
     try:
         (row,) = csv.reader([text], skipinitialspace=True) if text else [[]]
     except (csv.Error, ValueError) as error:
-        raise ArgumentTypeError(f"expected names separated by commas; got {text!r} ({error})") from error
+        raise ArgumentTypeError(f"expected names separated by commas; got {quoted(text)} ({error})") from error
     return tuple(name for part in row if (name := part.strip()))
 
 

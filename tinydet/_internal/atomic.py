@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tinydet._internal.errors import reason
-from tinydet._internal.outputs import check_output_files
+from tinydet._internal.outputs import check_output_files, is_device
 
 NOT_WRITTEN = "was not written"
 PROBE = 1 << 24  # bytes; more than a library writes at once
@@ -38,7 +38,7 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
         OSError: the folder is missing, the file cannot be written, or another process is writing it. Names `path`.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_device(path):
         try:
             yield path
         except OSError as error:
@@ -95,7 +95,7 @@ def claim(*outputs: Path | None, folder: bool = False, inputs: Iterable[Path | N
         check_output_files(outputs, inputs)
     with contextlib.ExitStack() as stack:
         for path in dict.fromkeys(outputs):
-            if path is not None and not (path.exists() and not path.is_file() and not path.is_dir()):
+            if path is not None and not is_device(path):
                 stack.enter_context(_locked(path, folder))
         yield
 

@@ -34,3 +34,8 @@ def check_output_files(outputs: Iterable[Path | None], inputs: Iterable[Path | N
         if real in written and not real.startswith("/dev/"):
             raise ValueError(f"{path} would be written twice; name another output")
         written.add(real)
+
+
+def is_device(path: Path) -> bool:
+    """Return whether a path is a device or a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()

@@ -470,7 +470,7 @@ def _are_points(values: list[Any], nested: bool) -> bool:
         values = [value for value in values if not isinstance(value, Mapping)]
     if set(map(type, values)) - {list}:
         return False
-    lists = [part for value in values for part in _parts(value)] if nested else values
+    lists = [part for value in values for part in polygon_lists(value)] if nested else values
     if set(map(type, lists)) - {list} or (nested and any(len(part) % 2 for part in lists)):
         return False
     coordinates = list(chain.from_iterable(lists))
@@ -487,7 +487,7 @@ def _is_mask(shape: Mapping[str, Any]) -> bool:
     )
 
 
-def _parts(shape: list[Any]) -> list[Any]:
+def polygon_lists(shape: list[Any]) -> list[Any]:
     """Return the polygons of a segmentation; a flat list of coordinates is one polygon."""
     return shape if not shape or isinstance(shape[0], list) else [shape]
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tinydet._internal.outputs import is_device
 from tinydet._internal.shell import command_line
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
 from tinydet.runtime.scenes.sources import Source, is_stream, shortened
-from tinydet.runtime.writers import FORMATS, check_georeference, check_output, format_of, is_device, paths_of
+from tinydet.runtime.writers import FORMATS, check_georeference, check_output, format_of, paths_of
 
 SKIP_HINT = "; --skip-unreadable continues with the other scenes"
 MARK = ".detections"  # in the names of output files; `find_sources` ignores files with it

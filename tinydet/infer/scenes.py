@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -259,15 +258,6 @@ def _of_one_scene() -> Iterator[None]:
         if not isinstance(error, ValueError | OSError) and not is_outside_error(error):
             raise
         raise DamagedSceneError(reason(error) if is_outside_error(error) else str(error)) from error
-
-
-def _state(path: Path) -> tuple[int | None, int | None]:
-    """Return the size of a file and the time of its last change in nanoseconds; None if it has vanished."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None, None
-    return state.st_size, state.st_mtime_ns
 
 
 def _is_complete(plan: RunPlan, identity: dict[str, Any]) -> bool:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinydet.data.readers.text_files import read_text
+from tinydet.data.readers.text_files import YAML_SUFFIXES, read_text
 from tinydet.data.readers.yaml_files import read_yaml
 
-YAML_SUFFIXES = (".yaml", ".yml")
 _NULLS = (None, "", "~", "null", "Null", "NULL")  # how YAML writes that a key has no value
 _NAMES = "names: [person, car], or names: {0: person, 1: car}"
 

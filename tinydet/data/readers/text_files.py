@@ -12,6 +12,7 @@ from tinydet._internal.input_files import read_file
 from tinydet.data.image_files import list_files, list_images
 from tinydet.data.image_names import ImageNames
 
+YAML_SUFFIXES = (".yaml", ".yml")
 # UTF-32 first: its little-endian mark starts with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -124,7 +125,7 @@ def pair_with_images(source: Path, images: Path | None, *, skip: frozenset[str] 
         raise ValueError(f"{source}: this format has no image sizes; name the folder of the images: --images DIR")
     if not images.is_dir():
         raise ValueError(f"{images}: no such folder of images; check --images")
-    if source.suffix.lower() in (".yaml", ".yml"):
+    if source.suffix.lower() in YAML_SUFFIXES:
         raise ValueError(f"{source}: describes a dataset; name the folder of its .txt files")
     if source.is_dir():
         root, texts = source, list_files(source, (".txt",))

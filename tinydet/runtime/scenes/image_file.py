@@ -28,13 +28,13 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import command_line
 from tinydet.runtime.scenes.pixels import Pixels, upright
+from tinydet.runtime.scenes.signatures import HEAD, JPEG_MARKER
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 MAX_DECODED = 1 << 28  # pixels; larger files are read by windows
 MAX_ENCODED = 1 << 29  # bytes; larger files are read by windows
-HEAD = 4096  # bytes from which formats are recognized
 MAX_DENSITY = 8400  # pixels per byte: 8 pixels per byte of a bilevel image, which deflate shrinks by at most 1032
 MANY_PIXELS = 1 << 26  # smaller images may be as empty as they like
 ORIENTATION = 0x0112  # EXIF tag
@@ -50,7 +50,6 @@ _FILLERS = [
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"IDAT", b"IEND"})  # for the pixels
 _NETPBM = re.compile(rb"P([1-6fF])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d*)")
 _PAM = re.compile(rb"^(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d+)", re.MULTILINE)
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7\x01])")  # neither a stuffed zero nor a restart
 
 logger = logging.getLogger("tinydet.runtime.scenes")
 
@@ -437,7 +436,7 @@ class _Scans:
         self.size, self.start, self.stop, self.has_end = (0, 0), len(data), len(data), False
         self.missing: set[tuple[int, int]] = set()
         position = 2
-        while found := _MARKER.search(data, position):
+        while found := JPEG_MARKER.search(data, position):
             marker, position = found[1][0], found.end()
             if any(self.size) and not self.missing:
                 self.stop = min(self.stop, found.start())

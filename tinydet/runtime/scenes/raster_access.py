@@ -30,7 +30,8 @@ import numpy as np
 
 from tinydet._internal.errors import name_failures, reason
 from tinydet._internal.extras import needs_extra
-from tinydet.runtime.scenes.image_file import HEAD, image_format
+from tinydet.runtime.scenes.image_file import image_format
+from tinydet.runtime.scenes.signatures import HEAD
 from tinydet.runtime.scenes.tiff_tags import TIFF, read_tiff_tags
 
 VARIABLE = "TINYDET_ALLOW_REFERENCES"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-HEAD = 4096  # bytes that `media_kind` needs
+HEAD = 4096  # bytes that identify a format
 Kind = Literal["image", "video"]
 
 _IMAGES = (
@@ -33,7 +33,7 @@ _VIDEOS = (
 _BOXES = frozenset({b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"wide", b"free", b"skip", b"pnot"})
 _NETPBM = re.compile(rb"P[1-7fF]\s")
 _VIRTUAL = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<VRTDataset")
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7\x01])")  # neither a stuffed zero nor a restart
+JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7\x01])")  # neither a stuffed zero nor a restart
 
 
 def media_kind(head: bytes) -> Kind | None:
@@ -61,7 +61,7 @@ def is_motion_jpeg(data: bytes) -> bool:
     A multi-picture file (MPO) also holds several JPEG images; it is an image.
     """
     position = 2
-    while data.startswith(b"\xff\xd8\xff") and (found := _JPEG_MARKER.search(data, position)):
+    while data.startswith(b"\xff\xd8\xff") and (found := JPEG_MARKER.search(data, position)):
         marker, position = found[1][0], found.end()
         if marker == 0xD9:
             return data[position : position + 3] == b"\xff\xd8\xff"

@@ -60,7 +60,7 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
         place = found.georeference.lon_lat(found.georeference.corners(of.boxes).mean(axis=1))
     x1, y1, x2, y2 = of.boxes.T
     return {
-        "scene": np.full(len(of), _encodable(found.scene), object),
+        "scene": np.full(len(of), found.scene, object),
         "image_id": np.full(len(of), found.image_id, np.int64),
         "class": classes[of.labels],
         "category_id": category_ids[of.labels],
