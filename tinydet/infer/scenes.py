@@ -61,7 +61,7 @@ class InferenceRun:
         """Process all jobs.
 
         Returns:
-            The reason for each scene that was skipped, which names the scene.
+            For each skipped scene, its name and the reason.
 
         Raises:
             ValueError, OSError: a scene cannot be read and unreadable scenes are not skipped; a file cannot be written;
@@ -247,7 +247,7 @@ class InferenceRun:
 
 @contextmanager
 def _of_one_scene() -> Iterator[None]:
-    """Raise errors of the block as DamagedSceneError: they concern one scene, and the others may be processed."""
+    """Raise errors of the block as DamagedSceneError, because they affect only one scene."""
     try:
         yield
     except BandsError:

@@ -179,7 +179,7 @@ def read_records(path: Path) -> list[Record]:
 
 @dataclass(frozen=True)
 class _Result:
-    """What `tinydet train --json` writes, as far as a study reads it."""
+    """The fields of `tinydet train --json` that a study reads."""
 
     history: list[dict[str, int | float]]
     diverged: str | None

@@ -29,7 +29,7 @@ class Pairs(NamedTuple):
     Attributes:
         pairs: text file and image, sorted; images are relative to the image folder.
         unmatched: images without a text file, sorted.
-        notes: messages to the user about names that are spelled differently.
+        notes: messages for the user about names that are spelled differently.
     """
 
     pairs: list[tuple[Path, Path]]
@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    r"""Return a text file in UTF-8, or in the encoding that its byte order mark says, with lines that end with "\n".
+    r"""Read a text file as UTF-8, or in the encoding of its byte order mark, and normalize line ends to "\n".
 
     Raises:
         ValueError: the file is in another encoding, or not text.

@@ -1,4 +1,4 @@
-"""Tell images from videos by the first bytes of a file. A suffix may be wrong, missing or unknown."""
+"""Distinguish images from videos by their first bytes. A suffix may be wrong, missing or unknown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7\x01])")  # neither a stuff
 
 
 def media_kind(head: bytes) -> Kind | None:
-    """Return what a file is from its first HEAD bytes; None if they are unknown."""
+    """Return the kind of a file from its first HEAD bytes; None if it is unknown."""
     if head[4:8] in _BOXES:  # MP4, QuickTime, 3GP; AVIF and HEIC have the same boxes
         return "image" if head[4:8] == b"ftyp" and head[8:12] in _IMAGE_BRANDS else "video"
     if head.startswith(b"RIFF"):
@@ -56,7 +56,7 @@ def media_kind(head: bytes) -> Kind | None:
 
 
 def is_motion_jpeg(data: bytes) -> bool:
-    """Return whether the bytes are of a sequence of JPEG images, which is a video.
+    """Return whether the data is a sequence of JPEG images, which is a video.
 
     A multi-picture file (MPO) also holds several JPEG images; it is an image.
     """

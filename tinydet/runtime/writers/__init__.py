@@ -162,9 +162,9 @@ def check_georeference(scene: Path, path: Path) -> Georeference:
 
 
 def georeference_for(scene: Path, paths: Sequence[Path]) -> Georeference | None:
-    """Return the georeference of a scene for the files that it is written to; None if it has none.
+    """Return the georeference of a scene for its output files; None if it has none.
 
-    A georeference that gives no longitude and latitude is logged as a warning if a table leaves the columns empty.
+    If the georeference gives no longitude and latitude and a table leaves those columns empty, a warning is logged.
 
     Raises:
         ValueError: as `check_georeference`, for a map format.

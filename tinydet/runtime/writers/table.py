@@ -130,7 +130,7 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
 
 def _encodable(text: str) -> str:
-    """Return a text with what UTF-8 or C strings cannot hold, such as undecodable bytes of file names, escaped."""
+    """Escape what UTF-8 or C strings cannot hold: unpaired surrogates and null characters."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
