@@ -296,7 +296,7 @@ def test_a_link_and_its_target_are_one_output(tmp_path: Path) -> None:
         pass
 
 
-def test_of_many_processes_one_claims_an_output_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_claims_an_output(tmp_path: Path) -> None:
     """Each removes the lock that the next one may have just opened."""
     held, most, claims = 0, 0, 0
     guard = threading.Lock()

@@ -43,7 +43,7 @@ def test_other_errors_pass_through(error: type[Exception]) -> None:
         raise error("as it was")
 
 
-def test_a_gutted_opencv_is_reported_with_the_command_that_repairs_it(
+def test_an_incomplete_opencv_is_reported_with_the_command_that_repairs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two installed packages one was removed: a folder without the module remains."""

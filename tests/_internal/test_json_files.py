@@ -76,14 +76,14 @@ def test_only_a_regular_file_is_read(tmp_path: Path, kind: str) -> None:
         read_json(path)
 
 
-def test_half_a_character_is_refused_and_a_whole_one_is_read(tmp_path: Path) -> None:
+def test_an_unpaired_surrogate_is_refused_and_a_pair_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(r'{"file_name": "\ud83d\ude00 \\ud800"}')
     assert read_json(path) == {"file_name": "\U0001f600 \\ud800"}
     for half in (rb'["\ud83d"]', rb'["\ude00"]', rb'["\ude00\ud83d"]', rb'{"\ud83d": 1}'):
         path.write_bytes(half)
         read_json(path)  # the rules of annotations name the entry
-        with pytest.raises(ValueError, match="half a character") as refusal:
+        with pytest.raises(ValueError, match="unpaired surrogate") as refusal:
             parse_json(half, source=path)
         str(refusal.value).encode()
     path.write_bytes(b'["\xed\xa0\x80"]')

@@ -62,5 +62,5 @@ def test_no_secret_of_an_address_is_shown(address: str, public: str) -> None:
     ["http://host:8080/@user/a.ts", "rtsp://10.0.0.1/cam?channel=1&subtype=0", "flight/a@b.png", "C:/a@b.png",
      "file:///tmp/a@b.tif", "mail bob@host", "https://host/"],
 )  # fmt: skip
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_values_that_are_not_secret_are_kept(text: str) -> None:
     assert mask_secrets(text) == public_location(text) == text

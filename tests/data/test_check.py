@@ -152,7 +152,7 @@ REPAIRED: dict[str, tuple[Spoil, str, str, int, int]] = {  # by rule: message, r
         put("images", 0, file_name="../gone.png"), "../gone.png, leaves the image folder", "dropped", 2, 4),
     "image without a file": (put("images", 0, file_name="gone.png"), "gone.png, is missing", "dropped", 2, 4),
     "image of another size than its file": (
-        put("images", 0, width=40, height=60), "it looks turned: check its EXIF orientation", "dropped", 2, 4),
+        put("images", 0, width=40, height=60), "it looks rotated: check its EXIF orientation", "dropped", 2, 4),
     "category without id": (put("categories", 1, id=...), "entry 1 of 'categories' has no 'id'", "dropped", 3, 3),
     "category id used twice": (
         add("categories", VALID["categories"][0]), "entries 0 and 2 of 'categories'", "the same as the first", 3, 6),
@@ -453,7 +453,7 @@ def test_a_file_without_faults_may_have_notes_and_is_completed_by_fix(
         "1 ignore regions have no area in their image",
         "1 annotations repeat another",
         "1 images have no annotation",
-        "no annotation is of category whale",
+        "no annotation has the category whale",
         "1 annotations have no 'area'",
         "1 annotations have no 'iscrowd'",
     ):

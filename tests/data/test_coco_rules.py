@@ -1,4 +1,4 @@
-"""Every command reads an annotation file by the same rules, and a name in it never leads out of a folder."""
+"""Every command reads an annotation file by the same rules, and a name in it never leaves a folder."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "a name that controls the terminal": (
         lambda document: document["categories"][0].update(name="a\x1b[2J"),
         'category 1 has the name "a\\u001b[2J"; it must be a string without control characters'),
-    "half a character": (
+    "unpaired surrogate": (
         lambda document: document["images"][0].update(file_name="\ud800.png"),
         'image 1 has the file_name "\\ud800.png"; it must be a file\'s name without control characters'),
 }  # fmt: skip
@@ -179,9 +179,7 @@ OUTSIDE = (
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_name_never_leads_out_of_the_image_folder(
-    folder: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_a_name_never_leaves_the_image_folder(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     """Neither to read a file there nor to write one: commands end with one line, `--fix` finds no such file."""
     assert cv2.imwrite("secret.png", np.zeros((40, 60, 3), np.uint8))
     write(lambda document: document["images"][0].update(file_name=name.format(folder)))
@@ -203,7 +201,7 @@ def test_a_name_never_leads_out_of_the_image_folder(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_root_of_a_hierarchy_is_no_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_root_category_is_not_a_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Roboflow adds a root with id 0. With annotations, such a category is a class like others."""
 
     def with_root(document: dict[str, Any]) -> None:
@@ -231,12 +229,10 @@ def test_a_root_of_a_hierarchy_is_no_class(folder: Path, capsys: pytest.CaptureF
 
 def test_a_class_without_objects_is_named(folder: Path) -> None:
     write(lambda document: document["categories"].append({"id": 2, "name": "boat"}))
-    assert load_dataset(Path("set.json")).notes == ("no object is of class boat; --categories selects others",)
+    assert load_dataset(Path("set.json")).notes == ("no objects of class boat; --categories selects others",)
 
 
-def test_numbers_that_json_lacks_and_half_characters_are_written_as_valid_json(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nan_and_unpaired_surrogates_are_written_as_valid_json(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     deep: list[Any] = [float("nan"), 1.5]
     for _ in range(300):
         deep = [deep]

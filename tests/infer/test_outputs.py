@@ -196,7 +196,7 @@ def test_a_table_of_a_local_raster_has_no_longitude_and_says_so_before_the_scan(
 
 @pytest.mark.parametrize(("crs", "left"), [(LOCAL, 5e5), ("EPSG:32633", 5e9)])
 @pytest.mark.parametrize("suffix", [".geojson", ".gpkg"])
-def test_a_map_of_coordinates_that_are_nowhere_is_refused_before_the_scan(
+def test_a_map_without_longitude_and_latitude_is_refused_before_the_scan(
     crs: str, left: float, suffix: str, flight: Path, runs: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("pyogrio")

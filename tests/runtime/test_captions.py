@@ -86,7 +86,7 @@ def test_a_name_without_a_font_becomes_its_number_with_one_warning(
     assert class_labels(names) == ("boat", SHIP, "class 2")
 
 
-def test_names_are_one_short_line_and_stay_different() -> None:
+def test_names_are_one_short_line_and_stay_distinct() -> None:
     assert legible("a\nb\t\x07c  d") == "a b c d"
     assert len(legible("x" * 500)) == 40
     labels = class_labels(("x" * 100 + "1", "x" * 100 + "2", "y"))
@@ -142,7 +142,7 @@ def test_labels_reach_matplotlib_as_they_are(recwarn: pytest.WarningsRecorder) -
             assert text._preprocess_math(text.get_text()) == (name, False)
 
 
-def test_numbers_keep_their_place_beside_a_name_that_runs_from_right_to_left() -> None:
+def test_numbers_keep_their_place_next_to_a_right_to_left_name() -> None:
     if font_file("ילד") is None:
         pytest.skip("no font with Hebrew, or no library that orders it")
     first = np.flatnonzero(drawn("0.95")[:, :45].any(axis=0))

@@ -39,7 +39,7 @@ def refusal(path: Path, backend: str) -> str:
 @pytest.mark.parametrize(
     "content", [b"", b"text", b"\x00" * 100, b"\x08\x0a\x12", "half", "no metadata", "folder", "pipe"]
 )
-def test_a_file_that_is_no_exported_model_is_refused(
+def test_a_file_that_is_not_an_exported_model_is_refused(
     content: bytes | str, backend: str, make_onnx: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -67,7 +67,7 @@ ALTERED: dict[str, dict[str, Any]] = {
     "a huge tile": {"tile": 10**400},
     "more ids than classes": {"category_ids": [1]},
     "no classes": {"classes": []},
-    "half a character": {"classes": ["\ud800", "b"]},
+    "unpaired surrogate": {"classes": ["\ud800", "b"]},
     "nested": {"engine": {"a": {"b": []}}, "pad": [[0], 0, 0]},
     "rounds without their output": {"nms_rounds": 3},
 }
@@ -83,7 +83,7 @@ def test_an_altered_description_is_refused(
 
 
 @pytest.mark.parametrize("metadata", ["", "null", "[" * 5000, "{}", '{"format": 2}'])
-def test_a_description_that_is_none_is_refused(
+def test_a_malformed_description_is_refused(
     metadata: str, backend: str, make_onnx: Callable[..., Path], tmp_path: Path
 ) -> None:
     refusal(make_onnx(tmp_path / "model.onnx", metadata=metadata), backend)
@@ -118,7 +118,7 @@ def with_weights_at(source: Path, path: Path, location: str) -> Path:
 
 
 @pytest.mark.parametrize("location", ["beside.bin", "../outside.bin", "absolute", "link.bin", "gone.bin"])
-def test_weights_are_read_only_from_files_beside_the_model(
+def test_weights_are_read_only_from_files_in_the_folder_of_the_model(
     location: str, backend: str, make_onnx: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"

@@ -68,7 +68,7 @@ def test_a_second_run_with_the_same_output_ends_before_it_writes(
 STATES: dict[str, Any] = {
     "no dict": [],
     "a text as epoch": {"epoch": "1"},
-    "behind the end": {"epoch": 99},
+    "beyond the end": {"epoch": 99},
     "negative": {"done": -1},
     "NaN": {"seconds": float("nan")},
     "a history without scores": {"history": [{}]},

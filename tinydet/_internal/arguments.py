@@ -19,9 +19,9 @@ MOST_VALUES = 1000  # of a grid
 
 
 class Parser(ArgumentParser):
-    """A parser that reports a wrong value in one line. A wrong or missing option also shows the usage, as usual.
+    """A parser that reports an invalid value in one line. Unknown and missing options also print the usage.
 
-    Its errors quote no password of an address, and no byte that a terminal cannot show.
+    Error messages mask passwords in addresses and escape unprintable characters.
     """
 
     def error(self, message: str) -> NoReturn:
@@ -70,8 +70,8 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
     return parse
 
 
-# The rules of the commands and of the Python API. The bounds are far beyond any use; values outside them are errors, or
-# would end in an overflow, in a full memory or never.
+# Bounds shared by the commands and the Python API. They are far beyond any use: values outside them are typos, or would
+# overflow, exhaust memory or never finish.
 positive_int = whole(1, 10**9)
 positive_float = number(0, 1e9, above=True)
 seed = whole(0, 2**63 - 1)
@@ -89,10 +89,10 @@ jpeg_quality = whole(1, 100)
 
 
 def check_number(name: str, value: object, parse: Callable[[str], Any]) -> Any:
-    """Return a number that was given in Python, checked by the rule of an argument type.
+    """Validate a number from the Python API with an argument type, and return it.
 
     Raises:
-        ValueError: names the value, its rule and what was given.
+        ValueError: the number is invalid. Names it, the rule and the value.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name}: expected a number, got {quoted(value)}")
@@ -101,7 +101,7 @@ def check_number(name: str, value: object, parse: Callable[[str], Any]) -> Any:
     except ArgumentTypeError as error:
         raise ValueError(f"{name}: {error}") from error
     except ValueError as error:  # an integer of more than 4300 digits
-        raise ValueError(f"{name}: expected a number of usual size, got {quoted(value)}") from error
+        raise ValueError(f"{name}: expected a number of reasonable size, got {quoted(value)}") from error
 
 
 def or_auto(parse: Callable[[str], float]) -> Callable[[str], Any]:
@@ -158,7 +158,7 @@ def grid(text: str) -> tuple[float, ...]:
             count = int((high - low) / step + 1e-9) + 1
             if count > MOST_VALUES:
                 raise ArgumentTypeError(
-                    f"expected a grid of at most {MOST_VALUES} values, got {count:.4g}: {text!r:.60}"
+                    f"expected a grid of at most {MOST_VALUES} values, got {count:.4g}: {quoted(text)}"
                 )
             values = [round(low + i * step, 10) for i in range(count)]
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -200,7 +200,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Parse names separated by commas; one that contains a comma is in double quotes, as in CSV.
+    """Parse comma-separated names. A name that contains a comma must be in double quotes, as in CSV.
 
     >>> names('person, "car, parked",')
     ('person', 'car, parked')
@@ -208,12 +208,12 @@ def names(text: str) -> tuple[str, ...]:
     try:
         (row,) = csv.reader([text], skipinitialspace=True) if text else [[]]
     except (csv.Error, ValueError) as error:
-        raise ArgumentTypeError(f"expected names separated by commas; got {text!r} ({error})") from error
+        raise ArgumentTypeError(f"expected names separated by commas; got {quoted(text)} ({error})") from error
     return tuple(name for part in row if (name := part.strip()))
 
 
 def join_names(values: Iterable[object]) -> str:
-    """Join values to a text from which `names` returns them.
+    """Join names into text that `names` parses back.
 
     >>> join_names(["person", "car, parked"])
     'person,"car, parked"'
@@ -224,7 +224,7 @@ def join_names(values: Iterable[object]) -> str:
 
 
 def add_categories(parser: argparse._ActionsContainer, purpose: str) -> None:
-    """Add `--categories A,B` and `--category NAME`, whose values are one list; None if neither is given."""
+    """Add `--categories A,B` and `--category NAME`, which extend one list; None if neither is given."""
     parser.add_argument(
         "--categories",
         type=names,
@@ -268,7 +268,7 @@ def _float(text: str) -> float:
 
 
 def quoted(value: object) -> str:
-    """Return a value as it appears in a message: of any length, on one line, in at most 60 characters."""
+    """Return the repr of a value for a message, on one line of at most 60 characters."""
     try:
         text = " ".join(repr(value).split())
     except (ValueError, RecursionError, RuntimeError):  # such as an integer of more than 4300 digits

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tinydet._internal.errors import reason
-from tinydet._internal.outputs import check_output_files
+from tinydet._internal.outputs import check_output_files, is_device
 
 NOT_WRITTEN = "was not written"
 PROBE = 1 << 24  # bytes; more than a library writes at once
@@ -38,7 +38,7 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
         OSError: the folder is missing, the file cannot be written, or another process is writing it. Names `path`.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_device(path):
         try:
             yield path
         except OSError as error:
@@ -78,10 +78,10 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def claim(*outputs: Path | None, folder: bool = False, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
-    """Keep other processes from writing the same outputs until the block ends. Call it before the work.
+    """Lock outputs against other processes for the duration of the block. Enter it before the work.
 
-    The lock is the hidden file `.NAME.lock` next to an output. It is removed at the end, and what a killed process
-    leaves there locks nothing. Devices, pipes and None are skipped.
+    The lock is the hidden file `.NAME.lock` next to an output. It is removed at the end; one that a
+    killed process leaves behind does not block anything. Devices, pipes and None are skipped.
 
     Args:
         folder: the outputs are folders, which may exist.
@@ -95,16 +95,16 @@ def claim(*outputs: Path | None, folder: bool = False, inputs: Iterable[Path | N
         check_output_files(outputs, inputs)
     with contextlib.ExitStack() as stack:
         for path in dict.fromkeys(outputs):
-            if path is not None and not (path.exists() and not path.is_file() and not path.is_dir()):
+            if path is not None and not is_device(path):
                 stack.enter_context(_locked(path, folder))
         yield
 
 
 def not_written(path: Path, file: Path, error: Exception) -> OSError:
-    """Return the error for a library that failed to write `file`, in place of `path`. It carries the system's reason.
+    """Return an OSError for a library that failed to write `file`, the temporary file of `path`.
 
-    Libraries report a full disk in many ways, and undo what they wrote. If appending to the file fails, the reason is
-    the same.
+    Libraries report a full disk in many ways, and may undo what they wrote. If appending to the file fails too, the
+    error has the reason of the system.
     """
     try:
         with file.open("ab") as probe:
@@ -151,7 +151,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 
 def _target(path: Path, folder: bool = False) -> Path:
-    """Return where an output is written: the target of a link."""
+    """Return the path to write, with links resolved."""
     if not folder and path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file to write")
     if folder and path.exists() and not path.is_dir():

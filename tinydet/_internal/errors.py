@@ -1,8 +1,8 @@
 """Errors of libraries and limits of Python, distinguished from bugs in tinydet.
 
-Files that users bring make libraries fail in ways that nobody can list. `name_failures` turns such an error into one
-line that names the file and the step. It lets pass what tinydet raises on purpose (ValueError, OSError, ImportError)
-and what only a bug raises (TypeError, KeyError, ...), which keeps its traceback.
+User files make libraries fail in more ways than can be listed. `name_failures` turns such an error into one
+line that names the file and the step. Errors that tinydet raises on purpose (ValueError, OSError, ImportError) and
+those that only a bug raises (TypeError, KeyError, ...) pass through; bugs keep their traceback.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _OWN = frozenset({"builtins", "tinydet", "__main__"})
 
 
 def is_outside_error(error: BaseException) -> bool:
-    """Return whether an exception is a limit of Python or of the memory, or of a class that a library defines."""
+    """Return whether an exception is a limit of Python or memory, or its class is defined by a library."""
     return isinstance(error, LIMITS) or is_out_of_memory(error) or type(error).__module__.partition(".")[0] not in _OWN
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory was lacking; torch says so with a RuntimeError."""
-    told = isinstance(error, RuntimeError) and "memory" in str(error) and "allocat" in str(error)
-    return isinstance(error, MemoryError) or told
+    """Return whether memory ran out, which torch reports as a RuntimeError."""
+    from_torch = isinstance(error, RuntimeError) and "memory" in str(error) and "allocat" in str(error)
+    return isinstance(error, MemoryError) or from_torch
 
 
 def reason(error: BaseException) -> str:

@@ -38,13 +38,13 @@ def needs_extra(extra: str) -> Iterator[None]:
 
 
 def check_opencv() -> None:
-    """Check that OpenCV is whole, without importing it.
+    """Check that the installation of OpenCV is complete, without importing it.
 
-    The packages opencv-python, opencv-python-headless and those with contrib share one folder. Removing one of two that
-    are installed guts the other: `import cv2` then succeeds and gives an empty module.
+    The packages opencv-python, opencv-python-headless and those with contrib share one folder. If two are installed,
+    removing one breaks the other: `import cv2` then succeeds but gives an empty module.
 
     Raises:
-        ImportError: OpenCV is gutted; says how to repair it.
+        ImportError: OpenCV is incomplete; says how to repair it.
     """
     if "cv2" in sys.modules:
         return

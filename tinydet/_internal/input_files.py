@@ -1,4 +1,4 @@
-"""Check that an input is a regular file: opening a pipe would wait forever, and a device may never end."""
+"""Check that inputs are regular files. Opening a pipe could block forever, and a device may never end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_file(path: Path, remedy: str = "check the path") -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{path}: a folder, not a file; {remedy}")
     if not stat.S_ISREG(mode):
-        raise OSError(f"{path}: a pipe or device, not a file; copy its content to a file and name that")
+        raise OSError(f"{path}: a pipe or device, not a file; copy its content to a file and use that")
 
 
 def read_file(path: Path, remedy: str = "check the path and its permissions") -> bytes:

@@ -1,4 +1,4 @@
-"""Read JSON files, plain or gzipped, and check values from outside, with errors that fit in one line."""
+"""Read JSON files, plain or gzipped, and validate their values, with one-line errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinydet._internal.input_files import read_file
 GZIP_MAGIC = b"\x1f\x8b"
 BLOCK = 1 << 24  # bytes that are decompressed at a time
 LARGEST = 4 << 30  # bytes of a decompressed file
-# A small file that becomes a large one is an attack, not an annotation file, which shrinks to a tenth.
+# Annotations compress to about a tenth. A much higher ratio indicates a decompression bomb.
 SMALL, RATIO = 256 << 20, 200
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
 
     Gzip is recognized by the content, not by the name. UTF-8, with or without a byte order mark, UTF-16 and UTF-32
     are read. As in Python's `json`, NaN and Infinity are numbers, and the last of several equal keys counts. Numbers
-    have any size, and a text may hold half a character: the rules of annotations name the entry that has it.
+    have any size, and strings may contain unpaired surrogates, which the annotation rules report by entry.
 
     Raises:
         ValueError: the file is missing, not a regular file, unreadable, empty, damaged, not JSON, nested too deeply or
@@ -50,17 +50,17 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: str | bytes, *, source: Path | str, remedy: str = "write or download it again") -> Any:
-    """Parse JSON text in any encoding of Unicode, see `read_json`, in which every text can be encoded as UTF-8.
+    """Parse JSON text in any Unicode encoding, as `read_json`, but refuse unpaired surrogates.
 
     Raises:
-        ValueError: as `read_json`, and for half a character. Names `source`.
+        ValueError: as `read_json`, and for an unpaired surrogate. Names `source`.
     """
     value = _parse(content, source=source, remedy=remedy)
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         near = error.object[max(0, error.start - 20) : error.end + 20].encode(errors="backslashreplace").decode()
-        raise ValueError(f"{source}: a text holds half a character, {quoted(near)}; {remedy}") from error
+        raise ValueError(f"{source}: a string has an unpaired surrogate, {quoted(near)}; {remedy}") from error
     except RecursionError as error:
         raise ValueError(f"{source}: not JSON ({reason(error)}); {remedy}") from error
     return value
@@ -77,7 +77,7 @@ def _parse(content: str | bytes, *, source: Path | str, remedy: str) -> Any:
 
 
 def checked(kind: type[T], value: Any, *, source: Path | str, what: str, remedy: str) -> T:
-    """Return `value` as an instance of the dataclass `kind`, after a check of every field's type and the class's rules.
+    """Return `value` as an instance of the dataclass `kind`, after checking field types and class rules.
 
     Types are strict, except that a list is accepted for a tuple. Unknown fields are ignored.
 
@@ -130,7 +130,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _lists_as_tuples(hint: Any) -> Any:
-    """Return a type whose tuples may be given as lists, which is what JSON makes of them."""
+    """Return the type with tuples that also accept lists, because JSON has no tuples."""
     from pydantic import Strict
 
     if typing.get_origin(hint) is tuple:
@@ -149,8 +149,8 @@ def _decompressed(content: bytes, path: Path) -> bytes:
                 size += len(block)
                 if size > LARGEST or size > max(SMALL, RATIO * len(content)):
                     raise ValueError(
-                        f"{path}: {len(content):,} compressed bytes become more than {size:,}, which is no usual JSON; "
-                        "decompress it with gunzip first if it is meant so"
+                        f"{path}: {len(content):,} compressed bytes expand to more than {size:,}, unusual for JSON; "
+                        "if you trust the file, decompress it with gunzip first"
                     )
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: truncated or damaged gzip file ({error}); write or download it again") from error

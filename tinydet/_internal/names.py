@@ -1,7 +1,7 @@
-"""Names of files and addresses of streams as text that may be shown, logged and written to a file.
+"""Make file names and stream addresses safe to show, log and write to files.
 
-On Linux the name of a file is bytes: it need not be UTF-8 and may contain line breaks. The address of a stream may
-contain a password. Convert names here, at the single place where they become text.
+On Linux a file name is a sequence of bytes: it need not be UTF-8 and may contain line breaks. The address of a stream
+may contain a password. All conversions to text are in this module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def printable(text: str | Path) -> str:
-    r"""Return text with control characters, and bytes that are not UTF-8, written as escapes.
+    r"""Escape control characters and bytes that are not UTF-8.
 
     >>> printable("flug-\udce9\n.png")
     'flug-\\xe9\\n.png'
@@ -37,10 +37,10 @@ def printable(text: str | Path) -> str:
 
 
 def mask_secrets(text: str) -> str:
-    """Return text with the user names, passwords, tokens and signatures of all addresses in it replaced by `***`.
+    """Replace user names, passwords, tokens and signatures in all addresses of a text by `***`.
 
-    Masked are everything before the `@` of a host, and the values of parameters whose name suggests a secret or that
-    are longer than 24 characters. A secret inside a path cannot be recognized.
+    This masks everything before the `@` of a host, and parameter values that are longer than 24 characters or whose
+    name suggests a secret. A secret inside a path cannot be recognized.
 
     >>> mask_secrets("rtsp://admin:p@ss@10.0.0.1/pier: timeout"), mask_secrets("http://cam/a.ts?channel=1&token=x7")
     ('rtsp://***@10.0.0.1/pier: timeout', 'http://cam/a.ts?channel=1&token=***')

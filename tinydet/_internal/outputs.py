@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def check_output_files(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
-    """Check that each output is a file in an existing folder, is no input by any path, and is given once.
+    """Check that each output is in an existing folder, is not also an input, and is given only once.
 
-    None stands for an option without a value.
+    None values are skipped. Links are resolved.
 
     Raises:
-        ValueError: one is not; names it.
-        OSError: a name that no file can have.
+        ValueError: an output breaks one of these rules. Names it.
+        OSError: a file name is invalid.
     """
     read = {os.path.realpath(path) for path in inputs if path is not None}
     written: set[str] = set()
@@ -34,3 +34,8 @@ def check_output_files(outputs: Iterable[Path | None], inputs: Iterable[Path | N
         if real in written and not real.startswith("/dev/"):
             raise ValueError(f"{path} would be written twice; name another output")
         written.add(real)
+
+
+def is_device(path: Path) -> bool:
+    """Return whether a path is a device or a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()

@@ -1,4 +1,4 @@
-"""Commands that are suggested to the user, quoted so that they can be pasted into a shell."""
+"""Suggested commands, quoted for pasting into a shell."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def command_line(*words: str | Path) -> str:
-    """Join words to a command; quote those that a shell would split or change.
+    """Join words into a command line, with shell quoting.
 
-    Paths are told from options: one that starts with a dash gets `./` in front.
+    A path that starts with a dash gets the prefix `./`, so that it is not taken for an option.
 
     >>> command_line("tinydet", "export", "onnx", Path("my models/m 1.pth"), "--tile", "640")
     "tinydet export onnx 'my models/m 1.pth' --tile 640"

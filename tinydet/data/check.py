@@ -169,12 +169,12 @@ def _notes(document: dict[str, Any], contents: Contents, boxes: Boxes, folder: P
     used = np.bincount(rows.category, minlength=len(contents.categories))
     table = zip(contents.categories, used.tolist(), contents.parents.tolist(), strict=True)
     unused = [(name, parent) for (_, name), times, parent in table if not times]
-    for parents, meaning in ((False, "counts as a class nevertheless"), (True, "is a supercategory and no class")):
+    for parents, meaning in (
+        (False, "is a class nevertheless"),
+        (True, "is a supercategory and therefore not a class"),
+    ):
         if chosen := [name for name, parent in unused if parent is parents]:
-            yield (
-                f"no annotation is of category {listed(chosen, 6)}, which {meaning}"
-                + ", and therefore no class" * parents
-            )
+            yield f"no annotation has the category {listed(chosen, 6)}, which {meaning}"
     names = [image.file_name for image in images if image.corner is None and image.file_name]
     if count := len(names) - len(set(names)):
         yield f"{count:,} images have the same file as another"

@@ -65,8 +65,8 @@ class Dataset:
         ignore: (M,) true for ignore regions.
         areas: (M,) square pixels of the boxes as written, including the part outside the image.
         clipped: number of boxes that reached outside their image in the file.
-        roots: names of categories that are no class because they have no annotation and are the `supercategory` of
-            another one, such as the root that Roboflow adds to its exports.
+        roots: names of categories that are not classes, because they have no annotations and are the `supercategory`
+            of another category, such as the root that Roboflow adds to its exports.
     """
 
     images: tuple[ImageRecord, ...]
@@ -89,14 +89,14 @@ class Dataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks about the classes for a reader: roots, and classes without an object."""
+        """Notes for the user about root categories and classes without objects."""
         counts = np.bincount(self.labels[self.objects], minlength=len(self.classes))
         empty = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
         notes = []
         if self.roots:
             notes.append(f"not a class: {listed(self.roots)}, without annotations and the supercategory of others")
         if empty:
-            notes.append(f"no object is of class {listed(empty)}; --categories selects others")
+            notes.append(f"no objects of class {listed(empty)}; --categories selects others")
         return tuple(notes)
 
     @property

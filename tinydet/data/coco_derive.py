@@ -1,4 +1,4 @@
-"""Values that follow from what a COCO entry has: numbers written as text, and boxes of polygons and masks."""
+"""Derive values of COCO entries from other fields: numbers from text, boxes from polygons and masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"[+-]?\d{1,300}(\.\d*)?([eE][+-]?\d{1,3})?")
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number that is written as a number or as plain text.
+    """Return a finite number that is given as a number or as text; None for anything else.
 
     >>> number("80.0"), number("80 px")
     (80.0, None)
@@ -30,14 +30,14 @@ def number(value: Any) -> float | None:
 
 
 def whole_number(value: Any) -> int | None:
-    """Return a whole number that is written as a number or as plain text."""
+    """Return a whole number that is given as a number or as text; None for anything else."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}(\.0*)?", value.strip()):
         return int(value.partition(".")[0])
     return int(value) if is_integer(value) else None
 
 
 def derive_box(annotation: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[float], str] | None:
-    """Return the box that an annotation without a valid `bbox` implies, and what it follows from; None without one.
+    """Derive the box of an annotation without a valid `bbox`. Return it with its source, or None.
 
     Args:
         size: width and height of the image; the box has an area there.
@@ -64,7 +64,7 @@ def _is_visible(box: list[float], size: tuple[int, int]) -> bool:
 
 
 def _box_of_text(bbox: Any) -> list[float] | None:
-    """Return four numbers of which some are text, that are one text, or that stand in a list or under their names."""
+    """Return a box given as text, partly as text, as a list in a list, or as a mapping with named sides."""
     if isinstance(bbox, str):
         bbox = re.split(r"\s*[,;]\s*|\s+", bbox.strip(" \t()[]"))
     if isinstance(bbox, Mapping):

@@ -108,7 +108,7 @@ def raise_first(source: Path | str) -> Report:
 
 
 def check_categories(source: Path | str, wanted: Sequence[str], known: Sequence[str]) -> None:
-    """Check that the categories that a user selects are in the file `source`, and that there are any.
+    """Check that all selected categories are in the file `source`, and that at least one is selected.
 
     Raises:
         ValueError: an unknown name, or none; lists the known ones, and says how to select one with a comma.
@@ -300,7 +300,7 @@ class Entries:
         return np.where(good, index, -1), good
 
     def strings(self, key: str, remedy: str, repair: Repair = "drop") -> tuple[list[str], NDArray[np.bool_]]:
-        """Return the strings under `key`, none of them empty, with control characters or half of a surrogate pair."""
+        """Return the strings under `key`, not empty, without control characters and unpaired surrogates."""
         values, present = self.column(key, repair)
         good = np.array([_is_text(value) for value in values], bool) & present
         rule = f"{SINGULAR[self.section]} whose {key} is not a string"
@@ -470,7 +470,7 @@ def _are_points(values: list[Any], nested: bool) -> bool:
         values = [value for value in values if not isinstance(value, Mapping)]
     if set(map(type, values)) - {list}:
         return False
-    lists = [part for value in values for part in _parts(value)] if nested else values
+    lists = [part for value in values for part in polygon_lists(value)] if nested else values
     if set(map(type, lists)) - {list} or (nested and any(len(part) % 2 for part in lists)):
         return False
     coordinates = list(chain.from_iterable(lists))
@@ -487,7 +487,7 @@ def _is_mask(shape: Mapping[str, Any]) -> bool:
     )
 
 
-def _parts(shape: list[Any]) -> list[Any]:
+def polygon_lists(shape: list[Any]) -> list[Any]:
     """Return the polygons of a segmentation; a flat list of coordinates is one polygon."""
     return shape if not shape or isinstance(shape[0], list) else [shape]
 

@@ -154,7 +154,7 @@ def write_document(path: Path, content: dict[str, Any]) -> None:
         text = json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
     try:
         encoded = text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
+    except UnicodeEncodeError:  # an unpaired surrogate, which only an escape can write
         encoded = (json.dumps(content, allow_nan=False) + "\n").encode()
     with atomic_path(path) as temporary:
         temporary.write_bytes(gzip.compress(encoded, 6, mtime=0) if Path(path).suffix == ".gz" else encoded)

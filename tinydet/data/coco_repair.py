@@ -70,7 +70,7 @@ def repair_document(
 
 
 class _UnrepairableError(Exception):
-    """What keeps a file from being repaired, without the name of the file."""
+    """The reason why a file cannot be repaired, without the file name."""
 
 
 class _Round:
@@ -163,7 +163,7 @@ class _Round:
         return self._set(n, "id", new)
 
     def _refer(self, n: int, key: str) -> str:
-        """Replace the text of a reference by the id that it spells or the id of that name, or drop the annotation."""
+        """Replace a reference given as text by the id it spells or the id of that name, or drop the annotation."""
         value = self.entries[n].get(key)
         if isinstance(value, str):
             ids, names = self._targets[key]
@@ -174,7 +174,7 @@ class _Round:
         return self._drop(n)
 
     def _derive_box(self, n: int) -> str:
-        """Set the box to the one that follows from other fields, or drop the annotation."""
+        """Derive the box from other fields, or drop the annotation."""
         entry = self.entries[n]
         size = self._sizes.get(image) if is_integer(image := entry.get("image_id")) else None
         derived = None if size is None else derive_box(entry, size)
@@ -300,7 +300,7 @@ class _Round:
 
     @cached_property
     def _targets(self) -> dict[str, tuple[set[int], dict[str, list[int]]]]:
-        """What annotations can refer to, by field: valid ids, and ids by name."""
+        """Targets of references in annotations, by field: valid ids, and ids by name."""
         contents = examine(self.document, lambda fault: None)
         names: dict[str, dict[str, list[int]]] = {"image_id": defaultdict(list), "category_id": defaultdict(list)}
         for image in contents.images:
@@ -310,7 +310,7 @@ class _Round:
         return {key: ({id for ids in by_name.values() for id in ids}, by_name) for key, by_name in names.items()}
 
     def _follow_renumbered(self) -> None:
-        """Change the references of annotations to the ids that were replaced."""
+        """Update references in annotations to renumbered ids."""
         key = REFERENCES.get(self.section)
         for annotation in self.annotations if self.renumbered and key else ():
             if not isinstance(annotation, dict):
@@ -394,7 +394,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _key(id: Any) -> Key | None:
-    """Return what is equal for equal ids: 1 and 1.0 are equal, True and "1" different from both; None for no id."""
+    """Return a key for comparing ids: 1 equals 1.0, but not True or "1". Return None if it is not an id."""
     if isinstance(id, str):
         return "text", id
     if isinstance(id, int | float) and not isinstance(id, bool) and id == id:

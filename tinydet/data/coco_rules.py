@@ -135,12 +135,12 @@ def examine(document: dict[str, Any], report: Report) -> Contents:
 
 
 def normalize(document: dict[str, Any]) -> int:
-    """Change a valid document in place, so that every tool finds the same types: whole numbers, flags, names.
+    """Normalize the types of a valid document in place: whole numbers, flags and names.
 
     Ids, sizes and flags become integers (1.0 is 1; a flag of null is 0, true stays), file names as in `ImageRecord`.
 
     Returns:
-        How many numbers and flags changed.
+        The number of changed numbers and flags.
     """
     count = 0
     for section, keys in _WHOLE.items():
@@ -311,7 +311,7 @@ def _categories(entries: Entries) -> tuple[tuple[tuple[int, str], ...], NDArray[
 def parent_categories(categories: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
     """Return (C,) true for categories that are the `supercategory` of another one.
 
-    Without annotations they are no class, such as the root that Roboflow adds to its exports.
+    Without annotations they are not classes, such as the root that Roboflow adds to its exports.
     """
     pairs = [(entry.get("supercategory"), entry.get("name")) for entry in categories]
     named = {parent for parent, name in pairs if isinstance(parent, str) and parent != name}
@@ -357,7 +357,7 @@ def examine_flags(entries: Entries) -> tuple[NDArray[np.bool_], NDArray[np.bool_
 
 
 def examine_optional(entries: Entries) -> None:
-    """Check the optional fields of annotations that a tool reads: numbers, visible boxes and shapes."""
+    """Check the optional annotation fields that tools read: numbers, visible boxes and shapes."""
     for key in filter(entries.keys.__contains__, _NUMBERS):
         entries.optional_numbers(key, np.zeros(len(entries)))
     for key in filter(entries.keys.__contains__, VISIBLE_BOXES):

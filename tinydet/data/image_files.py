@@ -1,4 +1,4 @@
-"""Image files of a folder, and their sizes, read from the header if possible."""
+"""List the image files of a folder, and read their sizes, from the header if possible."""
 
 from __future__ import annotations
 

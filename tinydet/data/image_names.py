@@ -1,4 +1,4 @@
-"""Find image files by names that other programs wrote.
+"""Match file names in annotations with image files.
 
 A name in an annotation file may be spelled differently from the file: with backslashes, `%20` for a space, another
 Unicode form of an accent, blanks around it, other letter case, or folders or an address in front of it.
@@ -18,11 +18,11 @@ _ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # not a drive, which has one
 
 
 class ImageNames:
-    """The files of an image folder, to be found by name.
+    """An index of the files of an image folder by name.
 
     Args:
         files: relative to the image folder.
-        suffixes: False: the names to find have no suffix, as those of label files.
+        suffixes: False if the names to find have no suffix, such as those of label files.
     """
 
     def __init__(self, files: Iterable[Path], *, suffixes: bool = True) -> None:
@@ -38,7 +38,7 @@ class ImageNames:
             self._by_name.setdefault(folded[-1], []).append((folded, file))
 
     def find(self, name: str) -> list[Path]:
-        """Return the file with this name. Several if the name is ambiguous, none if no file has it.
+        """Return the files with this name: several if it is ambiguous, none if there is no such file.
 
         The closest spelling counts: the name as written; then without regard to separators, URL encoding and Unicode
         form; then without regard to letter case; then with folders in front of the name or of the file that the other

@@ -1,4 +1,4 @@
-"""Paths of image files from names in annotation files, which never leave the image folder."""
+"""Build image paths from names in annotation files, which must not leave the image folder."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tinydet._internal.arguments import scale, side, whole
+from tinydet.data.coco_entries import polygon_lists
 from tinydet.data.coco_file import Document, Entry, load_document, outline, write_document
 from tinydet.data.coco_rules import VISIBLE_BOXES
 from tinydet.data.output_folder import (
@@ -127,8 +128,7 @@ def rescale_annotation(annotation: Entry, x: float, y: float, *, digits: int | N
         if entry.get(key) is not None:
             entry[key] = box(entry[key])
     if isinstance(shape := entry.get("segmentation"), list):
-        polygons = shape if not shape or isinstance(shape[0], list) else [shape]
-        entry["segmentation"] = [points(part, 2) for part in polygons]
+        entry["segmentation"] = [points(part, 2) for part in polygon_lists(shape)]
     elif shape is not None:
         entry["segmentation"] = outline(*bbox)
     if entry.get("keypoints") is not None:

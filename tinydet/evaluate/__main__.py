@@ -85,7 +85,7 @@ def _score_results(args: argparse.Namespace, protocol: Protocol) -> Scores:
 
 
 def _check_drawable(truth: dict[str, Any], args: argparse.Namespace) -> None:
-    """Check that the images of a ground truth can be drawn: whole files of the image folder.
+    """Check that the ground-truth images can be drawn: they must be whole files in the image folder.
 
     Raises:
         ValueError: one cannot.

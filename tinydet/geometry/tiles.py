@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 COARSEST_CELL = 64  # stride of P6, in pixels
-MOST_TILES = 10_000_000  # of one run: days of work, and some gigabytes for the list of tiles
+MOST_TILES = 10_000_000  # of one run: days of work, and gigabytes for the list of tiles
 
 
 def check_tile_count(count: int, limit: int = MOST_TILES, *, what: str, remedy: str = "") -> None:
@@ -19,7 +19,7 @@ def check_tile_count(count: int, limit: int = MOST_TILES, *, what: str, remedy: 
 
     Args:
         what: what is cut into tiles.
-        remedy: what lifts the limit, if anything does.
+        remedy: how to raise the limit, if that is possible.
 
     Raises:
         ValueError: there are more than `limit`.
@@ -114,7 +114,7 @@ class TileGrid:
 
 
 def _steps(length: int, tile: int, overlap: int) -> int:
-    """Return how many tiles follow the first one in a row or column."""
+    """Return the number of tiles after the first one in a row or column."""
     return -(-max(length - tile, 0) // (tile - overlap))
 
 

@@ -31,6 +31,7 @@ from tinydet._internal.atomic import claim
 from tinydet._internal.command import command
 from tinydet._internal.console import information_to_stderr
 from tinydet._internal.input_files import check_file
+from tinydet._internal.outputs import is_device
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.infer.auto_options import choose_overlap, object_pixels
 from tinydet.infer.coco_images import coco_sources
@@ -46,7 +47,7 @@ from tinydet.runtime.plan import OVERLAP
 from tinydet.runtime.read_ahead import READERS
 from tinydet.runtime.scenes.sources import Source, find_sources
 from tinydet.runtime.stitch import MERGES
-from tinydet.runtime.writers import FORMATS, is_device
+from tinydet.runtime.writers import FORMATS
 
 SKIPPED = 3  # exit code
 TILE_STEP, MIN_TILE = 32, 64  # pixels; `tinydet export` accepts multiples of the one from the other up

@@ -73,7 +73,7 @@ def open_video(path: Path, width: int, height: int) -> Iterator[Callable[[Scene,
 
 
 def check_video_path(path: Path) -> None:
-    """Check that a video can be written. Call it before the work, not after.
+    """Check that a video can be written. Call it before the work.
 
     Raises:
         ValueError: the suffix is not supported, or the installed FFmpeg encodes none of CODECS.

@@ -61,7 +61,7 @@ class ContrastFilter:
     bands: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check what the tiles are compared with.
+        """Check the ranges of the fields.
 
         Raises:
             ValueError: names the field, the rule and the value.

@@ -45,7 +45,7 @@ def draw(
 
     Args:
         counts: detections per class for the legend, if `detections` holds only the best of them.
-        max_side: the largest width and height of the drawing, in pixels.
+        max_side: the maximum width and height of the drawing, in pixels.
     """
     shrink = min(1.0, max_side / max(scene.width, scene.height))
     if scene.width * scene.height > MAX_PIXELS:
@@ -55,7 +55,7 @@ def draw(
     while True:
         size = max(1, round(scene.width * shrink)), max(1, round(scene.height * shrink))
         legend = _legend(size[0], scene, classes, counts, len(detections), shrink)
-        room = max(max_side - len(legend), max_side // 2)  # for the image; of a higher legend, only a part is shown
+        room = max(max_side - len(legend), max_side // 2)  # for the image; a taller legend is cropped
         if size[1] <= room:
             break
         shrink *= room / size[1]

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tinydet._internal.outputs import is_device
 from tinydet._internal.shell import command_line
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
 from tinydet.runtime.scenes.sources import Source, is_stream, shortened
-from tinydet.runtime.writers import FORMATS, check_georeference, check_output, format_of, is_device, paths_of
+from tinydet.runtime.writers import FORMATS, check_georeference, check_output, format_of, paths_of
 
 SKIP_HINT = "; --skip-unreadable continues with the other scenes"
 MARK = ".detections"  # in the names of output files; `find_sources` ignores files with it
@@ -93,8 +94,8 @@ def plan_jobs(
 
     Args:
         inputs: other files that the run reads and must not overwrite.
-        check_scenes: check that each scene has the georeference that its formats require; False if scenes without one
-            are to be skipped.
+        check_scenes: check that each scene has the georeference that its formats require. False skips scenes without
+            one during the run.
 
     Raises:
         ValueError, OSError: an output that cannot be written, would be written twice or would overwrite an input; a
@@ -214,8 +215,8 @@ def _names(sources: Sequence[Source], folder_of: Callable[[Source], Path]) -> li
     """Return a name for the files of each scene, unique among the scenes whose files go to the same folder.
 
     The name is the scene's without folder and suffix if that is unique, else with its suffix, else also with as many of
-    its folders as needed: `100MEDIA-DJI_0001.JPG`. What is still equal is numbered, such as two streams whose addresses
-    differ only in the password.
+    its folders as needed: `100MEDIA-DJI_0001.JPG`. Remaining duplicates are numbered, such as two streams
+    whose addresses differ only in the password.
     """
     folders = [folder_of(source) for source in sources]
     names = [source.name for source in sources]

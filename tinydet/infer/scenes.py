@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -62,7 +61,7 @@ class InferenceRun:
         """Process all jobs.
 
         Returns:
-            The reason for each scene that was skipped, which names the scene.
+            For each skipped scene, its name and the reason.
 
         Raises:
             ValueError, OSError: a scene cannot be read and unreadable scenes are not skipped; a file cannot be written;
@@ -248,7 +247,7 @@ class InferenceRun:
 
 @contextmanager
 def _of_one_scene() -> Iterator[None]:
-    """Raise errors of the block as DamagedSceneError: they concern one scene, and the others may be processed."""
+    """Raise errors of the block as DamagedSceneError, because they affect only one scene."""
     try:
         yield
     except BandsError:
@@ -259,15 +258,6 @@ def _of_one_scene() -> Iterator[None]:
         if not isinstance(error, ValueError | OSError) and not is_outside_error(error):
             raise
         raise DamagedSceneError(reason(error) if is_outside_error(error) else str(error)) from error
-
-
-def _state(path: Path) -> tuple[int | None, int | None]:
-    """Return the size of a file and the time of its last change in nanoseconds; None if it has vanished."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None, None
-    return state.st_size, state.st_mtime_ns
 
 
 def _is_complete(plan: RunPlan, identity: dict[str, Any]) -> bool:

@@ -46,7 +46,7 @@ class DetectorConfig:
 
     @classmethod
     def from_dict(cls, values: object, *, source: Path | str) -> DetectorConfig:
-        """Read what `to_dict` wrote; unknown keys are ignored.
+        """Build a config from the output of `to_dict`; unknown keys are ignored.
 
         Raises:
             ValueError: a field is missing, or has another type or an unknown value. Names `source`.

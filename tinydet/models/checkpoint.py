@@ -68,7 +68,7 @@ class Checkpoint:
         return fusion_factors(self.weights.get("fpn.alpha"), len(detector_info(self.detector.detector).pyramid.edges))
 
     def check(self) -> None:
-        """Check that the parts fit together, before memory is allocated for the detector that they describe.
+        """Check that the fields are consistent, before memory is allocated for the detector.
 
         Raises:
             ValueError: a value is out of range, a tensor is missing or has another shape, or is not finite.
@@ -76,7 +76,7 @@ class Checkpoint:
         if fault := unusable_tensor(self.weights):
             raise ValueError(fault)
         spec = self.spec()
-        spec.to_json().encode()  # a text with half a character cannot be written
+        spec.to_json().encode()  # a text with an unpaired surrogate cannot be written
         if self.detector.classes != len(spec.classes):
             raise ValueError(f"the detector has {self.detector.classes} classes, and {len(spec.classes)} are named")
         if spec.tile % 32:
@@ -143,7 +143,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         ValueError: the file is missing, truncated, foreign, or would run code; a field has another type or a value out
-            of range; the weights do not fit the detector or are not finite. Names the file, the rule and the way out.
+            of range; the weights do not fit the detector or are not finite. Names the file, the rule and the remedy.
     """
     path = Path(path)
     values = read_tensors(path, f"copy it again, or train one: {TRAIN}")

@@ -1,4 +1,4 @@
-"""Choose the torch device by name."""
+"""Select the torch device by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tinydet._internal.errors import reason
 
 
 def torch_device(name: str | None) -> torch.device:
-    """Return the device of that name, on which a tensor can be created; None: CUDA if available, else the CPU.
+    """Return the device with this name after creating a tensor on it; None selects CUDA if available, else the CPU.
 
     Raises:
         ValueError: there is no such device, or torch cannot use it here.
@@ -18,7 +18,7 @@ def torch_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "meta" or (device.type == "cpu" and device.index is not None):
-            raise ValueError("it is none that computes" if device.type == "meta" else "the CPU has no number")
+            raise ValueError("it does not compute" if device.type == "meta" else "the CPU has no number")
         torch.empty(1, device=device)
     # torch raises an AssertionError if it was built without CUDA.
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:

@@ -37,7 +37,7 @@ def as_state_dict(values: Any, source: Path | str) -> dict[str, Tensor]:
     """Check that `values` is a state dict, as torchvision saves them.
 
     Raises:
-        ValueError: it is not, or contains what cannot be a weight. Names `source`.
+        ValueError: it is not, or a tensor cannot be a weight. Names `source`.
     """
     if not isinstance(values, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in values.items()):
         raise ValueError(f"{source}: expected a state dict of tensors, as torchvision saves them")
@@ -50,7 +50,7 @@ def unusable_tensor(weights: Mapping[str, Tensor]) -> str | None:
     """Return what is wrong with the first tensor that cannot be used as a weight; None if all can."""
     for name, tensor in weights.items():
         if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            return f"{name} is no plain array of numbers"
+            return f"{name} is not a plain array of numbers"
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             return f"{name} contains NaN or infinity"
     return None

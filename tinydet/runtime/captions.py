@@ -1,4 +1,4 @@
-"""Draw text into images, in a font that has its characters."""
+"""Draw text on images, in a font that has all of its characters."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ LONGEST = 40  # characters of a name
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",
     "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts")  # fmt: skip
 UNUSUAL = ("bold", "italic", "oblique", "light", "thin", "black", "condensed", "mono", "serif")  # used last
-MISSING = "\uffff"  # no font has this character, so it is drawn as the font's sign for a missing one
+MISSING = "\uffff"  # no font has this character, so it is drawn as the font's missing-glyph box
 
 logger = logging.getLogger("tinydet.runtime")
 
 
 @functools.cache
 def class_labels(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of a model's classes as they are drawn, all different.
+    """Return unique labels for drawing the classes of a model.
 
-    A name that no font here can show becomes its number, "class 3", and is logged as a warning, once.
+    A name that no installed font can show becomes its number, such as "class 3", with one warning.
     """
     labels: list[str] = []
     for i, name in enumerate(names):
         label = legible(name, f"class {i}")
         if label == f"class {i}" != name:
             logger.warning(
-                f"images show class {i}, {name!r}, as its number, because no font here has all of its characters; "
+                f"images show class {i}, {name!r}, as its number, because no installed font has all of its characters; "
                 "install one, such as Noto Sans"
             )
         labels.append(f"{label} (class {i})" if label in labels else label)
@@ -47,10 +47,10 @@ def class_labels(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def legible(text: str, fallback: str | None = None) -> str:
-    """Return a text on one line, of at most 40 characters. If no font here can show it, return the fallback.
+    """Return a text as one line of at most 40 characters, or the fallback if no installed font can show it.
 
     Args:
-        fallback: None for the text with its missing characters escaped.
+        fallback: None escapes all characters outside ASCII.
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFC", text)).split())
     line = line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
@@ -60,10 +60,9 @@ def legible(text: str, fallback: str | None = None) -> str:
 
 
 def plot_labels(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return texts as labels of Matplotlib, and the font families to show them with.
+    """Return texts as Matplotlib labels, and the font families that show them.
 
-    Matplotlib would read what is between two dollars as a formula, and leave a label that begins with `_` out of a
-    legend.
+    Matplotlib would read text between two dollar signs as a formula, and omit labels that begin with `_` from legends.
     """
     with needs_extra("plots"):
         from matplotlib import font_manager
@@ -124,7 +123,7 @@ def _mask(text: str, size: int, rim: int) -> tuple[NDArray[np.uint8], int, int]:
 
 @functools.lru_cache(4096)
 def font_file(text: str) -> str | None:
-    """Return a font that has all characters of a text: a path, or "" for the font inside Pillow; None without one."""
+    """Return the path of a font that has all characters of a text: "" for Pillow's own font, None if there is none."""
     from PIL import features
 
     if any(unicodedata.bidirectional(c) in ("R", "AL") for c in text) and not features.check("raqm"):
@@ -134,7 +133,7 @@ def font_file(text: str) -> str | None:
 
 @functools.cache
 def _font_files() -> tuple[str, ...]:
-    """Find the fonts of this machine; first those with the most characters and a plain style."""
+    """List the installed fonts, in order of preference: DejaVu Sans, then plain styles."""
     folders = [Path(folder).expanduser() for folder in FONT_FOLDERS]
     matplotlib = importlib.util.find_spec("matplotlib")  # brings DejaVu Sans
     if matplotlib is not None and matplotlib.origin is not None:
@@ -156,7 +155,7 @@ def _preference(file: Path) -> tuple[bool, bool, str]:
 
 @functools.lru_cache(65536)
 def _has(file: str, character: str) -> bool:
-    """Return whether a font has a character, or the character leaves no trace."""
+    """Return whether a font has a character, or the character is invisible."""
     if character.isspace() or unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
         return True
     shape, missing = _shape(file, character), _shape(file, MISSING)

@@ -1,4 +1,4 @@
-"""Write drawn images. What a format cannot hold is known before the work."""
+"""Write drawings as image files, and check before the work that a format can hold them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from tinydet._internal.atomic import atomic_path
 from tinydet.runtime.scenes.pixels import Image
 
-MAX_SIDE = 30_000  # pixels; every format but those below holds more, and few viewers do
+MAX_SIDE = 30_000  # pixels; few viewers open larger images
 MAX_SIDES = {".webp": 16_383}
 SUGGESTED = ".jpg, .png or .webp"
 
@@ -32,7 +32,7 @@ def save_image(path: Path, image: Image) -> None:
 
 
 def check_image_path(path: Path) -> None:
-    """Check that images can be written as `path`, by writing a small one in memory. Call it before the work.
+    """Check that images can be written as `path` by encoding a small one in memory. Call it before the work.
 
     Raises:
         ValueError: OpenCV cannot write color images with this suffix.
@@ -45,7 +45,7 @@ def check_image_path(path: Path) -> None:
 
 
 def longest_side(path: Path) -> int:
-    """Return how many pixels an image written as `path` may be wide or high."""
+    """Return the maximum width and height of an image written as `path`."""
     return MAX_SIDES.get(path.suffix.lower(), MAX_SIDE)
 
 

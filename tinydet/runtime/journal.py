@@ -230,7 +230,7 @@ class Journal:
         return (self._read(BatchRecord.from_bytes, data) for mark, data in self._marked() if mark == BATCH)
 
     def _read(self, parse: Callable[[bytes], T], data: bytes) -> T:
-        """Parse a record. Its checksum is right, so only another program can have written it wrong."""
+        """Parse a record. Its checksum is right, so only another program can have written an invalid one."""
         try:
             return parse(data)
         except (ValueError, struct.error, OverflowError) as error:
@@ -266,7 +266,7 @@ class Journal:
             self._file.truncate(0)  # the process ended while writing the first line: no record exists
             return
         self._start = len(line)
-        remedy = "it is no journal of an interrupted run; move it away"
+        remedy = "it is not a journal of an interrupted run; move it away"
         written = parse_json(line, source=self.path, remedy=remedy)
         if not isinstance(written, dict):
             raise ValueError(f"{self.path}: {remedy}")

@@ -210,7 +210,7 @@ def _run_tiles(
 
 
 def _check_record(record: BatchRecord, tiles: int, classes: int) -> None:
-    """Check a record that a journal provides, which another program may have written."""
+    """Check a record from a journal, which another program may have written."""
     found = record.detections
     indices, finite = np.concatenate([record.finished, found.tiles]), np.isfinite(found.boxes).all()
     inside = ((indices >= 0) & (indices < tiles)).all() and ((found.labels >= 0) & (found.labels < classes)).all()

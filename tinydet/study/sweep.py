@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args, flags = parser.parse_known_args(argv)
     training = train_parser()
-    training.prog, training.usage = parser.prog, parser.usage  # of messages about an option that neither has
+    training.prog, training.usage = parser.prog, parser.usage  # for messages about an option that neither parser has
     _check(args, vars(training.parse_args(flags)), flags)
     with needs_extra("train"):
         import torch

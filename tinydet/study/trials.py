@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 
 from tinydet._internal.input_files import read_file
 from tinydet._internal.json_files import checked, parse_json, read_json
+from tinydet._internal.shell import command_line
 
 LOGGER = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Trials:
             *("--threads", str(threads), "--output", str(model), "--json", str(result)),
             *(["--resume"] if resume else []),
         ]
-        os.write(log, f"$ {shlex.join(command)}\n".encode())
+        os.write(log, f"$ {command_line(*command)}\n".encode())
         # With a session of its own, the training receives Ctrl-C only once, from `run`. It inherits the log, so the
         # lock on the log is held until the training ends, even if this process is killed.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -179,7 +179,7 @@ def read_records(path: Path) -> list[Record]:
 
 @dataclass(frozen=True)
 class _Result:
-    """What `tinydet train --json` writes, as far as a study reads it."""
+    """The fields of `tinydet train --json` that a study reads."""
 
     history: list[dict[str, int | float]]
     diverged: str | None

@@ -42,7 +42,7 @@ Validate = Callable[[Detector], dict[str, Any]]
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a resumed run needs besides the weights.
+    """State of an interrupted run, apart from the weights.
 
     Attributes:
         optimizer, averaged: state dicts of the optimizer and of the moving average, None without one.
@@ -300,7 +300,7 @@ class Trainer:
         state = checked(TrainingState, saved.training_state, source=self.state_path, what=what, remedy=remedy)
         try:
             if state.epoch > self.schedule.epochs or state.done > self.steps_per_epoch:
-                raise ValueError(f"epoch {state.epoch}, step {state.done} is behind the end of the run")
+                raise ValueError(f"epoch {state.epoch}, step {state.done} is beyond the end of the run")
             self.detector.load_state_dict(saved.weights)
             self._load_optimizer(state.optimizer)
             if self.averaged is not None:

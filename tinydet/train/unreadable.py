@@ -18,7 +18,7 @@ class SkippingTiles(TrainingTiles):
         warn: called with the reason and the name of the image.
 
     Attributes:
-        skipped: why each skipped image, by its index, cannot be read.
+        skipped: by image index, the reason why the image cannot be read.
     """
 
     def __init__(self, *args: Any, warn: Callable[[str], None], **kwargs: Any) -> None:

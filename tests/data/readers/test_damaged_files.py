@@ -130,7 +130,9 @@ def test_a_damaged_file_is_read_or_refused(folders: tuple[Path, Path], name: str
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, bytes(range(256)), b"\xff\xfe", b"PK\3\4", b"\n\n"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_empty_or_binary_file_is_no_annotation(folders: tuple[Path, Path], name: str, content: bytes) -> None:
+def test_an_empty_or_binary_file_is_not_an_annotation_file(
+    folders: tuple[Path, Path], name: str, content: bytes
+) -> None:
     document = convert(name, *folders, content)
     may_be_empty = name in ("yolo", "visdrone", "dota") and not content.strip(b"\n\xff\xfe")
     assert document is None or (may_be_empty and not document["annotations"])

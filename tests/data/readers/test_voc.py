@@ -45,7 +45,7 @@ def test_a_size_other_than_that_of_the_image_is_an_error_that_names_both(folder:
     with pytest.raises(ValueError, match=r"and 1 more like it"):
         read(folder, annotation(size(640, 512)))
     (folder / "xml" / "b.xml").unlink()
-    with pytest.raises(ValueError, match=r"is 256x320 \(it looks turned: check its EXIF orientation\)"):
+    with pytest.raises(ValueError, match=r"is 256x320 \(it looks rotated: check its EXIF orientation\)"):
         read(folder, annotation(size(256, 320)))
 
 
@@ -89,7 +89,9 @@ def test_images_of_one_name_with_two_suffixes_are_an_error(folder: Path) -> None
 def test_a_file_that_names_the_image_of_another_file_is_reported(folder: Path) -> None:
     coco = read(folder, annotation("", "b.png"))
     assert [entry["file_name"] for entry in coco.images] == ["deep/b.png"]
-    assert any("<filename> is another image than" in note and "a.xml to deep/b.png" in note for note in coco.notes)
+    assert any(
+        "<filename> differs from their own name" in note and "a.xml to deep/b.png" in note for note in coco.notes
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252", "gbk", "shift_jis"])

@@ -289,7 +289,7 @@ def test_premultiplied_colors_are_divided_by_their_alpha_as_pillow_does(tmp_path
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_inks_become_colors_as_in_pillow(tmp_path: Path, bits: int) -> None:
+def test_cmyk_is_converted_as_in_pillow(tmp_path: Path, bits: int) -> None:
     inks = np.dstack([RGB, (RAMP % 200)]).astype(np.uint8)
     path = write_tiff(tmp_path / "a.tif", inks if bits == 8 else inks.astype(np.uint16) * 257, INKS, bits)
     assert_like_pillow(path, tolerance=1)
@@ -414,11 +414,11 @@ def test_a_truncated_raster_is_refused_by_name(tmp_path: Path, driver: str) -> N
         read_image(path)
 
 
-def test_a_raw_file_of_a_camera_is_refused(tmp_path: Path) -> None:
+def test_a_camera_raw_file_is_refused(tmp_path: Path) -> None:
     mosaic = write_tiff(tmp_path / "a.dng", RGB[..., :1], 32803, 8)
     preview = write_tiff(tmp_path / "b.dng", RGB, IS_RGB, 8, t254=[1])
     for path in (mosaic, preview):
-        with pytest.raises(ValueError, match=rf"{path.name}: a raw file of a camera; develop it"):
+        with pytest.raises(ValueError, match=rf"{path.name}: a camera raw file; convert it"):
             read_image(path)
 
 
@@ -432,16 +432,14 @@ def test_a_heif_image_without_its_library_is_refused_in_one_line(tmp_path: Path)
                 read(tmp_path / "a.jpg")
 
 
-def test_openexr_that_is_switched_off_is_refused_with_the_way_to_switch_it_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disabled_openexr_is_refused_with_the_way_to_enable_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENCV_IO_ENABLE_OPENEXR", raising=False)
     (tmp_path / "a.exr").write_bytes(b"\x76\x2f\x31\x01" + bytes(60))
     with pytest.raises(ValueError, match=r"a\.exr: .*OPENCV_IO_ENABLE_OPENEXR=1"):
         read_image(tmp_path / "a.exr")
 
 
-def test_a_jpeg_of_inks_is_read_as_pillow_reads_it_with_and_without_inversion(tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_is_read_as_pillow_reads_it_with_and_without_inversion(tmp_path: Path) -> None:
     file = io.BytesIO()
     PHOTO.convert("CMYK").save(file, "JPEG", quality=95)
     (tmp_path / "adobe.jpg").write_bytes(file.getvalue())

@@ -158,7 +158,7 @@ NORTH_UP = (0.1, 0, 5e5, 0, -0.1, 5e6)
         ("EPSG:32633", (0.1, 0.1, 5e5, 0.1, 0.1, 5e6), "to a line"),
     ],
 )
-def test_a_georeference_that_leads_nowhere_is_an_error_that_names_the_file(
+def test_an_unusable_georeference_is_an_error_that_names_the_file(
     crs: str, transform: Transform, reason: str, tmp_path: Path
 ) -> None:
     try:

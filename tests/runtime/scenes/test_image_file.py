@@ -39,7 +39,7 @@ def jpeg(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["baseline", "gray", "progressive", "restarts"])
-def test_a_jpeg_without_its_end_marker_is_read_with_a_word(
+def test_a_jpeg_without_its_end_marker_is_read_with_a_warning(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
 ) -> None:
     data = jpeg(kind)
@@ -152,7 +152,7 @@ def test_damaged_files_print_nothing(tmp_path: Path, format: str, capfd: pytest.
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_png_without_its_last_chunk_is_read_with_a_word(
+def test_a_png_without_its_end_chunk_is_read_with_a_warning(
     tmp_path: Path, bits: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
 ) -> None:
     data = encoded("PNG") if bits == 8 else encoded16()
@@ -162,7 +162,7 @@ def test_a_png_without_its_last_chunk_is_read_with_a_word(
         path = tmp_path / f"{missing}.png"
         path.write_bytes(data[:-missing])
         assert np.array_equal(read_image(path), expected)
-        assert "no last chunk, but all of its rows" in caplog.records[-1].getMessage()
+        assert "no end chunk, but all of its rows" in caplog.records[-1].getMessage()
     for share in (0.1, 0.5, 0.9):
         (tmp_path / "cut.png").write_bytes(data[: int(len(data) * share)])
         with pytest.raises(ValueError, match=r"cut\.png: (truncated PNG|damaged)"):
@@ -240,7 +240,7 @@ def test_a_sequence_of_jpegs_is_not_taken_for_one(tmp_path: Path, caplog: pytest
     assert not caplog.records
 
 
-def test_overviews_and_masks_are_no_pages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_overviews_and_masks_are_not_pages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rasterio = pytest.importorskip("rasterio")
     path = tmp_path / "a.tif"
     profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": 128, "width": 128, "crs": "EPSG:32635"}

@@ -108,7 +108,7 @@ def test_a_vrt_in_a_linked_place_refers_to_its_own_folder(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["scene.tif", "scene.png", "scene"])
 @pytest.mark.parametrize("start", ["", "\ufeff<?xml version='1.0'?>\n<!-- a scene -->\n", "\n \n"])
-def test_a_vrt_by_another_suffix_is_refused(folder: Path, name: str, start: str) -> None:
+def test_a_vrt_with_another_suffix_is_refused(folder: Path, name: str, start: str) -> None:
     (folder / name).write_text(start + virtual("inside.tif"), "utf-8")
     refused(folder / name, "a VRT")
 
@@ -219,7 +219,7 @@ def test_formats_that_refer_to_other_files_are_refused(folder: Path, head: bytes
     refused(folder / "a.tif", "may refer to other files")
 
 
-def test_overviews_masks_and_metadata_beside_a_raster_are_used(folder: Path) -> None:
+def test_overviews_masks_and_metadata_next_to_a_raster_are_used(folder: Path) -> None:
     path = write(folder / "a.tif", INSIDE, side=256, nodata=0)
     with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(path, "r+") as file:
         file.build_overviews([2, 4], rasterio.enums.Resampling.average)

@@ -115,7 +115,7 @@ def test_first_bytes_tell_videos_from_images(head: bytes, kind: str | None) -> N
 
 
 @pytest.mark.parametrize("form", ["jpeg", "png", "gif", "bmp", "webp", "tiff", "ppm", "jpeg2000", "avif", "ico"])
-def test_an_image_is_no_video_whatever_it_is_called(form: str, tmp_path: Path) -> None:
+def test_an_image_is_never_taken_for_a_video_whatever_its_suffix(form: str, tmp_path: Path) -> None:
     for suffix in (".mp4", ".ts", ".MJPG", ".jpg", "", ".unknown"):
         Image.new("RGB", (64, 48)).save(tmp_path / f"a{suffix}", form)
         assert not find_sources([tmp_path / f"a{suffix}"])[0].moving
@@ -128,7 +128,7 @@ def test_an_image_is_no_video_whatever_it_is_called(form: str, tmp_path: Path) -
      ("mxf", "mpeg2video"), ("h264", "libx264"), ("asf", "wmv2"), ("ogg", "libvpx"), ("ivf", "libvpx"),
      ("mjpeg", "mjpeg"), ("nut", "mpeg4")],
 )  # fmt: skip
-def test_a_video_is_one_whatever_it_is_called(form: str, codec: str, tmp_path: Path) -> None:
+def test_a_video_is_recognized_whatever_its_suffix(form: str, codec: str, tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     if codec not in av.codecs_available:
         pytest.skip(f"FFmpeg without {codec}")

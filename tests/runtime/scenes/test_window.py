@@ -62,7 +62,7 @@ def test_only_an_owner_closes_its_scene() -> None:
         ((20, 10), (40, 30, 60, 40), ""),
         ((20, 10), (41, 30, 61, 40), r"has the corner \[41, 30, 61, 40\]"),
         ((61, 40), None, "is 61x40$"),
-        ((40, 60), None, "is 40x60 .it looks turned: check its EXIF orientation"),
+        ((40, 60), None, "is 40x60 .it looks rotated: check its EXIF orientation"),
     ],
 )
 def test_a_file_has_the_recorded_size_or_contains_the_corner(

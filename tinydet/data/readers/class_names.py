@@ -1,4 +1,4 @@
-"""Files of class names, and what else a data.yaml says about the labels of a dataset."""
+"""Read class names from text files and data.yaml, and the label format that data.yaml states."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinydet.data.readers.text_files import read_text
+from tinydet.data.readers.text_files import YAML_SUFFIXES, read_text
 from tinydet.data.readers.yaml_files import read_yaml
 
-YAML_SUFFIXES = (".yaml", ".yml")
 _NULLS = (None, "", "~", "null", "Null", "NULL")  # how YAML writes that a key has no value
 _NAMES = "names: [person, car], or names: {0: person, 1: car}"
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """What a data.yaml says.
+    """Contents of a data.yaml.
 
     Attributes:
         path: the file.
@@ -37,7 +36,7 @@ def read_class_names(path: Path) -> list[str]:
     """Read class names from `data.yaml` (YOLO) or from a text file with one name per line.
 
     Raises:
-        ValueError: not such a file, no names, or a name that is empty or listed twice.
+        ValueError: the file has another format or no names, or a name is empty or listed twice.
         ModuleNotFoundError: PyYAML is not installed.
     """
     if path.suffix.lower() in YAML_SUFFIXES:
@@ -54,7 +53,7 @@ def read_data_file(path: Path) -> DataFile:
     """Read a data.yaml. Names are taken as written, also `on`, `no` and `null`.
 
     Raises:
-        ValueError: it is not one, its class names are incomplete, or it contradicts itself.
+        ValueError: the file is not a data.yaml, its class names are incomplete, or it contradicts itself.
         ModuleNotFoundError: PyYAML is not installed.
     """
     content = read_yaml(path)
@@ -110,7 +109,7 @@ def _keypoints(path: Path, shape: Any) -> tuple[int, int] | None:
 
 
 def _shown(value: Any) -> str:
-    """Return a value in short; aliases may make its full text huge."""
+    """Return a short form of a value; aliases may make its full text huge."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value[:5]):
         return f"[{', '.join(item[:20] for item in value[:5])}{', ...' if len(value) > 5 else ''}]"
     return value[:40] if isinstance(value, str) else f"a {'list' if isinstance(value, list) else 'mapping'}"

@@ -13,7 +13,7 @@ from tinydet.data.coco_rules import NO_AREA, OUTSIDE, examine, examine_boxes, ex
 from tinydet.data.image_files import image_size
 from tinydet.runtime.scenes.window import size_mismatch
 
-_MANY = 0.05  # share of objects outside of their images from which the images are doubtful
+_MANY = 0.05  # share of objects outside their images above which the images are probably the wrong ones
 
 
 @dataclass
@@ -41,7 +41,7 @@ class CocoBuilder:
         """Add an image and return its id.
 
         Raises:
-            ValueError: the name is not text that a JSON file can hold, or leads out of the image folder.
+            ValueError: the name is not valid UTF-8, or leaves the image folder.
         """
         width, height = size
         try:
@@ -51,7 +51,7 @@ class CocoBuilder:
                 f"{self.source}: the image name {printable(file_name)} is not UTF-8; rename the file"
             ) from None
         if PurePosixPath(file_name).is_absolute() or ".." in PurePosixPath(file_name).parts:
-            raise ValueError(f"{self.source}: the image name {file_name!r} leads out of the image folder; correct it")
+            raise ValueError(f"{self.source}: the image name {file_name!r} leaves the image folder; correct it")
         self.images.append(
             {"id": len(self.images) + 1, "file_name": file_name, "width": width, "height": height, **fields}
         )
@@ -94,7 +94,7 @@ class CocoBuilder:
 
         Args:
             images: folder of the images.
-            sources: what recorded the size of each image, for error messages; empty for `source`.
+            sources: where the size of each image is recorded, for error messages; empty for `source`.
 
         Raises:
             ValueError: an image has another size; names the first and counts the others.
@@ -167,7 +167,7 @@ class CocoBuilder:
             what = fault.rule.replace("object", "object" + "s" * (len(fault.entries) > 1), 1)
             first = self.locations[fault.entries[0]]
             many = fault.rule == OUTSIDE and len(fault.entries) > _MANY * len(self.annotations)
-            doubt = "; are these the images that were annotated, in their size?" if many else ""
+            doubt = "; are these the annotated images, at their original size?" if many else ""
             self.notes.append(f"{len(fault.entries)} {what} left out, the first of {first}{doubt}")
             removed.update(fault.entries)
         document["annotations"] = [entry for n, entry in enumerate(self.annotations) if n not in removed]

@@ -1,4 +1,4 @@
-"""Read a MATLAB file of structures in a process of its own, because SciPy crashes on some damaged files."""
+"""Read a MATLAB file of structures in a separate process, because SciPy crashes on some damaged files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_structures(path: Path) -> dict[str, Any]:
 
 
 def _write_structures() -> None:
-    """Write the variables of the file that the command line names, or the reason why not, to standard output."""
+    """Write the variables of the file on the command line, or an error, to standard output as JSON."""
     with needs_extra("formats"):
         import scipy.io
     variables, error = {}, None

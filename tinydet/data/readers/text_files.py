@@ -12,6 +12,7 @@ from tinydet._internal.input_files import read_file
 from tinydet.data.image_files import list_files, list_images
 from tinydet.data.image_names import ImageNames
 
+YAML_SUFFIXES = (".yaml", ".yml")
 # UTF-32 first: its little-endian mark starts with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -28,7 +29,7 @@ class Pairs(NamedTuple):
     Attributes:
         pairs: text file and image, sorted; images are relative to the image folder.
         unmatched: images without a text file, sorted.
-        notes: messages to the user about names that are spelled differently.
+        notes: messages for the user about names that are spelled differently.
     """
 
     pairs: list[tuple[Path, Path]]
@@ -37,7 +38,7 @@ class Pairs(NamedTuple):
 
 
 def read_text(path: Path) -> str:
-    r"""Return a text file in UTF-8, or in the encoding that its byte order mark says, with lines that end with "\n".
+    r"""Read a text file as UTF-8, or in the encoding of its byte order mark, and normalize line ends to "\n".
 
     Raises:
         ValueError: the file is in another encoding, or not text.
@@ -124,7 +125,7 @@ def pair_with_images(source: Path, images: Path | None, *, skip: frozenset[str] 
         raise ValueError(f"{source}: this format has no image sizes; name the folder of the images: --images DIR")
     if not images.is_dir():
         raise ValueError(f"{images}: no such folder of images; check --images")
-    if source.suffix.lower() in (".yaml", ".yml"):
+    if source.suffix.lower() in YAML_SUFFIXES:
         raise ValueError(f"{source}: describes a dataset; name the folder of its .txt files")
     if source.is_dir():
         root, texts = source, list_files(source, (".txt",))

@@ -193,7 +193,7 @@ def parse_xml(path: Path) -> Element:
 
 
 def _xml_text(path: Path) -> str:
-    """Return the content of an XML file, decoded as its byte order mark or its first line says."""
+    """Read an XML file in the encoding of its byte order mark or declaration."""
     content = read_file(path)
     declared = _DECLARATION.match(content)
     if declared is None:
@@ -260,8 +260,8 @@ class _ImageIndex:
         notes = respelling_notes(self.respelled)
         if self.renamed:
             notes.append(
-                f"annotation files whose <filename> is another image than the one with the name of the file: "
-                f"{len(self.renamed)}; <filename> counts; the first {self.renamed[0]}"
+                f"annotation files whose <filename> differs from their own name: "
+                f"{len(self.renamed)}; <filename> is used; the first {self.renamed[0]}"
             )
         return notes
 
@@ -277,7 +277,7 @@ class _ImageIndex:
 
 
 def _size(path: Path, annotation: Element, image: Path | None) -> tuple[tuple[int, int], int]:
-    """Return width and height as stated in the file, otherwise those of the image; and the line of the statement."""
+    """Return the size stated in the file, or else that of the image, and the line number of the statement."""
     size = annotation.first("size")
     line = annotation.line if size is None else size.line
     elements = [size.first(key) for key in ("width", "height")] if size is not None else []

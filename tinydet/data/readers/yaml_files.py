@@ -1,7 +1,7 @@
-"""Read YAML files without interpreting their values: every scalar is the text that the file has.
+"""Read YAML files without interpreting their values: every scalar stays text.
 
 YAML 1.1 turns the words `on`, `no` and `null`, and `1e3`, `2024-01-01` and `12:30:45`, into other values, but a class
-may have such a name. Tags cannot create objects, and the parts that aliases repeat are not copied.
+may have such a name. Tags cannot create objects, and aliased parts are not copied.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Reader:
-    """Turns nodes into values, each node once."""
+    """Converts nodes to values, each node once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinydet.data.image_files import image_size
-from tinydet.data.readers.class_names import YAML_SUFFIXES, DataFile, read_class_names, read_data_file
+from tinydet.data.readers.class_names import DataFile, read_class_names, read_data_file
 from tinydet.data.readers.coco_builder import CocoBuilder
-from tinydet.data.readers.text_files import numbered_lines, pair_with_images, parse_numbers, to_integer
+from tinydet.data.readers.text_files import YAML_SUFFIXES, numbered_lines, pair_with_images, parse_numbers, to_integer
 from tinydet.data.readers.yolo_lines import FORM, LabelForm, Labels
 
 # Files of class names, looked up in the folder of labels and its two parents.

@@ -1,8 +1,8 @@
-"""What the numbers of a YOLO line mean: a box, a box with keypoints, or the corners of a polygon.
+"""Decide what the numbers of a YOLO line mean: a box, a box with keypoints, or the corners of a polygon.
 
 After the class number come 4 numbers of a box (center and size), the same with keypoints of 2 or 3 numbers each, or the
-x and y of at least 3 corners. Predictions saved by Ultralytics may end with a confidence and a track number. A count
-alone does not tell these apart: 8 numbers are four corners, or a box with two keypoints.
+x and y of at least 3 corners. Predictions saved by Ultralytics may end with a confidence and a track number. The
+count alone is ambiguous: 8 numbers are four corners, or a box with two keypoints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LABELS: tuple[Labels, ...] = ("box", "pose", "polygon")
 FORM = "class x y width height, as fractions of the image size from 0 to 1"
 
 _TOLERANCE = 0.01  # for labels that were rounded, or drawn beyond the border
-_AGREEMENT = 0.95  # share of the lines with evidence that must speak for the same meaning
+_AGREEMENT = 0.95  # share of the lines with evidence that must agree on one meaning
 # Extent of all points relative to that without the second one, from which the second is no corner. With a single
 # keypoint, or as a triangle, few points are left.
 _OUTLIER, _OUTLIER_OF_THREE = 3.0, 10.0
@@ -64,7 +64,7 @@ class LabelForm:
         """Return what the numbers mean: as the user states, as data.yaml says, or by evidence from all lines.
 
         Raises:
-            ValueError: the lines contradict that, or the evidence is not clear.
+            ValueError: the evidence is ambiguous.
         """
         if self.labels is not None:
             return self.labels
@@ -175,7 +175,7 @@ class LabelForm:
 
 
 def _vote(row: Row) -> Labels | None:
-    """Return what a line of at least 6 numbers must be by its geometry, None if it may be either.
+    """Return what the geometry of a line of at least 6 numbers implies; None if it is ambiguous.
 
     Read as corners, the four numbers of a box are a point at its center and one that lies elsewhere, unless the object
     is large. Read as a box, the first two corners of a polygon give one that has little to do with the others.
@@ -221,9 +221,9 @@ def _extent(points: Sequence[Point]) -> float:
 
 
 def _has_visibility(row: Row) -> bool:
-    """Return whether keypoints of three numbers each follow the box, the third of which is 0, 1 or 2, one at least 2.
+    """Return whether the box is followed by keypoints (x, y, visibility) with visibilities of 0, 1 or 2.
 
-    2 says that a keypoint is visible. No corner has such a coordinate.
+    At least one must be 2, which means visible: no corner has such a coordinate.
     """
     third = row[6::3]
     return (len(row) - 4) % 3 == 0 and all(value in (0, 1, 2) for value in third) and 2 in third

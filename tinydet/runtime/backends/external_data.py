@@ -1,4 +1,4 @@
-"""Files that an ONNX file takes weights from. They must lie beside the model.
+"""Check the external weight files of an ONNX model, which must be in its folder.
 
 Recent versions of ONNX Runtime and OpenVINO check this too, older ones do not. The file is read as a protocol buffer,
 field by field, because the package `onnx` is not part of the runtime.
@@ -27,11 +27,11 @@ _DEEPEST = 100  # nested messages
 
 
 def check_external_data(path: Path) -> None:
-    """Check that all weights are in the ONNX file, or in files of its folder.
+    """Check that all weights are in the ONNX file, or in files in its folder.
 
     Raises:
-        ValueError: the file is not a protocol buffer, or a file that it names is missing, a link to elsewhere, or named
-            by an absolute path or through a parent folder. Names `path`.
+        ValueError: the file is not a protocol buffer, or a file that it names is missing, a link to another folder, or
+            named by an absolute path or through a parent folder. Names `path`.
         OSError: the file cannot be read.
     """
     folder = path.resolve().parent
@@ -43,7 +43,7 @@ def check_external_data(path: Path) -> None:
         file = folder / location
         inside = not Path(location).is_absolute() and file.resolve().is_relative_to(folder)
         if not inside or not file.is_file():
-            reason = "is missing" if inside else "does not lie in its folder"
+            reason = "is missing" if inside else "is not in its folder"
             raise ValueError(f"{path}: its weights are in {location!r}, which {reason}; export the model again")
 
 

@@ -144,7 +144,7 @@ def _session(onnxruntime: Any, path: Path, options: Any, providers: list[Any]) -
 def _import() -> Any:
     with _without_stderr(not _has_nvidia_gpu()):
         import onnxruntime
-    onnxruntime.set_default_logger_severity(FATAL_ONLY)  # also of the sessions that its own tools open
+    onnxruntime.set_default_logger_severity(FATAL_ONLY)  # also for sessions opened by its own tools
     return onnxruntime
 
 

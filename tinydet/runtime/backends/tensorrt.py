@@ -257,7 +257,7 @@ def _execution_rtx(trt: Any, engine: Any) -> Execution:
 
 
 def _build_command(path: Path) -> str:
-    """Return the command that builds an engine again."""
+    """Return the command that rebuilds an engine."""
     return command_line("tinydet", "export", "engine", path.with_suffix(".onnx"))
 
 

@@ -1,6 +1,6 @@
-"""Convert the numbers that a raster stores to gray or RGB: palettes, negatives, few bits, inks, L*a*b*, alpha.
+"""Convert stored raster values to gray or RGB: palettes, WhiteIsZero, 1 to 4 bits, CMYK, L*a*b*, premultiplied alpha.
 
-GDAL returns the numbers as they are stored. OpenCV and Pillow, like all viewers, show the colors that they stand for.
+GDAL returns values as stored. OpenCV and Pillow, like all viewers, return the colors that they represent.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ INKS = ("cyan", "magenta", "yellow", "black")
 
 @dataclass(frozen=True)
 class ColorCoding:
-    """What the numbers of some bands of a raster stand for.
+    """How the values of some raster bands encode colors.
 
     Attributes:
-        decode: converts numbers (H, W, bands), which may be masked, to gray (H, W, 1) or RGB (H, W, 3).
+        decode: converts values (H, W, bands), which may be masked, to gray (H, W, 1) or RGB (H, W, 3).
         is_8_bit: whether the result is uint8; it is stretched otherwise.
-        is_linear: whether numbers may be averaged before they are decoded.
-        alpha: the band (from 1) that must be read after the others; None for no other band.
+        is_linear: whether values may be averaged before decoding.
+        alpha: 1-based index of the alpha band, read after the others; None if it is not needed.
     """
 
     decode: Callable[[Any], Any]
@@ -37,10 +37,10 @@ class ColorCoding:
 
 
 def color_coding(file: Any, bands: Sequence[int], tags: TiffTags) -> ColorCoding:
-    """Return what the numbers of `bands` (from 1) of a rasterio dataset stand for.
+    """Return the color coding of `bands` (1-based) of a rasterio dataset.
 
     Raises:
-        ValueError: they are inks or colors of a kind that is not read.
+        ValueError: the CMYK or L*a*b* encoding is not supported.
     """
     names = [color.name for color in file.colorinterp]
     dtype = np.dtype(file.dtypes[bands[0] - 1])
@@ -74,13 +74,13 @@ def color_coding(file: Any, bands: Sequence[int], tags: TiffTags) -> ColorCoding
 
 
 def is_white_zero(file: Any) -> bool:
-    """Return whether 0 stands for white in the first band of a rasterio dataset (TIFF's WhiteIsZero)."""
+    """Return whether 0 is white in the first band of a rasterio dataset (TIFF's WhiteIsZero)."""
     # Only of a TIFF: GDAL 3.10 never returns from this question about a JP2 with a box of length 0.
     return bool(file.driver == "GTiff" and file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES")
 
 
 def _negative(numbers: Any) -> Any:
-    """Reverse the order of numbers within the range of their type; the mask stays."""
+    """Invert values within the range of their type, keeping the mask."""
     if numbers.dtype.kind == "u":
         return np.iinfo(numbers.dtype).max - numbers
     return -1 - numbers if numbers.dtype.kind == "i" else -numbers
@@ -117,5 +117,5 @@ def _from_lab(numbers: Pixels, is_icc: bool) -> Pixels:
 
 
 def _high_bytes(numbers: NDArray[Any]) -> NDArray[np.uint8]:
-    """Reduce numbers of 16 bits to their high bytes."""
+    """Reduce 16-bit values to their high bytes."""
     return (numbers >> 8 if numbers.dtype == np.uint16 else numbers).astype(np.uint8)

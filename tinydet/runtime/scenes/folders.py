@@ -1,4 +1,4 @@
-"""List the files of folders and patterns. Linked folders are followed, and a file that is reached twice counts once."""
+"""List the files of folders and glob patterns. Links are followed, and a file reached twice is listed once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def files_matching(pattern: str) -> list[Path]:
 
 
 def distinct(paths: Iterable[Path]) -> list[Path]:
-    """Return the paths without those that lead to the same file as an earlier one, by a link or a hard link."""
+    """Drop paths to the same file as an earlier path, through a symbolic or hard link."""
     kept: dict[tuple[int, int] | Path, Path] = {}
     for path in paths:
         kept.setdefault(file_key(path), path)
@@ -64,12 +64,12 @@ def distinct(paths: Iterable[Path]) -> list[Path]:
 
 
 def doubles_text(count: int) -> str:
-    """Describe how many names were left out because they lead to a file that was found under another name."""
+    """Describe how many names of files already listed under another name were left out."""
     return f"left out {plural(count, 'link')} to files that are read under another name"
 
 
 def file_key(path: Path) -> tuple[int, int] | Path:
-    """Return a value that is equal for all names of one file; the path itself for a file that has just vanished."""
+    """Return a key that is equal for all names of one file; the path itself if the file has just vanished."""
     try:
         state = path.stat()
     except OSError:
@@ -78,7 +78,7 @@ def file_key(path: Path) -> tuple[int, int] | Path:
 
 
 def _walk(folder: Path, linked: list[Path]) -> Iterator[Path]:
-    """Yield files that are reached without a link; append the others to `linked`."""
+    """Yield the files reached without a link; append the others to `linked`."""
     pending, links = [folder], deque[Path]()
     # A link to a folder above closes a cycle.
     seen = {file_key(above) for above in Path(os.path.realpath(folder)).parents}

@@ -22,7 +22,7 @@ POLE = 90 - 1e-9  # degrees; the longitude of a point beyond is arbitrary
 
 
 class GeoreferenceError(ValueError):
-    """A raster has a georeference that gives no longitude and latitude."""
+    """A raster's georeference does not give longitude and latitude."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Georeference:
     def lon_lat(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert points (..., 2) in `crs` to longitude, -180 to 180, and latitude in degrees.
 
-        Both are NaN for a point that has none: one that cannot be converted, lies beyond a pole, or would not be
-        converted back to itself. Rasters may continue for up to one turn beyond the antimeridian (0 to 360 degrees).
+        Both are NaN for a point that cannot be converted, lies beyond a pole, or does not survive a round
+        trip. Rasters may continue for up to one turn beyond the antimeridian (0 to 360 degrees).
         """
         flat = points.reshape(-1, 2).astype(np.float64)
         found = _convert(self.crs, LON_LAT, flat)
@@ -89,7 +89,7 @@ class Georeference:
 
 
 def read_georeference(path: Path) -> Georeference | None:
-    """Read the georeference of a raster file; None if it has none, and without rasterio.
+    """Read the georeference of a raster file; None if it has none or rasterio is not installed.
 
     Raises:
         GeoreferenceError: it has one that gives no longitude and latitude: ground control points in place of a
@@ -191,7 +191,7 @@ def _convert(source: str, target: str, points: NDArray[np.float64]) -> NDArray[n
 
 
 def _wrap(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bring angles to -180 to 180."""
+    """Wrap angles to -180 to 180."""
     return np.where(np.abs(degrees) <= 180, degrees, (degrees + 180) % 360 - 180)
 
 

@@ -1,8 +1,8 @@
 """Decode image files at once: with Pillow, or with OpenCV where Pillow would reduce more than 8 bits to 8.
 
-The first bytes decide the format, not the suffix. The size that a file claims, and its end, are checked before it is
-decoded. Whatever decodes it, the pixels are those of Pillow's `ImageOps.exif_transpose(image).convert("RGB")`, but
-numbers of more than 8 bits are kept.
+The first bytes decide the format, not the suffix. The claimed size and the end of a file are checked before decoding.
+Whatever the decoder, the pixels are those of Pillow's `ImageOps.exif_transpose(image).convert("RGB")`, but
+values of more than 8 bits are kept.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import command_line
 from tinydet.runtime.scenes.pixels import Pixels, upright
+from tinydet.runtime.scenes.signatures import HEAD, JPEG_MARKER
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 MAX_DECODED = 1 << 28  # pixels; larger files are read by windows
 MAX_ENCODED = 1 << 29  # bytes; larger files are read by windows
-HEAD = 4096  # bytes from which formats are recognized
 MAX_DENSITY = 8400  # pixels per byte: 8 pixels per byte of a bilevel image, which deflate shrinks by at most 1032
-MANY_PIXELS = 1 << 26  # smaller images may be as empty as they like
+MANY_PIXELS = 1 << 26  # smaller images are not checked
 ORIENTATION = 0x0112  # EXIF tag
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1"})
 
 _END_OF_JPEG = b"\xff\xd9"
-# Bits that differ from the zeros of a decoder that runs out of data. It may wait for any of eight restart markers, and
-# skips the two that follow the one that it expects.
+# Data that differs from the zeros a decoder assumes when it runs out of data. It may expect any of eight restart
+# markers, and skips the two after the expected one.
 _FILLERS = [
     b"".join(bytes(range(0xFE, 0, -step)) * step + bytes([0xFF, 0xD0 + n % 8]) for n in range(first, first + 8))
     for first, step in ((0, 1), (4, 67))
@@ -50,14 +50,13 @@ _FILLERS = [
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"IDAT", b"IEND"})  # for the pixels
 _NETPBM = re.compile(rb"P([1-6fF])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d*)")
 _PAM = re.compile(rb"^(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d+)", re.MULTILINE)
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7\x01])")  # neither a stuffed zero nor a restart
 
 logger = logging.getLogger("tinydet.runtime.scenes")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file states before its pixels.
+    """Header of an image file.
 
     Attributes:
         format: "JPEG", "PNG", ...
@@ -233,7 +232,7 @@ def decode(path: Path, data: bytes, header: Header | None) -> tuple[Pixels, Pixe
 
 @functools.lru_cache(maxsize=1 << 14)
 def warn_once(message: str) -> None:
-    """Log a warning about a file, only the first time if the file is opened again and again."""
+    """Log a warning about a file once, even if the file is opened repeatedly."""
     logger.warning(message)
 
 
@@ -386,7 +385,7 @@ def _decode_jpeg(path: Path, data: bytes) -> tuple[Pixels, int]:
     """Decode a JPEG to RGB as stored; also return how many images of its size it holds, 0 for several without an index.
 
     Raises:
-        ValueError: the file is damaged, or a row of its pixels is missing.
+        ValueError: the file is damaged, or rows are missing.
     """
     scans = _Scans(data)
     if not scans.has_end:
@@ -430,14 +429,14 @@ class _Scans:
         stop: position of the end marker. If it is missing, the position at which the image ends at the latest: at the
             first marker after the scans that it needs, where another image begins, or at the end of the data.
         has_end: whether the end marker follows.
-        missing: (component, coefficient) that no scan brings to full precision, as in a truncated progressive JPEG.
+        missing: (component, coefficient) pairs that no scan refines to full precision: a truncated progressive JPEG.
     """
 
     def __init__(self, data: bytes) -> None:
         self.size, self.start, self.stop, self.has_end = (0, 0), len(data), len(data), False
         self.missing: set[tuple[int, int]] = set()
         position = 2
-        while found := _MARKER.search(data, position):
+        while found := JPEG_MARKER.search(data, position):
             marker, position = found[1][0], found.end()
             if any(self.size) and not self.missing:
                 self.stop = min(self.stop, found.start())
@@ -476,7 +475,7 @@ def _complete_jpeg(path: Path, data: bytes, scans: _Scans) -> bytes:
         raise ValueError(
             f"{path}: truncated JPEG, its {len(data)} bytes have no end marker and rows are missing; get the file again"
         )
-    warn_once(f"{path}: the JPEG has no end marker, but all of its rows; it is read")
+    warn_once(f"{path}: the JPEG has no end marker, but all of its rows are there; it is read")
     return kept + _END_OF_JPEG
 
 
@@ -534,7 +533,7 @@ def _decode_png(path: Path, data: bytes) -> tuple[Pixels | None, Pixels | None, 
     is_animation = b"acTL" in data[: data.find(b"IDAT")]
     if not is_animation and not _png_has_end(data):
         data = _complete_png(path, data)
-        warn_once(f"{path}: the PNG has no last chunk, but all of its rows; it is read")
+        warn_once(f"{path}: the PNG has no end chunk, but all of its rows are there; it is read")
     if data[26:28] != b"\0\0":
         raise ValueError(f"{path}: damaged PNG (unknown compression); get the file again")
     try:
@@ -560,7 +559,7 @@ def _decode_png(path: Path, data: bytes) -> tuple[Pixels | None, Pixels | None, 
 
 
 def _complete_png(path: Path, data: bytes) -> bytes:
-    """Return a PNG that has exactly its rows, and the last chunk. The end of the compressed data may be missing.
+    """Rewrite a PNG with exactly its rows and an end chunk. The end of the compressed data may be missing.
 
     Raises:
         ValueError: rows are missing.

@@ -93,7 +93,7 @@ def upright(stored: NDArray[T], orientation: int) -> NDArray[T]:
 
 
 def wide_float(dtype: np.dtype[Any]) -> type[np.floating]:
-    """Return the float type that keeps the differences between the numbers of a type: of 24 bits, or of 53."""
+    """Return a float type that distinguishes the values of a type: float32 or float64."""
     return np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64
 
 

@@ -35,7 +35,7 @@ MAX_WINDOW = 1 << 24  # pixels; larger windows are resampled while they are read
 MAX_BLOCK = 1 << 28  # bytes that GDAL may decode for a single pixel
 WIDE_BLOCK = 4096  # pixels; wider blocks would be decoded again by every additional handle
 RASTER_CACHE = 1 << 28  # bytes, enough for a row of tiles across 50 000 pixels; GDAL's default is 5 % of all memory
-# Drivers of GDAL whose files may leave out blocks, or shrink a plain image to next to nothing.
+# GDAL drivers whose files may omit blocks, or compress a uniform image to almost nothing.
 SPARSE = ("GTiff", "VRT", "HFA", "NITF", "GPKG", "MBTiles", "JP2", "JPEGXL", "AVIF", "HEIF", "ECW", "MrSID")
 PREVIEW = 32  # pixels; side of the thumbnail of the mask that is checked before the full window
 
@@ -69,7 +69,7 @@ class RasterScene(Scene):
             raise
 
     def _interpret(self, bands: Sequence[int] | None) -> None:
-        """Find out how large the image is, which bands make it up and what their numbers mean."""
+        """Determine the size of the image, its bands and their color coding."""
         with needs_extra("geo"):
             import rasterio
         file = self._file
@@ -83,7 +83,7 @@ class RasterScene(Scene):
             check_density(self._path, file.width, file.height, n_bytes)
         tags = read_tiff_tags(self._path)
         if tags.is_preview or tags.photometric == FILTER_ARRAY:
-            raise ValueError(f"{self._path}: a raw file of a camera; develop it, and save it as TIFF or JPEG")
+            raise ValueError(f"{self._path}: a camera raw file; convert it to TIFF or JPEG")
         exif = file.tags().get("EXIF_Orientation", "1")
         self._orientation = int(exif) if exif in set("12345678") else 1
         if file.crs is None and file.transform.is_identity:  # the geotransform refers to the pixels as they are stored
@@ -98,7 +98,7 @@ class RasterScene(Scene):
             self._bands = [*self._bands, self._coding.alpha]
 
     def _measure(self, stretch: tuple[float, float]) -> None:
-        """Compute the limits of the stretch for more than 8 bits, and report what is left out of the file."""
+        """Compute the stretch limits of data with more than 8 bits, and log other images in the file."""
         self._limits = Limits((0,), (255,))
         size = self._file.width, self._file.height
         if not self._coding.is_8_bit:

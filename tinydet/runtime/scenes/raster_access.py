@@ -1,12 +1,12 @@
-"""Open rasters with GDAL, but nothing that they refer to elsewhere, unless TINYDET_ALLOW_REFERENCES=1 is set.
+"""Open rasters with GDAL, but no files that they refer to elsewhere unless TINYDET_ALLOW_REFERENCES=1 is set.
 
 GDAL follows references to other files and to servers: from VRT files and other descriptions of services, from HDF5, and
 from the metadata and sidecars of any raster. A file that was sent by somebody else could so show files of this machine
 in its pixels, or call servers. Therefore:
 
-- only formats that keep their pixels in the file, or in one of the same name beside it, are opened;
-- a VRT is opened if it is called `.vrt`, and if all that it refers to are rasters in its folder or below;
-- overviews and masks in sidecars (`.ovr`, `.msk`) must be TIFF files beside the raster;
+- only formats that keep their pixels in the file, or in one of the same name next to it, are opened;
+- a VRT is opened if its suffix is `.vrt` and it refers only to rasters in its folder or below;
+- overviews and masks in sidecars (`.ovr`, `.msk`) must be TIFF files next to the raster;
 - no file is fetched from a server.
 """
 
@@ -30,7 +30,8 @@ import numpy as np
 
 from tinydet._internal.errors import name_failures, reason
 from tinydet._internal.extras import needs_extra
-from tinydet.runtime.scenes.image_file import HEAD, image_format
+from tinydet.runtime.scenes.image_file import image_format
+from tinydet.runtime.scenes.signatures import HEAD
 from tinydet.runtime.scenes.tiff_tags import TIFF, read_tiff_tags
 
 VARIABLE = "TINYDET_ALLOW_REFERENCES"
@@ -66,7 +67,7 @@ def references_allowed() -> bool:
 
 @contextmanager
 def gdal_options(**options: Any) -> Iterator[None]:
-    """Read rasters inside this block, also those that a raster refers to, with the options of this module."""
+    """Apply the GDAL options of this module to all rasters read in this block."""
     with needs_extra("geo"):
         import rasterio
     chosen = {name: value for name, value in OPTIONS.items() if name not in os.environ}
@@ -77,9 +78,9 @@ def gdal_options(**options: Any) -> Iterator[None]:
 
 @functools.cache  # once for the process: threads that took turns would restore each other's hooks
 def _ignore_undecodable_messages() -> None:
-    """Keep Python from printing that rasterio cannot log a message of GDAL, which quotes a damaged file.
+    """Keep Python from printing that rasterio cannot decode a GDAL message, which may quote a damaged file.
 
-    The error itself is raised nonetheless. Python calls both hooks for what cannot be raised.
+    The error itself is still raised. Python calls both hooks for exceptions that cannot be raised.
     """
     show, report = sys.excepthook, sys.unraisablehook
 
@@ -102,7 +103,7 @@ def _is_undecodable_message(error: BaseException | None) -> bool:
 
 
 def open_raster(path: Path) -> Any:
-    """Open a raster as a rasterio dataset, if it refers to nothing that it must not.
+    """Open a raster as a rasterio dataset, after checking its references.
 
     Raises:
         ValueError: the file is damaged, not an image, or refers to other files.
@@ -135,7 +136,7 @@ def open_raster(path: Path) -> Any:
 
 
 def _open(path: Path, drivers: Sequence[str] | None) -> Any:
-    """Open a raster with one of some drivers; with any if None."""
+    """Open a raster with one of these drivers; None allows all."""
     with needs_extra("geo"):
         import rasterio
     with warnings.catch_warnings():
@@ -183,20 +184,20 @@ def _refused(path: Path, what: str) -> ValueError:
 
 
 def _check_references(path: Path) -> bool:
-    """Check a file and all that it refers to before GDAL opens it; return whether it is a VRT.
+    """Check a file and everything it refers to before GDAL opens it; return whether it is a VRT.
 
     Raises:
-        ValueError: it refers to something outside its folder, or that is not a raster.
+        ValueError: it refers to a file outside its folder, or to one that is not a raster.
     """
     head = _head(path)
     if not _VRT.match(head):
-        if _is_text(head):  # other descriptions, which GDAL need not look at
+        if _is_text(head):  # other descriptions, which GDAL need not parse
             what = "a format that may refer to other files or servers"
             raise _refused(path, what) if head.lstrip(_BLANK).startswith(_REFERRING) else _unknown(path)
         _check_metadata(path)
         return False
     if path.suffix.lower() != ".vrt":
-        raise _refused(path, "a VRT, which refers to other files, by another suffix")
+        raise _refused(path, "a VRT, which refers to other files, with another suffix")
     state = path.stat()
     _check_virtual_raster(path, state.st_mtime_ns, state.st_size)
     return True
@@ -204,7 +205,7 @@ def _check_references(path: Path) -> bool:
 
 @functools.lru_cache(maxsize=16)  # several handles are opened on a file, and it may refer to thousands
 def _check_virtual_raster(path: Path, changed: int, size: int) -> None:
-    first = path.resolve()  # GDAL too follows links before it looks for the files beside
+    first = path.resolve()  # GDAL, too, resolves links before it looks for neighboring files
     folder, pending, seen = first.parent, [first], {first}
     while pending:
         virtual = pending.pop()
@@ -230,7 +231,7 @@ def _references(path: Path, virtual: Path) -> Iterator[tuple[str, bool]]:
     """Yield the files that a VRT names, and whether the name is relative to the VRT.
 
     Raises:
-        ValueError: the VRT is damaged, runs code, or may refer to something by other means than the name of a file.
+        ValueError: the VRT is damaged, runs code, or may refer to something other than a file.
     """
     text = virtual.read_bytes()
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
@@ -256,7 +257,7 @@ def _references(path: Path, virtual: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _check_metadata(path: Path) -> None:
-    """Check that neither the metadata of a raster nor its sidecars make GDAL open another file.
+    """Check that the metadata of a raster and its sidecars do not make GDAL open another file.
 
     Raises:
         ValueError: they do.

@@ -1,11 +1,11 @@
-"""Tell images from videos by the first bytes of a file. A suffix may be wrong, missing or unknown."""
+"""Distinguish images from videos by their first bytes. A suffix may be wrong, missing or unknown."""
 
 from __future__ import annotations
 
 import re
 from typing import Literal
 
-HEAD = 4096  # bytes that `media_kind` needs
+HEAD = 4096  # bytes that identify a format
 Kind = Literal["image", "video"]
 
 _IMAGES = (
@@ -33,11 +33,11 @@ _VIDEOS = (
 _BOXES = frozenset({b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"wide", b"free", b"skip", b"pnot"})
 _NETPBM = re.compile(rb"P[1-7fF]\s")
 _VIRTUAL = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<VRTDataset")
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7\x01])")  # neither a stuffed zero nor a restart
+JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7\x01])")  # neither a stuffed zero nor a restart
 
 
 def media_kind(head: bytes) -> Kind | None:
-    """Return what a file is from its first HEAD bytes; None if they are unknown."""
+    """Return the kind of a file from its first HEAD bytes; None if it is unknown."""
     if head[4:8] in _BOXES:  # MP4, QuickTime, 3GP; AVIF and HEIC have the same boxes
         return "image" if head[4:8] == b"ftyp" and head[8:12] in _IMAGE_BRANDS else "video"
     if head.startswith(b"RIFF"):
@@ -56,12 +56,12 @@ def media_kind(head: bytes) -> Kind | None:
 
 
 def is_motion_jpeg(data: bytes) -> bool:
-    """Return whether the bytes are of a sequence of JPEG images, which is a video.
+    """Return whether the data is a sequence of JPEG images, which is a video.
 
     A multi-picture file (MPO) also holds several JPEG images; it is an image.
     """
     position = 2
-    while data.startswith(b"\xff\xd8\xff") and (found := _JPEG_MARKER.search(data, position)):
+    while data.startswith(b"\xff\xd8\xff") and (found := JPEG_MARKER.search(data, position)):
         marker, position = found[1][0], found.end()
         if marker == 0xD9:
             return data[position : position + 3] == b"\xff\xd8\xff"

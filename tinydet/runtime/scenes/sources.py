@@ -69,7 +69,7 @@ OTHER = frozenset(
     | {".onnx", ".ovr", ".parquet", ".pgw", ".prj", ".pt", ".pth", ".py", ".qgz", ".rpb", ".rpc", ".rst", ".sh"}
     | {".sha256", ".shp", ".shx", ".srt", ".tfw", ".toml", ".tsv", ".txt", ".vtt", ".wld", ".xlsx", ".xml", ".xmp"}
     | {".yaml", ".yml"}
-)  # suffixes of files that nobody expects to be scanned
+)  # suffixes that are left out without a message
 OUTPUT = re.compile(r"\.detections(\.|$)")  # our own output files, which are skipped
 LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
 STREAMS = (*LIVE, "http", "https", "ftp", "mmsh")
@@ -116,7 +116,7 @@ class Source:
         return shortened(self.part_name(self.path.stem))
 
     def part_name(self, name: str) -> str:
-        """Return the name of a file made from the image, with the corner of a sub-image as in `tinydet data cut`."""
+        """Append the corner of a sub-image to a file name, as `tinydet data cut` does."""
         return name if self.corner is None else "{}_{}_{}".format(name, *self.corner[:2])
 
     @property
@@ -126,7 +126,7 @@ class Source:
 
     @property
     def state(self) -> tuple[int, int] | None:
-        """Size in bytes and time of change in ns, by which a resumed run recognizes the file; None without a file."""
+        """Size in bytes and time of change in ns, by which a resumed run detects changes; None if there is no file."""
         try:
             state = self.path.stat()
         except OSError:
@@ -170,7 +170,7 @@ def is_live(location: str) -> bool:
 
 
 def shortened(name: str) -> str:
-    """Return a name of an output file that any file system can hold: printable, and at most 200 bytes of UTF-8."""
+    """Shorten an output file name for any file system: printable, and at most 200 bytes of UTF-8."""
     name = printable(name).replace("\\", "_").replace("/", "_")
     encoded = name.encode()
     if len(encoded) <= LONGEST_NAME:
@@ -289,7 +289,7 @@ def image_on_a_server_error(location: str) -> ValueError:
 
 
 def _first_bytes(path: Path, count: int = HEAD) -> bytes:
-    """Return the first bytes of a file; none if it cannot be read, which opening it reports."""
+    """Return the first bytes of a file; none if it cannot be read, which is reported on opening."""
     try:
         with path.open("rb") as file:
             return file.read(count)
@@ -298,7 +298,7 @@ def _first_bytes(path: Path, count: int = HEAD) -> bytes:
 
 
 def _first_bytes_of_url(url: str) -> bytes:
-    """Return the first bytes of a web address; none if the server does not respond, which opening it reports."""
+    """Return the first bytes of a web address; none if the server does not respond, which is reported on opening."""
     from http.client import HTTPException
     from urllib.request import Request, urlopen
 

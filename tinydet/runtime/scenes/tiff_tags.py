@@ -1,4 +1,4 @@
-"""Tags of a TIFF that say what its numbers mean, which GDAL does not pass on."""
+"""Read TIFF tags that describe its values and that GDAL does not pass on."""
 
 from __future__ import annotations
 

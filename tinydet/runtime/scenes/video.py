@@ -195,7 +195,7 @@ class Video:
         return stream
 
     def _codec_name(self, container: Any, stream: Any) -> str:
-        """Return the name or code of a codec without decoder, which only FFmpeg's own description tells."""
+        """Return the name or code of a codec without a decoder, from FFmpeg's own description."""
         level = self._av.logging.get_level()
         self._av.logging.set_level(self._av.logging.INFO)
         try:
@@ -384,7 +384,7 @@ class _NewestFrame(_FrameQueue):
 
 
 class _Clock:
-    """Turns the time stamps of a stream into seconds since its first frame.
+    """Converts the time stamps of a stream to seconds since its first frame.
 
     Where recordings were joined, time stamps restart or jump. The frame after a joint follows after one frame interval,
     and so does a frame without a time stamp.
@@ -442,7 +442,7 @@ def _is_cover(stream: Any) -> bool:
 
 
 def _rank(stream: Any) -> tuple[object, ...]:
-    """Return the key by which the best of several video streams is the largest; of equal ones the first is kept."""
+    """Return the sort key of a video stream; the largest is the best."""
     context = stream.codec_context
     if context is None:
         return (False,)
@@ -466,7 +466,7 @@ def _scene(frame: Any, name: str) -> Scene:
 
 
 def _upright(pixels: Image, matrix: NDArray[np.int32]) -> Image:
-    """Turn and mirror a frame as its display matrix (a, b, u, c, d, v, x, y, w) says: x' = ax + cy, y' = bx + dy."""
+    """Rotate and flip a frame by its display matrix (a, b, u, c, d, v, x, y, w): x' = ax + cy, y' = bx + dy."""
     a, b, c, d = (int(matrix[n]) for n in (0, 1, 3, 4))
     if abs(a) + abs(d) < abs(b) + abs(c):
         pixels, a, d = pixels.swapaxes(0, 1), c, b

@@ -60,11 +60,11 @@ def part_of(scene: Scene, size: tuple[int, int], corner: Corner | None) -> Scene
 
 
 def size_mismatch(size: tuple[int, int], corner: Corner | None, width: int, height: int) -> str | None:
-    """Return what contradicts a file of `width` x `height` pixels, as in "is 640x512"; None if the sizes agree."""
+    """Describe how a recorded size contradicts a file of `width` x `height` pixels; None if the sizes agree."""
     if size == (width, height):
         return None
     if corner is not None:
         x1, y1, x2, y2 = corner
         return None if x2 <= width and y2 <= height else f"has the corner {[x1, y1, x2, y2]}"
-    rotated = " (it looks turned: check its EXIF orientation)" if size == (height, width) else ""
+    rotated = " (it looks rotated: check its EXIF orientation)" if size == (height, width) else ""
     return f"is {size[0]}x{size[1]}{rotated}"

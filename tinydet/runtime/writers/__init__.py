@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.outputs import is_device
 from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, read_georeference
 from tinydet.runtime.writers.geographic import missing_georeference_error, write_geojson, write_geopackage
 from tinydet.runtime.writers.table import SceneDetections, write_csv, write_parquet
@@ -31,7 +32,6 @@ __all__ = [
     "check_output",
     "format_of",
     "georeference_for",
-    "is_device",
     "open_writer",
     "open_writers",
     "paths_of",
@@ -162,9 +162,9 @@ def check_georeference(scene: Path, path: Path) -> Georeference:
 
 
 def georeference_for(scene: Path, paths: Sequence[Path]) -> Georeference | None:
-    """Return the georeference of a scene for the files that it is written to; None if it has none.
+    """Return the georeference of a scene for its output files; None if it has none.
 
-    A georeference that gives no longitude and latitude is logged as a warning if a table leaves the columns empty.
+    If the georeference gives no longitude and latitude and a table leaves those columns empty, a warning is logged.
 
     Raises:
         ValueError: as `check_georeference`, for a map format.
@@ -215,8 +215,3 @@ def open_writers(paths: Sequence[Path], spec: ModelSpec) -> Iterator[Write]:
                     write_chunk(chunk)
 
         yield write
-
-
-def is_device(path: Path) -> bool:
-    """Return whether a path is a device or a pipe."""
-    return path.exists() and not path.is_file() and not path.is_dir()

@@ -72,7 +72,7 @@ def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
     """Write all scenes into one layer, `detections`.
 
-    Its geometry type is Polygon, or MultiPolygon for all boxes as soon as one of them is cut at the antimeridian.
+    Its geometry type is Polygon, or MultiPolygon if any box is cut at the antimeridian.
     """
     with needs_extra("geo"):
         import pyogrio.raw
@@ -109,7 +109,7 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
             )
 
         def promote() -> None:
-            """Copy the boxes so far to a layer of MultiPolygons."""
+            """Copy the boxes written so far to a layer of MultiPolygons."""
             nonlocal geometry_type
             geometry_type = "MultiPolygon"
             save(copy, [], empty, append=False)

@@ -60,7 +60,7 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
         place = found.georeference.lon_lat(found.georeference.corners(of.boxes).mean(axis=1))
     x1, y1, x2, y2 = of.boxes.T
     return {
-        "scene": np.full(len(of), _encodable(found.scene), object),
+        "scene": np.full(len(of), found.scene, object),
         "image_id": np.full(len(of), found.image_id, np.int64),
         "class": classes[of.labels],
         "category_id": category_ids[of.labels],
@@ -130,7 +130,7 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
 
 def _encodable(text: str) -> str:
-    """Return a text with what UTF-8 or C strings cannot hold, such as undecodable bytes of file names, escaped."""
+    """Escape what UTF-8 or C strings cannot hold: unpaired surrogates and null characters."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
