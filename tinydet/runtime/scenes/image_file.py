@@ -530,12 +530,16 @@ def _decode_png(path: Path, data: bytes) -> tuple[Pixels | None, Pixels | None, 
     Raises:
         ValueError: the file is truncated or damaged.
     """
-    is_animation = b"acTL" in data[: data.find(b"IDAT")]
+    before_pixels = data[: data.find(b"IDAT")]
+    is_animation = b"acTL" in before_pixels
     if not is_animation and not _png_has_end(data):
         data = _complete_png(path, data)
-        warn_once(f"{path}: the PNG has no end chunk, but all of its rows are there; it is read")
+        warn_once(f"{path}: the PNG has no end chunk, but all of its rows; it is read")
     if data[26:28] != b"\0\0":
         raise ValueError(f"{path}: damaged PNG (unknown compression); get the file again")
+    has_alpha = data[25] in (4, 6) or b"tRNS" in before_pixels
+    if data[24] == 16 and not (has_alpha or is_animation or data[28]):  # interlaced otherwise
+        return _decode_with_opencv(path, _complete_png(path, data)), None, 1
     try:
         rgb, alpha, frames = _decode_with_pillow(path, "PNG", data)
     except Exception:  # Pillow raises errors of any class, also because of a long text
@@ -551,9 +555,8 @@ def _decode_png(path: Path, data: bytes) -> tuple[Pixels | None, Pixels | None, 
         return rgb, alpha, frames
     if data[24] == 16:  # Pillow has reduced them to 8; OpenCV prints if there are too few rows, or too many
         return _decode_with_opencv(path, _complete_png(path, data)), alpha, frames
-    if any(
-        (row == row[0]).all() for row in rgb[-2:]
-    ):  # Pillow may have left missing rows empty; the last two if interlaced
+    # Pillow leaves missing rows empty; if the image is interlaced, at least one of the last two.
+    if any((row == row[0]).all() for row in rgb[-2:]):
         _complete_png(path, data)
     return rgb, alpha, frames
 
@@ -578,6 +581,9 @@ def _complete_png(path: Path, data: bytes) -> bytes:
         raise ValueError(
             f"{path}: truncated PNG, its {len(data)} bytes hold {share:.0%} of its rows; get the file again"
         )
+    height, is_interlaced = int.from_bytes(data[20:24], "big"), data[28]
+    if not is_interlaced and max(rows[:: n_bytes // height]) > 4:
+        raise ValueError(f"{path}: damaged PNG (unknown filter of a row); get the file again")
     others = [(kind, content) for kind, content in chunks if kind in (b"IHDR", b"PLTE", b"tRNS")]
     chunks = [*others, (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b"")]
     return data[:8] + b"".join(_png_chunk(kind, content) for kind, content in chunks)
