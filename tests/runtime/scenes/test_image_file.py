@@ -276,7 +276,11 @@ def claims(width: int, height: int) -> dict[str, bytes]:
         "a.pam": b"P7\nWIDTH %d\nHEIGHT %d\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n" % (width, height) + bytes(60),
         "a.hdr": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % (height, width) + bytes(60),
         "a.webp": b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\2\0\0\0"
-        + max(width - 1, 0).to_bytes(3, "little") + (height - 1).to_bytes(3, "little"),
+        + max(width - 1, 0).to_bytes(3, "little") + max(height - 1, 0).to_bytes(3, "little"),
+        "a16.png": b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(100)))
+        + chunk(b"IEND", b""),
         "a.tga": bytes([0, 0, 10]) + bytes(9) + struct.pack("<HHBB", width, height, 24, 0) + bytes(60),
     }  # fmt: skip
 
@@ -290,8 +294,9 @@ def test_a_file_that_claims_much_and_holds_little_is_refused_at_once(tmp_path: P
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; the pixels need 10 GB
 
 
+@pytest.mark.parametrize("size", [(0, 9), (9, 0)])
 @pytest.mark.parametrize("name", claims(1, 1))
-def test_an_image_without_width_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(claims(0, 9)[name])
+def test_an_image_without_width_or_height_is_refused_by_name(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
+    (tmp_path / name).write_bytes(claims(*size)[name])
     with pytest.raises(ValueError, match=name):
         read_image(tmp_path / name)

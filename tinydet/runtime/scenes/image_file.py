@@ -571,6 +571,8 @@ def _complete_png(path: Path, data: bytes) -> bytes:
         with io.BytesIO(data) as file:
             chunks = [(kind, file.read(length)) for kind, length in _png_chunks(file)]
         n_bytes = _png_row_bytes(dict(chunks)[b"IHDR"])
+        if not n_bytes:
+            raise ValueError("no pixels")
         rows = zlib.decompressobj().decompress(
             b"".join(content for kind, content in chunks if kind == b"IDAT"), n_bytes
         )
