@@ -82,6 +82,7 @@ def assert_like_pillow(path: Path, tolerance: int = 0) -> None:
     assert seen.shape == shown.shape
     assert np.abs(seen.astype(int) - shown).max() <= tolerance
     assert image_size(path) == seen.shape[1::-1]
+    assert seen.flags.writeable  # torch warns otherwise
 
 
 MODES = {

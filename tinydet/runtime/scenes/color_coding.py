@@ -105,7 +105,7 @@ def _from_inks(numbers: Any) -> Pixels:
     from PIL import Image
 
     inks = _high_bytes(np.asarray(numbers))
-    return np.asarray(Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes()).convert("RGB"))
+    return np.array(Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes()).convert("RGB"))
 
 
 def _from_lab(numbers: Pixels, is_icc: bool) -> Pixels:

@@ -315,7 +315,7 @@ def _decode_with_pillow(path: Path, kind: str, data: bytes) -> tuple[Pixels, Pix
             rgba = np.asarray(image.convert("RGBA"))
             return np.ascontiguousarray(rgba[..., :3]), rgba[..., 3], frames
         if image.mode != "RGB":
-            return np.asarray(image.convert("RGB")), None, frames
+            return np.array(image.convert("RGB")), None, frames
         # Pillow stores four bytes per pixel; handing out all of them is three times as fast as handing out three.
         pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(image.height, image.width, 4)
         return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)), None, frames
