@@ -113,7 +113,7 @@ def _walk(folder: Path, linked: list[Path]) -> Iterator[Path]:
                 else:
                     yield path
             elif is_link:
-                logger.warning(f"{printable(path)}: this link leads to no file and was left out")
+                logger.warning(f"{printable(path)}: this link has no target and was left out")
 
 
 def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
