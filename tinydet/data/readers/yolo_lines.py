@@ -78,7 +78,7 @@ class LabelForm:
         if longer == {6} and self.whole[6] == self.counts[6] and (5 in self.counts or self.beyond):
             return "box"  # with confidence and track number
         total = sum(self.votes.values())
-        same = len(longer) == 1  # as objects with keypoints, which are the same in every line
+        same = len(longer) == 1  # as with keypoints, whose number is the same in every line
         corners = len({count % 2 for count in longer}) == 1
         if 5 in self.counts:
             raise ValueError(

@@ -29,7 +29,7 @@ def files_in(folder: Path) -> list[Path]:
     """
     linked: list[Path] = []
     found = sorted(_walk(folder, linked))
-    # A file that is reached in several ways keeps its own name rather than that of a link.
+    # If a file is reached in several ways, its own name is preferred to that of a link.
     kept = distinct([*found, *sorted(linked)])
     if doubles := len(found) + len(linked) - len(kept):
         logger.warning(f"{printable(folder)}: {doubles_text(doubles)}")
