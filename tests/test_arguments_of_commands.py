@@ -1,4 +1,4 @@
-"""What holds for the arguments of every command."""
+"""Rules for the arguments of all commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of `shared/cases/inputs`: files as users bring them, through the commands of their READMEs.
+"""The examples of `shared/cases/inputs`: real user files, with the commands of their READMEs.
 
 A row of `CASES` is a folder, a command, and what is right. Where a README allows two results, so does the row.
 """
@@ -224,7 +224,7 @@ def coco(path: str, expected: Callable[[dict[str, Any]], bool]) -> Check:
 
 
 def video(path: str, frames: int, each: int) -> Check:
-    """So many frames, each with so many persons."""
+    """A number of frames, each with a number of persons."""
 
     def check(done: Done) -> None:
         persons(path, frames * each)(done)
@@ -355,7 +355,7 @@ def drawn(path: str, most: int) -> Check:
 
 @pytest.fixture
 def inputs(shared: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """Copy the folder of a case to a place where it may be written, with what its `make.sh` makes."""
+    """Copy the folder of a case to a writable place, with the output of its `make.sh`."""
     folder = shared / "cases" / "inputs"
     if not folder.is_dir():
         pytest.skip(f"needs the examples of {folder}, which are not on this machine")
@@ -420,7 +420,7 @@ def test_the_input_is_read_right_or_refused(
 
 
 def test_class_names_beyond_ascii_are_legible_in_the_drawing(case: Callable[[str], Run]) -> None:
-    """Other letters give another picture, and no letter is drawn as '?' or as the box of a missing glyph."""
+    """Other letters give another image, and no letter is drawn as '?' or as the box of a missing glyph."""
     run = case("class_names_in_the_picture")
     subprocess.run([sys.executable, "names.py"], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     onnx = pytest.importorskip("onnx")
@@ -439,7 +439,7 @@ def test_class_names_beyond_ascii_are_legible_in_the_drawing(case: Callable[[str
 
     ours, text = picture("ours", lambda c: c)
     if re.search(r"class(es)? (number|\d).*(draw|font)|(draw|font).*class(es)? number", text):
-        return  # drawn as numbers, with a line that says so
+        return  # drawn as numbers, with a warning
     for name, replaced in {
         "question": lambda c: "?",
         "missing": lambda c: "\U000f0000",  # in no font
@@ -509,7 +509,7 @@ def test_a_full_disk_is_named_and_the_run_resumes(case: Callable[[str], Run], in
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves the working directory; as many cameras do, only with the right name and password if it has them."""
+    """Serves the working directory, with basic authentication if it has a user name and password."""
 
     secret = ""
 

@@ -1,4 +1,4 @@
-"""The promises of `docs/security.md`: one test for each, of its name."""
+"""The promises of `docs/security.md`: one test of the same name for each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_promise_has_a_test_of_its_name() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_onnx: Callable[..., Path]) -> Path:
-    """A working directory: images, annotations, a model and an empty folder `out`; a picture `secret.png` beside it."""
+    """A working directory: images, annotations, a model and an empty folder `out`; an image `secret.png` next to it."""
     work = tmp_path / "work"
     for name in ("images", "out"):
         (work / name).mkdir(parents=True)
@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_onnx: Callable[
 
 
 def picture(secret: bool = False) -> np.ndarray:
-    """A bright cell on black, elsewhere in a secret picture."""
+    """A bright cell on black; the secret image has it at another position."""
     pixels = np.zeros((64, 96, 3), np.uint8)
     x, y = (64, 40) if secret else (24, 16)
     pixels[y : y + 8, x : x + 8] = 255
@@ -97,7 +97,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A web server that has every file; its address, and the requests that it got."""
+    """A web server that has every file; its address, and the requests it received."""
     requests: list[str] = []
     image = cv2.imencode(".tif", picture())[1].tobytes()
 
@@ -146,7 +146,7 @@ def test_checkpoints_execute_no_code(folder: Path, capfd: pytest.CaptureFixture[
         ):
             assert name in refused(capfd, *command)
     assert not Path("executed").exists()
-    torch.load("model.pth", weights_only=False)  # which is not what the commands do: the file would execute code
+    torch.load("model.pth", weights_only=False)  # unlike the commands: the file would execute code
     assert Path("executed").exists()
 
 
@@ -313,7 +313,7 @@ NAMES = ("../../escaped.png", "images/../../../escaped.png", "..\\..\\escaped.pn
     + [pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
 def test_file_names_in_annotations_stay_inside_the_output_folder(folder: Path, tmp_path: Path, name: str) -> None:
-    """Neither the names of images nor those of classes lead out; a picture elsewhere is not copied either."""
+    """Names of images and classes do not leave the folder, and images outside are not copied."""
     name = name.replace("SECRET", str(tmp_path / "secret.png"))
     write_annotations(name=name, category=name)
     outside = {key: data for key, data in files(tmp_path).items() if not key.startswith("work/out/")}
@@ -378,7 +378,7 @@ def test_inputs_are_not_changed(folder: Path, capfd: pytest.CaptureFixture[str])
 KILLED = """
 import os, signal, sys
 from tinydet.__main__ import main
-os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # the file is written, but has its name not yet
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # the file is written, but not yet renamed
 main(sys.argv[1:])
 """
 

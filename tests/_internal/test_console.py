@@ -70,7 +70,7 @@ def test_a_message_with_any_file_name_is_one_line_that_every_console_shows(
 ) -> None:
     output = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
     monkeypatch.setattr(sys, "stdout", output)
-    monkeypatch.setattr(logging.getLogger("tinydet"), "propagate", False)  # pytest-xdist cannot send half characters
+    monkeypatch.setattr(logging.getLogger("tinydet"), "propagate", False)  # pytest-xdist cannot send surrogates
     with show_messages("tinydet infer"):
         logger.info("\udce9\n\x1b[31m日ö.png: rtsp://bob:s3cret@host/pier")
     written = output.buffer.getvalue().decode(encoding)

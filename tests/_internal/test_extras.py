@@ -46,7 +46,7 @@ def test_other_errors_pass_through(error: type[Exception]) -> None:
 def test_an_incomplete_opencv_is_reported_with_the_command_that_repairs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two installed packages one was removed: a folder without the module remains."""
+    """One of two installed packages was removed, which leaves a folder without the module."""
     check_opencv()
     monkeypatch.delitem(sys.modules, "cv2", raising=False)
     check_opencv()

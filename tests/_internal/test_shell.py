@@ -1,4 +1,4 @@
-"""Suggested commands survive a shell: what is pasted reaches the program as it was meant."""
+"""Suggested commands survive a shell: pasted arguments reach the program unchanged."""
 
 from __future__ import annotations
 

@@ -313,7 +313,7 @@ def test_a_name_never_takes_the_file_or_the_class_of_another_entry() -> None:
 
 
 def test_ids_and_sizes_written_as_text_keep_their_values(tmp_path: Path) -> None:
-    """As do references to a category or an image by its name, and whole numbers and flags written as 1.0 or null."""
+    """So are references to a category or image by name, and whole numbers and flags written as 1.0 or null."""
     document = copy.deepcopy(VALID)
     for image in document["images"]:
         image.update(id=str(image["id"]), width=str(image["width"]), height=float(image["height"]))

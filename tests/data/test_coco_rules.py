@@ -180,7 +180,7 @@ OUTSIDE = (
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_name_never_leaves_the_image_folder(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    """Neither to read a file there nor to write one: commands end with one line, `--fix` finds no such file."""
+    """No file outside is read or written: commands end with one line, and `--fix` finds no such file."""
     assert cv2.imwrite("secret.png", np.zeros((40, 60, 3), np.uint8))
     write(lambda document: document["images"][0].update(file_name=name.format(folder)))
     Path("valid.json").write_text(json.dumps(VALID))

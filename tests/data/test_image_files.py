@@ -1,4 +1,4 @@
-"""Files of a dataset folder: every name counts, hidden files do not, and links close no cycles."""
+"""Files of a dataset folder: every name is listed, hidden files are not, and cycles of links end."""
 
 from __future__ import annotations
 

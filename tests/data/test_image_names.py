@@ -1,4 +1,4 @@
-"""Names as other programs write them find the image file that they mean, and no other."""
+"""Names written by other programs match the image file that they mean, and no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run damaged and hostile input through the commands, and report what ends in anything but a result or one clear line.
+"""Run damaged and hostile input through the commands, and report cases without a result or one clear error.
 
 python -m tests.fuzz --cases 3000 --seed 1
 python -m tests.fuzz --kind images --kind models --cases 200
@@ -106,7 +106,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def keep(folder: Path, case: Case, result: Result) -> None:
-    """Write what is needed to repeat a case by hand: its files, its command, what it printed and why it fails."""
+    """Write everything needed to reproduce a case by hand: files, command, output and the reason of the failure."""
     shutil.rmtree(folder, ignore_errors=True)
     case.write(folder)
     (folder / "command").write_text(f"cd {folder.name} && {case.line}\n", errors="backslashreplace")

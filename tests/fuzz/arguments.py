@@ -1,4 +1,4 @@
-"""Any values for the options of any command. The options are those of the parsers, found as `tinydet` finds them."""
+"""Random values for the options of all commands. The options are taken from the parsers of `tinydet`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fuzzer is a package of its own, `tests.fuzz`, because its worker is a program."""
+"""`tests.fuzz` is a separate package, because its worker is a program."""
 
 from __future__ import annotations
 

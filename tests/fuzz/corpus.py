@@ -271,7 +271,7 @@ class Corpus:
             self.resumed[name] = argv, files
 
     def _checkpoint(self) -> None:
-        """A detector with random weights, as small as they come."""
+        """The smallest possible detector, with random weights."""
         import torch
 
         from tinydet.models.build import DetectorConfig, build_detector

@@ -1,4 +1,4 @@
-"""A command that does what no command may, to see that the fuzzer notices."""
+"""A command that breaks every rule, to test that the fuzzer notices."""
 
 from __future__ import annotations
 

@@ -394,7 +394,7 @@ def unpacked(data: bytes) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Raw JSON text means nothing in a checkpoint; nest lists instead."""
+    """Raw JSON text has no meaning in a checkpoint; nest lists instead."""
     if isinstance(value, mutations.Raw):
         nested: list[Any] = []
         for _ in range(50):
@@ -439,7 +439,7 @@ def record(random: Random) -> bytes:
 
 
 def sidecars(random: Random, corpus: Corpus) -> Parts:
-    """What lies beside a model: its filter of empty tiles, and the description of an engine."""
+    """Companion files of a model: its filter of empty tiles, and the description of an engine."""
     inputs = corpus.select("scene.png model.onnx model.skip.json")
     scan = "infer --image in/scene.png --output out/found.json"
     if random.random() < 0.6:

@@ -1,4 +1,4 @@
-"""Damage: what transfers, editors, other programs and attackers do to a file. All of it is drawn from one generator."""
+"""Damage files as transfers, editors, other programs and attackers do. All randomness comes from one generator."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def to_json(values: Any) -> bytes:
 
 
 def encoded(random: Random, data: bytes) -> bytes:
-    """Now and then write a text file in another encoding, with a mark, other line ends, or packed."""
+    """Sometimes write a text file in another encoding, with a byte order mark, with other line ends, or compressed."""
     action = random.random()
     if action < 0.85:
         return data

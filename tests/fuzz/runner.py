@@ -80,7 +80,7 @@ class Result:
 
     @property
     def signature(self) -> str:
-        """The same for results with the same cause, as far as one can tell."""
+        """A key that is equal for results with (probably) the same cause."""
         if "Traceback" in self.err:
             frames = re.findall(r'File ".*?(tinydet/[^"]*)", line (\d+)', self.err)
             last = [line for line in self.err.splitlines() if re.match(r"[\w.]+(Error|Exception|Warning)\b", line)]
@@ -161,7 +161,7 @@ class Worker:
         return self._process
 
     def _command(self, process: subprocess.Popen[str], argv: list[str]) -> tuple[int | str, list[str], float]:
-        """Return the exit code of a command, what it did to the world, and its CPU time."""
+        """Return the exit code of a command, its side effects, and its CPU time."""
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps({"argv": argv, "folder": str(self.folder)}) + "\n")
         process.stdin.flush()

@@ -1,4 +1,4 @@
-"""A sample of the fuzzer, and that it would notice what it looks for."""
+"""Run a sample of the fuzzer, and check that it detects what it looks for."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ EXPECTED = ("git", "fc-list", "lscpu", os.path.realpath(sys.executable))
 
 
 class Watch:
-    """Notes what a command must not do: write outside its folder, connect to other machines, start programs."""
+    """Records what a command must not do: write outside its folder, connect to other machines, start programs."""
 
     def __init__(self, *allowed: str) -> None:
         self._allowed = (*map(os.path.realpath, allowed), "/dev/", "/proc/")
@@ -68,7 +68,7 @@ class Watch:
 
 
 def run(main: Callable[[list[str]], int], argv: list[str]) -> int | str:
-    """Return the exit code of a command; a bug prints its traceback and is 1, as in an interpreter of its own."""
+    """Return the exit code of a command; a bug prints its traceback and gives 1, as in a separate interpreter."""
     try:
         return main(argv)
     except SystemExit as stopped:
@@ -97,7 +97,7 @@ def main() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     limit_memory()
-    watch = Watch(os.environ["XDG_CACHE_HOME"], os.environ["TMPDIR"])  # what is left there is seen by the parent
+    watch = Watch(os.environ["XDG_CACHE_HOME"], os.environ["TMPDIR"])  # the parent checks what is left there
     sys.addaudithook(watch)
     print("ready", file=answers, flush=True)
     for line in requests:

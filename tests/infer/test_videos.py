@@ -268,7 +268,7 @@ def test_the_password_of_a_stream_is_in_no_file_and_no_line(folder: Path, capsys
         assert run("--image", address, "--crops", "a.jpg") == 2
         with socket.create_connection(("127.0.0.1", port)):
             thread.join(10)
-    assert run("--image", address, "--output", "gone.csv") == 2  # nobody listens
+    assert run("--image", address, "--output", "gone.csv") == 2  # no server is listening
     captured = capsys.readouterr()
     assert f"tcp://***@127.0.0.1:{port}?token=***" in captured.out
     assert "s3cret" not in captured.out + captured.err

@@ -1,4 +1,4 @@
-"""Model files that tinydet did not export, or that were altered since: refused in one line that names the file."""
+"""Model files that are foreign or were altered are refused in one line that names the file."""
 
 from __future__ import annotations
 

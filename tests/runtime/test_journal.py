@@ -88,7 +88,7 @@ def test_other_settings_are_refused_by_name_and_a_fresh_start_deletes_the_old_jo
     with Journal(tmp_path / "j", {**IDENTITY, "scale": 1.0}, resume=False) as journal:
         assert list(journal.records()) == []
     (tmp_path / "j").write_text("something else\n")
-    with pytest.raises(ValueError, match="no journal of an interrupted run; move it away"):
+    with pytest.raises(ValueError, match="not a journal of an interrupted run; move it away"):
         Journal(tmp_path / "j", IDENTITY, resume=True)
 
 
@@ -155,7 +155,7 @@ def test_a_run_that_is_interrupted_repeatedly_gives_the_result_of_an_uninterrupt
 )
 def test_a_first_line_of_another_program_is_refused_in_one_line(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "j").write_bytes(line + b"\n")
-    with pytest.raises(ValueError, match=r"j: [^\n]*no journal of an interrupted run; move it away$"):
+    with pytest.raises(ValueError, match=r"j: [^\n]*not a journal of an interrupted run; move it away$"):
         Journal(tmp_path / "j", IDENTITY, resume=True)
 
 

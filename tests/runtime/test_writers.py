@@ -202,7 +202,7 @@ def test_gdal_reads_the_map_formats(name: str, tmp_path: Path) -> None:
 
 
 ANTIMERIDIAN = Georeference((0.25, 0, 179, 0, -0.25, 10), "EPSG:4326")  # 180 degrees at column 4
-BOXES = np.float32([[1, 1, 2, 2], [3, 4, 5, 6], [6, 4, 8, 6]])  # before, across and behind the antimeridian
+BOXES = np.float32([[1, 1, 2, 2], [3, 4, 5, 6], [6, 4, 8, 6]])  # before, across and beyond the antimeridian
 
 
 def boxes_of(georeference: Georeference, boxes: np.ndarray) -> SceneDetections:

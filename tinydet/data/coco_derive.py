@@ -70,7 +70,7 @@ def _box_of_text(bbox: Any) -> list[float] | None:
     if isinstance(bbox, Mapping):
         names = next((names for names in _SIDES if set(names) == set(bbox)), ())
         bbox = [bbox[name] for name in names]
-    if isinstance(bbox, list) and len(bbox) == 1:  # in a list of its own
+    if isinstance(bbox, list) and len(bbox) == 1:  # nested in another list
         bbox = bbox[0]
     if not isinstance(bbox, list) or len(bbox) != 4:
         return None

@@ -264,7 +264,7 @@ class _Round:
         return self._drop(n) if self.entries[n].get("id") in self._annotated else self._measure(n, fault)
 
     def _compare(self, n: int, fault: Fault) -> str:
-        """Of images that give one file two sizes, drop those of another size than the file."""
+        """Where images record different sizes for one file, drop those that contradict the file."""
         if self.folder is None:
             raise _UnrepairableError(f"{fault.first()}, or name the image folder with --images DIR")
         name = self.entries[n]["file_name"]

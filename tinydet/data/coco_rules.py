@@ -346,7 +346,7 @@ def examine_sides(entries: Entries, xywh: NDArray[np.float64]) -> NDArray[np.boo
 
 
 def examine_flags(entries: Entries) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Check all flags; return which annotations are ignore regions, and a mask that is false for wrong flags."""
+    """Check all flags. Return masks (N,) of the ignore regions and of the annotations with valid flags."""
     ignore, good = np.zeros(len(entries), bool), np.ones(len(entries), bool)
     for key in filter(entries.keys.__contains__, FLAGS):
         flags, valid = entries.flags(key)

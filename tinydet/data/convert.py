@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         choices=LABELS,
-        help="yolo: what the numbers of a line are: a box, a box with keypoints (pose), or the corners of a polygon or "
-        "an oriented box (default: as kpt_shape or task in data.yaml says, otherwise by evidence from all lines)",
+        help="yolo: meaning of the numbers of a line: a box, a box with keypoints (pose), or the corners of a polygon "
+        "or an oriented box (default: as kpt_shape or task in data.yaml says, otherwise by evidence from all lines)",
     )
     parser.add_argument(
         "--first-pixel",

@@ -67,7 +67,7 @@ def examine_files(contents: Contents, source: Path, folder: Path, report: Report
 
 
 def match_names(names: Iterable[str], folder: Path, taken: Collection[str]) -> tuple[dict[str, list[str]], set[str]]:
-    """Return the files that each name can mean, and the names that mean exactly one, which no other name means.
+    """Return the candidate files of each name, and the names with one candidate that no other name shares.
 
     A name means a file by `ImageNames.find`, or else the file of that name in any folder.
 

@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=whole(1, 10**15),
         default=MOST_PIXELS,
         metavar="N",
-        help=f"refuse datasets of more pixels, which takes hours to draw (default: {MOST_PIXELS})",
+        help=f"refuse datasets of more pixels, which would take hours to draw (default: {MOST_PIXELS})",
     )
     parser.add_argument("--scene", action="store_true", help="generate one image instead of a folder")
     options = parser.parse_args(argv)

@@ -116,9 +116,9 @@ def _mask(text: str, size: int, rim: int) -> tuple[NDArray[np.uint8], int, int]:
         "direction": "ltr" if features.check("raqm") else None,
     }
     left, top, right, bottom = (int(v) for v in font.getbbox(text, **style))
-    picture = Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
-    ImageDraw.Draw(picture).text((-left, -top), text, fill=255, font=font, **style)
-    return np.asarray(picture), left, top
+    canvas = Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
+    ImageDraw.Draw(canvas).text((-left, -top), text, fill=255, font=font, **style)
+    return np.asarray(canvas), left, top
 
 
 @functools.lru_cache(4096)

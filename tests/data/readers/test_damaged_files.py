@@ -1,4 +1,4 @@
-"""Damaged files of every format are read or refused in one line; nothing else comes out of a reader."""
+"""Damaged files of every format are read, or refused in one line."""
 
 from __future__ import annotations
 

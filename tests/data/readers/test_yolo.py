@@ -1,4 +1,4 @@
-"""YOLO labels: the numbers of a line mean what the dataset says, or what the geometry of all lines proves."""
+"""YOLO labels: the dataset states what the numbers of a line mean, or the geometry of all lines proves it."""
 
 from __future__ import annotations
 

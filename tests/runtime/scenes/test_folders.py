@@ -62,8 +62,8 @@ def test_what_cannot_be_listed_is_named(
     monkeypatch.setattr(os, "scandir", forbidden)
     assert names(files_in(folder)) == ["in/a.png"]
     assert [record.getMessage() for record in caplog.records] == [
-        "in/dangling.png: this link leads to no file and was left out",
-        "in/loop: this link leads to no file and was left out",
+        "in/dangling.png: this link has no target and was left out",
+        "in/loop: this link has no target and was left out",
         "in/deep: this folder cannot be listed and was left out (Permission denied)",
     ]
     with pytest.raises(PermissionError):

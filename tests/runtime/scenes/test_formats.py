@@ -1,4 +1,4 @@
-"""Every format and bit depth has the pixels that Pillow shows, or those that were stored if Pillow cannot read it."""
+"""Images of every format and bit depth have the pixels of Pillow, or the stored ones if Pillow cannot read them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ COMPRESSIONS |= {"packbits": "1 L P RGB CMYK", "jpeg": "L RGB CMYK", "group3": "
 def test_what_pillow_writes_is_read_as_pillow_reads_it(tmp_path: Path, format: str, mode: str) -> None:
     path = tmp_path / f"a.{format.lower()}"
     PHOTO.convert(mode).save(path, format)
-    # GDAL converts inks and YCbCr as libtiff does, which rounds in another way.
+    # GDAL converts CMYK and YCbCr as libtiff does, which rounds differently.
     assert_like_pillow(path, tolerance=1 if format == "TIFF" and mode in ("CMYK", "YCbCr") else 0)
 
 
@@ -162,7 +162,7 @@ def test_nodata_of_a_negative_is_a_stored_number(tmp_path: Path, dtype: str, opt
     assert (np.diff(seen[:50]) <= 0).all()
     assert seen[0] > seen[49]
     if dtype != "uint8":
-        assert seen[0] == 255  # without the numbers that stand for nothing
+        assert seen[0] == 255  # without nodata values
         assert (seen[50:] == 0).all()
 
 
@@ -298,7 +298,7 @@ def test_cmyk_is_converted_as_in_pillow(tmp_path: Path, bits: int) -> None:
 
 @pytest.mark.parametrize(("photometric", "bits"), [(CIE_LAB, 8), (CIE_LAB, 16), (ICC_LAB, 8), (ICC_LAB, 16)])
 def test_lab_colors_become_rgb(tmp_path: Path, photometric: int, bits: int) -> None:
-    lab = cv2.cvtColor(RGB, cv2.COLOR_RGB2Lab)  # L as 0 to 255, 128 added to a and b, which is ICC's way
+    lab = cv2.cvtColor(RGB, cv2.COLOR_RGB2Lab)  # L from 0 to 255, and 128 added to a and b, as in ICC
     stored = lab ^ np.array([0, 128, 128], np.uint8) if photometric == CIE_LAB else lab
     if bits == 16:
         stored = stored.astype(np.uint16) * 256

@@ -1,4 +1,4 @@
-"""What an image file claims is checked before it is decoded, and what is missing or left out is said."""
+"""Claims of an image file are checked before it is decoded, and missing or omitted parts are reported."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_the_first_of_several_images_is_read_and_the_others_are_counted_once(
     assert (record.name, record.levelno) == ("tinydet.runtime.scenes", logging.WARNING)
     assert str(path) in record.getMessage()
     assert "holds 3 " in record.getMessage()
-    assert "the first is read and the other 2 are left out. To get at them: " in record.getMessage()
+    assert "the first is read and the other 2 are left out. To extract them: " in record.getMessage()
     assert "'" in record.getMessage()  # the path, quoted for a shell
 
 

@@ -1,4 +1,4 @@
-"""A raster that somebody else made shows no other files of this machine, and calls no servers."""
+"""Untrusted rasters open no other files of this machine, and contact no servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[bytes]]]:
-    """The address of a server, and what was asked of it."""
+    """The address of a server, and the requests that it received."""
     asked: list[bytes] = []
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -74,7 +74,7 @@ def overviews(where: object) -> str:
 
 
 def refused(path: Path, match: str = "") -> None:
-    """Check that a file is refused with the way to open it, and that nothing else takes it for a raster."""
+    """Check that a file is refused with the way to allow it, and that no other function opens it as a raster."""
     with pytest.raises(ValueError, match=rf"{path.name}.*{match}.*set {VARIABLE}=1") as error:
         open_scene(path)
     assert "\n" not in str(error.value)

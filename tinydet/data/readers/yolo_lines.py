@@ -20,10 +20,10 @@ FORM = "class x y width height, as fractions of the image size from 0 to 1"
 
 _TOLERANCE = 0.01  # for labels that were rounded, or drawn beyond the border
 _AGREEMENT = 0.95  # share of the lines with evidence that must agree on one meaning
-# Extent of all points relative to that without the second one, from which the second is no corner. With a single
-# keypoint, or as a triangle, few points are left.
+# Extent of all points relative to that without the second one, above which the second is not a corner. A single
+# keypoint or a triangle leaves few points.
 _OUTLIER, _OUTLIER_OF_THREE = 3.0, 10.0
-_COINCIDENCE = 1 / 7  # extent of the points relative to the box, below which the four numbers are no box
+_COINCIDENCE = 1 / 7  # extent of the points relative to the box, below which the four numbers are not a box
 _PARALLEL = 0.005  # how far the corners of a rectangle may be from a parallelogram: 2 pixels of an image of 400
 
 Point = tuple[float, float]
@@ -78,7 +78,7 @@ class LabelForm:
         if longer == {6} and self.whole[6] == self.counts[6] and (5 in self.counts or self.beyond):
             return "box"  # with confidence and track number
         total = sum(self.votes.values())
-        same = len(longer) == 1  # as objects with keypoints, which are the same in every line
+        same = len(longer) == 1  # as with keypoints, whose number is the same in every line
         corners = len({count % 2 for count in longer}) == 1
         if 5 in self.counts:
             raise ValueError(

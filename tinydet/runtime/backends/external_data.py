@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tinydet._internal.input_files import read_file
 
-# Of each message, the fields that lead to tensors: number -> message. From onnx.proto.
+# For each message of onnx.proto, the fields that can contain tensors: number -> message.
 _FIELDS = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},

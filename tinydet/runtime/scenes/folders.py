@@ -29,7 +29,7 @@ def files_in(folder: Path) -> list[Path]:
     """
     linked: list[Path] = []
     found = sorted(_walk(folder, linked))
-    # A file that is reached in several ways keeps its own name rather than that of a link.
+    # If a file is reached in several ways, its own name is preferred to that of a link.
     kept = distinct([*found, *sorted(linked)])
     if doubles := len(found) + len(linked) - len(kept):
         logger.warning(f"{printable(folder)}: {doubles_text(doubles)}")
@@ -113,7 +113,7 @@ def _walk(folder: Path, linked: list[Path]) -> Iterator[Path]:
                 else:
                     yield path
             elif is_link:
-                logger.warning(f"{printable(path)}: this link leads to no file and was left out")
+                logger.warning(f"{printable(path)}: this link has no target and was left out")
 
 
 def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:

@@ -156,7 +156,7 @@ def needs_windows(path: Path, data: bytes, header: Header | None) -> bool:
     if header.width * header.height <= MAX_DECODED:
         return False
     has_end = (header.format != "JPEG" or _Scans(data).has_end) and (header.format != "PNG" or _png_has_end(data))
-    if not has_end:  # GDAL would fill the missing part with gray or black
+    if not has_end:  # GDAL would fill missing rows with gray or black
         raise ValueError(
             f"{path}: truncated {header.format}, its {len(data)} bytes have no end marker; get the file again"
         )
@@ -246,7 +246,7 @@ def _report_frames(path: Path, kind: str, frames: int) -> None:
         way = command_line("ffmpeg", "-f", "mjpeg", "-i", path, "frames.mp4")
     rest = "the other one is" if frames == 2 else f"the other {frames - 1} are" if frames else "the others are"
     warn_once(
-        f"{path} holds {frames or 'several'} frames; the first is read and {rest} left out. To get at them: {way}"
+        f"{path} holds {frames or 'several'} frames; the first is read and {rest} left out. To extract them: {way}"
     )
 
 

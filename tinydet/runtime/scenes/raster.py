@@ -108,8 +108,8 @@ class RasterScene(Scene):
         if others := self._file.subdatasets[1:]:
             rest = "the other one is" if len(others) == 1 else f"the other {len(others)} are"
             warn_once(
-                f"{self._path} holds {len(others) + 1} images or pages; the first is read and {rest} left out. To get "
-                f"at them: {_extraction(others[0])}"
+                f"{self._path} holds {len(others) + 1} images or pages; the first is read and {rest} left out. To "
+                f"extract them: {_extraction(others[0])}"
             )
 
     def reopen(self) -> RasterScene | None:

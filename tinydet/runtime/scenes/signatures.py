@@ -20,7 +20,7 @@ _IMAGES = (
         b"\0\0\1\0",
     ),  # PSD, QOI, EXR, HDR, DDS, ICO
     *(b"EHFA_HEADER_TAG", b"NITF", b"NSIF", b"SIMPLE  =", b"\x89HDF", b"CDF\1", b"CDF\2"),  # rasters of GDAL
-    *(b"IIU\0", b"IIRO", b"FUJIFILM", b"%PDF"),  # raw photographs and documents, which nothing here reads
+    *(b"IIU\0", b"IIRO", b"FUJIFILM", b"%PDF"),  # camera raw files and documents, which are not supported
 )
 _IMAGE_BRANDS = frozenset({b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}) | frozenset(
     {b"mif1", b"mif2", b"msf1", b"miaf", b"crx "}

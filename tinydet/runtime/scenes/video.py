@@ -432,7 +432,7 @@ def _ffmpeg_arguments(location: str) -> tuple[str, dict[str, Any]]:
         device = f"/dev/video{location}" if location.isdecimal() else location
         return device, {"timeout": TIMEOUT, "format": "v4l2"}
     # `file:` because FFmpeg takes a name such as `concat:a|b` or `cam:1.ts` for another protocol.
-    # Not `options`: before PyAV 18 they also go to streams, which crashes where FLV adds one.
+    # Not `options`: before PyAV 18 they are also passed to streams, which crashes if FLV adds one.
     return f"file:{location}", {"timeout": TIMEOUT, "container_options": {"format_whitelist": FORMATS}}
 
 

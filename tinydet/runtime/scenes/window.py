@@ -43,7 +43,7 @@ class Window(Scene):
 
 
 def part_of(scene: Scene, size: tuple[int, int], corner: Corner | None) -> Scene:
-    """Return the image that an annotation file records, which is `scene` or a part of it; owner of `scene`.
+    """Return the image that an annotation file records: `scene`, or a part of it that owns `scene`.
 
     Args:
         size: recorded width and height.
