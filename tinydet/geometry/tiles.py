@@ -76,19 +76,19 @@ class TileGrid:
         """Upper edge of each row."""
         return _starts(self.height, self.tile, self.overlap)
 
-    @property
+    @cached_property
     def columns(self) -> int:
         return _steps(self.width, self.tile, self.overlap) + 1
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return _steps(self.height, self.tile, self.overlap) + 1
 
-    @property
+    @cached_property
     def tile_width(self) -> int:
         return min(self.tile, self.width)
 
-    @property
+    @cached_property
     def tile_height(self) -> int:
         return min(self.tile, self.height)
 
