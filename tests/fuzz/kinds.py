@@ -362,7 +362,8 @@ def checkpoint(random: Random, original: bytes) -> bytes:
         elif isinstance(values.get("weights"), dict) and values["weights"]:
             weights = dict(values["weights"])
             name = random.choice([*weights, "fpn.alpha"])
-            weights[name] = other_tensor(random, weights.get(name, torch.zeros(1)))
+            before = weights.get(name)  # no tensor any more if the last step replaced it
+            weights[name] = other_tensor(random, before if isinstance(before, torch.Tensor) else torch.zeros(1))
             if random.random() < 0.3:
                 del weights[name]
             values["weights"] = weights
