@@ -341,6 +341,17 @@ def test_an_output_that_cannot_be_written_is_reported_before_the_work(tmp_path: 
     assert names(tmp_path) == ["file", "folder", "nowhere"]
 
 
+def test_a_folder_with_files_is_claimed_without_a_file_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "plots"
+    folder.mkdir()
+    (folder / "old.png").touch()
+    with claim(folder, folder=True):
+        assert names(tmp_path) == ["plots"]
+        with pytest.raises(OSError, match="another run is writing"), claim(folder, folder=True):
+            raise AssertionError
+    assert names(folder) == ["old.png"]
+
+
 def test_an_input_is_not_claimed_as_an_output(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
     for output in (tmp_path / "a.json", tmp_path / "link.json"):

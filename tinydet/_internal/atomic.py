@@ -80,8 +80,8 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
 def claim(*outputs: Path | None, folder: bool = False, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
     """Lock outputs against other processes for the duration of the block. Enter it before the work.
 
-    The lock is the hidden file `.NAME.lock` next to an output. It is removed at the end; one that a
-    killed process leaves behind does not block anything. Devices, pipes and None are skipped.
+    The lock is the hidden file `.NAME.lock` next to an output, or `.lock` in a folder that has files. It is removed at
+    the end; one that a killed process leaves behind does not block anything. Devices, pipes and None are skipped.
 
     Args:
         folder: the outputs are folders, which may exist.
@@ -167,6 +167,8 @@ def _locked(path: Path, folder: bool) -> Iterator[None]:
     target = _target(path, folder)
     name = target.name if len(target.name.encode()) < 240 else hashlib.sha256(target.name.encode()).hexdigest()
     lock_path = target.with_name(f".{name}.lock")
+    if folder and target.is_dir() and any(target.iterdir()):  # the folder above may be read-only
+        lock_path = target / ".lock"
     try:
         lock = _open_locked(lock_path)
     except BlockingIOError:
