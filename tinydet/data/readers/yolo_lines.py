@@ -45,7 +45,7 @@ class LabelForm:
     counts: Counter[int] = field(default_factory=Counter)  # lines by how many numbers they have
     first: dict[int, str] = field(default_factory=dict)  # location of the first line of each count
     votes: Counter[Labels] = field(default_factory=Counter)  # lines with evidence
-    beyond: int = 0  # lines with an even count of numbers, one of which is too large for a corner
+    beyond: int = 0  # lines with an even count of numbers where one is too large for a corner
     whole: Counter[int] = field(default_factory=Counter)  # lines by count whose last number is a whole one
 
     def add(self, row: Row, location: str) -> None:

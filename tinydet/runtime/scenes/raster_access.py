@@ -146,7 +146,7 @@ def _open(path: Path, drivers: Sequence[str] | None) -> Any:
 
 
 def _check_length(path: Path, file: Any) -> None:
-    """Check that an ENVI file, of which GDAL fills the missing part with zeros, has all of its pixels.
+    """Check that an ENVI file has all of its pixels; GDAL would fill missing ones with zeros.
 
     Raises:
         ValueError: it has not.
