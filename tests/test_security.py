@@ -521,6 +521,33 @@ def test_scans_of_too_many_tiles_are_refused_before_they_start(
     assert "--max-tiles" in refused(capfd, *scan, "scene.png", "--scale", "4", "--max-tiles", "5")
     assert runs == [] and not list(Path("out").iterdir())
     assert run(*scan, "scene.png", "--scale", "4", "--max-tiles", "500") == 0
+    giant = coco()
+    giant["images"][0].update(width=10**6, height=10**6)
+    Path("giant.json").write_text(json.dumps(giant))
+    few = ("--tile", "64", "--overlap", "16")
+    for command in (
+        ("salpha", "giant.json", *few),
+        ("data", "cut", "giant.json", "--output", "out/b.json", "--tile", "64x64", "--overlap", "16"),
+        (
+            "data",
+            "cut",
+            "giant.json",
+            "--output",
+            "out/b.json",
+            "--grid",
+            "tinydet",
+            "--tile",
+            "64x64",
+            "--overlap",
+            "16",
+        ),
+        ("salpha", "annotations.json", *few, "--max-tiles", "1"),
+        ("data", "cut", "annotations.json", "--output", "out/b.json", "--tile", "64x64", "--max-tiles", "1"),
+        (*TRAIN, "--annotations", "annotations.json", "--images", "images", "--max-tiles", "1"),
+    ):
+        assert "--max-tiles" in refused(capfd, *command), command
+    assert not Path("out/b.json").exists()
+    assert run("salpha", "annotations.json", *few, "--max-tiles", "500") == 0
 
 
 LIMITED = """

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tinydet.data.coco import Dataset, read_pixels
 from tinydet.geometry.boxes import area
-from tinydet.geometry.tiles import Tile, TileGrid, check_tile_count
+from tinydet.geometry.tiles import MOST_TILES, Tile, TileGrid, check_tile_count
 
 # A tile contains an object if sqrt(visible area / area) is at least this. Boxes below it are truncated. The value is
 # that of the TinyPerson benchmark.
@@ -53,6 +53,7 @@ class TrainingTiles:
             benchmark drops.
         transform: applied to each sample before the flip, for example `tinydet.data.scale_match.ScaleMatch`. Its
             generator is seeded with (seed, epoch, index).
+        max_tiles: a dataset of more tiles is refused; `remedy` says how to raise the limit.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class TrainingTiles:
         cut: Cut | None = None,
         truncated: Truncated = "ignore",
         transform: Callable[[Sample, np.random.Generator], Sample] | None = None,
+        max_tiles: int = MOST_TILES,
+        remedy: str = "",
     ) -> None:
         if truncated not in ("ignore", "drop"):
             raise ValueError(f"truncated must be 'ignore' or 'drop', got {truncated!r}")
@@ -75,7 +78,7 @@ class TrainingTiles:
         self.transform = transform
         if cut is None:
             grids = [TileGrid(image.width, image.height, tile, overlap) for image in dataset.images]
-            check_tile_count(sum(map(len, grids)), what=str(dataset.source))
+            check_tile_count(sum(map(len, grids)), max_tiles, what=str(dataset.source), remedy=remedy)
         self.tiles: list[tuple[int, Tile]] = [
             (index, window)
             for index, image in enumerate(dataset.images)

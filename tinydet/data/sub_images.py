@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet._internal.arguments import overlap, size
+from tinydet._internal.arguments import overlap, positive_int, size
 from tinydet.data.coco_file import (
     Document,
     Entry,
@@ -41,7 +41,7 @@ from tinydet.data.output_folder import (
 )
 from tinydet.data.samples import Cut, Truncated, clip_to_tile, objects_and_regions
 from tinydet.geometry.boxes import area
-from tinydet.geometry.tiles import Tile, TileGrid, check_tile_count
+from tinydet.geometry.tiles import MORE_TILES, MOST_TILES, Tile, TileGrid, check_tile_count
 from tinydet.runtime.plan import OVERLAP
 from tinydet.runtime.scenes.window import Corner
 
@@ -51,7 +51,12 @@ TILE = 640  # width and height of our tiles, pixels
 
 
 def sub_image_corners(
-    width: int, height: int, size: tuple[int, int] = SUB_IMAGE, overlap: tuple[int, int] = SUB_OVERLAP
+    width: int,
+    height: int,
+    size: tuple[int, int] = SUB_IMAGE,
+    overlap: tuple[int, int] = SUB_OVERLAP,
+    max_tiles: int = MOST_TILES,
+    remedy: str = "",
 ) -> list[Corner]:
     """Return the corners of the benchmark's tiles, row by row. The last tile of a row or column is moved inside.
 
@@ -59,31 +64,38 @@ def sub_image_corners(
     [(0, 0, 640, 512), (590, 0, 1230, 512), (640, 0, 1280, 512)]
 
     Raises:
-        ValueError: the overlap is not smaller than a tile.
+        ValueError: the overlap is not smaller than a tile, or there are more than `max_tiles` tiles; then `remedy` says
+            how to raise the limit.
     """
     if overlap[0] >= size[0] or overlap[1] >= size[1]:
         raise ValueError(f"tiles of {size} pixels cannot overlap by {overlap}; choose a smaller overlap")
     counts = [_tile_count(*each) for each in zip((width, height), size, overlap, strict=True)]
-    check_tile_count(math.prod(counts), what=f"{width}x{height} pixels")
+    check_tile_count(math.prod(counts), max_tiles, what=f"{width}x{height} pixels", remedy=remedy)
     xs = _tile_starts(width, size[0], overlap[0])
     ys = _tile_starts(height, size[1], overlap[1])
     return [(x, y, min(x + size[0], width), min(y + size[1], height)) for y in ys for x in xs]
 
 
 def benchmark_tiles(
-    width: int, height: int, size: tuple[int, int] = SUB_IMAGE, overlap: tuple[int, int] = SUB_OVERLAP
+    width: int,
+    height: int,
+    size: tuple[int, int] = SUB_IMAGE,
+    overlap: tuple[int, int] = SUB_OVERLAP,
+    max_tiles: int = MOST_TILES,
 ) -> list[Tile]:
     """Return the benchmark's tiles of an image; see `sub_image_corners`.
 
     >>> [tile.x for tile in benchmark_tiles(1280, 720) if tile.row == 0]
     [0, 590, 640]
     """
-    corners = sub_image_corners(width, height, size, overlap)
+    corners = sub_image_corners(width, height, size, overlap, max_tiles, MORE_TILES)
     columns = sum(y1 == corners[0][1] for _, y1, _, _ in corners)
     return [Tile(n, n // columns, n % columns, x1, y1, x2 - x1, y2 - y1) for n, (x1, y1, x2, y2) in enumerate(corners)]
 
 
-def cut_document(document: Document, cut: Cut = benchmark_tiles, *, truncated: Truncated = "drop") -> dict[str, Any]:
+def cut_document(
+    document: Document, cut: Cut = benchmark_tiles, *, truncated: Truncated = "drop", max_tiles: int = MOST_TILES
+) -> dict[str, Any]:
     """Return the corner file of a dataset.
 
     Tiles and annotations are numbered from 0 in the order of the file, tiles row by row, including tiles without
@@ -125,7 +137,7 @@ def cut_document(document: Document, cut: Cut = benchmark_tiles, *, truncated: T
                         flag = {"ignore": 1} if regions[k] and not ignore[near[k]] else {}
                         boxes.append({**entry, **flag, "image_id": len(tiles), "id": len(boxes)})
             size = {"width": tile.width, "height": tile.height}
-            check_tile_count(len(tiles) + 1, what=str(source))
+            check_tile_count(len(tiles) + 1, max_tiles, what=str(source), remedy=MORE_TILES)
             tiles.append({**image, **size, "id": len(tiles), "corner": corner})
     return {**document.rewritten(tiles, boxes), "old_images": document.images}
 
@@ -185,6 +197,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"pixels that neighboring tiles share (default: {SUB_OVERLAP[0]}, or {OVERLAP} with --grid tinydet)",
     )
     parser.add_argument(
+        "--max-tiles",
+        type=positive_int,
+        default=MOST_TILES,
+        metavar="N",
+        help=f"stop before writing if there are more tiles (default: {MOST_TILES})",
+    )
+    parser.add_argument(
         "--truncated",
         choices=("drop", "ignore"),
         help="drop boxes less than half visible in a tile, or turn them into ignore regions (default: drop, or "
@@ -226,13 +245,18 @@ def _cut(document: Document, args: argparse.Namespace) -> dict[str, Any]:
 
         def tiles(width: int, height: int) -> tuple[Tile, ...]:
             cells = TileGrid(width, height, tile, overlap)
-            check_tile_count(len(cells), what=f"{width}x{height} pixels")
+            check_tile_count(len(cells), args.max_tiles, what=f"{width}x{height} pixels", remedy=MORE_TILES)
             return cells.tiles
 
-        return cut_document(document, tiles, truncated=truncated)
+        return cut_document(document, tiles, truncated=truncated, max_tiles=args.max_tiles)
     size = args.tile or SUB_IMAGE
     shared = SUB_OVERLAP if args.overlap is None else (args.overlap, args.overlap)
-    return cut_document(document, lambda w, h: benchmark_tiles(w, h, size, shared), truncated=args.truncated or "drop")
+    return cut_document(
+        document,
+        lambda w, h: benchmark_tiles(w, h, size, shared, args.max_tiles),
+        truncated=args.truncated or "drop",
+        max_tiles=args.max_tiles,
+    )
 
 
 def _tile_size(text: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 COARSEST_CELL = 64  # stride of P6, in pixels
 MOST_TILES = 10_000_000  # of one run: days of work, and gigabytes for the list of tiles
+MORE_TILES = "raise the limit with --max-tiles"
 
 
 def check_tile_count(count: int, limit: int = MOST_TILES, *, what: str, remedy: str = "") -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tinydet._internal.arguments import SCALES
-from tinydet.geometry.tiles import TileGrid, check_tile_count
+from tinydet.geometry.tiles import MORE_TILES, TileGrid, check_tile_count
 from tinydet.runtime.coarse import choose_coarse_pass
 from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
@@ -106,7 +106,7 @@ def plan_scan(scene: Sized, spec: ModelSpec, options: ScanOptions) -> ScanPlan:
         first = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=coarse.scale)
         plan = ScanPlan(options, full, first, coarse.min_side)
     what = f"{scene.width}x{scene.height} pixels at scale {options.scale:g}"
-    check_tile_count(plan.tiles, options.max_tiles, what=what, remedy="raise the limit with --max-tiles")
+    check_tile_count(plan.tiles, options.max_tiles, what=what, remedy=MORE_TILES)
     return plan
 
 

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tinydet._internal.arguments import Parser, add_categories, float_range, overlap, scale, side
+from tinydet._internal.arguments import Parser, add_categories, float_range, overlap, positive_int, scale, side
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset, load_dataset
 from tinydet.data.synthetic import builtin_dataset
 from tinydet.geometry.anchors import Pyramid
+from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.registry import DETECTORS, detector_info
 from tinydet.runtime.plan import OVERLAP
 from tinydet.salpha.dataset import statistics_of
@@ -48,6 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         flip=options.flip,
         count=options.count,
         alpha_range=options.alpha_range,
+        max_tiles=options.max_tiles,
     )
     if options.json:
         values = statistics.to_json()
@@ -150,6 +152,13 @@ def _parser() -> argparse.ArgumentParser:
         type=overlap,
         metavar="PX",
         help=f"minimum overlap of neighboring tiles in pixels, needs --tile (default: {OVERLAP})",
+    )
+    parser.add_argument(
+        "--max-tiles",
+        type=positive_int,
+        default=MOST_TILES,
+        metavar="N",
+        help=f"refuse datasets of more tiles before counting (default: {MOST_TILES})",
     )
     parser.add_argument(
         "--scale", type=scale, default=1.0, help="resize factor of the images, 0.5 for half size (default: 1.0)"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import MIN_VISIBILITY, TrainingTiles, clip_to_tile
 from tinydet.geometry.anchors import AnchorDesign, Pyramid
-from tinydet.geometry.tiles import check_tile_count
+from tinydet.geometry.tiles import MORE_TILES, MOST_TILES, check_tile_count
 from tinydet.models.registry import LevelOf
 from tinydet.runtime.plan import OVERLAP, plan_tiles
 from tinydet.salpha.counting import count_levels
@@ -33,6 +33,7 @@ def statistics_of(
     flip: bool = False,
     count: CountRule = "gt",
     alpha_range: tuple[float, float] = ALPHA_RANGE,
+    max_tiles: int = MOST_TILES,
 ) -> FusionStatistics:
     """Compute the fusion statistics of a dataset on the images or tiles that a network receives.
 
@@ -48,13 +49,14 @@ def statistics_of(
         flip: also count the mirror image of every input.
         count: "gt" counts objects, "anchor" distinct best anchors as the authors' code does.
         alpha_range: lower and upper bound of alpha.
+        max_tiles: refuse more tiles than this.
 
     Raises:
-        ValueError: for a scale that is not positive, an overlap that is not smaller than the tile, an unknown `count`
-            or an invalid `alpha_range`.
+        ValueError: for a scale that is not positive, an overlap that is not smaller than the tile, an unknown `count`,
+            an invalid `alpha_range` or more than `max_tiles` tiles.
     """
     start = time.perf_counter()
-    inputs = _inputs(dataset, tile, overlap, scale)
+    inputs = _inputs(dataset, tile, overlap, scale, max_tiles)
     if flip:
         inputs = _with_mirror_images(inputs)
     return _statistics(inputs, design, level_of, count, alpha_range, start)
@@ -118,11 +120,11 @@ def _statistics(
     return FusionStatistics(counts, len(boxes), len(sizes), seconds, levels, count, alpha_range)
 
 
-def _inputs(dataset: Dataset, tile: int | None, overlap: int, scale: float) -> Inputs:
+def _inputs(dataset: Dataset, tile: int | None, overlap: int, scale: float, max_tiles: int) -> Inputs:
     sizes = np.array([(image.width, image.height) for image in dataset.images], np.int64)
     boxes, index = dataset.boxes[dataset.objects], dataset.image_index[dataset.objects]
     if tile is not None:
-        return _tiles(boxes, sizes, index, tile, overlap, scale)
+        return _tiles(boxes, sizes, index, tile, overlap, scale, max_tiles)
     if not 0 < scale < np.inf:
         raise ValueError(f"the scale is an image resize factor above 0 (0.5 = half), got {scale}")
     resized = np.maximum(np.round(sizes * scale), 1).astype(np.int64)
@@ -136,6 +138,7 @@ def _tiles(
     tile: int,
     overlap: int,
     scale: float,
+    max_tiles: int,
 ) -> Inputs:
     """The tiles that inference cuts, with the objects that training assigns to them."""
     parts = [(np.zeros((0, 4)), np.zeros(0, np.int64))]
@@ -144,7 +147,8 @@ def _tiles(
         (width, height): plan_tiles(width, height, tile=tile, overlap=overlap, scale=scale)
         for width, height in np.unique(sizes, axis=0).tolist()
     }
-    check_tile_count(sum(len(plans[width, height].grid) for width, height in sizes.tolist()), what="the dataset")
+    count = sum(len(plans[width, height].grid) for width, height in sizes.tolist())
+    check_tile_count(count, max_tiles, what="the dataset", remedy=MORE_TILES)
     for (width, height), plan in plans.items():
         images = np.flatnonzero((sizes == (width, height)).all(axis=1))
         rank = np.full(len(sizes), -1)  # of an image among those of this size

@@ -21,6 +21,7 @@ from tinydet._internal.arguments import (
     number,
     overlap,
     positive_float,
+    positive_int,
     quoted,
     seed,
     side,
@@ -28,6 +29,7 @@ from tinydet._internal.arguments import (
     whole,
 )
 from tinydet._internal.options import add_options, check_values, flag_of, option, option_table
+from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.options import BACKBONES, FUSIONS, NORMS, Fusion
 from tinydet.models.registry import DETECTORS, detector_info, detector_options
 from tinydet.salpha.factors import ALPHA_RANGE
@@ -143,6 +145,14 @@ class TrainConfig:
     )
     group_shapes: bool = option(
         False, "batch wide tiles separately from the others, which needs less padding", group="data"
+    )
+    max_tiles: int = option(
+        MOST_TILES,
+        f"refuse datasets of more tiles before training (default: {MOST_TILES})",
+        group="data",
+        metavar="N",
+        parse=positive_int,
+        recorded=False,
     )
     skip_unreadable: bool = option(
         False, "skip images that cannot be read, with a warning (default: stop)", group="data"

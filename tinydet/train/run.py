@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from tinydet.data.samples import TrainingTiles
 from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
 from tinydet.data.sub_images import benchmark_tiles
 from tinydet.data.synthetic import builtin_dataset
+from tinydet.geometry.tiles import MORE_TILES
 from tinydet.models.backbone import load_pretrained
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
@@ -224,9 +226,11 @@ def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
     benchmark = config.recipe == "tinyperson"  # the benchmark's own sub-images
     options: dict[str, Any] = {
         "flip": config.flip,
-        "cut": benchmark_tiles if benchmark else None,
+        "cut": partial(benchmark_tiles, max_tiles=config.max_tiles) if benchmark else None,
         "truncated": "drop" if benchmark else "ignore",
         "transform": chain(transforms),
+        "max_tiles": config.max_tiles,
+        "remedy": MORE_TILES,
     }
     if config.skip_unreadable:
         tiles: TrainingTiles = SkippingTiles(train, config.tile, config.overlap, warn=logger.warning, **options)
@@ -249,6 +253,7 @@ def count_objects(config: TrainConfig, train: Dataset, tiles: TrainingTiles) -> 
         tile=config.tile,
         overlap=config.overlap,
         alpha_range=config.alpha_range,
+        max_tiles=config.max_tiles,
     )
 
 
