@@ -81,7 +81,7 @@ def checkpoint_summary(model: Path) -> str:
     config = {
         k: v
         for k, v in loaded.config.items()
-        if k not in ("annotations", "images", "val_annotations", "val_images", "weights_backbone")
+        if k not in ("train_data", "val_data", "weights_backbone")
     }
     return json.dumps({"alpha": loaded.alpha, "alpha_source": loaded.alpha_source, "config": config,
                        "chosen_at": loaded.progress})  # fmt: skip

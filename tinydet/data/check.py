@@ -14,13 +14,13 @@ from tqdm import tqdm
 from tinydet._internal.atomic import write_json
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.progress import Progress
-from tinydet.data.coco import find_dataset
 from tinydet.data.coco_entries import Fault, listed
 from tinydet.data.coco_file import write_document
 from tinydet.data.coco_repair import repair_document
-from tinydet.data.coco_rules import Boxes, Contents, examine, examine_boxes, examine_objects, read_document
+from tinydet.data.coco_rules import Boxes, Contents, examine, examine_boxes, examine_objects
 from tinydet.data.image_checks import check_folder, examine_files, examine_pixels
 from tinydet.data.image_files import list_images
+from tinydet.data.source import find_source
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    source, images = args.source, args.images
-    if source.is_dir():
-        source, images = find_dataset(source) if images is None else (find_dataset(source)[0], images)
+    data = find_source(args.source, images=args.images)
+    source, images = data.annotations, data.image_dir
     check_output_files((args.fix, args.json), (source,))
-    document = read_document(source)
+    document = data.read()
     entries = document.get("images")
     total = len(entries) if isinstance(entries, list) else None
     with tqdm(total=total, desc="reading", unit="image", disable=True if images is None else None) as bar:

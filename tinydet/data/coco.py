@@ -7,7 +7,7 @@ penalized.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,7 @@ class Dataset:
         clipped: number of boxes that reached outside their image in the file.
         roots: names of categories that are not classes, because they have no annotations and are the `supercategory`
             of another category, such as the root that Roboflow adds to its exports.
+        read_again: reads the COCO document that the dataset was built from, unchecked; None: `source` is a COCO file.
     """
 
     images: tuple[ImageRecord, ...]
@@ -81,6 +82,11 @@ class Dataset:
     areas: NDArray[np.float64]
     clipped: int
     roots: tuple[str, ...] = ()
+    read_again: Callable[[], dict[str, Any]] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Read the annotations again, as a COCO document with all fields and all categories, unchecked."""
+        return read_document(self.source) if self.read_again is None else self.read_again()
 
     @property
     def is_cut(self) -> bool:
@@ -168,9 +174,14 @@ def load_dataset(annotations: Path, images: Path | None = None, *, categories: S
 
 
 def build_dataset(
-    document: dict[str, Any], source: Path, images: Path | None = None, *, categories: Sequence[str] | None = None
+    document: dict[str, Any],
+    source: Path,
+    images: Path | None = None,
+    *,
+    categories: Sequence[str] | None = None,
+    read_again: Callable[[], dict[str, Any]] | None = None,
 ) -> Dataset:
-    """Check the content of the annotation file `source` and return it as arrays; see `load_dataset`."""
+    """Check the content of the annotation file `source` and return it as arrays; see `load_dataset` and `Dataset`."""
     report = raise_first(source)
     contents = examine(document, report)
     if images is not None:
@@ -207,6 +218,7 @@ def build_dataset(
         areas=rows.xywh[order, 2:].prod(axis=1),
         clipped=int((boxes.clipped & inside).sum()),
         roots=tuple(name for (_, name), root in zip(table, roots & ~selected, strict=True) if root),
+        read_again=read_again,
     )
 
 

@@ -113,7 +113,13 @@ def load_document(source: Path, images: Path | None = None, *, allow_corner_file
     source = Path(source)
     if images is None and source.is_dir():
         source, images = find_dataset(source)
-    content = read_document(source)
+    return build_document(read_document(source), source, images, allow_corner_file=allow_corner_file)
+
+
+def build_document(
+    content: dict[str, Any], source: Path, images: Path | None = None, *, allow_corner_file: bool = False
+) -> Document:
+    """Check the content of the annotation file `source`, normalize it in place and return it; see `load_document`."""
     document = Document(content, build_dataset(content, source, images))
     normalize(content)
     if document.dataset.is_cut and not allow_corner_file:

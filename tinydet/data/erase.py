@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tinydet._internal.arguments import quoted, whole
-from tinydet.data.coco_file import Document, Entry, boxes_of, load_document, write_document
+from tinydet.data.coco_file import Document, Entry, boxes_of, write_document
 from tinydet.data.output_folder import (
     JPEG_QUALITY,
     ImageWriter,
@@ -28,6 +28,7 @@ from tinydet.data.output_folder import (
     is_annotation_file,
     new_folder,
 )
+from tinydet.data.source import find_source
 
 FLAGS = ("ignore", "iscrowd", "uncertain", "logo")  # each can mark an annotation as an ignore region
 # Annotations of a dense image. The paper says 200 and the authors' code 220; no image of TinyPerson lies in between.
@@ -175,7 +176,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Erase regions and return a summary."""
-    document = load_document(args.source, args.images)
+    document = find_source(args.source, images=args.images).load_document()
     output = choose_output(args.source, document.dataset, args.output, "erased")
     erased = erase_document(document, args.flags, args.dense)
     summary = (

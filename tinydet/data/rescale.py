@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tinydet._internal.arguments import scale, side, whole
 from tinydet.data.coco_entries import polygon_lists
-from tinydet.data.coco_file import Document, Entry, load_document, outline, write_document
+from tinydet.data.coco_file import Document, Entry, outline, write_document
 from tinydet.data.coco_rules import VISIBLE_BOXES
 from tinydet.data.output_folder import (
     JPEG_QUALITY,
@@ -22,6 +22,7 @@ from tinydet.data.output_folder import (
     new_folder,
 )
 from tinydet.data.resample import FILTERS, Filter, resample
+from tinydet.data.source import find_source
 
 LONG_OVER_SHORT = 5 / 3  # limit of the long side, as in COCO100 (167 to 100) and COCO detectors (1333 to 800)
 MOST_PIXELS = 1 << 30  # of an image, which is held in memory
@@ -215,7 +216,7 @@ def run(args: argparse.Namespace) -> str:
     if args.long is not None and args.short is None:
         raise ValueError("--long limits the long side of images that --short resizes; add --short, or leave out --long")
     resize = by_factor(args.factor) if args.short is None else by_short_side(args.short, args.long)
-    document = load_document(args.source, args.images)
+    document = find_source(args.source, images=args.images).load_document()
     output = choose_output(args.source, document.dataset, args.output, "rescaled")
     content = rescale_document(document, resize, digits=args.round)
     if is_annotation_file(output):

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from tinydet._internal.arguments import float_range, scale, seed, whole
 from tinydet._internal.outputs import check_output_files
-from tinydet.data.coco import Dataset, find_dataset, load_dataset
-from tinydet.data.coco_file import Document, boxes_of, is_ignored, load_document, write_document
+from tinydet.data.coco import Dataset
+from tinydet.data.coco_file import Document, boxes_of, is_ignored, write_document
 from tinydet.data.output_folder import add_source_arguments, choose_output, is_annotation_file
 from tinydet.data.resample import FILTERS, Filter, resample
 from tinydet.data.rescale import by_factor, resize_document, write_rescaled
 from tinydet.data.samples import Sample
+from tinydet.data.source import find_source
 from tinydet.geometry.boxes import area
 
 BINS = 100
@@ -274,7 +275,7 @@ def run(args: argparse.Namespace) -> str:
     """Match the dataset and return a summary with the distance to the target before and after."""
     if args.source_sizes is not None and not args.monotone:
         raise ValueError("--source-sizes has an effect only in Monotone Scale Match; add --monotone, or leave it out")
-    document = load_document(args.source, args.images)
+    document = find_source(args.source, images=args.images).load_document()
     output = choose_output(args.source, document.dataset, args.output, "matched")
     if is_annotation_file(output):
         check_output_files((output,), (args.target, args.source_sizes))
@@ -306,7 +307,7 @@ def run(args: argparse.Namespace) -> str:
 
 def _load_boxes(path: Path) -> Dataset:
     """Load an annotation file, or the one of a COCO folder, without its images."""
-    return load_dataset(find_dataset(path)[0] if path.is_dir() else path)
+    return find_source(path).load(boxes_only=True)
 
 
 def _sorted_sizes(sizes: Sizes) -> Sizes:

@@ -26,7 +26,6 @@ from tinydet.data.coco_file import (
     Entry,
     boxes_of,
     is_ignored,
-    load_document,
     outline,
     write_document,
 )
@@ -40,6 +39,7 @@ from tinydet.data.output_folder import (
     new_folder,
 )
 from tinydet.data.samples import Cut, Truncated, clip_to_tile, objects_and_regions
+from tinydet.data.source import find_source
 from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import MORE_TILES, MOST_TILES, Tile, TileGrid, check_tile_count
 from tinydet.runtime.plan import OVERLAP
@@ -213,7 +213,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Cut the dataset and return a summary."""
-    document = load_document(args.source, args.images, allow_corner_file=True)
+    document = find_source(args.source, images=args.images).load_document(allow_corner_file=True)
     output = choose_output(args.source, document.dataset, args.output, "cut")
     if document.dataset.is_cut:
         source = document.dataset.source

@@ -30,6 +30,7 @@ from tinydet.runtime.bundled import BUNDLED, model_path
 
 if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
+    from tinydet.data.source import DataSource
     from tinydet.runtime.backends import Backend
 
 DEFAULT_MODEL = Path("model.pth")
@@ -141,7 +142,7 @@ def _plot(scores: Scores, args: argparse.Namespace) -> None:
     paths = write_plots(scores, diagnosis, args.plots)
     image_dir = args.images
     if args.gt is None and image_dir is None:
-        image_dir = _dataset_files(args)[1]
+        image_dir = _source(args).image_dir
     if diagnosis is not None and image_dir is not None:
         from tinydet.evaluate.worst_images import draw_worst
 
@@ -163,24 +164,18 @@ def _backend(model: Path, device: str | None) -> Backend:
 
 
 def _dataset(args: argparse.Namespace) -> Dataset:
-    from tinydet.data.coco import load_dataset
-
-    annotations, images = _dataset_files(args)
-    check_output_files((args.json, args.precision, args.save_detections), (annotations,))
-    return load_dataset(annotations, images, categories=args.categories)
+    source = _source(args)
+    check_output_files((args.json, args.precision, args.save_detections), (source.annotations,))
+    return source.load(categories=args.categories)
 
 
-def _dataset_files(args: argparse.Namespace) -> tuple[Path, Path]:
-    """Return the annotation file and the image folder."""
-    from tinydet.data.coco import find_dataset
+def _source(args: argparse.Namespace) -> DataSource:
+    """Return the dataset that the options name; by default the built-in validation set."""
+    from tinydet.data.source import builtin_source, find_source
 
-    if args.annotations is not None:
-        return args.annotations, args.images
-    if args.data is not None:
-        return find_dataset(args.data)
-    from tinydet.data.synthetic import builtin_dataset
-
-    return find_dataset(builtin_dataset("val"))
+    if args.data is None and args.annotations is None:
+        return builtin_source("val")
+    return find_source(args.data, args.annotations, args.images)
 
 
 def _check(args: argparse.Namespace) -> None:

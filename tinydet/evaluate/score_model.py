@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinydet._internal.progress import Progress
-from tinydet.data.coco_rules import read_document
 from tinydet.evaluate.protocols import Protocol, choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.sub_images import merge_sub_images
@@ -147,7 +146,7 @@ def score_dataset(dataset: Dataset, found: DatasetDetections, protocol: Protocol
     Raises:
         ValueError: the file is malformed.
     """
-    document = read_document(dataset.source)
+    document = dataset.document()
     scores = score_detections(
         document,
         found.detections,

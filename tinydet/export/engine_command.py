@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinydet._internal.arguments import batch_size, quoted, whole
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import command_line
+from tinydet.data.source import DataSource
 from tinydet.export.console import infer_command
 from tinydet.export.engine import build_engine, parse_only
 from tinydet.export.onnx_command import convert_precision, export_checkpoint, refuse_shape_options
@@ -93,11 +93,11 @@ def run(args: argparse.Namespace) -> int:
     check_file(model)
     output: Path = args.output or model.with_suffix(".engine")
     onnx_path = model
-    config: dict[str, Any] = {}
+    validation: DataSource | None = None
     if model.suffix != ".onnx":
         onnx_path = output.with_suffix(".onnx")
         largest = args.batch[2] if args.batch else 16
-        _, config = export_checkpoint(model, onnx_path, largest, args)
+        _, validation = export_checkpoint(model, onnx_path, largest, args)
     else:
         refuse_shape_options(args)
     exported = read_onnx(onnx_path)
@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
             return _parse(onnx_path, args)
         precision: Any = args.precision or ("fp16" if exported.precision == "fp32" else exported.precision)
         if precision != exported.precision:
-            onnx_path = convert_precision(onnx_path, precision, args, config)
-        return _build(onnx_path, output, args, config)
+            onnx_path = convert_precision(onnx_path, precision, args, validation)
+        return _build(onnx_path, output, args, validation)
     except (ValueError, OSError, ModuleNotFoundError):
         command = infer_command(onnx_path, exported.spec)
         print(f"{onnx_path} is complete and runs with ONNX Runtime: {command}")
@@ -122,7 +122,7 @@ def _parse(onnx_path: Path, args: argparse.Namespace) -> int:
     return 0
 
 
-def _build(onnx_path: Path, output: Path, args: argparse.Namespace, config: Mapping[str, Any]) -> int:
+def _build(onnx_path: Path, output: Path, args: argparse.Namespace, validation: DataSource | None) -> int:
     """Build and verify the engine, and print a report."""
     verification: Verification | None = None
     reason = ""  # why the engine could not be verified here
@@ -135,7 +135,7 @@ def _build(onnx_path: Path, output: Path, args: argparse.Namespace, config: Mapp
         except (OSError, ImportError, RuntimeError) as error:  # RuntimeError: the driver lacks a function
             reason = str(error).replace(str(plan), str(output))
             return
-        images, dataset = choose_images(spec.classes, args.images, args.data, config)
+        images, dataset = choose_images(spec.classes, args.images, args.data, validation)
         reference = open_model(onnx_path, REFERENCE_BACKEND)
         with show_steps("verifying"):
             verification = verify(reference, engine, images, dataset, limit=args.limit, max_drop=args.max_drop)

@@ -9,8 +9,7 @@ from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import command_line
-from tinydet.data.coco import find_dataset, load_dataset
-from tinydet.data.synthetic import builtin_dataset
+from tinydet.data.source import builtin_source, find_source
 from tinydet.models.registry import detector_info
 
 
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.model)
     require_attention(checkpoint)
     data, val = (
-        load_dataset(*find_dataset(folder or builtin_dataset(split)), categories=checkpoint.classes)
+        (builtin_source(split) if folder is None else find_source(folder)).load(categories=checkpoint.classes)
         for folder, split in ((args.data, "train"), (args.val, "val"))
     )
     with claim(output, inputs=[args.model]):

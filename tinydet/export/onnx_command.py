@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tinydet._internal.arguments import batch_size
 from tinydet._internal.atomic import claim
@@ -15,12 +13,13 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import command_line
 from tinydet.data.image_files import list_images
+from tinydet.data.source import DataSource
 from tinydet.export.console import infer_command
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
 from tinydet.export.precision import Precision, convert
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images, is_built_in
+from tinydet.export.verification_images import choose_images, is_built_in, validation_source
 from tinydet.export.verify import Verification, summarize, verify
 from tinydet.models.registry import detector_info
 from tinydet.runtime.backends import Backend
@@ -55,15 +54,15 @@ def run(args: argparse.Namespace) -> int:
         if args.output or args.precision == "fp32":
             raise ValueError(f"{model} is already an ONNX file; use --precision fp16 or int8 to convert it")
         refuse_shape_options(args)
-        output = convert_precision(model, args.precision, args, {})
+        output = convert_precision(model, args.precision, args, None)
         spec = read_onnx(output).spec
     else:
         output = args.output or model.with_suffix(".onnx")
         if output.exists() and output.samefile(model):
             raise ValueError(f"{output} is the checkpoint itself; name another output")
-        spec, config = export_checkpoint(model, output, args.batch, args)
+        spec, validation = export_checkpoint(model, output, args.batch, args)
         if args.precision != "fp32":
-            output = convert_precision(output, args.precision, args, config)
+            output = convert_precision(output, args.precision, args, validation)
     print(f"run it        {infer_command(output, spec)}")
     print(f"build engine  {command_line('tinydet', 'export', 'engine', output)}")
     return 0
@@ -71,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
 
 def export_checkpoint(
     model: Path, output: Path, batch: int, args: argparse.Namespace
-) -> tuple[ModelSpec, dict[str, Any]]:
-    """Export a checkpoint and print a report; return the spec and the training configuration."""
+) -> tuple[ModelSpec, DataSource | None]:
+    """Export a checkpoint and print a report; return the spec and the validation data of the checkpoint."""
     with needs_extra("train"):
         from tinydet.models.backend import TorchBackend
         from tinydet.models.checkpoint import load_checkpoint
@@ -85,7 +84,8 @@ def export_checkpoint(
         raise ValueError(f"{model}: --nms-rounds is for two-stage detectors; {name} has no proposals")
     spec = checkpoint.spec(tile=args.tile, max_batch=batch, max_detections=args.max_detections or 1000)
     spec = replace(spec, nms_rounds=args.nms_rounds or spec.nms_rounds)
-    images, dataset = choose_images(spec.classes, args.images, args.data, checkpoint.config)
+    validation = validation_source(checkpoint, model)
+    images, dataset = choose_images(spec.classes, args.images, args.data, validation)
     with show_steps("exporting"):
 
         def verify_onnx(candidate: Backend) -> Verification:
@@ -124,17 +124,19 @@ def export_checkpoint(
         )
     else:
         print(f"vs torch      nothing to compare: no box above score {spec.score_floor} on {parity.tiles} test tiles")
-    return spec, checkpoint.config
+    return spec, validation
 
 
-def convert_precision(source: Path, precision: Precision, args: argparse.Namespace, config: Mapping[str, Any]) -> Path:
+def convert_precision(
+    source: Path, precision: Precision, args: argparse.Namespace, validation: DataSource | None
+) -> Path:
     """Convert an ONNX file to a file next to it and print a report; return its path.
 
     Args:
-        config: training configuration of the checkpoint; empty if there is none.
+        validation: validation data of the checkpoint; None if there is none.
     """
     output = source.with_suffix(f".{precision}.onnx")
-    images, dataset = choose_images(read_onnx(source).spec.classes, args.images, args.data, config)
+    images, dataset = choose_images(read_onnx(source).spec.classes, args.images, args.data, validation)
     if precision == "int8" and not (args.calibration or args.images) and is_built_in(images):
         print(
             "note: INT8 activation ranges are measured on the built-in scenes; for a model of other scenes, name "

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from tinydet.data.coco import Dataset, find_dataset, load_dataset
-from tinydet.data.synthetic import builtin_dataset
+from tinydet.data.coco import Dataset
+from tinydet.data.source import DataSource, builtin_source, find_source
 from tinydet.evaluate.score_model import match_classes
+
+if TYPE_CHECKING:
+    from tinydet.models.checkpoint import Checkpoint
 
 
 def choose_images(
-    classes: Sequence[str], images: Sequence[Path] | None, data: Path | None, config: Mapping[str, Any]
+    classes: Sequence[str], images: Sequence[Path] | None, data: Path | None, validation: DataSource | None
 ) -> tuple[list[Path], Dataset | None]:
-    """Return `images`, else the COCO folder `data`, else the validation set of the checkpoint, else the built-in one.
+    """Return `images`, else the dataset `data`, else the validation set of the checkpoint, else the built-in one.
 
     Args:
         classes: class names of the model.
         images: image files, which have no annotations.
-        config: training configuration of the checkpoint; empty if there is none.
+        validation: validation data of the checkpoint; None if there is none.
 
     Raises:
         ValueError: an image does not exist; `data` is malformed or has no class in common with the model.
@@ -29,22 +32,25 @@ def choose_images(
             if not path.is_file():
                 raise ValueError(f"{path}: no such image; name files with --images, or a COCO folder with --data")
         return list(images), None
-    annotations, folder = config.get("val_annotations"), config.get("val_images")
-    validation = None
-    if annotations and folder and Path(annotations).is_file() and Path(folder).is_dir():
-        validation = Path(annotations), Path(folder)
     return verification_images(classes, data, validation)
 
 
+def validation_source(checkpoint: Checkpoint, path: Path) -> DataSource | None:
+    """Return the validation data of the checkpoint at `path`; None if there was none, or it is gone."""
+    try:
+        return checkpoint.val_source(path)
+    except ValueError:
+        return None
+
+
 def verification_images(
-    classes: Sequence[str], data: Path | None, fallback: tuple[Path, Path] | None = None
+    classes: Sequence[str], data: Path | None, fallback: DataSource | None = None
 ) -> tuple[list[Path], Dataset | None]:
-    """Return the images of a COCO folder, and their annotations of the classes that a model knows.
+    """Return the images of a dataset, and their annotations of the classes that a model knows.
 
     Args:
         classes: class names of the model. Other classes are left out, as their AP would be 0 before and after.
-        data: the folder; None for `fallback`, else the built-in validation set.
-        fallback: annotation file and image folder.
+        data: `--data`; None for `fallback`, else the built-in validation set.
 
     Returns:
         The dataset is None if `fallback` or the built-in set has no class in common with the model.
@@ -52,8 +58,8 @@ def verification_images(
     Raises:
         ValueError: `data` is malformed, or has no class in common with the model.
     """
-    source = find_dataset(data) if data is not None else fallback or find_dataset(builtin_dataset("val"))
-    dataset = load_dataset(*source)
+    source = find_source(data) if data is not None else fallback or builtin_source("val")
+    dataset = source.load()
     if dataset.is_cut:
         raise ValueError(
             f"{dataset.source}: a corner file, whose images are parts of the image files; name a COCO folder of whole "
@@ -62,7 +68,7 @@ def verification_images(
     images = [dataset.image_path(i) for i in range(len(dataset.images))]
     known = [name for name in dataset.classes if name in classes]
     if known:
-        return images, load_dataset(*source, categories=known)
+        return images, source.load(categories=known)
     if data is not None:
         match_classes(classes, dataset.classes, dataset.category_ids)  # raises and lists the classes
     return images, None
@@ -70,5 +76,5 @@ def verification_images(
 
 def is_built_in(images: Sequence[Path]) -> bool:
     """Return whether these images belong to the built-in validation set."""
-    folder = find_dataset(builtin_dataset("val"))[1]
+    folder = builtin_source("val").image_dir
     return folder is not None and bool(images) and images[0].is_relative_to(folder)

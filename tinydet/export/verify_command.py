@@ -10,10 +10,11 @@ from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.json_files import read_json
+from tinydet.data.source import DataSource
 from tinydet.export.options import add_verification_options
 from tinydet.export.parity import TOLERANCES
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images
+from tinydet.export.verification_images import choose_images, validation_source
 from tinydet.export.verify import (
     CONVERSION_FIELDS,
     REFERENCE_BACKEND,
@@ -51,19 +52,19 @@ def run(args: argparse.Namespace) -> int:
     reference_path: Path = args.reference or _reference_of(model)
     candidate = open_model(model, args.backend)
     reference: Backend
-    config: dict[str, Any] = {}
+    validation: DataSource | None = None
     if reference_path.suffix == ".pth":
         with needs_extra("train"):
             from tinydet.models.backend import TorchBackend
             from tinydet.models.checkpoint import load_checkpoint
         checkpoint = load_checkpoint(reference_path)
-        config = checkpoint.config
+        validation = validation_source(checkpoint, reference_path)
         ours = candidate.spec
         spec = checkpoint.spec(tile=ours.tile, max_batch=ours.max_batch, max_detections=ours.max_detections)
         reference = TorchBackend(checkpoint.build(), spec)
     else:
         reference = open_model(reference_path, REFERENCE_BACKEND if reference_path.suffix == ".onnx" else "auto")
-    images, dataset = choose_images(candidate.spec.classes, args.images, args.data, config)
+    images, dataset = choose_images(candidate.spec.classes, args.images, args.data, validation)
     bfloat16 = args.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
     with claim(*report_paths(model)), show_steps("verifying"):
         verification = verify(

@@ -19,6 +19,7 @@ import tinydet
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.errors import reason
 from tinydet._internal.json_files import checked
+from tinydet.data.source import DataSource
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.detector import Detector
 from tinydet.models.registry import detector_info
@@ -41,7 +42,8 @@ class Checkpoint:
         object_sizes: sqrt(w*h) of the training objects at percentiles 1, 50 and 99, in pixels.
         stretch: percentiles used to stretch pixels of more than 8 bits.
         alpha_source: how alpha was chosen; `statistics`: the counts behind it, if any.
-        config: the training configuration; `progress`: epoch, step and validation scores.
+        config: the training configuration, and where its data were (`train_data`, `val_data`).
+        progress: epoch, step and validation scores.
         training_state: optimizer state and position, in the file that a run resumes from.
         versions: of Python and the packages that wrote it.
         origin: `data`: a hash of the training data; `code`: the commit of the package, empty if unknown.
@@ -66,6 +68,25 @@ class Checkpoint:
     def alpha(self) -> tuple[float, ...]:
         """Fusion factors, finest first: the mean over channels if each has its own; empty for attention."""
         return fusion_factors(self.weights.get("fpn.alpha"), len(detector_info(self.detector.detector).pyramid.edges))
+
+    def train_source(self, path: Path) -> DataSource | None:
+        """Return where the training data are now; None if that is not recorded.
+
+        Args:
+            path: of the checkpoint; paths relative to its folder precede absolute ones.
+
+        Raises:
+            ValueError: the data are gone, or the record is malformed.
+        """
+        return self._source("train_data", path)
+
+    def val_source(self, path: Path) -> DataSource | None:
+        """Return where the validation data are now, as `train_source`; None if there was no validation."""
+        return self._source("val_data", path)
+
+    def _source(self, name: str, path: Path) -> DataSource | None:
+        record = self.config.get(name)
+        return None if record is None else DataSource.from_json(record, Path(path).parent)
 
     def check(self) -> None:
         """Check that the fields are consistent, before memory is allocated for the detector.

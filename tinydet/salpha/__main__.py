@@ -11,8 +11,8 @@ from tinydet._internal.arguments import Parser, add_categories, float_range, ove
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.outputs import check_output_files
-from tinydet.data.coco import Dataset, load_dataset
-from tinydet.data.synthetic import builtin_dataset
+from tinydet.data.coco import Dataset
+from tinydet.data.source import builtin_source, find_source
 from tinydet.geometry.anchors import Pyramid
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.registry import DETECTORS, detector_info
@@ -36,8 +36,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile; without it whole images are counted")
     overlap = OVERLAP if options.overlap is None else options.overlap
-    source = options.annotations or builtin_dataset("train")
-    dataset = load_dataset(source, categories=options.categories)
+    source = builtin_source("train") if options.annotations is None else find_source(options.annotations)
+    dataset = source.load(categories=options.categories)
     check_output_files((options.json,), (dataset.source,))
     statistics = statistics_of(
         dataset,

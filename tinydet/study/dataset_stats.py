@@ -12,7 +12,7 @@ import numpy as np
 from tinydet._internal.arguments import add_categories
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.outputs import check_output_files
-from tinydet.data.coco import load_dataset
+from tinydet.data.source import find_source
 from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import FusionStatistics
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    dataset = load_dataset(args.source, categories=args.categories)
+    dataset = find_source(args.source).load(categories=args.categories)
     check_output_files((args.json,), (dataset.source,))
     design = anchors_of(args.detector).design()
     measures = measure_dataset(dataset, design)

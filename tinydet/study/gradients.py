@@ -22,9 +22,8 @@ from tinydet._internal.atomic import atomic_path, claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
-from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
-from tinydet.data.synthetic import builtin_dataset
+from tinydet.data.source import builtin_source, find_source
 
 if TYPE_CHECKING:
     from tinydet.models.checkpoint import Checkpoint
@@ -66,7 +65,8 @@ def _measure(args: argparse.Namespace, checkpoint: Checkpoint, detector: Detecto
     from tinydet.models.batch import collate
     from tinydet.study.gradient_norms import measure
 
-    dataset = load_dataset(*find_dataset(args.data or builtin_dataset("val")), categories=checkpoint.classes)
+    source = builtin_source("val") if args.data is None else find_source(args.data)
+    dataset = source.load(categories=checkpoint.classes)
     overlap = min(args.overlap, checkpoint.tile // 2)
     tiles = TrainingTiles(dataset, checkpoint.tile, overlap, flip=False)
     chosen = np.linspace(0, len(tiles) - 1, min(args.tiles, len(tiles))).round().astype(int).tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,8 @@ from tinydet._internal import arguments
 from tinydet._internal.arguments import Parser, grid, number, whole
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
-from tinydet.data.coco import find_dataset
-from tinydet.data.coco_file import load_document
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
-from tinydet.data.synthetic import builtin_dataset
+from tinydet.data.source import builtin_source, find_source
 from tinydet.study.sweep_plots import SALPHA, summarize, summary_text, write_report
 from tinydet.study.trials import Record, Trial, Trials, describe, find_record, read_records
 from tinydet.train.config import config_of
@@ -104,20 +103,20 @@ def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
     """Return the options of `tinydet train` that select the data; for other scales, write a resized copy once."""
     if args.data is None:
         # The defaults of a training on the built-in dataset. It does not recognize a resized copy of that dataset.
-        sources = {split: builtin_dataset(split) for split in ("train", "val")}
+        sources = {split: builtin_source(split) for split in ("train", "val")}
         preset: tuple[str, ...] = ("--preset", "small", "--weights-backbone", "none")
     else:
-        sources, preset = {"train": args.data, "val": args.val}, ()
+        sources, preset = {"train": find_source(args.data), "val": find_source(args.val)}, ()
     if scale == 1:
         return () if args.data is None else ("--data", str(args.data), "--val", str(args.val))
     folders = []
     for split, source in sources.items():
-        annotations, _ = find_dataset(source)
-        origin = hashlib.sha256(annotations.read_bytes()).hexdigest()[:8]  # changed annotations get a copy of their own
+        content = json.dumps(source.read(), sort_keys=True)
+        origin = hashlib.sha256(content.encode()).hexdigest()[:8]  # changed annotations get a copy of their own
         copy = args.output / "data" / f"{split}-{scale:g}-{origin}"
         if not copy.exists() and not args.dry_run:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            document = load_document(source)
+            document = source.load_document()
             write_rescaled(document, rescale_document(document, by_factor(scale)), copy)
         folders.append(str(copy))
     return ("--data", folders[0], "--val", folders[1], *preset)

@@ -13,6 +13,7 @@ from tinydet.train.config import config_of
 @command("train")
 def main(argv: Sequence[str] | None = None) -> int:
     config = config_of(argv)
+    config.resolve()  # refuses wrong paths before torch is imported
     with needs_extra("train"):
         from tinydet.train.run import StoppedError, train
     try:

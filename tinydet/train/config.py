@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinydet._internal.arguments import (
     Parser,
@@ -33,6 +33,9 @@ from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.options import BACKBONES, FUSIONS, NORMS, Fusion
 from tinydet.models.registry import DETECTORS, detector_info, detector_options
 from tinydet.salpha.factors import ALPHA_RANGE
+
+if TYPE_CHECKING:
+    from tinydet.data.source import DataSource
 
 DENSE = 200  # annotations; the authors' code leaves images with more out of training
 LARGEST_ALPHA = 1000  # far beyond any use
@@ -100,10 +103,16 @@ class TrainConfig:
         metavar="DIR",
         recorded=False,
     )
-    annotations: Path | None = option(None, "COCO JSON file, instead of --data", group="data", metavar="FILE")
-    images: Path | None = option(None, "image folder of --annotations", group="data", metavar="DIR")
-    val_annotations: Path | None = option(None, "COCO JSON file, instead of --val", group="data", metavar="FILE")
-    val_images: Path | None = option(None, "image folder of --val-annotations", group="data", metavar="DIR")
+    annotations: Path | None = option(
+        None, "COCO JSON file, instead of --data", group="data", metavar="FILE", recorded=False
+    )
+    images: Path | None = option(None, "image folder of --annotations", group="data", metavar="DIR", recorded=False)
+    val_annotations: Path | None = option(
+        None, "COCO JSON file, instead of --val", group="data", metavar="FILE", recorded=False
+    )
+    val_images: Path | None = option(
+        None, "image folder of --val-annotations", group="data", metavar="DIR", recorded=False
+    )
     categories: tuple[str, ...] | None = option(
         None,
         "train on these categories only, by name; for names with commas use --category (default: all)",
@@ -370,10 +379,7 @@ class TrainConfig:
         built_in = self.data is None and self.annotations is None
         tinyperson = self.recipe == "tinyperson"
         self._check(built_in)
-        from tinydet.data.coco import find_dataset  # reads images: too slow to import for --help
-
-        annotations, images = find_dataset(self.data) if self.data else (self.annotations, self.images)
-        val_annotations, val_images = find_dataset(self.val) if self.val else (self.val_annotations, self.val_images)
+        self.sources()  # refuses data that are not there
         preset = self.preset or ("small" if built_in else "paper")
         if tinyperson and preset != "paper":
             raise ValueError(f"--recipe tinyperson uses the preset paper; leave --preset {preset} out")
@@ -386,12 +392,6 @@ class TrainConfig:
         weights = self.weights_backbone or ("none" if self.init or (built_in and preset == "small") else "default")
         return dataclasses.replace(
             self,
-            data=None,
-            val=None,
-            annotations=annotations,
-            images=images,
-            val_annotations=val_annotations,
-            val_images=val_images,
             preset=preset,
             weights_backbone=weights,
             options={**dataclasses.asdict(info.options()), **own, **self.options},
@@ -401,6 +401,21 @@ class TrainConfig:
             group_shapes=self.group_shapes or tinyperson,
             **chosen,
         )
+
+    def sources(self) -> tuple[DataSource, DataSource | None]:
+        """Return where the training data and the validation data are; None: train without validation.
+
+        Raises:
+            ValueError: a dataset does not exist or is not recognized.
+        """
+        from tinydet.data.source import builtin_source, find_source  # reads images: too slow to import for --help
+
+        if self.data is None and self.annotations is None:
+            return builtin_source("train"), builtin_source("val")
+        train = find_source(self.data, self.annotations, self.images)
+        if self.val is None and self.val_annotations is None:
+            return train, None
+        return train, find_source(self.val, self.val_annotations, self.val_images)
 
     def record(self) -> dict[str, Any]:
         """Return what decides the results of a resolved configuration, as plain values for a checkpoint."""
@@ -417,10 +432,6 @@ class TrainConfig:
             raise ValueError("--recipe tinyperson is for TinyPerson: name its files with --annotations and --images")
         if built_in and (self.val or self.val_annotations):
             raise ValueError("--val needs training data of yours too: name it with --data or --annotations")
-        if self.data and self.annotations:
-            raise ValueError(
-                "--data names a folder with its own annotations; give either --data, or --annotations and --images"
-            )
         if self.images is not None and self.annotations is None:
             raise ValueError("--images is the image folder of --annotations; name both")
         if self.val_images is not None and self.val_annotations is None:

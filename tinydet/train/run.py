@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from tinydet._internal.atomic import claim, write_json
-from tinydet.data.coco import Dataset, find_dataset, load_dataset
+from tinydet.data.coco import Dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
+from tinydet.data.source import find_source
 from tinydet.data.sub_images import benchmark_tiles
-from tinydet.data.synthetic import builtin_dataset
 from tinydet.geometry.tiles import MORE_TILES
 from tinydet.models.backbone import load_pretrained
 from tinydet.models.build import DetectorConfig, build_detector
@@ -79,7 +79,8 @@ def train(config: TrainConfig) -> Trained:
     try:
         outputs = (config.output, config.json) if processes.first and not config.dry_run else ()
         starts = [Path(name) for name in (config.init, config.weights_backbone) if name]
-        inputs = [config.annotations, config.val_annotations, config.scale_match, *starts]
+        data = [source.path for source in config.sources() if source is not None]
+        inputs = [*data, config.scale_match, *starts]
         with claim(*outputs, inputs=inputs):
             return run(config, processes, device)
     except RuntimeError as error:
@@ -139,7 +140,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
             object_sizes=object_sizes(train),
             alpha_source=alpha_source,
             statistics=statistics.to_json() if statistics else None,
-            config=config.record(),
+            config={**config.record(), **record_sources(config)},
             origin={"data": data_hash(train), "code": code_state()},
         ),
         output=config.output,
@@ -203,23 +204,26 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     Raises:
         ValueError: a dataset is malformed, or the two have different classes.
     """
-    if config.annotations is None:
-        train = load_dataset(*find_dataset(builtin_dataset("train")), categories=config.categories)
-        return _chosen(config, train), load_dataset(*find_dataset(builtin_dataset("val")), categories=train.classes)
-    train = load_dataset(config.annotations, config.images, categories=config.categories)
-    train = _chosen(config, train)
-    if config.val_annotations is None:
+    train_source, val_source = config.sources()
+    train = _chosen(config, train_source.load(categories=config.categories))
+    if val_source is None:
         return train, None
     # By the names of the training classes, so that labels mean the same in both.
-    val = load_dataset(config.val_annotations, config.val_images, categories=train.classes)
-    return train, val
+    return train, val_source.load(categories=train.classes)
+
+
+def record_sources(config: TrainConfig) -> dict[str, Any]:
+    """Return the records of the training and the validation data for the checkpoint; None: no validation."""
+    folder = config.output.parent
+    train, val = config.sources()
+    return {"train_data": train.to_json(folder), "val_data": None if val is None else val.to_json(folder)}
 
 
 def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
     """Return the training tiles of a run, with their augmentations."""
     transforms: list[Transform] = []
     if config.scale_match is not None:
-        target = load_dataset(config.scale_match)
+        target = find_source(config.scale_match).load(boxes_only=True)
         transforms.append(ScaleMatch(size_histogram(sizes_of(target.boxes[target.objects]))))
     if config.augment:
         transforms.append(Augment(config.augment, config.tile))
