@@ -204,11 +204,25 @@ def test_a_pipe_is_written_directly(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_a_missing_folder_is_reported_before_the_work(tmp_path: Path) -> None:
-    with (
-        pytest.raises(FileNotFoundError, match="absent does not exist; create it"),
-        atomic_path(tmp_path / "absent" / "a"),
-    ):
+def test_a_missing_folder_is_created_and_stays_only_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deeper" / "a"
+    with pytest.raises(ZeroDivisionError), atomic_path(path):
+        raise ZeroDivisionError
+    assert names(tmp_path) == []
+    write_text(path, "whole")
+    assert path.read_text() == "whole"
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "empty" / "a"):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["empty"]
+
+
+def test_a_file_in_place_of_a_folder_is_reported_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="was not written"), atomic_path(tmp_path / "file" / "a"):
         pytest.fail("the work began")
 
 
@@ -326,10 +340,8 @@ def test_only_one_process_at_a_time_claims_an_output(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_reported_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "m.pth")
     for path, folder, message in (
-        (tmp_path / "gone" / "m.pth", False, "gone does not exist; create it"),
-        (tmp_path / "nowhere", False, "gone does not exist; create it"),
+        (tmp_path / "file" / "deeper" / "m.pth", False, "file is a file, not a folder"),
         (tmp_path / "folder", False, "folder is a folder; name a file"),
         (tmp_path / "file", True, "file is a file; name a folder"),
         (Path("/proc/m.pth"), False, "m.pth was not written"),
@@ -338,7 +350,18 @@ def test_an_output_that_cannot_be_written_is_reported_before_the_work(tmp_path: 
             raise AssertionError
     with claim(Path("/dev/null"), tmp_path / ("n" * 250)):
         pass
-    assert names(tmp_path) == ["file", "folder", "nowhere"]
+    assert names(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_folders_of_a_claim_are_created_and_stay_only_with_files(folder: bool, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deeper" / "out"
+    with claim(path, folder=folder):
+        assert path.parent.is_dir()
+    assert names(tmp_path) == []
+    with claim(path, folder=folder):
+        path.mkdir() if folder else path.touch()
+    assert path.exists()
 
 
 def test_a_folder_with_files_is_claimed_without_a_file_beside_it(tmp_path: Path) -> None:

@@ -37,11 +37,15 @@ def test_a_new_folder_replaces_nothing(tmp_path: Path) -> None:
     for path, message in ((tmp_path / "file", "is a file"), (tmp_path, "is not empty")):
         with pytest.raises(ValueError, match=message), new_folder(path):
             raise AssertionError("not reached")
-    with (
-        pytest.raises(FileNotFoundError, match="does not exist; create it or name another"),
-        new_folder(tmp_path / "a/b"),
-    ):
-        raise AssertionError("not reached")
+
+
+def test_missing_folders_are_created_and_stay_only_with_the_result(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "a" / "b"):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with new_folder(tmp_path / "a" / "b"):
+        pass
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 @pytest.mark.parametrize(

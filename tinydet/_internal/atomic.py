@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tinydet._internal.errors import reason
-from tinydet._internal.outputs import check_output_files, is_device
+from tinydet._internal.outputs import check_folder, check_output_files, is_device, make_folder, remove_empty
 
 NOT_WRITTEN = "was not written"
 PROBE = 1 << 24  # bytes; more than a library writes at once
@@ -27,15 +27,16 @@ STEM = 40  # characters of a file's stem that are kept in the temporary name
 def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
     """Yield a temporary path with the suffix of `path`, and rename it to `path` when the block succeeds.
 
-    On any exception (a full disk, Ctrl-C) the temporary file is removed and an older `path` is left unchanged. If
-    `path` is a symbolic link, its target is replaced. Devices and pipes (/dev/null, /dev/stdout) are written directly.
+    On any exception (a full disk, Ctrl-C) the temporary file is removed and an older `path` is left unchanged. Missing
+    folders are created, and removed again on an exception. If `path` is a symbolic link, its target is replaced.
+    Devices and pipes (/dev/null, /dev/stdout) are written directly.
 
     Args:
         part: use the fixed temporary name `.NAME.part.SUFFIX`, for files that are written for hours. The next run
             overwrites what a killed process left there, and two processes cannot write the file at once.
 
     Raises:
-        OSError: the folder is missing, the file cannot be written, or another process is writing it. Names `path`.
+        OSError: the file or its folder cannot be written, or another process is writing it. Names `path`.
     """
     path = Path(path)
     if is_device(path):
@@ -47,14 +48,16 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
             raise OSError(error.errno, error.strerror, str(path)) from error  # a broken pipe keeps its class
         return
     target = _target(path)
+    created = _make_parents(target, path)
     name = f"{target.stem}.part" if part else f"{target.stem[:STEM]}.{secrets.token_hex(4)}"
     temporary = target.with_name(f".{name}{target.suffix}")
     try:
         # Create the file now, with the permissions of the umask, to detect a read-only folder before the work.
-        created = os.open(temporary, os.O_CREAT | os.O_WRONLY | (0 if part else os.O_EXCL), 0o666)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | (0 if part else os.O_EXCL), 0o666)
     except OSError as error:
+        remove_empty(created)
         raise _not_written(path, target, temporary, error) from error
-    with os.fdopen(created, "wb") as lock:
+    with os.fdopen(descriptor, "wb") as lock:
         if part:
             _lock_and_truncate(lock, temporary, path)
         else:
@@ -69,6 +72,7 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
         except BaseException as error:  # not `finally`: after the rename, another process may use the temporary name
             with contextlib.suppress(OSError):  # the folder has become read-only
                 temporary.unlink(missing_ok=True)
+            remove_empty(created)
             if not isinstance(error, OSError):
                 raise
             if part and (error.errno is None or NOT_WRITTEN in str(error)):
@@ -78,7 +82,9 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def claim(*outputs: Path | None, folder: bool = False, inputs: Iterable[Path | None] = ()) -> Iterator[None]:
-    """Lock outputs against other processes for the duration of the block. Enter it before the work.
+    """Lock outputs against other processes for the duration of the block, and create the folders that they need.
+
+    Enter it before the work, once the inputs are checked. Folders that are still empty at the end are removed.
 
     The lock is the hidden file `.NAME.lock` next to an output, or `.lock` in a folder that has files. It is removed at
     the end; one that a killed process leaves behind does not block anything. Devices, pipes and None are skipped.
@@ -93,9 +99,13 @@ def claim(*outputs: Path | None, folder: bool = False, inputs: Iterable[Path | N
     """
     if not folder:
         check_output_files(outputs, inputs)
+    for path in outputs if folder else ():
+        if path is not None:
+            check_folder(path.parent, path)
     with contextlib.ExitStack() as stack:
         for path in dict.fromkeys(outputs):
             if path is not None and not is_device(path):
+                stack.callback(remove_empty, _make_parents(_target(path, folder), path))
                 stack.enter_context(_locked(path, folder))
         yield
 
@@ -156,10 +166,15 @@ def _target(path: Path, folder: bool = False) -> Path:
         raise IsADirectoryError(f"{path} is a folder; name a file to write")
     if folder and path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file; name a folder")
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {target.parent} does not exist; create it or name another output")
-    return target
+    return Path(os.path.realpath(path))
+
+
+def _make_parents(target: Path, path: Path) -> list[Path]:
+    """Create the folders above `target` that are missing, and return them. Raises OSError that names `path`."""
+    try:
+        return make_folder(target.parent)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} {NOT_WRITTEN} ({target.parent}: {error.strerror})") from error
 
 
 @contextmanager

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def check_output_files(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
-    """Check that each output is in an existing folder, is not also an input, and is given only once.
+    """Check that each output can be in its folder, is not also an input, and is given only once.
 
-    None values are skipped. Links are resolved.
+    None values are skipped. Links are resolved. A folder that is missing can be created, see `created_folders`.
 
     Raises:
         ValueError: an output breaks one of these rules. Names it.
@@ -24,8 +25,7 @@ def check_output_files(outputs: Iterable[Path | None], inputs: Iterable[Path | N
             continue
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name a file to write")
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: the folder {path.parent} does not exist; create it or name another file")
+        check_folder(path.parent, path)
         with contextlib.suppress(FileNotFoundError):
             path.lstat()  # fails for a name that is too long
         real = os.path.realpath(path)
@@ -34,6 +34,64 @@ def check_output_files(outputs: Iterable[Path | None], inputs: Iterable[Path | N
         if real in written and not real.startswith("/dev/"):
             raise ValueError(f"{path} would be written twice; name another output")
         written.add(real)
+
+
+def check_folder(folder: Path, output: Path | None = None) -> None:
+    """Check that a folder exists or can be created: the part of its path that exists is a folder.
+
+    Args:
+        output: the file that is written to it, to name in the message; None: the folder is the output.
+
+    Raises:
+        ValueError: a part of the path is a file, or a folder in which none can be created. Names the output.
+    """
+    named = folder if output is None else output
+    for existing in (folder, *folder.absolute().parents):
+        if existing.is_dir():
+            if existing != folder and not os.access(existing, os.W_OK):
+                raise ValueError(f"{named}: no folder can be created in {existing} (read-only); name another output")
+            return
+        if os.path.lexists(existing):
+            shown = existing if existing == folder else os.path.relpath(existing)
+            raise ValueError(f"{named}: {shown} is a file, not a folder; name another output")
+
+
+@contextmanager
+def created_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Create missing folders for the duration of the block; those that are still empty at its end are removed.
+
+    Raises:
+        OSError: a folder cannot be created.
+    """
+    created: list[Path] = []
+    try:
+        for folder in folders:
+            created += make_folder(folder)
+        yield
+    finally:
+        remove_empty(created)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Create a folder and those above it that are missing; return what was created, outermost first."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    created = []
+    try:
+        for each in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                each.mkdir()
+                created.append(each)
+    except OSError:
+        remove_empty(created)
+        raise
+    return created
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that are empty, the last one first."""
+    for folder in reversed(list(folders)):
+        with contextlib.suppress(OSError):  # it has files
+            folder.rmdir()
 
 
 def is_device(path: Path) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinydet._internal.atomic import atomic_path, claim, write_text
+from tinydet._internal.outputs import check_folder
 from tinydet.export.onnx_model import OnnxModel, description_path, read_onnx
 from tinydet.export.steps import step
 from tinydet.runtime.backends import tensorrt as backend
@@ -152,8 +153,8 @@ class _Build:
         if self.flavour == "tensorrt":
             if compute_capabilities:
                 raise ValueError("compute capabilities are for TensorRT-RTX; TensorRT builds for the GPU that it finds")
-            if timing_cache is not None and not timing_cache.parent.is_dir():
-                raise ValueError(f"{timing_cache}: the folder does not exist; create it or name another timing cache")
+            if timing_cache is not None:
+                check_folder(timing_cache.parent, timing_cache)
             return
         if version_compatible:
             raise ValueError("a TensorRT-RTX engine cannot be made version compatible; build one for each version")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinydet._internal.outputs import is_device
+from tinydet._internal.outputs import check_folder, is_device
 from tinydet._internal.shell import command_line
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
@@ -120,8 +120,7 @@ def plan_jobs(
         shared = paths_of(output, options.formats)
     jobs = _jobs(sources, options, folder, None if shared else output)
     targets = [path for job in jobs for path in job.outputs] + list(shared)
-    named = [text for text in (options.output, options.draw, options.crops) if text is not None and _is_folder(text)]
-    _check_targets(targets, sources, set(map(Path, named)), inputs)
+    _check_targets(targets, sources, inputs)
     _check_formats(shared, sources, check_scenes, alone=not several)
     for job in jobs:
         _check_formats(job.results, [job.source], check_scenes, alone=not several)
@@ -246,23 +245,15 @@ def _with_journal_in(job: Job, journals: Path | None) -> Job:
     return replace(job, journal=journals / f"{job.source.name}.{mark}.journal")
 
 
-def _check_targets(
-    targets: Sequence[Path], sources: Sequence[Source], folders: set[Path], inputs: Sequence[Path]
-) -> None:
-    """Raise an error if a file cannot be written, would be written twice or would overwrite an input.
-
-    Args:
-        folders: folders that the user named; these are created if only the last level is missing.
-    """
+def _check_targets(targets: Sequence[Path], sources: Sequence[Source], inputs: Sequence[Path]) -> None:
+    """Raise an error if a file cannot be written, would be written twice or would overwrite an input."""
     scenes = {os.path.realpath(source.path) for source in sources}
     others = {os.path.realpath(path) for path in inputs}
     counts = Counter(targets)
     for target in targets:
-        folder = target.parent
         if target.is_dir():
             raise IsADirectoryError(f"{target} is a folder; name a file to write")
-        if not folder.is_dir() and (folder not in folders or folder.exists() or not folder.parent.is_dir()):
-            raise FileNotFoundError(f"{target}: the folder {folder} does not exist; create it or name another")
+        check_folder(target.parent, target)
         if os.path.realpath(target) in scenes:
             raise ValueError(f"{target} is a scene and would be overwritten; choose another --draw or --output")
         if os.path.realpath(target) in others:

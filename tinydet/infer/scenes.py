@@ -6,7 +6,6 @@ objects.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
@@ -20,6 +19,7 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.console import plural
 from tinydet._internal.errors import is_outside_error, reason
 from tinydet._internal.json_files import read_json
+from tinydet._internal.outputs import created_folders
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.crops import crop_sheet
@@ -67,17 +67,12 @@ class InferenceRun:
             ValueError, OSError: a scene cannot be read and unreadable scenes are not skipped; a file cannot be written;
                 the settings do not fit a scene or a journal.
         """
-        for path in (*plan.shared, *(path for job in plan.jobs for path in job.outputs)):
-            path.parent.mkdir(exist_ok=True)
-        if plan.journals is not None:
-            plan.journals.mkdir(exist_ok=True)
+        folders = {path.parent for path in (*plan.shared, *(path for job in plan.jobs for path in job.outputs))}
         identity = self._identity(plan)
         try:
-            self._run_jobs(plan, identity)
+            with created_folders([*folders, *([] if plan.journals is None else [plan.journals])]):
+                self._run_jobs(plan, identity)
         finally:
-            if plan.journals is not None:
-                with contextlib.suppress(OSError):  # the folder may contain journals
-                    plan.journals.rmdir()
             if self._skipped:
                 logger.warning(f"{len(self._skipped)} of {plural(len(plan.jobs), 'scene')} were skipped:")
                 for line in self._skipped:
