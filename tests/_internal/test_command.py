@@ -121,7 +121,7 @@ def test_an_error_of_a_sub_command_names_it(capsys: pytest.CaptureFixture[str]) 
     from tinydet.__main__ import main
 
     assert main(["data", "check", "nowhere.json"]) == 2
-    assert capsys.readouterr().err.startswith("tinydet data check: error: nowhere.json: ")
+    assert capsys.readouterr().err.startswith("tinydet data check: error: nowhere.json")
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,9 +208,9 @@ def test_help_lists_every_command_on_its_own_line(
     with pytest.raises(SystemExit) as left:
         tinydet(["--help"])
     assert left.value.code == 0
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    text = " ".join(capsys.readouterr().out.split())
     for name, entry in COMMANDS.items():
-        assert [line for line in lines if line.startswith(f"{name} ") and line.endswith(entry.summary)]
+        assert f" {name} {entry.summary} " in text
 
 
 def test_a_missing_command_shows_the_help_and_exits_with_2(
@@ -222,15 +222,45 @@ def test_a_missing_command_shows_the_help_and_exits_with_2(
     assert "print the arguments" in shown.err
 
 
-def test_an_unknown_command_lists_the_known_ones(
-    tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["ecko"], "unknown command 'ecko'; did you mean `tinydet echo`?"),
+        (["trian", "--help"], "unknown command 'trian'; did you mean `tinydet train`?"),
+        (["TRAIN"], "unknown command 'TRAIN'; did you mean `tinydet train`?"),
+        (["predict"], "unknown command 'predict'; did you mean `tinydet infer`?"),
+        (["detect", "val", "data=x"], "unknown command 'val'; did you mean `tinydet evaluate`?"),
+        (["task=detect", "mode=predict"], "unknown command 'predict'; did you mean `tinydet infer`?"),
+        (["convert"], "unknown command 'convert'; did you mean `tinydet data convert`?"),
+        (["data", "stat"], "unknown command 'stat' of tinydet data; did you mean `tinydet data stats`?"),
+        (["data", "train"], "unknown command 'train' of tinydet data; did you mean `tinydet train`?"),
+        (["export", "m.pth"], "unknown command 'm.pth' of tinydet export; choose onnx, engine, verify or freeze"),
+        (["export", "--tile", "64"], "unknown option --tile of tinydet export; name a command first, as in "
+         "`tinydet export onnx`"),
+    ],
+)  # fmt: skip
+def test_an_unknown_command_is_answered_with_the_one_that_was_meant(
+    words: list[str], line: str, tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        tinydet(["ecko"])
-    assert left.value.code == 2
-    shown = capsys.readouterr().err
-    assert "ecko" in shown
-    assert "echo" in shown
+    assert tinydet(words) == 2
+    assert capsys.readouterr().err == f"tinydet: error: {line}\n"
+
+
+@pytest.mark.parametrize("words", [["help"], ["help", "data"], ["help", "data", "check"], ["data", "help", "check"]])
+def test_help_is_also_a_word(
+    words: list[str], tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _shown(tinydet, words, capsys) == _shown(tinydet, [w for w in words if w != "help"] + ["-h"], capsys)
+
+
+def _shown(
+    tinydet: Callable[[Sequence[str]], int], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> tuple[str, str]:
+    with pytest.raises(SystemExit, match="0"):
+        tinydet(words)
+    shown = capsys.readouterr()
+    assert shown.out.startswith("usage: ")
+    return shown
 
 
 def test_the_installed_program_and_the_module_are_equal() -> None:

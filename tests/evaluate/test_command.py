@@ -104,7 +104,7 @@ def test_switches_reach_the_scores(files: list[str], flags: list[str], switches:
         (["--gt", "gt.json", "--detections", "gt.json"], "gt.json: expected a list of COCO results"),
         (["--gt", "gt.json", "--detections", "dt.json", "--categories", "bike"], "choose from person, boat"),
         (["--gt", "gt.json", "--detections", "dt.json", "--corner-gt", "gt.json"], "no list 'old_images'"),
-        (["--gt", "gt.json", "--detections", "dt.json", "--json", "no/where.json"], "no does not exist; create it"),
+        (["--gt", "gt.json", "--detections", "dt.json", "--json", "gt.json/s.json"], "gt.json is a file, not a folder"),
         ([], "no --model, and no model.pth here"),
         (["--model", "gone.onnx", "--annotations", "gt.json", "--images", "."], "gone.onnx: no such model"),
         (["--model", "m.onnx", "--data", "x", "--annotations", "gt.json", "--images", "."], "give either --data, or"),

@@ -70,7 +70,7 @@ def test_the_output_names_the_files_and_the_results_of_the_checks(rtx: Any, expo
         f"on the target machine: tinydet export verify {exported.folder / 'model.engine'}",
         ", 0 unmatched; largest difference: score ",
         "up to 300 boxes per tile; classes: person, car",
-        f"python deploy/infer.py --model {exported.folder / 'model.engine'} --image scene.jpg --tile 128",
+        f"tinydet infer --model {exported.folder / 'model.engine'} --image scene.jpg --tile 128",
     ):
         assert part in printed
     detections, tiles = re.findall(r"(\d+) detections on (\d) test tiles", printed)[0]
@@ -273,7 +273,7 @@ def test_without_tensorrt_the_onnx_file_stays_and_the_message_names_the_extras(
     assert main(["export", "engine", str(brightness_onnx), "--precision", "fp32"]) == 2
     shown = capsys.readouterr()
     (remains,), (error,) = shown.out.splitlines(), shown.err.splitlines()
-    assert remains == f"{brightness_onnx} is complete and runs with ONNX Runtime: python deploy/infer.py " + (
+    assert remains == f"{brightness_onnx} is complete and runs with ONNX Runtime: tinydet infer " + (
         f"--model {brightness_onnx} --image scene.jpg --tile 64"
     )
     assert error.startswith(("tinydet export onnx: error: ", "tinydet export engine: error: "))

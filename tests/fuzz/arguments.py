@@ -120,7 +120,7 @@ def parsers() -> dict[str, list[argparse.Action]]:
     return found
 
 
-MARK = "--fuzz"  # the only argument of a command that is run for its parser
+MARK = "--help"  # the only argument of a command that is run for its parser
 
 
 class Caught(BaseException):

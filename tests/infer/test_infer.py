@@ -134,12 +134,12 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
         (["--model", "gone.onnx"], "--model gone.onnx does not exist; export one: tinydet export onnx model.pth"),
         (["--model", "scene.png"], "scene.png: not a valid ONNX file"),
         (["--backend", "tensorrt"], "no model.engine in "),
-        (["--output", "nowhere/dets.json"], "nowhere/dets.json: the folder nowhere does not exist"),
+        (["--output", "scene.png/dets.json"], "scene.png/dets.json: scene.png is a file, not a folder"),
         (["--output", "found.mp4"], "use --draw or --crops for images"),
         (["--output", "found"], "end a folder with /"),
         (
-            ["--output", "nowhere/found/"],
-            "nowhere/found/scene.detections.json: the folder nowhere/found does not exist",
+            ["--output", "scene.png/found/"],
+            "scene.png/found/scene.detections.json: scene.png is a file, not a folder",
         ),
         (
             ["--output", "a.json", "--format", "csv,geojson"],
@@ -199,7 +199,7 @@ def test_help_lists_the_options(capsys) -> None:
         "crops",
     ):
         assert f"--{flag} " in said
-    assert "python deploy/infer.py --image scene.jpg --tile 640" in said
+    assert "  tinydet infer scene.jpg\n" in said
 
 
 def test_the_script_in_a_checkout_needs_no_installation_and_no_torch(scene: Path, model: Path, tmp_path: Path) -> None:

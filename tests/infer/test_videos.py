@@ -262,9 +262,9 @@ def test_the_password_of_a_stream_is_in_no_file_and_no_line(folder: Path, capsys
         assert run("--image", address, "--reconnect", "0", "--resume") == 0
         outputs = ("--output", "out.csv", "--format", "csv,coco", "--draw", "out.mp4")
         assert run("--image", address, "--reconnect", "0", "--resume", *outputs) == 0
-        assert run("--image", address, address.replace("bob", "eve"), "--output", "none/x/") == 2  # before the work
+        assert run("--image", address, address.replace("bob", "eve"), "--output", "out.csv/x/") == 2  # before the work
         with pytest.raises(SystemExit, match="2"):
-            run(address)
+            run("--image", address, "--tile", address)
         assert run("--image", address, "--crops", "a.jpg") == 2
         with socket.create_connection(("127.0.0.1", port)):
             thread.join(10)

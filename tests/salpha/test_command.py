@@ -101,7 +101,7 @@ def test_a_file_without_boxes_gives_alpha_one(tmp_path: Path, capsys: pytest.Cap
         (["--tile", "64"], "overlap must be at least 0 and smaller than the tile of 64, got 128"),
         (["--alpha-range", "2,1"], "0 <= LOW <= HIGH"),
         (["--categories", "dog"], "person, car"),
-        (["--json", "nowhere/salpha.json"], "nowhere"),
+        (["--json", f"{__file__}/salpha.json"], "is a file, not a folder"),
     ],
 )
 def test_a_user_error_is_one_line_and_exit_code_2(

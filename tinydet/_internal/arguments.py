@@ -7,28 +7,15 @@ import csv
 import io
 import math
 import numbers
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NoReturn
+from typing import Any
 
-from tinydet._internal.names import mask_secrets, printable
+from tinydet._internal.suggestions import did_you_mean
 
 MAX_CHANNELS = 2048  # of pyramid and head; eight times the paper's
 SCALES = (0.001, 64.0)  # smallest and largest resize factor
 MOST_VALUES = 1000  # of a grid
-
-
-class Parser(ArgumentParser):
-    """A parser that reports an invalid value in one line. Unknown and missing options also print the usage.
-
-    Error messages mask passwords in addresses and escape unprintable characters.
-    """
-
-    def error(self, message: str) -> NoReturn:
-        message = printable(mask_secrets(message))
-        if message.startswith("argument "):
-            self.exit(2, f"{self.prog}: error: {message}\n")
-        super().error(message)
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -253,7 +240,8 @@ def names_from(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
         unknown = [name for name in found if name not in known]
         if unknown or not found:
             wrong = quoted(unknown[0] if unknown else text)
-            raise ArgumentTypeError(f"expected some of {', '.join(known)}; got {wrong}")
+            meant = did_you_mean(unknown[0], known) if unknown else ""
+            raise ArgumentTypeError(f"expected some of {', '.join(known)}; got {wrong}{meant}")
         return found
 
     return parse

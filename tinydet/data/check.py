@@ -94,13 +94,14 @@ def check_document(
 
 _COUNTED = ("images", "annotations", "categories")
 
+EXAMPLES = ("annotations.json --images images --fix repaired.json",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Find every fault of a COCO annotation file: broken references, ids used twice, boxes without an area or "
         "outside their image, missing or damaged images. Print one line for each; exit with 1 if there are any."
     )
-    parser.epilog = "example: tinydet data check annotations.json --images images --fix repaired.json"
     parser.add_argument("source", type=Path, help="COCO annotation file (.json or .json.gz), or a folder with images/")
     parser.add_argument(
         "--images",

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.shell import command_line
+from tinydet._internal.suggestions import did_you_mean
 
 Section = Literal["", "images", "categories", "annotations", "old_images", "results"]
 # How `tinydet data check --fix` repairs an entry; see tinydet.data.coco_repair.
@@ -118,10 +119,11 @@ def check_categories(source: Path | str, wanted: Sequence[str], known: Sequence[
         return
     what = f"has no category {unknown[0]!r}" if unknown else "no category was selected"
     known = list(map(str, known))
+    meant = did_you_mean(unknown[0], known) if unknown else ""
     names = ", ".join(repr(name) if "," in name else name for name in known)
     comma = next((name for name in known if "," in name), None)
     way = "" if comma is None else f"; {comma!r} contains a comma: {command_line('--category', comma)} selects it"
-    raise ValueError(f"{source}: {what}; choose from {names}{way}")
+    raise ValueError(f"{source}: {what}; choose from {names}{way}{meant}")
 
 
 def read_sections(document: Any, report: Report) -> dict[Section, list[Any]]:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset, ImageRecord, build_dataset, find_dataset, open_image, read_pixels
 from tinydet.data.coco_rules import normalize, read_document
 from tinydet.runtime.scenes import Scene
@@ -125,7 +126,8 @@ def build_document(
     if document.dataset.is_cut and not allow_corner_file:
         raise ValueError(
             f"{source}: a corner file, whose images are tiles of the image files; use the annotation file of the full "
-            "images, or write the tiles first: tinydet data cut CORNERS.json --images DIR --output FOLDER"
+            "images, or write the tiles first: "
+            f"{tinydet_command('data', 'cut')} CORNERS.json --images DIR --output FOLDER"
         )
     return document
 

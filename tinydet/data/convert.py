@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinydet._internal.arguments import whole
 from tinydet._internal.outputs import check_output_files
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_file import write_document
 from tinydet.data.readers import citypersons, dota, tinyperson, visdrone, voc, yolo
 from tinydet.data.readers.class_names import read_class_names
@@ -16,7 +17,7 @@ from tinydet.data.readers.yolo_lines import LABELS
 FORMATS = {
     "tinyperson": "JSON file of TinyPerson, whole images or sub-images",
     "citypersons": "anno_train.mat or anno_val.mat of CityPersons",
-    "tiny-citypersons": "the same file, scaled to 1/4 (scale the images with: tinydet data rescale)",
+    "tiny-citypersons": f"the same file, scaled to 1/4 (scale the images with: {tinydet_command('data', 'rescale')})",
     "voc": "folder of Pascal VOC XML files",
     "yolo": "folder of YOLO txt files; class names from data.yaml or classes.txt",
     "visdrone": "folder `annotations` of VisDrone-DET",
@@ -32,18 +33,16 @@ _FORMATS_OF = {
     "pedestrians_only": ("citypersons", "tiny-citypersons"),
 }
 
+EXAMPLES = ("val/annotations --from visdrone --images val/images --output val.json",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     width = max(map(len, FORMATS))
     table = "\n".join(f"  {name:{width}}  {summary}" for name, summary in FORMATS.items())
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Convert annotations from the format of a published dataset to COCO JSON. Images are not copied."
     )
-    parser.epilog = (
-        f"formats:\n{table}\n\n"
-        "example: tinydet data convert --from visdrone val/annotations --images val/images --output val.json"
-    )
+    parser.epilog = f"formats:\n{table}"
     parser.add_argument("source", type=Path, help="file or folder of annotations; see the list of formats")
     parser.add_argument(
         "--from",

@@ -146,12 +146,14 @@ def write_erased(
     return hidden
 
 
+EXAMPLES = ("tiny_set --output tiny_set-erased --dense 200",)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Fill ignore regions with their mean color and remove their annotations; optionally drop dense images. This is "
         "for detectors without support for ignore regions; the training of tinydet supports them."
     )
-    parser.epilog = "example: tinydet data erase tiny_set --output tiny_set-erased --dense 200"
     add_source_arguments(parser, "erased")
     parser.add_argument(
         "--flags",

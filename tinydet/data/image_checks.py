@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from tinydet._internal.progress import Progress
-from tinydet._internal.shell import command_line
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_entries import Fault, Repair, Report
 from tinydet.data.coco_rules import Contents, ImageRecord
 from tinydet.data.image_files import list_images
@@ -43,7 +43,7 @@ def examine_files(contents: Contents, source: Path, folder: Path, report: Report
     names = {n: images[n].file_name for n in missing}
     taken = {image.file_name for image in images}.difference(names.values())
     files, unique = match_names(names.values(), folder, taken)
-    fix = command_line("tinydet", "data", "check", source, "--images", folder, "--fix", "NEW.json")
+    fix = tinydet_command("data", "check", source, "--images", folder, "--fix", "NEW.json")
     outside = [n for n in missing if leaves_folder(names[n])]
     renamed = [n for n in missing if not leaves_folder(names[n]) and names[n] in unique]
     lost = [n for n in missing if not leaves_folder(names[n]) and names[n] not in unique]

@@ -177,9 +177,11 @@ def write_rescaled(
         write_document(work / "annotations.json", {**content, "images": images})
 
 
+EXAMPLES = ("citypersons --factor 1/4 --output tiny-citypersons",)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Resize the images of a dataset together with their boxes."
-    parser.epilog = "example: tinydet data rescale citypersons --factor 1/4 --output tiny-citypersons"
     add_source_arguments(parser, "rescaled")
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument(

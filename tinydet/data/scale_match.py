@@ -211,13 +211,15 @@ def size_distance(a: Sizes, b: Sizes) -> float:
     return float(np.abs(below[0] - below[1]).max())
 
 
+EXAMPLES = ("coco --target tiny_set_train.json --monotone --output coco-tiny",)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     low, high = SCALE_RANGE
     parser.description = (
         "Resize images so that their objects match the object sizes of another dataset. Scale Match draws a size from "
         "the target dataset for each image; Monotone Scale Match (--monotone) maps small to small and large to large."
     )
-    parser.epilog = "example: tinydet data scale-match coco --target tiny_set_train.json --monotone --output coco-tiny"
     add_source_arguments(parser, "matched")
     parser.add_argument(
         "--target",

@@ -172,12 +172,14 @@ def write_tiles(
         write_document(work / "annotations.json", {**content, "images": images})
 
 
+EXAMPLES = ("tiny_set/annotations.json --images tiny_set/images --output tiles",)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Cut images into tiles with their boxes. Writes a COCO folder of tiles that includes the corner file "
         "(corners.json), or only the corner file (--output NAME.json). If SOURCE is a corner file, writes its tiles."
     )
-    parser.epilog = "example: tinydet data cut tiny_set/annotations.json --images tiny_set/images --output tiles"
     add_source_arguments(parser, "cut")
     parser.add_argument(
         "--grid",

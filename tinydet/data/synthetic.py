@@ -9,7 +9,6 @@ Each is a module of `tinydet.data.scenery`.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import os
@@ -25,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet._internal.arguments import Parser, number, seed, size, whole
+from tinydet._internal.arguments import number, seed, size, whole
 from tinydet._internal.atomic import atomic_path, claim, write_json
 from tinydet._internal.command import command
+from tinydet._internal.parser import Parser
 from tinydet.data.output_folder import new_folder
 from tinydet.data.scenery.camera import photograph
 from tinydet.data.scenery.compositing import Person, cast_shadows, paste, visible_people
@@ -162,14 +162,12 @@ def builtin_dataset(split: str) -> Path:
 @command("synthetic")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
-        prog="tinydet synthetic",
-        description="Generate annotated scenes with tiny people: coasts seen from the air, people 3 to 24 pixels\n"
-        "tall, and many other objects of similar size. OUTPUT is a new COCO folder or, with --scene, an\n"
+        "synthetic",
+        examples=("beach --images 500 --seed 3", "scene.jpg --scene --size 4096x4096 --seed 7"),
+        needs_arguments=True,
+        description="Generate annotated scenes with tiny people: coasts seen from the air, people 3 to 24 pixels "
+        "tall, and many other objects of similar size. OUTPUT is a new COCO folder or, with --scene, an "
         "image, whose annotations go to NAME.annotations.json. The same seed gives the same pixels.",
-        epilog="examples:\n"
-        "  tinydet synthetic beach --images 500 --seed 3\n"
-        "  tinydet synthetic scene.jpg --scene --size 4096x4096 --seed 7",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("output", type=Path, help="new folder; with --scene, image file (.jpg, .png or .tif)")
     parser.add_argument(

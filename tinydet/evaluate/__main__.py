@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from tinydet._internal.arguments import Parser, add_categories, overlap, positive_int, scale, share
+from tinydet._internal.arguments import add_categories, overlap, positive_int, scale, share
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import check_output_files
+from tinydet._internal.parser import Parser
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_file
 from tinydet.evaluate.diagnosis import diagnose
@@ -216,7 +218,7 @@ def _check(args: argparse.Namespace) -> None:
         if args.model is None and not DEFAULT_MODEL.is_file():
             raise ValueError(
                 f"no --model, and no {DEFAULT_MODEL} here; name a .pth or .onnx file, train one with "
-                "`python -m tinydet.train --salpha`, or score results with --gt and --detections"
+                f"`{tinydet_command('train', '--salpha')}`, or score results with --gt and --detections"
             )
         if not model_path(args.model or DEFAULT_MODEL).is_file():
             raise ValueError(
@@ -227,13 +229,16 @@ def _check(args: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     protocols = "\n".join(f"  {name:17} {protocol.summary}" for name, protocol in PROTOCOLS.items())
     parser = Parser(
-        prog="tinydet evaluate",
-        description="Compute average precision (AP) and miss rate (MR) by object size: of a model on a dataset, or of\n"
+        "evaluate",
+        positional="--model",
+        examples=(
+            "model.pth --data beach-val --json scores.json",
+            "model.onnx --annotations val.json --images val/ --plots scores/",
+            "--gt gt.json --detections dt.json --protocol tinyperson",
+        ),
+        description="Compute average precision (AP) and miss rate (MR) by object size: of a model on a dataset, or of "
         "COCO results of any framework against COCO ground truth.",
-        epilog=f"protocols:\n{protocols}\n\nexamples:\n"
-        "  python -m tinydet.evaluate --model model.onnx --data beach-val --json scores.json\n"
-        "  python -m tinydet.evaluate --gt gt.json --detections dt.json --protocol tinyperson",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"protocols:\n{protocols}",
     )
     model = parser.add_argument_group("a model on a dataset")
     model.add_argument(

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinydet._internal.arguments import batch_size, quoted, whole
 from tinydet._internal.input_files import check_file
-from tinydet._internal.shell import command_line
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.source import DataSource
 from tinydet.export.console import infer_command
 from tinydet.export.engine import build_engine, parse_only
@@ -25,13 +25,14 @@ from tinydet.spec import ModelSpec
 
 MEBIBYTE = 1 << 20
 
+EXAMPLES = ("model.onnx --target rtx --batch 1,8,16",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Build model.engine and its description model.json. A checkpoint is exported to ONNX first; an ONNX file needs "
         "no torch. The engine is verified if it can run on this machine."
     )
-    parser.epilog = "example: tinydet export engine model.onnx --target rtx --batch 1,8,16"
     parser.add_argument(
         "model", type=Path, metavar="model.pth|model.onnx", help="a checkpoint, or an ONNX file that tinydet exported"
     )
@@ -170,7 +171,7 @@ def _build(onnx_path: Path, output: Path, args: argparse.Namespace, validation: 
         for outdated in report_paths(output):  # reports of the engine that was replaced
             outdated.unlink(missing_ok=True)
         print(f"not verified  {reason}")
-        again = command_line("tinydet", "export", "verify", output, "--reference", onnx_path)
+        again = tinydet_command("export", "verify", output, "--reference", onnx_path)
         print(f"              on the target machine: {again}")
     print(f"run it        {infer_command(output, spec)}")
     return 0

@@ -8,9 +8,11 @@ from pathlib import Path
 from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
-from tinydet._internal.shell import command_line
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.source import builtin_source, find_source
 from tinydet.models.registry import detector_info
+
+EXAMPLES = ("model.pth --data my/train --val my/val",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Replace the attention of a checkpoint by its mean factors on a dataset, and report what that costs in AP. "
         "Constant factors can be folded into the convolutions."
     )
-    parser.epilog = "example: tinydet export freeze model.pth --data my/train --val my/val"
     parser.add_argument("model", type=Path, metavar="model.pth", help="a checkpoint trained with --alpha attention")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="COCO folder to average over (default: the built-in training set)"
@@ -55,5 +56,5 @@ def run(args: argparse.Namespace) -> int:
         after = frozen.after[name]
         print(f"{name:<13} {100 * before:.2f} with attention, {100 * after:.2f} frozen: {100 * (after - before):+.2f}")
     print(f"wrote         {output}")
-    print(f"next          {command_line('tinydet', 'export', 'onnx', output)}")
+    print(f"next          {tinydet_command('export', 'onnx', output)}")
     return 0

@@ -11,7 +11,7 @@ from tinydet._internal.arguments import batch_size
 from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
-from tinydet._internal.shell import command_line
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.image_files import list_images
 from tinydet.data.source import DataSource
 from tinydet.export.console import infer_command
@@ -25,6 +25,8 @@ from tinydet.models.registry import detector_info
 from tinydet.runtime.backends import Backend
 from tinydet.spec import ModelSpec
 
+EXAMPLES = ("model.pth --tile 640",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -32,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tiles and outputs boxes; it contains alpha folded into the convolutions, and no plugins. Given an FP32 ONNX "
         "file, convert it to another precision."
     )
-    parser.epilog = "example: tinydet export onnx model.pth --tile 640"
     parser.add_argument(
         "model", type=Path, metavar="model.pth|model.onnx", help="a checkpoint, or an FP32 ONNX file to convert"
     )
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if args.precision != "fp32":
             output = convert_precision(output, args.precision, args, validation)
     print(f"run it        {infer_command(output, spec)}")
-    print(f"build engine  {command_line('tinydet', 'export', 'engine', output)}")
+    print(f"build engine  {tinydet_command('export', 'engine', output)}")
     return 0
 
 

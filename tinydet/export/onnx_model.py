@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tinydet._internal.errors import reason
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import read_file
+from tinydet._internal.shell import tinydet_command
 from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.spec import METADATA_KEY, ModelSpec
 
@@ -46,7 +47,7 @@ def read_onnx(path: Path) -> OnnxModel:
     """
     with needs_extra("export"):
         import onnx
-    again = "export it with: tinydet export onnx model.pth"
+    again = f"export it with: {tinydet_command('export', 'onnx', 'model.pth')}"
     content = read_file(path, again)
     check_external_data(path)
     try:

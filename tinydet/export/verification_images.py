@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset
 from tinydet.data.source import DataSource, builtin_source, find_source
 from tinydet.evaluate.score_model import match_classes
@@ -63,7 +64,8 @@ def verification_images(
     if dataset.is_cut:
         raise ValueError(
             f"{dataset.source}: a corner file, whose images are parts of the image files; name a COCO folder of whole "
-            "images, or write the parts first: tinydet data cut CORNERS.json --images DIR --output FOLDER"
+            "images, or write the parts first: "
+            f"{tinydet_command('data', 'cut')} CORNERS.json --images DIR --output FOLDER"
         )
     images = [dataset.image_path(i) for i in range(len(dataset.images))]
     known = [name for name in dataset.classes if name in classes]

@@ -25,6 +25,8 @@ from tinydet.export.verify import (
 )
 from tinydet.runtime.backends import BACKENDS, Backend, open_model
 
+EXAMPLES = ("model.engine --reference model.onnx --data beach-val",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -32,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "1, 3 and the largest, and AP by object size. Exit code 1 if the model fails. Needs no torch unless the "
         "reference is a checkpoint."
     )
-    parser.epilog = "example: tinydet export verify model.engine --reference model.onnx --data beach-val"
     parser.add_argument("model", type=Path, metavar="model.onnx|model.engine", help="the model to verify")
     parser.add_argument(
         "--reference",

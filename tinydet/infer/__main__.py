@@ -12,7 +12,6 @@ from typing import Literal
 from tqdm import tqdm
 
 from tinydet._internal.arguments import (
-    Parser,
     batch_size,
     image_id,
     integers,
@@ -32,6 +31,9 @@ from tinydet._internal.command import command
 from tinydet._internal.console import information_to_stderr
 from tinydet._internal.input_files import check_file
 from tinydet._internal.outputs import is_device
+from tinydet._internal.parser import Parser
+from tinydet._internal.shell import tinydet_command
+from tinydet._internal.suggestions import did_you_mean
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.infer.auto_options import choose_overlap, object_pixels
 from tinydet.infer.coco_images import coco_sources
@@ -51,15 +53,15 @@ from tinydet.runtime.writers import FORMATS
 
 SKIPPED = 3  # exit code
 TILE_STEP, MIN_TILE = 32, 64  # pixels; `tinydet export` accepts multiples of the one from the other up
+EXAMPLES = (
+    "scene.jpg",
+    "flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/",
+    "flight/ 'archive/**/*.tif' --overlap auto --scale auto --object-size 0.6m",
+    "clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4",
+    "rtsp://camera/pier --frames 1000 --output pier.json",
+    "--annotations val.json --images val/ --score 0.05 --output results.json",
+)
 EPILOG = """\
-examples (tinydet infer and python deploy/infer.py are the same command):
-  python deploy/infer.py --image scene.jpg --tile 640
-  tinydet infer --image flight/ "archive/**/*.tif" --overlap auto --scale auto --object-size 0.6m
-  tinydet infer --annotations val.json --images val/ --score 0.05 --output results.json
-  tinydet infer --image flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/
-  tinydet infer --image clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4
-  tinydet infer --image rtsp://camera/pier --frames 1000 --output pier.json
-
 By default, SCENE.detections.json (COCO results) and SCENE.detections.jpg are
 written next to each scene. If --output, --draw or --crops is given, only the
 named files are written. Detections of a scene are sorted by descending score,
@@ -98,13 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="tinydet infer",
-        usage="tinydet infer --image SCENE [SCENE ...] [OPTIONS]\n"
-        "       tinydet infer --annotations FILE [--images DIR] [OPTIONS]",
+        "infer",
+        positional="--image",
+        examples=EXAMPLES,
+        needs_arguments=True,
         description="Detect objects in images, rasters and videos of any size with an exported model.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument_group("input").add_argument
     add("--image", nargs="+", metavar="SCENE", help="scan these images (JPEG, PNG, TIFF, JP2, ...), folders"
@@ -236,9 +237,10 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
     if args.model is not None:
         path = model_path(args.model)
         if not path.exists():
+            export = tinydet_command("export", "onnx", "model.pth")
             raise FileNotFoundError(
-                f"--model {path} does not exist; export one: tinydet export onnx model.pth, or use a bundled "
-                f"model: {', '.join(BUNDLED)}"
+                f"--model {path} does not exist; export one: {export}, or use a bundled model: {', '.join(BUNDLED)}"
+                f"{did_you_mean(str(path), BUNDLED)}"
             )
         check_file(path, "name an exported model")
         backend = open_model(path, args.backend, threads=args.threads)
@@ -304,7 +306,8 @@ def _check_tile(tile: int | Literal["auto"], path: Path, backend: Backend) -> No
         advice = f"A tile must be a multiple of {TILE_STEP} pixels and at least {MIN_TILE}"
     else:
         form = "engine" if path.suffix == ".engine" else "onnx"
-        advice = f"Export it for {tile}: tinydet export {form} model.pth --tile {tile}"
+        command = tinydet_command("export", form, "model.pth", "--tile", str(tile))
+        advice = f"Export it for {tile}: {command}"
     raise ValueError(f"{path} takes tiles of {backend.spec.tile}, not {tile}. {advice}")
 
 

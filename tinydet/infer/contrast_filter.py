@@ -23,6 +23,7 @@ from tinydet._internal.arguments import SCALES
 from tinydet._internal.atomic import write_json
 from tinydet._internal.input_files import read_file
 from tinydet._internal.json_files import checked, parse_json
+from tinydet._internal.shell import tinydet_command
 from tinydet.runtime.bundled import FOLDER
 from tinydet.runtime.scenes.pixels import Image
 from tinydet.spec import LARGEST
@@ -95,7 +96,7 @@ class ContrastFilter:
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} does not exist; --skip-empty must be calibrated on annotated images first: "
-                "tinydet infer --calibrate-skip --annotations val.json --images DIR"
+                f"{tinydet_command('infer')} --calibrate-skip --annotations val.json --images DIR"
             )
         remedy = "run --calibrate-skip again"
         values = parse_json(read_file(path), source=path, remedy=remedy)
@@ -108,12 +109,13 @@ class ContrastFilter:
         if tile != self.tile or not math.isclose(scale, self.scale, rel_tol=0.02):
             raise ValueError(
                 f"--skip-empty was calibrated for tiles of {self.tile} at scale {self.scale:g}, not for {tile} at "
-                f"{scale:g}; calibrate it again: tinydet infer --calibrate-skip --scale {scale:g} ..."
+                f"{scale:g}; calibrate it again: "
+                f"{tinydet_command('infer')} --calibrate-skip --scale {scale:g} ..."
             )
         if bands != self.bands:
             raise ValueError(
                 f"--skip-empty was calibrated with {_flag(self.bands)}, not with {_flag(bands)}; calibrate it again "
-                "with the same bands: tinydet infer --calibrate-skip ..."
+                f"with the same bands: {tinydet_command('infer')} --calibrate-skip ..."
             )
 
 

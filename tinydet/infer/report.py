@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tinydet._internal.console import plural
+from tinydet._internal.shell import tinydet_command
 from tinydet.infer.auto_options import expected_memory
 from tinydet.infer.chunks import Tally
 from tinydet.runtime.plan import ScanPlan
@@ -78,9 +79,10 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
         if count:
             yield f"  skipped {plural(count, 'tile')} {reason} ({count / tiles.tiles:.0%})"
     if tiles.saturated:
+        smaller = tinydet_command("export", "onnx", "model.pth", "--tile", str(spec.tile // 2))
         yield (
             f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; some boxes are lost. "
-            f"Raise --score, or use smaller tiles: tinydet export onnx model.pth --tile {spec.tile // 2}"
+            f"Raise --score, or use smaller tiles: {smaller}"
         )
     if tiles.unconverged:
         yield f"  {nms_not_converged(tiles.unconverged, spec)}"

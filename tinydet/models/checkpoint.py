@@ -19,6 +19,7 @@ import tinydet
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.errors import reason
 from tinydet._internal.json_files import checked
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.source import DataSource
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.detector import Detector
@@ -27,7 +28,6 @@ from tinydet.models.tensor_files import read_tensors, unusable_tensor
 from tinydet.spec import ModelSpec
 
 FORMAT = "tinydet-1"
-TRAIN = "python -m tinydet.train --salpha"
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             of range; the weights do not fit the detector or are not finite. Names the file, the rule and the remedy.
     """
     path = Path(path)
-    values = read_tensors(path, f"copy it again, or train one: {TRAIN}")
+    values = read_tensors(path, f"copy it again, or train one: {tinydet_command('train', '--salpha')}")
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(
             f"{path}: not written by tinydet (expected a dict with format {FORMAT!r}); "
-            f"ImageNet weights go to --weights-backbone, a detector is trained with: {TRAIN}"
+            "ImageNet weights go to --weights-backbone, a detector is trained with: "
+            f"{tinydet_command('train', '--salpha')}"
         )
     what, remedy = "checkpoint", "train again or name another file"
     values = {**values, "detector": DetectorConfig.from_dict(values.get("detector"), source=path)}

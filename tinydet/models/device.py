@@ -10,13 +10,17 @@ from tinydet._internal.errors import reason
 def torch_device(name: str | None) -> torch.device:
     """Return the device with this name after creating a tensor on it; None selects CUDA if available, else the CPU.
 
+    A number, as in other tools, is that of a GPU: "0" is "cuda:0".
+
     Raises:
         ValueError: there is no such device, or torch cannot use it here.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "," in name:
+        raise ValueError(f"--device {name}: one process uses one device; train on several GPUs with torchrun")
     try:
-        device = torch.device(name)
+        device = torch.device(int(name) if name.isdecimal() else name)
         if device.type == "meta" or (device.type == "cpu" and device.index is not None):
             raise ValueError("it does not compute" if device.type == "meta" else "the CPU has no number")
         torch.empty(1, device=device)

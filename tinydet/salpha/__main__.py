@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tinydet._internal.arguments import Parser, add_categories, float_range, overlap, positive_int, scale, side
+from tinydet._internal.arguments import add_categories, float_range, overlap, positive_int, scale, side
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.outputs import check_output_files
+from tinydet._internal.parser import Parser
 from tinydet.data.coco import Dataset
 from tinydet.data.source import builtin_source, find_source
 from tinydet.geometry.anchors import Pyramid
@@ -36,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile; without it whole images are counted")
     overlap = OVERLAP if options.overlap is None else options.overlap
-    source = builtin_source("train") if options.annotations is None else find_source(options.annotations)
+    source = builtin_source("train") if options.data is None else find_source(options.data)
     dataset = source.load(categories=options.categories)
     check_output_files((options.json,), (dataset.source,))
     statistics = statistics_of(
@@ -105,15 +106,16 @@ def _listed(names: Sequence[str]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="tinydet salpha",
+        "salpha",
+        positional="--data",
+        examples=("annotations.json --categories person --tile 640 --json salpha.json",),
         description="Count the objects of each pyramid level and compute the fusion factors alpha (S-alpha) from the "
         "counts. Only boxes and image sizes are read; no image is opened and no network is run.",
-        epilog="example: python -m tinydet.salpha annotations.json --categories person --tile 640 --json salpha.json",
     )
     parser.add_argument(
-        "annotations",
-        nargs="?",
+        "--data",
         type=Path,
+        metavar="PATH",
         help="COCO annotation file (.json or .json.gz) or a folder that holds one (default: the built-in synthetic "
         "training set)",
     )

@@ -20,13 +20,14 @@ from tinydet.study.dataset_advice import Advice, advise
 from tinydet.study.dataset_measures import CROWDED, RANGES, DatasetMeasures, measure_dataset, quantiles
 from tinydet.study.dataset_plots import write_plots
 
+EXAMPLES = ("annotations.json --json stats.json --plots stats",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Report sizes, shapes, density and crowding of the objects of a dataset, the objects per pyramid level and the "
         "fusion factors, and recommend tile, overlap, scale and anchors with reasons. No image is opened."
     )
-    parser.epilog = "example: tinydet data stats annotations.json --json stats.json --plots stats"
     parser.add_argument("source", type=Path, help="COCO annotation file (.json or .json.gz), or a folder with one")
     add_categories(parser, "include")
     parser.add_argument(

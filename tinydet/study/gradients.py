@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet._internal.arguments import Parser, grid, overlap, positive_int
+from tinydet._internal.arguments import grid, overlap, positive_int
 from tinydet._internal.atomic import atomic_path, claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
+from tinydet._internal.parser import Parser
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.source import builtin_source, find_source
 
@@ -139,13 +140,14 @@ def _table(result: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="tinydet gradients",
+        "gradients",
+        positional="--model",
+        examples=("model.pth --data my/val --alpha 0:1.2:0.2",),
         description="Measure the gradient that the loss of each pyramid level sends into C3, C4 and C5, for a range of "
         "alpha (Eq. 3 of the paper).",
-        epilog="example: tinydet gradients model.pth --data my/val --alpha 0:1.2:0.2",
     )
     add = parser.add_argument
-    add("model", nargs="?", type=Path, default=Path("model.pth"), help="trained checkpoint (default: model.pth)")
+    add("--model", type=Path, metavar="FILE", default=Path("model.pth"), help="trained checkpoint (default: model.pth)")
     add("--data", type=Path, metavar="DIR", help="COCO folder of images (default: built-in validation set)")
     add(
         "--alpha",

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tinydet._internal.arguments import Parser, batch_size, overlap, scale, share, threads
+from tinydet._internal.arguments import batch_size, overlap, scale, share, threads
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
+from tinydet._internal.parser import Parser
 from tinydet._internal.progress import Progress
 from tinydet.geometry.nms import conflicts
 from tinydet.geometry.tiles import COARSEST_CELL, TileGrid
@@ -36,12 +37,10 @@ from tinydet.runtime.scenes.window import Window
 from tinydet.runtime.stitch import EDGE, JITTER, MERGES, SAME_OBJECT, Merge
 from tinydet.spec import ModelSpec
 
-EXAMPLE = """example:
-  tinydet seamtest --image scene.jpg --model model.onnx --merge seam nms nmm
-
-  scans scene.jpg twice and prints, for each merge, how many boxes the two scans do not share, at seams and elsewhere.
-  The model runs only once for all merges. --limit 0.01 makes it a test: the exit code is 1 if the disagreement at
-  seams exceeds that elsewhere by more than 0.01.
+EPILOG = """\
+The example scans scene.jpg twice and prints, for each merge, how many boxes the two scans do not share, at seams and
+elsewhere. The model runs only once for all merges. --limit 0.01 makes it a test: the exit code is 1 if the disagreement
+at seams exceeds that elsewhere by more than 0.01.
 """
 
 
@@ -267,11 +266,12 @@ class _Replay:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="tinydet seamtest",
+        "seamtest",
+        positional="--image",
+        examples=("scene.jpg --model model.onnx --merge seam nms nmm",),
+        needs_arguments=True,
         description="Scan a scene on two shifted grids of tiles and report where the results differ.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=EPILOG,
     )
     add = parser.add_argument
     add("--image", type=Path, required=True, metavar="FILE", help="scene, larger than one tile")

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tinydet._internal import arguments
-from tinydet._internal.arguments import Parser, grid, number, whole
+from tinydet._internal.arguments import grid, number, whole
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.parser import Parser
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
 from tinydet.data.source import builtin_source, find_source
 from tinydet.study.sweep_plots import SALPHA, summarize, summary_text, write_report
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args, flags = parser.parse_known_args(argv)
     training = train_parser()
-    training.prog, training.usage = parser.prog, parser.usage  # for messages about an option that neither parser has
+    training.speak_for(parser)
     _check(args, vars(training.parse_args(flags)), flags)
     with needs_extra("train"):
         import torch
@@ -157,16 +159,15 @@ def _check(args: argparse.Namespace, given: Mapping[str, Any], flags: Sequence[s
         raise ValueError(f"{args.output} is a file; --output names a folder")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
-        prog="tinydet sweep",
-        usage="tinydet sweep [--alpha A:B:STEP] [--seeds N] [--scale S,S] [--data DIR --val DIR] [OPTIONS OF TRAIN]",
-        description="Train with each fusion factor of a grid and with S-alpha, several seeds each, and plot AP\n"
-        "against alpha (Fig. 1 and 2 of the paper; with --scale Fig. 3 and 5; by class Fig. 7). Scores are those of\n"
+        "sweep",
+        positional="--data",
+        examples=("my/train --val my/val --alpha 0:1.1:0.1 --seeds 3 --preset small",),
+        description="Train with each fusion factor of a grid and with S-alpha, several seeds each, and plot AP "
+        "against alpha (Fig. 1 and 2 of the paper; with --scale Fig. 3 and 5; by class Fig. 7). Scores are those of "
         "the last epoch: no epoch is selected on the validation data. Run the same command again to resume.",
-        epilog="All other options are those of `tinydet train`, such as --preset, --categories, --epochs, --lr.\n"
-        "example: tinydet sweep --alpha 0:1.1:0.1 --seeds 3 --data my/train --val my/val --preset small",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"All other options are those of `{tinydet_command('train')}`, such as --preset, --categories and --lr.",
         allow_abbrev=False,  # otherwise --seed is taken for --seeds
     )
     add = parser.add_argument

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinydet._internal.arguments import (
-    Parser,
     batch_size,
     channels,
     float_range,
@@ -29,6 +28,8 @@ from tinydet._internal.arguments import (
     whole,
 )
 from tinydet._internal.options import add_options, check_values, flag_of, option, option_table
+from tinydet._internal.outputs import check_folder
+from tinydet._internal.parser import Parser
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.options import BACKBONES, FUSIONS, NORMS, Fusion
 from tinydet.models.registry import DETECTORS, detector_info, detector_options
@@ -445,8 +446,11 @@ class TrainConfig:
                 f"--tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {self.tile}"
             )
         for flag, path in (("--output", self.output), ("--json", self.json)):
-            if path is not None and (not path.parent.is_dir() or path.is_dir()):
-                raise ValueError(f"{path}: {flag} must be a file in an existing folder")
+            if path is not None and path.is_dir():
+                raise ValueError(f"{path} is a folder; {flag} names a file")
+            if path is not None:
+                check_folder(path.parent, path)
+        check_folder(self.logdir)
         if self.init and self.weights_backbone:
             raise ValueError("--init brings the weights of the backbone too; leave --weights-backbone out")
         if self.init and self.sigma_power is not None:
@@ -459,13 +463,14 @@ class TrainConfig:
             )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of `tinydet train`: one flag per field of `TrainConfig` and per option of a detector."""
     parser = Parser(
-        prog="tinydet train",
+        "train",
+        positional="--data",
+        examples=("my/train --val my/val --salpha", "my/train --val my/val --categories person --preset small"),
         description="Train a detector for tiny objects. With --salpha its fusion factors are computed from the "
         "annotations first. With no arguments, train uses a built-in synthetic dataset.",
-        epilog="example: python -m tinydet.train --salpha --data my/train --val my/val --categories person",
     )
     add_options(parser, TrainConfig, defaults=_preset_defaults())
     data = next(group for group in parser._action_groups if group.title == "data")

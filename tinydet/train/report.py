@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tinydet._internal.console import plural
-from tinydet._internal.shell import command_line
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.batch import collate
@@ -105,8 +105,8 @@ def result_lines(trainer: Trainer, val: Dataset | None) -> Iterator[str]:
         f"wrote {trainer.output} after {duration(trainer.seconds / 60)}"
         + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose the weights" if val else "")
     )
-    yield f"next: {command_line('tinydet', 'evaluate', '--model', trainer.output)}"
-    yield f"next: {command_line('tinydet', 'export', 'engine', trainer.output)}"
+    yield f"next: {tinydet_command('evaluate', '--model', trainer.output)}"
+    yield f"next: {tinydet_command('export', 'engine', trainer.output)}"
 
 
 def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, Any]:

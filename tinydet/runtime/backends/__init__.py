@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinydet._internal.shell import command_line
+from tinydet._internal.shell import tinydet_command
 from tinydet.runtime.backends.contract import (
     OUTPUT_TYPES,
     Backend,
@@ -47,7 +47,7 @@ BACKENDS = (
     "onnx-rtx",
 )
 MODEL_FILES = ("model.engine", "model.onnx")  # best first
-EXPORT_COMMANDS = {"onnx": "tinydet export onnx model.pth", "tensorrt": "tinydet export engine model.pth"}
+EXPORTS = {"onnx": "onnx", "tensorrt": "engine"}  # kind of a model -> sub-command of `export` that makes it
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def open_model(path: Path | None = None, backend: str = "auto", *, threads: int 
     wanted = _kind_for(backend)
     if wanted not in ("auto", kind):
         raise ValueError(
-            f"{path} is for the backend {kind}, not {backend}; make the other file: {EXPORT_COMMANDS[wanted]}"
+            f"{path} is for the backend {kind}, not {backend}; make the other file: {_export_command(wanted)}"
         )
     if kind == "onnx":
         return _open_onnx(path, backend, threads)
@@ -121,7 +121,7 @@ def choose_model(backend: str = "auto", *, threads: int | None = None, folder: P
     wanted = [name for name in MODEL_FILES if _kind_for(backend) in ("auto", _file_kind(folder / name))]
     raise FileNotFoundError(
         f"no {' or '.join(wanted)} in {folder.resolve()}. Name a file with --model, or make one from a trained model: "
-        f"{EXPORT_COMMANDS['onnx']} (model.onnx) or {EXPORT_COMMANDS['tensorrt']} (model.engine too)"
+        f"{_export_command('onnx')} (model.onnx) or {_export_command('tensorrt')} (model.engine too)"
     )
 
 
@@ -163,7 +163,7 @@ def _file_kind(path: Path) -> str:
     if head in (b"ftrt", b"vtrt") or path.suffix in (".engine", ".plan"):
         return "tensorrt"
     if path.suffix in (".pth", ".pt"):
-        export = command_line("tinydet", "export", "onnx", path)
+        export = tinydet_command("export", "onnx", path)
         raise ValueError(f"{path} is a training checkpoint; export it first: {export}")
     return "onnx"
 
@@ -172,3 +172,7 @@ def _sentence(path: Path, error: Exception) -> str:
     """Return the error as one sentence that names the file."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{text}." if str(path) in text else f"{path}: {text}."
+
+
+def _export_command(kind: str) -> str:
+    return tinydet_command("export", EXPORTS[kind], "model.pth")

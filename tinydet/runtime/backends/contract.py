@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.shell import tinydet_command
 from tinydet.spec import ModelSpec
 
 INPUT = "images"  # (N, T, T, 3) uint8 RGB
@@ -115,5 +116,6 @@ def check_outputs(outputs: TileOutputs, spec: ModelSpec, count: int, *, name: st
     for fault, present in faults.items():
         if present:
             raise ValueError(
-                f"{model}: the model returned {fault}; export it again and check it with `tinydet export verify`"
+                f"{model}: the model returned {fault}; export it again and check it with "
+                f"`{tinydet_command('export', 'verify')}`"
             )

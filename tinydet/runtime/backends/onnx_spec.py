@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydet._internal.shell import tinydet_command
 from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, output_shapes
 from tinydet.spec import METADATA_KEY, ModelSpec
 
@@ -33,7 +34,7 @@ def checked_spec(path: Path, text: str | None, types: Mapping[str, str], input_s
     if text is None:
         raise ValueError(
             f"{path} was not exported by tinydet (no {METADATA_KEY!r} in its metadata); "
-            "export a trained model: tinydet export onnx model.pth"
+            f"export a trained model: {tinydet_command('export', 'onnx', 'model.pth')}"
         )
     spec = ModelSpec.from_json(text, source=path)
     expected = {INPUT: TENSOR_TYPES[np.uint8]}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import read_file
-from tinydet._internal.shell import command_line
+from tinydet._internal.shell import tinydet_command
 from tinydet.runtime.backends.contract import INPUT, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.engine_runner import DTYPES, EngineRunner, Execution, checked
 from tinydet.spec import ModelSpec
@@ -258,7 +258,7 @@ def _execution_rtx(trt: Any, engine: Any) -> Execution:
 
 def _build_command(path: Path) -> str:
     """Return the command that rebuilds an engine."""
-    return command_line("tinydet", "export", "engine", path.with_suffix(".onnx"))
+    return tinydet_command("export", "engine", path.with_suffix(".onnx"))
 
 
 def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
