@@ -202,12 +202,18 @@ def test_tf32_is_disabled(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) 
     assert dict(tensorrt.calls)["IBuilderConfig.clear_flag"] == (tensorrt.BuilderFlag.TF32,)
 
 
-def test_a_timing_cache_in_a_missing_folder_is_refused_before_the_build(
+def test_the_folder_of_a_timing_cache_is_created(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "new" / "cache"
+    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=cache)
+    assert cache.read_bytes() == b"timings"
+
+
+def test_a_timing_cache_below_a_file_is_refused_before_the_build(
     tensorrt: Any, brightness_onnx: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="the folder does not exist"):
+    with pytest.raises(ValueError, match="is a file, not a folder"):
         build_engine(
-            brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=tmp_path / "no" / "cache"
+            brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=brightness_onnx / "cache"
         )
     assert "Builder.build_serialized_network" not in dict(tensorrt.calls)
     assert not (tmp_path / "model.engine").exists()
