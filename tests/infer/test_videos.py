@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tinydet.infer.__main__ import main
-from tinydet.infer.drawing import COLORS
+from tinydet.runtime.drawing import COLORS
 from tinydet.infer.jobs import OutputOptions, plan_jobs
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings

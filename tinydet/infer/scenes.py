@@ -22,8 +22,8 @@ from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import created_folders
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
-from tinydet.infer.crops import crop_sheet
-from tinydet.infer.drawing import draw
+from tinydet.runtime.crops import crop_sheet
+from tinydet.runtime.drawing import draw
 from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan, hashes
 from tinydet.infer.report import plan_lines, result_lines
 from tinydet.infer.settings import Settings

@@ -49,6 +49,8 @@ def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
         def write(found: SceneDetections) -> None:
             nonlocal separator
+            if not len(found.detections):
+                return
             table = columns(found, spec)
             names, values = list(table), (column.tolist() for column in table.values())
             outlines = count(_polygons(path, found))
@@ -120,6 +122,8 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
 
         def write(found: SceneDetections) -> None:
             nonlocal boxes, shapes
+            if not len(found.detections):
+                return
             outlines = list(count(_polygons(path, found)))
             boxes, shapes = boxes + len(outlines), shapes + sum(map(bool, outlines))
             with _gdal_errors(path, gdal_file):

@@ -17,6 +17,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import public_location
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.georeference import Georeference
+from tinydet.runtime.scenes.window import Corner
 from tinydet.spec import ModelSpec
 
 ROW_GROUP = 10_000  # rows; with a row group per video frame, a file would be mostly metadata
@@ -33,6 +34,11 @@ class SceneDetections:
         width, height: of the scene in pixels.
         detections: in pixels of the scene.
         georeference: of the scene; None without one.
+        file_name: name of the image in COCO files, relative to the folder of the images; default: the base name of
+            `scene`. It is escaped like `scene`.
+        frame: number of a video's frame in its source; else None.
+        seconds: for a frame of a video, the time since its first frame; else None.
+        corner: of a sub-image, the part of its image file; see `Corner`.
     """
 
     scene: str
@@ -41,9 +47,15 @@ class SceneDetections:
     height: int
     detections: Detections
     georeference: Georeference | None = None
+    file_name: str = ""
+    frame: int | None = None
+    seconds: float | None = None
+    corner: Corner | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scene", public_location(self.scene))
+        file_name = self.file_name or self.scene.replace("\\", "/").rpartition("/")[2] or self.scene
+        object.__setattr__(self, "file_name", public_location(file_name))
 
 
 def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
@@ -53,7 +65,7 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
     edge.
     """
     of = found.detections
-    classes = np.array([_encodable(name) for name in spec.classes], object)
+    classes = np.array([encodable(name) for name in spec.classes], object)
     category_ids = np.asarray(spec.category_ids, np.int64)
     place = np.full((len(of), 2), np.nan)
     if found.georeference is not None:
@@ -121,6 +133,8 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
             pending.clear()
 
         def write(found: SceneDetections) -> None:
+            if not len(found.detections):
+                return
             pending.append(table(found))
             if sum(map(len, pending)) >= ROW_GROUP:
                 flush()
@@ -129,7 +143,7 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
         flush()
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Escape what UTF-8 or C strings cannot hold: unpaired surrogates and null characters."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
