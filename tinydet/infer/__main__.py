@@ -42,6 +42,7 @@ from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
+from tinydet.infer.summary import summary_written
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
 from tinydet.runtime.options import ScanOptions
@@ -56,16 +57,18 @@ TILE_STEP, MIN_TILE = 32, 64  # pixels; `tinydet export` accepts multiples of th
 EXAMPLES = (
     "scene.jpg",
     "flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/",
+    "flight/ --output labels/ --format yolo --summary run.json",
     "flight/ 'archive/**/*.tif' --overlap auto --scale auto --object-size 0.6m",
     "clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4",
     "rtsp://camera/pier --frames 1000 --output pier.json",
     "--annotations val.json --images val/ --score 0.05 --output results.json",
 )
 EPILOG = """\
-By default, SCENE.detections.json (COCO results) and SCENE.detections.jpg are
+By default, SCENE.detections.json (a COCO file) and SCENE.detections.jpg are
 written next to each scene. If --output, --draw or --crops is given, only the
 named files are written. Detections of a scene are sorted by descending score,
-in blocks of 100 000 if there are more.
+in blocks of 100 000 if there are more. The COCO file has images, categories
+and annotations with a score; --format coco-results writes the bare list.
 
 If objects are twice as large as in the training images, use --scale 0.5, or
 let --scale auto compute it from --object-size. GeoTIFFs of any size need
@@ -83,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.calibrate_skip:
         return _calibrate(args)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
-    outputs = OutputOptions(args.output, args.format, args.draw, args.crops)
+    outputs = OutputOptions(args.output, args.format, args.draw, args.crops, args.summary)
     plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable)
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
@@ -94,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         information_to_stderr()
     path, backend = _model(args)
     settings = _settings(args, path, backend)
-    skipped = InferenceRun(backend, hash_file(path), settings).run(plan)
+    model_hash = hash_file(path)
+    run = InferenceRun(backend, model_hash, settings)
+    with summary_written(args.summary, run.summary, plan, backend, (path, model_hash), args):
+        skipped = run.run(plan)
     return SKIPPED if skipped else 0
 
 
@@ -157,13 +163,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", metavar="PATH", help="write the detections of all scenes to one file: .json (COCO), .geojson,"
         " .gpkg, .csv, .parquet, or .txt (YOLO, one scene only); or one file per scene to a folder, whose name ends in"
         " / (default: SCENE.detections.json next to each scene)")  # fmt: skip
-    add("--format", type=names_from(FORMATS), metavar="A,B", help=f"write these formats: {','.join(FORMATS)}"
-        " (default: by the suffix of --output, else coco)")  # fmt: skip
+    add("--format", type=names_from(FORMATS), metavar="A,B", help=f"write these formats: {','.join(FORMATS)};"
+        " coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are named like the images and"
+        " come with classes.txt (default: by the suffix of --output, else coco)")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
         " as .mp4, .mkv or .mov; a folder for several scenes (default: SCENE.detections.jpg or .mp4, nothing for a"
         " stream)")  # fmt: skip
     add("--crops", metavar="PATH", help="write a contact sheet of enlarged detections, best first; a folder for"
         " several scenes (default: none)")  # fmt: skip
+    add("--summary", type=Path, metavar="FILE", help="write scenes, counts by class, files, skipped scenes with"
+        " reasons, model, options and versions of the run as JSON, also after Ctrl-C (default: none)")  # fmt: skip
     add = parser.add_argument_group("run").add_argument
     add("--readers", type=readers, default=READERS, metavar="N", help="read a raster with N threads (default: "
         f"{READERS})")  # fmt: skip

@@ -27,6 +27,7 @@ from tinydet.runtime.drawing import draw
 from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan, hashes
 from tinydet.infer.report import plan_lines, result_lines
 from tinydet.infer.settings import Settings
+from tinydet.infer.summary import RunSummary
 from tinydet.infer.videos import scan_video
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.image_output import longest_side, save_image
@@ -37,7 +38,14 @@ from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
 from tinydet.runtime.scenes.georeference import Georeference
 from tinydet.runtime.scenes.pixels import BandsError
 from tinydet.runtime.scenes.window import part_of
-from tinydet.runtime.writers import SceneDetections, Write, georeference_for, open_writers
+from tinydet.runtime.writers import (
+    SceneDetections,
+    Write,
+    check_classes,
+    georeference_for,
+    open_writers,
+    write_classes,
+)
 
 logger = logging.getLogger("tinydet.infer")
 
@@ -45,7 +53,11 @@ DONE = "done.json"
 
 
 class InferenceRun:
-    """A run of one model over many scenes."""
+    """A run of one model over many scenes.
+
+    Attributes:
+        summary: what the run has done so far.
+    """
 
     def __init__(self, backend: Backend, model_hash: str, settings: Settings) -> None:
         """
@@ -56,6 +68,7 @@ class InferenceRun:
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
         self._skipped: list[str] = []
+        self.summary = RunSummary(backend.spec)
 
     def run(self, plan: RunPlan) -> list[str]:
         """Process all jobs.
@@ -67,6 +80,8 @@ class InferenceRun:
             ValueError, OSError: a scene cannot be read and unreadable scenes are not skipped; a file cannot be written;
                 the settings do not fit a scene or a journal.
         """
+        if plan.classes is not None:
+            check_classes(plan.classes, self._spec)
         folders = {path.parent for path in (*plan.shared, *(path for job in plan.jobs for path in job.outputs))}
         identity = self._identity(plan)
         try:
@@ -82,12 +97,17 @@ class InferenceRun:
     def _run_jobs(self, plan: RunPlan, identity: dict[str, Any]) -> None:
         if plan.journals is not None and self._settings.resume and _is_complete(plan, identity):
             logger.info(f"{len(plan.jobs)} scenes: already complete, {', '.join(map(str, plan.shared))} unchanged")
+            for job in plan.jobs:
+                self.summary.add_unchanged(job)
             return
-        with open_writers(plan.shared, self._spec) as write:
+        with open_writers(plan.shared, self._spec, plan.formats) as write:
             for job in plan.jobs:
                 self._run_job(job, plan, write if plan.shared else None)
-        for path in plan.shared:
-            logger.info(f"  {path}")
+        if plan.classes is not None:
+            write_classes(plan.classes, self._spec)
+        for path in (*plan.shared, plan.classes):
+            if path is not None:
+                logger.info(f"  {path}")
         self._finish_journals(plan, identity)
 
     def _run_job(self, job: Job, plan: RunPlan, shared: Write | None) -> None:
@@ -101,7 +121,7 @@ class InferenceRun:
 
         try:
             if job.source.moving:
-                scan_video(self._backend, self._hash, job, self._settings)
+                scan_video(self._backend, self._hash, job, self._settings, self.summary)
                 return
             with self._open(job) as scene:
                 with _of_one_scene():
@@ -116,6 +136,7 @@ class InferenceRun:
             logger.info(f"{job.source.label}: skipped: {error}{left}")
             named = job.source.label in str(error)
             self._skipped.append(f"{'' if named else f'{job.source.label}: '}{error}{left}")
+            self.summary.add_skipped(job, f"{error}{left}")
 
     def _open(self, job: Job) -> Scene:
         source = job.source
@@ -135,11 +156,13 @@ class InferenceRun:
                 journal = stack.enter_context(Journal(job.journal, identity, resume=self._settings.resume))
             if journal is not None and shared is None and journal.outputs == job.written():
                 logger.info(f"{scene.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
+                self.summary.add_unchanged(job)
                 return
             from_journal = 0 if journal is None else journal.tiles()
-            seconds = self._expected_seconds(plan.tiles - from_journal)
-            for line in plan_lines(scene, spec, plan, from_journal=from_journal, seconds=seconds):
+            expected = self._expected_seconds(plan.tiles - from_journal)
+            for line in plan_lines(scene, spec, plan, from_journal=from_journal, seconds=expected):
                 logger.info(line)
+            start = time.perf_counter()
             try:
                 tally, best = self._scan_to_files(job, scene, plan, georeference, journal, shared)
             except (KeyboardInterrupt, OSError):
@@ -149,6 +172,7 @@ class InferenceRun:
                         "from there"
                     )
                 raise
+            seconds = time.perf_counter() - start
             for path in job.results:
                 logger.info(f"  {path}")
             counts = tally.by_class.tolist()
@@ -159,6 +183,7 @@ class InferenceRun:
             if job.crops is not None:
                 save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
                 logger.info(f"  {job.crops}")
+            self.summary.add_scanned(job, (scene.width, scene.height), tally, seconds)
             if journal is not None and shared is None:
                 journal.finish(job.written())  # also without --resume: a later scene may be interrupted
 
@@ -177,7 +202,7 @@ class InferenceRun:
         draws = job.drawing is not None or job.crops is not None
         from_journal = 0 if journal is None else journal.tiles()
         with (
-            open_writers(job.results, spec) as write,
+            open_writers(job.results, spec, job.formats) as write,
             tqdm(total=plan.tiles, unit="tile", disable=None, leave=False, smoothing=0.05) as bar,
         ):
 
@@ -188,7 +213,14 @@ class InferenceRun:
             results = scan(self._backend, scene, plan, tile_filter=self._settings.contrast_filter, journal=journal)
             for chunk in chunks(results, observe=observe):
                 found = SceneDetections(
-                    str(job.source.path), job.source.image_id, scene.width, scene.height, chunk, georeference
+                    str(job.source.path),
+                    job.source.image_id,
+                    scene.width,
+                    scene.height,
+                    chunk,
+                    georeference,
+                    file_name=job.source.file_name,
+                    corner=job.source.corner,
                 )
                 write(found)
                 if shared is not None:
@@ -223,8 +255,10 @@ class InferenceRun:
     def _identity(self, plan: RunPlan) -> dict[str, Any]:
         """Return what the shared files depend on."""
         sources = [job.source for job in plan.jobs if plan.shared]
-        scenes = [[source.image_id, source.label, source.corner, source.state] for source in sources]
-        settings = {**self._settings.scale_identity(), **self._settings.identity()}
+        scenes = [
+            [source.image_id, source.label, source.file_name, source.corner, source.state] for source in sources
+        ]
+        settings = {"formats": plan.formats, **self._settings.scale_identity(), **self._settings.identity()}
         identity: dict[str, Any] = json.loads(json.dumps({"model": self._hash, "scenes": scenes, **settings}))
         return identity
 

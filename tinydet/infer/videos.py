@@ -18,11 +18,13 @@ from tinydet._internal.atomic import atomic_path
 from tinydet._internal.console import plural
 from tinydet._internal.interrupt import deferred_interrupt
 from tinydet.infer.annotated_video import open_video
+from tinydet.infer.chunks import Tally
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.jobs import Job
 from tinydet.infer.report import video_line
 from tinydet.infer.settings import Settings
 from tinydet.infer.static_tiles import StaticTiles
+from tinydet.infer.summary import RunSummary
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import FrameRecord, Journal
@@ -38,7 +40,7 @@ MIN_INTERVAL = 0.001  # seconds between two frames of an annotated video
 COLUMNS = ("image_id", "frame", "seconds", "clock", "detections")
 
 
-def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings) -> None:
+def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings, summary: RunSummary) -> None:
     """Process each frame as a scene. Image ids count all frames of the source, starting with the id of the job.
 
     Each frame's detections are written to the journal and to the files immediately. With `settings.resume`, frames in
@@ -57,6 +59,7 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings) 
         limit = {} if settings.frames is None else {"--frames": str(settings.frames)}
         if journal is not None and journal.outputs == {**job.written(), **limit}:
             logger.info(f"{video.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
+            summary.add_unchanged(job)
             return
         continues = video.live and journal is not None and next(journal.frames(), None) is not None
         if continues and job.drawing is not None and job.drawing.exists():
@@ -69,7 +72,7 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings) 
         plan = None if settings.auto_scale else frames.plan(video, settings.options)
         logger.info(video_line(video, backend.spec, plan, frames=count, seconds_per_batch=seconds))
         try:
-            stopped = _write(frames)
+            stopped = _write(frames, summary)
         except (KeyboardInterrupt, OSError):
             if journal is not None and journal.path.exists():
                 count = sum(1 for _ in journal.frames())
@@ -151,13 +154,13 @@ class _Frames:
         return collect(results).detections
 
 
-def _write(frames: _Frames) -> KeyboardInterrupt | LostStreamError | None:
-    """Write the files of a video. Return what ended a stream, if it did not end regularly."""
+def _write(frames: _Frames, summary: RunSummary) -> KeyboardInterrupt | LostStreamError | None:
+    """Write the files of a video, and add it to the summary. Return what ended a stream before its regular end."""
     job, video, settings = frames.job, frames.video, frames.settings
     stopped: KeyboardInterrupt | LostStreamError | None = None
-    count, boxes, start = 0, 0, time.perf_counter()
+    count, tally, start = 0, Tally.of(len(frames.backend.spec.classes)), time.perf_counter()
     with ExitStack() as stack:
-        write = stack.enter_context(open_writers(job.results, frames.backend.spec))
+        write = stack.enter_context(open_writers(job.results, frames.backend.spec, job.formats))
         draw, shown = None, -MIN_INTERVAL
         write_row = stack.enter_context(_table(job.frames))
         bar = stack.enter_context(tqdm(total=frames.expected, unit="frame", disable=None, leave=False))
@@ -166,10 +169,21 @@ def _write(frames: _Frames) -> KeyboardInterrupt | LostStreamError | None:
                 image_id = job.source.image_id + record.index
                 size: Sized = video if frame is None else frame.scene
                 found = record.detections
+                named = SceneDetections(
+                    f"{video.name}#{record.index}",
+                    image_id,
+                    size.width,
+                    size.height,
+                    found,
+                    file_name=f"{job.source.file_name}#{record.index}",
+                    frame=record.index,
+                    seconds=record.seconds,
+                )
                 with deferred_interrupt():
-                    write(SceneDetections(f"{video.name}#{record.index}", image_id, size.width, size.height, found))
+                    write(named)
                     write_row((image_id, record.index, f"{record.seconds:.3f}", record.clock, len(found)))
-                    count, boxes = count + 1, boxes + len(found)
+                    count += 1
+                    tally.add(found)
                 if job.drawing is not None and frame is not None:
                     if draw is None:  # the first frame shows how the phone was held
                         draw = stack.enter_context(open_video(job.drawing, size.width, size.height))
@@ -185,9 +199,11 @@ def _write(frames: _Frames) -> KeyboardInterrupt | LostStreamError | None:
             if not video.live:
                 raise
             stopped = error
-    rate = (count - frames.from_journal) / (time.perf_counter() - start)
+    elapsed = time.perf_counter() - start
+    summary.add_scanned(job, (video.width, video.height), tally, elapsed, frames=count)
+    rate = (count - frames.from_journal) / elapsed
     logger.info(
-        f"  {boxes} detections in {count} frames, {rate:.1f} frames/s; {video.dropped} frames dropped, "
+        f"  {int(tally.by_class.sum())} detections in {count} frames, {rate:.1f} frames/s; {video.dropped} frames dropped, "
         f"{video.reconnects} reconnects"
     )
     if frames.from_journal:

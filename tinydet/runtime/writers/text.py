@@ -33,7 +33,7 @@ def write_coco(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetection
         atomic_path(path, part=True) as temporary,
         temporary.open("w", encoding="utf-8") as file,
         SpooledTemporaryFile(
-            IN_MEMORY, "w+", encoding="utf-8", dir=None if is_device(temporary) else temporary.parent
+            IN_MEMORY, "w+", encoding="utf-8", dir=None if is_device(temporary) else str(temporary.parent)
         ) as images,
     ):
         info = {"description": f"Detections of {spec.detector} {spec.backbone}", "version": tinydet.__version__}
