@@ -59,7 +59,7 @@ def lattice(seed: int, width: int, height: int, count: int) -> list[list[int]]:
 
 
 def rows(path: Path) -> list[tuple]:
-    return sorted((row["image_id"], *row["bbox"]) for row in json.loads(path.read_text()))
+    return sorted((row["image_id"], *row["bbox"]) for row in json.loads(path.read_text())["annotations"])
 
 
 def run(*words: object, overlap: object = 8) -> int:

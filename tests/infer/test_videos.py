@@ -58,7 +58,7 @@ def run(*words: object) -> int:
 
 
 def places(path: Path) -> list[tuple]:
-    return [(row["image_id"], *row["bbox"][:2]) for row in json.loads(path.read_text())]
+    return [(row["image_id"], *row["bbox"][:2]) for row in json.loads(path.read_text())["annotations"]]
 
 
 def test_bands_of_a_video_are_refused_rather_than_ignored(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def some(model: Model) -> Prediction:
 
 def test_coco_results_have_the_ids_of_the_scene_and_of_the_dataset(some: Prediction, tmp_path: Path) -> None:
     assert [(row["image_id"], row["category_id"]) for row in some.to_coco()] == [(5, 0), (5, 7), (5, 7)]
-    some.save(tmp_path / "found.json")
+    some.save(tmp_path / "found.json", "coco-results")
     assert json.loads((tmp_path / "found.json").read_text()) == some.to_coco()
 
 
