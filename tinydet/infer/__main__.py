@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from tinydet._internal.arguments import (
     batch_size,
     image_id,
@@ -32,6 +30,7 @@ from tinydet._internal.console import information_to_stderr
 from tinydet._internal.input_files import check_file
 from tinydet._internal.outputs import is_device
 from tinydet._internal.parser import Parser
+from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
 from tinydet._internal.suggestions import did_you_mean
 from tinydet.geometry.tiles import MOST_TILES
@@ -179,6 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="continue an interrupted run; completed scenes are not run again")
     add("--skip-unreadable", action="store_true", help="skip scenes that cannot be read, list them with their"
         " reasons and exit with code 3 (default: stop with code 2)")  # fmt: skip
+    add("-v", "--verbose", action="store_true", help="report each scene (default: only if there is one; a progress bar"
+        " and a summary for several)")  # fmt: skip
     return parser
 
 
@@ -231,6 +232,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
         bands=args.bands,
         resume=args.resume,
         skip_unreadable=args.skip_unreadable,
+        verbose=args.verbose,
         every=args.every,
         frames=args.frames,
         reconnect=args.reconnect,
@@ -280,7 +282,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     assert options.overlap is not None
     with (
         claim(contrast_filter_path(path)),
-        tqdm(total=len(coco_sources(args.annotations, args.images)), unit="image", disable=None, leave=False) as bar,
+        Bar(len(coco_sources(args.annotations, args.images)), "image") as bar,
     ):
         contrasts = measure_contrasts(
             backend.spec,

@@ -103,6 +103,11 @@ class RunPlan:
     formats: tuple[str, ...] | None = None
     classes: Path | None = None
 
+    @property
+    def resumable(self) -> bool:
+        """Whether an interrupted run can continue."""
+        return all(job.journal is not None for job in self.jobs)
+
 
 def plan_jobs(
     sources: Sequence[Source], options: OutputOptions, inputs: Sequence[Path] = (), *, check_scenes: bool = True

@@ -26,6 +26,7 @@ class Settings:
         bands: 1-based band indices of the scenes; None for the RGB bands of the file.
         resume: continue from journals, and keep them.
         skip_unreadable: skip damaged scenes.
+        verbose: report each of several scenes.
         every, frames, reconnect: of a video, see `Video`; the run stops after `frames`.
     """
 
@@ -37,6 +38,7 @@ class Settings:
     bands: tuple[int, ...] | None = None
     resume: bool = False
     skip_unreadable: bool = False
+    verbose: bool = False
     every: int = 1
     frames: int | None = None
     reconnect: float = 30.0
