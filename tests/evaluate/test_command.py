@@ -101,7 +101,7 @@ def test_switches_reach_the_scores(files: list[str], flags: list[str], switches:
         (["--gt", "gt.json", "--detections", "dt.json", "--data", "x"], "--data belongs to a model"),
         (["--gt", "gone.json", "--detections", "dt.json"], "gone.json: no such file"),
         (["--gt", "dt.json", "--detections", "gt.json"], "dt.json: a JSON list, not an object; expected COCO"),
-        (["--gt", "gt.json", "--detections", "gt.json"], "gt.json: expected a list of COCO results"),
+        (["--gt", "gt.json", "--detections", "gt.json"], "gt.json: entry 0 has no 'score'"),
         (["--gt", "gt.json", "--detections", "dt.json", "--categories", "bike"], "choose from person, boat"),
         (["--gt", "gt.json", "--detections", "dt.json", "--corner-gt", "gt.json"], "no list 'old_images'"),
         (["--gt", "gt.json", "--detections", "dt.json", "--json", "gt.json/s.json"], "gt.json is a file, not a folder"),

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from tinydet.infer.__main__ import main
-from tinydet.runtime.drawing import COLORS
 from tinydet.infer.jobs import OutputOptions, plan_jobs
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from tinydet.runtime.drawing import COLORS
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes.sources import find_sources
 

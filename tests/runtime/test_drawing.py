@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tinydet.runtime import drawing
-from tinydet.runtime.drawing import COLORS, draw
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.drawing import COLORS, draw
 from tinydet.runtime.image_output import save_image
 from tinydet.runtime.scenes import open_scene, read_image
 

@@ -474,7 +474,7 @@ def test_images_and_rasters_without_a_crs_have_no_georeference(tmp_path: Path) -
 def test_an_unknown_suffix_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"\.xml.*\.geojson"):
         format_of(Path("found.xml"))
-    with pytest.raises(ValueError, match="coco, geojson"):
+    with pytest.raises(ValueError, match="coco, coco-results, geojson"):
         format_of(Path("found.json"), ["xml"])
     assert format_of(Path("FOUND.GPKG")) is FORMATS["gpkg"]
     assert format_of(Path("found.json"), ["csv", "coco-results"]) is FORMATS["coco-results"]

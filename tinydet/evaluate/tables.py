@@ -301,8 +301,7 @@ def _image_index(entries: Entries, content: Any, truth: GroundTruth, source: str
 
 
 def _category_index(entries: Entries, content: Any, truth: GroundTruth, source: str) -> NDArray[np.int64]:
-    """Return (N,) the index into the ground truth's categories of each result, those not selected last; -1 if unknown.
-    """
+    """Return (N,) the index into the ground truth's categories of each result, -1 if unknown; unselected come last."""
     if isinstance(content, Mapping):
         names = _labels(Entries("categories", content["categories"], raise_first(source)), "name", TEXT, source)
         places = {name: n for n, name in enumerate((*truth.category_names, *truth.other_category_names)) if name}

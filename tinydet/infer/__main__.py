@@ -163,8 +163,8 @@ def _parser() -> argparse.ArgumentParser:
         " .gpkg, .csv, .parquet, or .txt (YOLO, one scene only); or one file per scene to a folder, whose name ends in"
         " / (default: SCENE.detections.json next to each scene)")  # fmt: skip
     add("--format", type=names_from(FORMATS), metavar="A,B", help=f"write these formats: {','.join(FORMATS)};"
-        " coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are named like the images and"
-        " come with classes.txt (default: by the suffix of --output, else coco)")  # fmt: skip
+        " coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are named like the images,"
+        " with a classes.txt (default: by the suffix of --output, else coco)")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
         " as .mp4, .mkv or .mov; a folder for several scenes (default: SCENE.detections.jpg or .mp4, nothing for a"
         " stream)")  # fmt: skip

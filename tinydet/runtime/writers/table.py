@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,9 +54,9 @@ class SceneDetections:
     corner: Corner | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scene", public_location(self.scene))
-        file_name = self.file_name or self.scene.replace("\\", "/").rpartition("/")[2] or self.scene
+        file_name = self.file_name or os.path.basename(self.scene) or self.scene
         object.__setattr__(self, "file_name", public_location(file_name))
+        object.__setattr__(self, "scene", public_location(self.scene))
 
 
 def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
