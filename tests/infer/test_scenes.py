@@ -345,6 +345,10 @@ def test_frames_of_a_video_are_images_with_times(folder: Path, capsys) -> None:
     with (folder / "clip.detections.frames.csv").open() as file:
         times = [(int(row["image_id"]), int(row["frame"]), float(row["seconds"])) for row in csv.DictReader(file)]
     assert times == [(1, 0, 0.0), (5, 4, 0.4), (9, 8, 0.8)]
+    images = json.loads((folder / "clip.detections.json").read_text())["images"]
+    assert [(one["id"], one["file_name"], one["frame"], one["seconds"]) for one in images] == [
+        (1, "clip.mp4#0", 0, 0.0), (5, "clip.mp4#4", 4, 0.4), (9, "clip.mp4#8", 8, 0.8)
+    ]  # fmt: skip
     assert run("--image", "clip.mp4", "--frames", "2", "--output", "two.json", "--score", "0.6") == 0
     assert {image_id for image_id, *_ in rows(folder / "two.json")} == {1, 2}
 

@@ -83,6 +83,16 @@ def test_another_type_is_one_clear_error(model: Model, wrong: object) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_stream_of_another_type_is_one_clear_error(model: Model) -> None:
+    with pytest.raises(TypeError, match="scenes: expected a path"):
+        next(model.stream(3))  # type: ignore[arg-type]
+    assert [len(found) for found in model.stream(encoded(image((20, 30))))] == [1]
+    assert [len(found) for found in model.stream([io.BytesIO(encoded(image((20, 30)))), Image.new("L", (9, 9))])] == [
+        1,
+        0,
+    ]
+
+
 def test_what_holds_several_images_is_for_stream(model: Model, tmp_path: Path) -> None:
     (tmp_path / "flight").mkdir()
     (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))

@@ -288,7 +288,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--save-detections", type=Path, metavar="FILE", help="also write the detections as COCO results")
     results = parser.add_argument_group("results of any framework")
     results.add_argument("--gt", type=Path, metavar="FILE", help="COCO ground truth, .json or .json.gz")
-    results.add_argument("--detections", type=Path, metavar="FILE", help="COCO results (a list), .json or .json.gz")
+    results.add_argument(
+        "--detections", type=Path, metavar="FILE", help="COCO results: a list, or a COCO file of tinydet infer"
+    )
     results.add_argument(
         "--corner-gt",
         type=Path,

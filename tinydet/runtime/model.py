@@ -332,7 +332,7 @@ class Model:
         """
         if isinstance(scene, list | tuple):
             return [self._detect(one, image_id + n, progress) for n, one in enumerate(scene)]
-        return self._detect(cast(SceneLike, scene), image_id, progress)
+        return self._detect(scene, image_id, progress)
 
     def stream(self, scenes: SceneLike | Iterable[SceneLike]) -> Iterator[Prediction]:
         """Detect the objects of one scene after the other. A scene is read when its prediction is requested.
@@ -344,8 +344,10 @@ class Model:
         Raises:
             ValueError, OSError, TypeError: as `detect`; also if a pattern matches nothing, or a stream breaks.
         """
+        if not _is_one(scenes) and not isinstance(scenes, Iterable):
+            raise TypeError(f"scenes: expected {EXPECTED}, or several of these, got {quoted(scenes)}")
         image_id = 1
-        for scene in [scenes] if _is_one(scenes) else cast(Iterable[SceneLike], scenes):
+        for scene in cast(Iterable[SceneLike], [scenes] if _is_one(scenes) else scenes):
             if not isinstance(scene, str | Path):
                 yield self._detect(scene, image_id)
                 image_id += 1
