@@ -73,6 +73,23 @@ def test_a_list_gives_a_list_with_ids_that_count_up(model: Model, tmp_path: Path
     assert model.detect([]) == []
 
 
+def test_the_images_of_a_list_share_batches(white_squares: Callable) -> None:
+    backend = white_squares(tile=160)
+    images = [image((10 * n, 30)) for n in range(8)]
+    with open_scene(images[7]) as scene:
+        found = Model(backend, overlap=16, batch=4).detect([*images[:7], scene])
+    assert backend.batches == [4, 4]
+    assert [one.boxes[0, 0] for one in found] == [10 * n for n in range(8)]
+    assert found[7].plot().shape == (100, 150, 3)
+
+
+def test_a_list_with_a_wrong_entry_is_refused_before_the_model_runs(white_squares: Callable) -> None:
+    backend = white_squares()
+    with pytest.raises(TypeError, match="scene: expected a path"):
+        Model(backend, overlap=16).detect([image(), 3])
+    assert not backend.batches
+
+
 @pytest.mark.parametrize(
     "wrong",
     [None, 3, 3.5, {"a": 1}, object(), [[1, 2], [3, 4]], [None], {1, 2}, io.StringIO("text"), (n for n in "ab")],

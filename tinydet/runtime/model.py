@@ -21,9 +21,9 @@ from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.drawing import draw
 from tinydet.runtime.image_output import MAX_SIDE, check_image_path, longest_side, save_image
 from tinydet.runtime.options import ScanOptions
-from tinydet.runtime.scan import SceneResult, detect_scene
+from tinydet.runtime.scan import SceneResult, detect_scene, detect_scenes
 from tinydet.runtime.scenes import EXPECTED, Image, Scene, SceneLike, open_scene
-from tinydet.runtime.scenes.georeference import georeference_of
+from tinydet.runtime.scenes.georeference import Georeference, georeference_of
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
 from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, is_stream
 from tinydet.runtime.scenes.video import Video
@@ -314,7 +314,7 @@ class Model:
     def detect(
         self, scene: SceneLike | list[Any] | tuple[Any, ...], *, image_id: int = 1, progress: Progress | None = None
     ) -> Prediction | list[Prediction]:
-        """Detect the objects of one scene, or of each scene of a list or tuple.
+        """Detect the objects of one scene, or of each scene of a list or tuple, whose tiles share batches.
 
         Args:
             scene: an image file or raster of any size; the content of an image file as bytes, or an open binary file; a
@@ -331,7 +331,13 @@ class Model:
             TypeError: `scene` is something else.
         """
         if isinstance(scene, list | tuple):
-            return [self._detect(one, image_id + n, progress) for n, one in enumerate(scene)]
+            entries = [_Input(one, self.spec) for one in scene]
+            sources = [entry.open() if isinstance(entry.source, Scene) else entry.open for entry in entries]
+            results = detect_scenes(self.backend, sources, self.options, progress=progress)
+            return [
+                entry.prediction(result, id)
+                for id, (entry, result) in enumerate(zip(entries, results, strict=True), image_id)
+            ]
         return self._detect(scene, image_id, progress)
 
     def stream(self, scenes: SceneLike | Iterable[SceneLike]) -> Iterator[Prediction]:
@@ -356,7 +362,7 @@ class Model:
                 if source.moving:
                     with Video(source.location) as video:
                         for frame in video:
-                            prediction = self._predict(frame.scene, frame.scene.name, image_id, frame.scene)
+                            prediction = self._detect(frame.scene, image_id)
                             name = f"{source.file_name}#{frame.index}"
                             yield dataclasses.replace(
                                 prediction, file_name=name, frame=frame.index, seconds=frame.seconds
@@ -367,39 +373,55 @@ class Model:
                     yield dataclasses.replace(prediction, file_name=source.file_name)
                     image_id += 1
 
-    def _detect(self, scene: SceneLike, image_id: int, progress: Progress | None = None) -> Prediction:
-        if isinstance(scene, Scene):
-            return self._predict(scene, scene.name, image_id, scene, progress)
-        stretch = self.spec.stretch
-        if isinstance(scene, str | Path):
-            _check_one_image(scene)
-            with open_scene(scene, stretch=stretch) as opened:
-                return self._predict(opened, str(scene), image_id, scene, progress)
+    def _detect(self, scene: object, image_id: int, progress: Progress | None = None) -> Prediction:
+        entry = _Input(scene, self.spec)
+        with nullcontext(entry.open()) if isinstance(scene, Scene) else entry.open() as opened:
+            return entry.prediction(detect_scene(self.backend, opened, self.options, progress=progress), image_id)
+
+
+class _Input:
+    """One scene of a call: its type is checked at once, and it is opened later.
+
+    Attributes:
+        source: what drawings are made from.
+    """
+
+    def __init__(self, scene: object, spec: ModelSpec) -> None:
         if not _is_one(scene):
             raise TypeError(f"scene: expected {EXPECTED}, or a list of these, got {quoted(scene)}")
-        if hasattr(scene, "read"):
-            file = cast(BinaryIO, scene)
-            name, data = name_of_file(file), read_all(file)  # kept for drawings: a file can be read once
-            with open_bytes(data, name, stretch) as opened:
-                return self._predict(opened, name, image_id, data, progress)
-        with open_scene(scene, stretch=stretch) as opened:
-            return self._predict(opened, opened.name, image_id, scene, progress)
+        if isinstance(scene, str | Path):
+            _check_one_image(scene)
+        self.source = cast(SceneLike, scene)
+        self._spec = spec
+        self._name = str(scene) if isinstance(scene, str | Path) else ""
+        self._size = (0, 0)
+        self._georeference: Georeference | None = None
 
-    def _predict(
-        self, scene: Scene, name: str, image_id: int, source: SceneLike, progress: Progress | None = None
-    ) -> Prediction:
-        result = detect_scene(self.backend, scene, self.options, progress=progress)
-        is_raster = Path(name).suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt")
+    def open(self) -> Scene:
+        """Open the scene, and note its size and georeference."""
+        if not isinstance(self.source, Scene) and hasattr(self.source, "read"):
+            file = cast(BinaryIO, self.source)
+            self._name, self.source = name_of_file(file), read_all(file)  # kept for drawings: it can be read once
+            scene = open_bytes(self.source, self._name, self._spec.stretch)
+        else:
+            scene = open_scene(self.source, stretch=self._spec.stretch)
+            self._name = self._name or scene.name
+            is_raster = Path(self._name).suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt")
+            if is_raster and isinstance(self.source, str | Path | Scene):
+                self._georeference = georeference_of(Path(self._name))
+        self._size = scene.width, scene.height
+        return scene
+
+    def prediction(self, result: SceneResult, image_id: int) -> Prediction:
         return Prediction(
-            name,
+            self._name,
             image_id,
-            scene.width,
-            scene.height,
+            *self._size,
             result.detections,
-            georeference_of(Path(name)) if is_raster and isinstance(source, str | Path | Scene) else None,
-            spec=self.spec,
+            self._georeference,
+            spec=self._spec,
             result=result,
-            source=source,
+            source=self.source,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 Encoded = bytes | bytearray | memoryview
+
+_PILLOW = threading.Lock()  # an image is decoded when its pixels are first needed, by one thread at a time
 
 
 def open_bytes(data: Encoded, name: str, stretch: tuple[float, float], bands: Sequence[int] | None = None) -> Scene:
@@ -72,7 +75,8 @@ def open_pillow(image: PillowImage, stretch: tuple[float, float], bands: Sequenc
     name = getattr(image, "filename", "") or "image"
     name = printable(Path(str(name)).name)
     try:
-        pixels, alpha = _pixels(image)
+        with _PILLOW:
+            pixels, alpha = _pixels(image)
         orientation = _orientation(image)
     except Exception as error:  # Pillow raises errors of any class
         raise ValueError(f"{name}: cannot be read ({reason(error)}); get it again or convert it to RGB") from error
