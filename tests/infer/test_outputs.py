@@ -27,6 +27,7 @@ from tinydet.infer import scenes
 from tinydet.infer.__main__ import main
 from tinydet.infer.chunks import Best, chunks
 from tinydet.infer.jobs import OutputOptions, plan_jobs
+from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scan import BatchResult
 from tinydet.runtime.scenes.sources import find_sources
@@ -527,13 +528,15 @@ def test_the_summary_names_skipped_scenes_with_reasons(flight: Path) -> None:
 
 
 def test_the_summary_is_written_after_an_interruption(flight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: object, **options: object) -> object:
-        if "b.png" in str(args[0]):
+    def stops(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
+        calls.append(len(images))
+        if len(calls) == 5:  # in the second scene of three batches each
             raise KeyboardInterrupt
-        return opened(*args, **options)
+        return completed(self, images)
 
-    opened = scenes.open_scene
-    monkeypatch.setattr(scenes, "open_scene", interrupted)
+    calls: list[int] = []
+    completed = OnnxRuntimeBackend.run
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", stops)
     assert run("--image", "flight", "--output", "found/", "--summary", "run.json") == 130
     found = summary(flight / "run.json")
     assert (found["status"], found["total"]["done"], found["total"]["not_finished"]) == ("interrupted", 1, 2)
