@@ -113,11 +113,13 @@ def test_a_stream_of_another_type_is_one_clear_error(model: Model) -> None:
 def test_what_holds_several_images_is_for_stream(model: Model, tmp_path: Path) -> None:
     (tmp_path / "flight").mkdir()
     (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
-    words = [tmp_path / "flight", str(tmp_path / "*.png"), "https://host/a.jpg", "rtsp://bob:pw@host/a", "7"]
+    words = [tmp_path / "flight", str(tmp_path / "*.png"), "https://host/a.mp4", "rtsp://bob:pw@host/a", "7"]
     for word in [*words, tmp_path / "clip.mp4"]:
         with pytest.raises(ValueError, match=r"detect takes one image; use: for found in model\.stream\(") as caught:
             model.detect(word)
         assert "pw" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"https://host/a\.jpg\S* is an image on a web server; .*download it"):
+        model.detect("https://host/a.jpg?token=7")
 
 
 def test_channels_first_and_empty_bytes_are_refused(model: Model) -> None:

@@ -289,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     results = parser.add_argument_group("results of any framework")
     results.add_argument("--gt", type=Path, metavar="FILE", help="COCO ground truth, .json or .json.gz")
     results.add_argument(
-        "--detections", type=Path, metavar="FILE", help="COCO results: a list, or a COCO file of tinydet infer"
+        "--detections", type=Path, metavar="FILE", help="COCO results: a list, or the COCO file that inference writes"
     )
     results.add_argument(
         "--corner-gt",

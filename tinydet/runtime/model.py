@@ -7,8 +7,9 @@ import glob
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast, overload
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from tinydet.runtime.scan import SceneResult, detect_scene, detect_scenes
 from tinydet.runtime.scenes import EXPECTED, Image, Scene, SceneLike, open_scene
 from tinydet.runtime.scenes.georeference import Georeference, georeference_of
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
-from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, is_stream
+from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream
 from tinydet.runtime.scenes.video import Video
 from tinydet.runtime.writers import CLASSES, SceneDetections, format_of, open_writer, write_classes
 from tinydet.runtime.writers.table import columns
@@ -480,6 +481,8 @@ def _check_one_image(scene: str | Path) -> None:
     if path.is_dir():
         what = "is a folder"
     elif isinstance(scene, str) and is_stream(scene):
+        if PurePosixPath(urlsplit(scene).path).suffix.lower() in IMAGES:
+            raise image_on_a_server_error(scene)
         what = "is an address"
     elif not path.exists() and glob.has_magic(str(scene)):
         what = "is a pattern"
