@@ -70,8 +70,8 @@ def run(*words: object, overlap: object = 8) -> int:
 def test_a_folder_and_a_pattern_are_scanned_without_earlier_outputs(folder: Path, capsys) -> None:
     for name in ("b.png", "a.png"):
         paint(folder / "flight" / name, [[16, 24, 8, 8]])
-    assert run("--image", "flight") == 0
-    assert run("--image", "flight/*.png", "--output", "all.json") == 0
+    assert run("--image", "flight", "-v") == 0
+    assert run("--image", "flight/*.png", "--output", "all.json", "--verbose") == 0
     assert rows(folder / "all.json") == [(1, 16, 24, 8, 8), (2, 16, 24, 8, 8)]
     assert capsys.readouterr().out.count("a.png: 192x128") == 2
     assert not list(folder.rglob("*.journal"))
@@ -179,7 +179,7 @@ def test_a_model_without_object_sizes_needs_numbers(folder: Path, make_onnx: Cal
 def test_the_plan_states_memory_and_for_long_runs_time(folder: Path, capsys) -> None:
     paint(folder / "a.png", [], 64, 64)
     paint(folder / "b.png", [], 1024, 512)
-    assert run("--image", "a.png", "b.png", "--output", "all.json") == 0
+    assert run("--image", "a.png", "b.png", "--output", "all.json", "-v") == 0
     short, long = (line for line in capsys.readouterr().out.splitlines() if " of 4, about " in line)
     assert short.partition(", about ")[2].endswith(" MiB")
     assert long.endswith(" s at most")
@@ -258,7 +258,7 @@ def test_scenes_that_were_complete_before_ctrl_c_are_not_run_again(
     runs.clear()
     capsys.readouterr()
     assert run("--image", "flight", "--resume") == 0
-    assert capsys.readouterr().out.count("already complete") == 2
+    assert "2 scenes already complete" in capsys.readouterr().out
     assert sum(runs) == 4
     assert run("--image", "flight") == 0
     assert not list(folder.rglob("*.journal"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -170,9 +171,8 @@ def test_an_interrupted_run_closes_all_scenes_and_leaves_no_thread(
         return outputs
 
     backend.run = stops
-    with pytest.raises(error), closing(scans(backend, counted, 30)) as found:
-        for _, results in found:
-            collect(results)
+    with closing(scans(backend, counted, 30)) as found, pytest.raises(error):
+        collections.deque((collect(results) for _, results in found), maxlen=0)
     assert threading.active_count() == before
     assert counted.open == []
 

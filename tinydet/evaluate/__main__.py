@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from tinydet._internal.arguments import add_categories, overlap, positive_int, scale, share
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
@@ -18,6 +16,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.parser import Parser
+from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_file
@@ -117,7 +116,7 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     backend = _backend(args.model or DEFAULT_MODEL, args.device)
     images = len(dataset.images[: args.limit])
     print(f"{backend.name} on {dataset.source}: {images} images, {', '.join(dataset.classes)}")
-    with tqdm(total=images, desc="evaluate", unit="image", disable=None) as bar:
+    with Bar(images, "image", "evaluate") as bar:
         found = detect_dataset(
             backend,
             dataset,

@@ -1,10 +1,11 @@
-"""Run a model on a dataset and score its detections, with the same `detect_scene()` as in deployment."""
+"""Run a model on a dataset and score its detections, with the same `detect_scenes()` as in deployment."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.sub_images import merge_sub_images
 
 if TYPE_CHECKING:
-    from tinydet.data.coco import Dataset
+    from tinydet.data.coco import Dataset, ImageRecord
     from tinydet.runtime.backends import Backend
     from tinydet.runtime.options import ScanOptions
+    from tinydet.runtime.scan import SceneResult
     from tinydet.runtime.scenes import Scene
     from tinydet.runtime.scenes.window import Corner
 
@@ -96,9 +98,7 @@ def detect_dataset(
     Raises:
         ValueError: no common class, an unreadable image, or one without sub-images in `corners`.
     """
-    from tinydet.data.coco import open_image
-    from tinydet.runtime.scan import detect_scene, nms_not_converged
-    from tinydet.runtime.scenes.window import Window
+    from tinydet.runtime.scan import nms_not_converged
 
     categories, notes = match_classes(backend.spec.classes, dataset.classes, dataset.category_ids)
     known = np.array([category is not None for category in categories])
@@ -107,11 +107,7 @@ def detect_dataset(
     detections: list[dict[str, Any]] = []
     tiles = saturated = unconverged = 0
     start = time.perf_counter()
-    for i, record in enumerate(records):
-        with open_image(dataset, i, stretch=backend.spec.stretch) as scene:
-            pieces = _sub_images(record.file_name, scene, corners) if sub_images else None
-            views = [scene] if pieces is None else [Window(scene, corner) for corner in pieces]
-            results = [detect_scene(backend, view, options) for view in views]
+    for record, pieces, results in _scanned(backend, dataset, len(records), options, sub_images, corners):
         kept = [result.detections[known[result.detections.labels]] for result in results]
         if pieces is None:
             detections += kept[0].to_coco(record.id, ids)
@@ -188,6 +184,39 @@ def match_classes(
     notes = [f"the dataset has no class {name!r}; its detections are left out" for name in model if name not in ids]
     notes += [f"the model does not know the class {name!r}: its AP is 0" for name in data if name not in model]
     return matched, notes
+
+
+def _scanned(
+    backend: Backend,
+    dataset: Dataset,
+    count: int,
+    options: ScanOptions | None,
+    sub_images: bool,
+    corners: Mapping[str, Sequence[Corner]] | None,
+) -> Iterator[tuple[ImageRecord, list[Corner] | None, list[SceneResult]]]:
+    """Yield the first `count` images with the corners of their sub-images and the result of each of these.
+
+    Without sub-images there are no corners, and one result.
+    """
+    from tinydet.data.coco import open_image
+    from tinydet.runtime.scan import detect_scenes
+    from tinydet.runtime.scenes.window import Window
+
+    records = dataset.images[:count]
+    stretch = backend.spec.stretch
+    if sub_images:
+        for i, record in enumerate(records):
+            with open_image(dataset, i, stretch=stretch) as scene:
+                pieces = _sub_images(record.file_name, scene, corners)
+                yield (
+                    record,
+                    pieces,
+                    list(detect_scenes(backend, (Window(scene, corner) for corner in pieces), options)),
+                )
+        return
+    openers = (functools.partial(open_image, dataset, i, stretch=stretch) for i in range(len(records)))
+    for record, result in zip(records, detect_scenes(backend, openers, options), strict=True):
+        yield record, None, [result]
 
 
 def _sub_images(file_name: str, scene: Scene, corners: Mapping[str, Sequence[Corner]] | None) -> list[Corner]:

@@ -46,6 +46,11 @@ class RunProgress:
         self._bar: Bar | None = None
 
     @property
+    def alone(self) -> bool:
+        """Whether the run has only one scene."""
+        return self._jobs == 1
+
+    @property
     def seconds(self) -> float:
         """Seconds since the start of the run."""
         return time.perf_counter() - self._started

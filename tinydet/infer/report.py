@@ -69,17 +69,17 @@ def video_line(
     return line + (f", {duration(seconds)} at most" if seconds else "")
 
 
-def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: float) -> Iterator[str]:
+def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: float | None) -> Iterator[str]:
     """Describe what was found in a scene.
 
     Args:
         from_journal: number of tiles that an earlier run finished.
-        seconds: duration of the others.
+        seconds: duration of the others; None for one of several scenes, which share batches.
     """
     tiles = tally.tiles
-    speed = f"{seconds:.1f} s, {(tiles.tiles - from_journal) / seconds:.1f} tiles/s"
+    speed = "" if seconds is None else f", {seconds:.1f} s, {(tiles.tiles - from_journal) / seconds:.1f} tiles/s"
     saturated = plural(tiles.saturated, "tile") if tiles.saturated else "no tiles"
-    yield f"  {_found(tally, spec)} in {plural(tiles.tiles, 'tile')}, {speed}; {saturated} saturated"
+    yield f"  {_found(tally, spec)} in {plural(tiles.tiles, 'tile')}{speed}; {saturated} saturated"
     yield from _remarks(tally, spec)
 
 

@@ -229,7 +229,7 @@ class InferenceRun:
             raise
         seconds = time.perf_counter() - start
         if progress.details:
-            for line in result_lines(tally, spec, from_journal=scan.from_journal, seconds=seconds):
+            for line in result_lines(tally, spec, from_journal=scan.from_journal, seconds=seconds if progress.alone else None):
                 logger.info(line)
         counts = tally.by_class.tolist()
         if job.drawing is not None:

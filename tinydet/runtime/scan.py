@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -110,7 +110,7 @@ def detect_scene(
 
 def detect_scenes(
     backend: Backend,
-    scenes: Iterable[Scene | Callable[[], Scene]],
+    scenes: Iterable[Scene | Callable[[], AbstractContextManager[Scene]]],
     options: ScanOptions | None = None,
     *,
     tile_filter: TileFilter | None = None,
@@ -121,8 +121,8 @@ def detect_scenes(
     Tiles of several scenes share the batches of the model, so small scenes fill them too.
 
     Args:
-        scenes: open scenes, or functions that open one. A function is called ahead, in another thread, and its scene is
-            closed after its result.
+        scenes: open scenes, or functions that open one, as a context manager. A function is called ahead, in another
+            thread, and its scene is closed after its result.
         options, tile_filter: as for `detect_scene`.
         progress: called with the number of tiles that were just finished.
 
@@ -131,11 +131,13 @@ def detect_scenes(
     """
     options = options or ScanOptions()
 
-    def open_scan(item: Scene | Callable[[], Scene]) -> SceneScan:
+    def open_scan(item: Scene | Callable[[], AbstractContextManager[Scene]]) -> SceneScan:
         if isinstance(item, Scene):
             return SceneScan(item, plan_scan(item, backend.spec, options))
-        scene = item()
-        return SceneScan(scene, plan_scan(scene, backend.spec, options), close=scene.close)
+        with ExitStack() as stack:
+            scene = stack.enter_context(item())
+            plan = plan_scan(scene, backend.spec, options)
+            return SceneScan(scene, plan, close=stack.pop_all().close)
 
     with closing(scan_scenes(backend, scenes, open_scan, options, tile_filter=tile_filter)) as scans:
         for _, results in scans:

@@ -34,7 +34,7 @@ from tinydet.train.sampling import grouped_batches, shapes_of
 from tinydet.train.schedule import Schedule, parameter_groups
 
 SAVE_EVERY = 120.0  # seconds between saved states
-REPORT_EVERY = 60.0  # seconds between report lines if there is no progress bar
+REPORT_EVERY = 30.0  # seconds between report lines if there is no progress bar
 logger = logging.getLogger(__name__)
 
 Validate = Callable[[Detector], dict[str, Any]]
@@ -186,6 +186,7 @@ class Trainer:
                     self.seconds = now - started
                     speed = len(samples) * self.processes.count / (now - begun)
                     bar.update()
+                    bar.set_description_str(f"epoch {epoch + 1}/{self.schedule.epochs}", refresh=False)
                     bar.set_postfix_str(f"loss {loss:.3f} lr {rate:.2g} {speed:.1f} img/s")
                     if self.processes.first and bar.disable and now - reported > REPORT_EVERY:
                         reported = now

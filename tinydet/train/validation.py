@@ -1,6 +1,6 @@
 """Validation during training: scores computed by all processes together, curves and an image for TensorBoard.
 
-What is scored is what ships: `detect_scene()` on whole images and the backend of `tinydet evaluate model.pth`.
+What is scored is what ships: `detect_scenes()` on whole images and the backend of `tinydet evaluate model.pth`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
-from tqdm import tqdm
 
+from tinydet._internal.progress import Bar
 from tinydet.data.coco import Dataset, read_pixels
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score import Scores
@@ -66,8 +66,8 @@ class Validation:
         backend = TorchBackend(detector, spec, device=str(self.device), autocast=self.autocast)
         numbers = range(len(self.dataset.images))
         mine = np.isin(np.arange(len(numbers)), self.processes.shard(numbers))
-        dataset, quiet = with_images(self.dataset, mine), None if self.processes.first else True
-        with tqdm(total=len(dataset.images), desc="validate", unit="image", disable=quiet) as bar:
+        dataset = with_images(self.dataset, mine)
+        with Bar(len(dataset.images), "image", "validate", quiet=not self.processes.first) as bar:
             part = detect_dataset(backend, dataset, ScanOptions(self.overlap), progress=bar.update)
         parts = self.processes.gather(part)
         metrics = self._score(parts) if parts else None
