@@ -53,9 +53,7 @@ def test_a_run_over_many_scenes_ends_with_a_summary_and_names_single_scenes_only
     assert run("--output", "found/", "--draw", "found/") == 0
     said = capsys.readouterr()
     _, summary, *places = said.out.splitlines()
-    assert re.fullmatch(
-        r"10 scenes, 21 tiles: 20 detections \(square 20, bar 0\), \d+\.\d s, \d+\.\d tiles/s", summary
-    )
+    assert re.fullmatch(r"10 scenes, 21 tiles: 20 detections \(square 20, bar 0\), \d+\.\d s, \d+\.\d tiles/s", summary)
     assert places == ["  found/*.detections.json: 10 files", "  found/*.detections.jpg: 10 files"]
     assert said.err == ""
     assert run("--output", "found/", "--verbose") == 0

@@ -229,7 +229,8 @@ class InferenceRun:
             raise
         seconds = time.perf_counter() - start
         if progress.details:
-            for line in result_lines(tally, spec, from_journal=scan.from_journal, seconds=seconds if progress.alone else None):
+            alone = seconds if progress.alone else None
+            for line in result_lines(tally, spec, from_journal=scan.from_journal, seconds=alone):
                 logger.info(line)
         counts = tally.by_class.tolist()
         if job.drawing is not None:
