@@ -537,8 +537,8 @@ def test_the_summary_is_written_after_an_interruption(flight: Path, monkeypatch:
     calls: list[int] = []
     completed = OnnxRuntimeBackend.run
     monkeypatch.setattr(OnnxRuntimeBackend, "run", stops)
-    assert run("--image", "flight", "--output", "found/", "--summary", "run.json") == 130
-    found = summary(flight / "run.json")
+    assert run("--image", "flight", "--output", "found/", "--summary", "reports/run.json") == 130
+    found = summary(flight / "reports" / "run.json")
     assert (found["status"], found["total"]["done"], found["total"]["not_finished"]) == ("interrupted", 1, 2)
     assert found["outputs"] == ["found/a.detections.json"]
     monkeypatch.undo()
