@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -55,11 +56,11 @@ class Bar:
         self._quiet = quiet
         self._bar: tqdm[Any] | None = None
         if not quiet and sys.stderr is not None and sys.stderr.isatty():
-            layout = "{desc}{percentage:3.0f}%|{bar:20}| {postfix}" if total else "{desc}{postfix}"
-            label = f"{label}: " if label else ""
-            self._bar = tqdm(
-                total=total, desc=label, bar_format=layout, leave=False, dynamic_ncols=True, miniters=1, postfix=""
-            )
+            prefix = f"{label}: ".replace("{", "{{").replace("}", "}}") if label else ""
+            layout = f"{prefix}{{percentage:3.0f}}%|{{bar:20}}| {{desc}}" if total else f"{prefix}{{desc}}"
+            # Some pseudo-terminals (containers, CI) have no size, and tqdm would show nothing on them.
+            size: dict[str, Any] = {"dynamic_ncols": True} if _has_size() else {"ncols": 100, "nrows": 24}
+            self._bar = tqdm(total=total, bar_format=layout, leave=False, miniters=1, **size)
             self._refresh()
 
     @property
@@ -125,8 +126,16 @@ class Bar:
     def _refresh(self) -> None:
         assert self._bar is not None
         self._bar.n = self.count if self._total is None else min(self.count, self._total)
-        self._bar.postfix = self.text()
+        self._bar.set_description_str(self.text(), refresh=False)
         self._bar.refresh()
+
+
+def _has_size() -> bool:
+    """Return whether standard error is a terminal that knows its size."""
+    try:
+        return all(os.get_terminal_size(sys.stderr.fileno()))
+    except (OSError, ValueError, AttributeError):  # replaced by an object that is not a file
+        return False
 
 
 def track(
