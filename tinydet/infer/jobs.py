@@ -88,7 +88,12 @@ class RunPlan:
 
 
 def plan_jobs(
-    sources: Sequence[Source], options: OutputOptions, inputs: Sequence[Path] = (), *, check_scenes: bool = True
+    sources: Sequence[Source],
+    options: OutputOptions,
+    inputs: Sequence[Path] = (),
+    *,
+    check_scenes: bool = True,
+    gps: bool = False,
 ) -> RunPlan:
     """Return a job for each scene.
 
@@ -96,6 +101,7 @@ def plan_jobs(
         inputs: other files that the run reads and must not overwrite.
         check_scenes: check that each scene has the georeference that its formats require. False skips scenes without
             one during the run.
+        gps: place the detections of photos by their camera metadata.
 
     Raises:
         ValueError, OSError: an output that cannot be written, would be written twice or would overwrite an input; a
@@ -121,9 +127,9 @@ def plan_jobs(
     jobs = _jobs(sources, options, folder, None if shared else output)
     targets = [path for job in jobs for path in job.outputs] + list(shared)
     _check_targets(targets, sources, inputs)
-    _check_formats(shared, sources, check_scenes, alone=not several)
+    _check_formats(shared, sources, check_scenes, gps=gps, alone=not several)
     for job in jobs:
-        _check_formats(job.results, [job.source], check_scenes, alone=not several)
+        _check_formats(job.results, [job.source], check_scenes, gps=gps, alone=not several)
         if job.drawing is not None:
             (check_video_path if job.source.moving else check_image_path)(job.drawing)
         if job.crops is not None:
@@ -262,7 +268,9 @@ def _check_targets(targets: Sequence[Path], sources: Sequence[Source], inputs: S
             raise ValueError(f"{target} would be written twice; choose another --output, --draw or --crops")
 
 
-def _check_formats(paths: Sequence[Path], sources: Sequence[Source], check_scenes: bool, *, alone: bool) -> None:
+def _check_formats(
+    paths: Sequence[Path], sources: Sequence[Source], check_scenes: bool, *, gps: bool, alone: bool
+) -> None:
     """Raise ValueError for a file that cannot hold the results of these scenes. Call it before the work, not after."""
     for path in paths:
         if is_device(path):
@@ -274,6 +282,6 @@ def _check_formats(paths: Sequence[Path], sources: Sequence[Source], check_scene
                 raise ValueError(f"{path} cannot hold the frames of {source.label}; write .json, .csv or .parquet")
             if form.placed and check_scenes:
                 try:
-                    check_georeference(source.path, path)
+                    check_georeference(source.path, path, gps=gps)
                 except ValueError as error:
                     raise ValueError(f"{error}{'' if alone else SKIP_HINT}") from error

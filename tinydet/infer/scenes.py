@@ -34,10 +34,13 @@ from tinydet.runtime.journal import Journal
 from tinydet.runtime.plan import ScanPlan, plan_scan
 from tinydet.runtime.scan import BatchResult, scan
 from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
-from tinydet.runtime.scenes.georeference import Georeference
+from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.runtime.scenes.footprint import photo_ground_sample_distance
+from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError
 from tinydet.runtime.scenes.pixels import BandsError
+from tinydet.runtime.scenes.sources import Source
 from tinydet.runtime.scenes.window import part_of
-from tinydet.runtime.writers import SceneDetections, Write, georeference_for, open_writers
+from tinydet.runtime.writers import SceneDetections, Write, camera_for, georeference_for, open_writers
 
 logger = logging.getLogger("tinydet.infer")
 
@@ -105,10 +108,12 @@ class InferenceRun:
                 return
             with self._open(job) as scene:
                 with _of_one_scene():
-                    georeference = georeference_for(job.source.path, (*job.results, *plan.shared))
+                    outputs = (*job.results, *plan.shared)
+                    georeference = georeference_for(job.source.path, outputs, gps=self._settings.gps)
+                    camera = camera_for(job.source.path, outputs)
                     if georeference is not None and job.source.corner is not None:
                         georeference = georeference.shifted(*job.source.corner[:2])
-                self._process(job, scene, georeference, None if shared is None else write_and_count)
+                self._process(job, scene, georeference, camera, None if shared is None else write_and_count)
         except DamagedSceneError as error:
             if not self._settings.skip_unreadable:
                 raise DamagedSceneError(f"{error}{SKIP_HINT if len(plan.jobs) > 1 else ''}") from error
@@ -121,9 +126,34 @@ class InferenceRun:
         source = job.source
         with _of_one_scene():
             scene = open_scene(source.path, stretch=self._spec.stretch, bands=self._settings.bands)
+            if self._settings.needs_gsd and scene.gsd is None:
+                scene.gsd = self._photo_gsd(source)
             return scene if source.size is None else part_of(scene, source.size, source.corner)
 
-    def _process(self, job: Job, scene: Scene, georeference: Georeference | None, shared: Write | None) -> None:
+    def _photo_gsd(self, source: Source) -> float | None:
+        """Return the ground sample distance that the metadata of a photo gives, and report it; None if it gives none.
+
+        Raises:
+            GeoreferenceError: the metadata of a drone photo lacks a value, or the photo is oblique.
+        """
+        camera = read_camera(source.path)
+        if camera is None or camera.angles is None:
+            return None
+        try:
+            gsd, origin = photo_ground_sample_distance(camera)
+        except GeoreferenceError as error:
+            raise GeoreferenceError(f"{error}; give the meters per pixel: --gsd 0.05") from error
+        logger.info(f"{source.label}: {100 * gsd:.3g} cm per pixel on the ground, from its metadata ({origin})")
+        return gsd
+
+    def _process(
+        self,
+        job: Job,
+        scene: Scene,
+        georeference: Georeference | None,
+        camera: tuple[float, float] | None,
+        shared: Write | None,
+    ) -> None:
         spec = self._spec
         with _of_one_scene() if self._settings.auto_scale else nullcontext():
             options = self._settings.options_for(scene, spec)
@@ -141,7 +171,7 @@ class InferenceRun:
             for line in plan_lines(scene, spec, plan, from_journal=from_journal, seconds=seconds):
                 logger.info(line)
             try:
-                tally, best = self._scan_to_files(job, scene, plan, georeference, journal, shared)
+                tally, best = self._scan_to_files(job, scene, plan, georeference, camera, journal, shared)
             except (KeyboardInterrupt, OSError):
                 if journal is not None and journal.path.exists():
                     logger.info(
@@ -168,6 +198,7 @@ class InferenceRun:
         scene: Scene,
         plan: ScanPlan,
         georeference: Georeference | None,
+        camera: tuple[float, float] | None,
         journal: Journal | None,
         shared: Write | None,
     ) -> tuple[Tally, Best]:
@@ -188,7 +219,7 @@ class InferenceRun:
             results = scan(self._backend, scene, plan, tile_filter=self._settings.contrast_filter, journal=journal)
             for chunk in chunks(results, observe=observe):
                 found = SceneDetections(
-                    str(job.source.path), job.source.image_id, scene.width, scene.height, chunk, georeference
+                    str(job.source.path), job.source.image_id, scene.width, scene.height, chunk, georeference, camera
                 )
                 write(found)
                 if shared is not None:

@@ -18,6 +18,7 @@ from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scan import SceneResult, detect_scene
 from tinydet.runtime.scenes import Scene, open_scene
+from tinydet.runtime.scenes.camera_metadata import read_camera
 from tinydet.runtime.scenes.georeference import georeference_of
 from tinydet.runtime.scenes.pixels import Pixels
 from tinydet.runtime.scenes.sources import find_sources
@@ -208,6 +209,7 @@ class Model:
     def _predict(self, scene: Scene, name: str, image_id: int, progress: Progress | None = None) -> Prediction:
         result = detect_scene(self.backend, scene, self.options, progress=progress)
         is_raster = Path(name).suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt")
+        camera = read_camera(Path(name)) if Path(name).is_file() else None
         return Prediction(
             name,
             image_id,
@@ -215,6 +217,7 @@ class Model:
             scene.height,
             result.detections,
             georeference_of(Path(name)) if is_raster else None,
+            None if camera is None else camera.lon_lat,
             spec=self.spec,
             result=result,
         )

@@ -138,8 +138,18 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         gdal_file.replace(temporary)
 
 
-def missing_georeference_error(scene: str, path: Path) -> ValueError:
-    """Return the error for a scene without a georeference in a map format."""
+def missing_georeference_error(scene: str, path: Path, *, has_camera: bool = False) -> ValueError:
+    """Return the error for a scene without a georeference in a map format.
+
+    Args:
+        has_camera: whether the scene is a photo that states the position of its camera.
+    """
+    if has_camera:
+        return ValueError(
+            f"{scene} has no georeference, which {path.name} requires, only the GPS position of its camera; --gps "
+            "places the detections of a photo taken straight down approximately, on flat ground; .csv and .parquet "
+            "have the position of the camera"
+        )
     return ValueError(
         f"{scene} has no georeference, which {path.name} requires; "
         "write .json, .csv or .parquet, or give the scene a geotransform and a CRS (gdal_edit, gdal_translate)"
