@@ -58,7 +58,7 @@ LAYERS = (
 PACKAGES = [name for name, _ in LAYERS]
 USES_TORCH = dict(LAYERS)
 
-CORE = {"PIL", "cv2", "numpy", "onnxruntime", "pydantic", "tqdm"}
+CORE = {"PIL", "cv2", "filelock", "numpy", "onnxruntime", "pydantic", "tqdm"}
 TORCH = {"torch", "torchvision"}
 # What to install for an import whose name says otherwise.
 DISTRIBUTIONS = {

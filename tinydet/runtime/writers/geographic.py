@@ -7,7 +7,6 @@ has no geometry.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import sqlite3
@@ -78,10 +77,9 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         import pyogrio.raw
 
     with ExitStack() as stack:
-        locks = stack.enter_context(ExitStack())
         count = stack.enter_context(_without_geometry(path))
         temporary = stack.enter_context(atomic_path(path, part=True))
-        # GDAL creates its own file, which replaces the locked `temporary` once it is complete.
+        # GDAL creates its own file, which replaces `temporary` once it is complete.
         gdal_file, copy = (temporary.with_name(f"{temporary.stem}.{word}{temporary.suffix}") for word in ("gdal", "2"))
         for file in (gdal_file, copy):
             for end in ("", "-journal", "-wal", "-shm"):
@@ -133,8 +131,6 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         yield write
         with _gdal_errors(path, gdal_file):
             _check_complete(gdal_file, boxes, shapes)
-        # Lock the new file before it takes the temporary name, for which other processes look.
-        fcntl.flock(locks.enter_context(gdal_file.open("rb")), fcntl.LOCK_EX)
         gdal_file.replace(temporary)
 
 
