@@ -314,16 +314,11 @@ def test_a_model_runs_where_the_modules_of_posix_are_absent(tmp_path: Path) -> N
     """As on Windows, which has none of them."""
     pytest.importorskip("onnxruntime")
     Image.new("RGB", (160, 120), "gray").save(tmp_path / "a.png")
+    code = BLOCKED + "from tinydet.__main__ import main\nsys.exit(main(sys.argv[2:]))"
+    scene, table = str(tmp_path / "a.png"), str(tmp_path / "a.csv")
+    command = ["infer", "--image", scene, "--output", table, "--format", "csv,coco", "--backend", "onnx", "--resume"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            BLOCKED + "from tinydet.__main__ import main\nsys.exit(main(sys.argv[2:]))",
-        ]
-        + ["fcntl,resource,pwd,grp,termios,tty,pty,syslog", "infer", "--image", str(tmp_path / "a.png")]
-        + ["--output", str(tmp_path / "a.csv"), "--format", "csv,coco", "--backend", "onnx", "--resume"],
+        [sys.executable, "-W", "ignore", "-c", code, "fcntl,resource,pwd,grp,termios,tty,pty,syslog", *command],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

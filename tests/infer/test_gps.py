@@ -90,7 +90,7 @@ def test_an_oblique_photo_has_no_place_on_a_map_and_only_a_camera_in_a_table(
     photo("low.png", packet=OBLIQUE)
     assert run("--image", "low.png", "--gps", "--output", "a.geojson") == 2
     err = capsys.readouterr().err
-    assert "low.png: an oblique photo, 45° from straight down; at most 10° can be placed on the ground" in err
+    assert "low.png: an oblique photo, 45° from straight down, where at most 10° can be placed on the ground" in err
     assert err.count("\n") == 1
     assert run("--image", "low.png", "--gps", "--output", "a.csv") == 0
     (row,) = rows(flight / "a.csv")

@@ -68,9 +68,7 @@ def test_two_builds_that_do_not_work_are_an_error(
 
 def test_what_is_left_of_two_builds_is_an_error(installed: Callable[..., None]) -> None:
     installed("onnxruntime-gpu", module=types.ModuleType("onnxruntime"))
-    with pytest.raises(
-        ImportError, match="ONNX Runtime is incomplete, because two .*pip uninstall -y onnxruntime-gpu; "
-    ):
+    with pytest.raises(ImportError, match="ONNX Runtime is incomplete, because two .*pip uninstall -y onnxrun"):
         onnx_runtime._import()
 
 

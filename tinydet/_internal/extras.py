@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+OPENCV = "OpenCV cannot be loaded"
 HEADLESS = (
-    "pip uninstall -y opencv-python opencv-contrib-python opencv-python-headless; pip install opencv-python-headless"
+    "pip uninstall -y opencv-python opencv-contrib-python opencv-python-headless; "
+    "pip install 'opencv-python-headless<5'"  # as in pyproject.toml
 )
 
 
@@ -28,8 +30,10 @@ def needs_extra(extra: str) -> Iterator[None]:
     except ImportError as error:
         missing = (error.name or str(error)).partition(".")[0]
         if missing == "cv2" and not isinstance(error, ModuleNotFoundError):
+            if str(error).startswith(OPENCV):  # from a block inside
+                raise
             raise ImportError(
-                f"OpenCV cannot be loaded ({error}). A machine without a display takes its headless build: "
+                f"{OPENCV} ({error}). A machine without a display takes its headless build: "
                 f"{HEADLESS}. Or install the system libraries: apt-get install libgl1 libglib2.0-0",
                 name="cv2",
                 path=error.path,

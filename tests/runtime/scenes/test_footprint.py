@@ -152,7 +152,7 @@ def test_a_footprint_across_the_antimeridian_is_cut() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"angles": (0.0, -45.0, 0.0)}, "an oblique photo, 45° from straight down; at most 10° can be placed"),
+        ({"angles": (0.0, -45.0, 0.0)}, "an oblique photo, 45° from straight down, where at most 10° can be placed"),
         ({"angles": (0.0, 0.0, 0.0)}, "an oblique photo, 90°"),
         ({"angles": None}, "no pitch and yaw"),
         ({"lon_lat": None}, "no GPS position"),

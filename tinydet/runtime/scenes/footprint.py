@@ -140,8 +140,8 @@ def _geometry(camera: CameraMetadata) -> tuple[NDArray[np.float64], float, float
     off_nadir = math.degrees(math.acos(min(max(rotation[2, 2], -1.0), 1.0)))
     if off_nadir > NADIR:
         raise GeoreferenceError(
-            f"{camera.path}: an oblique photo, {off_nadir:.0f}° from straight down; at most {NADIR:.0f}° can be placed "
-            "on the ground"
+            f"{camera.path}: an oblique photo, {off_nadir:.0f}° from straight down, where at most {NADIR:.0f}° can be "
+            "placed on the ground"
         )
     return rotation, camera.height, camera.focal
 

@@ -161,7 +161,8 @@ def check_georeference(scene: Path, path: Path, *, gps: bool = False) -> Georefe
     try:
         found = _georeference(scene, gps)
     except GeoreferenceError as error:
-        raise ValueError(f"{error}, or write .json, .csv or .parquet in place of {path.name}") from error
+        joint = ", or" if ";" in str(error) else ";"
+        raise ValueError(f"{error}{joint} write .json, .csv or .parquet in place of {path.name}") from error
     if found is None:
         raise missing_georeference_error(str(scene), path, has_camera=_camera_lon_lat(scene) is not None)
     return found
