@@ -78,11 +78,7 @@ def checkpoint_summary(model: Path) -> str:
     from tinydet.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(model)
-    config = {
-        k: v
-        for k, v in loaded.config.items()
-        if k not in ("train_data", "val_data", "weights_backbone")
-    }
+    config = {k: v for k, v in loaded.config.items() if k not in ("train_data", "val_data", "weights_backbone")}
     return json.dumps({"alpha": loaded.alpha, "alpha_source": loaded.alpha_source, "config": config,
                        "chosen_at": loaded.progress})  # fmt: skip
 

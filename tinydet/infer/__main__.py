@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _calibrate(args)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
     outputs = OutputOptions(args.output, args.format, args.draw, args.crops, args.summary)
-    plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable)
+    plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
     if args.bands is not None and any(job.source.moving for job in plan.jobs):
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--object-size", type=_object_size, metavar="SIZE", help="side of a typical object in the scene for --scale"
         " auto: 24 (pixels) or 0.6m (meters)")  # fmt: skip
     add("--gsd", type=number(0, 1e6, above=True), metavar="M", help="ground sample distance in meters per pixel"
-        " (default: from the georeference)")  # fmt: skip
+        " (default: from the georeference, or the camera metadata of a photo taken straight down)")  # fmt: skip
     add("--max-tiles", type=positive_int, default=MOST_TILES, metavar="N", help="refuse scenes of more tiles before"
         f" scanning them (default: {MOST_TILES})")  # fmt: skip
     add("--skip-empty", action="store_true", help="do not run tiles without contrast at the size of an object, nor"
@@ -165,6 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", type=names_from(FORMATS), metavar="A,B", help=f"write these formats: {','.join(FORMATS)};"
         " coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are named like the images,"
         " with a classes.txt (default: by the suffix of --output, else coco)")  # fmt: skip
+    add("--gps", action="store_true", help="place the detections of drone photos without georeference by their camera"
+        " metadata, approximately: photos taken straight down (within 10 degrees), on flat ground")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
         " as .mp4, .mkv or .mov; a folder for several scenes (default: SCENE.detections.jpg or .mp4, nothing for a"
         " stream)")  # fmt: skip
@@ -228,6 +230,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
         auto_scale=scale is None,
         object_size=args.object_size or "",
         gsd=args.gsd,
+        gps=args.gps,
         contrast_filter=contrast_filter,
         bands=args.bands,
         resume=args.resume,

@@ -110,7 +110,12 @@ class RunPlan:
 
 
 def plan_jobs(
-    sources: Sequence[Source], options: OutputOptions, inputs: Sequence[Path] = (), *, check_scenes: bool = True
+    sources: Sequence[Source],
+    options: OutputOptions,
+    inputs: Sequence[Path] = (),
+    *,
+    check_scenes: bool = True,
+    gps: bool = False,
 ) -> RunPlan:
     """Return a job for each scene.
 
@@ -118,6 +123,7 @@ def plan_jobs(
         inputs: other files that the run reads and must not overwrite.
         check_scenes: check that each scene has the georeference that its formats require. False skips scenes without
             one during the run.
+        gps: place the detections of photos by their camera metadata.
 
     Raises:
         ValueError, OSError: an output that cannot be written, would be written twice or would overwrite an input; a
@@ -146,9 +152,9 @@ def plan_jobs(
     targets = [path for job in jobs for path in job.outputs] + list(shared)
     targets += [path for path in (classes, options.summary) if path is not None]
     _check_targets(targets, sources, inputs)
-    _check_formats(shared, options.formats, sources, check_scenes, alone=not several)
+    _check_formats(shared, options.formats, sources, check_scenes, gps=gps, alone=not several)
     for job in jobs:
-        _check_formats(job.results, job.formats, [job.source], check_scenes, alone=not several)
+        _check_formats(job.results, job.formats, [job.source], check_scenes, gps=gps, alone=not several)
         if job.drawing is not None:
             (check_video_path if job.source.moving else check_image_path)(job.drawing)
         if job.crops is not None:
@@ -336,6 +342,7 @@ def _check_formats(
     sources: Sequence[Source],
     check_scenes: bool,
     *,
+    gps: bool,
     alone: bool,
 ) -> None:
     """Raise ValueError for a file that cannot hold the results of these scenes. Call it before the work, not after."""
@@ -349,6 +356,6 @@ def _check_formats(
                 raise ValueError(f"{path} cannot hold the frames of {source.label}; write .json, .csv or .parquet")
             if form.placed and check_scenes:
                 try:
-                    check_georeference(source.path, path)
+                    check_georeference(source.path, path, gps=gps)
                 except ValueError as error:
                     raise ValueError(f"{error}{'' if alone else SKIP_HINT}") from error

@@ -36,13 +36,17 @@ from tinydet.runtime.journal import Journal
 from tinydet.runtime.plan import ScanPlan, plan_scan
 from tinydet.runtime.scan import BatchResult, SceneScan, scan_scenes
 from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
-from tinydet.runtime.scenes.georeference import Georeference
+from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.runtime.scenes.footprint import photo_ground_sample_distance
+from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError
 from tinydet.runtime.scenes.image_file import warn_once
 from tinydet.runtime.scenes.pixels import BandsError
+from tinydet.runtime.scenes.sources import Source
 from tinydet.runtime.scenes.window import part_of
 from tinydet.runtime.writers import (
     SceneDetections,
     Write,
+    camera_for,
     check_classes,
     georeference_for,
     open_writers,
@@ -184,7 +188,9 @@ class InferenceRun:
         with ExitStack() as stack:
             scene = stack.enter_context(self._open_image(job))
             with _of_one_scene():
-                georeference = georeference_for(job.source.path, (*job.results, *plan.shared))
+                outputs = (*job.results, *plan.shared)
+                georeference = georeference_for(job.source.path, outputs, gps=self._settings.gps)
+                camera = camera_for(job.source.path, outputs)
                 if georeference is not None and job.source.corner is not None:
                     georeference = georeference.shifted(*job.source.corner[:2])
             with _of_one_scene() if self._settings.auto_scale else nullcontext():
@@ -197,13 +203,31 @@ class InferenceRun:
                 if not plan.shared and journal.outputs == job.written():
                     raise _UnchangedScene(scene.name)
             known = 0 if journal is None else journal.tiles()
-            return _OpenScene(scene, scan_plan, journal, stack.pop_all().close, georeference, known)
+            return _OpenScene(scene, scan_plan, journal, stack.pop_all().close, georeference, camera, known)
 
     def _open_image(self, job: Job) -> Scene:
         source = job.source
         with _of_one_scene():
             scene = open_scene(source.path, stretch=self._spec.stretch, bands=self._settings.bands)
+            if self._settings.needs_gsd and scene.gsd is None:
+                scene.gsd = self._photo_gsd(source)
             return scene if source.size is None else part_of(scene, source.size, source.corner)
+
+    def _photo_gsd(self, source: Source) -> float | None:
+        """Return the ground sample distance that the metadata of a photo gives, and report it; None if it gives none.
+
+        Raises:
+            GeoreferenceError: the metadata of a drone photo lacks a value, or the photo is oblique.
+        """
+        camera = read_camera(source.path)
+        if camera is None or camera.angles is None:
+            return None
+        try:
+            gsd, origin = photo_ground_sample_distance(camera)
+        except GeoreferenceError as error:
+            raise GeoreferenceError(f"{error}; give the meters per pixel: --gsd 0.05") from error
+        logger.info(f"{source.label}: {100 * gsd:.3g} cm per pixel on the ground, from its metadata ({origin})")
+        return gsd
 
     def _process(
         self, job: Job, scan: _OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
@@ -265,6 +289,7 @@ class InferenceRun:
                     scan.scene.height,
                     chunk,
                     scan.georeference,
+                    scan.camera_lon_lat,
                     file_name=job.source.file_name,
                     corner=job.source.corner,
                 )
@@ -324,6 +349,7 @@ class _OpenScene(SceneScan):
     """
 
     georeference: Georeference | None = None
+    camera_lon_lat: tuple[float, float] | None = None
     from_journal: int = 0
 
 

@@ -11,6 +11,7 @@ See docs/api.md for more. Below this interface, `tinydet.runtime.scan` has the f
 
 from __future__ import annotations
 
+from tinydet._internal import opencv  # noqa: F401 - before the modules that import OpenCV
 from tinydet.geometry.tiles import Tile, TileGrid
 from tinydet.runtime.backends import Backend, TileOutputs, choose_model, open_model
 from tinydet.runtime.detections import Detections

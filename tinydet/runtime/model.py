@@ -24,6 +24,7 @@ from tinydet.runtime.image_output import MAX_SIDE, check_image_path, longest_sid
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scan import SceneResult, detect_scene, detect_scenes
 from tinydet.runtime.scenes import EXPECTED, Image, Scene, SceneLike, open_scene
+from tinydet.runtime.scenes.camera_metadata import read_camera
 from tinydet.runtime.scenes.georeference import Georeference, georeference_of
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
 from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream
@@ -397,6 +398,7 @@ class _Input:
         self._name = str(scene) if isinstance(scene, str | Path) else ""
         self._size = (0, 0)
         self._georeference: Georeference | None = None
+        self._camera_lon_lat: tuple[float, float] | None = None
 
     def open(self) -> Scene:
         """Open the scene, and note its size and georeference."""
@@ -410,6 +412,8 @@ class _Input:
             is_raster = Path(self._name).suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt")
             if is_raster and isinstance(self.source, str | Path | Scene):
                 self._georeference = georeference_of(Path(self._name))
+            if Path(self._name).is_file() and (camera := read_camera(Path(self._name))) is not None:
+                self._camera_lon_lat = camera.lon_lat
         self._size = scene.width, scene.height
         return scene
 
@@ -420,6 +424,7 @@ class _Input:
             *self._size,
             result.detections,
             self._georeference,
+            self._camera_lon_lat,
             spec=self._spec,
             result=result,
             source=self.source,

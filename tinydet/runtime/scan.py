@@ -48,6 +48,8 @@ class ScanCounts:
         busy: seconds in the backend.
         unconverged: proposals whose suppression in the graph did not converge, see `TileOutputs`; only of tiles that
             this run processed, not of tiles from a journal.
+        cut: the score from which on no box was lost for lack of slots; -inf if none was lost, see `saturated`. Only of
+            tiles that this run processed.
     """
 
     tiles: int = 0
@@ -56,10 +58,12 @@ class ScanCounts:
     saturated: int = 0
     busy: float = 0.0
     unconverged: int = 0
+    cut: float = -np.inf
 
     def __add__(self, other: ScanCounts) -> ScanCounts:
-        names = [field.name for field in dataclasses.fields(ScanCounts)]
-        return ScanCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        names = [field.name for field in dataclasses.fields(ScanCounts) if field.name != "cut"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return ScanCounts(**sums, cut=max(self.cut, other.cut))
 
 
 @dataclass(frozen=True)
@@ -262,11 +266,12 @@ def nms_not_converged(proposals: int, spec: ModelSpec) -> str:
 
 
 class _TileRun(NamedTuple):
-    """A batch record, with the seconds that the backend took and the proposals that did not converge."""
+    """A batch record, with what a journal does not hold; see `ScanCounts`."""
 
     record: BatchRecord
     busy: float = 0.0
     unconverged: int = 0
+    cut: float = -np.inf
 
 
 @dataclass(eq=False)
@@ -410,7 +415,8 @@ class _SceneStream(Generic[T]):
                 if task.scan.journal is not None:
                     task.scan.journal.append(record)
                 unconverged = 0 if part is None else int(part.unconverged.sum())
-                task.ready.append(_TileRun(record, busy * len(segment.tiles), unconverged))
+                cut = -np.inf if part is None else _cut(part)
+                task.ready.append(_TileRun(record, busy * len(segment.tiles), unconverged, cut))
             if segment.error is not None:
                 task.ready.append(segment.error)
 
@@ -486,6 +492,12 @@ def _rows(outputs: TileOutputs, first: int, last: int) -> TileOutputs:
     return TileOutputs(**{name: array[first:last] for name, array in outputs._asdict().items()})
 
 
+def _cut(outputs: TileOutputs) -> float:
+    """Return the score of the last box of the tiles that had more boxes than slots, the highest; -inf without any."""
+    lowest = outputs.scores[:, -1:][outputs.candidates > outputs.scores.shape[1]]
+    return float(lowest.max(initial=-np.inf))
+
+
 def _check_record(record: BatchRecord, tiles: int, classes: int) -> None:
     """Check a record from a journal, which another program may have written."""
     found = record.detections
@@ -506,6 +518,7 @@ def _stitch(stitcher: Stitcher, run: _TileRun) -> BatchResult:
         saturated=record.saturated,
         busy=run.busy,
         unconverged=run.unconverged,
+        cut=run.cut,
     )
 
 

@@ -149,11 +149,12 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
         logdir=config.logdir / config.output.stem if config.tensorboard else None,
         processes=processes,
     )
+    validation: Validation | None = None
     if val is not None:
-        validation = Validation(
+        score = validation = Validation(
             val, overlap=config.overlap, device=device, autocast=trainer.autocast, processes=processes
         )
-        trainer.validate = lambda detector: validation(detector, trainer.checkpoint_spec())
+        trainer.validate = lambda detector: score(detector, trainer.checkpoint_spec())
         trainer.show = validation.show
     if config.resume:
         trainer.resume()
@@ -177,7 +178,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
         raise
     if config.json and processes.first:
         write_json(config.json, run_record(trainer))
-    for line in result_lines(trainer, val):
+    for line in result_lines(trainer, validation):
         report(line)
     return _trained(trainer)
 

@@ -352,7 +352,9 @@ class Trainer:
         _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
         if writer is not None and self.show is not None:
             self.show(writer, self._step)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0 and "/" not in name)
+        shown = "  ".join(
+            f"{name} {100 * value:.1f}" for name, value in metrics.items() if value >= 0 and "/" not in name
+        )
         bar.clear()
         if self.processes.first:
             logger.info(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")

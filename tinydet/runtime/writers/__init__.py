@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.outputs import is_device
+from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.runtime.scenes.footprint import read_footprint
 from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, read_georeference
 from tinydet.runtime.writers.geographic import missing_georeference_error, write_geojson, write_geopackage
 from tinydet.runtime.writers.table import SceneDetections, write_csv, write_parquet
@@ -37,6 +39,7 @@ __all__ = [
     "FORMATS",
     "SceneDetections",
     "Write",
+    "camera_for",
     "check_classes",
     "check_formats",
     "check_georeference",
@@ -180,25 +183,32 @@ def check_output(path: Path, scenes: int, kinds: Sequence[str] | None = None) ->
             import pyarrow  # noqa: F401
 
 
-def check_georeference(scene: Path, path: Path) -> Georeference:
+def check_georeference(scene: Path, path: Path, *, gps: bool = False) -> Georeference:
     """Return the georeference of a scene for a map format, which requires one.
+
+    Args:
+        gps: take the footprint of a photo from its camera metadata if it has no georeference.
 
     Raises:
         ValueError: the scene has none, or none that gives longitude and latitude. Names the scene and the reason.
     """
     try:
-        found = read_georeference(scene)
+        found = _georeference(scene, gps)
     except GeoreferenceError as error:
-        raise ValueError(f"{error}, or write .json, .csv or .parquet in place of {path.name}") from error
+        joint = ", or" if ";" in str(error) else ";"
+        raise ValueError(f"{error}{joint} write .json, .csv or .parquet in place of {path.name}") from error
     if found is None:
-        raise missing_georeference_error(str(scene), path)
+        raise missing_georeference_error(str(scene), path, has_camera=_camera_lon_lat(scene) is not None)
     return found
 
 
-def georeference_for(scene: Path, paths: Sequence[Path]) -> Georeference | None:
+def georeference_for(scene: Path, paths: Sequence[Path], *, gps: bool = False) -> Georeference | None:
     """Return the georeference of a scene for its output files; None if it has none.
 
     If the georeference gives no longitude and latitude and a table leaves those columns empty, a warning is logged.
+
+    Args:
+        gps: as for `check_georeference`.
 
     Raises:
         ValueError: as `check_georeference`, for a map format.
@@ -206,13 +216,30 @@ def georeference_for(scene: Path, paths: Sequence[Path]) -> Georeference | None:
     forms = {path: format_of(path) for path in paths if not is_device(path)}
     for path, form in forms.items():
         if form.placed:
-            return check_georeference(scene, path)
-    try:
-        return read_georeference(scene)
-    except GeoreferenceError as error:
-        if any(form.located for form in forms.values()):
-            logger.warning(f"{error}; lon and lat are left empty")
+            return check_georeference(scene, path, gps=gps)
+    if not any(form.located for form in forms.values()):
         return None
+    try:
+        return _georeference(scene, gps)
+    except GeoreferenceError as error:
+        logger.warning(f"{error}; lon and lat are left empty")
+        return None
+
+
+def camera_for(scene: Path, paths: Sequence[Path]) -> tuple[float, float] | None:
+    """Return longitude and latitude of the camera that took a photo; None if no output file has columns for them."""
+    forms = [format_of(path) for path in paths if not is_device(path)]
+    return _camera_lon_lat(scene) if any(form.placed or form.located for form in forms) else None
+
+
+def _georeference(scene: Path, gps: bool) -> Georeference | None:
+    found = read_georeference(scene)
+    return read_footprint(scene) if found is None and gps else found
+
+
+def _camera_lon_lat(scene: Path) -> tuple[float, float] | None:
+    camera = read_camera(scene)
+    return None if camera is None else camera.lon_lat
 
 
 def open_writer(path: Path, spec: ModelSpec, kind: str | None = None) -> AbstractContextManager[Write]:

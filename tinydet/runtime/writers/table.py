@@ -35,6 +35,7 @@ class SceneDetections:
         width, height: of the scene in pixels.
         detections: in pixels of the scene.
         georeference: of the scene; None without one.
+        camera_lon_lat: position of the camera that took a photo, in degrees; None if the photo does not state it.
         file_name: name of the image in COCO files, relative to the folder of the images; default: the base name of
             `scene`. It is escaped like `scene`.
         frame: number of a video's frame in its source; else None.
@@ -48,6 +49,7 @@ class SceneDetections:
     height: int
     detections: Detections
     georeference: Georeference | None = None
+    camera_lon_lat: tuple[float, float] | None = None
     file_name: str = ""
     frame: int | None = None
     seconds: float | None = None
@@ -62,15 +64,18 @@ class SceneDetections:
 def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
     """Return the columns of the table, arrays of equal length.
 
-    `lon` and `lat` are those of the box center; NaN if it has none. `seam_distance` is NaN if the tile has no inner
-    edge.
+    `lon` and `lat` are those of the box center; NaN if it has none. `position_error` is their standard error in meters,
+    if it is known. `camera_lon` and `camera_lat` are where the camera was. `seam_distance` is NaN if the tile has no
+    inner edge.
     """
     of = found.detections
     classes = np.array([encodable(name) for name in spec.classes], object)
     category_ids = np.asarray(spec.category_ids, np.int64)
-    place = np.full((len(of), 2), np.nan)
+    place, error = np.full((len(of), 2), np.nan), np.full(len(of), np.nan)
     if found.georeference is not None:
-        place = found.georeference.lon_lat(found.georeference.corners(of.boxes).mean(axis=1))
+        place = found.georeference.lon_lat(found.georeference.centers(of.boxes))
+        error = found.georeference.position_errors(of.boxes)
+    camera = (np.nan, np.nan) if found.camera_lon_lat is None else found.camera_lon_lat
     x1, y1, x2, y2 = of.boxes.T
     return {
         "scene": np.full(len(of), found.scene, object),
@@ -84,6 +89,9 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
         "y2": y2,
         "lon": place[:, 0],
         "lat": place[:, 1],
+        "position_error": error,
+        "camera_lon": np.full(len(of), camera[0]),
+        "camera_lat": np.full(len(of), camera[1]),
         "pass": of.passes,
         "tile": of.tiles,
         "seam_distance": np.where(np.isfinite(of.seam_distance), of.seam_distance, np.float32(np.nan)),
