@@ -33,7 +33,7 @@ from tinydet.spec import ModelSpec
 T = TypeVar("T")
 
 OPEN_PIXELS = 1 << 26  # of all scenes that are open ahead, about 200 MB; one larger scene is open alone
-MOST_OPEN = 256  # scenes; each may hold the files of a raster and a journal
+MOST_OPEN = 64  # scenes; each may hold the files of a raster and a journal, and macOS allows 256 files by default
 
 
 @dataclass(frozen=True, kw_only=True)
