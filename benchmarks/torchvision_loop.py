@@ -24,6 +24,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from tinydet.data.samples import TrainingTiles, epoch_batches
 from tinydet.models.backbone import Backbone
+from tinydet.models.backbone_registry import build_backbone
 
 Targets = Sequence[dict[str, Tensor]]
 
@@ -45,7 +46,7 @@ class Levels(nn.Module):
 
 def build(backbone: str, channels: int, head_convs: int, classes: int, freeze: int, size: tuple[int, int]) -> RetinaNet:
     """Build torchvision's RetinaNet with the anchors of the paper, for images of `size` (height, width)."""
-    body = Backbone(backbone, norm="frozen")
+    body = build_backbone(backbone, norm="frozen")
     body.freeze(freeze)
     sizes = tuple(tuple(side * 2 ** (octave / 3) for octave in range(3)) for side in (8, 16, 32, 64, 128))
     model = RetinaNet(

@@ -15,6 +15,7 @@ from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.habits import COMMANDS as HABITS
 from tinydet._internal.parser import Parser
+from tinydet._internal.plugins import add_plugin_option
 from tinydet._internal.shell import program, tinydet_command
 from tinydet._internal.suggestions import alternatives, similar
 
@@ -29,6 +30,7 @@ class Entry(NamedTuple):
     module: str  # imported only when its command is called
     extra: str  # the extra its imports need beyond the runtime; empty if they need none
     summary: str
+    plugins: bool = False  # of a sub-command: whether it takes `--plugin FILE.py`
 
 
 class Group(NamedTuple):
@@ -51,15 +53,25 @@ COMMANDS: dict[str, Entry | Group] = {
                 "tinydet.export.onnx_command",
                 "",
                 "export a checkpoint to ONNX; convert an ONNX file to FP16 or INT8",
+                plugins=True,
             ),
             "engine": Entry(
-                "tinydet.export.engine_command", "", "build a TensorRT or TensorRT-RTX engine from a checkpoint or ONNX"
+                "tinydet.export.engine_command",
+                "",
+                "build a TensorRT or TensorRT-RTX engine from a checkpoint or ONNX",
+                plugins=True,
             ),
             "verify": Entry(
-                "tinydet.export.verify_command", "", "compare an exported model with the one that it was made from"
+                "tinydet.export.verify_command",
+                "",
+                "compare an exported model with the one that it was made from",
+                plugins=True,
             ),
             "freeze": Entry(
-                "tinydet.export.freeze_command", "", "replace attention in a checkpoint by constant factors"
+                "tinydet.export.freeze_command",
+                "",
+                "replace attention in a checkpoint by constant factors",
+                plugins=True,
             ),
         },
     ),
@@ -74,7 +86,10 @@ COMMANDS: dict[str, Entry | Group] = {
                 "convert TinyPerson, CityPersons, Pascal VOC, YOLO, VisDrone or DOTA annotations to COCO JSON",
             ),
             "stats": Entry(
-                "tinydet.study.dataset_stats", "", "report object sizes, shapes, density, fusion factors and advice"
+                "tinydet.study.dataset_stats",
+                "",
+                "report object sizes, shapes, density, fusion factors and advice",
+                plugins=True,
             ),
             "check": Entry(
                 "tinydet.data.check", "", "find every fault in an annotation file and its images; --fix repairs a copy"
@@ -131,12 +146,14 @@ def _run_in_group(group: str, entry: Group, words: list[str]) -> int:
     if name is None:
         return 2
 
-    @command(f"{group} {name}")
+    @command(f"{group} {name}", plugins=entry.commands[name].plugins)
     def run(argv: Sequence[str] | None = None) -> int:
         module = _load(entry.commands[name])
         summary = entry.commands[name].summary
         parser = Parser(f"{group} {name}", description=_sentence(summary), examples=module.EXAMPLES)
         module.add_arguments(parser)
+        if entry.commands[name].plugins:
+            add_plugin_option(parser)
         result = module.run(parser.parse_args(argv))
         if isinstance(result, str):
             print(result)

@@ -14,6 +14,7 @@ from tinydet.__main__ import main
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.export.freeze import attention_factors
+from tinydet.models.backbone import PixelNorm
 from tinydet.models.batch import collate
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -43,7 +44,7 @@ def test_factors_are_measured_on_each_tile_finest_edge_first(squares: Path, trai
     fpn = detector.fpn
     assert isinstance(fpn, FPN)
     with torch.no_grad():
-        c = detector.backbone(collate([tiles.sample(2, seed=0, epoch=0)], torch.device("cpu")).images)
+        c = detector.backbone(collate([tiles.sample(2, seed=0, epoch=0)], torch.device("cpu"), PixelNorm()).images)
         laterals = [inner(feature) for inner, feature in zip(fpn.inner, c, strict=True)]
         merged, expected = laterals[3], []
         for i in (2, 1, 0):

@@ -16,6 +16,7 @@ from torchvision.ops import roi_align
 from torchvision_graph import TorchvisionGraph
 
 from tinydet.data.samples import Sample
+from tinydet.models.backbone import PixelNorm
 from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import Batch, anchors_of, collate
 from tinydet.models.build import DetectorConfig, build_detector
@@ -81,7 +82,7 @@ def batch_of(regions: list[list[float]] | None = None, sizes=((SIZE, SIZE), (SIZ
             np.array([0, 1, 1], np.int64) if i == 0 else np.zeros(0, np.int64),
             np.array(regions, np.float32) if regions and i == 0 else empty,
         ))  # fmt: skip
-    return collate(samples, CPU)
+    return collate(samples, CPU, PixelNorm())
 
 
 @torch.no_grad()
@@ -160,7 +161,7 @@ def test_tiles_that_are_ignored_whole_teach_nothing_and_break_nothing() -> None:
     empty = np.zeros((0, 4), np.float32)
     region = np.array([[-99, -99, 199, 199]], np.float32)
     sample = Sample(np.zeros((64, 64, 3), np.uint8), empty, np.zeros(0, np.int64), region)
-    losses = detector.loss(collate([sample], CPU))
+    losses = detector.loss(collate([sample], CPU, PixelNorm()))
     assert [x.item() for x in losses.values()] == [0, 0, 0, 0]
     total(losses).backward()
 

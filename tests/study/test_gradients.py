@@ -12,6 +12,7 @@ from dense_loss import dense_loss
 
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.samples import TrainingTiles
+from tinydet.models.backbone import PixelNorm
 from tinydet.models.batch import collate
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
@@ -24,7 +25,7 @@ CONFIG = DetectorConfig("mobilenet_v2", channels=16, norm="frozen", options={"he
 @pytest.fixture
 def batches(squares: Path):
     tiles = TrainingTiles(load_dataset(*find_dataset(squares)), 96, 32, flip=False)
-    return [collate([tiles.sample(i, seed=0, epoch=0)], torch.device("cpu")) for i in (0, 1)]
+    return [collate([tiles.sample(i, seed=0, epoch=0)], torch.device("cpu"), PixelNorm()) for i in (0, 1)]
 
 
 def test_with_alpha_zero_a_level_reaches_its_own_feature_and_those_it_is_computed_from(batches) -> None:

@@ -22,7 +22,7 @@ class TorchvisionGraph(nn.Module):
         self.detector = copy.deepcopy(detector).eval()
         if fold:
             self.detector.fpn = fold_alpha(self.detector.fpn)
-        self.pixels = Pixels()
+        self.pixels = Pixels(self.detector.backbone)
         self.slots = spec.max_detections
         heads = self.detector.roi_heads
         heads.score_thresh, heads.nms_thresh = spec.score_floor, math.inf

@@ -14,6 +14,7 @@ from tinydet._internal.console import show_messages
 from tinydet._internal.errors import is_outside_error, reason
 from tinydet._internal.extras import check_opencv
 from tinydet._internal.names import mask_secrets, printable
+from tinydet._internal.plugins import import_plugins
 
 
 class Main(Protocol):
@@ -22,12 +23,15 @@ class Main(Protocol):
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
-def command(name: str) -> Callable[[Main], Main]:
+def command(name: str, *, plugins: bool = False) -> Callable[[Main], Main]:
     """Decorate `main(argv) -> exit code`: errors that a user can act on are printed as one line on stderr.
 
     ValueError, OSError, ImportError, exceptions of libraries and limits of Python (memory, recursion) exit with 2,
     Ctrl-C with 130. Any other exception is a bug and keeps its traceback. TINYDET_TRACEBACK=1 shows the traceback of
     all errors. An empty `name` is the command `tinydet` itself.
+
+    Args:
+        plugins: whether the command takes `--plugin FILE.py`; the files are imported before `main` is called.
     """
     label = f"tinydet {name}".strip()
 
@@ -40,6 +44,8 @@ def command(name: str) -> Callable[[Main], Main]:
                         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files
                     with show_messages(label):
                         check_opencv()
+                        if plugins:
+                            import_plugins(sys.argv[1:] if argv is None else argv)
                         return main(argv)
                 finally:
                     print(end="", flush=True)  # report a closed pipe here rather than at interpreter exit

@@ -18,6 +18,7 @@ from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.parser import Parser
 from tinydet._internal.progress import Bar
+from tinydet._internal.plugins import add_plugin_option
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_file
@@ -44,7 +45,7 @@ MODEL_PROTOCOL = "coco"
 RESULTS_PROTOCOL = "tinyperson"  # results of other frameworks are usually compared with the benchmark's tables
 
 
-@command("evaluate")
+@command("evaluate", plugins=True)
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     _check(args)
@@ -338,6 +339,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument(
         "--plots", type=Path, metavar="DIR", help="draw curves, errors by size and the images with the most errors"
     )
+    add_plugin_option(parser)
     return parser
 
 

@@ -85,11 +85,14 @@ def attention_factors(detector: Detector, tiles: TrainingTiles) -> Tensor:
         factors[-1].append(float(factor))
 
     hooks = [edge.register_forward_hook(record) for edge in detector.fpn.attention]
+    cpu = torch.device("cpu")
     try:
         for i in track(range(len(tiles)), "tile", "factors"):
             factors.append([])
             # One tile at a time: padding to the size of another tile would change the means that attention computes.
-            features = detector.backbone(collate([tiles.sample(i, seed=0, epoch=0)], torch.device("cpu")).images)
+            features = detector.backbone(
+                collate([tiles.sample(i, seed=0, epoch=0)], cpu, detector.backbone.pixels).images
+            )
             detector.fpn(features[-len(detector.fpn.inner) :])  # a pyramid that starts at P3 does not use C2
     finally:
         for hook in hooks:

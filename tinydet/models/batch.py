@@ -14,8 +14,7 @@ from torch import Tensor
 
 from tinydet.data.samples import Sample, pad_together
 from tinydet.geometry.anchors import AnchorDesign
-from tinydet.models.backbone import PIXEL_MEAN, PIXEL_STD
-from tinydet.spec import PAD_VALUE
+from tinydet.models.backbone import PixelNorm
 
 PAD_MULTIPLE = 32  # the stride of C5, so that every level is exactly twice the next
 
@@ -46,11 +45,18 @@ class Batch:
 
 
 def collate(
-    samples: Sequence[Sample], device: torch.device, layout: torch.memory_format = torch.channels_last
+    samples: Sequence[Sample],
+    device: torch.device,
+    norm: PixelNorm,
+    layout: torch.memory_format = torch.channels_last,
 ) -> Batch:
-    """Collate samples into one batch on `device`; tiles are padded at the right and bottom with the mean color."""
-    pixels = torch.from_numpy(pad_together([s.pixels for s in samples], PAD_VALUE, PAD_MULTIPLE)).to(device)
-    mean, std = (torch.tensor(value, device=device).view(1, 3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
+    """Collate samples into one batch on `device`; tiles are padded at the right and bottom with the mean color.
+
+    Args:
+        norm: of the backbone, `Backbone.pixels`.
+    """
+    pixels = torch.from_numpy(pad_together([s.pixels for s in samples], norm.pad, PAD_MULTIPLE)).to(device)
+    mean, std = (torch.tensor(value, device=device).view(1, 3, 1, 1) for value in norm)
     images = pixels.permute(0, 3, 1, 2).float().contiguous(memory_format=layout).sub_(mean).div_(std)
     labels = torch.from_numpy(np.concatenate([s.labels for s in samples])).to(device)
     boxes, owner = _together([s.boxes for s in samples], device)

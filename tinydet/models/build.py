@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinydet._internal.arguments import MAX_CHANNELS
+from tinydet._internal.arguments import MAX_CHANNELS, quoted
 from tinydet._internal.json_files import checked
 from tinydet.models.detector import Detector
 from tinydet.models.options import Fusion, Norm
@@ -52,6 +52,12 @@ class DetectorConfig:
             ValueError: a field is missing, or has another type or an unknown value. Names `source`.
         """
         given = values if isinstance(values, dict) else {}
+        name = given.get("detector")
+        if isinstance(name, str) and name not in DETECTORS:
+            raise ValueError(
+                f"{source}: its detector {quoted(name)} is not registered; name the file that registers it with "
+                "--plugin FILE.py, or import it first in Python (a checkpoint never imports code itself)"
+            )
         info = DETECTORS.get(str(given.get("detector")))
         own = {name: given[name] for name in info.option_names if name in given} if info else {}
         arguments = {**given, "options": own} if isinstance(values, dict) else values

@@ -21,6 +21,7 @@ from tinydet._internal.errors import reason
 from tinydet._internal.json_files import checked
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.source import DataSource
+from tinydet.models.backbone import PixelNorm
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.detector import Detector
 from tinydet.models.registry import detector_info
@@ -28,6 +29,7 @@ from tinydet.models.tensor_files import read_tensors, unusable_tensor
 from tinydet.spec import ModelSpec
 
 FORMAT = "tinydet-1"
+SMALLEST_STD = 1e-3  # of pixels in 0..255
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,14 @@ class Checkpoint:
         record = self.config.get(name)
         return None if record is None else DataSource.from_json(record, Path(path).parent)
 
+    @property
+    def pixels(self) -> PixelNorm:
+        """The normalization of the pixels: as stored with the weights, else that of ImageNet."""
+        mean, std = (self.weights.get(f"backbone.pixel_{part}") for part in ("mean", "std"))
+        if mean is None or std is None:
+            return PixelNorm()
+        return PixelNorm(tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+
     def check(self) -> None:
         """Check that the fields are consistent, before memory is allocated for the detector.
 
@@ -96,6 +106,11 @@ class Checkpoint:
         """
         if fault := unusable_tensor(self.weights):
             raise ValueError(fault)
+        mean, std = self.pixels
+        if not (len(mean) == len(std) == 3 and all(0 <= value <= 255 for value in mean) and min(std) >= SMALLEST_STD):
+            raise ValueError(
+                f"pixel_mean must be three values from 0 to 255, and pixel_std three above 0; got {mean}, {std}"
+            )
         spec = self.spec()
         spec.to_json().encode()  # a text with an unpaired surrogate cannot be written
         if self.detector.classes != len(spec.classes):
@@ -126,6 +141,7 @@ class Checkpoint:
             max_batch=max_batch,
             max_detections=max_detections,
             nms_rounds=detector_info(self.detector.detector).nms_rounds,
+            pad=self.pixels.pad,
             stretch=self.stretch,
             alpha=self.alpha,
             alpha_source=self.alpha_source,

@@ -22,7 +22,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
 from tinydet.geometry.anchors import AnchorDesign
-from tinydet.models.backbone import Backbone
+from tinydet.models.backbone_registry import build_backbone
 from tinydet.models.batch import Batch, anchors_of
 from tinydet.models.detector import Detector, ForeignWeights
 from tinydet.models.distributed import process_count
@@ -105,7 +105,7 @@ class FasterRCNN(Detector):
         if roi_rule not in ("torchvision", "aligned"):
             raise ValueError(f"unknown RoIAlign rule {roi_rule!r}; choose one of: torchvision, aligned")
         self.design: AnchorDesign = design or FASTER_RCNN_ANCHORS.design()
-        self.backbone = Backbone(backbone, norm=norm)
+        self.backbone = build_backbone(backbone, norm=norm)
         self.fpn = FPN(self.backbone.channels, channels, alpha, fusion=fusion, top=LastLevelMaxPool())
         self.rpn = _ProposalNetwork(
             _Anchors(self.design),

@@ -9,8 +9,7 @@ from tinydet._internal.arguments import side
 from tinydet._internal.options import option
 from tinydet.geometry.anchors import AnchorSizes, octaves
 
-Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large"]
-BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
+TORCHVISION_BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large")
 Norm = Literal["frozen", "batch", "group"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 # fixed: given or computed (S-alpha). one, three: learned scalars. channel: one learned factor per channel. attention:

@@ -6,10 +6,12 @@ A new detector is one file in this folder, one row in `DETECTORS` and one test f
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tinydet._internal.arguments import quoted
 from tinydet._internal.options import check_values
 from tinydet.geometry.anchors import AnchorSizes, Pyramid
 from tinydet.models.options import (
@@ -118,6 +120,18 @@ DETECTORS: dict[str, DetectorInfo] = {
         nms_rounds=NMS_ROUNDS,
     ),
 }
+BUILT_IN = tuple(DETECTORS)
+
+
+def register_detector(name: str, info: DetectorInfo) -> None:
+    """Make a detector available by name, to `--detector`, to its options' flags and to checkpoints.
+
+    Raises:
+        ValueError: the name is that of a detector of tinydet, or not made of letters, digits, `_` and `-`.
+    """
+    if name in BUILT_IN or not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"detector {quoted(name)}: the name is taken, or is not made of letters, digits, _ and -")
+    DETECTORS[name] = info
 
 
 def detector_info(name: str) -> DetectorInfo:
@@ -127,7 +141,10 @@ def detector_info(name: str) -> DetectorInfo:
         ValueError: the name is unknown.
     """
     if name not in DETECTORS:
-        raise ValueError(f"unknown detector {name!r}; choose one of: {', '.join(DETECTORS)}")
+        raise ValueError(
+            f"unknown detector {quoted(name)}; choose one of: {', '.join(DETECTORS)}, or name the file that registers "
+            "it with --plugin FILE.py"
+        )
     return DETECTORS[name]
 
 

@@ -13,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.assign import Assigner
 from tinydet.models.assign.max_iou import MaxIoUAssigner, ignored_by_regions
-from tinydet.models.backbone import Backbone
+from tinydet.models.backbone_registry import build_backbone
 from tinydet.models.batch import Batch, anchors_of
 from tinydet.models.box_coder import CODER_WEIGHTS
 from tinydet.models.detector import Detector, ForeignWeights
@@ -63,7 +63,7 @@ class RetinaNet(Detector):
         norm: Norm = "frozen",
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, norm=norm)
+        self.backbone = build_backbone(backbone, norm=norm)
         features = self.backbone.channels[self.first_level :]
         self.fpn = FPN(features, channels, alpha, fusion=fusion, top=self.extra_levels(channels))
         self.head = RetinaNetHead(channels, len(self.design.shapes[0]), classes)

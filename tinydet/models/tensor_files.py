@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinydet._internal.errors import name_failures
+from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 
 
@@ -31,6 +33,29 @@ def read_tensors(path: Path, remedy: str) -> Any:
             f"{path}: not a file of tensors and plain values: it is truncated, foreign, or would execute code "
             f"({type(error).__name__}); {remedy}"
         ) from error
+
+
+def read_weights(path: Path, remedy: str) -> Any:
+    """Return the weights in a file of safetensors, or of `torch.save`; of a training checkpoint, its `state_dict`.
+
+    Raises:
+        ValueError: as `read_tensors`.
+        ModuleNotFoundError: safetensors is not installed.
+    """
+    if path.suffix == ".safetensors":
+        with needs_extra("timm"):
+            from safetensors.torch import load_file
+        try:
+            check_file(path, remedy)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        with name_failures(path, "read", remedy):
+            return load_file(path)
+    values = read_tensors(path, remedy)
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):  # as timm's training script saves them
+        if isinstance(values, dict) and isinstance(values.get(key), dict):
+            return {name.removeprefix("module."): value for name, value in values[key].items()}
+    return values
 
 
 def as_state_dict(values: Any, source: Path | str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.parser import Parser
+from tinydet._internal.plugins import add_plugin_option
 from tinydet.data.coco import Dataset
 from tinydet.data.source import builtin_source, find_source
 from tinydet.geometry.anchors import Pyramid
@@ -22,7 +23,7 @@ from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import ALPHA_RANGE, FusionStatistics
 
 
-@command("salpha")
+@command("salpha", plugins=True)
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     with claim(options.json):
@@ -169,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write counts and factors to this JSON file (default: none)"
     )
+    add_plugin_option(parser)
     return parser
 
 

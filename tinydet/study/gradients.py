@@ -23,6 +23,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.parser import Parser
 from tinydet._internal.progress import track
+from tinydet._internal.plugins import add_plugin_option
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.source import builtin_source, find_source
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 FEATURES = ("C3", "C4", "C5")
 
 
-@command("gradients")
+@command("gradients", plugins=True)
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     with needs_extra("train"):
@@ -72,7 +73,7 @@ def _measure(args: argparse.Namespace, checkpoint: Checkpoint, detector: Detecto
     tiles = TrainingTiles(dataset, checkpoint.tile, overlap, flip=False)
     chosen = np.linspace(0, len(tiles) - 1, min(args.tiles, len(tiles))).round().astype(int).tolist()
     cpu = torch.device("cpu")
-    batches = [collate([tiles.sample(i, seed=0, epoch=0)], cpu) for i in chosen]
+    batches = [collate([tiles.sample(i, seed=0, epoch=0)], cpu, detector.backbone.pixels) for i in chosen]
     strengths = np.stack([measure(detector, (a, a, a), batches) for a in track(args.alpha, "alpha")])
     own = measure(detector, None, batches)
     result = _result(args.alpha, strengths, checkpoint.alpha, own, detector.design.levels, len(batches))
@@ -166,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json", type=Path, metavar="FILE", help="results (default: MODEL.gradients.json)")
     add("--plot", type=Path, metavar="FILE", help="plot (default: MODEL.gradients.png)")
+    add_plugin_option(parser)
     return parser
 
 

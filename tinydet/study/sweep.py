@@ -32,7 +32,7 @@ from tinydet.train.config import parser as train_parser
 DEFAULT_ALPHA, DEFAULT_SEEDS = "0:1.1:0.1", 3
 
 
-@command("sweep")
+@command("sweep", plugins=True)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args, flags = parser.parse_known_args(argv)

@@ -10,7 +10,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet.train.config import config_of
 
 
-@command("train")
+@command("train", plugins=True)
 def main(argv: Sequence[str] | None = None) -> int:
     config = config_of(argv)
     config.resolve()  # refuses wrong paths before torch is imported

@@ -30,8 +30,10 @@ from tinydet._internal.arguments import (
 from tinydet._internal.options import add_options, check_values, flag_of, option, option_table
 from tinydet._internal.outputs import check_folder
 from tinydet._internal.parser import Parser
+from tinydet._internal.plugins import add_plugin_option
 from tinydet.geometry.tiles import MOST_TILES
-from tinydet.models.options import BACKBONES, FUSIONS, NORMS, Fusion
+from tinydet.models.backbone_registry import check_backbone
+from tinydet.models.options import FUSIONS, NORMS, TORCHVISION_BACKBONES, Fusion
 from tinydet.models.registry import DETECTORS, detector_info, detector_options
 from tinydet.salpha.factors import ALPHA_RANGE
 
@@ -64,6 +66,13 @@ def _alpha(text: str) -> tuple[float, ...] | str:
             f"{', '.join(kind for kind in FUSIONS if kind != 'fixed')}; got {quoted(text)}"
         )
     return values
+
+
+def _backbone(text: str) -> str:
+    try:
+        return check_backbone(text)
+    except (ValueError, ImportError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _augmentations(text: str) -> tuple[str, ...]:
@@ -209,11 +218,18 @@ class TrainConfig:
         group="model",
         choices=tuple(PRESETS),
     )
-    backbone: str | None = option(None, "backbone (default: %(default)s)", group="model", choices=BACKBONES)
+    backbone: str | None = option(
+        None,
+        f"backbone: {', '.join(TORCHVISION_BACKBONES)}; or a network of timm, such as timm:efficientnet_lite0 "
+        "(default: %(default)s)",
+        group="model",
+        metavar="NAME",
+        parse=_backbone,
+    )
     weights_backbone: str | None = option(
         None,
-        "ImageNet weights of the backbone: default downloads torchvision's, none starts from random weights, FILE "
-        "loads a copy (default: default; none for the built-in dataset)",
+        "ImageNet weights of the backbone: default downloads torchvision's or timm's, none starts from random weights, "
+        "FILE loads a copy (default: default; none for the built-in dataset)",
         group="model",
         metavar="default|none|FILE",
     )
@@ -453,6 +469,10 @@ class TrainConfig:
         check_folder(self.logdir)
         if self.init and self.weights_backbone:
             raise ValueError("--init brings the weights of the backbone too; leave --weights-backbone out")
+        if self.weights_backbone not in (None, "default", "none") and not Path(self.weights_backbone).is_file():
+            raise ValueError(
+                f"{self.weights_backbone}: no such file; --weights-backbone takes default, none or a file of weights"
+            )
         if self.init and self.sigma_power is not None:
             raise ValueError("--sigma-power initializes the pyramid, --init loads a trained one; choose one")
         given, edges = self.given_alpha, self.edges
@@ -473,6 +493,8 @@ def parser() -> Parser:
         "annotations first. With no arguments, train uses a built-in synthetic dataset.",
     )
     add_options(parser, TrainConfig, defaults=_preset_defaults())
+    model = next(group for group in parser._action_groups if group.title == "model")
+    add_plugin_option(model)
     data = next(group for group in parser._action_groups if group.title == "data")
     data.add_argument(
         "--category",
@@ -490,6 +512,7 @@ def parser() -> Parser:
 def config_of(argv: Sequence[str] | None) -> TrainConfig:
     """Parse command-line arguments into a configuration."""
     values = vars(parser().parse_args(argv))
+    values.pop("plugin", None)  # imported before the parser was made
     names = {each.name for each in dataclasses.fields(TrainConfig)}
     if exact := values.pop("category", None):
         values["categories"] = (*values.get("categories", ()), *exact)

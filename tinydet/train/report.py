@@ -152,7 +152,7 @@ def seconds_per_step(trainer: Trainer) -> float:
     seconds = []
     for _ in range(2):  # the first includes setting up kernels
         begun = time.perf_counter()
-        batch = collate(samples, trainer.device, trainer.layout)
+        batch = collate(samples, trainer.device, trainer.pixels, trainer.layout)
         with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.autocast):
             losses = probe.loss(batch)
         total(losses).backward()

@@ -23,7 +23,7 @@ from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
 from tinydet.data.source import find_source
 from tinydet.data.sub_images import benchmark_tiles
 from tinydet.geometry.tiles import MORE_TILES
-from tinydet.models.backbone import load_pretrained
+from tinydet.models.backbone_registry import build_backbone
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
 from tinydet.models.device import torch_device
@@ -76,6 +76,7 @@ def train(config: TrainConfig) -> Trained:
     if config.threads:
         torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
     processes, device = join_processes(torch_device(config.device))
+    check_network(config)
     try:
         outputs = (config.output, config.json) if processes.first and not config.dry_run else ()
         starts = [Path(name) for name in (config.init, config.weights_backbone) if name]
@@ -123,7 +124,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     if source is not None:
         copied = initialize(detector, source, train.classes)
     elif config.weights_backbone != "none":
-        load_pretrained(detector.backbone, detector_config.backbone, config.weights_backbone or "default")
+        detector.backbone.load_weights(config.weights_backbone or "default")
     if source is not None or config.weights_backbone != "none":
         detector.backbone.freeze(config.freeze)
 
@@ -181,6 +182,17 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     for line in result_lines(trainer, validation):
         report(line)
     return _trained(trainer)
+
+
+def check_network(config: TrainConfig) -> None:
+    """Build the network without allocating it, so that a backbone that does not suit is refused before the work.
+
+    Raises:
+        ValueError: the backbone is unknown, or does not suit a pyramid.
+    """
+    norm = choose_norm(config, None) if config.init is None else "frozen"
+    with torch.device("meta"):
+        build_backbone(config.backbone or "", norm=norm)
 
 
 def schedule_of(config: TrainConfig) -> Schedule:

@@ -100,6 +100,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.detector.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.pixels = self.detector.backbone.pixels
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.detector, self.schedule.weight_decay),
             lr=self.schedule.lr,
@@ -244,7 +245,7 @@ class Trainer:
 
     def loss(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return the losses of one batch of tiles: this process's share of them."""
-        batch = collate(samples, self.device, self.layout)
+        batch = collate(samples, self.device, self.pixels, self.layout)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return cast(dict[str, torch.Tensor], self.objective(batch))
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
-from tinydet.models.backbone import PIXEL_MEAN, PIXEL_STD
+from tinydet.models.backbone import Backbone
 from tinydet.models.detector import Detector
 from tinydet.models.folding import fold_alpha
 from tinydet.models.fpn import FPN
@@ -36,7 +35,7 @@ class InferenceGraph(nn.Module):
         ready = copy.deepcopy(detector).eval().requires_grad_(False)
         if fold and isinstance(ready.fpn, FPN) and ready.fpn.fusion != "attention":
             ready.fpn = fold_alpha(ready.fpn)
-        self.pixels = Pixels()
+        self.pixels = Pixels(ready.backbone)
         self.network = ready.inference(spec)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -51,10 +50,10 @@ class Pixels(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", backbone.pixel_mean.detach().clone().view(1, 3, 1, 1))
+        self.register_buffer("std", backbone.pixel_std.detach().clone().view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         # Cast first: TensorRT's parser refuses a Transpose of uint8.

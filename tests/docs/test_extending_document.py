@@ -1,0 +1,111 @@
+"""docs/extending.md: its file, its commands and its script run as printed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from toy_detector import COMMANDS, PAGE, SCRIPT, SOURCE
+
+from tinydet.__main__ import main
+from tinydet.models.backbone_registry import BACKBONES, register_backbone
+from tinydet.models.checkpoint import load_checkpoint
+from tinydet.models.registry import DETECTORS, register_detector
+
+PLUGIN = "tinydet_plugin_my_detector"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, squares: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with the page's file and a dataset. What the file registers is removed afterwards."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("my_detector.py").write_text(SOURCE, encoding="utf-8")
+    shutil.copytree(squares, "squares")
+    shutil.copy("squares/images/3.png", "scene.png")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield Path.cwd()
+    forget()
+    sys.modules.pop("my_detector", None)
+
+
+def forget() -> None:
+    DETECTORS.pop("toy", None)
+    BACKBONES.pop("tiny", None)
+    sys.modules.pop(PLUGIN, None)
+
+
+def run(line: str) -> int:
+    torch.manual_seed(0)
+    return main(shlex.split(line)[1:])
+
+
+def test_the_commands_train_evaluate_export_and_run_the_detector(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, evaluate, export, infer = COMMANDS
+    assert run(f"{train} --device cpu --no-tensorboard") == 0
+    checkpoint = load_checkpoint(Path("model.pth"))
+    assert (checkpoint.detector.detector, checkpoint.detector.backbone) == ("toy", "tiny")
+    assert checkpoint.detector.options == {"prior": 0.05}
+    forget()  # as in a new process
+    for line in (evaluate, export):
+        capsys.readouterr()
+        assert run(line.replace("--plugin my_detector.py ", "")) == 2
+        message = next(block for block in PAGE.read_text().split("```\n") if block.startswith("model.pth: "))
+        assert message.strip() in capsys.readouterr().err
+        assert run(line) == 0
+        forget()
+    assert "operators added by it: 0" in capsys.readouterr().out
+    assert run(infer) == 0
+    assert json.loads(Path("found.json").read_text()) is not None
+
+
+def test_the_script_trains_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    exec(compile(SCRIPT, str(PAGE), "exec"), {"__name__": "my_train"})
+    assert load_checkpoint(Path("from_python.pth")).detector.detector == "toy"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "--plugin other.py: no such file"),
+        ("x = (\n", "--plugin other.py, line 1: SyntaxError"),
+        ("import math\n\nmath.no_such\n", "--plugin other.py, line 3: AttributeError"),
+        ("raise ValueError('two\\nlines')\n", "--plugin other.py, line 1: ValueError: two lines"),
+    ],
+)
+def test_a_faulty_file_gives_one_line(
+    content: str | None, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        Path("other.py").write_text(content)
+    assert main(["train", "--plugin", "other.py", "--dry-run"]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1
+
+
+def test_only_a_file_of_python_is_a_plugin(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--plugin=scene.png", "--dry-run"]) == 2
+    assert "--plugin scene.png: expected a Python file, NAME.py" in capsys.readouterr().err
+
+
+def test_the_names_of_tinydet_are_not_replaced() -> None:
+    with pytest.raises(ValueError, match="detector 'retinanet': the name is taken"):
+        register_detector("retinanet", DETECTORS["faster_rcnn"])
+    for name in ("resnet18", "timm:resnet18"):
+        with pytest.raises(ValueError, match=f"backbone '{name}': the name is taken"):
+            register_backbone(name, BACKBONES["resnet34"])
+
+
+def test_files_named_after_the_end_of_options_are_not_imported(folder: Path) -> None:
+    Path("other.py").write_text("raise AssertionError('imported')\n")
+    with pytest.raises(SystemExit):
+        main(["train", "--", "--plugin", "other.py"])

@@ -1,0 +1,76 @@
+"""`--plugin FILE`: import a user's Python file, which registers a detector or a backbone, before a command starts.
+
+Only this option imports a file. Nothing inside a checkpoint, an image or an annotation file can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinydet._internal.errors import reason
+from tinydet._internal.input_files import check_file
+
+FLAG = "--plugin"
+
+
+def add_plugin_option(parser: argparse._ActionsContainer) -> None:
+    """Add `--plugin` to the parser of a command that is decorated with `@command(..., plugins=True)`."""
+    parser.add_argument(
+        FLAG,
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="FILE.py",
+        help="import a Python file of yours first, which registers a detector or a backbone; can be repeated",
+    )
+
+
+def import_plugins(argv: Sequence[str]) -> None:
+    """Import the files that `--plugin` names, in their order, before the parser of the command exists.
+
+    Raises:
+        ValueError: a file is missing, does not end in `.py`, or raised an exception. Names the file and the line.
+    """
+    words = list(argv[: argv.index("--")] if "--" in argv else argv)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == FLAG and following:
+            import_file(Path(following))
+        elif word.startswith(f"{FLAG}="):
+            import_file(Path(word.partition("=")[2]))
+
+
+def import_file(path: Path) -> None:
+    """Import a Python file once. Modules in its folder can be imported by it.
+
+    Raises:
+        ValueError: as `import_plugins`.
+    """
+    try:
+        check_file(path)
+    except OSError as error:
+        raise ValueError(f"{FLAG} {error}") from error
+    if path.suffix != ".py":
+        raise ValueError(f"{FLAG} {path}: expected a Python file, NAME.py")
+    name, place = f"tinydet_plugin_{path.stem}", str(path.resolve())
+    if getattr(sys.modules.get(name), "__file__", None) == place:
+        return
+    spec = importlib.util.spec_from_file_location(name, place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
+    sys.modules[name] = module  # dataclasses look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f", line {line}" if line else ""
+        raise ValueError(
+            f"{FLAG} {path}{where}: {type(error).__name__}: {reason(error)}; TINYDET_TRACEBACK=1 shows the traceback"
+        ) from error
