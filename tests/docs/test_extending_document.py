@@ -14,8 +14,10 @@ import torch
 from toy_detector import COMMANDS, PAGE, SCRIPT, SOURCE
 
 from tinydet.__main__ import main
+from tinydet._internal.plugins import import_file
 from tinydet.models.backbone_registry import BACKBONES, register_backbone
-from tinydet.models.checkpoint import load_checkpoint
+from tinydet.models.build import DetectorConfig, build_detector
+from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.models.registry import DETECTORS, register_detector
 
 PLUGIN = "tinydet_plugin_my_detector"
@@ -46,6 +48,7 @@ def run(line: str) -> int:
     return main(shlex.split(line)[1:])
 
 
+@pytest.mark.slow
 def test_the_commands_train_evaluate_export_and_run_the_detector(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,15 +59,27 @@ def test_the_commands_train_evaluate_export_and_run_the_detector(
     assert checkpoint.detector.options == {"prior": 0.05}
     forget()  # as in a new process
     for line in (evaluate, export):
-        capsys.readouterr()
-        assert run(line.replace("--plugin my_detector.py ", "")) == 2
-        message = next(block for block in PAGE.read_text().split("```\n") if block.startswith("model.pth: "))
-        assert message.strip() in capsys.readouterr().err
         assert run(line) == 0
         forget()
     assert "operators added by it: 0" in capsys.readouterr().out
     assert run(infer) == 0
     assert json.loads(Path("found.json").read_text()) is not None
+
+
+def test_a_checkpoint_of_an_unregistered_detector_gives_one_line_in_every_command(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_file(Path("my_detector.py"))
+    config = DetectorConfig(backbone="tiny", channels=8, norm="batch", detector="toy")
+    save_checkpoint(Checkpoint(config, build_detector(config).state_dict(), ("a",), (1,), 64), Path("model.pth"))
+    assert load_checkpoint(Path("model.pth")).build().backbone.channels == (16, 32, 48, 64)
+    forget()  # as in a new process
+    message = next(block for block in PAGE.read_text("utf-8").split("```\n") if block.startswith("model.pth: "))
+    for line in ("evaluate --model model.pth --data squares", "export onnx model.pth", "gradients --model model.pth"):
+        assert main(line.split()) == 2
+        assert message.strip() in capsys.readouterr().err
+    with pytest.raises(ValueError, match="detector 'toy' is not registered"):
+        load_checkpoint(Path("model.pth"))
 
 
 def test_the_script_trains_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
