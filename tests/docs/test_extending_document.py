@@ -75,7 +75,7 @@ def test_a_checkpoint_of_an_unregistered_detector_gives_one_line_in_every_comman
     assert load_checkpoint(Path("model.pth")).build().backbone.channels == (16, 32, 48, 64)
     forget()  # as in a new process
     message = next(block for block in PAGE.read_text("utf-8").split("```\n") if block.startswith("model.pth: "))
-    for line in ("evaluate --model model.pth --data squares", "export onnx model.pth", "gradients --model model.pth"):
+    for line in ("evaluate --model model.pth --data squares", "export onnx model.pth", "gradients model.pth"):
         assert main(line.split()) == 2
         assert message.strip() in capsys.readouterr().err
     with pytest.raises(ValueError, match="detector 'toy' is not registered"):

@@ -56,11 +56,11 @@ def test_detections_are_scored_from_a_list_and_a_file(squares: Path, tmp_path: P
     ]
     (tmp_path / "found.json").write_text(json.dumps(perfect))
     wanted = evaluate_detections(document, perfect)
-    assert wanted["AP"]["all"]["0.5"] > 0.9
+    assert wanted["AP"]["all"]["0.50"] > 0.9
     for given in (perfect, tmp_path / "found.json"):
         scores = evaluate(given, squares)
         assert scores.to_json() == wanted
-        assert scores.precision is not None and scores.precision["all"][0.5].ap == wanted["AP"]["all"]["0.5"]
+        assert scores.precision is not None and scores.precision["all"][0.5].ap == wanted["AP"]["all"]["0.50"]
 
 
 def test_bad_values_are_refused(model: Path, squares: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def import_plugins(argv: Sequence[str]) -> None:
         ValueError: a file is missing, does not end in `.py`, or raised an exception. Names the file and the line.
     """
     words = list(argv[: argv.index("--")] if "--" in argv else argv)
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         if word == FLAG and following:
             import_file(Path(following))
         elif word.startswith(f"{FLAG}="):

@@ -13,7 +13,7 @@ from tinydet._internal.shell import tinydet_command
 from tinydet.data.source import DataSource
 from tinydet.export.console import infer_command
 from tinydet.export.engine import build_engine, parse_only
-from tinydet.export.onnx_command import convert_precision, export_checkpoint, refuse_shape_options
+from tinydet.export.onnx_command import Report, convert_precision, export_checkpoint, refuse_shape_options
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
 from tinydet.export.steps import show_steps
@@ -90,6 +90,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    output, _, spec, _ = export(args, print)
+    if not args.dry_run:
+        print(f"run it        {infer_command(output, spec)}")
+    return 0
+
+
+def export(args: argparse.Namespace, report: Report) -> tuple[Path, Path, ModelSpec, Verification | None]:
+    """Build an engine as the arguments say; return it, its ONNX file, its spec, and its verification if it ran here.
+
+    Args:
+        report: called with each line of the report. With `args.dry_run` the ONNX file is parsed, and no engine built.
+    """
     model: Path = args.model
     check_file(model)
     output: Path = args.output or model.with_suffix(".engine")
@@ -98,33 +110,36 @@ def run(args: argparse.Namespace) -> int:
     if model.suffix != ".onnx":
         onnx_path = output.with_suffix(".onnx")
         largest = args.batch[2] if args.batch else 16
-        _, validation = export_checkpoint(model, onnx_path, largest, args)
+        _, validation = export_checkpoint(model, onnx_path, largest, args, report)
     else:
         refuse_shape_options(args)
     exported = read_onnx(onnx_path)
     logging.getLogger("tinydet.tensorrt").setLevel(logging.DEBUG if args.verbose else logging.NOTSET)
     try:
         if args.dry_run:
-            return _parse(onnx_path, args)
+            _parse(onnx_path, args, report)
+            return onnx_path, onnx_path, exported.spec, None
         precision: Any = args.precision or ("fp16" if exported.precision == "fp32" else exported.precision)
         if precision != exported.precision:
-            onnx_path = convert_precision(onnx_path, precision, args, validation)
-        return _build(onnx_path, output, args, validation)
+            onnx_path, _ = convert_precision(onnx_path, precision, args, validation, report)
+        spec, verification = _build(onnx_path, output, args, validation, report)
+        return output, onnx_path, spec, verification
     except (ValueError, OSError, ModuleNotFoundError):
         command = infer_command(onnx_path, exported.spec)
-        print(f"{onnx_path} is complete and runs with ONNX Runtime: {command}")
+        report(f"{onnx_path} is complete and runs with ONNX Runtime: {command}")
         raise
 
 
-def _parse(onnx_path: Path, args: argparse.Namespace) -> int:
+def _parse(onnx_path: Path, args: argparse.Namespace, report: Report) -> None:
     parsed = parse_only(onnx_path, target=args.target)
     product = f"{PRODUCTS[parsed.flavour]} {parsed.version}"
-    print(f"{onnx_path}: the parser of {product} accepts it ({parsed.layers} layers); nothing was built")
-    return 0
+    report(f"{onnx_path}: the parser of {product} accepts it ({parsed.layers} layers); nothing was built")
 
 
-def _build(onnx_path: Path, output: Path, args: argparse.Namespace, validation: DataSource | None) -> int:
-    """Build and verify the engine, and print a report."""
+def _build(
+    onnx_path: Path, output: Path, args: argparse.Namespace, validation: DataSource | None, report: Report
+) -> tuple[ModelSpec, Verification | None]:
+    """Build and verify the engine, and report it."""
     verification: Verification | None = None
     reason = ""  # why the engine could not be verified here
 
@@ -160,21 +175,20 @@ def _build(onnx_path: Path, output: Path, args: argparse.Namespace, validation: 
         )
     built = spec.engine
     product, gpu = f"{PRODUCTS[built['flavour']]} {built['version']}", built["gpu"] or "the GPU of this machine"
-    print(f"wrote         {output}  {built['bytes'] / 1e6:.1f} MB, {spec.precision}, {built['seconds']:.1f} s")
-    print(f"              {output.with_suffix('.json')}")
-    print(f"built by      {product} for {gpu}")
-    print(f"batch         {', '.join(map(str, built['batch']))} (smallest, typical, largest)")
+    report(f"wrote         {output}  {built['bytes'] / 1e6:.1f} MB, {spec.precision}, {built['seconds']:.1f} s")
+    report(f"              {output.with_suffix('.json')}")
+    report(f"built by      {product} for {gpu}")
+    report(f"batch         {', '.join(map(str, built['batch']))} (smallest, typical, largest)")
     if verification is not None:
         write_report(verification, output)
-        print(summarize(verification, output))
+        report(summarize(verification, output))
     else:
         for outdated in report_paths(output):  # reports of the engine that was replaced
             outdated.unlink(missing_ok=True)
-        print(f"not verified  {reason}")
+        report(f"not verified  {reason}")
         again = tinydet_command("export", "verify", output, "--reference", onnx_path)
-        print(f"              on the target machine: {again}")
-    print(f"run it        {infer_command(output, spec)}")
-    return 0
+        report(f"              on the target machine: {again}")
+    return spec, verification
 
 
 def _batch_sizes(text: str) -> tuple[int, int, int]:

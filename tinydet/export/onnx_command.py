@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from tinydet.export.verification_images import choose_images, is_built_in, valid
 from tinydet.export.verify import Verification, summarize, verify
 from tinydet.models.registry import detector_info
 from tinydet.runtime.backends import Backend
-from tinydet.spec import ModelSpec
+
+Report = Callable[[str], None]  # takes one line
 
 EXAMPLES = ("model.pth --tile 640",)
 
@@ -49,30 +50,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    output, _ = export(args, print)
+    print(f"run it        {infer_command(output, read_onnx(output).spec)}")
+    print(f"build engine  {tinydet_command('export', 'engine', output)}")
+    return 0
+
+
+def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification]:
+    """Export or convert as the arguments say; return the file and its verification.
+
+    Args:
+        report: called with each line of the report.
+    """
     model: Path = args.model
     check_file(model)
     if model.suffix == ".onnx":
         if args.output or args.precision == "fp32":
             raise ValueError(f"{model} is already an ONNX file; use --precision fp16 or int8 to convert it")
         refuse_shape_options(args)
-        output = convert_precision(model, args.precision, args, None)
-        spec = read_onnx(output).spec
+        output, verification = convert_precision(model, args.precision, args, None, report)
     else:
         output = args.output or model.with_suffix(".onnx")
         if output.exists() and output.samefile(model):
             raise ValueError(f"{output} is the checkpoint itself; name another output")
-        spec, validation = export_checkpoint(model, output, args.batch, args)
+        verification, validation = export_checkpoint(model, output, args.batch, args, report)
         if args.precision != "fp32":
-            output = convert_precision(output, args.precision, args, validation)
-    print(f"run it        {infer_command(output, spec)}")
-    print(f"build engine  {tinydet_command('export', 'engine', output)}")
-    return 0
+            output, verification = convert_precision(output, args.precision, args, validation, report)
+    return output, verification
 
 
 def export_checkpoint(
-    model: Path, output: Path, batch: int, args: argparse.Namespace
-) -> tuple[ModelSpec, DataSource | None]:
-    """Export a checkpoint and print a report; return the spec and the validation data of the checkpoint."""
+    model: Path, output: Path, batch: int, args: argparse.Namespace, say: Report
+) -> tuple[Verification, DataSource | None]:
+    """Export a checkpoint and report it; return its verification and the validation data of the checkpoint."""
     with needs_extra("train"):
         from tinydet.models.backend import TorchBackend
         from tinydet.models.checkpoint import load_checkpoint
@@ -103,35 +113,35 @@ def export_checkpoint(
         report = export_onnx(checkpoint.build(), spec, output, verify=verify_onnx)
     spec, parity = report.spec, report.parity
     size = f"{report.bytes / 1e6:.1f} MB, {spec.precision}, {report.nodes} nodes"
-    print(f"wrote         {output}  {size}, {report.seconds:.0f} s")
-    print(f"              {output.with_suffix('.json')}")
-    print(f"input         uint8 (N, {spec.tile}, {spec.tile}, 3), N up to {spec.max_batch}")
-    print(f"output        up to {spec.max_detections} boxes per tile; classes: {', '.join(spec.classes)}")
+    say(f"wrote         {output}  {size}, {report.seconds:.0f} s")
+    say(f"              {output.with_suffix('.json')}")
+    say(f"input         uint8 (N, {spec.tile}, {spec.tile}, 3), N up to {spec.max_batch}")
+    say(f"output        up to {spec.max_detections} boxes per tile; classes: {', '.join(spec.classes)}")
     if spec.nms_rounds:
-        print(f"proposals     suppressed in {spec.nms_rounds} rounds, enough for every tile that was compared")
+        say(f"proposals     suppressed in {spec.nms_rounds} rounds, enough for every tile that was compared")
     alpha = ", ".join(f"{a:.3g}" for a in spec.alpha) or "computed from the features (attention)"
-    print(f"alpha         {alpha}; operators added by it: {report.operators_added}")
+    say(f"alpha         {alpha}; operators added by it: {report.operators_added}")
     for edge in report.deleted_edges:
-        print(f"              edge {edge} is not in the graph, because its alpha is 0 or below {ZERO:g}")
+        say(f"              edge {edge} is not in the graph, because its alpha is 0 or below {ZERO:g}")
     if spec.alpha:
         for edge in report.kept_edges:
-            print(f"              edge {edge} keeps its factor, because folding it would exceed the range of FP16")
+            say(f"              edge {edge} keeps its factor, because folding it would exceed the range of FP16")
     assert report.verification is not None
-    print(summarize(report.verification, output))
+    say(summarize(report.verification, output))
     if parity.detections:
-        print(
+        say(
             f"vs torch      {parity.detections} detections on {parity.tiles} test tiles, {parity.unmatched} unmatched; "
             f"largest difference: score {parity.score_difference:.1e}, box {parity.box_difference:.1e} px"
         )
     else:
-        print(f"vs torch      nothing to compare: no box above score {spec.score_floor} on {parity.tiles} test tiles")
-    return spec, validation
+        say(f"vs torch      nothing to compare: no box above score {spec.score_floor} on {parity.tiles} test tiles")
+    return report.verification, validation
 
 
 def convert_precision(
-    source: Path, precision: Precision, args: argparse.Namespace, validation: DataSource | None
-) -> Path:
-    """Convert an ONNX file to a file next to it and print a report; return its path.
+    source: Path, precision: Precision, args: argparse.Namespace, validation: DataSource | None, say: Report
+) -> tuple[Path, Verification]:
+    """Convert an ONNX file to a file next to it and report it; return its path and its verification.
 
     Args:
         validation: validation data of the checkpoint; None if there is none.
@@ -139,10 +149,9 @@ def convert_precision(
     output = source.with_suffix(f".{precision}.onnx")
     images, dataset = choose_images(read_onnx(source).spec.classes, args.images, args.data, validation)
     if precision == "int8" and not (args.calibration or args.images) and is_built_in(images):
-        print(
+        say(
             "note: INT8 activation ranges are measured on the built-in scenes; for a model of other scenes, name "
-            "images of those with --calibration",
-            file=sys.stderr,
+            "images of those with --calibration"
         )
     with claim(output), show_steps(f"converting to {precision}"):
         converted = convert(
@@ -158,15 +167,13 @@ def convert_precision(
         )
     weights = ", ".join(f"{count:,} {kind}" for kind, count in sorted(converted.weights.items()))
     size = f"{converted.bytes / 1e6:.1f} MB, {converted.spec.precision}"
-    print(f"wrote         {output}  {size}, {converted.seconds:.0f} s")
-    print(f"              {output.with_suffix('.json')}")
-    print(f"constants     {weights}")
+    say(f"wrote         {output}  {size}, {converted.seconds:.0f} s")
+    say(f"              {output.with_suffix('.json')}")
+    say(f"constants     {weights}")
     kept = ", ".join(converted.kept) or "none"
-    print(
-        f"layers        {converted.layers - len(converted.kept)} of {converted.layers} in {precision}; in fp32: {kept}"
-    )
-    print(summarize(converted.verification, output))
-    return output
+    say(f"layers        {converted.layers - len(converted.kept)} of {converted.layers} in {precision}; in fp32: {kept}")
+    say(summarize(converted.verification, output))
+    return output, converted.verification
 
 
 def refuse_shape_options(args: argparse.Namespace) -> None:
