@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tinydet.runtime import load
 from tinydet.runtime.model import SCORE
 from tinydet.runtime.options import ScanOptions
 
@@ -34,6 +37,15 @@ def folder(tmp_path: Path, make_onnx: Callable[..., Path]) -> Path:
     (tmp_path / "flight").mkdir()
     for seed, name in enumerate(("scene.png", "flight/1.png", "flight/2.png")):
         cv2.imwrite(str(tmp_path / name), cells(seed))
+    truth = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 8, 8], "area": 64, "iscrowd": 0}]
+    document = {
+        "images": [{"id": 1, "file_name": "scene.png", "width": 160, "height": 120}],
+        "categories": [{"id": 1, "name": load(tmp_path / "model.onnx").spec.classes[0]}],
+        "annotations": truth,
+    }
+    (tmp_path / "dataset" / "images").mkdir(parents=True)
+    shutil.copy(tmp_path / "scene.png", tmp_path / "dataset" / "images")
+    (tmp_path / "dataset" / "annotations.json").write_text(json.dumps(document))
     if importlib.util.find_spec("rasterio"):
         import rasterio
 
@@ -70,6 +82,7 @@ def test_every_block_runs_in_turn(folder: Path, capsys: pytest.CaptureFixture[st
     assert len(BLOCKS) >= 9
     assert set(left_out) <= {"rasterio", "pyogrio", "pandas", "supervision", "fiftyone"}
     printed = capsys.readouterr().out
+    assert re.search(r"^AP50 \d\.\d{3}$", printed, re.M)
     assert re.search(r"^[1-9]\d* objects in scene.png of 160x120 pixels$", printed, re.M)
     assert [line.split()[:2] for line in printed.splitlines() if re.match(r"\d \S+\.png \d+$", line)] == [
         ["1", "scene.png"],
