@@ -78,10 +78,10 @@ def check_backbone(name: str) -> str:
             )
         return name
     similar = difflib.get_close_matches(name, BACKBONES, n=1)
-    hint = f"did you mean {similar[0]}? It is" if similar else "it is"
+    hint = f"did you mean {similar[0]}? " if similar else ""
     raise ValueError(
-        f"unknown backbone {quoted(name)}; {hint} one of {', '.join(BACKBONES)}, a network of timm such as "
-        "timm:efficientnet_lite0, or one of your own that a --plugin registers"
+        f"unknown backbone {quoted(name)}; {hint}Known are {', '.join(BACKBONES)}, networks of timm such as "
+        "timm:efficientnet_lite0, and those that a --plugin registers"
     )
 
 

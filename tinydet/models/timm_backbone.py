@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
@@ -98,11 +101,13 @@ class TimmBackbone(Backbone):
         if weights == "default":
             origin = f"timm's weights of {self.name}"
             refuse_group_norm(self, origin)
+            fault = ""
             try:
-                loaded = _create(self.name, pretrained=True)
+                with _hub() as fault:
+                    loaded = _create(self.name, pretrained=True)
             except Exception as error:  # of timm, of the Hub's client, or of the HTTP library that it uses
                 raise ValueError(
-                    f"{origin} could not be downloaded ({reason(error)}); name a local copy with "
+                    f"{origin} could not be downloaded ({fault or reason(error)}); name a local copy with "
                     "--weights-backbone FILE, or start from random weights with --weights-backbone none"
                 ) from error
         else:
@@ -247,6 +252,28 @@ def _create(name: str, *, pretrained: bool = False, state: dict[str, Tensor] | N
             name, features_only=True, pretrained=pretrained or state is not None, **source
         )
     return network
+
+
+@contextmanager
+def _hub() -> Iterator[str]:
+    """Use the local cache of the Hugging Face Hub only, without a minute of retries, if its server cannot be found.
+
+    Yields why it cannot be found; empty if it can, or if a proxy decides about it.
+    """
+    with needs_extra("timm"):
+        from huggingface_hub import constants
+    host, fault = urlsplit(constants.ENDPOINT).hostname or "", ""
+    if not getproxies():
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError as error:
+            fault = f"{host}: {error.strerror or error}"
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or bool(fault)
+    try:
+        yield fault
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager
