@@ -67,8 +67,8 @@ def test_bad_values_are_refused(model: Path, squares: Path, tmp_path: Path) -> N
     for given, data, options, message in (
         (tmp_path / "none.pth", squares, {}, "no such model"),
         (model, tmp_path / "nowhere", {}, "nowhere"),
-        (model, None, {}, "only a checkpoint knows its validation set"),
-        (model, squares, {"device": "cpu"}, "device is for a checkpoint"),
+        (model, None, {}, "does not know its validation set"),
+        (model, squares, {"device": "cpu"}, "for a checkpoint"),
         (model, squares, {"protocol": "voc"}, "voc"),
         ([], None, {}, "detections need the annotations"),
         ([], squares, {"limit": 3}, "limit belongs to a model"),

@@ -170,7 +170,7 @@ def test_a_network_brings_its_normalization() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("efficentnet_lite0", "did you mean timm:efficientnet_lite0"),
+        ("efficentnet_lite0", "has no network 'efficentnet_lite0'.*; did you mean efficientnet_lite0"),
         ("vit_tiny_patch16_224", "has features with strides 16, 16, 16; a backbone needs 4, 8, 16 and 32"),
         ("swin_tiny_patch4_window7_224", "cannot process a tile of 96 x 64 pixels"),
         ("inception_v3", "cannot process a tile of 96 x 64 pixels"),
@@ -220,7 +220,7 @@ def test_a_missing_timm_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("given", "meant"), [("resnet81", "resnet18"), ("mobilenetv2", "mobilenet_v2")])
 def test_an_unknown_name_gets_a_suggestion(given: str, meant: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown backbone '{given}'; did you mean {meant}\\? Known are"):
+    with pytest.raises(ValueError, match=f"unknown backbone '{given}', expected one of .*; did you mean {meant}\\?"):
         TrainConfig(backbone=given)
 
 

@@ -24,10 +24,20 @@ def add_plugin_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         FLAG,
         action="append",
+        type=_imported,
         default=argparse.SUPPRESS,
         metavar="FILE.py",
         help="import a Python file of yours first, which registers a detector or a backbone; can be repeated",
     )
+
+
+def _imported(text: str) -> Path:
+    """Import a file that `import_plugins` has not seen, because the option was abbreviated."""
+    try:
+        import_file(Path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
 
 
 def import_plugins(argv: Sequence[str]) -> None:

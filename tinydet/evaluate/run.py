@@ -11,6 +11,7 @@ from tinydet._internal.arguments import quoted
 from tinydet._internal.json_files import read_json
 from tinydet._internal.progress import Progress
 from tinydet.data.coco_rules import read_document
+from tinydet.evaluate.model_data import open_for_scoring, validation_data
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
@@ -75,7 +76,10 @@ def evaluate(
     if path is not None and not path.is_file():
         raise ValueError(f"{model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}")
     if data is None:
-        data = _recorded(path)
+        if path is None:
+            raise ValueError("data: name the dataset to score on; a loaded model does not know its validation set")
+        recorded = validation_data(path)
+        data, categories = recorded.source, categories or recorded.classes
     dataset = _dataset(data, split, categories)
     if dataset.is_cut:
         raise ValueError(f"{dataset.source} describes sub-images, and whole images are scored; give their annotations")
@@ -88,33 +92,15 @@ _RESULTS = (".json", ".json.gz")
 
 
 def _backend(model: Any, path: Path | None, device: str | None) -> Backend:
-    """Open a checkpoint with torch, any other file with a backend of the runtime; a loaded model has one."""
-    if path is not None and path.suffix == ".pth":
-        from tinydet.models.backend import open_checkpoint  # imports torch, which only a checkpoint needs
-
-        return open_checkpoint(path, device="cpu" if device is None else device)
-    if device is not None:
-        raise ValueError(f"device is for a checkpoint (.pth); {path or model} runs where its runtime can")
+    """Open a file; a loaded model has its backend."""
     if path is not None:
-        from tinydet.runtime.backends import open_model
-
-        return open_model(path)
+        return open_for_scoring(path, device)
     backend: Backend = getattr(model, "backend", model)
     if not hasattr(backend, "run") or not hasattr(backend, "spec"):
         raise TypeError(f"model: expected a path, a model, a backend or a list of detections, got {quoted(model)}")
+    if device is not None:
+        raise ValueError("device is for a checkpoint (.pth); a loaded model runs where it was opened")
     return backend
-
-
-def _recorded(path: Path | None) -> DataSource:
-    """Return the validation set that a checkpoint records."""
-    if path is None or path.suffix != ".pth":
-        raise ValueError("data: name the dataset to score on; only a checkpoint knows its validation set")
-    from tinydet.models.checkpoint import load_checkpoint
-
-    source = load_checkpoint(path).val_source(path)
-    if source is None:
-        raise ValueError(f"{path} was trained without validation data; name the dataset to score on with data=")
-    return source
 
 
 def _source(data: Any, split: str | None) -> Any:

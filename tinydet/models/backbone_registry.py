@@ -6,13 +6,13 @@ your own is added with `register_backbone`.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from tinydet._internal.arguments import quoted
+from tinydet._internal.suggestions import did_you_mean
 from tinydet.models.options import TORCHVISION_BACKBONES, Norm
 
 if TYPE_CHECKING:
@@ -77,11 +77,9 @@ def check_backbone(name: str) -> str:
                 f"backbone {name}: 'timm' is not installed. Run: pip install 'tinydet[timm]'", name="timm"
             )
         return name
-    similar = difflib.get_close_matches(name, BACKBONES, n=1)
-    hint = f"did you mean {similar[0]}? " if similar else ""
     raise ValueError(
-        f"unknown backbone {quoted(name)}; {hint}Known are {', '.join(BACKBONES)}, networks of timm such as "
-        "timm:efficientnet_lite0, and those that a --plugin registers"
+        f"unknown backbone {quoted(name)}, expected one of {', '.join(BACKBONES)}, a network of timm such as "
+        f"timm:efficientnet_lite0, or one that a --plugin registers{did_you_mean(name, BACKBONES)}"
     )
 
 

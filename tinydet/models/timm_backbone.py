@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import socket
 import warnings
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from tinydet._internal.arguments import quoted
 from tinydet._internal.errors import reason
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.suggestions import did_you_mean
 from tinydet.models.backbone import Backbone, GroupNorm, PixelNorm, refuse_group_norm
 from tinydet.models.options import Norm
 from tinydet.models.tensor_files import as_state_dict, read_weights
@@ -148,10 +148,8 @@ def features_of(name: str) -> TimmFeatures:
         import timm
 
     if not timm.is_model(name):
-        architecture = name.partition(".")[0]
-        similar = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(f'timm:{each}' for each in similar)}? " if similar else ""
-        raise ValueError(f"timm {timm.__version__} has no network {quoted(name)}; {hint}timm.list_models() lists all")
+        hint = did_you_mean(name.partition(".")[0], timm.list_models())
+        raise ValueError(f"timm {timm.__version__} has no network {quoted(name)} (timm.list_models() lists all){hint}")
     try:
         with torch.device("meta"):
             network = _create(name)
