@@ -14,7 +14,9 @@ import torch
 from toy_detector import COMMANDS, PAGE, SCRIPT, SOURCE
 
 from tinydet.__main__ import main
+from tinydet._internal import plugins
 from tinydet._internal.plugins import import_file
+from tinydet._internal.shell import tinydet_command
 from tinydet.models.backbone_registry import BACKBONES, register_backbone
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -41,6 +43,7 @@ def forget() -> None:
     DETECTORS.pop("toy", None)
     BACKBONES.pop("tiny", None)
     sys.modules.pop(PLUGIN, None)
+    plugins._IMPORTED.clear()
 
 
 def run(line: str) -> int:
@@ -80,6 +83,13 @@ def test_a_checkpoint_of_an_unregistered_detector_gives_one_line_in_every_comman
         assert message.strip() in capsys.readouterr().err
     with pytest.raises(ValueError, match="detector 'toy' is not registered"):
         load_checkpoint(Path("model.pth"))
+
+
+def test_a_suggested_command_that_opens_a_checkpoint_names_the_file_too(folder: Path) -> None:
+    assert "--plugin" not in tinydet_command("evaluate", "--model", Path("model.pth"))
+    import_file(Path("my_detector.py"))
+    assert tinydet_command("evaluate", "--model", Path("model.pth")).endswith("model.pth --plugin my_detector.py")
+    assert "--plugin" not in tinydet_command("infer", "--model", Path("model.onnx"))
 
 
 def test_the_script_trains_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

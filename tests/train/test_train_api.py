@@ -31,7 +31,11 @@ FLAGS = ["--preset", "small", "--weights-backbone", "none", "--channels", "8", "
 
 
 def test_every_flag_is_a_field_or_an_option_of_a_detector_and_vice_versa() -> None:
-    flags = {action.dest for action in parser()._actions} - {"help", "category", "plugin"}  # --category adds to categories
+    flags = {action.dest for action in parser()._actions} - {
+        "help",
+        "category",
+        "plugin",
+    }  # --category adds to categories
     fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"options"}
     options = {name for info in DETECTORS.values() for name in info.option_names}
     assert flags == fields | options and not fields & options

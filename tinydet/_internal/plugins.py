@@ -17,6 +17,7 @@ from tinydet._internal.errors import reason
 from tinydet._internal.input_files import check_file
 
 FLAG = "--plugin"
+_IMPORTED: dict[str, Path] = {}  # resolved path -> as it was named
 
 
 def add_plugin_option(parser: argparse._ActionsContainer) -> None:
@@ -38,6 +39,13 @@ def _imported(text: str) -> Path:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return Path(text)
+
+
+def plugin_options(*words: str | Path) -> list[str | Path]:
+    """Return the `--plugin` options that a suggested command needs: those of this process, if it opens a checkpoint."""
+    if words[:1] == ("infer",) or not any(str(word).endswith(".pth") for word in words):
+        return []
+    return [part for path in _IMPORTED.values() for part in (FLAG, path)]
 
 
 def import_plugins(argv: Sequence[str]) -> None:
@@ -75,10 +83,11 @@ def import_file(path: Path) -> None:
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
     sys.modules[name] = module  # dataclasses look their module up here
+    _IMPORTED[place] = path
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        del sys.modules[name]
+        del sys.modules[name], _IMPORTED[place]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f", line {line}" if line else ""

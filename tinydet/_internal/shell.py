@@ -12,6 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from tinydet._internal.plugins import plugin_options
+
 PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPTS = {"infer": "deploy/infer.py", "export onnx": "export/to_onnx.py", "export engine": "export/to_trt.py"}
 
@@ -38,12 +40,14 @@ def tinydet_command(*words: str | Path) -> str:
     there is no program `tinydet` on the path.
 
     Args:
-        words: the command, such as "infer" or "export", "engine"; then its arguments.
+        words: the command, such as "infer" or "export", "engine"; then its arguments. The `--plugin` of this process is
+            added where the command opens a checkpoint.
 
     >>> tinydet_command("export", "onnx", Path("my models/m 1.pth"), "--tile", "640")
     "tinydet export onnx 'my models/m 1.pth' --tile 640"
     """
     names = [str(word) for word in words[:2]]
+    words = (*words, *plugin_options(*words))
     script, clone = _clone()
     if clone is None:
         as_module = _started_module() is not None and shutil.which("tinydet") is None

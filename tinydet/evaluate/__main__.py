@@ -17,8 +17,8 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.parser import Parser
-from tinydet._internal.progress import Bar
 from tinydet._internal.plugins import add_plugin_option
+from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_file

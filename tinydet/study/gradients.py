@@ -22,8 +22,8 @@ from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.parser import Parser
-from tinydet._internal.progress import track
 from tinydet._internal.plugins import add_plugin_option
+from tinydet._internal.progress import track
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.source import builtin_source, find_source
 
