@@ -11,11 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from exports import CLASSES, EXPORTS, TRUTH
 
 from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
-from tinydet.data.convert import FORMATS
+from tinydet.data.convert import FORMATS, align_categories
 from tinydet.data.readers.coco_builder import CocoBuilder
+from tinydet.data.source import find_source
 
 
 def convert(source: Path, form: str, *flags: str | Path, output: Path | None = None) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def convert(source: Path, form: str, *flags: str | Path, output: Path | None = N
 def boxes(document: dict[str, Any]) -> list[tuple[str, list[float], bool]]:
     """Return (class, [x, y, width, height], ignored) of each annotation."""
     names = {category["id"]: category["name"] for category in document["categories"]}
-    return [(names[a["category_id"]], a["bbox"], bool(a["ignore"])) for a in document["annotations"]]
+    return [(names[a["category_id"]], a["bbox"], bool(a.get("ignore"))) for a in document["annotations"]]
 
 
 def image_file(path: Path, width: int = 100, height: int = 80) -> Path:
@@ -413,3 +415,79 @@ def test_every_format_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None
         tinydet(["data", "convert", "--help"])
     printed = capsys.readouterr().out
     assert all(f"\n  {name} " in printed for name in FORMATS)
+
+
+# --- layouts ---
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_recognized_dataset_becomes_coco_folders_with_the_same_classes(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    EXPORTS[name](tmp_path / "data")
+    output = tmp_path / "coco"
+    assert tinydet(["data", "convert", str(tmp_path / "data"), "--output", str(output)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"{tmp_path / 'data'}: ") and printed[0].endswith(", train, val")
+    assert printed[-1].startswith("next: ") and printed[-1].endswith(f"train --data {output}")
+    documents = [json.loads((output / split / "annotations.json").read_text()) for split in TRUTH]
+    assert documents[0]["categories"] == documents[1]["categories"]
+    for split, document in zip(TRUTH, documents, strict=True):
+        expected = sorted((CLASSES[number], box, False) for boxes_ in TRUTH[split].values() for number, *box in boxes_)
+        found = sorted((each, [round(v, 6) for v in box], ignored) for each, box, ignored in boxes(document))
+        assert found == expected
+        dataset = find_source(output, split=split, needs_images=True).load()
+        assert len(dataset.images) == len(TRUTH[split])
+
+
+def test_images_of_a_conversion_are_links_or_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    EXPORTS["roboflow_yolo"](tmp_path / "data")
+    original = tmp_path / "data" / "train" / "images" / "seq1_0001.png"
+
+    def convert_to(output: Path) -> Path:
+        assert tinydet(["data", "convert", str(tmp_path / "data"), "--output", str(output)]) == 0
+        return output / "train" / "images" / original.name
+
+    assert convert_to(tmp_path / "linked").samefile(original)
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "another file system")
+
+    monkeypatch.setattr(os, "link", refuse)
+    copy = convert_to(tmp_path / "copied")
+    assert not copy.samefile(original) and copy.read_bytes() == original.read_bytes()
+
+
+def test_one_split_can_become_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    EXPORTS["vocdevkit"](tmp_path / "data")
+    target = tmp_path / "val.json"
+    message = error_of(capsys, tmp_path / "data", "--output", target)
+    assert "train, val; name one with --split" in message and not target.exists()
+    assert tinydet(["data", "convert", str(tmp_path / "data"), "--split", "val", "--output", str(target)]) == 0
+    assert len(json.loads(target.read_text())["images"]) == 2
+
+
+def test_coco_needs_no_conversion_and_the_next_command_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    EXPORTS["coco2017"](tmp_path / "data")
+    before = sorted(tmp_path.rglob("*"))
+    assert tinydet(["data", "convert", str(tmp_path / "data")]) == 0
+    assert "needs no conversion" in (printed := capsys.readouterr().out)
+    assert printed.splitlines()[-1].endswith(f"train --data {tmp_path / 'data'}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_categories_of_splits_are_aligned_by_name() -> None:
+    first = {"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}], "annotations": [{"category_id": 2}]}
+    second = {
+        "categories": [{"id": 1, "name": "b"}, {"id": 2, "name": "c"}],
+        "annotations": [{"category_id": 1}, {"category_id": 2}],
+    }
+    align_categories([first, second])
+    assert (
+        first["categories"]
+        == second["categories"]
+        == [{"id": n, "name": name} for n, name in ((1, "a"), (2, "b"), (3, "c"))]
+    )
+    assert [entry["category_id"] for entry in (*first["annotations"], *second["annotations"])] == [2, 2, 3]

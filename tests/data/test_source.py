@@ -69,6 +69,14 @@ COMMANDS = [
     ["train", "--data", "NOWHERE"],
     ["train", "--data", "SQUARES", "--val", "NOWHERE"],
     ["train", "--annotations", "NOWHERE", "--images", "SQUARES/images"],
+    ["train", "--data", "SQUARES/annotations.json", "--images", "NOWHERE"],
+    ["evaluate", "--model", "thermal", "--data", "NOWHERE"],
+    ["salpha", "NOWHERE"],
+    ["sweep", "--data", "NOWHERE"],
+    ["gradients", "model.pth", "--data", "NOWHERE"],
+    ["export", "freeze", "model.pth", "--data", "NOWHERE"],
+    ["data", "stats", "--data", "NOWHERE"],
+    ["data", "convert", "NOWHERE"],
 ]
 
 

@@ -117,7 +117,7 @@ def test_switches_reach_the_scores(files: list[str], flags: list[str], switches:
         ([], "no --model, and no model.pth here"),
         (["--model", "gone.onnx", "--annotations", "gt.json", "--images", "."], "gone.onnx: no such model"),
         (["--model", "m.onnx", "--data", "x", "--annotations", "gt.json", "--images", "."], "give either --data, or"),
-        (["--model", "m.onnx", "--annotations", "gt.json"], "add --images"),
+        (["--model", "m.onnx", "--images", "x"], "add --annotations"),
         (["--gt", "gt.json", "--detections", "dt.json", "--images", "."], "only with --plots"),
         (["--model", "gt.json", "--corner-gt", "gt.json", "--merge", "seam"], "--merge seam does not use"),
     ],

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import exports
 import pytest
 
 from tinydet.data.coco import find_dataset, load_dataset
@@ -171,3 +172,36 @@ def test_a_corrupt_image_stops_the_run_and_is_named(
     assert warned.count("2.png") == 1 and "skipped" in warned
     assert "2.png" in said.partition(" skipped:\n")[2]
     assert load_checkpoint(here / "model.pth").progress["step"] == 2
+
+
+def test_a_split_val_of_the_data_is_validated_on_and_recorded(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exports.roboflow_yolo(here / "data")
+    assert main(["--data", str(here / "data"), "--no-tensorboard", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    assert "Ultralytics YOLO dataset, split train: " in printed and "Ultralytics YOLO dataset, split val: " in printed
+    checkpoint = load_checkpoint(here / "model.pth")
+    val = checkpoint.val_source(here / "model.pth")
+    assert checkpoint.classes == exports.CLASSES and val is not None
+    assert {image.file_name for image in val.load().images} == {f"{name}.png" for name in exports.TRUTH["val"]}
+
+
+def test_a_held_out_share_is_printed_and_recorded(
+    here: Path, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(squares), "--val", "0.3", "--no-tensorboard", *QUICK]) == 0
+    assert "2 of 7 images held out, chosen one by one" in capsys.readouterr().out
+    checkpoint = load_checkpoint(here / "model.pth")
+    sources = checkpoint.train_source(here / "model.pth"), checkpoint.val_source(here / "model.pth")
+    train, val = ({image.file_name for image in source.load().images} for source in sources if source is not None)
+    assert len(train) == 5 and len(val) == 2 and not train & val
+
+
+def test_without_validation_data_a_share_to_hold_out_is_suggested(
+    here: Path, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(squares), "--dry-run", *QUICK]) == 0
+    assert "--val 0.2" in capsys.readouterr().out
+    for share in ("0", "1", "2.5"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["--data", str(squares), "--val", share])
+        assert "between 0 and 1" in capsys.readouterr().err

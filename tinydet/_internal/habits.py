@@ -20,7 +20,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--img-dir": ("--images",),
     "--image-dir": ("--images",),
     "--images-dir": ("--images",),
-    "--data": ("--source",),
     "--dataset": ("--data", "--source"),
     "--data-dir": ("--data", "--source"),
     "--train-data": ("--data",),

@@ -121,7 +121,7 @@ def _checked(field: dataclasses.Field[Any], kinds: Sequence[Any], value: Any) ->
         if not isinstance(value, bool):
             raise ValueError(f"{name}: expected bool, got {quoted(value)}")
         return value
-    if Path in kinds:
+    if Path in kinds and not (float in kinds and isinstance(value, numbers.Real)):
         if not isinstance(value, str | Path) or "\0" in str(value):
             raise ValueError(f"{name}: expected a path, got {quoted(value)}")
         return Path(value)

@@ -17,9 +17,10 @@ from tinydet.data.coco_entries import Fault, listed
 from tinydet.data.coco_file import write_document
 from tinydet.data.coco_repair import repair_document
 from tinydet.data.coco_rules import Boxes, Contents, examine, examine_boxes, examine_objects
+from tinydet.data.dataset_arguments import add_data_arguments, data_path, source_of
 from tinydet.data.image_checks import check_folder, examine_files, examine_pixels
 from tinydet.data.image_files import list_images
-from tinydet.data.source import find_source
+from tinydet.data.source import DataSource
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Find every fault of a COCO annotation file: broken references, ids used twice, boxes without an area or "
         "outside their image, missing or damaged images. Print one line for each; exit with 1 if there are any."
     )
-    parser.add_argument("source", type=Path, help="COCO annotation file (.json or .json.gz), or a folder with images/")
+    add_data_arguments(parser, split="all of them")
     parser.add_argument(
         "--images",
         type=Path,
@@ -115,7 +116,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    data = find_source(args.source, images=args.images)
+    chosen = [_source(args)] if args.split else _every_split(args)
+    if len(chosen) > 1 and (args.fix is not None or args.json is not None):
+        splits = ", ".join(str(each.split) for each in chosen)
+        raise ValueError(f"--fix and --json are for one file, but there are splits {splits}; name one with --split")
+    return max([_check(args, source) for source in chosen])
+
+
+def _source(args: argparse.Namespace) -> DataSource:
+    return source_of(args, images=args.images)
+
+
+def _every_split(args: argparse.Namespace) -> list[DataSource]:
+    """Return the splits of the dataset, or the dataset if it has none."""
+    path = data_path(args)
+    if path is None:
+        return [_source(args)]
+    layout = DataSource(path, args.images).layout
+    return [DataSource(path, args.images, split.name) for split in layout.splits]
+
+
+def _check(args: argparse.Namespace, data: DataSource) -> int:
     source, images = data.annotations, data.image_dir
     check_output_files((args.fix, args.json), (source,))
     document = data.read()

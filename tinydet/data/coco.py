@@ -67,6 +67,7 @@ class Dataset:
         clipped: number of boxes that reached outside their image in the file.
         roots: names of categories that are not classes, because they have no annotations and are the `supercategory`
             of another category, such as the root that Roboflow adds to its exports.
+        reading: notes for the user about how the annotations were read.
         read_again: reads the COCO document that the dataset was built from, unchecked; None: `source` is a COCO file.
     """
 
@@ -82,6 +83,7 @@ class Dataset:
     areas: NDArray[np.float64]
     clipped: int
     roots: tuple[str, ...] = ()
+    reading: tuple[str, ...] = ()
     read_again: Callable[[], dict[str, Any]] | None = None
 
     def document(self) -> dict[str, Any]:
@@ -95,10 +97,10 @@ class Dataset:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user about root categories and classes without objects."""
+        """Notes for the user about the reading, root categories and classes without objects."""
         counts = np.bincount(self.labels[self.objects], minlength=len(self.classes))
         empty = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
-        notes = []
+        notes = [*self.reading]
         if self.roots:
             notes.append(f"not a class: {listed(self.roots)}, without annotations and the supercategory of others")
         if empty:
@@ -179,6 +181,7 @@ def build_dataset(
     images: Path | None = None,
     *,
     categories: Sequence[str] | None = None,
+    reading: tuple[str, ...] = (),
     read_again: Callable[[], dict[str, Any]] | None = None,
 ) -> Dataset:
     """Check the content of the annotation file `source` and return it as arrays; see `load_dataset` and `Dataset`."""
@@ -218,6 +221,7 @@ def build_dataset(
         areas=rows.xywh[order, 2:].prod(axis=1),
         clipped=int((boxes.clipped & inside).sum()),
         roots=tuple(name for (_, name), root in zip(table, roots & ~selected, strict=True) if root),
+        reading=reading,
         read_again=read_again,
     )
 

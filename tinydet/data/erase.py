@@ -20,15 +20,8 @@ from numpy.typing import NDArray
 from tinydet._internal.arguments import quoted, whole
 from tinydet._internal.progress import track
 from tinydet.data.coco_file import Document, Entry, boxes_of, write_document
-from tinydet.data.output_folder import (
-    JPEG_QUALITY,
-    ImageWriter,
-    add_source_arguments,
-    choose_output,
-    is_annotation_file,
-    new_folder,
-)
-from tinydet.data.source import find_source
+from tinydet.data.dataset_arguments import add_source_arguments, source_of
+from tinydet.data.output_folder import JPEG_QUALITY, ImageWriter, choose_output, is_annotation_file, new_folder
 
 FLAGS = ("ignore", "iscrowd", "uncertain", "logo")  # each can mark an annotation as an ignore region
 # Annotations of a dense image. The paper says 200 and the authors' code 220; no image of TinyPerson lies in between.
@@ -178,8 +171,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Erase regions and return a summary."""
-    document = find_source(args.source, images=args.images).load_document()
-    output = choose_output(args.source, document.dataset, args.output, "erased")
+    source = source_of(args, images=args.images)
+    document = source.load_document()
+    output = choose_output(source.path or source.annotations, document.dataset, args.output, "erased")
     erased = erase_document(document, args.flags, args.dense)
     summary = (
         f"{output}: {len(erased.content['images']):,} images, {len(erased.content['annotations']):,} boxes; "

@@ -1,11 +1,10 @@
-"""Where the tools that write one dataset from another put the result: arguments, the new folder, its images.
+"""Where the tools that write one dataset from another put the result: the new folder, its images.
 
 A result is a COCO folder (`annotations.json` and `images/`) or an annotation file. It appears only once it is complete.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import secrets
 import shutil
@@ -17,7 +16,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._internal.arguments import jpeg_quality
 from tinydet._internal.atomic import claim
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset
@@ -26,37 +24,6 @@ JPEG_QUALITY = 100  # with full color resolution: objects of a few pixels have n
 FORMATS = ("same", "png", "jpg")
 _LOSSY = (".jpg", ".jpeg")
 _KEPT = (*_LOSSY, ".png")  # formats that every framework reads
-
-
-def add_source_arguments(parser: argparse.ArgumentParser, word: str) -> None:
-    """Add the arguments that all these tools share; `word` is part of the default output name."""
-    parser.add_argument("source", type=Path, help="COCO folder, or an annotation file (.json or .json.gz)")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="image folder if SOURCE is an annotation file (default: process annotations only)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="PATH",
-        help="new COCO folder, or an annotation file to write annotations only; "
-        f"default: SOURCE-{word} or, without images, SOURCE.{word}.json",
-    )
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="same",
-        help="file format of the images (default: JPEG stays JPEG, everything else becomes PNG)",
-    )
-    parser.add_argument(
-        "--jpeg-quality",
-        type=jpeg_quality,
-        default=JPEG_QUALITY,
-        metavar="Q",
-        help=f"quality of JPEG images, 1 to 100 (default: {JPEG_QUALITY})",
-    )
 
 
 def is_annotation_file(path: Path) -> bool:
@@ -73,6 +40,8 @@ def choose_output(source: Path, dataset: Dataset, output: Path | None, word: str
         ValueError: the output is the source, a folder that is not empty, or a folder for a dataset without images.
     """
     if output is None:
+        if not source.is_dir() and not is_annotation_file(source):  # a description, such as data.yaml
+            source = source.parent
         base = Path(os.path.abspath(source)) if source.is_dir() else source
         name = base.name if source.is_dir() else base.name.removesuffix(".gz").removesuffix(".json")
         output = base.with_name(f"{name}.{word}.json" if dataset.image_dir is None else f"{name}-{word}")
@@ -127,6 +96,15 @@ class ImageWriter:
         self.folder, self.form, self.quality = folder, form, quality
         self._taken: set[str] = set()
         folder.mkdir()
+
+    def link(self, name: str, source: Path) -> str:
+        """Give a file a second name in the folder, or copy it to another file system; return its file name."""
+        path, file_name = self._reserve(name, PurePosixPath(name).suffix)
+        try:
+            os.link(os.path.realpath(source), path)
+        except OSError:
+            shutil.copyfile(source, path)
+        return file_name
 
     def write(self, name: str, pixels: NDArray[np.uint8]) -> str:
         """Write (H, W, 3) RGB and return the file name: `name` with the suffix of the format."""

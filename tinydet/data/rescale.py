@@ -12,16 +12,9 @@ from tinydet._internal.progress import track
 from tinydet.data.coco_entries import polygon_lists
 from tinydet.data.coco_file import Document, Entry, outline, write_document
 from tinydet.data.coco_rules import VISIBLE_BOXES
-from tinydet.data.output_folder import (
-    JPEG_QUALITY,
-    ImageWriter,
-    add_source_arguments,
-    choose_output,
-    is_annotation_file,
-    new_folder,
-)
+from tinydet.data.dataset_arguments import add_source_arguments, source_of
+from tinydet.data.output_folder import JPEG_QUALITY, ImageWriter, choose_output, is_annotation_file, new_folder
 from tinydet.data.resample import FILTERS, Filter, resample
-from tinydet.data.source import find_source
 
 LONG_OVER_SHORT = 5 / 3  # limit of the long side, as in COCO100 (167 to 100) and COCO detectors (1333 to 800)
 MOST_PIXELS = 1 << 30  # of an image, which is held in memory
@@ -217,8 +210,9 @@ def run(args: argparse.Namespace) -> str:
     if args.long is not None and args.short is None:
         raise ValueError("--long limits the long side of images that --short resizes; add --short, or leave out --long")
     resize = by_factor(args.factor) if args.short is None else by_short_side(args.short, args.long)
-    document = find_source(args.source, images=args.images).load_document()
-    output = choose_output(args.source, document.dataset, args.output, "rescaled")
+    source = source_of(args, images=args.images)
+    document = source.load_document()
+    output = choose_output(source.path or source.annotations, document.dataset, args.output, "rescaled")
     content = rescale_document(document, resize, digits=args.round)
     if is_annotation_file(output):
         write_document(output, content)

@@ -20,7 +20,8 @@ from tinydet._internal.arguments import float_range, scale, seed, whole
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset
 from tinydet.data.coco_file import Document, boxes_of, is_ignored, write_document
-from tinydet.data.output_folder import add_source_arguments, choose_output, is_annotation_file
+from tinydet.data.dataset_arguments import add_source_arguments, source_of
+from tinydet.data.output_folder import choose_output, is_annotation_file
 from tinydet.data.resample import FILTERS, Filter, resample
 from tinydet.data.rescale import by_factor, resize_document, write_rescaled
 from tinydet.data.samples import Sample
@@ -277,8 +278,9 @@ def run(args: argparse.Namespace) -> str:
     """Match the dataset and return a summary with the distance to the target before and after."""
     if args.source_sizes is not None and not args.monotone:
         raise ValueError("--source-sizes has an effect only in Monotone Scale Match; add --monotone, or leave it out")
-    document = find_source(args.source, images=args.images).load_document()
-    output = choose_output(args.source, document.dataset, args.output, "matched")
+    data = source_of(args, images=args.images)
+    document = data.load_document()
+    output = choose_output(data.path or data.annotations, document.dataset, args.output, "matched")
     if is_annotation_file(output):
         check_output_files((output,), (args.target, args.source_sizes))
     target_sizes, before = object_sizes(_load_boxes(args.target)), object_sizes(document.dataset)
@@ -309,7 +311,7 @@ def run(args: argparse.Namespace) -> str:
 
 def _load_boxes(path: Path) -> Dataset:
     """Load an annotation file, or the one of a COCO folder, without its images."""
-    return find_source(path).load(boxes_only=True)
+    return find_source(path, prefer=("train",)).load(boxes_only=True)
 
 
 def _sorted_sizes(sizes: Sizes) -> Sizes:

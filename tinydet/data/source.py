@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tinydet.data.coco import Dataset, build_dataset
 from tinydet.data.coco_file import Document, build_document
-from tinydet.data.layouts import Layout, Split, recognize
+from tinydet.data.holdout import group_images, hold_out
+from tinydet.data.layouts.coco_files import image_folder
+from tinydet.data.layouts.layout import NOTHING_STATED, Layout, Reading, ReadOptions, Split, split_name
+from tinydet.data.layouts.recognize import recognize
 from tinydet.data.synthetic import builtin_dataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a dataset: what `--val FRACTION` holds out of it, or the rest.
+
+    Attributes:
+        role: "val" for the images that are held out, "train" for the others.
+        fraction: share of the images to hold out.
+        seed: of the choice. The same seed finds the same images again.
+    """
+
+    role: str
+    fraction: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.role not in ("train", "val") or not 0 < self.fraction < 1:
+            raise ValueError(f"a part is train or val, with a fraction between 0 and 1; got {self}")
 
 
 @dataclass(frozen=True)
@@ -20,14 +45,18 @@ class DataSource:
     """Where a dataset is.
 
     Attributes:
-        path: dataset folder or annotation file; None for the built-in dataset.
+        path: dataset folder, annotation file, or description such as data.yaml; None for the built-in dataset.
         images: image folder, if it is given apart.
         split: "train", "val" or "test"; None for the only one.
+        part: which part of the images; None for all.
+        options: what the user states about the annotations.
     """
 
     path: Path | None
     images: Path | None = None
     split: str | None = None
+    part: Part | None = None
+    options: ReadOptions = NOTHING_STATED
 
     @property
     def is_builtin(self) -> bool:
@@ -63,30 +92,54 @@ class DataSource:
             ValueError: there is no such split, or there are several and none is named.
         """
         splits = self.layout.splits
-        if self.path is None or (len(splits) == 1 and splits[0].name is None and self.split is None):
+        if self.path is None or (self.split is None and len(splits) == 1):
             return splits[0]
         names = [split.name for split in splits]
-        if self.split is None and len(splits) == 1:
-            return splits[0]
-        if self.split not in names or self.split is None:
-            held = ", ".join(name for name in names if name) or "no splits"
-            wanted = "name one with --split" if self.split is None else f"not {self.split!r}"
-            raise ValueError(f"{self.path} ({self.layout.name}) has {held}; {wanted}")
-        return splits[names.index(self.split)]
+        if self.split in names and self.split is not None:
+            return splits[names.index(self.split)]
+        if self.split in self.layout.missing:
+            raise ValueError(self.layout.missing[self.split or ""])
+        held = ", ".join(name for name in names if name) or "no splits"
+        wanted = "name one with --split" if self.split is None else f"not {self.split!r}"
+        raise ValueError(f"{self.path} ({self.layout.name}) has {held}; {wanted}")
 
     def read(self) -> dict[str, Any]:
         """Read the annotations as a COCO document, unchecked."""
-        return self.chosen.read()
+        return self._reading().document
 
-    def load(self, *, categories: Sequence[str] | None = None, boxes_only: bool = False) -> Dataset:
+    def load(
+        self, *, categories: Sequence[str] | None = None, boxes_only: bool = False, allow_absent: bool = False
+    ) -> Dataset:
         """Read and check the dataset; see `tinydet.data.coco.load_dataset`.
 
         Args:
             categories: names of the classes to keep; None for all.
             boxes_only: leave the images out; they may be missing.
+            allow_absent: pass over `categories` that the annotations do not have, if they have at least one.
+
+        Raises:
+            ValueError: the annotations break a rule, or are not those that a part was chosen from.
         """
         images = None if boxes_only else self.image_dir
-        return build_dataset(self.read(), self.annotations, images, categories=categories, read_again=self.read)
+        reading = self._reading(part=False)
+        document = reading.document
+        if self.part is not None:
+            if categories is None:  # those of the whole dataset: every part has the same classes
+                categories = build_dataset(document, self.annotations).classes
+            document = self._part_of(document)
+        if categories is not None and allow_absent:
+            known = _names_of(document)
+            categories = [name for name in categories if name in known] or categories
+        # Reading again is slow if it opens a file per image.
+        kept = self.layout.form != "coco" and len(document["annotations"]) < _FEW
+        return build_dataset(
+            document,
+            self.annotations,
+            images,
+            categories=categories,
+            reading=reading.notes,
+            read_again=(lambda: document) if kept else self.read,
+        )
 
     def load_document(self, *, allow_corner_file: bool = False) -> Document:
         """Read and check the dataset with all fields of its files; see `tinydet.data.coco_file.load_document`."""
@@ -97,7 +150,15 @@ class DataSource:
         if self.path is None:
             return f"built-in dataset, split {self.split or 'train'}"
         split = f", split {self.chosen.name}" if self.chosen.name else ""
-        return f"{self.layout.name}{split}: {self.annotations}"
+        part = ""
+        if self.part is not None:
+            held = f"{self.part.fraction:g} of it held out"
+            part = f", {held}" if self.part.role == "val" else f", without {held}"
+        return f"{self.layout.name}{split}{part}: {self.annotations}"
+
+    def hold_out(self, fraction: float, seed: int = 0) -> tuple[DataSource, DataSource]:
+        """Return the training and the validation part of this source; see `tinydet.data.holdout`."""
+        return replace(self, part=Part("train", fraction, seed)), replace(self, part=Part("val", fraction, seed))
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Return a record of plain values.
@@ -105,7 +166,11 @@ class DataSource:
         Args:
             folder: where the record will be stored; paths are also written relative to it.
         """
-        record: dict[str, Any] = {"builtin": self.path is None, "split": self.split}
+        record: dict[str, Any] = {
+            "builtin": self.path is None,
+            "split": self.split,
+            "part": None if self.part is None else asdict(self.part),
+        }
         for name in ("path", "images"):
             value = getattr(self, name)
             record[name] = None if value is None else _both(value, folder)
@@ -123,23 +188,54 @@ class DataSource:
         """
         try:
             builtin, split = record["builtin"], record["split"]
+            part = None if record.get("part") is None else Part(**record["part"])
             if builtin:
-                return cls(None, split=split)
+                return cls(None, split=split, part=part)
             places = {name: record[name] and tuple(map(str, record[name])) for name in ("path", "images")}
             found = {name: _existing(*both, folder=folder) if both else None for name, both in places.items()}
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the record of a dataset is malformed: {record!r}") from error
-        return cls(found["path"], found["images"], split=split)
+        return cls(found["path"], found["images"], split=split, part=part)
+
+    def _reading(self, *, part: bool = True) -> Reading:
+        reading = self.chosen.read(self.options)
+        if self.part is None or not part:
+            return reading
+        return Reading(self._part_of(reading.document), reading.notes)
+
+    def _part_of(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Return a document with the images of the part only."""
+        assert self.part is not None
+        records = build_dataset(document, self.annotations).images  # checks the document first
+        groups, _ = group_images([record.file_name for record in records])
+        held = hold_out(groups, self.part.fraction, self.part.seed)
+        wanted = self.part.role == "val"
+        ids = {record.id for record, group in zip(records, groups, strict=True) if (group in held) is wanted}
+        kept = {key: [entry for entry in document[key] if entry[name] in ids] for key, name in _BY_IMAGE.items()}
+        return {**document, **kept}
+
+
+_FEW = 200_000  # annotations that are kept in memory
+_BY_IMAGE = {"images": "id", "annotations": "image_id"}
 
 
 def find_source(
-    data: Path | None, annotations: Path | None = None, images: Path | None = None, *, split: str | None = None
+    data: Path | None,
+    annotations: Path | None = None,
+    images: Path | None = None,
+    *,
+    split: str | None = None,
+    prefer: Sequence[str] = (),
+    needs_images: bool = False,
+    options: ReadOptions | None = None,
 ) -> DataSource:
     """Return the source that the options of a command name, after checking that it exists and is recognized.
 
     Args:
         data: `--data`: folder or file. `annotations`, `images`: the same in two parts.
         split: "train", "val" or "test"; None for the only one.
+        prefer: the splits to choose from, in this order, if there are several and none is named.
+        needs_images: the images are needed: look for them near an annotation file that is named alone.
 
     Raises:
         ValueError: nothing or too much is named, it does not exist, or it is not recognized.
@@ -151,7 +247,20 @@ def find_source(
     path = data if data is not None else annotations
     if path is None:
         raise ValueError("--images is the image folder of --annotations; name both" if images else "name a dataset")
-    source = DataSource(Path(path), images and Path(images), split=split)
+    source = DataSource(Path(path), images and Path(images), split=split, options=options or NOTHING_STATED)
+    layout = source.layout
+    if split is None and len(layout.splits) > 1:
+        names = [each.name for each in layout.splits]
+        source = replace(source, split=next((name for name in prefer if name in names), None))
+        source.__dict__["layout"] = layout  # recognized already
+    if needs_images and source.image_dir is None:
+        annotation_file = source.annotations
+        root = annotation_file.parent
+        root = root.parent if root.name.lower() in ("annotations", "labels") else root
+        found = image_folder(annotation_file, root, split_name(annotation_file.name))
+        if found is None:
+            raise ValueError(f"{annotation_file}: its images are not near it; name their folder with --images DIR")
+        source = replace(source, images=found)
     _ = source.chosen
     return source
 
@@ -159,6 +268,46 @@ def find_source(
 def builtin_source(split: str) -> DataSource:
     """Return a split of the built-in dataset, "train" or "val", which is generated when it is first loaded."""
     return DataSource(None, split=split)
+
+
+def validation_of(train: DataSource) -> DataSource | None:
+    """Return the validation data that belong to training data: their split "val", or a folder next to theirs.
+
+    Raises:
+        ValueError: the dataset names validation data that are not there.
+    """
+    if "val" in train.layout.missing:
+        raise ValueError(train.layout.missing["val"])
+    if any(split.name == "val" for split in train.layout.splits) and train.chosen.name != "val":
+        source = replace(train, split="val")
+        source.__dict__["layout"] = train.layout  # recognized already
+        return source
+    beside = train.layout.validation
+    return None if beside is None else find_source(beside, needs_images=True)
+
+
+def announce(source: DataSource) -> DataSource:
+    """Log what was recognized, unless it is a plain COCO folder or file; return the source."""
+    if not source.is_builtin and source.layout.name not in ("COCO folder", "COCO file"):
+        logger.info(source.describe())
+    return source
+
+
+def describe_hold_out(train: Dataset, val: Dataset) -> str:
+    """Return one line about the images that `--val FRACTION` held out: how many, of how many groups."""
+    names = [[image.file_name for image in dataset.images] for dataset in (train, val)]
+    groups, shown = group_images([*names[0], *names[1]])
+    count, held = len({*groups}), len({*groups[len(names[0]) :]})
+    images = f"{len(names[1])} of {len(groups)} images held out"
+    if not shown:
+        return f"{images}, chosen one by one, because file names show no groups"
+    return f"{images}: {held} of {count} groups by file name (videos, flights, folders)"
+
+
+def _names_of(document: Mapping[str, Any]) -> set[str]:
+    entries = document.get("categories")
+    names = [entry.get("name") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return {name for name in names if isinstance(name, str)}
 
 
 def _both(path: Path, folder: Path) -> list[str]:

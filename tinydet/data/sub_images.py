@@ -30,16 +30,9 @@ from tinydet.data.coco_file import (
     write_document,
 )
 from tinydet.data.coco_rules import VISIBLE_BOXES
-from tinydet.data.output_folder import (
-    JPEG_QUALITY,
-    ImageWriter,
-    add_source_arguments,
-    choose_output,
-    is_annotation_file,
-    new_folder,
-)
+from tinydet.data.dataset_arguments import add_source_arguments, source_of
+from tinydet.data.output_folder import JPEG_QUALITY, ImageWriter, choose_output, is_annotation_file, new_folder
 from tinydet.data.samples import Cut, Truncated, clip_to_tile, objects_and_regions
-from tinydet.data.source import find_source
 from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import MORE_TILES, MOST_TILES, Tile, TileGrid, check_tile_count
 from tinydet.runtime.plan import OVERLAP
@@ -215,16 +208,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Cut the dataset and return a summary."""
-    document = find_source(args.source, images=args.images).load_document(allow_corner_file=True)
-    output = choose_output(args.source, document.dataset, args.output, "cut")
+    source = source_of(args, images=args.images)
+    document = source.load_document(allow_corner_file=True)
+    output = choose_output(source.path or source.annotations, document.dataset, args.output, "cut")
     if document.dataset.is_cut:
-        source = document.dataset.source
+        corner_file = document.dataset.source
         chosen = [f"--{name}" for name in ("grid", "tile", "overlap", "truncated") if getattr(args, name) is not None]
         if chosen:
-            raise ValueError(f"{source} is a corner file, already cut; leave out {', '.join(chosen)}")
+            raise ValueError(f"{corner_file} is a corner file, already cut; leave out {', '.join(chosen)}")
         if is_annotation_file(output):
             raise ValueError(
-                f"{source} is a corner file, already cut; to write its tiles name the folder of the uncut images "
+                f"{corner_file} is a corner file, already cut; to write its tiles name the folder of the uncut images "
                 "with --images DIR, and a folder as --output"
             )
     corners = document.content if document.dataset.is_cut else _cut(document, args)

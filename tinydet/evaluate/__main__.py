@@ -22,6 +22,7 @@ from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_file
+from tinydet.data.layouts.layout import SPLITS
 from tinydet.evaluate.diagnosis import diagnose
 from tinydet.evaluate.model_data import (
     BUILTIN,
@@ -134,7 +135,7 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     model = args.model or DEFAULT_MODEL
     data = _data(args)
     check_output_files((args.json, args.precision, args.save_detections), (data.source.annotations,))
-    dataset = data.source.load(categories=args.categories or data.classes)
+    dataset = data.source.load(categories=args.categories or data.classes, allow_absent=not args.categories)
     if dataset.is_cut:
         raise ValueError(
             f"{dataset.source} describes sub-images, and the benchmark scores whole images; give their annotations, "
@@ -190,7 +191,9 @@ def _data(args: argparse.Namespace) -> ModelData:
         return validation_data(args.model or DEFAULT_MODEL)
     if str(args.data) == BUILTIN and not args.data.exists():
         return ModelData(builtin_source("val"))
-    return ModelData(find_source(args.data, args.annotations, args.images))
+    prefer = ("val", "test")
+    source = find_source(args.data, args.annotations, args.images, split=args.split, prefer=prefer, needs_images=True)
+    return ModelData(source)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -211,9 +214,8 @@ def _check(args: argparse.Namespace) -> None:
             )
     if args.data is not None and args.annotations is not None:
         raise ValueError("give either --data, or --annotations and --images; not both")
-    if args.gt is None and (args.annotations is None) != (args.images is None):
-        missing = "--images" if args.images is None else "--annotations"
-        raise ValueError(f"--annotations and --images belong together; add {missing}")
+    if args.gt is None and args.images is not None and args.annotations is None and args.data is None:
+        raise ValueError("--images is the image folder of --annotations; add --annotations FILE")
     if args.corner_gt is not None and args.merge in ("seam", "nms"):
         raise ValueError(
             f"--corner-gt gives the benchmark's sub-images, which --merge {args.merge} does not use; drop one"
@@ -267,10 +269,11 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--data",
         type=Path,
-        metavar="DIR",
-        help="folder with annotations.json and images/, or 'builtin' for the built-in scenes (default: the validation "
-        "set that the model was trained with)",
+        metavar="PATH",
+        help="dataset folder, data.yaml or COCO file, whose layout is recognized, or 'builtin' for the built-in scenes "
+        "(default: the validation set that the model was trained with)",
     )
+    model.add_argument("--split", choices=SPLITS, help="split of --data, if it has several (default: val)")
     model.add_argument("--annotations", type=Path, metavar="FILE", help="COCO annotation file, in place of --data")
     model.add_argument(
         "--images", type=Path, metavar="DIR", help="image folder for --annotations, or for --gt with --plots"

@@ -17,7 +17,7 @@ from tinydet.export.onnx_command import Report, convert_precision, export_checkp
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images
+from tinydet.export.verification_images import choose_images, find_data
 from tinydet.export.verify import REFERENCE_BACKEND, Verification, report_paths, summarize, verify, write_report
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import PRODUCTS, open_engine
@@ -104,6 +104,7 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Path, ModelS
     """
     model: Path = args.model
     check_file(model)
+    find_data(args.data)
     output: Path = args.output or model.with_suffix(".engine")
     onnx_path = model
     validation: DataSource | None = None

@@ -9,7 +9,7 @@ from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import tinydet_command
-from tinydet.data.source import builtin_source, find_source
+from tinydet.data.source import announce, builtin_source, find_source, validation_of
 from tinydet.models.registry import detector_info
 
 EXAMPLES = ("model.pth --data my/train --val my/val",)
@@ -22,18 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", type=Path, metavar="model.pth", help="a checkpoint trained with --alpha attention")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="COCO folder to average over (default: the built-in training set)"
+        "--data", type=Path, metavar="PATH", help="dataset to average over (default: the built-in training set)"
     )
     parser.add_argument(
         "--val",
         type=Path,
-        metavar="DIR",
-        help="COCO folder to measure AP on, before and after (default: the built-in validation set)",
+        metavar="PATH",
+        help="dataset to measure AP on, before and after (default: the split val of --data, else the built-in set)",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="checkpoint to write (default: MODEL.frozen.pth)")
 
 
 def run(args: argparse.Namespace) -> int:
+    train = builtin_source("train")
+    scored = builtin_source("val")
+    if args.data is not None:
+        train = find_source(args.data, prefer=("train",), needs_images=True)
+        scored = validation_of(train) or scored
+    if args.val is not None:
+        scored = find_source(args.val, prefer=("val", "test"), needs_images=True)
     with needs_extra("train"):
         from tinydet.models.checkpoint import load_checkpoint, save_checkpoint
     from tinydet.export.freeze import freeze_checkpoint, require_attention
@@ -42,10 +49,8 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or args.model.with_suffix(".frozen.pth")
     checkpoint = load_checkpoint(args.model)
     require_attention(checkpoint)
-    data, val = (
-        (builtin_source(split) if folder is None else find_source(folder)).load(categories=checkpoint.classes)
-        for folder, split in ((args.data, "train"), (args.val, "val"))
-    )
+    data = announce(train).load(categories=checkpoint.classes, allow_absent=True)
+    val = announce(scored).load(categories=checkpoint.classes, allow_absent=True)
     with claim(output, inputs=[args.model]):
         frozen = freeze_checkpoint(checkpoint, data, val)
         save_checkpoint(frozen.checkpoint, output)

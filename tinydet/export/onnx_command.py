@@ -19,7 +19,7 @@ from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
 from tinydet.export.precision import Precision, convert
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images, is_built_in, validation_source
+from tinydet.export.verification_images import choose_images, find_data, is_built_in, validation_source
 from tinydet.export.verify import Verification, summarize, verify
 from tinydet.models.registry import detector_info
 from tinydet.runtime.backends import Backend
@@ -64,6 +64,7 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification
     """
     model: Path = args.model
     check_file(model)
+    find_data(args.data)
     if model.suffix == ".onnx":
         if args.output or args.precision == "fp32":
             raise ValueError(f"{model} is already an ONNX file; use --precision fp16 or int8 to convert it")

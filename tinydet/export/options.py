@@ -64,8 +64,8 @@ def add_verification_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data",
         type=Path,
-        metavar="DIR",
-        help="COCO folder to verify on (default: the checkpoint's validation set, else the built-in dataset)",
+        metavar="PATH",
+        help="dataset to verify on (default: the checkpoint's validation set, else the built-in dataset)",
     )
     group.add_argument(
         "--images", type=Path, nargs="+", metavar="FILE", help="verify on these images instead, without measuring AP"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset
-from tinydet.data.source import DataSource, builtin_source, find_source
+from tinydet.data.source import DataSource, announce, builtin_source, find_source
 from tinydet.evaluate.score_model import match_classes
 
 if TYPE_CHECKING:
@@ -44,6 +44,15 @@ def validation_source(checkpoint: Checkpoint, path: Path) -> DataSource | None:
         return None
 
 
+def find_data(data: Path | None) -> DataSource | None:
+    """Return the dataset that `--data` names, None without it. Needs no torch, so call it before importing torch.
+
+    Raises:
+        ValueError: it does not exist or is not recognized.
+    """
+    return None if data is None else find_source(data, prefer=("val", "test"), needs_images=True)
+
+
 def verification_images(
     classes: Sequence[str], data: Path | None, fallback: DataSource | None = None
 ) -> tuple[list[Path], Dataset | None]:
@@ -59,8 +68,8 @@ def verification_images(
     Raises:
         ValueError: `data` is malformed, or has no class in common with the model.
     """
-    source = find_source(data) if data is not None else fallback or builtin_source("val")
-    dataset = source.load()
+    source = find_data(data) or fallback or builtin_source("val")
+    dataset = announce(source).load()
     if dataset.is_cut:
         raise ValueError(
             f"{dataset.source}: a corner file, whose images are parts of the image files; name a COCO folder of whole "

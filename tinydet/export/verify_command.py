@@ -14,7 +14,7 @@ from tinydet.data.source import DataSource
 from tinydet.export.options import add_verification_options
 from tinydet.export.parity import TOLERANCES
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images, validation_source
+from tinydet.export.verification_images import choose_images, find_data, validation_source
 from tinydet.export.verify import (
     CONVERSION_FIELDS,
     REFERENCE_BACKEND,
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     model: Path = args.model
     check_file(model)
+    find_data(args.data)
     reference_path: Path = args.reference or _reference_of(model)
     candidate = open_model(model, args.backend)
     reference: Backend

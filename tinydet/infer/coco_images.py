@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinydet.data.coco_file import Document, load_document
+from tinydet.data.coco_file import Document
+from tinydet.data.source import find_source
 from tinydet.runtime.scenes.sources import Source
 
 
@@ -12,17 +13,14 @@ def load_images(annotations: Path, images: Path | None = None) -> Document:
     """Read and check a COCO file and its images, by the rules of `tinydet evaluate --annotations`.
 
     Args:
-        annotations: `.json` or `.json.gz`.
-        images: folder of the image files; None for `images` next to the file, or the file's own folder without it.
+        annotations: COCO file, or a dataset in a known layout.
+        images: folder of the image files; None for the one near the file that has them.
 
     Raises:
         ValueError: the file breaks a rule, or an image file is missing.
     """
-    folder = images
-    if folder is None:
-        folder = annotations.parent / "images"
-        folder = folder if folder.is_dir() else annotations.parent
-    return load_document(annotations, folder, allow_corner_file=True)
+    source = find_source(None, annotations, images, prefer=("val", "test"), needs_images=True)
+    return source.load_document(allow_corner_file=True)
 
 
 def coco_sources(annotations: Path, images: Path | None = None) -> list[Source]:

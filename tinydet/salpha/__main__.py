@@ -14,7 +14,8 @@ from tinydet._internal.outputs import check_output_files
 from tinydet._internal.parser import Parser
 from tinydet._internal.plugins import add_plugin_option
 from tinydet.data.coco import Dataset
-from tinydet.data.source import builtin_source, find_source
+from tinydet.data.dataset_arguments import add_data_arguments, data_path, source_of
+from tinydet.data.source import builtin_source
 from tinydet.geometry.anchors import Pyramid
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.registry import DETECTORS, detector_info
@@ -38,7 +39,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile; without it whole images are counted")
     overlap = OVERLAP if options.overlap is None else options.overlap
-    source = builtin_source("train") if options.data is None else find_source(options.data)
+    path = data_path(options)
+    source = builtin_source("train") if path is None else source_of(options, prefer=("train",))
     dataset = source.load(categories=options.categories)
     check_output_files((options.json,), (dataset.source,))
     statistics = statistics_of(
@@ -113,13 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Count the objects of each pyramid level and compute the fusion factors alpha (S-alpha) from the "
         "counts. Only boxes and image sizes are read; no image is opened and no network is run.",
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="COCO annotation file (.json or .json.gz) or a folder that holds one (default: the built-in synthetic "
-        "training set)",
-    )
+    add_data_arguments(parser, default="the built-in training set", split="train", positional=False)
     parser.add_argument(
         "--detector", choices=tuple(DETECTORS), default="retinanet", help="count with its anchors (default: retinanet)"
     )

@@ -12,7 +12,7 @@ import numpy as np
 from tinydet._internal.arguments import add_categories
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.outputs import check_output_files
-from tinydet.data.source import find_source
+from tinydet.data.dataset_arguments import add_data_arguments, source_of
 from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import FusionStatistics
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Report sizes, shapes, density and crowding of the objects of a dataset, the objects per pyramid level and the "
         "fusion factors, and recommend tile, overlap, scale and anchors with reasons. No image is opened."
     )
-    parser.add_argument("source", type=Path, help="COCO annotation file (.json or .json.gz), or a folder with one")
+    add_data_arguments(parser, split="train")
     add_categories(parser, "include")
     parser.add_argument(
         "--detector",
@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    dataset = find_source(args.source).load(categories=args.categories)
+    source = source_of(args, prefer=("train",))
+    dataset = source.load(categories=args.categories)
     check_output_files((args.json,), (dataset.source,))
     design = anchors_of(args.detector).design()
     measures = measure_dataset(dataset, design)

@@ -24,8 +24,9 @@ from tinydet._internal.input_files import check_file
 from tinydet._internal.parser import Parser
 from tinydet._internal.plugins import add_plugin_option
 from tinydet._internal.progress import track
+from tinydet.data.dataset_arguments import add_split
 from tinydet.data.samples import TrainingTiles
-from tinydet.data.source import builtin_source, find_source
+from tinydet.data.source import DataSource, announce, builtin_source, find_source
 
 if TYPE_CHECKING:
     from tinydet.models.checkpoint import Checkpoint
@@ -37,6 +38,9 @@ FEATURES = ("C3", "C4", "C5")
 @command("gradients", plugins=True)
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    source = builtin_source("val")
+    if args.data is not None:
+        source = find_source(args.data, split=args.split, prefer=("val", "test"), needs_images=True)
     with needs_extra("train"):
         from tinydet.models.checkpoint import load_checkpoint
         from tinydet.study.gradient_norms import can_measure
@@ -58,17 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     with needs_extra("plots"):
         import matplotlib  # noqa: F401 - fail now rather than after the work
     with claim(output, image, inputs=[args.model]):
-        return _measure(args, checkpoint, detector, output, image)
+        return _measure(args, source, checkpoint, detector, output, image)
 
 
-def _measure(args: argparse.Namespace, checkpoint: Checkpoint, detector: Detector, output: Path, image: Path) -> int:
+def _measure(
+    args: argparse.Namespace, source: DataSource, checkpoint: Checkpoint, detector: Detector, output: Path, image: Path
+) -> int:
     import torch
 
     from tinydet.models.batch import collate
     from tinydet.study.gradient_norms import measure
 
-    source = builtin_source("val") if args.data is None else find_source(args.data)
-    dataset = source.load(categories=checkpoint.classes)
+    dataset = announce(source).load(categories=checkpoint.classes, allow_absent=True)
     overlap = min(args.overlap, checkpoint.tile // 2)
     tiles = TrainingTiles(dataset, checkpoint.tile, overlap, flip=False)
     chosen = np.linspace(0, len(tiles) - 1, min(args.tiles, len(tiles))).round().astype(int).tolist()
@@ -149,7 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", type=Path, metavar="FILE", default=Path("model.pth"), help="trained checkpoint (default: model.pth)")
-    add("--data", type=Path, metavar="DIR", help="COCO folder of images (default: built-in validation set)")
+    add("--data", type=Path, metavar="PATH", help="dataset, in any known layout (default: built-in validation set)")
+    add_split(parser, "val")
     add(
         "--alpha",
         type=grid,

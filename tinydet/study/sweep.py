@@ -23,7 +23,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.parser import Parser
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
-from tinydet.data.source import builtin_source, find_source
+from tinydet.data.source import builtin_source
 from tinydet.study.sweep_plots import SALPHA, summarize, summary_text, write_report
 from tinydet.study.trials import Record, Trial, Trials, describe, find_record, read_records
 from tinydet.train.config import config_of
@@ -103,14 +103,17 @@ def _write(trials: Sequence[Trial], record: Path, output: Path) -> None:
 
 def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
     """Return the options of `tinydet train` that select the data; for other scales, write a resized copy once."""
+    val = () if args.val is None else ("--val", str(args.val))
     if args.data is None:
         # The defaults of a training on the built-in dataset. It does not recognize a resized copy of that dataset.
         sources = {split: builtin_source(split) for split in ("train", "val")}
         preset: tuple[str, ...] = ("--preset", "small", "--weights-backbone", "none")
     else:
-        sources, preset = {"train": find_source(args.data), "val": find_source(args.val)}, ()
+        train, scored = config_of(["--data", str(args.data), *val]).sources()
+        assert scored is not None
+        sources, preset = {"train": train, "val": scored}, ()
     if scale == 1:
-        return () if args.data is None else ("--data", str(args.data), "--val", str(args.val))
+        return () if args.data is None else ("--data", str(args.data), *val)
     folders = []
     for split, source in sources.items():
         content = json.dumps(source.read(), sort_keys=True)
@@ -133,9 +136,8 @@ def _check(args: argparse.Namespace, given: Mapping[str, Any], flags: Sequence[s
     Raises:
         ValueError: options that a sweep sets itself, only one of --data and --val, or options that training rejects.
     """
-    if (args.data is None) != (args.val is None):
-        missing = "--val" if args.val is None else "--data"
-        raise ValueError(f"a sweep trains on --data and scores on --val; add {missing}, or leave both out")
+    if args.data is None and args.val is not None:
+        raise ValueError("a sweep trains on --data and scores on --val; add --data, or leave both out")
     own = (
         "alpha",
         "salpha",
@@ -153,8 +155,10 @@ def _check(args: argparse.Namespace, given: Mapping[str, Any], flags: Sequence[s
             f"--{clash[0].replace('_', '-')} is not an option of sweep, which sets alpha, seed and files itself; "
             "name datasets with --data and --val"
         )
-    data = [] if args.data is None else ["--data", str(args.data), "--val", str(args.val)]
-    config_of([*data, *flags]).resolve()
+    data = [] if args.data is None else ["--data", str(args.data)]
+    data += [] if args.val is None else ["--val", str(args.val)]
+    if config_of([*data, *flags]).resolve().sources()[1] is None:
+        raise ValueError(f"{args.data} has no split val to score on; add --val PATH, or --val 0.2 to hold images out")
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"{args.output} is a file; --output names a folder")
 
@@ -190,8 +194,9 @@ def _parser() -> Parser:
     add("--no-salpha", action="store_true", help="train only with the factors of the grid, without S-alpha")
     add("--scale", type=_scales, default=(1.0,), metavar="S,S",
         help="resize factors of the images, such as 1,0.5,0.25; copies go to --output (default: 1)")  # fmt: skip
-    add("--data", type=Path, metavar="DIR", help="COCO folder to train on (default: built-in synthetic dataset)")
-    add("--val", type=Path, metavar="DIR", help="COCO folder to score on; required with --data")
+    add("--data", type=Path, metavar="PATH", help="dataset to train on (default: built-in synthetic dataset)")
+    add("--val", metavar="PATH|SHARE",
+        help="dataset to score on, or share of the images to hold out (default: the split val of --data)")  # fmt: skip
     add("--jobs", type=whole(1, 256), metavar="N",
         help="training runs at a time, sharing the CPU cores (default: 1 with a GPU, else 2)")  # fmt: skip
     add(

@@ -75,6 +75,18 @@ def _backbone(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _val(text: str) -> Path | float:
+    try:
+        value = float(text)
+    except ValueError:
+        return Path(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a dataset (./NAME if its name is a number), or a share between 0 and 1; got {quoted(text)}"
+        )
+    return value
+
+
 def _augmentations(text: str) -> tuple[str, ...]:
     return names_from(AUGMENTATIONS)(text) if text else ()
 
@@ -101,27 +113,35 @@ class TrainConfig:
 
     data: Path | None = option(
         None,
-        "COCO folder to train on: annotations.json[.gz] and images/ (default: the built-in dataset)",
+        "dataset to train on: a folder, a data.yaml or a COCO file; its layout is recognized, and of several splits "
+        "train is taken (default: the built-in dataset)",
         group="data",
-        metavar="DIR",
+        metavar="PATH",
         recorded=False,
     )
-    val: Path | None = option(
+    val: Path | float | None = option(
         None,
-        "COCO folder to validate on; the weights with the best AP50 are kept",
+        "dataset to validate on, or the share of the training images to hold out for it, such as 0.2; the weights with "
+        "the best AP50 are kept (default: the split val of --data, if it has one)",
         group="data",
-        metavar="DIR",
+        metavar="PATH|SHARE",
+        parse=_val,
         recorded=False,
+    )
+    val_seed: int = option(
+        0, "seed of the choice that --val SHARE makes (default: %(default)s)", group="data", parse=seed, recorded=False
     )
     annotations: Path | None = option(
         None, "COCO JSON file, instead of --data", group="data", metavar="FILE", recorded=False
     )
-    images: Path | None = option(None, "image folder of --annotations", group="data", metavar="DIR", recorded=False)
+    images: Path | None = option(
+        None, "image folder of --annotations or --data", group="data", metavar="DIR", recorded=False
+    )
     val_annotations: Path | None = option(
         None, "COCO JSON file, instead of --val", group="data", metavar="FILE", recorded=False
     )
     val_images: Path | None = option(
-        None, "image folder of --val-annotations", group="data", metavar="DIR", recorded=False
+        None, "image folder of --val-annotations or --val", group="data", metavar="DIR", recorded=False
     )
     categories: tuple[str, ...] | None = option(
         None,
@@ -425,14 +445,18 @@ class TrainConfig:
         Raises:
             ValueError: a dataset does not exist or is not recognized.
         """
-        from tinydet.data.source import builtin_source, find_source  # reads images: too slow to import for --help
+        # Reads images: too slow to import for --help.
+        from tinydet.data.source import builtin_source, find_source, validation_of
 
         if self.data is None and self.annotations is None:
             return builtin_source("train"), builtin_source("val")
-        train = find_source(self.data, self.annotations, self.images)
+        train = find_source(self.data, self.annotations, self.images, prefer=("train",), needs_images=True)
+        if isinstance(self.val, float):
+            return train.hold_out(self.val, self.val_seed)
         if self.val is None and self.val_annotations is None:
-            return train, None
-        return train, find_source(self.val, self.val_annotations, self.val_images)
+            return train, validation_of(train)
+        prefer = ("val", "test")
+        return train, find_source(self.val, self.val_annotations, self.val_images, prefer=prefer, needs_images=True)
 
     def record(self) -> dict[str, Any]:
         """Return what decides the results of a resolved configuration, as plain values for a checkpoint."""
@@ -449,9 +473,9 @@ class TrainConfig:
             raise ValueError("--recipe tinyperson is for TinyPerson: name its files with --annotations and --images")
         if built_in and (self.val or self.val_annotations):
             raise ValueError("--val needs training data of yours too: name it with --data or --annotations")
-        if self.images is not None and self.annotations is None:
+        if self.images is not None and built_in:
             raise ValueError("--images is the image folder of --annotations; name both")
-        if self.val_images is not None and self.val_annotations is None:
+        if self.val_images is not None and self.val_annotations is None and not isinstance(self.val, Path):
             raise ValueError("--val-images is the image folder of --val-annotations; name both")
         if self.salpha and self.given_alpha is not None:
             raise ValueError("--salpha computes alpha from the boxes, --alpha gives it; choose one")

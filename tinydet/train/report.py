@@ -12,6 +12,7 @@ import torch
 from tinydet._internal.console import plural
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset
+from tinydet.data.source import describe_hold_out
 from tinydet.evaluate.report import format_ap
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.batch import collate
@@ -45,7 +46,7 @@ def plan_lines(
     """
     low, middle, high = trainer.checkpoint.object_sizes or (0, 0, 0)
     clipped = f", {train.clipped} boxes clipped to their image" if train.clipped else ""
-    yield _row("data", f"{len(train.images)} images, {int(train.objects.sum())} objects ({', '.join(train.classes)})")
+    yield _row("", f"{len(train.images)} images, {int(train.objects.sum())} objects ({', '.join(train.classes)})")
     yield _row("", f"sizes at percentiles 1, 50, 99: {low:g}, {middle:g}, {high:g} px{clipped}")
     for note in train.notes:
         yield _row("", note)
@@ -56,7 +57,9 @@ def plan_lines(
         for note in val.notes:
             yield _row("", note)
     else:
-        yield _row("validate", "no; the last weights are kept (--val names a dataset that chooses the best)")
+        yield _row(
+            "validate", "no; the last weights are kept. --val 0.2 holds out a fifth of the images and keeps the best"
+        )
     alpha = ", ".join(f"{a:.3f}" for a in trainer.alpha) or "from the features"
     yield _row("alpha", f"{alpha} ({', '.join(trainer.detector.design.edges)}): {alpha_source}")
     for warning in statistics.warnings if statistics else ():
@@ -77,6 +80,14 @@ def plan_lines(
     yield _row("", f"about {duration(minutes)}, plus validation")
     if minutes > LONG_MINUTES and config.preset != "small":
         yield _row("", f"to train many times faster than with {config.preset}: --preset small")
+
+
+def source_lines(config: TrainConfig, train: Dataset, val: Dataset | None) -> Iterator[str]:
+    """Yield where the data are, and what was held out of them."""
+    train_source, val_source = config.sources()
+    yield _row("data", train_source.describe())
+    if val_source is not None and val is not None and not val_source.is_builtin:
+        yield _row("", describe_hold_out(train, val) if val_source.part is not None else val_source.describe())
 
 
 def cost_lines(trainer: Trainer) -> Iterator[str]:

@@ -37,7 +37,7 @@ from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
 from tinydet.train.divergence import DivergedError
 from tinydet.train.provenance import code_state, data_hash
-from tinydet.train.report import cost_lines, plan_lines, result_lines, run_record, seconds_per_step
+from tinydet.train.report import cost_lines, plan_lines, result_lines, run_record, seconds_per_step, source_lines
 from tinydet.train.sampling import without_dense, without_empty
 from tinydet.train.schedule import Schedule
 from tinydet.train.trainer import Trainer
@@ -104,6 +104,8 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     report = logger.info if processes.first else _no_report
     torch.manual_seed(config.seed)
     train, val = load_data(config)
+    for line in source_lines(config, train, val):
+        report(line)
     tiles = training_tiles(config, train)
     statistics = count_objects(config, train, tiles) if config.salpha else None
     source = read_source(config.init, config.detector) if config.init else None
@@ -222,7 +224,7 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     if val_source is None:
         return train, None
     # By the names of the training classes, so that labels mean the same in both.
-    return train, val_source.load(categories=train.classes)
+    return train, val_source.load(categories=train.classes, allow_absent=True)
 
 
 def record_sources(config: TrainConfig) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
     """Return the training tiles of a run, with their augmentations."""
     transforms: list[Transform] = []
     if config.scale_match is not None:
-        target = find_source(config.scale_match).load(boxes_only=True)
+        target = find_source(config.scale_match, prefer=("train",)).load(boxes_only=True)
         transforms.append(ScaleMatch(size_histogram(sizes_of(target.boxes[target.objects]))))
     if config.augment:
         transforms.append(Augment(config.augment, config.tile))

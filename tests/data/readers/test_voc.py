@@ -130,3 +130,14 @@ def test_flags_may_be_words(folder: Path) -> None:
 def test_hostile_and_damaged_files_are_one_error(folder: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(folder, text)
+
+
+def test_class_names_are_those_of_the_objects_whatever_comes_before_them(tmp_path: Path) -> None:
+    for n, before in enumerate(("", "<pose>Left</pose>", "<truncated>0</truncated><difficult></difficult>")):
+        part = "<part><name>head</name></part>"
+        text = (
+            f"<annotation><folder>x</folder><object>{before}<name>cat &amp; dog {n}</name>{part}</object></annotation>"
+        )
+        (tmp_path / f"{n}.xml").write_text(text)
+    assert voc.class_names(tmp_path) == {f"cat & dog {n}" for n in range(3)}
+    assert voc.class_names(tmp_path, {"1"}) == {"cat & dog 1"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ class DataFile:
         names: of the classes, in the order of their numbers.
         task: "detect", "segment", "pose", "obb", or empty.
         keypoints: `kpt_shape`: how many keypoints an object has, and numbers per keypoint (2 or 3).
+        content: the whole file; every scalar is text.
     """
 
     path: Path
     names: list[str]
     task: str = ""
     keypoints: tuple[int, int] | None = None
+    content: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -57,8 +59,11 @@ def read_data_file(path: Path) -> DataFile:
         ModuleNotFoundError: PyYAML is not installed.
     """
     content = read_yaml(path)
-    names = _names(path, content.get("names"))
     count = content.get("nc")
+    if content.get("names") in _NULLS and isinstance(count, str) and count.isdecimal() and 0 < int(count) < 100_000:
+        names = [f"class_{n}" for n in range(int(count))]  # as Ultralytics names them
+    else:
+        names = _names(path, content.get("names"))
     if count not in (*_NULLS, str(len(names))):
         raise ValueError(f"{path}: nc is {_shown(count)}, but there are {len(names)} names; correct one of them")
     keypoints = _keypoints(path, content.get("kpt_shape"))
@@ -66,7 +71,7 @@ def read_data_file(path: Path) -> DataFile:
     task = task.strip().lower() if isinstance(task, str) else ""
     if keypoints is not None and task in ("segment", "obb"):
         raise ValueError(f"{path}: kpt_shape says that labels have keypoints, but the task is {task}; remove one")
-    return DataFile(path, names, task, keypoints)
+    return DataFile(path, names, task, keypoints, content)
 
 
 def _names(path: Path, names: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -115,25 +115,26 @@ class CocoBuilder:
                 "the recorded size"
             )
 
-    def number_categories(self, published: Sequence[str], listed: Sequence[str] | None) -> None:
+    def number_categories(
+        self, published: Sequence[str], listed: Sequence[str] | None, also: Iterable[str] = ()
+    ) -> None:
         """Number the categories from 1 and replace their names in the annotations by the ids.
 
         Args:
             published: classes of the published dataset in the order of their numbers.
             listed: all classes in the order that the user wants. None keeps the published numbers, or numbers the
                 classes alphabetically if one of them is not published.
+            also: classes that occur in other splits of the dataset.
 
         Raises:
             ValueError: `listed` lacks a name.
         """
-        found = sorted({annotation["category_id"] for annotation in self.annotations})
+        found = sorted({annotation["category_id"] for annotation in self.annotations}.union(also))
         if listed is not None:
             if unknown := [name for name in found if name not in listed]:
-                first = next(n for n, entry in enumerate(self.annotations) if entry["category_id"] == unknown[0])
-                known = ", ".join(listed)
-                raise ValueError(
-                    f"{self.locations[first]}: {unknown[0]!r} is not among the classes of --classes: {known}"
-                )
+                named = (n for n, entry in enumerate(self.annotations) if entry["category_id"] == unknown[0])
+                first = next((self.locations[n] for n in named), str(self.source))
+                raise ValueError(f"{first}: {unknown[0]!r} is not among the classes: {', '.join(listed)}")
             number = {name: n for n, name in enumerate(listed, 1)}
         elif set(found) <= set(published):
             number = {name: n for n, name in enumerate(published, 1) if name in found}

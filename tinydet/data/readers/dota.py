@@ -6,10 +6,11 @@ some releases, and some lines lack the last field. The box is the axis-aligned b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tinydet.data.image_files import image_size
+from tinydet._internal.progress import track
+from tinydet.data.image_files import image_size, list_files
 from tinydet.data.readers.coco_builder import CocoBuilder
 from tinydet.data.readers.text_files import numbered_lines, pair_with_images, parse_numbers, to_integer
 
@@ -37,12 +38,15 @@ _HEADER = ("imagesource:", "gsd:")
 _FORM = "x1 y1 x2 y2 x3 y3 x4 y4 category difficult"
 
 
-def read(source: Path, images: Path | None, *, classes: Sequence[str] | None = None) -> CocoBuilder:
+def read(
+    source: Path, images: Path | None, *, classes: Sequence[str] | None = None, also: Iterable[str] = ()
+) -> CocoBuilder:
     """Read the folder `labelTxt`. `difficult` objects become ignore regions.
 
     Args:
         images: folder of the images; required, because the labels have no image sizes.
         classes: all class names in the order of their ids; None takes those that occur, numbered as published.
+        also: class names that occur in other splits.
 
     Raises:
         ValueError: a file or line is invalid; the message names it.
@@ -50,7 +54,7 @@ def read(source: Path, images: Path | None, *, classes: Sequence[str] | None = N
     pairs, unmatched, notes = pair_with_images(source, images)
     assert images is not None
     coco = CocoBuilder(source, [], notes=notes)
-    for text, image in pairs:
+    for text, image in track(pairs, "image", "reading"):
         image_id = coco.add_image(image.as_posix(), image_size(images / image))
         for number, line in numbered_lines(text):
             if line.lower().startswith(_HEADER):
@@ -74,7 +78,14 @@ def read(source: Path, images: Path | None, *, classes: Sequence[str] | None = N
                 segmentation=[corners],
                 difficult=difficult,
             )
-    coco.number_categories(CATEGORIES, classes)
+    coco.number_categories(CATEGORIES, classes, also)
     if unmatched:
         coco.notes.append(f"{len(unmatched)} images of {images} have no annotation file and are left out")
     return coco
+
+
+def class_names(source: Path) -> set[str]:
+    """Return the class names that occur in a folder `labelTxt`, without checking the lines."""
+    texts = (source / file for file in list_files(source, (".txt",)))
+    lines = (line.split() for text in texts for _, line in numbered_lines(text))
+    return {fields[8] for fields in lines if len(fields) in (9, 10)}

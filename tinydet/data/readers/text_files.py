@@ -109,13 +109,16 @@ def to_integer(value: float, low: int, high: int, location: str, name: str) -> i
     return int(value)
 
 
-def pair_with_images(source: Path, images: Path | None, *, skip: frozenset[str] = frozenset()) -> Pairs:
+def pair_with_images(
+    source: Path, images: Path | None, *, skip: frozenset[str] = frozenset(), orphans: bool = False
+) -> Pairs:
     """Pair text files with the images of the same relative path, apart from the suffix; see `ImageNames`.
 
     Args:
         source: a text file, or a folder of them.
         images: folder of the images.
         skip: names of text files that are not annotations unless there is an image with that name.
+        orphans: leave out text files without an image, with a note.
 
     Raises:
         ValueError: a missing folder, no text files, a text file without an image or with several, or an image with
@@ -136,11 +139,14 @@ def pair_with_images(source: Path, images: Path | None, *, skip: frozenset[str] 
     files = list_images(images)
     stems, names = ImageNames(files, suffixes=False), ImageNames(files)
     owners: dict[Path, Path] = {}
-    respelled = []
+    respelled, alone = [], []
     for text in texts:
         stem = text.with_suffix("")
         found = stems.find(stem.as_posix()) or names.find(stem.as_posix())  # a.txt or, of some tools, a.jpg.txt
         if not found and text.name in skip:
+            continue
+        if not found and orphans:
+            alone.append(text)
             continue
         if len(found) != 1:
             what = f"has {len(found)} images, {' and '.join(map(str, found))}" if found else "has no image"
@@ -153,10 +159,13 @@ def pair_with_images(source: Path, images: Path | None, *, skip: frozenset[str] 
         owners[image] = text
         if stem not in (image, image.with_suffix("")):
             respelled.append(f"{text} to {image}")
-    if not owners:
+    if not owners and not (orphans and files):
         raise ValueError(f"{source}: no .txt file in this folder; name the one that holds the annotations")
     pairs = sorted((root / text, image) for image, text in owners.items())
-    return Pairs(pairs, sorted(set(files) - set(owners)), respelling_notes(respelled))
+    notes = respelling_notes(respelled)
+    if alone:
+        notes.append(f"annotation files without an image in {images}, left out: {len(alone)}, the first {alone[0]}")
+    return Pairs(pairs, sorted(set(files) - set(owners)), notes)
 
 
 def respelling_notes(pairs: list[str]) -> list[str]:

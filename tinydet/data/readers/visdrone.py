@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinydet._internal.progress import track
 from tinydet.data.image_files import image_size
 from tinydet.data.readers.coco_builder import CocoBuilder
 from tinydet.data.readers.text_files import numbered_lines, pair_with_images, parse_numbers, to_integer
@@ -44,7 +45,7 @@ def read(source: Path, images: Path | None) -> CocoBuilder:
     pairs, unmatched, notes = pair_with_images(source, images)
     assert images is not None
     coco = CocoBuilder(source, [], notes=notes)
-    for text, image in pairs:
+    for text, image in track(pairs, "image", "reading"):
         image_id = coco.add_image(image.as_posix(), image_size(images / image))
         for number, line in numbered_lines(text):
             location = f"{text} line {number}"

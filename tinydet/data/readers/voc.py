@@ -7,9 +7,10 @@ benchmark does not evaluate `difficult` objects; they become ignore regions.
 
 from __future__ import annotations
 
+import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,7 @@ from xml.parsers import expat
 
 from tinydet._internal.errors import reason
 from tinydet._internal.input_files import read_file
+from tinydet._internal.progress import track
 from tinydet.data.image_files import image_size, list_files, list_images
 from tinydet.data.image_names import ImageNames
 from tinydet.data.readers.coco_builder import CocoBuilder
@@ -46,21 +48,32 @@ CATEGORIES = (
 )
 _FLAG_VALUES = {"0": 0, "1": 1, "false": 0, "true": 1}
 _DECLARATION = re.compile(rb"""<\?xml[^>]{0,100}?\sencoding\s*=\s*["']([A-Za-z][A-Za-z0-9._-]{0,40})["']""")
+# Much faster than parsing; `class_names` reads the files of every split.
+_OBJECT_NAME = re.compile(r"<object>\s*(?:<(?!name\b)[^>]*>[^<]*</[^>]*>\s*)*<name>([^<]*)</name>")
 _FLAGS = ("truncated", "occluded", "difficult")
 _MAX_DEPTH = 50  # of nested elements; the format needs four
 _MAX_TEXT = 1000  # characters of an element's text; the format has only numbers and names
 
 
 def read(
-    source: Path, images: Path | None = None, *, first_pixel: int = 1, classes: Sequence[str] | None = None
+    source: Path,
+    images: Path | None = None,
+    *,
+    first_pixel: int | None = None,
+    classes: Sequence[str] | None = None,
+    only: Collection[str] | None = None,
+    also: Iterable[str] = (),
 ) -> CocoBuilder:
     """Read an XML file or a folder of them.
 
     Args:
         images: folder of the images, which are found by `filename` or by the name of the XML file. None takes
             `filename` without a check; the files must then state the image sizes.
-        first_pixel: 1 for pixel indices, as published; 0 for edges.
+        first_pixel: 1 for pixel indices, as published; 0 for edges; None: 0 if a box starts before pixel 1 or most
+            have fractions of a pixel, else 1.
         classes: all class names in the order of their ids; None takes those that occur, numbered as published.
+        only: read the annotations of these images only, by names without suffix.
+        also: class names that occur in other splits.
 
     Raises:
         ValueError: a file or element is invalid; the message names the file and the line.
@@ -68,13 +81,17 @@ def read(
     if not source.exists():
         raise ValueError(f"{source} does not exist; name a folder of .xml files")
     root, files = (source, list_files(source, (".xml",))) if source.is_dir() else (source.parent, [Path(source.name)])
+    if only is not None:
+        files = [file for file in files if file.with_suffix("").as_posix() in only or file.stem in only]
     if not files:
         raise ValueError(f"{source}: no .xml file in this folder; name the folder of the annotations")
     index = None if images is None else _ImageIndex(images)
     coco = CocoBuilder(source, [])
     edges = 0  # boxes that cannot be pixel indices from 1
+    fractions = 0  # boxes with a fraction of a pixel; the published dataset has a few
+    corners = []
     size_locations = []
-    for file in files:
+    for file in track(files, "file", "reading"):
         path = root / file
         annotation = parse_xml(path)
         if annotation.tag != "annotation":
@@ -98,26 +115,50 @@ def read(
                 what = f"a box from {left:g},{top:g} to {right:g},{bottom:g}"
                 raise ValueError(f"{path} line {box.line}: {what}; xmin and ymin must be at most xmax and ymax")
             edges += left < 1 or top < 1
+            fractions += not all(map(float.is_integer, (left, top, right, bottom)))
+            corners.append((left, top, right, bottom))
             flags = {flag: _flag(path, element, flag) for flag in _FLAGS}
-            pose = {"pose": pose.text} if (pose := element.first("pose")) is not None and pose.text else {}
-            xywh = (left - first_pixel, top - first_pixel, right - left + first_pixel, bottom - top + first_pixel)
+            named_pose = element.first("pose")
+            pose = {"pose": named_pose.text} if named_pose is not None and named_pose.text else {}
             category = element.require("name", path)
             if not category.text:
                 raise ValueError(f"{path} line {category.line}: an object without a name; give it its class")
             fields: dict[str, Any] = {**{key: flag for key, flag in flags.items() if flag is not None}, **pose}
             coco.add_box(
-                image_id, category.text, xywh, f"{path} line {element.line}", ignore=bool(flags["difficult"]), **fields
+                image_id,
+                category.text,
+                (0.0, 0.0, 0.0, 0.0),  # follows below
+                f"{path} line {element.line}",
+                ignore=bool(flags["difficult"]),
+                **fields,
             )
-    coco.number_categories(CATEGORIES, classes)
+    looks_like_edges = edges > 0 or fractions > len(corners) / 2
+    origin = int(not looks_like_edges) if first_pixel is None else first_pixel
+    for entry, (left, top, right, bottom) in zip(coco.annotations, corners, strict=True):
+        width, height = right - left + origin, bottom - top + origin
+        entry.update(bbox=[left - origin, top - origin, width, height], area=width * height)
+    coco.number_categories(CATEGORIES, classes, also)
     if images is not None:
         coco.check_sizes(images, size_locations)
-    if first_pixel and edges:
+    if looks_like_edges and first_pixel is None:
+        why = f"{edges} boxes start before pixel 1" if edges else f"{fractions} boxes have fractions of a pixel"
+        coco.notes.append(f"coordinates are read as edges counted from 0, because {why}")
+    elif edges and first_pixel:
         coco.notes.append(f"{edges} boxes start before pixel 1, so coordinates are probably edges; try --first-pixel 0")
     if index is not None:
         coco.notes += index.notes()
-    if index is not None and (unmatched := index.count_unassigned()):
+    if index is not None and only is None and (unmatched := index.count_unassigned()):
         coco.notes.append(f"{unmatched} images of {images} have no annotation file and are left out")
     return coco
+
+
+def class_names(source: Path, only: Collection[str] | None = None) -> set[str]:
+    """Return the class names that occur in a folder of XML files, which are not checked otherwise."""
+    names: set[str] = set()
+    for file in list_files(source, (".xml",)):
+        if only is None or file.with_suffix("").as_posix() in only or file.stem in only:
+            names.update(_OBJECT_NAME.findall(_xml_text(source / file)))
+    return {html.unescape(name).strip() for name in names} - {""}
 
 
 @dataclass
@@ -128,6 +169,7 @@ class Element:
     line: int
     text: str = ""
     children: list[Element] = field(default_factory=list)
+    attributes: dict[str, str] = field(default_factory=dict)
 
     def all(self, tag: str) -> list[Element]:
         return [child for child in self.children if child.tag == tag]
@@ -163,12 +205,12 @@ def parse_xml(path: Path) -> Element:
         return f"{path} line {parser.CurrentLineNumber}"
 
     def reject_doctype(*_: object) -> None:
-        raise ValueError(f"{location()}: a document type (<!DOCTYPE>) is not allowed in Pascal VOC; remove it")
+        raise ValueError(f"{location()}: a document type (<!DOCTYPE>) is not allowed in annotations; remove it")
 
-    def start(tag: str, _: dict[str, str]) -> None:
+    def start(tag: str, attributes: dict[str, str]) -> None:
         if len(stack) >= _MAX_DEPTH:
-            raise ValueError(f"{location()}: elements nested more than {_MAX_DEPTH} deep; this is not Pascal VOC")
-        element = Element(tag, parser.CurrentLineNumber)
+            raise ValueError(f"{location()}: elements nested more than {_MAX_DEPTH} deep; these are not annotations")
+        element = Element(tag, parser.CurrentLineNumber, attributes=attributes)
         (stack[-1].children if stack else roots).append(element)
         stack.append(element)
 

@@ -7,9 +7,10 @@ bounding box is read; see `LabelForm`. An image without a text file, or with an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tinydet._internal.progress import track
 from tinydet.data.image_files import image_size
 from tinydet.data.readers.class_names import DataFile, read_class_names, read_data_file
 from tinydet.data.readers.coco_builder import CocoBuilder
@@ -20,7 +21,7 @@ from tinydet.data.readers.yolo_lines import FORM, LabelForm, Labels
 DATA_FILES = ("data.yaml", "data.yml")
 CLASS_FILES = (*DATA_FILES, "classes.txt", "obj.names")
 # Text files that other programs put next to labels: class names, lists of images, and descriptions.
-_NOT_LABELS = frozenset(
+NOT_LABELS = frozenset(
     {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "labels.txt", "README.txt"}
     | {"README.dataset.txt", "README.roboflow.txt"}
 )
@@ -32,6 +33,7 @@ def read(
     *,
     classes: Sequence[str] | Path | None = None,
     labels: Labels | None = None,
+    orphans: bool = False,
 ) -> CocoBuilder:
     """Read a folder of labels.
 
@@ -39,6 +41,7 @@ def read(
         images: folder of the images; required, because the labels have no image sizes.
         classes: class names in the order of their numbers, or a file of them; None reads the nearest of `CLASS_FILES`.
         labels: what the numbers of a line mean; None: as data.yaml says, or by evidence from all lines.
+        orphans: leave out labels without an image, with a note.
 
     Raises:
         ValueError: a file or line is invalid, or the meaning of its numbers is not clear; the message names it.
@@ -46,28 +49,52 @@ def read(
     """
     data = _find_data_file(source, classes) if labels is None else None
     names = _class_names(source, classes)
-    pairs, unmatched, notes = pair_with_images(source, images, skip=_NOT_LABELS)
+    pairs, unmatched, notes = pair_with_images(source, images, skip=NOT_LABELS, orphans=orphans)
     assert images is not None
-    form = LabelForm(labels, data)
+    everything = [*pairs, *((None, image) for image in unmatched)]
+    return read_pairs(source, images, everything, names, LabelForm(labels, data), notes)
+
+
+def read_pairs(
+    source: Path,
+    images: Path,
+    pairs: Iterable[tuple[Path | None, Path]],
+    names: Sequence[str],
+    form: LabelForm,
+    notes: Iterable[str] = (),
+) -> CocoBuilder:
+    """Read the labels of images.
+
+    Args:
+        source: for messages.
+        images: folder of the images.
+        pairs: text file, None without one, and image, relative to `images`.
+        names: of the classes.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    coco = CocoBuilder(source, [{"id": n, "name": name} for n, name in enumerate(names)], notes=list(notes))
     rows: dict[Path, list[tuple[str, int, list[float]]]] = {}
+    unlabeled = 0
     for text, image in pairs:
         rows[image] = []
-        for number, line in numbered_lines(text):
+        unlabeled += text is None
+        for number, line in numbered_lines(text) if text is not None else ():
             location = f"{text} line {number}"
             category, *numbers = parse_numbers(line.split(), location, FORM)
             rows[image].append((location, to_integer(category, 0, len(names) - 1, location, "class"), numbers))
             form.add(numbers, location)
     meaning = form.decide()
-    coco = CocoBuilder(source, [{"id": n, "name": name} for n, name in enumerate(names)], notes=notes)
-    for image in sorted([*rows, *unmatched]):
+    for image in track(sorted(rows), "image", "reading"):
         width, height = image_size(images / image)
         image_id = coco.add_image(image.as_posix(), (width, height))
-        for location, category_id, numbers in rows.get(image, ()):
+        for location, category_id, numbers in rows[image]:
             x, y, w, h = form.box(numbers, meaning, location)
             coco.add_box(image_id, category_id, (x * width, y * height, w * width, h * height), location)
     coco.notes += form.notes(meaning)
-    if unmatched:
-        coco.notes.append(f"{len(unmatched)} images of {images} have no label file: images without objects")
+    if unlabeled:
+        coco.notes.append(f"{unlabeled} images of {images} have no label file: images without objects")
     return coco
 
 

@@ -1,0 +1,81 @@
+"""A part of the images is held out by groups, reproducibly, and found again from the record in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import cv2
+import exports
+import numpy as np
+import pytest
+
+from tinydet.data.holdout import group_images, group_of, hold_out
+from tinydet.data.source import DataSource, describe_hold_out, find_source
+
+
+@pytest.mark.parametrize(
+    ("names", "group"),
+    [
+        (("DJI_0001_0005.jpg", "DJI_0001_0006.JPG"), "DJI_0001"),
+        (("seq3_000123.png", "seq3_4.png"), "seq3"),
+        (("clip_frame_12.jpg", "clip_frame12.jpg", "clip-13.jpg"), "clip"),
+        (("a/0001.jpg", "a/frame0002.jpg"), None),
+        (("0000001_02999_d_0000005.jpg", "0000001_03499_d_0000006.jpg"), "0000001"),
+        (("bb_V0025_I0005720.jpg", "bb_V0025_I0005880.jpg"), "bb_V0025"),
+        (("DJI_20230512101112_0001_V.JPG", "DJI_20230512101914_0002_V.JPG"), "DJI_20230512"),
+        (("f_1_jpg.rf.0123abcd.jpg", "f_1_jpg.rf.4567abcd.jpg", "f_2_jpg.rf.89abcdef.jpg"), "f"),
+    ],
+)
+def test_frames_of_one_recording_are_one_group(names: tuple[str, ...], group: str | None) -> None:
+    found = {group_of(name) for name in names}
+    assert found == {group} if group is not None else all(each.startswith("a") for each in found)
+
+
+def test_without_groups_in_the_names_copies_of_one_image_still_stay_together() -> None:
+    names = [f"{n:03}_jpg.rf.{copy}{n:07}.jpg" for n in range(20) for copy in range(3)]
+    groups, shown = group_images(names)
+    assert not shown and len(set(groups)) == 20
+
+
+def test_the_choice_depends_on_seed_and_names_alone_and_is_near_the_fraction() -> None:
+    groups = [f"video{n}" for n in range(50) for _ in range(n % 7 + 1)]
+    shuffled = random.Random(0).sample(groups, len(groups))
+    first = hold_out(groups, 0.2, 0)
+    assert first == hold_out(shuffled, 0.2, 0) != hold_out(groups, 0.2, 1)
+    for fraction in (0.01, 0.1, 0.2, 0.5, 0.9):
+        for seed in range(5):
+            held = sum(group in hold_out(groups, fraction, seed) for group in groups)
+            assert 0 < held < len(groups) and abs(held - fraction * len(groups)) <= 7
+    with pytest.raises(ValueError, match="cannot be divided"):
+        hold_out(["one"] * 5, 0.2, 0)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Ten videos of four frames, as a YOLO dataset without a split of its own."""
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for n in range(40):
+        name = f"video{n // 4}_{n % 4:04}"
+        cv2.imwrite(str(tmp_path / "data" / "images" / f"{name}.png"), np.zeros((32, 32, 3), np.uint8))
+        exports.write(tmp_path / "data" / "labels" / f"{name}.txt", f"{n % 2} 0.5 0.5 0.25 0.25\n")
+    exports.write(tmp_path / "data" / "classes.txt", "boat\nperson\n")
+    return tmp_path / "data"
+
+
+def test_both_parts_are_disjoint_complete_and_found_again_from_their_records(videos: Path) -> None:
+    train, val = find_source(videos).hold_out(0.3)
+    names = [{image.file_name for image in source.load().images} for source in (train, val)]
+    assert len(names[0]) == 28 and len(names[1]) == 12 and not names[0] & names[1]
+    assert not {name.split("_")[0] for name in names[0]} & {name.split("_")[0] for name in names[1]}
+    assert train.load().classes == val.load().classes == ("boat", "person")
+    assert {entry["file_name"] for entry in val.load().document()["images"]} == names[1]
+    assert describe_hold_out(train.load(), val.load()).startswith("12 of 40 images held out: 3 of 10 groups")
+    for source, expected in zip((train, val), names, strict=True):
+        record = json.loads(json.dumps(source.to_json(videos.parent)))
+        moved = videos.parent.rename(videos.parent.with_name(f"moved-{source.part.role}"))  # type: ignore[union-attr]
+        again = DataSource.from_json(record, moved)
+        assert {image.file_name for image in again.load().images} == expected
+        moved.rename(videos.parent)

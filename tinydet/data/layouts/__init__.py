@@ -1,0 +1,1 @@
+"""How datasets are laid out in folders: recognize a layout, its splits, annotations and images."""

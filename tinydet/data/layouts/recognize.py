@@ -1,0 +1,121 @@
+"""Recognize how a dataset is laid out, from what its folder holds. No annotations are read completely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tinydet.data.layouts import coco_files, text_files, xml_files, yolo_files
+from tinydet.data.layouts.layout import Layout, Split, coco_reader
+from tinydet.data.readers.text_files import YAML_SUFFIXES
+
+_FINDERS: tuple[Callable[[Path], Layout | None], ...] = (
+    coco_files.find_coco,
+    yolo_files.find_yaml,
+    yolo_files.find_darknet,
+    xml_files.find_cvat,
+    xml_files.find_voc,
+    text_files.find_visdrone,
+    text_files.find_dota,
+    text_files.find_labelme,
+)
+_EXPORT = "export it as COCO or YOLO"
+_KNOWN = (
+    "COCO (annotations.json and images/, or annotations/instances_*.json), YOLO (data.yaml, or images/ and labels/), "
+    "Pascal VOC, VisDrone, DOTA, CVAT or labelme"
+)
+
+
+def recognize(path: Path, images: Path | None = None) -> Layout:
+    """Recognize the layout of a dataset.
+
+    Args:
+        path: folder, annotation file, or description such as data.yaml.
+        images: image folder, if it is given apart.
+
+    Raises:
+        ValueError: `path` does not exist, or has no layout or several that are known.
+    """
+    path = Path(path)
+    if images is not None and path.exists() and not images.is_dir():
+        what = "is not a folder" if images.exists() else "does not exist"
+        raise ValueError(f"{images}: the image folder of {path} {what}; check --images")
+    if path.is_dir():
+        return _folder(path) if images is None else _two_folders(path, images)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; name a dataset folder or an annotation file")
+    suffix = path.suffix.lower()
+    if suffix in YAML_SUFFIXES:
+        return yolo_files.yaml_layout(path)
+    if path.name == "obj.data" and (found := yolo_files.find_darknet(path.parent)):
+        return found
+    if suffix == ".xml" and xml_files.is_cvat(path):
+        return xml_files.cvat_layout(path, images)
+    if suffix == ".xml":
+        return xml_files.voc_layout(path, images)
+    if suffix in (".zip", ".tar", ".tgz", ".rar", ".7z"):
+        raise ValueError(f"{path}: an archive; unpack it and name the folder")
+    _refuse_json(path)
+    return Layout("COCO file", "coco", (Split(None, path, images, coco_reader(path)),))
+
+
+def _folder(root: Path) -> Layout:
+    found = []
+    for find in _FINDERS:
+        layout = find(root)
+        if layout is not None:
+            found.append(layout)
+            if layout.name == "COCO folder":  # annotations.json in the folder itself is what its name says
+                return layout
+    if not found and (layout := yolo_files.find_folders(root)):
+        found.append(layout)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(f"{layout.name} ({layout.splits[0].annotations})" for layout in found)
+        raise ValueError(f"{root} has several layouts: {listed}; name the file or folder of one of them")
+    inner = [each for each in sorted(root.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+    if len(inner) == 1 and not any(each.is_file() and not each.name.startswith(".") for each in root.iterdir()):
+        return _folder(inner[0])  # an unpacked archive
+    raise ValueError(f"{root}: {_unknown(root)}")
+
+
+def _unknown(root: Path) -> str:
+    """Return what a folder without a known layout holds, and the way out."""
+    for _, files in coco_files.json_files(root):
+        for path in files[:3]:
+            _refuse_json(path)
+    tables = sorted({each.name for pattern in ("*.csv", "*/*.csv") for each in root.glob(pattern)})
+    if tables:
+        return f"annotations as a table ({tables[0]}) are not read; {_EXPORT}"
+    if (form := text_files.text_format(root)) is not None or xml_files.xml_folder(root):
+        return f"{form or 'Pascal VOC'} annotations without their images; name the folder of the images with --images"
+    if any(root.glob("*.tfrecord")) or any(root.glob("*/*.tfrecord")):
+        return f"TFRecord files are not read; {_EXPORT}"
+    if any(root.glob("*.zip")):
+        return "an archive; unpack it and name the folder"
+    return f"no dataset that is known; expected {_KNOWN}; or name a COCO file with --annotations FILE --images DIR"
+
+
+def _refuse_json(path: Path) -> None:
+    match coco_files.kind_of(path):
+        case "label studio":
+            raise ValueError(f"{path}: an export of Label Studio in its own JSON; {_EXPORT} with images there")
+        case "via":
+            raise ValueError(f"{path}: a project of VGG Image Annotator; export the annotations as COCO there")
+        case "labelme":
+            if len(list(path.parent.glob("*.json"))) == 1:
+                raise ValueError(f"{path}: a labelme file of one image; name its folder")
+
+
+def _two_folders(path: Path, images: Path) -> Layout:
+    """Return the layout of a folder of annotations whose images are in another one."""
+    if xml_files.xml_folder(path):
+        return xml_files.voc_layout(path, images)
+    if (found := text_files.text_layout(path, images)) is not None:
+        return found
+    layout = _folder(path)
+    if len(layout.splits) == 1 and layout.form == "coco":
+        split = layout.splits[0]
+        return Layout(layout.name, "coco", (Split(split.name, split.annotations, images, split.read),))
+    raise ValueError(f"{path} ({layout.name}) has its own images; leave out --images, or name one annotation file")
