@@ -304,7 +304,7 @@ def test_tensorboard_shows_learned_factors_at_every_step(
     run = trainer(squares, tmp_path / "model.pth", config=config, epochs=1, lr=0.1)
     run.logdir = tmp_path / "runs"
     run.fit()
-    events = EventAccumulator(str(run.logdir)).Reload()
+    events = EventAccumulator(str(tmp_path / "runs" / str(run.log_name))).Reload()
     shown = [event.value for event in events.Scalars("alpha/P4->P3")]
     assert len(shown) == points and shown[-1] == pytest.approx(run.alpha[1], abs=1e-6)
     assert (len(set(shown)) > 1) == (fusion == "three")

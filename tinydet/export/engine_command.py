@@ -10,14 +10,13 @@ from typing import Any
 from tinydet._internal.arguments import batch_size, quoted, whole
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import tinydet_command
-from tinydet.data.source import DataSource
 from tinydet.export.console import infer_command
 from tinydet.export.engine import build_engine, parse_only
-from tinydet.export.onnx_command import convert_precision, export_checkpoint, refuse_shape_options
+from tinydet.export.onnx_command import choose_data, convert_precision, export_checkpoint, refuse_shape_options
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images
+from tinydet.export.verification_images import VerificationImages, own_data_of_report
 from tinydet.export.verify import REFERENCE_BACKEND, Verification, report_paths, summarize, verify, write_report
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import PRODUCTS, open_engine
@@ -94,11 +93,11 @@ def run(args: argparse.Namespace) -> int:
     check_file(model)
     output: Path = args.output or model.with_suffix(".engine")
     onnx_path = model
-    validation: DataSource | None = None
+    chosen: VerificationImages | None = None
     if model.suffix != ".onnx":
         onnx_path = output.with_suffix(".onnx")
         largest = args.batch[2] if args.batch else 16
-        _, validation = export_checkpoint(model, onnx_path, largest, args)
+        _, chosen = export_checkpoint(model, onnx_path, largest, args)
     else:
         refuse_shape_options(args)
     exported = read_onnx(onnx_path)
@@ -107,9 +106,12 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             return _parse(onnx_path, args)
         precision: Any = args.precision or ("fp16" if exported.precision == "fp32" else exported.precision)
+        if chosen is None:
+            converted = precision if precision != exported.precision else None
+            chosen = choose_data(exported.spec, args, own_data_of_report(model), converted)
         if precision != exported.precision:
-            onnx_path = convert_precision(onnx_path, precision, args, validation)
-        return _build(onnx_path, output, args, validation)
+            onnx_path = convert_precision(onnx_path, precision, args, chosen)
+        return _build(onnx_path, output, args, chosen)
     except (ValueError, OSError, ModuleNotFoundError):
         command = infer_command(onnx_path, exported.spec)
         print(f"{onnx_path} is complete and runs with ONNX Runtime: {command}")
@@ -123,7 +125,7 @@ def _parse(onnx_path: Path, args: argparse.Namespace) -> int:
     return 0
 
 
-def _build(onnx_path: Path, output: Path, args: argparse.Namespace, validation: DataSource | None) -> int:
+def _build(onnx_path: Path, output: Path, args: argparse.Namespace, chosen: VerificationImages) -> int:
     """Build and verify the engine, and print a report."""
     verification: Verification | None = None
     reason = ""  # why the engine could not be verified here
@@ -136,10 +138,18 @@ def _build(onnx_path: Path, output: Path, args: argparse.Namespace, validation: 
         except (OSError, ImportError, RuntimeError) as error:  # RuntimeError: the driver lacks a function
             reason = str(error).replace(str(plan), str(output))
             return
-        images, dataset = choose_images(spec.classes, args.images, args.data, validation)
         reference = open_model(onnx_path, REFERENCE_BACKEND)
         with show_steps("verifying"):
-            verification = verify(reference, engine, images, dataset, limit=args.limit, max_drop=args.max_drop)
+            verification = verify(
+                reference,
+                engine,
+                chosen.images,
+                chosen.dataset,
+                limit=len(chosen.images),
+                max_drop=args.max_drop,
+                source=chosen.source,
+                record=chosen.record(output.parent),
+            )
         if not verification.passed:
             raise ValueError(
                 f"{output} was not written, because the engine failed verification: {'; '.join(verification.faults)}"
