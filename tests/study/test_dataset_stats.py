@@ -45,7 +45,7 @@ def test_measures_equal_those_counted_by_hand(tmp_path: Path, capsys: pytest.Cap
     assert stats["objects_per_image"]["p100"] == 4 and stats["objects_per_megapixel"]["p100"] == 200
     assert stats["densest_image"] == {"file_name": "1.png", "objects": 4}
     assert stats["share_with_iou_above_half"] == 0
-    assert set(stats["advice"]) == {"tile", "overlap", "scale", "anchors"}
+    assert set(stats["advice"]) == {"tile", "overlap", "scale", "anchors", "alpha", "init", "epochs"}
     printed = capsys.readouterr().out
     assert "4 objects and 0 ignore regions in 2 images" in printed
     assert "most objects: 4 in 1.png; 1 images have none" in printed and "100.0 objects per megapixel" in printed

@@ -64,7 +64,7 @@ def plan_lines(
         yield _row("validate", "no; the last weights are kept (--val names a dataset that chooses the best)")
     alpha = ", ".join(f"{a:.3f}" for a in trainer.alpha) or "from the features"
     yield _row("alpha", f"{alpha} ({', '.join(trainer.detector.design.edges)}): {alpha_source}")
-    for warning in statistics.warnings if statistics else ():
+    for warning in statistics.notes if statistics else ():
         yield _row("", warning)
     for n, choice in enumerate(choices):
         yield _row("" if n else "defaults", choice)
