@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import time
@@ -190,7 +191,7 @@ class Trainer:
             for path in (self.output, self.state_path):
                 remove_leftovers(path)  # of a run that was killed while writing
         if self.log_name is None:
-            self.log_name = log_name(self.output)
+            self.log_name = log_name(self.output, self.logdir)
         if self._step == 0:
             self.save_state()  # so that a run killed before the next state can be resumed
         steps = self.schedule.epochs * self.steps_per_epoch
@@ -376,7 +377,7 @@ class Trainer:
             return None
         with needs_extra("train"):
             from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(str(self.logdir / self.log_name), purge_step=self._step or None)
+        return SummaryWriter(str(self.logdir / self.log_name), purge_step=self._step + 1 if self._step else None)
 
     def _end_of_epoch(self, writer: Any, bar: Any) -> None:
         last = self.epoch == self.schedule.epochs
@@ -439,7 +440,7 @@ class _Objective(nn.Module):
         return self.detector.loss(batch)
 
 
-def log_name(output: Path) -> str:
+def log_name(output: Path, logdir: Path | None) -> str:
     """Return the name of a new run in TensorBoard: the path of its output and the time, such as
     `a/model/20261130-120102`.
 
@@ -448,7 +449,9 @@ def log_name(output: Path) -> str:
     path = output.resolve().with_suffix("")
     inside = path.is_relative_to(Path.cwd())
     parts = path.relative_to(Path.cwd() if inside else path.anchor)
-    return f"{parts.as_posix()}/{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{parts.as_posix()}/{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))  # two runs in one second
+    return next(each for each in names if logdir is None or not (logdir / each).exists())
 
 
 def resume_path(output: Path) -> Path:
