@@ -147,6 +147,17 @@ def test_images_of_another_kind_are_never_used_without_saying_so(
     assert "INT8 is calibrated on 2 images that do not verify" in caplog.messages[1]
 
 
+def test_the_record_of_data_that_are_gone_is_kept(project: Path) -> None:
+    checkpoint = trained(project)
+    shutil.move(project / "val", project / "away")
+    report_paths(project / "model.onnx")[0].write_text(
+        json.dumps(chosen(own_data_of_checkpoint(checkpoint, project / "model.pth")).record(project))
+    )
+    assert "val" in own_data_of_report(project / "model.onnx").gone
+    shutil.move(project / "away", project / "val")
+    assert folders(chosen(own_data_of_report(project / "model.onnx")).images) == {"val"}
+
+
 def test_a_calibration_folder_may_not_have_only_the_images_that_verify(project: Path) -> None:
     found = chosen(own_data_of_checkpoint(trained(project), project / "model.pth"))
     with pytest.raises(ValueError, match="all of its images verify the model; name others with --calibration"):

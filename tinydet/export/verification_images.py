@@ -37,20 +37,22 @@ class OwnData:
     Attributes:
         model: file with the record, for messages.
         val, train: None: not recorded, there was none, or it is gone.
-        gone: why recorded data cannot be used, by "val" and "train".
-        recorded: whether there is a record.
+        gone: why recorded data cannot be used, by "val" and "train". `lost`: their records.
     """
 
     model: Path | None = None
     val: DataSource | None = None
     train: DataSource | None = None
     gone: Mapping[str, str] = field(default_factory=dict)
-    recorded: bool = False
+    lost: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """Return the record for a report in `folder`, from which `own_data_of_report` reads it again."""
-        sources = {"val_data": self.val, "train_data": self.train}
-        return {name: None if source is None else source.to_json(folder) for name, source in sources.items()}
+        sources = {"val": self.val, "train": self.train}
+        return {
+            f"{name}_data": self.lost.get(name) if source is None else source.to_json(folder)
+            for name, source in sources.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,7 @@ class CalibrationImages(NamedTuple):
 
 def own_data_of_checkpoint(checkpoint: Checkpoint, path: Path) -> OwnData:
     """Return the data that the checkpoint at `path` was trained with."""
-    readers = {"val": checkpoint.val_source, "train": checkpoint.train_source}
-    found: dict[str, DataSource | None] = {}
-    gone: dict[str, str] = {}
-    for name, read in readers.items():
-        try:
-            found[name] = read(path)
-        except ValueError as error:
-            found[name], gone[name] = None, str(error)
-    recorded = checkpoint.config.get("train_data") is not None
-    return OwnData(path, found["val"], found["train"], gone, recorded)
+    return _own_data(path, checkpoint.config, path.parent)
 
 
 def own_data_of_report(model: Path) -> OwnData:
@@ -113,17 +106,7 @@ def own_data_of_report(model: Path) -> OwnData:
     except ValueError:
         values = {}
     records = values.get("data") if isinstance(values, dict) else None
-    if not isinstance(records, dict) or not any(records.get(name) for name in ("val_data", "train_data")):
-        return OwnData(model)
-    found: dict[str, DataSource | None] = {}
-    gone: dict[str, str] = {}
-    for name in ("val", "train"):
-        record = records.get(f"{name}_data")
-        try:
-            found[name] = None if record is None else DataSource.from_json(record, report.parent)
-        except ValueError as error:
-            found[name], gone[name] = None, str(error)
-    return OwnData(model, found["val"], found["train"], gone, recorded=True)
+    return _own_data(model, records if isinstance(records, dict) else {}, report.parent)
 
 
 def choose_images(
@@ -239,6 +222,21 @@ def verification_images(classes: Sequence[str], source: DataSource) -> tuple[lis
         )
     known = [name for name in dataset.classes if name in classes]
     return _files(dataset), source.load(categories=known) if known else None
+
+
+def _own_data(model: Path, records: Mapping[str, Any], folder: Path) -> OwnData:
+    """Return the data of `records`, whose paths are relative to `folder`."""
+    found: dict[str, DataSource] = {}
+    gone: dict[str, str] = {}
+    lost: dict[str, Any] = {}
+    for name in ("val", "train"):
+        record = records.get(f"{name}_data")
+        try:
+            if record is not None:
+                found[name] = DataSource.from_json(record, folder)
+        except ValueError as error:
+            gone[name], lost[name] = str(error).removesuffix("; name the data again"), record
+    return OwnData(model, found.get("val"), found.get("train"), gone, lost)
 
 
 def _files(dataset: Dataset) -> list[Path]:
