@@ -75,10 +75,6 @@ def test_the_built_in_dataset_keeps_its_schedule() -> None:
     assert (config.preset, config.epochs, config.augment) == ("small", 12, ())
 
 
-def test_scale_match_replaces_the_random_scale(squares: Path) -> None:
-    assert chosen("--scale-match", str(squares), data=squares)[0].augment == ("photometric",)
-
-
 def test_init_brings_its_network_and_its_tile(squares: Path) -> None:
     config, reasons = chosen("--init", "old.pth", data=squares, device="cuda", start=OLD)
     assert (config.detector, config.backbone, config.channels) == ("faster_rcnn", "mobilenet_v2", 32)

@@ -79,7 +79,7 @@ def choose_schedule(config: TrainConfig, given: TrainConfig, tiles: int) -> tupl
     lines = []
     if small:
         epochs = epochs_of(tiles)
-        augment = tuple(kind for kind in SMALL_AUGMENT if kind != "scale" or config.scale_match is None)
+        augment = SMALL_AUGMENT
         if given.epochs is None:
             lines.append(
                 f"{epochs} epochs instead of {PAPER_EPOCHS}: {plural(tiles, 'tile')} are a small dataset "
