@@ -470,7 +470,7 @@ def test_a_run_that_stops_early_says_which_epoch_it_kept(
         run.fit()
     assert run.epoch == 2 and load_checkpoint(tmp_path / "model.pth").progress["epoch"] == 1
     (line,) = [line for line in caplog.messages if "stopped early" in line]
-    assert "at epoch 2 of 3" in line and "the weights of epoch 1 with AP50 0.300" in line
+    assert "at epoch 2 of 3" in line and "the weights of epoch 1 with AP50 30.0" in line
     assert not run.state_path.exists()  # it is finished
 
 

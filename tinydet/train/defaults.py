@@ -15,9 +15,9 @@ from tinydet.models.options import Architecture
 from tinydet.models.registry import detector_info
 from tinydet.train.config import DETECTOR, OVERLAP, PAPER_EPOCHS, PRESETS, SMALL_AUGMENT, TILE, TrainConfig
 
-# A dataset is small if the paper's epochs are fewer steps than this, in tiles: 1000 steps of the preset small.
-SMALL_TILE_VIEWS = 4000
-MOST_EPOCHS = 100
+# A dataset is small if the paper's epochs are fewer steps than this, in tiles: 500 steps of the preset small.
+SMALL_TILE_VIEWS = 2000
+MOST_EPOCHS = 50  # about as many as were measured (docs/training.md)
 
 
 def choose_network(
@@ -97,7 +97,7 @@ def epochs_of(tiles: int) -> int:
     """Return the default number of epochs of a dataset: the paper's, or more if it has few tiles.
 
     >>> epochs_of(5000), epochs_of(100), epochs_of(5)
-    (12, 40, 100)
+    (12, 20, 50)
     """
     return min(max(PAPER_EPOCHS, math.ceil(SMALL_TILE_VIEWS / max(tiles, 1))), MOST_EPOCHS)
 

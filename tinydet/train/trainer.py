@@ -254,7 +254,7 @@ class Trainer:
                 logger.info(
                     f"stopped early at epoch {self.epoch} of {self.schedule.epochs}: no better AP50 in "
                     f"{plural(self.schedule.patience or 0, 'validation')}; the weights of epoch {self.best_epoch} with "
-                    f"AP50 {self.best:.3f} are kept"
+                    f"AP50 {100 * self.best:.1f} are kept"
                 )
             self.state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
 
