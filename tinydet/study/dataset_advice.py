@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.console import plural
-from tinydet._internal.shell import command_line
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset, read_pixels
 from tinydet.data.source import DataSource
 from tinydet.geometry.anchors import AnchorDesign
@@ -104,7 +104,7 @@ def training_command(
 ) -> str:
     """Return the command that trains as advised, for pasting into a shell."""
     value = {setting.setting: setting.value for setting in advice}
-    words: list[str | Path] = ["tinydet", "train"]
+    words: list[str | Path] = ["train"]
     if source.path is not None:
         words += ["--annotations", source.path, "--images", source.images] if source.images else ["--data", source.path]
     if not has_validation(source):
@@ -118,7 +118,7 @@ def training_command(
     # Without --alpha, a run that starts from a checkpoint would keep its factors.
     words += ["--alpha", "1"] if value["alpha"] == "1" and value["init"] != "none" else []
     words += ["--init", value["init"]] if value["init"] != "none" else []
-    return command_line(*words, "--epochs", str(value["epochs"]))
+    return tinydet_command(*words, "--epochs", str(value["epochs"]))
 
 
 def has_validation(source: DataSource) -> bool:
