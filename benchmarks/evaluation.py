@@ -161,7 +161,7 @@ SIDES: dict[str, Callable[[Any, Any], Any]] = {
     "tinydet coco": lambda gt, dt: score_detections(gt, dt, PROTOCOLS["coco"]).precision_json(),
     "pycocotools": pycocotools,
     **({"faster-coco-eval": faster_coco_eval} if importlib.util.find_spec("faster_coco_eval") else {}),
-    "tinydet tinyperson": lambda gt, dt: score_detections(gt, dt, PROTOCOLS["tinyperson"]).to_json(),
+    "tinydet tinyperson": lambda gt, dt: score_detections(gt, dt, PROTOCOLS["tinyperson"]).sizes_json(),
     "plain Python tinyperson": lambda gt, dt: plain().evaluate(gt, dt, PROTOCOLS["tinyperson"]),
 }
 

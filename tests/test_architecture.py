@@ -22,6 +22,7 @@ from typing import NamedTuple
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,7 +59,7 @@ LAYERS = (
 PACKAGES = [name for name, _ in LAYERS]
 USES_TORCH = dict(LAYERS)
 
-CORE = {"PIL", "cv2", "numpy", "onnxruntime", "pydantic", "tqdm"}
+CORE = {"PIL", "cv2", "filelock", "numpy", "pydantic", "tqdm"}
 TORCH = {"torch", "torchvision"}
 # What to install for an import whose name says otherwise.
 DISTRIBUTIONS = {
@@ -309,6 +310,30 @@ def test_a_command_whose_packages_are_absent_says_what_to_install() -> None:
     assert done.stderr == "tinydet train: error: 'torch' is not installed. Run: pip install 'tinydet[train]'\n"
 
 
+def test_a_model_runs_where_the_modules_of_posix_are_absent(tmp_path: Path) -> None:
+    """As on Windows, which has none of them."""
+    pytest.importorskip("onnxruntime")
+    Image.new("RGB", (160, 120), "gray").save(tmp_path / "a.png")
+    code = BLOCKED + "from tinydet.__main__ import main\nsys.exit(main(sys.argv[2:]))"
+    scene, table = str(tmp_path / "a.png"), str(tmp_path / "a.csv")
+    command = ["infer", "--image", scene, "--output", table, "--format", "csv,coco", "--backend", "onnx", "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, "fcntl,resource,pwd,grp,termios,tty,pty,syslog", *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.journal", "a.json", "a.png"]
+
+
+def test_only_guarded_code_names_what_windows_lacks() -> None:
+    absent = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix"}
+    assert not [str(edge) for edge in all_imports() if edge.target.partition(".")[0] in absent]
+
+
 # --------------------------------------------------------------------------------------------------------- commands
 
 
@@ -437,6 +462,24 @@ def test_every_bound_of_a_dependency_has_its_reason_beside_it() -> None:
         for above, line in itertools.pairwise(lines):
             if f'"{requirement}"' in line:
                 assert "#" in line or above.strip().startswith("#"), f"{requirement}: no reason beside it"
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "arm64", "AMD64"])
+def test_any_set_of_extras_has_one_build_of_onnx_runtime(platform: str, machine: str) -> None:
+    """Two builds in one environment overwrite each other's files, and pip cannot be told."""
+    for python in ("3.10", "3.13"):
+        environment = {"sys_platform": platform, "platform_machine": machine, "python_version": python, "extra": ""}
+        builds = {
+            requirement.name
+            for lines in (PROJECT["dependencies"], *EXTRAS.values())
+            for requirement in map(Requirement, lines)
+            if re.fullmatch("onnxruntime(-gpu)?", requirement.name)
+            if requirement.marker is None or requirement.marker.evaluate(environment)
+        }
+        assert builds == {"onnxruntime-gpu" if (platform, machine) == ("linux", "x86_64") else "onnxruntime"}
+    with_runtime = {extra for extra in EXTRAS if "onnxruntime" in extra_distributions(extra)}
+    assert with_runtime == {"onnxruntime", "train", "export", "tensorrt", "rtx", "rtx-provider", "all"}
 
 
 def test_all_is_every_extra_that_a_user_can_want_at_once() -> None:

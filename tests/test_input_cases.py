@@ -123,8 +123,9 @@ def both(*checks: Check) -> Check:
 def rows_of(path: str) -> list[dict[str, Any]]:
     """The detections of an output of any format, with their class name as `class`."""
     if path.endswith(".json"):
-        names = {0: "person", 1: "person", 2: "car"}
-        return [{**row, "class": names[row["category_id"]]} for row in json.loads(Path(path).read_text())]
+        document = json.loads(Path(path).read_text())
+        names = {category["id"]: category["name"] for category in document["categories"]}
+        return [{**row, "class": names[row["category_id"]]} for row in document["annotations"]]
     if path.endswith(".csv"):
         with Path(path).open(newline="") as file:
             return list(csv.DictReader(file))

@@ -153,7 +153,7 @@ def test_a_part_file_is_overwritten_unless_another_process_is_writing_it(tmp_pat
             with atomic_path(path, part=True):
                 pytest.fail("the work began")
         other.kill()
-    assert names(tmp_path) == [".all.part.json"]
+    assert names(tmp_path) == [".all.part.json", ".all.part.json.lock"]
     assert (tmp_path / ".all.part.json").read_text() == "a partial file"
     with atomic_path(path, part=True) as temporary:
         temporary.write_text("new")

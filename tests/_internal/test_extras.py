@@ -53,6 +53,14 @@ def test_an_incomplete_opencv_is_reported_with_the_command_that_repairs_it(
     (tmp_path / "cv2" / "data").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(
-        ImportError, match=r"OpenCV is incomplete.* pip install --force-reinstall opencv-python-headless"
+        ImportError, match=r"OpenCV is incomplete.*pip uninstall -y .*; pip install 'opencv-python-headless<5'"
     ):
         check_opencv()
+
+
+def test_opencv_without_a_system_library_says_how_to_install_the_headless_build() -> None:
+    with pytest.raises(ImportError, match=r"OpenCV cannot be loaded \(libGL.so.1: cannot open") as caught:  # noqa: SIM117
+        with needs_extra(""):
+            raise ImportError("libGL.so.1: cannot open shared object file", name="cv2", path="cv2/cv2.abi3.so")
+    assert "pip install 'opencv-python-headless<5'" in str(caught.value)
+    assert "apt-get install libgl1" in str(caught.value)

@@ -77,4 +77,5 @@ def test_every_block_runs_in_turn(folder: Path, capsys: pytest.CaptureFixture[st
         ["3", "flight/2.png"],
     ]
     written = {path.name for path in folder.glob("*.*")}
-    assert {"found.json", "found.csv", "found.txt", "found.jpg", "crops.jpg", "all.json", "all.csv"} <= written
+    assert {"found.json", "results.json", "found.csv", "labels.txt", "classes.txt", "found.jpg", "drawn.png"} <= written
+    assert {"crops.jpg", "all.json", "all.csv"} <= written

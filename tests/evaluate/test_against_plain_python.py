@@ -37,7 +37,7 @@ def test_every_number_equals_the_plain_evaluators(reference: Any, make_scene: An
         expected = reference.evaluate(gt, dt, protocol)
         scores = score_detections(gt, dt, protocol)
         precision = expected.pop("precision")
-        assert scores.to_json() == approximately(expected)
+        assert {key: value for key, value in scores.to_json().items() if key in expected} == approximately(expected)
         assert scores.precision_json() == approximately(precision)
     assert (gt, dt) == before
 
@@ -51,7 +51,8 @@ def test_empty_images_count_for_false_positives(reference: Any, make_scene: Any,
         gt = {**gt, "images": [*empty, *gt["images"]]}
         expected = reference.evaluate(gt, dt, PROTOCOLS[name])
         del expected["precision"]
-        assert score_detections(gt, dt, PROTOCOLS[name]).to_json() == approximately(expected)
+        scores = score_detections(gt, dt, PROTOCOLS[name]).to_json()
+        assert {key: scores[key] for key in expected} == approximately(expected)
         assert all(c["n_images"] == images for row in expected["MR_counts"].values() for c in row.values())
 
 

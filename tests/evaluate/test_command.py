@@ -51,15 +51,24 @@ def test_results_are_scored_printed_and_written(files: list[str], capsys: pytest
     assert json.loads(Path("scores.json").read_text()) == scores.to_json()
     assert json.loads(Path("precision.json").read_text()) == scores.precision_json()
     printed = capsys.readouterr().out
-    header, ious, ap, person = (line.split() for line in printed.splitlines()[1:5])
-    assert header == ["tiny", "tiny1", "tiny2", "tiny3", "small", "tiny", "tiny", "all"]  # the paper's columns
+    lines = [line.split() for line in printed.splitlines()[1:]]
+    # The uncertain person is no object of this protocol.
+    assert lines[:4] == [
+        ["class", "objects", "images", "AP50", "AP50-95", "AP75", "P", "R", "F1", "best", "at"],
+        ["person", "1", "1", *["100.00"] * 6, "0.9"],
+        ["boat", "1", "1", *["0.00"] * 3, "-", "0.00", "0.00", "-"],
+        ["mean", "2", *["50.00"] * 6, "0.9"],
+    ]
+    assert printed.splitlines()[5].endswith("score >= 0.9, the best mean F1; to use it: tinydet infer --score 0.9")
+    header, ious, ap = lines[6:9]
+    assert header[2:] == ["tiny", "tiny1", "tiny2", "tiny3", "small", "tiny", "tiny", "all"]  # the paper's columns
     assert ious == ["IoU", "0.50", "0.50", "0.50", "0.50", "0.50", "0.25", "0.75", "0.50"]
     assert ap == ["AP", "50.00", "100.00", "-", "0.00", "-", "50.00", "50.00", "50.00"]
-    assert person == ["person", "100.00", "100.00", "-", "-", "-", "100.00", "100.00", "100.00"]
 
 
 def test_the_json_has_the_documented_keys(files: list[str]) -> None:
-    keys = {"protocol", "AP", "AR", "AP_counts", "MR", "MR_counts", "recall_at_fppi"}
+    keys = {"protocol", "mean", "excluded", "classes", "confusion_matrix"}
+    keys |= {"AP", "AR", "AP_counts", "MR", "MR_counts", "recall_at_fppi"}
     ranges = {"tiny", "tiny1", "tiny2", "tiny3", "small", "all", "reasonable"}
     setups = {"tiny", "tiny1", "tiny2", "tiny3", "small", "All"}
     for name in PROTOCOLS:
@@ -101,7 +110,7 @@ def test_switches_reach_the_scores(files: list[str], flags: list[str], switches:
         (["--gt", "gt.json", "--detections", "dt.json", "--data", "x"], "--data belongs to a model"),
         (["--gt", "gone.json", "--detections", "dt.json"], "gone.json: no such file"),
         (["--gt", "dt.json", "--detections", "gt.json"], "dt.json: a JSON list, not an object; expected COCO"),
-        (["--gt", "gt.json", "--detections", "gt.json"], "gt.json: expected a list of COCO results"),
+        (["--gt", "gt.json", "--detections", "gt.json"], "gt.json: entry 0 has no 'score'"),
         (["--gt", "gt.json", "--detections", "dt.json", "--categories", "bike"], "choose from person, boat"),
         (["--gt", "gt.json", "--detections", "dt.json", "--corner-gt", "gt.json"], "no list 'old_images'"),
         (["--gt", "gt.json", "--detections", "dt.json", "--json", "gt.json/s.json"], "gt.json is a file, not a folder"),
@@ -232,7 +241,9 @@ def test_a_model_is_scored_on_a_folder(
     assert {d["category_id"] for d in found} == {3} and {d["image_id"] for d in found} == {0, 1, 2, 3}
     printed = capsys.readouterr().out
     runners = ("torch ",) if kind == "checkpoint" else ("OpenVINO ", "ONNX Runtime ")  # whichever is installed
-    assert printed.startswith(runners) and "4 images, square" in printed
+    first, second = printed.splitlines()[:2]
+    assert (first.startswith(f"model: {model}, ") and runners[0] in first) or runners[-1] in first
+    assert second.startswith("data: ") and str(squares) in second and "4 images, square" in second
     assert ("note: the dataset has no class 'dog'" in printed) == (kind == "checkpoint")
 
 
@@ -280,7 +291,7 @@ def test_without_a_model_flag_the_checkpoint_in_this_folder_is_scored(
     monkeypatch.chdir(checkpoint.parent)
     data = ["--annotations", str(squares / "annotations.json"), "--images", str(squares / "images")]
     assert main([*data, "--limit", "1"]) == 0
-    assert capsys.readouterr().out.startswith("torch ")
+    assert capsys.readouterr().out.startswith("model: model.pth, torch ")
 
 
 def test_a_corner_file_is_rejected_as_dataset(

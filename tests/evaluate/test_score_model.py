@@ -14,7 +14,8 @@ import pytest
 
 from tinydet.data.coco import load_dataset
 from tinydet.evaluate import choose_protocol, evaluate_backend, evaluate_detections
-from tinydet.evaluate.score_model import detect_dataset, match_classes, score_dataset
+from tinydet.evaluate.lost_boxes import likely_gain
+from tinydet.evaluate.score_model import SCORING_SLOTS, detect_dataset, match_classes, score_dataset, scoring_spec
 from tinydet.runtime.backends import TileOutputs
 from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
@@ -98,7 +99,7 @@ def test_detections_have_the_category_ids_of_the_dataset(make_data: MakeData) ->
     assert {d["category_id"] for d in found.detections} == {0}
     assert found.notes == (
         "the dataset has no class 'cat'; its detections are left out",
-        "the model does not know the class 'boat': its AP is 0",
+        "the model does not know the class 'boat': its objects are missed",
     )
     with pytest.raises(ValueError, match=r"no class in common: the model finds dog, the dataset has person, boat"):
         detect_dataset(FindsWhite(classes=("dog",)), dataset)
@@ -117,10 +118,40 @@ def test_classes_are_matched_by_name() -> None:
     )
 
 
-def test_saturated_tiles_are_reported(make_data: MakeData) -> None:
-    found = detect_dataset(FindsWhite(max_detections=3), load_dataset(make_data([(120, 120)])))
-    assert found.saturated == found.tiles == 1
-    assert "1 of 1 tiles had more boxes than the model's 3 slots" in found.notes[0]
+def test_lost_boxes_are_noted_with_what_they_can_change(make_data: MakeData) -> None:
+    """Three of twelve objects are found, all precise: nine more could be found as precisely."""
+    dataset = load_dataset(make_data([(120, 120)]))
+    found = detect_dataset(FindsWhite(max_detections=3), dataset)
+    assert found.saturated == found.tiles == 1 and found.cuts == {9: pytest.approx(0.9)} and found.notes == ()
+    scores = score_dataset(dataset, found, choose_protocol("coco"))
+    objects = len(dataset.boxes)
+    assert likely_gain(scores, found.cuts) == pytest.approx((objects - 3) / objects)
+    points = f"{100 * (objects - 3) / objects:.1f}"
+    assert f"1 of 1 tiles had more boxes than the model's 3 slots: AP50 may be up to {points} points" in scores.notes[0]
+    # No more than three detections per image count, so the lost boxes cannot change the score.
+    limited = score_dataset(dataset, found, choose_protocol("coco", max_detections=3))
+    assert likely_gain(limited, found.cuts) == 0 and not any("slots" in note for note in limited.notes)
+    assert detect_dataset(FindsWhite(), dataset).cuts == {}
+    assert detect_dataset(FindsWhite(max_detections=3), dataset, ScanOptions(score=0.95)).cuts == {}
+
+
+def test_lost_boxes_among_false_positives_are_not_noted(make_data: MakeData) -> None:
+    """Where one of a thousand boxes at the cut is right, more boxes change nothing."""
+    dataset = load_dataset(make_data([(120, 120)]))
+    found = detect_dataset(FindsWhite(max_detections=3), dataset)
+    wrong = [{**found.detections[0], "bbox": [900 + n, 900, 6, 6]} for n in range(3000)]
+    scores = score_dataset(
+        dataset,
+        dataclasses.replace(found, detections=found.detections + wrong),
+        choose_protocol("coco", max_detections=4000),
+    )
+    assert not any("slots" in note for note in scores.notes)
+
+
+def test_scoring_keeps_the_boxes_that_the_export_would_cut() -> None:
+    assert scoring_spec(SPEC).max_detections == SCORING_SLOTS > SPEC.max_detections
+    two_stage = dataclasses.replace(SPEC, nms_rounds=8)  # its graph applies the NMS before the cut
+    assert scoring_spec(two_stage) == two_stage
 
 
 class Unconverged(FindsWhite):

@@ -42,6 +42,54 @@ def changed(path: str, value: Any, *, remove: bool = False) -> tuple[Any, Any]:
     return both["gt"], both["dt"]
 
 
+def complete(detections: list[dict[str, Any]], *, rename: dict[str, str] | None = None) -> dict[str, Any]:
+    """A COCO file as `tinydet infer` writes it, with ids of its own: those of GT plus 100."""
+    names = {entry["file_name"]: entry["file_name"] for entry in GT["images"]} | (rename or {})
+    return {
+        "images": [{"id": entry["id"] + 100, "file_name": names[entry["file_name"]]} for entry in GT["images"]],
+        "categories": [{**entry, "id": entry["id"] + 100} for entry in GT["categories"]],
+        "annotations": [
+            {**row, "id": n, "image_id": row["image_id"] + 100, "category_id": row["category_id"] + 100, "iscrowd": 0}
+            for n, row in enumerate(detections, 1)
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "rename", [{}, {"a.jpg": "flight/a.jpg"}, {"a.jpg": "flight/a.jpg", "b.jpg": "flight/day/b.jpg"}]
+)
+def test_images_and_classes_of_a_complete_file_are_found_by_their_names(rename: dict[str, str]) -> None:
+    worse = [{**DT[0], "bbox": [0, 0, 10, 9]}, *DT]
+    for detections in (DT, worse, DT[:1], []):
+        file = complete(detections, rename=rename)
+        assert evaluate_detections(GT, file) == evaluate_detections(GT, detections)
+        assert evaluate_detections(GT, file, categories=["car"]) == evaluate_detections(
+            GT, detections, categories=["car"]
+        )
+
+
+def test_a_complete_file_without_names_in_common_is_scored_by_ids() -> None:
+    file = {**GT, "annotations": [{**row, "id": n} for n, row in enumerate(DT)]}
+    unnamed = {**GT, "images": [{"id": entry["id"]} for entry in GT["images"]]}
+    other = {**file, "categories": [{"id": 0, "name": "people"}, {"id": 7, "name": "auto"}]}
+    for truth, detections in ((unnamed, file), (GT, other)):
+        assert evaluate_detections(truth, detections)["AP"] == evaluate_detections(GT, DT)["AP"]
+
+
+@pytest.mark.parametrize(
+    "rename", [{"a.jpg": "c.jpg"}, {"a.jpg": "one/b.jpg", "b.jpg": "two/b.jpg"}, {"a.jpg": "aa.jpg"}]
+)
+def test_images_that_the_ground_truth_does_not_name_are_refused(rename: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"on images that the ground truth does not list .* by their file names"):
+        evaluate_detections(GT, complete(DT, rename=rename))
+
+
+def test_sub_images_of_one_file_are_found_by_their_ids() -> None:
+    truth = {**GT, "images": [{"id": id, "file_name": "a.jpg"} for id in (5, 2)]}
+    file = {**truth, "annotations": [{**row, "id": n} for n, row in enumerate(DT)]}
+    assert evaluate_detections(truth, file)["AP"] == evaluate_detections(truth, DT)["AP"]
+
+
 def test_perfect_detections_score_one() -> None:
     perfect = {"0.25": 1.0, "0.50": 1.0, "0.75": 1.0}
     assert evaluate_detections(GT, DT)["AP"]["all"] == pytest.approx(perfect, abs=1e-12)

@@ -284,3 +284,10 @@ def test_nodes_that_a_runtime_would_not_support_are_named(
     break_it(brightness_model.graph)
     (fault,) = lint(brightness_model, brightness_spec)
     assert re.search(message, fault)
+
+
+def test_more_slots_than_topk_takes_are_refused(tmp_path: Path) -> None:
+    spec = ModelSpec(("a",), (1,), "retinanet", "none", tile=64, max_detections=3841)
+    with pytest.raises(ValueError, match=r"1\.\.3840 .*got 3841"):
+        export_onnx(torch.nn.Identity(), spec, tmp_path / "model.onnx")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

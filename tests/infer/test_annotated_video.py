@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tinydet.infer.annotated_video import check_video_path, open_video
-from tinydet.infer.drawing import COLORS
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.drawing import COLORS
 from tinydet.runtime.scenes import open_scene
 
 av = pytest.importorskip("av")

@@ -40,12 +40,12 @@ def run(*words: object, overlap: int = 8) -> int:
 
 
 def boxes(path: Path) -> list[list[float]]:
-    return sorted(row["bbox"] for row in json.loads(path.read_text()))
+    return sorted(row["bbox"] for row in json.loads(path.read_text())["annotations"])
 
 
 def test_by_default_results_and_a_drawing_are_written_next_to_the_scene(scene: Path, model: Path, capsys) -> None:
     assert run("--image", scene, "--tile", 64) == 0
-    rows = json.loads(scene.with_name("scene.detections.json").read_text())
+    rows = json.loads(scene.with_name("scene.detections.json").read_text())["annotations"]
     assert sorted(row["bbox"] for row in rows) == sorted(BOXES)
     assert {(row["image_id"], row["category_id"]) for row in rows} == {(1, 7)}
     assert cv2.imread(str(scene.with_name("scene.detections.jpg"))).shape[1] == 192
@@ -58,7 +58,7 @@ def test_by_default_results_and_a_drawing_are_written_next_to_the_scene(scene: P
 def test_only_the_named_outputs_are_written(scene: Path, model: Path, tmp_path: Path) -> None:
     assert run("--image", scene, "--output", tmp_path / "dets.json", "--image-id", 42) == 0
     assert boxes(tmp_path / "dets.json") == sorted(BOXES)
-    assert {row["image_id"] for row in json.loads((tmp_path / "dets.json").read_text())} == {42}
+    assert {row["image_id"] for row in json.loads((tmp_path / "dets.json").read_text())["annotations"]} == {42}
     assert run("--image", scene, "--draw", tmp_path / "out.png") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dets.json", "model.onnx", "out.png", "scene.png"]
 
@@ -86,7 +86,7 @@ def test_several_scenes_go_to_one_file_and_a_folder_of_drawings(scene: Path, mod
         tmp_path / "drawings",
     )
     assert run(*words) == 0
-    assert {row["image_id"] for row in json.loads((tmp_path / "all.json").read_text())} == {2}
+    assert {row["image_id"] for row in json.loads((tmp_path / "all.json").read_text())["annotations"]} == {2}
     drawings = sorted(p.name for p in (tmp_path / "drawings").iterdir())
     assert drawings == ["dark.detections.jpg", "scene.detections.jpg"]
 
@@ -143,9 +143,14 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
         ),
         (
             ["--output", "a.json", "--format", "csv,geojson"],
-            "not among the requested formats (csv, geojson); name it a.csv",
+            "a.json has the suffix of none of the requested formats (csv, geojson); name it a.csv",
         ),
-        (["--output", "/dev/null", "--format", "csv"], "/dev/null takes COCO results only"),
+        (["--output", "/dev/null", "--format", "csv"], "/dev/null takes --format coco or coco-results"),
+        (["--output", "found/", "--format", "coco,coco-results"], "are both written to .json files"),
+        (["--format", "yolo"], "name a folder for them: --output labels/"),
+        (["--output", "classes.txt"], "classes.txt would be written twice"),
+        (["--output", "a.json", "--summary", "a.json"], "a.json would be written twice"),
+        (["--summary", "scene.png"], "scene.png is a scene and would be overwritten"),
         (["--output", "a.geojson"], "scene.png has no georeference"),
         (["--output", "a.json", "--draw", "b.jpg", "--crops", "b.jpg"], "b.jpg would be written twice"),
         (["--crops", "out.txt"], "out.txt: cannot write an image as '.txt'"),

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from tinydet.infer.__main__ import main
-from tinydet.infer.drawing import COLORS
 from tinydet.infer.jobs import OutputOptions, plan_jobs
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from tinydet.runtime.drawing import COLORS
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes.sources import find_sources
 
@@ -58,7 +58,7 @@ def run(*words: object) -> int:
 
 
 def places(path: Path) -> list[tuple]:
-    return [(row["image_id"], *row["bbox"][:2]) for row in json.loads(path.read_text())]
+    return [(row["image_id"], *row["bbox"][:2]) for row in json.loads(path.read_text())["annotations"]]
 
 
 def test_bands_of_a_video_are_refused_rather_than_ignored(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,9 @@ def test_infer_without_a_model_uses_the_bundled_one_and_says_so(
     monkeypatch.chdir(tmp_path)
     assert main(["--image", str(frame), "--output", "found.json", "--threads", "1"]) == 0
     assert "No model.engine or model.onnx here; using the bundled model `thermal`" in capsys.readouterr().out
-    found = np.array([d["bbox"] for d in json.loads(Path("found.json").read_text()) if d["category_id"] == 1])
+    found = np.array(
+        [d["bbox"] for d in json.loads(Path("found.json").read_text())["annotations"] if d["category_id"] == 1]
+    )
     centers = found[:, :2] + found[:, 2:] / 2
     hit = [np.abs(centers - (x + w / 2, y + h / 2)).max(axis=1).min() < 6 for x, y, w, h in annotations]
     assert np.mean(hit) > 0.6  # most persons are found

@@ -32,9 +32,12 @@ def test_a_written_file_holds_every_scene_exactly(tmp_path) -> None:
     with open_writers([tmp_path / "dets.json"], spec) as write:
         for found in scenes:
             write(found)
-    rows = json.loads((tmp_path / "dets.json").read_text())
+    document = json.loads((tmp_path / "dets.json").read_text())
+    keys = ("image_id", "category_id", "bbox", "score")
+    rows = [{key: row[key] for key in keys} for row in document["annotations"]]
     assert rows == detections[3].to_coco(3, (5, 6)) + detections[4].to_coco(4, (5, 6))
     assert np.float32(rows[2]["score"]) == np.float32(1 / 3)
+    assert [image["id"] for image in document["images"]] == list(detections)
 
 
 def test_sorting_by_score_does_not_depend_on_the_previous_order() -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
-from tinydet.runtime import Model, Prediction, ScanOptions, detect, load, open_scene
+from tinydet.runtime import Detection, Model, Prediction, ScanOptions, detect, load, open_scene
 from tinydet.runtime.scan import detect_scene
 
 
@@ -33,8 +36,146 @@ def test_a_path_an_array_and_an_open_scene_give_the_same_result(model: Model, tm
         expected = detect_scene(model.backend, scene, ScanOptions(overlap=16, score=0.3)).detections
     for one in found:
         assert one.boxes.tolist() == expected.boxes.tolist() == [[20, 30, 30, 40], [120, 80, 130, 90]]
-        assert (one.width, one.height, one.class_names) == (150, 100, ["square", "square"])
+        assert (one.width, one.height, one.class_names.tolist()) == (150, 100, ["square", "square"])
     assert [one.scene for one in found] == [str(path), str(path), "array", "a.png"]
+
+
+def encoded(pixels: np.ndarray, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".tif", ".jp2"])
+def test_bytes_and_binary_files_give_what_the_file_gives(model: Model, suffix: str, tmp_path: Path) -> None:
+    if suffix in (".tif", ".jp2"):
+        pytest.importorskip("rasterio")
+    data = encoded(image((20, 30), (120, 80)), suffix)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    expected = model.detect(path)
+    assert len(expected) == 2
+    with path.open("rb") as file:
+        sources = [data, bytearray(data), memoryview(data), io.BytesIO(data), file]
+        found = [model.detect(source) for source in sources]
+    for one in found:
+        assert one.boxes.tolist() == expected.boxes.tolist()
+        assert np.array_equal(one.plot(), expected.plot())
+    assert [one.scene for one in found] == ["bytes"] * 3 + ["file", str(path)]
+
+
+def test_a_list_gives_a_list_with_ids_that_count_up(model: Model, tmp_path: Path) -> None:
+    pixels = image((20, 30))
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    mixed = [pixels, tmp_path / "a.png", Image.fromarray(pixels), encoded(pixels)]
+    for several in (mixed, tuple(mixed)):
+        found = model.detect(several, image_id=5)
+        assert [one.image_id for one in found] == [5, 6, 7, 8]
+        assert [one.boxes.tolist() for one in found] == [[[20, 30, 30, 40]]] * 4
+    assert model.detect([]) == []
+
+
+def test_the_images_of_a_list_share_batches(white_squares: Callable) -> None:
+    backend = white_squares(tile=160)
+    images = [image((10 * n, 30)) for n in range(8)]
+    with open_scene(images[7]) as scene:
+        found = Model(backend, overlap=16, batch=4).detect([*images[:7], scene])
+    assert backend.batches == [4, 4]
+    assert [one.boxes[0, 0] for one in found] == [10 * n for n in range(8)]
+    assert found[7].plot().shape == (100, 150, 3)
+
+
+def test_a_list_with_a_wrong_entry_is_refused_before_the_model_runs(white_squares: Callable) -> None:
+    backend = white_squares()
+    with pytest.raises(TypeError, match="scene: expected a path"):
+        Model(backend, overlap=16).detect([image(), 3])
+    assert not backend.batches
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, 3, 3.5, {"a": 1}, object(), [[1, 2], [3, 4]], [None], {1, 2}, io.StringIO("text"), (n for n in "ab")],
+)
+def test_another_type_is_one_clear_error(model: Model, wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"scene: expected a path, the bytes|a text file; open it as binary") as caught:
+        model.detect(wrong)  # type: ignore[call-overload]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stream_of_another_type_is_one_clear_error(model: Model) -> None:
+    with pytest.raises(TypeError, match="scenes: expected a path"):
+        next(model.stream(3))  # type: ignore[arg-type]
+    assert [len(found) for found in model.stream(encoded(image((20, 30))))] == [1]
+    assert [len(found) for found in model.stream([io.BytesIO(encoded(image((20, 30)))), Image.new("L", (9, 9))])] == [
+        1,
+        0,
+    ]
+
+
+def test_what_holds_several_images_is_for_stream(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "flight").mkdir()
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
+    words = [tmp_path / "flight", str(tmp_path / "*.png"), "https://host/a.mp4", "rtsp://bob:pw@host/a", "7"]
+    for word in [*words, tmp_path / "clip.mp4"]:
+        with pytest.raises(ValueError, match=r"detect takes one image; use: for found in model\.stream\(") as caught:
+            model.detect(word)
+        assert "pw" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"https://host/a\.jpg\S* is an image on a web server; .*download it"):
+        model.detect("https://host/a.jpg?token=7")
+
+
+def test_channels_first_and_empty_bytes_are_refused(model: Model) -> None:
+    with pytest.raises(ValueError, match=r"channels first; use image\.transpose\(1, 2, 0\)"):
+        model.detect(image().transpose(2, 0, 1))
+    with pytest.raises(ValueError, match="no bytes"):
+        model.detect(b"")
+    with pytest.raises(ValueError, match="bytes: truncated or damaged PNG"):
+        model.detect(encoded(image())[:20] + bytes(100))
+
+
+MODES = ["1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16B", "I", "F"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pillow_image_of_any_mode_is_read_as_pillow_converts_it(mode: str) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    if mode in ("I;16", "I;16B", "I", "F"):
+        gray = np.random.default_rng(0).integers(0, 60_000, (20, 30)).astype(np.uint16)
+        picture = Image.fromarray(gray).convert(mode) if mode == "I" else Image.fromarray(gray.astype(np.float32))
+        if mode.startswith("I;16"):
+            picture = Image.frombytes(mode, (30, 20), gray.astype(">u2" if mode.endswith("B") else "<u2").tobytes())
+        with open_scene(gray) as scene:
+            expected = scene.read(0, 0, 30, 20)
+    else:
+        picture = picture.convert("RGBA").convert(mode) if mode in ("RGBa", "PA", "LA") else picture.convert(mode)
+        expected = np.asarray(picture.convert("RGBA").convert("RGB") if mode == "RGBa" else picture.convert("RGB"))
+    with open_scene(picture) as scene:
+        np.testing.assert_allclose(scene.read(0, 0, 30, 20).astype(int), expected, atol=1 if mode in "IF" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_a_pillow_image_is_applied_once(orientation: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    with Image.open(path) as stored, open_scene(path) as expected:
+        size = expected.width, expected.height
+        for picture in (stored, ImageOps.exif_transpose(stored)):
+            with open_scene(picture) as scene:
+                assert np.array_equal(scene.read(0, 0, *size), expected.read(0, 0, *size))
+
+
+def test_transparent_pixels_of_a_pillow_image_have_no_data() -> None:
+    rgba = np.zeros((20, 30, 4), np.uint8)
+    rgba[:, 15:, 3] = 255
+    with open_scene(Image.fromarray(rgba)) as scene:
+        assert [scene.is_empty(x, 0, 15, 20) for x in (0, 15)] == [True, False]
+
+
+def test_an_image_that_pillow_cannot_finish_is_one_error(model: Model) -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8), ".jpg")
+    with pytest.raises(ValueError, match="image: cannot be read"):
+        model.detect(Image.open(io.BytesIO(data[:2000])))
 
 
 def test_options_reach_the_scan(white_squares: Callable) -> None:
@@ -69,6 +210,8 @@ def test_each_frame_of_a_video_is_a_scene_with_its_time(model: Model, tmp_path: 
     writer.release()
     found = list(model.stream(tmp_path / "a.avi"))
     assert [one.seconds for one in found] == pytest.approx([0, 0.1, 0.2], abs=0.02)
+    assert [(one.file_name, one.frame) for one in found] == [("a.avi#0", 0), ("a.avi#1", 1), ("a.avi#2", 2)]
+    assert all(one.plot().shape == (100, 150, 3) for one in found)
     for i, one in enumerate(found):
         np.testing.assert_allclose(one.boxes, [[20 + 30 * i, 30, 30 + 30 * i, 40]], atol=1.5)
 
@@ -80,9 +223,99 @@ def some(model: Model) -> Prediction:
     return model.detect(pixels, image_id=5)
 
 
+def test_a_prediction_is_a_sequence_of_detections(some: Prediction) -> None:
+    assert len(some) == len(list(some)) == 3
+    for i, one in enumerate(some):
+        assert isinstance(one, Detection)
+        assert one.box.tolist() == some.boxes[i].tolist() == some[i].box.tolist()
+        assert (one.score, one.label, one.class_name) == (some.scores[i], some.labels[i], some.class_names[i])
+    assert some[-1].box.tolist() == some.boxes[-1].tolist()
+    with pytest.raises(IndexError):
+        some[3]
+    assert repr(some) == "Prediction('array', 150x100, 3 detections: 2 square, 1 bar)"
+    assert repr(some[:0]) == "Prediction('array', 150x100, 0 detections)"
+
+
+def test_a_selection_is_a_prediction(some: Prediction) -> None:
+    def boxes(found: Prediction) -> list[list[float]]:
+        assert isinstance(found, Prediction)
+        return found.boxes.tolist()
+
+    bar, *squares = some.boxes.tolist()
+    assert boxes(some[1:]) == boxes(some[some.class_names == "square"]) == boxes(some[[1, 2]]) == squares
+    assert (
+        boxes(some[[True, False, False]]) == boxes(some.filter(classes="bar")) == boxes(some.filter(classes=1)) == [bar]
+    )
+    assert boxes(some[[]]) == boxes(some.filter(score=0.99)) == boxes(some.filter(classes=[])) == []
+    assert boxes(some.filter(score=float(some.scores[0]))) == [bar]
+    assert boxes(some.filter(classes=["bar", "square"])) == [bar, *squares]
+    for wrong in ("car", 2, -1):
+        with pytest.raises(ValueError, match=rf"the model has no class {re.escape(repr(wrong))}; choose from square"):
+            some.filter(classes=wrong)
+    for wrong in (True, "bar", 1.5, np.eye(3)):
+        with pytest.raises(TypeError, match="expected an integer, a slice, a boolean mask or indices"):
+            some[wrong]  # type: ignore[call-overload]
+
+
+def test_a_plot_has_the_size_of_the_scene_and_leaves_it_unchanged(some: Prediction, tmp_path: Path) -> None:
+    assert isinstance(some.source, np.ndarray)
+    before = some.source.copy()
+    drawn = some.plot(tmp_path / "drawn.png")
+    assert (drawn.shape, drawn.dtype) == ((100, 150, 3), np.uint8)
+    assert np.array_equal(some.source, before)
+    assert (drawn != before).any()
+    assert np.array_equal(some[:0].plot(), before)
+    assert np.array_equal(cv2.imread(str(tmp_path / "drawn.png"))[..., ::-1], drawn), "RGB"
+    with_legend = some.plot(legend=True)
+    assert with_legend.shape[0] > 100
+    some.save(tmp_path / "saved.png")
+    assert np.array_equal(cv2.imread(str(tmp_path / "saved.png"))[..., ::-1], with_legend)
+
+
+def test_crops_are_the_pixels_of_the_boxes(some: Prediction) -> None:
+    assert isinstance(some.source, np.ndarray)
+    for padding in (0, 5, 40):
+        for crop, (x1, y1, x2, y2) in zip(some.crop(padding), some.boxes.astype(int).tolist(), strict=True):
+            x, y = max(x1 - padding, 0), max(y1 - padding, 0)
+            assert np.array_equal(crop, some.source[y : y2 + padding, x : x2 + padding])
+    assert some[:0].crop() == []
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        some.crop(-1)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Iterator[list[object]]:
+    pixels = image((20, 30))
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    with open_scene(tmp_path / "a.png") as scene:
+        yield [tmp_path / "a.png", pixels, encoded(pixels), io.BytesIO(encoded(pixels)), Image.fromarray(pixels), scene]
+
+
+def test_every_kind_of_source_can_be_drawn(model: Model, sources: list[object]) -> None:
+    drawn = [model.detect(source).plot() for source in sources]  # type: ignore[call-overload]
+    assert all(np.array_equal(one, drawn[0]) for one in drawn)
+
+
+def test_a_file_that_was_replaced_is_not_drawn_on(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), image((20, 30)))
+    found = model.detect(path)
+    cv2.imwrite(str(path), image((20, 30))[:50])
+    with pytest.raises(ValueError, match="has 150x50 pixels, and had 150x100 when it was scanned"):
+        found.plot()
+
+
+def test_labels_are_saved_with_the_names_of_the_classes(some: Prediction, tmp_path: Path) -> None:
+    some.save(tmp_path / "a.txt")
+    assert (tmp_path / "classes.txt").read_text() == "square\nbar\n"
+    assert np.loadtxt(tmp_path / "a.txt").shape == (3, 5)
+    some.save(tmp_path / "b.txt", format="yolo-conf")
+    assert np.loadtxt(tmp_path / "b.txt").shape == (3, 6)
+
+
 def test_coco_results_have_the_ids_of_the_scene_and_of_the_dataset(some: Prediction, tmp_path: Path) -> None:
     assert [(row["image_id"], row["category_id"]) for row in some.to_coco()] == [(5, 0), (5, 7), (5, 7)]
-    some.save(tmp_path / "found.json")
+    some.save(tmp_path / "found.json", "coco-results")
     assert json.loads((tmp_path / "found.json").read_text()) == some.to_coco()
 
 

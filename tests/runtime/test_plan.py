@@ -57,9 +57,9 @@ def test_an_overlap_too_small_for_a_coarse_pass_is_a_warning() -> None:
     assert plan(ScanOptions(overlap=32)).warning == ""
 
 
-def test_batches_are_counted_per_pass() -> None:
+def test_passes_share_batches() -> None:
     made = plan(ScanOptions(overlap=32, batch=4))
-    assert made.batches == sum(-(-len(tiling.grid) // 4) for tiling in made.passes)
+    assert made.batches == -(-sum(len(tiling.grid) for tiling in made.passes) // 4)
 
 
 def test_content_is_smaller_than_the_input_if_the_scene_is() -> None:

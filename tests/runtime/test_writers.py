@@ -8,17 +8,19 @@ import itertools
 import json
 import math
 import resource
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.georeference import Georeference, georeference_of
-from tinydet.runtime.writers import FORMATS, SceneDetections, check_output, format_of, open_writer
+from tinydet.runtime.writers import FORMATS, SceneDetections, check_output, format_of, open_writer, text, write_classes
 from tinydet.spec import ModelSpec
 
 SPEC = ModelSpec(classes=("person, swimming", "boat"), category_ids=(7, 3), detector="d", backbone="b", tile=64)
@@ -43,8 +45,8 @@ def scene(name: str, image_id: int, count: int, georeference: Georeference | Non
 NORTH_UP = Georeference((0.5, 0, 300_000, 0, -0.5, 5_000_000), "EPSG:32635")
 
 
-def save(path: Path, *scenes: SceneDetections) -> Path:
-    with open_writer(path, SPEC) as write:
+def save(path: Path, *scenes: SceneDetections, kind: str | None = None) -> Path:
+    with open_writer(path, SPEC, kind) as write:
         for found in scenes:
             write(found)
     return path
@@ -53,7 +55,7 @@ def save(path: Path, *scenes: SceneDetections) -> Path:
 def test_coco_results_are_loaded_by_pycocotools(tmp_path: Path) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     scenes = [scene("a.jpg", 4, 3), scene("b.jpg", 9, 0), scene("c.jpg", 2, 5)]
-    path = save(tmp_path / "found.json", *scenes)
+    path = save(tmp_path / "found.json", *scenes, kind="coco-results")
     truth = coco.COCO()
     truth.dataset = {
         "images": [{"id": i} for i in (2, 4, 9)],
@@ -67,7 +69,80 @@ def test_coco_results_are_loaded_by_pycocotools(tmp_path: Path) -> None:
     assert [row["score"] for row in loaded.loadAnns(loaded.getAnnIds(imgIds=[4]))] == scenes[
         0
     ].detections.scores.tolist()
-    assert json.loads(save(tmp_path / "none.json").read_text()) == []
+    assert json.loads(save(tmp_path / "none.json", kind="coco-results").read_text()) == []
+
+
+def test_a_coco_file_is_opened_by_pycocotools_with_images_and_names(tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    scenes = [scene("in/a.jpg", 4, 3), scene("in/b.jpg", 9, 0), replace(scene("in/c.jpg", 2, 5), file_name="day/c.jpg")]
+    path = save(tmp_path / "found.json", *scenes)
+    with redirect_stdout(io.StringIO()):
+        loaded = coco.COCO(str(path))
+    assert loaded.imgs == {
+        4: {"id": 4, "file_name": "a.jpg", "width": 1000, "height": 1200},
+        9: {"id": 9, "file_name": "b.jpg", "width": 1000, "height": 1200},
+        2: {"id": 2, "file_name": "day/c.jpg", "width": 1000, "height": 1200},
+    }
+    assert loaded.cats == {7: {"id": 7, "name": "person, swimming"}, 3: {"id": 3, "name": "boat"}}
+    assert sorted(loaded.anns) == list(range(1, 9))
+    for found in scenes:
+        rows = loaded.loadAnns(loaded.getAnnIds(imgIds=[found.image_id]))
+        keys = ("image_id", "category_id", "bbox", "score")
+        assert [{key: row[key] for key in keys} for row in rows] == found.detections.to_coco(
+            found.image_id, SPEC.category_ids
+        )
+        for row in rows:
+            assert (row["area"], row["iscrowd"]) == (row["bbox"][2] * row["bbox"][3], 0)
+    empty = json.loads(save(tmp_path / "none.json").read_text())
+    assert (empty["images"], empty["annotations"], len(empty["categories"])) == ([], [], 2)
+
+
+def test_the_parts_of_a_scene_and_frames_without_boxes_are_one_image_each(tmp_path: Path) -> None:
+    whole = scene("a.jpg", 1, 5)
+    parts = [replace(whole, detections=whole.detections[part]) for part in (slice(0, 2), slice(2, 5))]
+    frames = [
+        replace(scene("clip.mp4#3", 2, 0), frame=3, seconds=0.12345),
+        replace(scene("a.jpg", 7, 1), corner=(10, 20, 1010, 1220)),
+    ]
+    document = json.loads(save(tmp_path / "found.json", *parts, *frames).read_text())
+    size = {"width": 1000, "height": 1200}
+    assert document["images"] == [
+        {"id": 1, "file_name": "a.jpg", **size},
+        {"id": 2, "file_name": "clip.mp4#3", **size, "frame": 3, "seconds": 0.123},
+        {"id": 7, "file_name": "a.jpg", **size, "corner": [10, 20, 1010, 1220]},
+    ]
+    assert [row["id"] for row in document["annotations"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_coco_file_is_read_by_supervision(tmp_path: Path) -> None:
+    supervision = pytest.importorskip("supervision")
+    (tmp_path / "day").mkdir()
+    for name in ("a.png", "day/b.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((1200, 1000, 3), np.uint8))
+    scenes = [scene("a.png", 1, 4), replace(scene("day/b.png", 2, 3), file_name="day/b.png")]
+    path = save(tmp_path / "found.json", *scenes)
+    dataset = supervision.DetectionDataset.from_coco(str(tmp_path), str(path))
+    assert sorted(dataset.classes) == ["boat", "person, swimming"]
+    for name, found in zip(("a.png", "day/b.png"), scenes, strict=True):
+        np.testing.assert_allclose(dataset.annotations[str(tmp_path / name)].xyxy, found.detections.boxes, atol=1e-3)
+
+
+def test_many_images_wait_outside_of_memory(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        with open_writer(tmp_path / "found.json", SPEC) as write:
+            for n in range(count):
+                write(SceneDetections(f"{n:0100}.jpg", n, 10, 10, Detections.empty()))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(json.loads((tmp_path / "found.json").read_text())["images"]) == count
+        assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+        return most
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "IN_MEMORY", 20_000)
+        peak(500)  # one-time allocations
+        assert peak(4000) < 1.3 * peak(1000)
 
 
 def test_a_table_holds_every_box_exactly(tmp_path: Path) -> None:
@@ -116,13 +191,14 @@ def test_parquet_has_few_row_groups_even_for_many_frames(tmp_path: Path) -> None
 
 def test_yolo_coordinates_are_relative_to_the_scene(tmp_path: Path) -> None:
     found = scene("a.jpg", 1, 5)
-    rows = np.loadtxt(save(tmp_path / "a.txt", found))
+    rows = np.loadtxt(save(tmp_path / "a.txt", found, kind="yolo-conf"))
     assert rows[:, 0].tolist() == found.detections.labels.tolist()
     center, size = rows[:, 1:3] * (1000, 1200), rows[:, 3:5] * (1000, 1200)
     np.testing.assert_allclose(
         np.concatenate([center - size / 2, center + size / 2], 1), found.detections.boxes, atol=1e-4
     )
     assert rows[:, 5].astype(np.float32).tolist() == found.detections.scores.tolist()
+    assert np.array_equal(np.loadtxt(save(tmp_path / "b.txt", found)), rows[:, :5])
     assert save(tmp_path / "none.txt", scene("b.jpg", 1, 0)).read_text() == ""
 
 
@@ -326,18 +402,18 @@ def test_a_geopackage_that_is_removed_while_written_is_an_error(tmp_path: Path) 
 ODD = "a\udce9\ud800\0\r\n\t\"=cmd,;'$\u202e\u2028船.tif"  # undecodable bytes, control characters, separators
 
 
-@pytest.mark.parametrize("name", [f"found{form.suffix}" for form in FORMATS.values()])
-def test_any_text_in_a_name_gives_a_valid_file(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_any_text_in_a_name_gives_a_valid_file(kind: str, tmp_path: Path) -> None:
     pyogrio, parquet = pytest.importorskip("pyogrio"), pytest.importorskip("pyarrow.parquet")
     spec = replace(SPEC, classes=(ODD, "boat"))
-    path = tmp_path / name
-    with open_writer(path, spec) as write:
+    path = tmp_path / f"found{FORMATS[kind].suffix}"
+    with open_writer(path, spec, kind) as write:
         write(scene(ODD, 1, 6, NORTH_UP))
-    text = path.read_bytes().decode(
+    content = path.read_bytes().decode(
         "utf-8", "strict" if path.suffix in (".json", ".geojson", ".csv", ".txt") else "ignore"
     )
     if path.suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = list(csv.DictReader(io.StringIO(content, newline="")))
         names = [row["scene"] for row in rows]
         assert all(None not in row and None not in row.values() for row in rows)
     elif path.suffix == ".parquet":
@@ -345,9 +421,12 @@ def test_any_text_in_a_name_gives_a_valid_file(name: str, tmp_path: Path) -> Non
     elif path.suffix in (".geojson", ".gpkg"):
         meta, _, _, values = pyogrio.raw.read(path)
         names = dict(zip(meta["fields"], values, strict=True))["scene"].tolist()
+    elif kind == "coco":
+        document = json.loads(content)
+        names = [document["images"][0]["file_name"]] * len(document["annotations"])
+        assert document["categories"][0]["name"].endswith("船.tif")
     else:  # ids and numbers only
-        text = path.read_text(encoding="utf-8")
-        assert len(json.loads(text) if path.suffix == ".json" else text.splitlines()) == 6
+        assert len(json.loads(content) if path.suffix == ".json" else content.splitlines()) == 6
         return
     assert len(names) == 6
     assert names[0].startswith("a")
@@ -386,8 +465,6 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(name: str, boxes: int, tm
 
 def test_images_and_rasters_without_a_crs_have_no_georeference(tmp_path: Path) -> None:
     pytest.importorskip("rasterio")
-    import cv2
-
     for name in ("a.png", "a.tif"):
         cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
         assert georeference_of(tmp_path / name) is None
@@ -396,10 +473,21 @@ def test_images_and_rasters_without_a_crs_have_no_georeference(tmp_path: Path) -
 def test_an_unknown_suffix_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"\.xml.*\.geojson"):
         format_of(Path("found.xml"))
-    with pytest.raises(ValueError, match="coco, geojson"):
-        format_of(Path("found.json"), "xml")
+    with pytest.raises(ValueError, match="coco, coco-results, geojson"):
+        format_of(Path("found.json"), ["xml"])
     assert format_of(Path("FOUND.GPKG")) is FORMATS["gpkg"]
-    assert format_of(Path("found"), "csv") is FORMATS["csv"]
+    assert format_of(Path("found.json"), ["csv", "coco-results"]) is FORMATS["coco-results"]
+    with pytest.raises(ValueError, match=r"none of the requested formats \(csv\); name it found\.csv"):
+        format_of(Path("found.json"), ["csv"])
+
+
+def test_classes_are_listed_once_per_line_and_other_classes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    write_classes(path, replace(SPEC, classes=("person\nswimming", "boat")))
+    assert path.read_text() == "person swimming\nboat\n"
+    write_classes(path, replace(SPEC, classes=("person swimming", "boat")))
+    with pytest.raises(ValueError, match="lists other classes than the model"):
+        write_classes(path, replace(SPEC, classes=("boat", "person swimming")))
 
 
 def test_a_yolo_file_holds_one_scene() -> None:

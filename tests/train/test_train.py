@@ -36,7 +36,8 @@ def test_a_run_with_salpha_writes_a_model_whose_alpha_is_counted_from_the_boxes(
     assert checkpoint.object_sizes == (12.0, 12.0, 12.0)
     assert list(here.glob("runs/model/2*/events*"))  # TensorBoard
     printed = capsys.readouterr().out
-    assert "S-alpha" in printed and "wrote model.pth" in printed and "best AP50" in printed
+    assert "S-alpha" in printed and "wrote model.pth" in printed and "the last validation has the best AP50" in printed
+    assert "next: tinydet evaluate --model model.pth\n" in printed
 
 
 def test_alpha_given_by_hand_is_in_the_weights(here: Path, squares: Path) -> None:
@@ -106,7 +107,7 @@ def test_scores_by_epoch_are_written_for_other_programs(here: Path, squares: Pat
     assert main(flags) == 0
     run = json.loads((here / "run.json").read_text())
     assert run["alpha"] == [1, 1, 1] and run["diverged"] is None
-    assert [set(entry) for entry in run["history"]] == [{"epoch", "AP50", "AP50-tiny", "AP25-tiny"}]
+    assert [set(entry) for entry in run["history"]] == [{"epoch", "AP50", "AP50-95", "AP75", "AP50-tiny", "AP25-tiny"}]
 
 
 def test_a_run_that_diverges_says_so_in_its_json(here: Path, squares: Path, capsys: pytest.CaptureFixture[str]) -> None:

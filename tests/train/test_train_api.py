@@ -22,6 +22,7 @@ from tinydet.train.__main__ import main
 from tinydet.train.config import config_of, parser
 from tinydet.train.report import result_lines
 from tinydet.train.trainer import Trainer
+from tinydet.train.validation import Validation
 
 QUICK: dict[str, Any] = {"preset": "small", "weights_backbone": "none", "channels": 8, "epochs": 1, "tile": 96,
                          "overlap": 32, "precision": "fp32", "tensorboard": False}  # fmt: skip
@@ -204,7 +205,42 @@ def test_values_are_stored_as_the_command_line_gives_them() -> None:
 
 
 def test_the_next_commands_are_quoted_for_the_shell() -> None:
-    trainer = SimpleNamespace(output=Path("my models/m 1.pth"), seconds=1.0, best=0.5, tiles=None)
-    *_, evaluate, export = result_lines(cast(Trainer, trainer), None)
-    assert shlex.split(evaluate) == ["next:", "tinydet", "evaluate", "--model", "my models/m 1.pth"]
-    assert shlex.split(export) == ["next:", "tinydet", "export", "engine", "my models/m 1.pth"]
+    for device, form in (("cuda", "engine"), ("cpu", "onnx")):
+        trainer = SimpleNamespace(
+            output=Path("my models/m 1.pth"), seconds=1.0, history=[], tiles=None, device=torch.device(device)
+        )
+        *_, evaluate, export = result_lines(cast(Trainer, trainer), cast(Validation, SimpleNamespace()))
+        assert shlex.split(evaluate) == ["next:", "tinydet", "evaluate", "--model", "my models/m 1.pth"]
+        assert shlex.split(export) == ["next:", "tinydet", "export", form, "my models/m 1.pth"]
+    *_, evaluate, export = result_lines(cast(Trainer, trainer), None)  # without validation data, name some
+    words = shlex.split(evaluate, comments=True)
+    assert words == ["next:", "tinydet", "evaluate", "--model", "my models/m 1.pth", "--data", "DIR"]
+
+
+def test_the_result_has_each_class_and_says_why_an_epoch_was_chosen() -> None:
+    """Epochs 1 and 2 tie, and the later one is kept; `boat` has no objects to find, `kite` none to learn from."""
+    scores = {"AP50": 0.5, "AP50-95": 0.25, "AP75": 0.125}
+    names = ("person", "boat", "kite")
+    by_class = {f"{metric}/{name}": value for metric, value in scores.items() for name in names}
+    history = [{"epoch": epoch, **scores, **by_class, "AP50": ap} for epoch, ap in ((1, 0.5), (2, 0.5), (3, 0.4))]
+    dataset = SimpleNamespace(labels=np.array([0, 1]), objects=np.array([True, True]))
+    trainer = SimpleNamespace(
+        output=Path("m.pth"),
+        seconds=1.0,
+        history=history,
+        tiles=SimpleNamespace(dataset=dataset),
+        device=torch.device("cpu"),
+        schedule=SimpleNamespace(epochs=9),
+    )
+    validation = SimpleNamespace(objects=[("person", 7, 3), ("boat", 0, 0), ("kite", 2, 1)])
+    lines = list(result_lines(cast(Trainer, trainer), cast(Validation, validation)))
+    assert lines[0] == "on the validation set, epoch 2, percent:"
+    assert [line.split() for line in lines[1:5]] == [
+        ["class", "objects", "images", "AP50", "AP50-95", "AP75"],
+        ["person", "7", "3", "50.00", "25.00", "12.50"],
+        ["kite", "2", "1", "50.00", "25.00", "12.50"],
+        ["mean", "9", "50.00", "25.00", "12.50"],
+    ]
+    assert "no objects of it: boat" in lines[5] and lines[6].startswith("  kite has no objects in the training data")
+    assert lines[7] == "saved the weights of epoch 2 of 9: the best AP50 of 3 validations; epoch 3 has 40.00"
+    assert "m.pth" in lines[8] and lines[9] == "next: tinydet evaluate --model m.pth"

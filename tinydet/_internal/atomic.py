@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import json
 import os
 import re
@@ -13,9 +11,10 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tinydet._internal.errors import reason
+from tinydet._internal.locks import lock_path, locked
 from tinydet._internal.outputs import check_folder, check_output_files, is_device, make_folder, remove_empty
 
 NOT_WRITTEN = "was not written"
@@ -51,17 +50,18 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
     created = _make_parents(target, path)
     name = f"{target.stem}.part" if part else f"{target.stem[:STEM]}.{secrets.token_hex(4)}"
     temporary = target.with_name(f".{name}{target.suffix}")
-    try:
-        # Create the file now, with the permissions of the umask, to detect a read-only folder before the work.
-        descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | (0 if part else os.O_EXCL), 0o666)
-    except OSError as error:
-        remove_empty(created)
-        raise _not_written(path, target, temporary, error) from error
-    with os.fdopen(descriptor, "wb") as lock:
-        if part:
-            _lock_and_truncate(lock, temporary, path)
-        else:
-            lock.close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove_empty, created)  # after an error nothing is in them, once the lock is removed
+        try:
+            if part:
+                stack.enter_context(locked(lock_path(temporary)))
+            # Create the file now, with the permissions of the umask, to detect a read-only folder before the work.
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY | (os.O_TRUNC if part else os.O_EXCL), 0o666))
+        except BlockingIOError:
+            text = f"{path} {NOT_WRITTEN}: another run is writing it; wait for it, or stop it"
+            raise OSError(errno.EBUSY, text) from None
+        except OSError as error:
+            raise _not_written(path, target, error, temporary, lock_path(temporary)) from error
         try:
             yield temporary
             with temporary.open("rb+") as written:
@@ -72,12 +72,11 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
         except BaseException as error:  # not `finally`: after the rename, another process may use the temporary name
             with contextlib.suppress(OSError):  # the folder has become read-only
                 temporary.unlink(missing_ok=True)
-            remove_empty(created)
             if not isinstance(error, OSError):
                 raise
             if part and (error.errno is None or NOT_WRITTEN in str(error)):
                 raise  # the error concerns another file, and its message is complete
-            raise _not_written(path, target, temporary, error) from error
+            raise _not_written(path, target, error, temporary) from error
 
 
 @contextmanager
@@ -106,7 +105,7 @@ def claim(*outputs: Path | None, folder: bool = False, inputs: Iterable[Path | N
         for path in dict.fromkeys(outputs):
             if path is not None and not is_device(path):
                 stack.callback(remove_empty, _make_parents(_target(path, folder), path))
-                stack.enter_context(_locked(path, folder))
+                stack.enter_context(_claimed(path, folder))
         yield
 
 
@@ -178,61 +177,26 @@ def _make_parents(target: Path, path: Path) -> list[Path]:
 
 
 @contextmanager
-def _locked(path: Path, folder: bool) -> Iterator[None]:
+def _claimed(path: Path, folder: bool) -> Iterator[None]:
     target = _target(path, folder)
-    name = target.name if len(target.name.encode()) < 240 else hashlib.sha256(target.name.encode()).hexdigest()
-    lock_path = target.with_name(f".{name}.lock")
+    lock = lock_path(target)
     if folder and target.is_dir() and any(target.iterdir()):  # the folder above may be read-only
-        lock_path = target / ".lock"
-    try:
-        lock = _open_locked(lock_path)
-    except BlockingIOError:
-        text = f"another run is writing {path}; wait for it, stop it, or name another output"
-        raise OSError(errno.EBUSY, text) from None
-    except OSError as error:
-        raise _not_written(path, target, lock_path, error) from error
-    try:
-        yield
-    finally:
-        lock_path.unlink(missing_ok=True)
-        os.close(lock)
-
-
-def _open_locked(path: Path) -> int:
-    """Create and lock a file. Raises BlockingIOError if another process holds the lock."""
-    while True:
-        lock = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
+        lock = target / ".lock"
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(lock))
+        except BlockingIOError:
+            text = f"another run is writing {path}; wait for it, stop it, or name another output"
+            raise OSError(errno.EBUSY, text) from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
-                os.close(lock)
-                raise
-        if _is_open_file(lock, path):
-            return lock
-        os.close(lock)  # its previous owner removed it after we opened it
+            raise _not_written(path, target, error, lock) from error
+        yield
 
 
-def _is_open_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _not_written(path: Path, target: Path, temporary: Path, error: OSError) -> OSError:
+def _not_written(path: Path, target: Path, error: OSError, *own: Path) -> OSError:
+    """Return the error of writing `path`, which also names the file of the error unless it is one of `own`."""
     cause = error.strerror or str(error)
-    if error.filename is not None and str(error.filename) != str(temporary):
+    if error.filename is not None and str(error.filename) not in map(str, own):
         cause = f"{error.filename}: {cause}"  # an error of another file while writing this one
     unchanged = "; the older file is unchanged" if target.exists() else ""
     return OSError(error.errno, f"{path} {NOT_WRITTEN} ({cause}){unchanged}")
-
-
-def _lock_and_truncate(lock: BinaryIO, temporary: Path, path: Path) -> None:
-    """Lock a temporary file and empty it. Raises OSError if another process holds the lock."""
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_open_file(lock.fileno(), temporary):  # not renamed by its previous owner
-            lock.truncate(0)
-            return
-    raise OSError(errno.EBUSY, f"{path} {NOT_WRITTEN}: another run is writing it; wait for it, or stop it")

@@ -68,6 +68,9 @@ def _stdout_is_closed() -> bool:
         output = sys.stdout.fileno()
     except (OSError, ValueError):  # replaced by an object that is not a file
         return False
+    if not hasattr(select, "poll"):  # Windows, where standard output is the only pipe of these commands
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        return True
     state = select.poll()
     state.register(output, 0)  # poll always reports errors
     if not any(event & select.POLLERR for _, event in state.poll(0)):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -42,18 +44,38 @@ class Console(logging.Handler):
         stream.flush()
 
 
+_SHOW_WARNING = warnings.showwarning
+
+
+def _write_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Write a warning of Python above the progress bars; otherwise as Python does."""
+    stream = sys.stderr if file is None else file
+    tqdm.write(warnings.formatwarning(message, category, filename, lineno, line), file=stream, end="")
+
+
 @contextmanager
 def show_messages(label: str) -> Iterator[Console]:
-    """Show the messages of tinydet on the console while a command runs."""
-    console, level = Console(label), LOGGER.level
+    """Show the messages of tinydet on the console while a command runs. Warnings of Python do not break a bar."""
+    console, level, show_warning = Console(label), LOGGER.level, warnings.showwarning
     outer = [handler for handler in LOGGER.handlers if isinstance(handler, Console)]  # `tinydet` around `tinydet infer`
     for handler in outer:
         LOGGER.removeHandler(handler)
     LOGGER.addHandler(console)
     LOGGER.setLevel(logging.INFO)
+    if show_warning is _SHOW_WARNING:  # not in a test that records warnings
+        warnings.showwarning = _write_warning
     try:
         yield console
     finally:
+        if warnings.showwarning is _write_warning:
+            warnings.showwarning = show_warning
         LOGGER.removeHandler(console)
         for handler in outer:
             LOGGER.addHandler(handler)

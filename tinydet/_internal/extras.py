@@ -7,6 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+OPENCV = "OpenCV cannot be loaded"
+HEADLESS = (
+    "pip uninstall -y opencv-python opencv-contrib-python opencv-python-headless; "
+    "pip install 'opencv-python-headless<5'"  # as in pyproject.toml
+)
+
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
@@ -23,6 +29,15 @@ def needs_extra(extra: str) -> Iterator[None]:
         yield
     except ImportError as error:
         missing = (error.name or str(error)).partition(".")[0]
+        if missing == "cv2" and not isinstance(error, ModuleNotFoundError):
+            if str(error).startswith(OPENCV):  # from a block inside
+                raise
+            raise ImportError(
+                f"{OPENCV} ({error}). A machine without a display takes its headless build: "
+                f"{HEADLESS}. Or install the system libraries: apt-get install libgl1 libglib2.0-0",
+                name="cv2",
+                path=error.path,
+            ) from error
         if missing == "tinydet":  # a bug in tinydet, which no extra can fix
             raise
         if isinstance(error, ModuleNotFoundError):
@@ -51,7 +66,5 @@ def check_opencv() -> None:
     found = importlib.util.find_spec("cv2")
     if found is not None and found.origin is None:  # a folder without `__init__.py`
         raise ImportError(
-            "OpenCV is incomplete, because two of its packages were installed and one was removed. Run: "
-            "pip uninstall -y opencv-python opencv-python-headless opencv-contrib-python; "
-            "pip install --force-reinstall opencv-python-headless"
+            f"OpenCV is incomplete, because two of its packages were installed and one was removed. Run: {HEADLESS}"
         )

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
 from tinydet._internal.outputs import check_output_files
-from tinydet._internal.progress import Progress
+from tinydet._internal.progress import Bar, Progress
 from tinydet.data.coco_entries import Fault, listed
 from tinydet.data.coco_file import write_document
 from tinydet.data.coco_repair import repair_document
@@ -122,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     document = data.read()
     entries = document.get("images")
     total = len(entries) if isinstance(entries, list) else None
-    with tqdm(total=total, desc="reading", unit="image", disable=True if images is None else None) as bar:
+    with Bar(total, "image", "reading", quiet=images is None) as bar:
         findings = check_document(document, source, images, bar.update)
     for line in findings.lines():
         print(line)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tinydet._internal.arguments import quoted, whole
+from tinydet._internal.progress import track
 from tinydet.data.coco_file import Document, Entry, boxes_of, write_document
 from tinydet.data.output_folder import (
     JPEG_QUALITY,
@@ -130,7 +130,7 @@ def write_erased(
     with new_folder(folder) as work:
         writer = ImageWriter(work / "images", form, quality)
         images = []
-        for image in tqdm(kept.images, desc="erase", unit="image", disable=None):
+        for image in track(kept.images, "image", "erase"):
             regions = erased.regions.get(image["id"], np.zeros((0, 4)))
             if len(regions) or form != "same":
                 objects = boxes_of(kept.annotations(image))

@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tinydet._internal.arguments import scale, side, whole
+from tinydet._internal.progress import track
 from tinydet.data.coco_entries import polygon_lists
 from tinydet.data.coco_file import Document, Entry, outline, write_document
 from tinydet.data.coco_rules import VISIBLE_BOXES
@@ -171,7 +170,7 @@ def write_rescaled(
         writer = ImageWriter(work / "images", form, quality)
         images = []
         pairs = zip(document.images, content["images"], strict=True)
-        for old, new in tqdm(pairs, desc="rescale", unit="image", total=len(document.images), disable=None):
+        for old, new in track(pairs, "image", "rescale", total=len(document.images)):
             pixels = resample(document.pixels(old), new["width"], new["height"], filter)
             images.append({**new, "file_name": writer.write(old["file_name"], pixels)})
         write_document(work / "annotations.json", {**content, "images": images})

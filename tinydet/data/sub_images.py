@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tinydet._internal.arguments import overlap, positive_int, size
+from tinydet._internal.progress import track
 from tinydet.data.coco_file import (
     Document,
     Entry,
@@ -118,7 +118,7 @@ def cut_document(
         raise ValueError(f"{source}: several images share the file {twice}; a corner file identifies images by file")
     tiles: list[Entry] = []
     boxes: list[Entry] = []
-    for image in tqdm(document.images, desc="cut", unit="image", disable=None, leave=False):
+    for image in track(document.images, "image", "cut"):
         annotations = document.annotations(image)
         written = boxes_of(annotations)
         inside = written.clip(0, np.tile((image["width"], image["height"]), 2))
@@ -161,7 +161,7 @@ def write_tiles(
     images = []
     with new_folder(folder) as work:
         writer = ImageWriter(work / "images", form, quality)
-        tiles = tqdm(_tiles_with_pixels(document, corners), "cut", len(corners["images"]), unit="tile", disable=None)
+        tiles = track(_tiles_with_pixels(document, corners), "tile", "cut", total=len(corners["images"]))
         for tile, pixels in tiles:
             path = PurePosixPath(tile["file_name"])
             x, y = tile["corner"][:2]

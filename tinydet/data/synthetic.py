@@ -22,12 +22,12 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tinydet._internal.arguments import number, seed, size, whole
 from tinydet._internal.atomic import atomic_path, claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.parser import Parser
+from tinydet._internal.progress import track
 from tinydet.data.output_folder import new_folder
 from tinydet.data.scenery.camera import photograph
 from tinydet.data.scenery.compositing import Person, cast_shadows, paste, visible_people
@@ -94,7 +94,7 @@ def write_dataset(folder: Path, *, count: int, width: int, height: int, seed: in
     images, scenes = [], []
     with new_folder(folder) as work:
         (work / "images").mkdir()
-        for n in tqdm(range(count), desc="synthetic scenes", unit="image", disable=None):
+        for n in track(range(count), "image", "synthetic scenes"):
             crowd = np.random.default_rng((seed, n)).gamma(1.6, density / 1.6) if n % 16 else 0.0
             pixels, people = render_scene(width, height, seed=(seed, n), density=crowd)
             name = f"{n:06d}.jpg"

@@ -5,35 +5,38 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
+from typing import Any
 
 from tinydet._internal.arguments import add_categories, overlap, positive_int, scale, share
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
+from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.parser import Parser
+from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_file
 from tinydet.evaluate.diagnosis import diagnose
+from tinydet.evaluate.model_data import (
+    BUILTIN,
+    ModelData,
+    check_builtin_classes,
+    checkpoint_of,
+    open_for_scoring,
+    validation_data,
+)
 from tinydet.evaluate.plots import write_plots
 from tinydet.evaluate.protocols import PROTOCOLS, Protocol, choose_protocol
-from tinydet.evaluate.report import format_errors, format_scores
+from tinydet.evaluate.report import format_classes, format_errors, format_scores
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
 from tinydet.evaluate.sub_images import corners_by_file, merge_sub_images
 from tinydet.runtime.bundled import BUNDLED, model_path
-
-if TYPE_CHECKING:
-    from tinydet.data.coco import Dataset
-    from tinydet.data.source import DataSource
-    from tinydet.runtime.backends import Backend
 
 DEFAULT_MODEL = Path("model.pth")
 DEFAULT_SCORE = 0.05
@@ -58,7 +61,8 @@ def _run(args: argparse.Namespace) -> int:
     )
     scores = _score_model(args, protocol) if args.gt is None else _score_results(args, protocol)
     print(f"{protocol.name}: {protocol.summary}; percent")
-    print(format_scores(scores))
+    for text in _score_texts(scores, args):
+        print(text)
     for note in scores.notes:
         print(f"note: {note}")
     if args.json:
@@ -68,6 +72,25 @@ def _run(args: argparse.Namespace) -> int:
     if args.plots:
         _plot(scores, args)
     return 0
+
+
+def _score_texts(scores: Scores, args: argparse.Namespace) -> Iterator[str]:
+    """Yield the tables, the classes first, and how to use the best score threshold."""
+    table = scores.classes
+    if table is not None:
+        yield format_classes(table)
+        if table.score is not None:
+            model = args.model or (DEFAULT_MODEL if args.gt is None else None)
+            named: list[str | Path] = [] if model is None else ["--model", _exported(model)]
+            use = tinydet_command("infer", *named, "--score", f"{table.score:g}")
+            yield f"P, R and F1 at IoU 0.50 and score >= {table.score:g}, the best mean F1; to use it: {use}"
+        yield ""
+    yield format_scores(scores)
+
+
+def _exported(model: Path) -> Path:
+    """Return the file that `tinydet infer` takes: the export of a checkpoint."""
+    return model.with_suffix(".onnx") if model.suffix == ".pth" else model
 
 
 def _score_results(args: argparse.Namespace, protocol: Protocol) -> Scores:
@@ -107,17 +130,23 @@ def _check_drawable(truth: dict[str, Any], args: argparse.Namespace) -> None:
 def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     from tinydet.runtime.options import ScanOptions
 
-    dataset = _dataset(args)
+    model = args.model or DEFAULT_MODEL
+    data = _data(args)
+    check_output_files((args.json, args.precision, args.save_detections), (data.source.annotations,))
+    dataset = data.source.load(categories=args.categories or data.classes)
     if dataset.is_cut:
         raise ValueError(
             f"{dataset.source} describes sub-images, and the benchmark scores whole images; give their annotations, "
             "and this file as --corner-gt"
         )
     corners = args.corner_gt and corners_by_file(read_json(args.corner_gt), source=str(args.corner_gt))
-    backend = _backend(args.model or DEFAULT_MODEL, args.device)
+    backend = open_for_scoring(model, args.device)
+    if data.source.is_builtin:
+        check_builtin_classes(model, backend.spec.classes, dataset.classes)
     images = len(dataset.images[: args.limit])
-    print(f"{backend.name} on {dataset.source}: {images} images, {', '.join(dataset.classes)}")
-    with tqdm(total=images, desc="evaluate", unit="image", disable=None) as bar:
+    print(f"model: {model}, {backend.name}")
+    print(f"data: {data.role}{data.source.describe()}; {plural(images, 'image')}, {', '.join(dataset.classes)}")
+    with Bar(images, "image", "evaluate") as bar:
         found = detect_dataset(
             backend,
             dataset,
@@ -144,7 +173,7 @@ def _plot(scores: Scores, args: argparse.Namespace) -> None:
     paths = write_plots(scores, diagnosis, args.plots)
     image_dir = args.images
     if args.gt is None and image_dir is None:
-        image_dir = _source(args).image_dir
+        image_dir = _data(args).source.image_dir
     if diagnosis is not None and image_dir is not None:
         from tinydet.evaluate.worst_images import draw_worst
 
@@ -152,32 +181,15 @@ def _plot(scores: Scores, args: argparse.Namespace) -> None:
     print("wrote " + ", ".join(map(str, paths)))
 
 
-def _backend(model: Path, device: str | None) -> Backend:
-    """Open a checkpoint with torch, any other model with a backend of the runtime."""
-    if model.suffix == ".pth":
-        from tinydet.models.backend import open_checkpoint  # imports torch, which only a checkpoint needs
-
-        return open_checkpoint(model, device="cpu" if device is None else device)
-    if device is not None:
-        raise ValueError(f"--device is for a checkpoint (.pth); {model} runs where its runtime can")
-    from tinydet.runtime.backends import open_model
-
-    return open_model(model)
-
-
-def _dataset(args: argparse.Namespace) -> Dataset:
-    source = _source(args)
-    check_output_files((args.json, args.precision, args.save_detections), (source.annotations,))
-    return source.load(categories=args.categories)
-
-
-def _source(args: argparse.Namespace) -> DataSource:
-    """Return the dataset that the options name; by default the built-in validation set."""
+def _data(args: argparse.Namespace) -> ModelData:
+    """Return the dataset that the options name; by default the validation set of the model's training."""
     from tinydet.data.source import builtin_source, find_source
 
     if args.data is None and args.annotations is None:
-        return builtin_source("val")
-    return find_source(args.data, args.annotations, args.images)
+        return validation_data(args.model or DEFAULT_MODEL)
+    if str(args.data) == BUILTIN and not args.data.exists():
+        return ModelData(builtin_source("val"))
+    return ModelData(find_source(args.data, args.annotations, args.images))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -224,6 +236,10 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"{args.model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}"
             )
+        if args.data is not None or args.annotations is not None:
+            _data(args)  # refuses data that are not there before torch is imported
+        elif model_path(args.model or DEFAULT_MODEL).suffix != ".pth":
+            checkpoint_of(args.model or DEFAULT_MODEL)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -251,7 +267,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="DIR",
-        help="folder with annotations.json and images/ (default: built-in synthetic validation set)",
+        help="folder with annotations.json and images/, or 'builtin' for the built-in scenes (default: the validation "
+        "set that the model was trained with)",
     )
     model.add_argument("--annotations", type=Path, metavar="FILE", help="COCO annotation file, in place of --data")
     model.add_argument(
@@ -288,7 +305,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--save-detections", type=Path, metavar="FILE", help="also write the detections as COCO results")
     results = parser.add_argument_group("results of any framework")
     results.add_argument("--gt", type=Path, metavar="FILE", help="COCO ground truth, .json or .json.gz")
-    results.add_argument("--detections", type=Path, metavar="FILE", help="COCO results (a list), .json or .json.gz")
+    results.add_argument(
+        "--detections", type=Path, metavar="FILE", help="COCO results: a list, or the COCO file that inference writes"
+    )
     results.add_argument(
         "--corner-gt",
         type=Path,

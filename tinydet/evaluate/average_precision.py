@@ -56,34 +56,29 @@ class PrecisionResult:
     @property
     def ap(self) -> float:
         """Average precision: the mean over recalls and categories; -1 without objects."""
-        return _mean_of_known(self.precision)
+        return mean_of_known(self.precision)
 
     @property
     def by_class(self) -> list[float]:
         """Average precision of each category; -1 without objects."""
-        return [_mean_of_known(row) for row in self.precision]
+        return [mean_of_known(row) for row in self.precision]
 
     @property
     def ar(self) -> float:
         """Average recall: the mean of the final recall over categories; -1 without objects."""
-        return _mean_of_known(self.recall)
+        return mean_of_known(self.recall)
 
 
-def average_precision(
-    truth: GroundTruth, results: Results, rules: PrecisionRules
-) -> dict[str, dict[float, PrecisionResult]]:
-    """Return the result for each size range and IoU threshold."""
-    matcher = PrecisionMatcher(truth, results, rules)
-    return {
-        name: {
-            iou: _accumulate(truth, matcher, matcher.ignored(name), matcher.outcome(name, iou)) for iou in rules.ious
-        }
-        for name in rules.areas
-    }
+def average_precision(matcher: PrecisionMatcher) -> dict[str, dict[float, PrecisionResult]]:
+    """Return the result for each size range and IoU threshold of the matcher's rules."""
+    rules = matcher.rules
+    return {name: {iou: matcher.result(name, iou) for iou in rules.ious} for name in rules.areas}
 
 
 class PrecisionMatcher:
     """Match detections to annotations; overlaps are computed once for all size ranges and thresholds.
+
+    A threshold may be any from the lowest of `rules.ious` up.
 
     Attributes:
         results: the detections that take part: the best of each image and category.
@@ -106,11 +101,7 @@ class PrecisionMatcher:
         # In order of preference: the largest overlap first; of equal ones, the later annotation.
         near = near[np.lexsort((-pairs.target[near], -overlap[near], pairs.detection[near]))]
         self.overlaps = Overlaps(pairs.detection[near], pairs.target[near], overlap[near], pairs.iod[near])
-        self.flagged = truth.crowd.copy()
-        if rules.ignore_flag:
-            self.flagged |= truth.ignore
-        if rules.ignore_uncertain:
-            self.flagged |= truth.uncertain
+        self.flagged = _flagged(truth, rules)
         self._iod_detection = self._iod_target = np.zeros(0, np.int64)
         self._iod = np.zeros(0)
         if rules.iod:
@@ -123,9 +114,11 @@ class PrecisionMatcher:
 
     def ignored(self, name: str) -> NDArray[np.bool_]:
         """Return (M,) which annotations are ignored in the size range `name`."""
-        low, high = self.rules.areas[name]
-        ignored: NDArray[np.bool_] = self.flagged | (self.truth.area < low) | (self.truth.area > high)
-        return ignored
+        return ignored_objects(self.truth, self.rules, name)
+
+    def result(self, name: str, iou: float) -> PrecisionResult:
+        """Return the average precision in the size range `name` at the threshold `iou`."""
+        return _accumulate(self.truth, self, self.ignored(name), self.outcome(name, iou))
 
     def outcome(self, name: str, iou: float) -> Outcome:
         """Return the verdict on each detection in the size range `name` at the threshold `iou`."""
@@ -165,6 +158,13 @@ class PrecisionMatcher:
         return fallback
 
 
+def ignored_objects(truth: GroundTruth, rules: PrecisionRules, name: str) -> NDArray[np.bool_]:
+    """Return (M,) which annotations are ignored in the size range `name`."""
+    low, high = rules.areas[name]
+    ignored: NDArray[np.bool_] = _flagged(truth, rules) | (truth.area < low) | (truth.area > high)
+    return ignored
+
+
 def recall_at_fppi(
     hit: NDArray[np.bool_], false: NDArray[np.bool_], objects: int, images: int, points: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -180,6 +180,16 @@ def recall_at_fppi(
     fppi = np.cumsum(false).astype(np.float64) / images
     found: NDArray[np.float64] = recall[np.searchsorted(fppi, points, side="right")]
     return found
+
+
+def _flagged(truth: GroundTruth, rules: PrecisionRules) -> NDArray[np.bool_]:
+    """Return (M,) which annotations are ignored whatever their size."""
+    flagged = truth.crowd.copy()
+    if rules.ignore_flag:
+        flagged |= truth.ignore
+    if rules.ignore_uncertain:
+        flagged |= truth.uncertain
+    return flagged
 
 
 def _accumulate(
@@ -219,6 +229,7 @@ def _envelope(hit: NDArray[np.bool_], false: NDArray[np.bool_], objects: int) ->
     return at_recalls, float(recall[-1])
 
 
-def _mean_of_known(values: NDArray[np.float64]) -> float:
+def mean_of_known(values: NDArray[np.float64]) -> float:
+    """Return the mean of the values that are not -1; -1 if all are."""
     known = values[values > -1]
     return float(np.mean(known)) if len(known) else -1.0

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet.evaluate.average_precision import PrecisionMatcher
 from tinydet.evaluate.score import Scores
 from tinydet.evaluate.tables import Results
 from tinydet.geometry.overlaps import find_overlaps
@@ -22,7 +21,8 @@ class Diagnosis:
 
     Attributes:
         iou: IoU threshold.
-        score: the score that maximizes F1 over all sizes; lower detections are left out.
+        score: the threshold with the best mean F1 of the classes, `ClassTable.score`; lower detections are left out. 0
+            if no detection finds an object.
         by_size: number of each of KINDS per size range. A false positive is a "duplicate" if it overlaps an object by
             `iou` or more, "localization" from MIN_LOCALIZATION_IOU, and "background" otherwise.
         results: the detections analyzed, parallel to `kind`.
@@ -60,12 +60,12 @@ def diagnose(scores: Scores, iou: float = 0.5) -> Diagnosis:
     Raises:
         ValueError: the protocol does not measure average precision.
     """
-    if scores.protocol.precision is None:
+    matcher, table = scores.matcher, scores.classes
+    if scores.protocol.precision is None or matcher is None or table is None:
         raise ValueError(
             f"the protocol {scores.protocol.name} has no matching by size; errors need one that measures AP"
         )
     truth = scores.truth
-    matcher = PrecisionMatcher(truth, scores.results, scores.protocol.precision)
     results = matcher.results
     pairs = find_overlaps(results.boxes, results.group(len(truth.image_ids)), truth.boxes, truth.group)
     is_object = ~matcher.flagged[pairs.target]
@@ -73,7 +73,7 @@ def diagnose(scores: Scores, iou: float = 0.5) -> Diagnosis:
     np.maximum.at(best_iou, pairs.detection[is_object], pairs.iou[is_object])
     causes = np.select([best_iou >= iou, best_iou >= MIN_LOCALIZATION_IOU], ["duplicate", "localization"], "background")
 
-    score = _best_f1_score(matcher, iou)
+    score = table.score or 0.0
     above = results.scores >= score
     by_size = {}
     kinds = {}
@@ -88,18 +88,3 @@ def diagnose(scores: Scores, iou: float = 0.5) -> Diagnosis:
     found[outcome.target[outcome.hit & above]] = True
     missed = ~matcher.ignored("all") & ~found
     return Diagnosis(iou, score, by_size, results.where(above), kinds["all"][above], missed, found)
-
-
-def _best_f1_score(matcher: PrecisionMatcher, iou: float) -> float:
-    """Return the score threshold with the best F1 over all sizes and categories; 0 without detections."""
-    outcome = matcher.outcome("all", iou)
-    order = np.argsort(-matcher.results.scores, kind="stable")
-    hits = np.cumsum(outcome.hit[order])
-    false = np.cumsum(~outcome.hit[order] & ~outcome.ignored[order])
-    scores = matcher.results.scores[order]
-    last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True][: len(scores)])  # a threshold cannot split a tie
-    if not len(last):
-        return 0.0
-    objects = int((~matcher.ignored("all")).sum())
-    f1 = 2 * hits[last] / np.maximum(objects + hits[last] + false[last], 1)
-    return float(scores[last[np.argmax(f1)]])

@@ -1,7 +1,11 @@
-"""Plot precision over recall, miss rate over false positives per image, and errors by size."""
+"""Plot precision over recall, miss rate over false positives per image, scores by class, confusion, and errors by size.
+
+The tables of classes and the confusion matrix are also written as CSV.
+"""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,8 @@ from numpy.typing import NDArray
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.extras import needs_extra
 from tinydet.evaluate.average_precision import FPPI_GRID, RECALLS
+from tinydet.evaluate.classes import METRICS, ClassTable
+from tinydet.evaluate.confusion import ConfusionMatrix
 from tinydet.evaluate.diagnosis import KINDS, Diagnosis
 from tinydet.evaluate.miss_rate import POINTS
 from tinydet.evaluate.score import Scores
@@ -37,7 +43,7 @@ _KIND_COLORS = {
 
 
 def write_plots(scores: Scores, diagnosis: Diagnosis | None, folder: Path) -> list[Path]:
-    """Write a PNG file for each figure that the protocol has data for.
+    """Write a PNG file for each figure that the protocol has data for, and a CSV file for each table.
 
     Args:
         diagnosis: errors to plot by size; None to omit that figure.
@@ -72,13 +78,128 @@ def write_plots(scores: Scores, diagnosis: Diagnosis | None, folder: Path) -> li
     if diagnosis is not None:
         drawn["errors"], (left, right) = figure(2)
         _draw_errors(left, right, diagnosis)
+    if scores.classes is not None and scores.confusion is not None:
+        rows, cells = len(scores.classes.classes), len(scores.confusion.names)
+        drawn["classes"] = Figure(figsize=(7.5, 1.8 + 0.35 * (rows + 1)), layout="constrained")
+        _draw_classes(drawn["classes"].subplots(), scores.classes)
+        drawn["score_curves"], axes = figure(3)
+        _draw_score_curves(axes, scores.classes)
+        side = max(4.4, 1.5 + 0.45 * cells)
+        drawn["confusion_matrix"] = Figure(figsize=(side + 0.8, side), layout="constrained")
+        _draw_confusion(drawn["confusion_matrix"].subplots(), scores.confusion)
     paths = []
     for name, drawing in drawn.items():
         drawing.suptitle(f"{scores.protocol.name}, {len(scores.truth.image_ids)} images", fontsize=10)
         paths.append(folder / f"{name}.png")
         with atomic_path(paths[-1]) as temporary:
             drawing.savefig(temporary, dpi=120, format="png")
+    if scores.classes is not None and scores.confusion is not None:
+        for name, table in (
+            ("classes", _class_rows(scores.classes)),
+            ("confusion_matrix", _confusion_rows(scores.confusion)),
+        ):
+            paths.append(folder / f"{name}.csv")
+            with atomic_path(paths[-1]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(table)
     return paths
+
+
+def _class_rows(table: ClassTable) -> list[list[Any]]:
+    """Return the scores of the classes as fractions, empty where they are not defined, and their means."""
+    rows: list[list[Any]] = [
+        [
+            "class",
+            "objects",
+            "images",
+            "detections",
+            *METRICS,
+            "score",
+            "precision",
+            "recall",
+            "F1",
+            "best score",
+            "best F1",
+        ]
+    ]
+    for each in table.classes:
+        ap = [each.ap[name] if each.objects else None for name in METRICS]
+        best = (None, None) if each.best is None else (each.best.score, each.best.f1)
+        rows.append([each.name, each.objects, each.images, each.detections, *ap, *(each.at or [None] * 4), *best])
+    totals = [sum(each.objects for each in table.classes), None, sum(each.detections for each in table.classes)]
+    ap = [table.ap[name] if table.scored else None for name in METRICS]
+    rows.append(["mean", *totals, *ap, *(table.mean or [None] * 4), None, None])
+    return rows
+
+
+def _confusion_rows(matrix: ConfusionMatrix) -> list[list[Any]]:
+    """Return one row per class of the objects, one column per class of the detections."""
+    rows = zip(matrix.names, matrix.counts.tolist(), strict=True)
+    return [["object \\ detection", *matrix.names], *([name, *counts] for name, counts in rows)]
+
+
+def _draw_classes(axis: Any, table: ClassTable) -> None:
+    """Draw AP50 and AP50-95 of each class as bars, worst last, and the number of objects."""
+    classes = sorted(table.scored, key=lambda each: -each.ap["AP50"])
+    places = np.arange(len(classes))
+    for offset, name, color in ((-0.2, "AP50", "#31688e"), (0.2, "AP50-95", "#35b779")):
+        values = [each.ap[name] for each in classes]
+        axis.barh(places + offset, values, height=0.4, label=f"{name}: mean {100 * table.ap[name]:.1f}", color=color)
+        for place, value in zip(places, values, strict=True):
+            axis.text(value + 0.005, place + offset, f"{100 * value:.1f}", va="center", fontsize=7)
+    axis.set_yticks(places, [f"{each.name} ({each.objects} objects)" for each in classes], fontsize=8)
+    axis.set(xlim=(0, 1.08), xlabel="average precision", ylim=(len(classes) - 0.4, -0.6))
+    absent = ", ".join(each.name for each in table.excluded)
+    if absent:
+        axis.set_title(f"without objects: {absent}", fontsize=8)
+    _legend(axis)
+
+
+def _draw_score_curves(axes: Any, table: ClassTable) -> None:
+    """Draw F1, precision and recall over the score threshold: each class thin, the mean thick."""
+    thresholds = np.linspace(0, 1, 501)
+    means: list[list[NDArray[np.float64]]] = [[], [], []]
+    few = len(table.scored) <= 10
+    for each in table.scored:
+        hits, false = each.curve.counts(thresholds)
+        found = hits + false
+        curves = (
+            2 * hits / np.maximum(each.objects + found, 1),
+            np.where(found > 0, hits / np.maximum(found, 1), np.nan),
+            hits / each.objects,
+        )
+        for axis, curve, mean in zip(axes, curves, means, strict=True):
+            axis.plot(
+                thresholds, curve, linewidth=1, label=each.name if few else None, color=None if few else "#bbbbbb"
+            )
+            mean.append(np.nan_to_num(curve))
+    for axis, mean, title in zip(axes, means, ("F1", "precision", "recall"), strict=True):
+        if len(mean) > 1:
+            axis.plot(thresholds, np.mean(mean, axis=0), linewidth=2.4, color="#000000", label="mean")
+        if table.score is not None:
+            axis.axvline(
+                table.score, color="#d93025", linestyle="--", linewidth=1, label=f"score {table.score:g}: best F1"
+            )
+        axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="score threshold", ylabel=title, title=f"{title} at IoU 0.50")
+        axis.grid(alpha=0.3)
+        _legend(axis)
+
+
+def _draw_confusion(axis: Any, matrix: ConfusionMatrix) -> None:
+    """Draw the counts, colored by their share of the objects of a class; of the detections in the last row."""
+    counts, n = matrix.counts, len(matrix.names)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    size = 8 if n <= 12 else 5
+    for i in range(n):
+        for j in range(n):
+            if counts[i, j]:
+                axis.text(
+                    j, i, counts[i, j], ha="center", va="center", fontsize=size, color="w" if share[i, j] > 0.5 else "k"
+                )
+    axis.set_xticks(range(n), matrix.names, rotation=45, ha="right", fontsize=size)
+    axis.set_yticks(range(n), matrix.names, fontsize=size)
+    axis.set(xlabel="detected as", ylabel="object")
+    axis.set_title(f"IoU >= {matrix.iou:.2f}, score >= {matrix.score:g}; color: share of the row", fontsize=8)
 
 
 def _draw_precision(axis: Any, scores: Scores, iou: float) -> None:

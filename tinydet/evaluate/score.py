@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
-from tinydet.evaluate.average_precision import PrecisionResult, average_precision
+from tinydet.evaluate.average_precision import PrecisionMatcher, PrecisionResult, average_precision
+from tinydet.evaluate.classes import ClassTable, score_classes
+from tinydet.evaluate.confusion import ConfusionMatrix, confusion_matrix
 from tinydet.evaluate.miss_rate import MissRateResult, miss_rate
 from tinydet.evaluate.protocols import Protocol, choose_protocol
 from tinydet.evaluate.tables import GroundTruth, Results, tabulate_ground_truth, tabulate_results
@@ -21,6 +24,7 @@ class Scores:
         precision: by size range and IoU threshold; None if the protocol does not measure AP.
         miss_rate: by setup and IoU threshold; None if the protocol does not measure MR.
         truth, results: the ground truth and the detections that were scored.
+        matcher: matches them by the rules of AP; None if the protocol does not measure AP.
         notes: remarks for a reader of the scores, such as data that was left out.
     """
 
@@ -29,14 +33,37 @@ class Scores:
     miss_rate: dict[str, dict[float, MissRateResult]] | None
     truth: GroundTruth
     results: Results
+    matcher: PrecisionMatcher | None
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return fractions by size range and IoU threshold ("0.25").
+    @cached_property
+    def classes(self) -> ClassTable | None:
+        """The scores of each class; None if the protocol does not measure AP."""
+        return None if self.matcher is None else score_classes(self.truth, self.matcher)
 
-        A range without objects has -1. A quantity that the protocol does not measure is None.
+    @cached_property
+    def confusion(self) -> ConfusionMatrix | None:
+        """Which class is detected as which, at the score threshold of `classes`; None if AP is not measured."""
+        if self.matcher is None or self.classes is None:
+            return None
+        return confusion_matrix(self.truth, self.matcher, self.classes.score or 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scores as fractions: those of `sizes_json`, the classes and the confusion matrix.
+
+        A range or class without objects has -1. A quantity that the protocol does not measure is None.
         """
-        values: dict[str, Any] = {"protocol": self.protocol.name, "AP": None, "AR": None, "AP_counts": None}
+        table, confusion = self.classes, self.confusion
+        values: dict[str, Any] = {"mean": None, "excluded": None, "classes": None, "confusion_matrix": None}
+        if table is not None and confusion is not None and self.precision is not None:
+            values |= {**table.to_json(), "confusion_matrix": confusion.to_json()}
+            for c, entry in enumerate(values["classes"]):
+                entry["AP"] = _by_range(self.precision, partial(_class_ap, c))
+        return {"protocol": self.protocol.name, **values, **self.sizes_json()}
+
+    def sizes_json(self) -> dict[str, Any]:
+        """Return the means over classes by size range and IoU threshold ("0.25"), as `to_json`."""
+        values: dict[str, Any] = {"AP": None, "AR": None, "AP_counts": None}
         values |= {"MR": None, "MR_counts": None, "recall_at_fppi": None}
         if self.precision is not None:
             values["AP"] = _by_range(self.precision, lambda r: r.ap)
@@ -55,12 +82,14 @@ class Scores:
 
 def score(truth: GroundTruth, results: Results, protocol: Protocol) -> Scores:
     """Score the tables of `tabulate_ground_truth` and `tabulate_results`."""
+    matcher = None if protocol.precision is None else PrecisionMatcher(truth, results, protocol.precision)
     return Scores(
         protocol,
-        None if protocol.precision is None else average_precision(truth, results, protocol.precision),
+        None if matcher is None else average_precision(matcher),
         None if protocol.miss_rate is None else miss_rate(truth, results, protocol.miss_rate),
         truth,
         results,
+        matcher,
         truth.notes + results.notes + tuple(_notes(truth, results, protocol)),
     )
 
@@ -147,6 +176,10 @@ def _notes(truth: GroundTruth, results: Results, protocol: Protocol) -> list[str
             "point, MR uses the final recall there, as the published evaluator does; tinyperson-fixed uses 0"
         )
     return notes
+
+
+def _class_ap(c: int, result: PrecisionResult) -> float:
+    return result.by_class[c]
 
 
 def _counts(result: PrecisionResult | MissRateResult) -> dict[str, int]:

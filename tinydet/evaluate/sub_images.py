@@ -63,6 +63,7 @@ def merge_sub_images(
     """
     cut = _sub_images(corner_file, sources[0])
     results = read_results(detections, sources[1])
+    detections = results.entries
     sub_image, _ = results.references("image_id", cut.ids, strings=True)
     if (sub_image < 0).any():
         n = int(np.flatnonzero(sub_image < 0)[0])

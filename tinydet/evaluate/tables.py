@@ -9,8 +9,10 @@ Ids are integers or strings.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from tinydet.data.coco_entries import (
 )
 from tinydet.data.coco_rules import FILE_NAME, TEXT, examine_sides, parent_categories
 
+COMPLETE = ("images", "categories", "annotations")  # lists of a COCO file
 FULLY_VISIBLE = 1 - 1e-12  # the evaluators' value for an object without visibility
 
 
@@ -43,6 +46,7 @@ class GroundTruth:
         category_ids: ascending.
         category_names: parallel to `category_ids`.
         other_category_ids: ids of the file that are not selected.
+        other_category_names: parallel to `other_category_ids`.
         image: (M,) index into `image_ids`.
         category: (M,) index into `category_ids`.
         boxes: (M, 4) x, y, width, height in pixels, as written.
@@ -61,6 +65,7 @@ class GroundTruth:
     category_ids: tuple[Any, ...]
     category_names: tuple[str, ...]
     other_category_ids: tuple[Any, ...]
+    other_category_names: tuple[str, ...]
     image: NDArray[np.int64]
     category: NDArray[np.int64]
     boxes: NDArray[np.float64]
@@ -189,6 +194,7 @@ def tabulate_ground_truth(
         category_ids=tuple(chosen),
         category_names=tuple(chosen.values()),
         other_category_ids=tuple(id for id in known if id not in chosen),
+        other_category_names=tuple(name for id, name in known.items() if id not in chosen),
         image=image[kept],
         category=category[kept],
         boxes=boxes,
@@ -208,25 +214,32 @@ def tabulate_ground_truth(
 def tabulate_results(detections: Any, truth: GroundTruth, *, source: str = "detections") -> Results:
     """Return COCO results as arrays, without those of categories that are not scored.
 
+    Args:
+        detections: a list of results, whose ids are those of the ground truth; or a COCO file of `tinydet infer`, whose
+            images and categories are found in the ground truth by their names, or by their ids if it has no such names.
+
     Raises:
-        ValueError: something is missing or malformed; an image id is not in the ground truth; or no detection is of a
+        ValueError: something is missing or malformed; an image is not in the ground truth; or no detection is of a
             category of the ground truth.
     """
     entries = read_results(detections, source)
-    image, _ = entries.references("image_id", truth.image_ids, strings=True)
+    content, detections = detections, entries.entries
+    image = _image_index(entries, content, truth, source)
     if (image < 0).any():
         unlisted = np.flatnonzero(image < 0)
         first = detections[int(unlisted[0])]["image_id"]
         other = _other_type(first)
         hint = f", but the ground truth has {other!r}: text and numbers differ" if other in truth.image_ids else ""
+        if isinstance(content, Mapping):
+            hint = "; images are found by their file names"
         raise ValueError(
             f"{source}: {len(unlisted)} of {len(detections)} detections are on images that the ground truth does not "
             f"list (first: image_id {short(first)} in entry {unlisted[0]}{hint}); score them against the split "
             "that they were made on"
         )
-    category, _ = entries.references("category_id", truth.category_ids, strings=True)
-    left_out = [detections[n]["category_id"] for n in np.flatnonzero(category < 0).tolist()]
-    unknown = [id for id in left_out if id not in truth.other_category_ids]
+    category = _category_index(entries, content, truth, source)
+    unknown = [detections[n]["category_id"] for n in np.flatnonzero(category < 0).tolist()]
+    category[category >= len(truth.category_ids)] = -1
     notes = []
     if unknown:
         ids = ", ".join(map(short, sorted(set(unknown), key=str)[:8]))
@@ -254,11 +267,13 @@ def tabulate_results(detections: Any, truth: GroundTruth, *, source: str = "dete
 
 
 def read_results(detections: Any, source: str) -> Entries:
-    """Return the entries of COCO results.
+    """Return the entries of COCO results: a list, or the annotations of a COCO file.
 
     Raises:
-        ValueError: anything but a list of objects.
+        ValueError: anything else.
     """
+    if isinstance(detections, Mapping) and all(isinstance(detections.get(key), list) for key in COMPLETE):
+        detections = detections["annotations"]
     if not isinstance(detections, list):
         hint = ""
         if isinstance(detections, Mapping):
@@ -270,6 +285,59 @@ def read_results(detections: Any, source: str) -> Entries:
                 hint = "; this looks like ground truth"
         raise ValueError(f"{source}: expected a list of COCO results, got a JSON {json_kind(detections)}{hint}")
     return Entries("results", detections, raise_first(source))
+
+
+def _image_index(entries: Entries, content: Any, truth: GroundTruth, source: str) -> NDArray[np.int64]:
+    """Return (N,) the index into the ground truth's images of each result; -1 if it is not there.
+
+    Names count unless several images have the same, as the sub-images of a corner file do.
+    """
+    if isinstance(content, Mapping):
+        names = _labels(Entries("images", content["images"], raise_first(source)), "file_name", FILE_NAME, source)
+        if all(any(all_names) and _are_unique(all_names) for all_names in (tuple(names.values()), truth.file_names)):
+            index, _ = entries.references("image_id", list(names), strings=True)
+            return _through(index, _indices_of_files(list(names.values()), truth.file_names))
+    return entries.references("image_id", truth.image_ids, strings=True)[0]
+
+
+def _category_index(entries: Entries, content: Any, truth: GroundTruth, source: str) -> NDArray[np.int64]:
+    """Return (N,) the index into the ground truth's categories of each result, -1 if unknown; unselected come last."""
+    if isinstance(content, Mapping):
+        names = _labels(Entries("categories", content["categories"], raise_first(source)), "name", TEXT, source)
+        places = {name: n for n, name in enumerate((*truth.category_names, *truth.other_category_names)) if name}
+        if not places.keys().isdisjoint(names.values()):
+            index, _ = entries.references("category_id", list(names), strings=True)
+            return _through(index, [places.get(name, -1) for name in names.values()])
+    return entries.references("category_id", (*truth.category_ids, *truth.other_category_ids), strings=True)[0]
+
+
+def _indices_of_files(names: Sequence[str], among: Sequence[str]) -> list[int]:
+    """Return the index of each file: the same path, or the only path that ends in the other; -1 for none or several."""
+    place = {name: n for n, name in enumerate(among)}
+    of_base: dict[str, list[int]] = {}
+    for n, name in enumerate(among):
+        of_base.setdefault(PurePosixPath(name).name, []).append(n)
+    indices = []
+    for name in names:
+        alike = [place[name]] if name in place else of_base.get(PurePosixPath(name).name, [])
+        fitting = [n for n in alike if _ends_alike(name, among[n])]
+        indices.append(fitting[0] if len(fitting) == 1 else -1)
+    uses = Counter(indices)
+    return [n if uses[n] == 1 else -1 for n in indices]
+
+
+def _ends_alike(one: str, other: str) -> bool:
+    pairs = zip(reversed(PurePosixPath(one).parts), reversed(PurePosixPath(other).parts), strict=False)
+    return all(left == right for left, right in pairs)
+
+
+def _are_unique(names: Sequence[str]) -> bool:
+    return len(set(names)) == len(names)
+
+
+def _through(index: NDArray[np.int64], places: Sequence[int]) -> NDArray[np.int64]:
+    """Return `places[index]`, -1 where the index is."""
+    return np.array([*places, -1], np.int64)[index]
 
 
 def _ranks(image: NDArray[np.int64], category: NDArray[np.int64]) -> NDArray[np.int64]:

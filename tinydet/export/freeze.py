@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from tinydet._internal.progress import Bar, track
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.evaluate.protocols import choose_protocol
@@ -86,7 +86,7 @@ def attention_factors(detector: Detector, tiles: TrainingTiles) -> Tensor:
 
     hooks = [edge.register_forward_hook(record) for edge in detector.fpn.attention]
     try:
-        for i in tqdm(range(len(tiles)), desc="factors", unit="tile", disable=None):
+        for i in track(range(len(tiles)), "tile", "factors"):
             factors.append([])
             # One tile at a time: padding to the size of another tile would change the means that attention computes.
             features = detector.backbone(collate([tiles.sample(i, seed=0, epoch=0)], torch.device("cpu")).images)
@@ -99,7 +99,7 @@ def attention_factors(detector: Detector, tiles: TrainingTiles) -> Tensor:
 
 def _score(detector: Detector, checkpoint: Checkpoint, val: Dataset, overlap: int) -> dict[str, float]:
     backend = TorchBackend(detector, checkpoint.spec())
-    with tqdm(total=len(val.images), desc="AP", unit="image", disable=None) as bar:
+    with Bar(len(val.images), "image", "AP") as bar:
         found = detect_dataset(backend, val, ScanOptions(overlap), progress=bar.update)
     precision = score_dataset(val, found, choose_protocol("coco")).precision
     assert precision is not None

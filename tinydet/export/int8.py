@@ -98,7 +98,8 @@ def to_int8(model: ModelProto, ranges: Any, kept: Collection[str] = ()) -> Model
 @contextmanager
 def _quiet_quantizer() -> Iterator[None]:
     """Silence ONNX Runtime's quantizer, which logs advice to the root logger that does not apply here."""
-    import onnxruntime
+    with needs_extra("export"):
+        import onnxruntime
 
     onnxruntime.set_default_logger_severity(FATAL_ONLY)
     root = logging.getLogger()

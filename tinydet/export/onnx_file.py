@@ -94,6 +94,8 @@ def export_onnx(
     """
     with needs_extra("export"):
         import onnx
+    if spec.max_detections > MAX_TOPK:
+        raise ValueError(f"max_detections must be 1..{MAX_TOPK} (TensorRT's TopK), got {spec.max_detections}")
     started = time.monotonic()
     sidecar = description_path(output, ".onnx")
     with claim(output), atomic_path(output) as temporary:

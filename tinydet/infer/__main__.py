@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from tinydet._internal.arguments import (
     batch_size,
     image_id,
@@ -32,6 +30,7 @@ from tinydet._internal.console import information_to_stderr
 from tinydet._internal.input_files import check_file
 from tinydet._internal.outputs import is_device
 from tinydet._internal.parser import Parser
+from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
 from tinydet._internal.suggestions import did_you_mean
 from tinydet.geometry.tiles import MOST_TILES
@@ -42,6 +41,7 @@ from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
+from tinydet.infer.summary import summary_written
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
 from tinydet.runtime.options import ScanOptions
@@ -56,16 +56,18 @@ TILE_STEP, MIN_TILE = 32, 64  # pixels; `tinydet export` accepts multiples of th
 EXAMPLES = (
     "scene.jpg",
     "flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/",
+    "flight/ --output labels/ --format yolo --summary run.json",
     "flight/ 'archive/**/*.tif' --overlap auto --scale auto --object-size 0.6m",
     "clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4",
     "rtsp://camera/pier --frames 1000 --output pier.json",
     "--annotations val.json --images val/ --score 0.05 --output results.json",
 )
 EPILOG = """\
-By default, SCENE.detections.json (COCO results) and SCENE.detections.jpg are
+By default, SCENE.detections.json (a COCO file) and SCENE.detections.jpg are
 written next to each scene. If --output, --draw or --crops is given, only the
 named files are written. Detections of a scene are sorted by descending score,
-in blocks of 100 000 if there are more.
+in blocks of 100 000 if there are more. The COCO file has images, categories
+and annotations with a score; --format coco-results writes the bare list.
 
 If objects are twice as large as in the training images, use --scale 0.5, or
 let --scale auto compute it from --object-size. GeoTIFFs of any size need
@@ -83,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.calibrate_skip:
         return _calibrate(args)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
-    outputs = OutputOptions(args.output, args.format, args.draw, args.crops)
-    plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable)
+    outputs = OutputOptions(args.output, args.format, args.draw, args.crops, args.summary)
+    plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
     if args.bands is not None and any(job.source.moving for job in plan.jobs):
@@ -94,7 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         information_to_stderr()
     path, backend = _model(args)
     settings = _settings(args, path, backend)
-    skipped = InferenceRun(backend, hash_file(path), settings).run(plan)
+    model_hash = hash_file(path)
+    run = InferenceRun(backend, model_hash, settings)
+    with summary_written(args.summary, run.summary, plan, backend, (path, model_hash), args):
+        skipped = run.run(plan)
     return SKIPPED if skipped else 0
 
 
@@ -139,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--object-size", type=_object_size, metavar="SIZE", help="side of a typical object in the scene for --scale"
         " auto: 24 (pixels) or 0.6m (meters)")  # fmt: skip
     add("--gsd", type=number(0, 1e6, above=True), metavar="M", help="ground sample distance in meters per pixel"
-        " (default: from the georeference)")  # fmt: skip
+        " (default: from the georeference, or the camera metadata of a photo taken straight down)")  # fmt: skip
     add("--max-tiles", type=positive_int, default=MOST_TILES, metavar="N", help="refuse scenes of more tiles before"
         f" scanning them (default: {MOST_TILES})")  # fmt: skip
     add("--skip-empty", action="store_true", help="do not run tiles without contrast at the size of an object, nor"
@@ -157,19 +162,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", metavar="PATH", help="write the detections of all scenes to one file: .json (COCO), .geojson,"
         " .gpkg, .csv, .parquet, or .txt (YOLO, one scene only); or one file per scene to a folder, whose name ends in"
         " / (default: SCENE.detections.json next to each scene)")  # fmt: skip
-    add("--format", type=names_from(FORMATS), metavar="A,B", help=f"write these formats: {','.join(FORMATS)}"
-        " (default: by the suffix of --output, else coco)")  # fmt: skip
+    add("--format", type=names_from(FORMATS), metavar="A,B", help=f"write these formats: {','.join(FORMATS)};"
+        " coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are named like the images,"
+        " with a classes.txt (default: by the suffix of --output, else coco)")  # fmt: skip
+    add("--gps", action="store_true", help="place the detections of drone photos without georeference by their camera"
+        " metadata, approximately: photos taken straight down (within 10 degrees), on flat ground")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
         " as .mp4, .mkv or .mov; a folder for several scenes (default: SCENE.detections.jpg or .mp4, nothing for a"
         " stream)")  # fmt: skip
     add("--crops", metavar="PATH", help="write a contact sheet of enlarged detections, best first; a folder for"
         " several scenes (default: none)")  # fmt: skip
+    add("--summary", type=Path, metavar="FILE", help="write scenes, counts by class, files, skipped scenes with"
+        " reasons, model, options and versions of the run as JSON, also after Ctrl-C (default: none)")  # fmt: skip
     add = parser.add_argument_group("run").add_argument
     add("--readers", type=readers, default=READERS, metavar="N", help="read a raster with N threads (default: "
         f"{READERS})")  # fmt: skip
     add("--resume", action="store_true", help="continue an interrupted run; completed scenes are not run again")
     add("--skip-unreadable", action="store_true", help="skip scenes that cannot be read, list them with their"
         " reasons and exit with code 3 (default: stop with code 2)")  # fmt: skip
+    add("-v", "--verbose", action="store_true", help="report each scene (default: only if there is one; a progress bar"
+        " and a summary for several)")  # fmt: skip
     return parser
 
 
@@ -218,10 +230,12 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
         auto_scale=scale is None,
         object_size=args.object_size or "",
         gsd=args.gsd,
+        gps=args.gps,
         contrast_filter=contrast_filter,
         bands=args.bands,
         resume=args.resume,
         skip_unreadable=args.skip_unreadable,
+        verbose=args.verbose,
         every=args.every,
         frames=args.frames,
         reconnect=args.reconnect,
@@ -271,7 +285,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     assert options.overlap is not None
     with (
         claim(contrast_filter_path(path)),
-        tqdm(total=len(coco_sources(args.annotations, args.images)), unit="image", disable=None, leave=False) as bar,
+        Bar(len(coco_sources(args.annotations, args.images)), "image") as bar,
     ):
         contrasts = measure_contrasts(
             backend.spec,

@@ -13,8 +13,8 @@ import numpy as np
 
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.extras import needs_extra
-from tinydet.infer.drawing import annotate
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.drawing import annotate
 from tinydet.runtime.scenes import Scene
 
 CONTAINERS = (".mp4", ".mkv", ".mov")

@@ -31,10 +31,12 @@ class Tally:
         """Return the counts before a scan with this number of classes."""
         return cls(np.zeros(classes, np.int64))
 
-    def add(self, result: BatchResult) -> None:
-        """Count the result of a batch."""
-        self.by_class += np.bincount(result.detections.labels, minlength=len(self.by_class))
-        self.tiles += result
+    def add(self, result: BatchResult | Detections) -> None:
+        """Count the result of a batch, or detections alone."""
+        if isinstance(result, BatchResult):
+            self.tiles += result
+            result = result.detections
+        self.by_class += np.bincount(result.labels, minlength=len(self.by_class))
 
 
 def chunks(
@@ -42,13 +44,15 @@ def chunks(
 ) -> Iterator[Detections]:
     """Yield the detections of a scan by descending score: all at once, or `size` at a time if there are more.
 
+    Without detections, yield one empty chunk.
+
     The chunks do not depend on how the scan was divided into batches, or on what came from a journal.
 
     Args:
         observe: called with each result.
     """
     waiting: list[Detections] = []
-    count = 0
+    count, is_first = 0, True
     for result in results:
         observe(result)
         waiting.append(result.detections)
@@ -58,9 +62,10 @@ def chunks(
             starts = range(0, count - size + 1, size)
             for start in starts:
                 yield pool[start : start + size].by_score()
+                is_first = False
             waiting = [pool[len(starts) * size :]]
             count = len(waiting[0])
-    if count:
+    if count or is_first:
         yield Detections.concatenate(waiting).by_score()
 
 

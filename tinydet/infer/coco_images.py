@@ -30,6 +30,12 @@ def coco_sources(annotations: Path, images: Path | None = None) -> list[Source]:
     document = load_images(annotations, images)
     records = document.records
     return [
-        Source(str(path), record.id, size=(record.width, record.height), corner=record.corner)
+        Source(
+            str(path),
+            record.id,
+            size=(record.width, record.height),
+            corner=record.corner,
+            file_name=record.file_name,
+        )
         for record, path in ((records[image["id"]], document.image_path(image)) for image in document.images)
     ]

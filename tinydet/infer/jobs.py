@@ -7,14 +7,22 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tinydet._internal.outputs import check_folder, is_device
 from tinydet._internal.shell import command_line
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
 from tinydet.runtime.scenes.sources import Source, is_stream, shortened
-from tinydet.runtime.writers import FORMATS, check_georeference, check_output, format_of, paths_of
+from tinydet.runtime.writers import (
+    CLASSES,
+    FORMATS,
+    check_formats,
+    check_georeference,
+    check_output,
+    format_of,
+    paths_of,
+)
 
 SKIP_HINT = "; --skip-unreadable continues with the other scenes"
 MARK = ".detections"  # in the names of output files; `find_sources` ignores files with it
@@ -26,15 +34,17 @@ class OutputOptions:
 
     Attributes:
         output: one file for all scenes, or a folder (existing, or ending in a slash) for one file per scene.
-        formats: keys of `FORMATS`; None for the format of `output`'s suffix, else COCO results.
+        formats: keys of `FORMATS`; None for the format of `output`'s suffix, else a COCO file.
         draw: file for the scene with its detections drawn on it; a folder if there are several scenes.
         crops: file for the contact sheet; a folder if there are several scenes.
+        summary: JSON file that describes the run, see `RunSummary`.
     """
 
     output: str | None = None
     formats: tuple[str, ...] | None = None
     draw: str | None = None
     crops: str | None = None
+    summary: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Job:
         drawing: the scene with its detections drawn on it, a video for a video; None if not requested.
         crops: the contact sheet; None if not requested.
         journal: where progress is recorded, so that a run can resume; None if outputs go to a device.
+        formats: keys of `FORMATS` that the suffixes of `results` choose from; None for all.
     """
 
     source: Source
@@ -54,6 +65,7 @@ class Job:
     drawing: Path | None
     crops: Path | None
     journal: Path | None
+    formats: tuple[str, ...] | None = None
 
     @property
     def frames(self) -> Path | None:
@@ -69,7 +81,8 @@ class Job:
 
     def written(self) -> dict[str, str]:
         """Return the hashes of the output files as they are now. A scene is done if its journal holds the same."""
-        return {**(hashes(self.outputs) or {}), "--image-id": str(self.source.image_id)}
+        names = {"--image-id": str(self.source.image_id), "file_name": self.source.file_name}
+        return {**(hashes(self.outputs) or {}), **names, "--format": ",".join(self.formats or ())}
 
 
 @dataclass(frozen=True)
@@ -80,15 +93,29 @@ class RunPlan:
         shared: files of detections for all scenes; empty if each scene has its own.
         journals: folder of the journals of a run with shared files; None if there are no shared files or they go to a
             device.
+        formats: keys of `FORMATS` that the suffixes of `shared` choose from; None for all.
+        classes: the `classes.txt` of YOLO labels; None without any.
     """
 
     jobs: list[Job]
     shared: tuple[Path, ...] = ()
     journals: Path | None = None
+    formats: tuple[str, ...] | None = None
+    classes: Path | None = None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether an interrupted run can continue."""
+        return all(job.journal is not None for job in self.jobs)
 
 
 def plan_jobs(
-    sources: Sequence[Source], options: OutputOptions, inputs: Sequence[Path] = (), *, check_scenes: bool = True
+    sources: Sequence[Source],
+    options: OutputOptions,
+    inputs: Sequence[Path] = (),
+    *,
+    check_scenes: bool = True,
+    gps: bool = False,
 ) -> RunPlan:
     """Return a job for each scene.
 
@@ -96,12 +123,14 @@ def plan_jobs(
         inputs: other files that the run reads and must not overwrite.
         check_scenes: check that each scene has the georeference that its formats require. False skips scenes without
             one during the run.
+        gps: place the detections of photos by their camera metadata.
 
     Raises:
         ValueError, OSError: an output that cannot be written, would be written twice or would overwrite an input; a
             format that cannot hold the results of these scenes.
     """
     several = len(sources) > 1
+    check_formats(options.formats or ())
     output = None if options.output is None else Path(options.output)
     folder = output if options.output is not None and _is_folder(options.output) else None
     for flag, path in (("--draw", options.draw), ("--crops", options.crops)):
@@ -119,11 +148,13 @@ def plan_jobs(
             )
         shared = paths_of(output, options.formats)
     jobs = _jobs(sources, options, folder, None if shared else output)
+    classes = _classes_file(jobs, folder)
     targets = [path for job in jobs for path in job.outputs] + list(shared)
+    targets += [path for path in (classes, options.summary) if path is not None]
     _check_targets(targets, sources, inputs)
-    _check_formats(shared, sources, check_scenes, alone=not several)
+    _check_formats(shared, options.formats, sources, check_scenes, gps=gps, alone=not several)
     for job in jobs:
-        _check_formats(job.results, [job.source], check_scenes, alone=not several)
+        _check_formats(job.results, job.formats, [job.source], check_scenes, gps=gps, alone=not several)
         if job.drawing is not None:
             (check_video_path if job.source.moving else check_image_path)(job.drawing)
         if job.crops is not None:
@@ -131,7 +162,8 @@ def plan_jobs(
     journals = None
     if shared and not any(map(is_device, shared)):
         journals = shared[0].with_name(f"{shared[0].stem}.journals")
-    return RunPlan([_with_journal_in(job, journals) for job in jobs] if shared else jobs, shared, journals)
+    jobs = [_with_journal_in(job, journals) for job in jobs] if shared else jobs
+    return RunPlan(jobs, shared, journals, options.formats, classes)
 
 
 def hashes(paths: Sequence[Path]) -> dict[str, str] | None:
@@ -163,7 +195,11 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
     """
     default = options.output is None and options.draw is None and options.crops is None
     next_to_scene = default or (options.output is None and options.formats is not None)
-    suffixes = [FORMATS[kind].suffix for kind in options.formats or ("coco",)]
+    formats = [FORMATS[kind] for kind in options.formats or ("coco",)]
+    if next_to_scene and any(form.one_scene for form in formats):
+        raise ValueError(
+            "YOLO labels next to the images could replace labels of your own; name a folder for them: --output labels/"
+        )
     names = _names(sources, lambda source: _folder_of(source) if next_to_scene else Path())
     jobs = []
     for source, name in zip(sources, names, strict=True):
@@ -180,12 +216,17 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
                 )
             crops = None
         if folder is not None:
-            results = tuple(folder / f"{name}{MARK}{suffix}" for suffix in suffixes)
+            results = tuple(
+                folder / (_label_name(source, name) if form.one_scene else f"{name}{MARK}") for form in formats
+            )
+            results = tuple(
+                path.with_name(f"{path.name}{form.suffix}") for path, form in zip(results, formats, strict=True)
+            )
         elif output is not None:
             results = paths_of(output, options.formats)
         elif next_to_scene:
             scene_folder = _folder_of(source)
-            results = tuple(scene_folder / f"{name}{MARK}{suffix}" for suffix in suffixes)
+            results = tuple(scene_folder / f"{name}{MARK}{form.suffix}" for form in formats)
             if default and not (source.moving and source.live):  # a stream may never end
                 drawing = scene_folder / f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}"
             if not os.access(scene_folder, os.W_OK):
@@ -194,8 +235,41 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
         journal = None
         if written and not any(map(is_device, written)):
             journal = written[0].with_name(f"{written[0].stem}.journal")
-        jobs.append(Job(source, results, drawing, crops, journal))
+        jobs.append(Job(source, results, drawing, crops, journal, options.formats))
     return jobs
+
+
+def _label_name(source: Source, name: str) -> Path:
+    """Return the path of the YOLO labels of an image, without suffix: that of the image, to which they belong.
+
+    Args:
+        name: the name of other results, for an image outside the common folder of all images.
+    """
+    path = PurePosixPath(source.file_name)
+    if path.is_absolute() or ".." in path.parts:
+        return Path(name)
+    return Path(*map(shortened, path.parent.parts), shortened(source.part_name(path.stem)))
+
+
+def _classes_file(jobs: Sequence[Job], folder: Path | None) -> Path | None:
+    """Return the file of class names for the YOLO labels of these jobs; None without labels.
+
+    Raises:
+        ValueError: two images have the same labels.
+    """
+    owners: dict[Path, Job] = {}
+    for job in jobs:
+        for path in job.results:
+            if not is_device(path) and format_of(path, job.formats).one_scene:
+                other = owners.setdefault(path, job)
+                if other is not job:
+                    raise ValueError(
+                        f"{other.source.label} and {job.source.label} would have the same YOLO labels, {path}; rename "
+                        "one of them, or give each folder its own run"
+                    )
+    if not owners:
+        return None
+    return (next(iter(owners)).parent if folder is None else folder) / CLASSES
 
 
 def _file_or_in_folder(text: str | None, name: str) -> Path | None:
@@ -262,18 +336,26 @@ def _check_targets(targets: Sequence[Path], sources: Sequence[Source], inputs: S
             raise ValueError(f"{target} would be written twice; choose another --output, --draw or --crops")
 
 
-def _check_formats(paths: Sequence[Path], sources: Sequence[Source], check_scenes: bool, *, alone: bool) -> None:
+def _check_formats(
+    paths: Sequence[Path],
+    kinds: Sequence[str] | None,
+    sources: Sequence[Source],
+    check_scenes: bool,
+    *,
+    gps: bool,
+    alone: bool,
+) -> None:
     """Raise ValueError for a file that cannot hold the results of these scenes. Call it before the work, not after."""
     for path in paths:
         if is_device(path):
             continue
-        form = format_of(path)
-        check_output(path, len(sources))
+        form = format_of(path, kinds)
+        check_output(path, len(sources), kinds)
         for source in sources:
             if source.moving and (form.one_scene or form.placed):
                 raise ValueError(f"{path} cannot hold the frames of {source.label}; write .json, .csv or .parquet")
             if form.placed and check_scenes:
                 try:
-                    check_georeference(source.path, path)
+                    check_georeference(source.path, path, gps=gps)
                 except ValueError as error:
                     raise ValueError(f"{error}{'' if alone else SKIP_HINT}") from error

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from tinydet._internal.console import plural
+from tinydet._internal.progress import duration
 from tinydet._internal.shell import tinydet_command
 from tinydet.infer.auto_options import expected_memory
 from tinydet.infer.chunks import Tally
+from tinydet.infer.jobs import MARK, Job
+from tinydet.infer.progress import RunProgress
 from tinydet.runtime.plan import ScanPlan
 from tinydet.runtime.scan import nms_not_converged
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.video import Video
 from tinydet.spec import ModelSpec
+
+MOST_PLACES = 8  # lines about where the outputs are
 
 
 def plan_lines(
@@ -63,18 +69,71 @@ def video_line(
     return line + (f", {duration(seconds)} at most" if seconds else "")
 
 
-def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: float) -> Iterator[str]:
+def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: float | None) -> Iterator[str]:
     """Describe what was found in a scene.
 
     Args:
         from_journal: number of tiles that an earlier run finished.
-        seconds: duration of the others.
+        seconds: duration of the others; None for one of several scenes, which share batches.
     """
     tiles = tally.tiles
-    found = f"{plural(int(tally.by_class.sum()), 'detection')} ({class_counts(tally, spec)})"
-    speed = f"{seconds:.1f} s, {(tiles.tiles - from_journal) / seconds:.1f} tiles/s"
+    speed = "" if seconds is None else f", {seconds:.1f} s, {(tiles.tiles - from_journal) / seconds:.1f} tiles/s"
     saturated = plural(tiles.saturated, "tile") if tiles.saturated else "no tiles"
-    yield f"  {found} in {plural(tiles.tiles, 'tile')}, {speed}; {saturated} saturated"
+    yield f"  {_found(tally, spec)} in {plural(tiles.tiles, 'tile')}{speed}; {saturated} saturated"
+    yield from _remarks(tally, spec)
+
+
+def summary_lines(
+    progress: RunProgress, spec: ModelSpec, jobs: Sequence[Job], shared: Sequence[Path], *, skipped: int
+) -> Iterator[str]:
+    """Describe what a run over several scenes found, and where it is.
+
+    Args:
+        shared: files for all scenes.
+        skipped: number of scenes that could not be read.
+    """
+    total, seconds = progress.total, progress.seconds
+    still = progress.scenes - progress.videos
+    counts = [plural(still, "scene"), plural(total.tiles.tiles, "tile")] if still or not progress.videos else []
+    if progress.videos:
+        counts += [plural(progress.videos, "video"), plural(progress.frames, "frame")]
+    speed = f"{seconds:.1f} s"
+    if still:
+        speed += f", {(total.tiles.tiles - progress.from_journal) / seconds:.1f} tiles/s"
+    yield f"{', '.join(counts)}: {_found(total, spec)}, {speed}"
+    if progress.from_journal:
+        yield f"  {plural(progress.from_journal, 'tile')} were finished by an earlier run"
+    if progress.unchanged:
+        yield f"  {plural(progress.unchanged, 'scene')} already complete and unchanged"
+    if total.tiles.saturated:
+        yield f"  {plural(total.tiles.saturated, 'tile')} saturated"
+    yield from _remarks(total, spec)
+    if skipped:
+        yield f"  {plural(skipped, 'scene')} skipped"
+    yield from _places([*shared, *(path for job in jobs for path in job.outputs)])
+
+
+def _places(paths: Sequence[Path]) -> Iterator[str]:
+    """List files, those of one kind in one folder together."""
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for path in paths:
+        mark = path.name.rfind(MARK)
+        kind = f"*{path.name[mark:] if mark > 0 else path.suffix}"
+        groups.setdefault((path.parent, kind), []).append(path)
+    for n, ((folder, kind), files) in enumerate(groups.items()):
+        if n == MOST_PLACES:
+            yield f"  and {plural(sum(len(rest) for rest in list(groups.values())[n:]), 'file')} in other folders"
+            return
+        yield f"  {files[0]}" if len(files) == 1 else f"  {folder / kind}: {plural(len(files), 'file')}"
+
+
+def _found(tally: Tally, spec: ModelSpec) -> str:
+    return f"{plural(int(tally.by_class.sum()), 'detection')} ({class_counts(tally, spec)})"
+
+
+def _remarks(tally: Tally, spec: ModelSpec) -> Iterator[str]:
+    """Explain tiles that were skipped, and those whose boxes may be incomplete."""
+    tiles = tally.tiles
     for count, reason in ((tiles.empty, "without data"), (tiles.filtered, "without anything of an object's size")):
         if count:
             yield f"  skipped {plural(count, 'tile')} {reason} ({count / tiles.tiles:.0%})"
@@ -92,14 +151,3 @@ def class_counts(tally: Tally, spec: ModelSpec) -> str:
     """List the number of boxes of each class."""
     names = (" ".join(name.split()) for name in spec.classes)
     return ", ".join(f"{name} {count}" for name, count in zip(names, tally.by_class.tolist(), strict=True))
-
-
-def duration(seconds: float) -> str:
-    """Format a duration in a readable unit.
-
-    >>> duration(42), duration(300), duration(9000)
-    ('42 s', '5 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -6,14 +6,14 @@ objects.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
-
-from tqdm import tqdm
 
 from tinydet._internal.atomic import write_json
 from tinydet._internal.console import plural
@@ -22,22 +22,36 @@ from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import created_folders
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
-from tinydet.infer.crops import crop_sheet
-from tinydet.infer.drawing import draw
 from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan, hashes
-from tinydet.infer.report import plan_lines, result_lines
+from tinydet.infer.progress import RunProgress
+from tinydet.infer.report import plan_lines, result_lines, summary_lines
 from tinydet.infer.settings import Settings
+from tinydet.infer.summary import RunSummary
 from tinydet.infer.videos import scan_video
 from tinydet.runtime.backends import Backend
+from tinydet.runtime.crops import crop_sheet
+from tinydet.runtime.drawing import draw
 from tinydet.runtime.image_output import longest_side, save_image
 from tinydet.runtime.journal import Journal
 from tinydet.runtime.plan import ScanPlan, plan_scan
-from tinydet.runtime.scan import BatchResult, scan
+from tinydet.runtime.scan import BatchResult, SceneScan, scan_scenes
 from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
-from tinydet.runtime.scenes.georeference import Georeference
+from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.runtime.scenes.footprint import photo_ground_sample_distance
+from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError
+from tinydet.runtime.scenes.image_file import warn_once
 from tinydet.runtime.scenes.pixels import BandsError
+from tinydet.runtime.scenes.sources import Source
 from tinydet.runtime.scenes.window import part_of
-from tinydet.runtime.writers import SceneDetections, Write, georeference_for, open_writers
+from tinydet.runtime.writers import (
+    SceneDetections,
+    Write,
+    camera_for,
+    check_classes,
+    georeference_for,
+    open_writers,
+    write_classes,
+)
 
 logger = logging.getLogger("tinydet.infer")
 
@@ -45,7 +59,11 @@ DONE = "done.json"
 
 
 class InferenceRun:
-    """A run of one model over many scenes."""
+    """A run of one model over many scenes.
+
+    Attributes:
+        summary: what the run has done so far.
+    """
 
     def __init__(self, backend: Backend, model_hash: str, settings: Settings) -> None:
         """
@@ -56,6 +74,7 @@ class InferenceRun:
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
         self._skipped: list[str] = []
+        self.summary = RunSummary(backend.spec)
 
     def run(self, plan: RunPlan) -> list[str]:
         """Process all jobs.
@@ -67,6 +86,8 @@ class InferenceRun:
             ValueError, OSError: a scene cannot be read and unreadable scenes are not skipped; a file cannot be written;
                 the settings do not fit a scene or a journal.
         """
+        if plan.classes is not None:
+            check_classes(plan.classes, self._spec)
         folders = {path.parent for path in (*plan.shared, *(path for job in plan.jobs for path in job.outputs))}
         identity = self._identity(plan)
         try:
@@ -82,121 +103,200 @@ class InferenceRun:
     def _run_jobs(self, plan: RunPlan, identity: dict[str, Any]) -> None:
         if plan.journals is not None and self._settings.resume and _is_complete(plan, identity):
             logger.info(f"{len(plan.jobs)} scenes: already complete, {', '.join(map(str, plan.shared))} unchanged")
-            return
-        with open_writers(plan.shared, self._spec) as write:
             for job in plan.jobs:
-                self._run_job(job, plan, write if plan.shared else None)
-        for path in plan.shared:
-            logger.info(f"  {path}")
+                self.summary.add_unchanged(job)
+            return
+        skipped: list[Job] = []
+        with RunProgress(len(plan.jobs), self._spec, verbose=self._settings.verbose) as progress:
+            try:
+                with open_writers(plan.shared, self._spec, plan.formats) as write:
+                    shared = write if plan.shared else None
+                    for moving, jobs in itertools.groupby(plan.jobs, key=lambda job: job.source.moving):
+                        if moving:
+                            for job in jobs:
+                                with self._skipping(job, plan, progress, skipped):
+                                    scan_video(self._backend, self._hash, job, self._settings, self.summary, progress)
+                        else:
+                            self._run_scenes(jobs, plan, shared, progress, skipped)
+            except (KeyboardInterrupt, OSError):
+                if len(plan.jobs) > 1 and plan.resumable:
+                    done = progress.scenes + progress.unchanged
+                    logger.info(f"  {done} of {len(plan.jobs)} scenes are complete; --resume continues from there")
+                raise
+        if plan.classes is not None:
+            write_classes(plan.classes, self._spec)
+        common = [path for path in (*plan.shared, plan.classes) if path is not None]
+        if len(plan.jobs) > 1:
+            done_jobs = [job for job in plan.jobs if job not in skipped]
+            for line in summary_lines(progress, self._spec, done_jobs, common, skipped=len(skipped)):
+                logger.info(line)
+        else:
+            for path in common:
+                logger.info(f"  {path}")
         self._finish_journals(plan, identity)
 
-    def _run_job(self, job: Job, plan: RunPlan, shared: Write | None) -> None:
-        written = 0
+    def _run_scenes(
+        self, jobs: Iterable[Job], plan: RunPlan, shared: Write | None, progress: RunProgress, skipped: list[Job]
+    ) -> None:
+        """Process scenes that are not videos; the tiles of several share the batches of the model."""
+        scans = scan_scenes(
+            self._backend,
+            jobs,
+            lambda job: self._open(job, plan),
+            self._settings.options,
+            tile_filter=self._settings.contrast_filter,
+        )
+        with closing(scans):
+            for job, results in scans:
+                written = _Counted(shared)
+                with self._skipping(job, plan, progress, skipped, written):
+                    try:
+                        scan = results.scan
+                    except _UnchangedScene as found:
+                        progress.say(f"{found}: already complete, {', '.join(map(str, job.outputs))} unchanged")
+                        self.summary.add_unchanged(job)
+                        progress.skip(unchanged=True)
+                        continue
+                    assert isinstance(scan, _OpenScene)
+                    self._process(job, scan, results, written, progress)
 
-        def write_and_count(found: SceneDetections) -> None:
-            nonlocal written
-            assert shared is not None
-            shared(found)
-            written += len(found.detections)
-
+    @contextmanager
+    def _skipping(
+        self,
+        job: Job,
+        plan: RunPlan,
+        progress: RunProgress,
+        skipped: list[Job],
+        written: _Counted | None = None,
+    ) -> Iterator[None]:
+        """Skip a scene if it cannot be read, or say how to skip it."""
         try:
-            if job.source.moving:
-                scan_video(self._backend, self._hash, job, self._settings)
-                return
-            with self._open(job) as scene:
-                with _of_one_scene():
-                    georeference = georeference_for(job.source.path, (*job.results, *plan.shared))
-                    if georeference is not None and job.source.corner is not None:
-                        georeference = georeference.shifted(*job.source.corner[:2])
-                self._process(job, scene, georeference, None if shared is None else write_and_count)
+            yield
         except DamagedSceneError as error:
             if not self._settings.skip_unreadable:
                 raise DamagedSceneError(f"{error}{SKIP_HINT if len(plan.jobs) > 1 else ''}") from error
-            left = f"; {written} of its boxes were already written" if written else ""
-            logger.info(f"{job.source.label}: skipped: {error}{left}")
+            left = f"; {written.boxes} of its boxes were already written" if written and written.boxes else ""
+            progress.say(f"{job.source.label}: skipped: {error}{left}")
             named = job.source.label in str(error)
             self._skipped.append(f"{'' if named else f'{job.source.label}: '}{error}{left}")
+            self.summary.add_skipped(job, f"{error}{left}")
+            skipped.append(job)
+            progress.skip(unchanged=False)
 
-    def _open(self, job: Job) -> Scene:
+    def _open(self, job: Job, plan: RunPlan) -> _OpenScene:
+        """Open a scene with its journal. This runs ahead of the scan, in another thread."""
+        with ExitStack() as stack:
+            scene = stack.enter_context(self._open_image(job))
+            with _of_one_scene():
+                outputs = (*job.results, *plan.shared)
+                georeference = georeference_for(job.source.path, outputs, gps=self._settings.gps)
+                camera = camera_for(job.source.path, outputs)
+                if georeference is not None and job.source.corner is not None:
+                    georeference = georeference.shifted(*job.source.corner[:2])
+            with _of_one_scene() if self._settings.auto_scale else nullcontext():
+                options = self._settings.options_for(scene, self._spec)
+            scan_plan = plan_scan(scene, self._spec, options)
+            journal = None
+            if job.journal is not None:
+                identity = self._scene_identity(job, scene, scan_plan)
+                journal = stack.enter_context(Journal(job.journal, identity, resume=self._settings.resume))
+                if not plan.shared and journal.outputs == job.written():
+                    raise _UnchangedScene(scene.name)
+            known = 0 if journal is None else journal.tiles()
+            return _OpenScene(scene, scan_plan, journal, stack.pop_all().close, georeference, camera, known)
+
+    def _open_image(self, job: Job) -> Scene:
         source = job.source
         with _of_one_scene():
             scene = open_scene(source.path, stretch=self._spec.stretch, bands=self._settings.bands)
+            if self._settings.needs_gsd and scene.gsd is None:
+                scene.gsd = self._photo_gsd(source)
             return scene if source.size is None else part_of(scene, source.size, source.corner)
 
-    def _process(self, job: Job, scene: Scene, georeference: Georeference | None, shared: Write | None) -> None:
-        spec = self._spec
-        with _of_one_scene() if self._settings.auto_scale else nullcontext():
-            options = self._settings.options_for(scene, spec)
-        plan = plan_scan(scene, spec, options)
-        with ExitStack() as stack:
-            journal = None
-            if job.journal is not None:
-                identity = self._scene_identity(job, scene, plan)
-                journal = stack.enter_context(Journal(job.journal, identity, resume=self._settings.resume))
-            if journal is not None and shared is None and journal.outputs == job.written():
-                logger.info(f"{scene.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
-                return
-            from_journal = 0 if journal is None else journal.tiles()
-            seconds = self._expected_seconds(plan.tiles - from_journal)
-            for line in plan_lines(scene, spec, plan, from_journal=from_journal, seconds=seconds):
+    def _photo_gsd(self, source: Source) -> float | None:
+        """Return the ground sample distance that the metadata of a photo gives, and report it; None if it gives none.
+
+        Raises:
+            GeoreferenceError: the metadata of a drone photo lacks a value, or the photo is oblique.
+        """
+        camera = read_camera(source.path)
+        if camera is None or camera.angles is None:
+            return None
+        try:
+            gsd, origin = photo_ground_sample_distance(camera)
+        except GeoreferenceError as error:
+            raise GeoreferenceError(f"{error}; give the meters per pixel: --gsd 0.05") from error
+        logger.info(f"{source.label}: {100 * gsd:.3g} cm per pixel on the ground, from its metadata ({origin})")
+        return gsd
+
+    def _process(
+        self, job: Job, scan: _OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
+    ) -> None:
+        """Write the files of a scene while it is scanned."""
+        scene, plan, journal, spec = scan.scene, scan.plan, scan.journal, self._spec
+        if progress.details:
+            expected = self._expected_seconds(plan.tiles - scan.from_journal)
+            for line in plan_lines(scene, spec, plan, from_journal=scan.from_journal, seconds=expected):
                 logger.info(line)
-            try:
-                tally, best = self._scan_to_files(job, scene, plan, georeference, journal, shared)
-            except (KeyboardInterrupt, OSError):
-                if journal is not None and journal.path.exists():
-                    logger.info(
-                        f"  {journal.tiles()} of {plan.tiles} tiles are kept in {journal.path}; --resume continues "
-                        "from there"
-                    )
-                raise
-            for path in job.results:
-                logger.info(f"  {path}")
-            counts = tally.by_class.tolist()
-            if job.drawing is not None:
-                side = longest_side(job.drawing)
-                save_image(job.drawing, draw(scene, best.detections, spec.classes, counts, max_side=side))
-                logger.info(f"  {job.drawing}")
-            if job.crops is not None:
-                save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
-                logger.info(f"  {job.crops}")
-            if journal is not None and shared is None:
-                journal.finish(job.written())  # also without --resume: a later scene may be interrupted
+        elif plan.warning:
+            warn_once(f"{plan.warning[0].upper()}{plan.warning[1:]}")
+        start = time.perf_counter()
+        progress.begin(scene.name, plan.tiles, "tile", known=scan.from_journal)
+        try:
+            tally, best = self._scan_to_files(job, scan, results, shared, progress)
+        except (KeyboardInterrupt, OSError):
+            if isinstance(journal, Journal) and journal.path.exists():
+                progress.say(
+                    f"  {journal.tiles()} of {plan.tiles} tiles are kept in {journal.path}; --resume continues from "
+                    "there"
+                )
+            raise
+        seconds = time.perf_counter() - start
+        if progress.details:
+            alone = seconds if progress.alone else None
+            for line in result_lines(tally, spec, from_journal=scan.from_journal, seconds=alone):
+                logger.info(line)
+        counts = tally.by_class.tolist()
+        if job.drawing is not None:
+            side = longest_side(job.drawing)
+            save_image(job.drawing, draw(scene, best.detections, spec.classes, counts, max_side=side))
+        if job.crops is not None:
+            save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
+        for path in job.outputs:
+            progress.say(f"  {path}")
+        self.summary.add_scanned(job, (scene.width, scene.height), tally, seconds)
+        progress.end(tally)
+        if isinstance(journal, Journal) and not shared:
+            journal.finish(job.written())  # also without --resume: a later scene may be interrupted
 
     def _scan_to_files(
-        self,
-        job: Job,
-        scene: Scene,
-        plan: ScanPlan,
-        georeference: Georeference | None,
-        journal: Journal | None,
-        shared: Write | None,
+        self, job: Job, scan: _OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
     ) -> tuple[Tally, Best]:
-        """Scan a scene and write its files. Return the counts, and the detections to draw."""
-        spec = self._spec
-        tally, best, start = Tally.of(len(spec.classes)), Best(), time.perf_counter()
+        """Write the detections of a scene. Return the counts, and the detections to draw."""
+        tally, best = Tally.of(len(self._spec.classes)), Best()
         draws = job.drawing is not None or job.crops is not None
-        from_journal = 0 if journal is None else journal.tiles()
-        with (
-            open_writers(job.results, spec) as write,
-            tqdm(total=plan.tiles, unit="tile", disable=None, leave=False, smoothing=0.05) as bar,
-        ):
 
-            def observe(result: BatchResult) -> None:
-                tally.add(result)
-                bar.update(result.tiles)
+        def observe(result: BatchResult) -> None:
+            tally.add(result)
+            progress.advance(result.tiles, result.tiles, len(result.detections))
 
-            results = scan(self._backend, scene, plan, tile_filter=self._settings.contrast_filter, journal=journal)
+        with open_writers(job.results, self._spec, job.formats) as write:
             for chunk in chunks(results, observe=observe):
                 found = SceneDetections(
-                    str(job.source.path), job.source.image_id, scene.width, scene.height, chunk, georeference
+                    str(job.source.path),
+                    job.source.image_id,
+                    scan.scene.width,
+                    scan.scene.height,
+                    chunk,
+                    scan.georeference,
+                    scan.camera_lon_lat,
+                    file_name=job.source.file_name,
+                    corner=job.source.corner,
                 )
                 write(found)
-                if shared is not None:
-                    shared(found)
+                shared(found)
                 if draws:
                     best.add(chunk)
-        for line in result_lines(tally, spec, from_journal=from_journal, seconds=time.perf_counter() - start):
-            logger.info(line)
         return tally, best
 
     def _expected_seconds(self, tiles: int) -> float | None:
@@ -223,8 +323,8 @@ class InferenceRun:
     def _identity(self, plan: RunPlan) -> dict[str, Any]:
         """Return what the shared files depend on."""
         sources = [job.source for job in plan.jobs if plan.shared]
-        scenes = [[source.image_id, source.label, source.corner, source.state] for source in sources]
-        settings = {**self._settings.scale_identity(), **self._settings.identity()}
+        scenes = [[source.image_id, source.label, source.file_name, source.corner, source.state] for source in sources]
+        settings = {"formats": plan.formats, **self._settings.scale_identity(), **self._settings.identity()}
         identity: dict[str, Any] = json.loads(json.dumps({"model": self._hash, "scenes": scenes, **settings}))
         return identity
 
@@ -238,6 +338,38 @@ class InferenceRun:
         elif done is not None and not self._skipped:
             outputs = hashes((*plan.shared, *(path for job in plan.jobs for path in job.outputs)))
             write_json(done, {"identity": identity, "outputs": outputs})
+
+
+@dataclass(frozen=True)
+class _OpenScene(SceneScan):
+    """A scene with what is needed to write its files.
+
+    Attributes:
+        from_journal: number of tiles that an earlier run finished.
+    """
+
+    georeference: Georeference | None = None
+    camera_lon_lat: tuple[float, float] | None = None
+    from_journal: int = 0
+
+
+class _UnchangedScene(Exception):
+    """A scene that an earlier run completed; the message is its name."""
+
+
+class _Counted:
+    """Writes to the files that all scenes share, if there are any, and counts the boxes of one scene."""
+
+    def __init__(self, write: Write | None) -> None:
+        self._write, self.boxes = write, 0
+
+    def __bool__(self) -> bool:
+        return self._write is not None
+
+    def __call__(self, found: SceneDetections) -> None:
+        if self._write is not None:
+            self._write(found)
+            self.boxes += len(found.detections)
 
 
 @contextmanager

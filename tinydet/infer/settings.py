@@ -23,9 +23,11 @@ class Settings:
         object_size: side of a typical object, see `auto_options.object_pixels`.
         gsd: meters per pixel; None for the ground sample distance that a scene states.
         contrast_filter: which tiles the model must run on; None for all.
+        gps: place the detections of photos by their camera metadata.
         bands: 1-based band indices of the scenes; None for the RGB bands of the file.
         resume: continue from journals, and keep them.
         skip_unreadable: skip damaged scenes.
+        verbose: report each of several scenes.
         every, frames, reconnect: of a video, see `Video`; the run stops after `frames`.
     """
 
@@ -33,13 +35,20 @@ class Settings:
     auto_scale: bool = False
     object_size: str = ""
     gsd: float | None = None
+    gps: bool = False
     contrast_filter: ContrastFilter | None = None
     bands: tuple[int, ...] | None = None
     resume: bool = False
     skip_unreadable: bool = False
+    verbose: bool = False
     every: int = 1
     frames: int | None = None
     reconnect: float = 30.0
+
+    @property
+    def needs_gsd(self) -> bool:
+        """Whether the scale of a scene depends on its ground sample distance."""
+        return self.auto_scale and self.gsd is None and self.object_size.strip().endswith("m")
 
     def options_for(self, scene: Scene, spec: ModelSpec) -> ScanOptions:
         """Return the options for a scene.
@@ -58,8 +67,9 @@ class Settings:
         return options
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that the boxes of a scene depend on, except model, scene and scale, as JSON values."""
+        """Return everything that the results of a scene depend on, except model, scene and scale, as JSON values."""
         return {
+            "gps": self.gps,
             "bands": self.bands,
             "overlap": self.options.overlap,
             "score": self.options.score,

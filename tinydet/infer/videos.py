@@ -12,23 +12,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.console import plural
 from tinydet._internal.interrupt import deferred_interrupt
 from tinydet.infer.annotated_video import open_video
 from tinydet.infer.auto_options import MANY, seconds_per_batch
+from tinydet.infer.chunks import Tally
 from tinydet.infer.jobs import Job
+from tinydet.infer.progress import RunProgress
 from tinydet.infer.report import video_line
 from tinydet.infer.settings import Settings
 from tinydet.infer.static_tiles import StaticTiles
+from tinydet.infer.summary import RunSummary
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import FrameRecord, Journal
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import ScanPlan, Sized, plan_scan
-from tinydet.runtime.scan import collect, scan
+from tinydet.runtime.scan import ScanCounts, collect, scan
 from tinydet.runtime.scenes.video import Frame, LostStreamError, Video
 from tinydet.runtime.writers import SceneDetections, open_writers
 
@@ -38,7 +39,9 @@ MIN_INTERVAL = 0.001  # seconds between two frames of an annotated video
 COLUMNS = ("image_id", "frame", "seconds", "clock", "detections")
 
 
-def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings) -> None:
+def scan_video(
+    backend: Backend, model_hash: str, job: Job, settings: Settings, summary: RunSummary, progress: RunProgress
+) -> None:
     """Process each frame as a scene. Image ids count all frames of the source, starting with the id of the job.
 
     Each frame's detections are written to the journal and to the files immediately. With `settings.resume`, frames in
@@ -56,7 +59,9 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings) 
             journal = stack.enter_context(Journal(job.journal, identity, resume=settings.resume))
         limit = {} if settings.frames is None else {"--frames": str(settings.frames)}
         if journal is not None and journal.outputs == {**job.written(), **limit}:
-            logger.info(f"{video.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
+            progress.say(f"{video.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
+            summary.add_unchanged(job)
+            progress.skip(unchanged=True)
             return
         continues = video.live and journal is not None and next(journal.frames(), None) is not None
         if continues and job.drawing is not None and job.drawing.exists():
@@ -67,17 +72,17 @@ def scan_video(backend: Backend, model_hash: str, job: Job, settings: Settings) 
         count = frames.expected or 0
         seconds = seconds_per_batch(backend, settings.options.batch) if count > MANY else 0.0
         plan = None if settings.auto_scale else frames.plan(video, settings.options)
-        logger.info(video_line(video, backend.spec, plan, frames=count, seconds_per_batch=seconds))
+        progress.say(video_line(video, backend.spec, plan, frames=count, seconds_per_batch=seconds))
         try:
-            stopped = _write(frames)
+            stopped = _write(frames, summary, progress)
         except (KeyboardInterrupt, OSError):
             if journal is not None and journal.path.exists():
                 count = sum(1 for _ in journal.frames())
-                logger.info(f"  {plural(count, 'frame')} are kept in {journal.path}; --resume continues from there")
+                progress.say(f"  {plural(count, 'frame')} are kept in {journal.path}; --resume continues from there")
             raise
         for path in job.outputs:
             if path.exists():  # a video of no frames is not written
-                logger.info(f"  {path}")
+                progress.say(f"  {path}")
         if journal is not None:
             if stopped is None:
                 journal.finish({**job.written(), **limit})
@@ -93,6 +98,7 @@ class _Frames:
     Attributes:
         expected: number of frames to process; None if unknown.
         from_journal: number of frames so far whose detections came from the journal.
+        counts: counts of tiles of the frames that were scanned.
         static_tiles: reuses boxes from frame to frame; None if all tiles are run.
     """
 
@@ -100,6 +106,7 @@ class _Frames:
         self.job, self.video, self.settings = job, video, settings
         self.expected = min((limit for limit in (video.frames, settings.frames) if limit), default=None)
         self.from_journal = 0
+        self.counts = ScanCounts()
         self.static_tiles = None if settings.contrast_filter is None else StaticTiles(settings.contrast_filter)
         self.backend, self._journal = backend, journal
         self._plans: dict[tuple[int, int, ScanOptions], ScanPlan] = {}
@@ -148,35 +155,50 @@ class _Frames:
         if self.static_tiles is not None:
             self.static_tiles.start_frame(scene, plan)
         results = scan(self.backend, scene, plan, tile_filter=settings.contrast_filter, journal=self.static_tiles)
-        return collect(results).detections
+        result = collect(results)
+        self.counts += result
+        return result.detections
 
 
-def _write(frames: _Frames) -> KeyboardInterrupt | LostStreamError | None:
-    """Write the files of a video. Return what ended a stream, if it did not end regularly."""
+def _write(frames: _Frames, summary: RunSummary, progress: RunProgress) -> KeyboardInterrupt | LostStreamError | None:
+    """Write the files of a video, and add it to the summary. Return what ended a stream before its regular end."""
     job, video, settings = frames.job, frames.video, frames.settings
     stopped: KeyboardInterrupt | LostStreamError | None = None
-    count, boxes, start = 0, 0, time.perf_counter()
+    count, tally, start = 0, Tally.of(len(frames.backend.spec.classes)), time.perf_counter()
     with ExitStack() as stack:
-        write = stack.enter_context(open_writers(job.results, frames.backend.spec))
+        write = stack.enter_context(open_writers(job.results, frames.backend.spec, job.formats))
         draw, shown = None, -MIN_INTERVAL
         write_row = stack.enter_context(_table(job.frames))
-        bar = stack.enter_context(tqdm(total=frames.expected, unit="frame", disable=None, leave=False))
+        progress.begin(video.name, frames.expected, "frame")
         try:
+            tiles_before = 0
             for record, frame in frames:
                 image_id = job.source.image_id + record.index
                 size: Sized = video if frame is None else frame.scene
                 found = record.detections
+                named = SceneDetections(
+                    f"{video.name}#{record.index}",
+                    image_id,
+                    size.width,
+                    size.height,
+                    found,
+                    file_name=f"{job.source.file_name}#{record.index}",
+                    frame=record.index,
+                    seconds=record.seconds,
+                )
                 with deferred_interrupt():
-                    write(SceneDetections(f"{video.name}#{record.index}", image_id, size.width, size.height, found))
+                    write(named)
                     write_row((image_id, record.index, f"{record.seconds:.3f}", record.clock, len(found)))
-                    count, boxes = count + 1, boxes + len(found)
+                    count += 1
+                    tally.add(found)
                 if job.drawing is not None and frame is not None:
                     if draw is None:  # the first frame shows how the phone was held
                         draw = stack.enter_context(open_video(job.drawing, size.width, size.height))
                     shown = max(record.seconds, shown + MIN_INTERVAL)  # some sources repeat a timestamp
                     with deferred_interrupt():
                         draw(frame.scene, found, shown)
-                bar.update()
+                progress.advance(1, frames.counts.tiles - tiles_before, len(found))
+                tiles_before = frames.counts.tiles
                 if settings.frames is not None and count >= settings.frames:
                     break
         except LostStreamError as error:
@@ -185,17 +207,21 @@ def _write(frames: _Frames) -> KeyboardInterrupt | LostStreamError | None:
             if not video.live:
                 raise
             stopped = error
-    rate = (count - frames.from_journal) / (time.perf_counter() - start)
-    logger.info(
-        f"  {boxes} detections in {count} frames, {rate:.1f} frames/s; {video.dropped} frames dropped, "
-        f"{video.reconnects} reconnects"
+    elapsed = time.perf_counter() - start
+    tally.tiles += frames.counts
+    progress.end(tally)
+    summary.add_scanned(job, (video.width, video.height), tally, elapsed, frames=count)
+    rate = (count - frames.from_journal) / elapsed
+    progress.say(
+        f"  {int(tally.by_class.sum())} detections in {count} frames, {rate:.1f} frames/s; {video.dropped} frames "
+        f"dropped, {video.reconnects} reconnects"
     )
     if frames.from_journal:
-        logger.info(f"  {frames.from_journal} frames were finished by an earlier run")
+        progress.say(f"  {frames.from_journal} frames were finished by an earlier run")
     tiles = frames.static_tiles
     if tiles is not None and tiles.tiles:
         for skipped, reason in ((tiles.filtered, "anything of an object's size"), (tiles.static, "motion")):
-            logger.info(
+            progress.say(
                 f"  {skipped} of {tiles.tiles} tiles without {reason} were skipped ({skipped / tiles.tiles:.0%})"
             )
     return stopped

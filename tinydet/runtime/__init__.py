@@ -11,16 +11,18 @@ See docs/api.md for more. Below this interface, `tinydet.runtime.scan` has the f
 
 from __future__ import annotations
 
+from tinydet._internal import opencv  # noqa: F401 - before the modules that import OpenCV
 from tinydet.geometry.tiles import Tile, TileGrid
 from tinydet.runtime.backends import Backend, TileOutputs, choose_model, open_model
 from tinydet.runtime.detections import Detections
-from tinydet.runtime.model import Model, Prediction, detect, load
+from tinydet.runtime.model import Detection, Model, Prediction, detect, load
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scan import SceneResult
 from tinydet.runtime.scenes import Scene, open_scene, read_image
 
 __all__ = [
     "Backend",
+    "Detection",
     "Detections",
     "Model",
     "Prediction",

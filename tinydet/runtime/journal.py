@@ -7,12 +7,12 @@ was being written is lost; it is removed when the journal is opened again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tinydet._internal.input_files import check_file
 from tinydet._internal.json_files import parse_json
+from tinydet._internal.locks import lock_path, locked
 from tinydet.runtime.detections import Detections
 
 FORMAT = 1
@@ -163,18 +164,19 @@ class Journal:
         self._identity: dict[str, Any] = {"format": FORMAT, **json.loads(json.dumps(identity))}
         self._file: BinaryIO | None = None
         self._start = 0
-        if not path.exists():
-            return
-        if not resume:
-            check_file(path, "move it away")
-            with path.open("rb") as older:
-                _lock(older, path)
-            path.unlink()
-            return
-        check_file(path, "move it away")
-        self._file = path.open("r+b", buffering=0)
+        self._lock = ExitStack()
         try:
-            _lock(self._file, path)
+            self._lock.enter_context(locked(lock_path(path)))
+        except BlockingIOError as error:
+            raise OSError(f"{path}: another run is processing this scene; wait for it, or stop it") from error
+        try:
+            if not path.exists():
+                return
+            check_file(path, "move it away")
+            if not resume:
+                path.unlink()
+                return
+            self._file = path.open("r+b", buffering=0)
             self._check_identity()
             self._remove_incomplete_record()
         except BaseException:
@@ -212,13 +214,17 @@ class Journal:
 
     def remove(self) -> None:
         """Close and delete the journal."""
-        self.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         self.path.unlink(missing_ok=True)
+        self._lock.close()
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+        self._lock.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -246,7 +252,6 @@ class Journal:
     def _append(self, mark: bytes, data: bytes) -> None:
         if self._file is None:
             self._file = self.path.open("x+b", buffering=0)
-            _lock(self._file, self.path)
         record = HEAD.pack(mark, len(data), zlib.crc32(data)) + data
         if not self._start:
             head = json.dumps(self._identity).encode() + b"\n"
@@ -311,13 +316,6 @@ def _outputs(data: bytes) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise ValueError("outputs are not hashes by name")
     return found
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OSError(f"{path}: another run is processing this scene; wait for it, or stop it") from error
 
 
 def _short(value: Any) -> str:

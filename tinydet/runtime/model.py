@@ -1,51 +1,126 @@
-"""The Python API: load a model once, give it scenes, and get arrays or the types of other tools."""
+"""The Python API: load a model once, give it scenes, and get arrays, images or the types of other tools."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, cast, overload
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.arguments import quoted
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.names import public_location
 from tinydet._internal.progress import Progress
 from tinydet.runtime.backends import Backend, open_model
+from tinydet.runtime.drawing import draw
+from tinydet.runtime.image_output import MAX_SIDE, check_image_path, longest_side, save_image
 from tinydet.runtime.options import ScanOptions
-from tinydet.runtime.scan import SceneResult, detect_scene
-from tinydet.runtime.scenes import Scene, open_scene
-from tinydet.runtime.scenes.georeference import georeference_of
-from tinydet.runtime.scenes.pixels import Pixels
-from tinydet.runtime.scenes.sources import find_sources
+from tinydet.runtime.scan import SceneResult, detect_scene, detect_scenes
+from tinydet.runtime.scenes import EXPECTED, Image, Scene, SceneLike, open_scene
+from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.runtime.scenes.georeference import Georeference, georeference_of
+from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
+from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream
 from tinydet.runtime.scenes.video import Video
-from tinydet.runtime.writers import SceneDetections, open_writer
+from tinydet.runtime.writers import CLASSES, SceneDetections, format_of, open_writer, write_classes
 from tinydet.runtime.writers.table import columns
 from tinydet.spec import ModelSpec
 
-SceneLike = Path | str | Pixels | Scene
 SCORE = 0.3  # default minimum score of a `Model`; the low default of `ScanOptions` is for measuring average precision
 
 
-@dataclass(frozen=True, kw_only=True)
+class Detection(NamedTuple):
+    """One object.
+
+    Attributes:
+        box: (4,) x1, y1, x2, y2 in pixels of the scene.
+        score: 0 to 1.
+        label: index into the model's classes.
+        class_name: name of the class.
+    """
+
+    box: NDArray[np.float32]
+    score: float
+    label: int
+    class_name: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Prediction(SceneDetections):
     """What a model found in one scene, by descending score. Extends `SceneDetections`.
 
+    A sequence: `len(found)`, `for detection in found`, `found[0]` is a `Detection`; `found[:10]` and
+    `found[found.scores > 0.5]` are predictions.
+
     Attributes:
         spec: of the model; names and COCO ids of its classes.
-        result: number of tiles, of saturated tiles, seconds; see `SceneResult`.
-        seconds: for a frame of a video, the time since its first frame; else None.
+        result: number of tiles, of saturated tiles, seconds; see `SceneResult`. Selections keep that of the scan.
+        source: what the scene was read from, for `plot` and `crop`: a path, or pixels in memory. A frame of a video
+            keeps its pixels.
     """
 
     spec: ModelSpec
     result: SceneResult
-    seconds: float | None = None
+    source: SceneLike | None = None
 
     def __len__(self) -> int:
         return len(self.detections)
+
+    def __iter__(self) -> Iterator[Detection]:
+        rows = zip(self.boxes, self.scores.tolist(), self.labels.tolist(), strict=True)
+        for box, score, label in rows:
+            yield Detection(box, score, label, self.spec.classes[label])
+
+    @overload
+    def __getitem__(self, which: int) -> Detection: ...
+
+    @overload
+    def __getitem__(self, which: slice | Sequence[int] | Sequence[bool] | NDArray[Any]) -> Prediction: ...
+
+    def __getitem__(self, which: int | slice | Sequence[int] | Sequence[bool] | NDArray[Any]) -> Detection | Prediction:
+        """Return one detection for an integer, else the selection: a slice, a boolean mask or indices."""
+        if isinstance(which, int | np.integer) and not isinstance(which, bool):
+            label = int(self.labels[which])
+            return Detection(self.boxes[which], float(self.scores[which]), label, self.spec.classes[label])
+        if not isinstance(which, slice):
+            which = np.asarray(which) if len(np.atleast_1d(which)) else np.zeros(0, np.intp)
+            if which.ndim != 1 or which.dtype.kind not in "iub":
+                raise TypeError(f"expected an integer, a slice, a boolean mask or indices, got {quoted(which)}")
+        return dataclasses.replace(self, detections=self.detections[which])
+
+    def __repr__(self) -> str:
+        counts = np.bincount(self.labels, minlength=len(self.spec.classes)).tolist()
+        found = ", ".join(f"{count} {name}" for name, count in zip(self.spec.classes, counts, strict=True) if count)
+        number = f"{len(self)} detection{'' if len(self) == 1 else 's'}"
+        return f"Prediction({self.scene!r}, {self.width}x{self.height}, {number}{found and f': {found}'})"
+
+    def filter(self, *, score: float = 0.0, classes: str | int | Iterable[str | int] | None = None) -> Prediction:
+        """Return the detections with at least this score and of these classes.
+
+        Args:
+            score: minimum score.
+            classes: names or indices of classes, one or several; None for all.
+
+        Raises:
+            ValueError: the model has no such class.
+        """
+        kept = self.scores >= score
+        if classes is not None:
+            wanted = [classes] if isinstance(classes, str | int) else list(classes)
+            known = self.spec.classes
+            indices = [known.index(c) if isinstance(c, str) and c in known else c for c in wanted]
+            for index in indices:
+                if isinstance(index, str) or not 0 <= index < len(known):
+                    raise ValueError(f"the model has no class {index!r}; choose from {', '.join(known)}")
+            kept &= np.isin(self.labels, np.asarray(indices, np.int64))
+        return self[kept]
 
     @property
     def boxes(self) -> NDArray[np.float32]:
@@ -63,9 +138,72 @@ class Prediction(SceneDetections):
         return self.detections.labels
 
     @property
-    def class_names(self) -> list[str]:
-        """Name of each box's class, (N,)."""
-        return [self.spec.classes[label] for label in self.labels.tolist()]
+    def class_names(self) -> NDArray[np.object_]:
+        """(N,) names of the classes, so that `found[found.class_names == "car"]` selects one."""
+        return np.array(self.spec.classes, object)[self.labels]
+
+    def plot(self, path: Path | str | None = None, *, legend: bool = False) -> Image:
+        """Draw the detections on the scene: an array (H, W, 3) uint8 in RGB.
+
+        It has the size of the scene, or at most 16 million pixels for a scene of more than 40 million. For OpenCV,
+        which takes BGR: `found.plot()[..., ::-1]`.
+
+        Args:
+            path: also write the drawing to this image file.
+            legend: append the classes with their counts below the scene.
+
+        Raises:
+            ValueError: the image cannot be read again, or not be written with this suffix.
+            OSError: a file is missing or cannot be written.
+        """
+        if path is not None:
+            check_image_path(Path(path))
+        side = MAX_SIDE if path is None else longest_side(Path(path))
+        with self._open() as scene:
+            image = draw(scene, self.detections, self.spec.classes, legend=legend, max_side=side)
+        if path is not None:
+            save_image(Path(path), image)
+        return image
+
+    def crop(self, padding: float = 0) -> list[Image]:
+        """Cut the detections out of the scene: arrays (h, w, 3) uint8 in RGB, in the order of the boxes.
+
+        Args:
+            padding: pixels of the scene to add on each side. Crops end at the border of the scene.
+
+        Raises:
+            ValueError: the padding is negative, or the image cannot be read again.
+            OSError: the file is missing.
+        """
+        if not 0 <= padding < np.inf:
+            raise ValueError(f"padding must be a number of pixels, 0 or more, got {quoted(padding)}")
+        with self._open() as scene:
+            size = np.array((scene.width, scene.height))
+            low = np.clip(np.floor(self.boxes[:, :2].astype(np.float64) - padding), 0, size - 1).astype(int)
+            high = np.clip(np.ceil(self.boxes[:, 2:].astype(np.float64) + padding), low + 1, size).astype(int)
+            return [
+                scene.read(x1, y1, x2 - x1, y2 - y1).copy()
+                for (x1, y1), (x2, y2) in zip(low.tolist(), high.tolist(), strict=True)
+            ]
+
+    def _open(self) -> AbstractContextManager[Scene]:
+        """Open the scene again.
+
+        Raises:
+            ValueError: the prediction has no image, or the image has changed its size.
+        """
+        if self.source is None:
+            raise ValueError(f"{self.scene}: this prediction has no image to draw on")
+        if isinstance(self.source, Scene):
+            return nullcontext(self.source)  # closed by whoever opened it
+        scene = open_scene(self.source, stretch=self.spec.stretch)
+        if (scene.width, scene.height) != (self.width, self.height):
+            scene.close()
+            raise ValueError(
+                f"{self.scene} has {scene.width}x{scene.height} pixels, and had {self.width}x{self.height} when it was "
+                "scanned; scan it again"
+            )
+        return scene
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Convert to COCO results, with the category ids of the training annotations."""
@@ -120,15 +258,26 @@ class Prediction(SceneDetections):
             ]
         )
 
-    def save(self, path: Path | str) -> None:
-        """Write a file; its suffix determines the format, see `tinydet.runtime.writers.FORMATS`.
+    def save(self, path: Path | str, format: str | None = None) -> None:
+        """Write a file in the format of its suffix: detections, or an image with the detections drawn on it.
+
+        YOLO labels (`.txt`) come with a `classes.txt` in the same folder.
+
+        Args:
+            format: a key of `tinydet.runtime.writers.FORMATS`, such as "coco-results".
 
         Raises:
-            ValueError: an unknown suffix, or a map format for a scene without georeference.
+            ValueError: an unknown suffix or format, or a map format for a scene without georeference.
             OSError: the file cannot be written.
         """
-        with open_writer(Path(path), self.spec) as write:
+        path = Path(path)
+        if format is None and path.suffix.lower() in IMAGES:
+            self.plot(path, legend=True)
+            return
+        with open_writer(path, self.spec, format) as write:
             write(self)
+        if format_of(path, None if format is None else [format]).one_scene:
+            write_classes(path.with_name(CLASSES), self.spec)
 
 
 class Model:
@@ -156,26 +305,42 @@ class Model:
         """The description that the model carries."""
         return self.backend.spec
 
-    def detect(self, scene: SceneLike, *, image_id: int = 1, progress: Progress | None = None) -> Prediction:
-        """Detect the objects of one scene.
+    @overload
+    def detect(self, scene: SceneLike, *, image_id: int = 1, progress: Progress | None = None) -> Prediction: ...
+
+    @overload
+    def detect(
+        self, scene: list[Any] | tuple[Any, ...], *, image_id: int = 1, progress: Progress | None = None
+    ) -> list[Prediction]: ...
+
+    def detect(
+        self, scene: SceneLike | list[Any] | tuple[Any, ...], *, image_id: int = 1, progress: Progress | None = None
+    ) -> Prediction | list[Prediction]:
+        """Detect the objects of one scene, or of each scene of a list or tuple, whose tiles share batches.
 
         Args:
-            scene: an image file or raster of any size, an array (H, W) or (H, W, C) in RGB, or an open scene.
-            image_id: for COCO results.
+            scene: an image file or raster of any size; the content of an image file as bytes, or an open binary file; a
+                Pillow image of any mode; an array (H, W) or (H, W, C) in RGB; an open scene; or a list of these.
+            image_id: for COCO files; further scenes of a list count up.
             progress: called with the number of tiles that were just finished; `tqdm.update` fits.
+
+        Returns:
+            A prediction; a list of them for a list.
 
         Raises:
             ValueError: the scene is damaged, an option does not fit the model, or the model returns invalid outputs.
             OSError: the file is missing.
             TypeError: `scene` is something else.
         """
-        if not isinstance(scene, str | Path | np.ndarray | Scene):
-            raise TypeError(f"scene: expected a path, an array or an open scene, got {quoted(scene)}")
-        if isinstance(scene, Scene):
-            return self._predict(scene, scene.name, image_id, progress)
-        with open_scene(scene, stretch=self.spec.stretch) as opened:
-            name = str(scene) if isinstance(scene, str | Path) else opened.name
-            return self._predict(opened, name, image_id, progress)
+        if isinstance(scene, list | tuple):
+            entries = [_Input(one, self.spec) for one in scene]
+            sources = [entry.open() if isinstance(entry.source, Scene) else entry.open for entry in entries]
+            results = detect_scenes(self.backend, sources, self.options, progress=progress)
+            return [
+                entry.prediction(result, id)
+                for id, (entry, result) in enumerate(zip(entries, results, strict=True), image_id)
+            ]
+        return self._detect(scene, image_id, progress)
 
     def stream(self, scenes: SceneLike | Iterable[SceneLike]) -> Iterator[Prediction]:
         """Detect the objects of one scene after the other. A scene is read when its prediction is requested.
@@ -185,38 +350,84 @@ class Model:
                 (`rtsp://...`) or a webcam (`"0"`). Each frame of a video is a scene.
 
         Raises:
-            ValueError, OSError: as `detect`; also if a pattern matches nothing, or a stream breaks.
+            ValueError, OSError, TypeError: as `detect`; also if a pattern matches nothing, or a stream breaks.
         """
-        several: Iterable[SceneLike] = [scenes] if isinstance(scenes, str | Path | np.ndarray | Scene) else scenes
+        if not _is_one(scenes) and not isinstance(scenes, Iterable):
+            raise TypeError(f"scenes: expected {EXPECTED}, or several of these, got {quoted(scenes)}")
         image_id = 1
-        for scene in several:
+        for scene in cast(Iterable[SceneLike], [scenes] if _is_one(scenes) else scenes):
             if not isinstance(scene, str | Path):
-                yield self.detect(scene, image_id=image_id)
+                yield self._detect(scene, image_id)
                 image_id += 1
                 continue
             for source in find_sources([scene]):
                 if source.moving:
                     with Video(source.location) as video:
                         for frame in video:
-                            prediction = self._predict(frame.scene, frame.scene.name, image_id)
-                            yield dataclasses.replace(prediction, seconds=frame.seconds)
+                            prediction = self._detect(frame.scene, image_id)
+                            name = f"{source.file_name}#{frame.index}"
+                            yield dataclasses.replace(
+                                prediction, file_name=name, frame=frame.index, seconds=frame.seconds
+                            )
                             image_id += 1
                 else:
-                    yield self.detect(source.path, image_id=image_id)
+                    prediction = self._detect(source.path, image_id)
+                    yield dataclasses.replace(prediction, file_name=source.file_name)
                     image_id += 1
 
-    def _predict(self, scene: Scene, name: str, image_id: int, progress: Progress | None = None) -> Prediction:
-        result = detect_scene(self.backend, scene, self.options, progress=progress)
-        is_raster = Path(name).suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt")
+    def _detect(self, scene: object, image_id: int, progress: Progress | None = None) -> Prediction:
+        entry = _Input(scene, self.spec)
+        with nullcontext(entry.open()) if isinstance(scene, Scene) else entry.open() as opened:
+            return entry.prediction(detect_scene(self.backend, opened, self.options, progress=progress), image_id)
+
+
+class _Input:
+    """One scene of a call: its type is checked at once, and it is opened later.
+
+    Attributes:
+        source: what drawings are made from.
+    """
+
+    def __init__(self, scene: object, spec: ModelSpec) -> None:
+        if not _is_one(scene):
+            raise TypeError(f"scene: expected {EXPECTED}, or a list of these, got {quoted(scene)}")
+        if isinstance(scene, str | Path):
+            _check_one_image(scene)
+        self.source = cast(SceneLike, scene)
+        self._spec = spec
+        self._name = str(scene) if isinstance(scene, str | Path) else ""
+        self._size = (0, 0)
+        self._georeference: Georeference | None = None
+        self._camera_lon_lat: tuple[float, float] | None = None
+
+    def open(self) -> Scene:
+        """Open the scene, and note its size and georeference."""
+        if not isinstance(self.source, Scene) and hasattr(self.source, "read"):
+            file = cast(BinaryIO, self.source)
+            self._name, self.source = name_of_file(file), read_all(file)  # kept for drawings: it can be read once
+            scene = open_bytes(self.source, self._name, self._spec.stretch)
+        else:
+            scene = open_scene(self.source, stretch=self._spec.stretch)
+            self._name = self._name or scene.name
+            is_raster = Path(self._name).suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt")
+            if is_raster and isinstance(self.source, str | Path | Scene):
+                self._georeference = georeference_of(Path(self._name))
+            if Path(self._name).is_file() and (camera := read_camera(Path(self._name))) is not None:
+                self._camera_lon_lat = camera.lon_lat
+        self._size = scene.width, scene.height
+        return scene
+
+    def prediction(self, result: SceneResult, image_id: int) -> Prediction:
         return Prediction(
-            name,
+            self._name,
             image_id,
-            scene.width,
-            scene.height,
+            *self._size,
             result.detections,
-            georeference_of(Path(name)) if is_raster else None,
-            spec=self.spec,
+            self._georeference,
+            self._camera_lon_lat,
+            spec=self._spec,
             result=result,
+            source=self.source,
         )
 
 
@@ -237,8 +448,18 @@ def load(path: Path | str | None = None, *, backend: str = "auto", threads: int 
     return Model(open_model(None if path is None else Path(path), backend, threads=threads), checked)
 
 
-def detect(model: Model | Path | str, scene: SceneLike, **options: Any) -> Prediction:
-    """Detect the objects of one scene in one call. For several scenes, `load` the model once.
+@overload
+def detect(model: Model | Path | str, scene: SceneLike, **options: Any) -> Prediction: ...
+
+
+@overload
+def detect(model: Model | Path | str, scene: list[Any] | tuple[Any, ...], **options: Any) -> list[Prediction]: ...
+
+
+def detect(
+    model: Model | Path | str, scene: SceneLike | list[Any] | tuple[Any, ...], **options: Any
+) -> Prediction | list[Prediction]:
+    """Detect the objects of one scene or a list of scenes in one call. For more calls, `load` the model once.
 
     Args:
         model: a model, or the path of one.
@@ -250,3 +471,30 @@ def detect(model: Model | Path | str, scene: SceneLike, **options: Any) -> Predi
             raise ValueError(f"a loaded model has its options: load(..., {', '.join(options)}=...)")
         return model.detect(scene)
     return load(model, **options).detect(scene)
+
+
+def _is_one(value: object) -> bool:
+    """Return whether a value is one scene of any kind."""
+    known = str | Path | bytes | bytearray | memoryview | np.ndarray | Scene
+    return isinstance(value, known) or hasattr(value, "read") or is_pillow(value)
+
+
+def _check_one_image(scene: str | Path) -> None:
+    """Raise ValueError for a path or address that can name several images, and no file."""
+    path = Path(scene)
+    what = None
+    if path.is_dir():
+        what = "is a folder"
+    elif isinstance(scene, str) and is_stream(scene):
+        if PurePosixPath(urlsplit(scene).path).suffix.lower() in IMAGES:
+            raise image_on_a_server_error(scene)
+        what = "is an address"
+    elif not path.exists() and glob.has_magic(str(scene)):
+        what = "is a pattern"
+    elif path.suffix.lower() in VIDEOS and path.is_file() and find_sources([path])[0].moving:
+        what = "is a video"
+    if what is not None:
+        raise ValueError(
+            f"{public_location(scene)} {what}, and detect takes one image; use: for found in "
+            f"model.stream({public_location(scene)!r})"
+        )

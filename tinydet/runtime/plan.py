@@ -83,8 +83,8 @@ class ScanPlan:
 
     @property
     def batches(self) -> int:
-        """Number of batches in all passes."""
-        return sum(-(-len(tiling.grid) // self.options.batch) for tiling in self.passes)
+        """Number of batches in all passes, which share them."""
+        return -(-self.tiles // self.options.batch)
 
 
 def plan_scan(scene: Sized, spec: ModelSpec, options: ScanOptions) -> ScanPlan:

@@ -1,16 +1,20 @@
-"""From a scene to its detections: read tiles ahead, run the model on batches, stitch.
+"""From scenes to their detections: read tiles ahead, run the model on batches, stitch.
 
-Memory holds a few batches and the boxes of two rows of tiles, whatever the size of the scene. Evaluation, validation
-during training and inference all use `scan`, so what is scored is what ships.
+Tiles of several scenes share batches. Memory holds a few batches and the boxes of two rows of tiles, whatever the size
+of a scene. Evaluation, validation during training and inference all use `scan_scenes`, so what is scored is what ships.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,11 +24,16 @@ from tinydet.runtime.coarse import larger_than
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import BatchRecord, RecordStore
 from tinydet.runtime.options import ScanOptions
-from tinydet.runtime.plan import ScanPlan, Tiling, plan_scan
-from tinydet.runtime.read_ahead import Batch, ReadAhead, TileFilter
+from tinydet.runtime.plan import ScanPlan, plan_scan
+from tinydet.runtime.read_ahead import ReadAhead, Segment, TileFilter, TileSet
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.stitch import Stitcher
 from tinydet.spec import ModelSpec
+
+T = TypeVar("T")
+
+OPEN_PIXELS = 1 << 26  # of all scenes that are open ahead, about 200 MB; one larger scene is open alone
+MOST_OPEN = 64  # scenes; each may hold the files of a raster and a journal, and macOS allows 256 files by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +48,8 @@ class ScanCounts:
         busy: seconds in the backend.
         unconverged: proposals whose suppression in the graph did not converge, see `TileOutputs`; only of tiles that
             this run processed, not of tiles from a journal.
+        cut: the score from which on no box was lost for lack of slots; -inf if none was lost, see `saturated`. Only of
+            tiles that this run processed.
     """
 
     tiles: int = 0
@@ -47,10 +58,12 @@ class ScanCounts:
     saturated: int = 0
     busy: float = 0.0
     unconverged: int = 0
+    cut: float = -np.inf
 
     def __add__(self, other: ScanCounts) -> ScanCounts:
-        names = [field.name for field in dataclasses.fields(ScanCounts)]
-        return ScanCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        names = [field.name for field in dataclasses.fields(ScanCounts) if field.name != "cut"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return ScanCounts(**sums, cut=max(self.cut, other.cut))
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,42 @@ def detect_scene(
     return collect(scan(backend, scene, plan, tile_filter=tile_filter), progress)
 
 
+def detect_scenes(
+    backend: Backend,
+    scenes: Iterable[Scene | Callable[[], AbstractContextManager[Scene]]],
+    options: ScanOptions | None = None,
+    *,
+    tile_filter: TileFilter | None = None,
+    progress: Progress | None = None,
+) -> Iterator[SceneResult]:
+    """Detect the objects of several scenes, one after the other, as `detect_scene` does.
+
+    Tiles of several scenes share the batches of the model, so small scenes fill them too.
+
+    Args:
+        scenes: open scenes, or functions that open one, as a context manager. A function is called ahead, in another
+            thread, and its scene is closed after its result.
+        options, tile_filter: as for `detect_scene`.
+        progress: called with the number of tiles that were just finished.
+
+    Raises:
+        ValueError: as `detect_scene`, after the results of the scenes before.
+    """
+    options = options or ScanOptions()
+
+    def open_scan(item: Scene | Callable[[], AbstractContextManager[Scene]]) -> SceneScan:
+        if isinstance(item, Scene):
+            return SceneScan(item, plan_scan(item, backend.spec, options))
+        with ExitStack() as stack:
+            scene = stack.enter_context(item())
+            plan = plan_scan(scene, backend.spec, options)
+            return SceneScan(scene, plan, close=stack.pop_all().close)
+
+    with closing(scan_scenes(backend, scenes, open_scan, options, tile_filter=tile_filter)) as scans:
+        for _, results in scans:
+            yield collect(results, progress)
+
+
 def collect(results: Iterable[BatchResult], progress: Progress | None = None) -> SceneResult:
     """Run a scan to its end and join its results."""
     start = time.perf_counter()
@@ -130,26 +179,82 @@ def scan(
     Raises:
         ValueError: the scene is damaged, or the model returns invalid outputs.
     """
-    spec, options = backend.spec, plan.options
-    large: Detections | None = None
-    for pass_index, tiling in enumerate(plan.passes):
-        stitcher = Stitcher(
-            tiling.grid,
-            nms_iou=None if spec.nms_in_graph else spec.nms_iou,
-            merge=options.merge,
-            agnostic=options.agnostic,
-            pixel=1 / tiling.scale,
-            score=options.score,
-            coarse=large,
-        )
-        coarse_parts = []
-        for run in _run_tiles(backend, scene, plan, pass_index, tile_filter, journal):
-            result = _stitch(stitcher, run)
-            if tiling is plan.coarse:  # the full pass yields these, unless it finds something better
-                coarse_parts.append(larger_than(result.detections, plan.min_side))
-                result = dataclasses.replace(result, detections=Detections.empty())
-            yield result
-        large = Detections.concatenate(coarse_parts).by_score()
+    only = SceneScan(scene, plan, journal)
+    scans = scan_scenes(backend, [only], lambda item: item, plan.options, tile_filter=tile_filter, most=plan.tiles)
+    with closing(scans):
+        for _, results in scans:
+            yield from results
+
+
+@dataclass(frozen=True)
+class SceneScan:
+    """A scene that is ready to be scanned.
+
+    Attributes:
+        plan: from `plan_scan`, for this scene and the model of the backend.
+        journal: as for `scan`.
+        close: called when the scene is not needed any more.
+    """
+
+    scene: Scene
+    plan: ScanPlan
+    journal: RecordStore | None = None
+    close: Callable[[], object] = lambda: None
+
+
+class ScanResults:
+    """Iterator over the results of one scene of `scan_scenes`; for one use."""
+
+    def __init__(self, task: _Task[Any], results: Iterator[BatchResult]) -> None:
+        self._task, self._results = task, results
+
+    @property
+    def scan(self) -> SceneScan:
+        """The scene that is scanned.
+
+        Raises:
+            Exception: what opening it raised.
+        """
+        if self._task.error is not None:
+            raise self._task.error
+        assert self._task.scan is not None
+        return self._task.scan
+
+    def __iter__(self) -> Iterator[BatchResult]:
+        return self._results
+
+
+def scan_scenes(
+    backend: Backend,
+    items: Iterable[T],
+    open_scan: Callable[[T], SceneScan],
+    options: ScanOptions,
+    *,
+    tile_filter: TileFilter | None = None,
+    most: int | None = None,
+) -> Generator[tuple[T, ScanResults], None, None]:
+    """Scan several scenes, one after the other: yield each item with an iterator over the results of its scene.
+
+    Tiles of several scenes share the batches of the model. The results of a scene are those of `scan`. Each batch is
+    written to the journals of its scenes before any result of it is returned. The next scenes are opened ahead, as long
+    as those in memory have few pixels, so memory holds one large scene, or many small ones.
+
+    Args:
+        open_scan: opens the scene of an item. It is called in the order of the items, in other threads.
+        options: for the size of a batch and the number of readers.
+        tile_filter: as for `scan`.
+        most: number of tiles of all scenes, if it is known.
+
+    An error of one scene, from `open_scan` or from reading it, is raised by its results when its turn comes; the next
+    scenes can still be scanned. Results that are not requested are left out.
+    """
+    stream = _SceneStream(backend, items, open_scan, options, tile_filter, most)
+    try:
+        while (task := stream.first()) is not None:
+            yield task.item, ScanResults(task, stream.results(task))
+            stream.finish(task)
+    finally:
+        stream.close()
 
 
 def nms_not_converged(proposals: int, spec: ModelSpec) -> str:
@@ -161,52 +266,236 @@ def nms_not_converged(proposals: int, spec: ModelSpec) -> str:
 
 
 class _TileRun(NamedTuple):
-    """A batch record, with the seconds that the backend took and the proposals that did not converge."""
+    """A batch record, with what a journal does not hold; see `ScanCounts`."""
 
     record: BatchRecord
     busy: float = 0.0
     unconverged: int = 0
+    cut: float = -np.inf
 
 
-def _run_tiles(
-    backend: Backend,
-    scene: Scene,
-    plan: ScanPlan,
-    pass_index: int,
-    tile_filter: TileFilter | None,
-    journal: RecordStore | None,
-) -> Iterator[_TileRun]:
-    """Yield the records of one pass: those in the journal, then those of the remaining tiles."""
-    tiling, options = plan.passes[pass_index], plan.options
-    todo = np.ones(len(tiling.grid), np.bool_)
-    if journal is not None:
-        for record in journal.records(pass_index):
-            _check_record(record, len(todo), len(backend.spec.classes))
-            todo[record.finished] = False
-            yield _TileRun(record)
-    tiles = tiling.grid.tiles if todo.all() else tuple(tiling.grid.tiles[i] for i in np.flatnonzero(todo).tolist())
-    if not tiles:
-        return
-    batches = ReadAhead(
-        scene,
-        tiles,
-        size=tiling.content_size,
-        side=tiling.tile,
-        pad=backend.spec.pad,
-        batch=min(options.batch, backend.spec.max_batch),
-        readers=options.readers,
-        tile_filter=tile_filter,
-    )
-    for batch in batches:
+@dataclass(eq=False)
+class _Task(Generic[T]):
+    """A scene between opening and closing.
+
+    Attributes:
+        scan: None if opening failed.
+        error: why opening failed.
+        from_journal: per pass, the number of records that an earlier run wrote.
+        left: per pass, the number of tiles without a record of an earlier run.
+        sets: tiles to read.
+        ready: results of tiles that were run, or the reason why no more can be read.
+    """
+
+    item: T
+    scan: SceneScan | None = None
+    error: Exception | None = None
+    from_journal: list[int] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    sets: list[TileSet] = field(default_factory=list)
+    ready: deque[_TileRun | Exception] = field(default_factory=deque)
+
+    @property
+    def pixels(self) -> int:
+        return 0 if self.scan is None else self.scan.scene.width * self.scan.scene.height
+
+
+class _SceneStream(Generic[T]):
+    """Opens scenes ahead, runs batches of their tiles, and keeps the results until the turn of their scene."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        items: Iterable[T],
+        open_scan: Callable[[T], SceneScan],
+        options: ScanOptions,
+        tile_filter: TileFilter | None,
+        most: int | None,
+    ) -> None:
+        self._backend, self._items, self._open_scan = backend, iter(items), open_scan
+        self._readers = options.readers
+        self._pool = ThreadPoolExecutor(options.readers, thread_name_prefix="tinydet-open")
+        self._opening: deque[tuple[T, Future[SceneScan]]] = deque()
+        self._largest: int | None = None  # pixels of the largest scene so far
+        self._tasks: deque[_Task[T]] = deque()
+        self._unread: deque[TileSet] = deque()
+        self._reader = ReadAhead(
+            self._next_set,
+            side=backend.spec.tile,
+            pad=backend.spec.pad,
+            batch=min(options.batch, backend.spec.max_batch),
+            readers=options.readers,
+            tile_filter=tile_filter,
+            most=most,
+        )
+        self._batches = iter(self._reader)
+
+    def first(self) -> _Task[T] | None:
+        """Return the first scene that is not finished; None at the end."""
+        return self._tasks[0] if self._tasks or self._take_opened(wait=True) else None
+
+    def results(self, task: _Task[T]) -> Iterator[BatchResult]:
+        """Yield the results of the first scene."""
+        if task.error is not None:
+            raise task.error
+        assert task.scan is not None
+        spec, plan = self._backend.spec, task.scan.plan
+        large: Detections | None = None
+        for pass_index, tiling in enumerate(plan.passes):
+            stitcher = Stitcher(
+                tiling.grid,
+                nms_iou=None if spec.nms_in_graph else spec.nms_iou,
+                merge=plan.options.merge,
+                agnostic=plan.options.agnostic,
+                pixel=1 / tiling.scale,
+                score=plan.options.score,
+                coarse=large,
+            )
+            coarse_parts = []
+            for run in self._runs(task, task.scan, pass_index):
+                result = _stitch(stitcher, run)
+                if tiling is plan.coarse:  # the full pass yields these, unless it finds something better
+                    coarse_parts.append(larger_than(result.detections, plan.min_side))
+                    result = dataclasses.replace(result, detections=Detections.empty())
+                yield result
+            large = Detections.concatenate(coarse_parts).by_score()
+
+    def finish(self, task: _Task[T]) -> None:
+        """Close the first scene, and read no more of it."""
+        assert self._tasks[0] is task
+        for tile_set in task.sets:
+            self._reader.drop(tile_set)
+            if tile_set in self._unread:
+                self._unread.remove(tile_set)
+        self._tasks.popleft()
+        if task.scan is not None:
+            task.scan.close()
+
+    def close(self) -> None:
+        """Stop all threads and close all scenes."""
+        self._batches.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for _, future in self._opening:
+            if not future.cancelled() and future.exception() is None:
+                future.result().close()
+        for task in self._tasks:
+            if task.scan is not None:
+                task.scan.close()
+
+    def _runs(self, task: _Task[T], scan: SceneScan, pass_index: int) -> Iterator[_TileRun]:
+        """Yield the records of one pass: those in the journal, then those of the other tiles."""
+        if scan.journal is not None:  # this run may have appended others
+            for record in islice(scan.journal.records(pass_index), task.from_journal[pass_index]):
+                yield _TileRun(record)
+        while task.left[pass_index]:
+            while not task.ready:
+                self._run_batch()
+            run = task.ready.popleft()
+            if isinstance(run, Exception):
+                raise run
+            task.left[pass_index] -= len(run.record.finished)
+            yield run
+
+    def _run_batch(self) -> None:
+        """Run the model on the next batch, and give each scene its part."""
+        backend, batch = self._backend, next(self._batches)
         start = time.perf_counter()
-        outputs = backend.run(batch.images) if batch.tiles else None
-        busy = time.perf_counter() - start
+        outputs = backend.run(batch.images) if len(batch.images) else None
+        busy = (time.perf_counter() - start) / max(len(batch.images), 1)
         if outputs is not None:
-            check_outputs(outputs, backend.spec, len(batch.tiles), name=backend.name)
-        record = _record(outputs, batch, tiling, pass_index, options.score)
-        if journal is not None:
-            journal.append(record)
-        yield _TileRun(record, busy, 0 if outputs is None else int(outputs.unconverged.sum()))
+            check_outputs(outputs, backend.spec, len(batch.images), name=backend.name)
+        first = 0
+        for segment in batch.segments:
+            task, pass_index = segment.tile_set.owner
+            last = first + len(segment.tiles)
+            part = None if outputs is None or first == last else _rows(outputs, first, last)
+            first = last
+            if segment.tiles or segment.empty or segment.filtered:
+                record = _record(part, segment, task.scan.plan, pass_index)
+                if task.scan.journal is not None:
+                    task.scan.journal.append(record)
+                unconverged = 0 if part is None else int(part.unconverged.sum())
+                cut = -np.inf if part is None else _cut(part)
+                task.ready.append(_TileRun(record, busy * len(segment.tiles), unconverged, cut))
+            if segment.error is not None:
+                task.ready.append(segment.error)
+
+    def _next_set(self, wait: bool) -> TileSet | None:
+        """Return the next tiles to read, see `ReadAhead`."""
+        while not self._unread:
+            if not self._take_opened(wait):
+                return None
+        return self._unread.popleft()
+
+    def _take_opened(self, wait: bool) -> bool:
+        """Take the next scene if it is open; return whether there was one."""
+        self._open_ahead()
+        if not self._opening or not (wait or self._opening[0][1].done()):
+            return False
+        item, future = self._opening.popleft()
+        task = _Task(item)
+        try:
+            task.scan = future.result()
+            self._plan_reading(task, task.scan)
+        except Exception as error:
+            task.error = error
+        self._largest = max(self._largest or 0, task.pixels)
+        self._tasks.append(task)
+        self._unread.extend(task.sets)
+        self._open_ahead()
+        return True
+
+    def _plan_reading(self, task: _Task[T], scan: SceneScan) -> None:
+        """Find the tiles of a scene that have no record."""
+        for pass_index, tiling in enumerate(scan.plan.passes):
+            todo, known = np.ones(len(tiling.grid), np.bool_), 0
+            if scan.journal is not None:
+                for record in scan.journal.records(pass_index):
+                    _check_record(record, len(todo), len(self._backend.spec.classes))
+                    todo[record.finished] = False
+                    known += 1
+            all_tiles = tiling.grid.tiles
+            tiles = all_tiles if todo.all() else tuple(all_tiles[i] for i in np.flatnonzero(todo).tolist())
+            task.from_journal.append(known)
+            task.left.append(len(tiles))
+            if tiles:
+                task.sets.append(TileSet(scan.scene, tiles, tiling.content_size, (task, pass_index)))
+
+    def _open_ahead(self) -> None:
+        """Start to open the next scenes, while there is room for them."""
+        while self._has_room():
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return
+            if self._tasks or self._opening or self._largest is not None:
+                self._opening.append((item, self._pool.submit(self._open_scan, item)))
+                continue
+            future: Future[SceneScan] = Future()  # of the first scene, for which the caller waits anyway
+            try:
+                future.set_result(self._open_scan(item))
+            except Exception as error:
+                future.set_exception(error)
+            self._opening.append((item, future))
+
+    def _has_room(self) -> bool:
+        if not self._tasks and not self._opening:
+            return True
+        if self._largest is None or len(self._opening) >= self._readers:
+            return False
+        pixels = sum(task.pixels for task in self._tasks) + (len(self._opening) + 1) * self._largest
+        return pixels <= OPEN_PIXELS and len(self._tasks) + len(self._opening) < MOST_OPEN
+
+
+def _rows(outputs: TileOutputs, first: int, last: int) -> TileOutputs:
+    """Return the outputs of some tiles of a batch."""
+    return TileOutputs(**{name: array[first:last] for name, array in outputs._asdict().items()})
+
+
+def _cut(outputs: TileOutputs) -> float:
+    """Return the score of the last box of the tiles that had more boxes than slots, the highest; -inf without any."""
+    lowest = outputs.scores[:, -1:][outputs.candidates > outputs.scores.shape[1]]
+    return float(lowest.max(initial=-np.inf))
 
 
 def _check_record(record: BatchRecord, tiles: int, classes: int) -> None:
@@ -229,13 +518,15 @@ def _stitch(stitcher: Stitcher, run: _TileRun) -> BatchResult:
         saturated=record.saturated,
         busy=run.busy,
         unconverged=run.unconverged,
+        cut=run.cut,
     )
 
 
-def _record(outputs: TileOutputs | None, batch: Batch, tiling: Tiling, pass_index: int, score: float) -> BatchRecord:
-    """Convert the outputs of a batch to scene pixels, without boxes in the padding or below the score."""
+def _record(outputs: TileOutputs | None, segment: Segment, plan: ScanPlan, pass_index: int) -> BatchRecord:
+    """Convert the outputs of tiles to scene pixels, without boxes in the padding or below the score."""
+    tiling, score = plan.passes[pass_index], plan.options.score
     tiles, empty, filtered = (
-        np.array([tile.index for tile in group], np.int64) for group in (batch.tiles, batch.empty, batch.filtered)
+        np.array([tile.index for tile in group], np.int64) for group in (segment.tiles, segment.empty, segment.filtered)
     )
     record = BatchRecord(tiles, empty, filtered, pass_index=pass_index)
     if outputs is None:
@@ -250,7 +541,7 @@ def _record(outputs: TileOutputs | None, batch: Batch, tiling: Tiling, pass_inde
     boxes = np.clip(outputs.boxes[which, slot].astype(np.float64), 0, content) * (size / content)
     inside = ~((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
     which, slot, boxes = which[inside], slot[inside], boxes[inside]
-    origin = np.array([(tile.x, tile.y) * 2 for tile in batch.tiles], np.float64)
+    origin = np.array([(tile.x, tile.y) * 2 for tile in segment.tiles], np.float64)
     detections = Detections(
         boxes + origin[which], outputs.scores[which, slot], outputs.labels[which, slot], {"tile": tiles[which]}
     )

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tinydet._internal.arguments import grid, overlap, positive_int
 from tinydet._internal.atomic import atomic_path, claim, write_json
@@ -23,6 +22,7 @@ from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.parser import Parser
+from tinydet._internal.progress import track
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.source import builtin_source, find_source
 
@@ -73,7 +73,7 @@ def _measure(args: argparse.Namespace, checkpoint: Checkpoint, detector: Detecto
     chosen = np.linspace(0, len(tiles) - 1, min(args.tiles, len(tiles))).round().astype(int).tolist()
     cpu = torch.device("cpu")
     batches = [collate([tiles.sample(i, seed=0, epoch=0)], cpu) for i in chosen]
-    strengths = np.stack([measure(detector, (a, a, a), batches) for a in tqdm(args.alpha, unit="alpha", disable=None)])
+    strengths = np.stack([measure(detector, (a, a, a), batches) for a in track(args.alpha, "alpha")])
     own = measure(detector, None, batches)
     result = _result(args.alpha, strengths, checkpoint.alpha, own, detector.design.levels, len(batches))
     print(_table(result))

@@ -18,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tinydet._internal.arguments import batch_size, overlap, scale, share, threads
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.parser import Parser
-from tinydet._internal.progress import Progress
+from tinydet._internal.progress import Bar, Progress
 from tinydet.geometry.nms import conflicts
 from tinydet.geometry.tiles import COARSEST_CELL, TileGrid
 from tinydet.runtime.backends import BACKENDS, Backend, TileOutputs, open_model
@@ -117,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
             print(f"  {plan.warning[0].upper()}{plan.warning[1:]}")
         print(f"  {'merge':9} {'where':9} {'boxes':>7} {'lost':>6} {'duplicates':>11} {'disagree':>9}")
         for merge in dict.fromkeys(args.merge):
-            with tqdm(unit="tile", disable=None, leave=False) as bar:
+            with Bar(None, "tile") as bar:
                 report = seam_test(replay.rewound(), views, merge, progress=bar.update)
             for where, agreement in (("at seams", report.at_seams), ("elsewhere", report.elsewhere)):
                 print(

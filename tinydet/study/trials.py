@@ -8,7 +8,6 @@ that state. A training that outlives the process that started it is waited for a
 from __future__ import annotations
 
 import concurrent.futures
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,6 +26,7 @@ from typing import Any
 
 from tinydet._internal.input_files import read_file
 from tinydet._internal.json_files import checked, parse_json, read_json
+from tinydet._internal.locks import lock_file
 from tinydet._internal.shell import command_line
 
 LOGGER = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def append_record(path: Path, record: Record) -> None:
     """
     line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
     with path.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file.fileno())
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         incomplete = len(file.read().rpartition(b"\n")[2])
@@ -260,7 +260,7 @@ def _locked(path: Path) -> Iterator[int]:
     """Open a log for appending and lock it, after waiting for another process that holds the lock."""
     log = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
     try:
-        fcntl.flock(log, fcntl.LOCK_EX)
+        lock_file(log)
         yield log
     finally:
         os.close(log)

@@ -14,6 +14,7 @@ import torch
 from tinydet._internal.console import plural
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset
+from tinydet.evaluate.report import format_ap
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.tiles import TileGrid
 from tinydet.models.backend import TorchBackend
@@ -25,6 +26,7 @@ from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
 from tinydet.train.trainer import Trainer
 from tinydet.train.unreadable import SkippingTiles
+from tinydet.train.validation import Validation
 
 LONG_MINUTES = 60  # beyond it the plan suggests the small preset
 
@@ -112,17 +114,37 @@ def cost_lines(trainer: Trainer) -> Iterator[str]:
     yield _row("memory", f"about {memory / 2**30:.2f} GiB per step in float32, without the loss")
 
 
-def result_lines(trainer: Trainer, val: Dataset | None) -> Iterator[str]:
+def result_lines(trainer: Trainer, validation: Validation | None) -> Iterator[str]:
     """Yield the results of a run, the images that were skipped, and the next commands."""
     if isinstance(trainer.tiles, SkippingTiles) and trainer.tiles.skipped:
         yield f"{plural(len(trainer.tiles.skipped), 'image')} of {len(trainer.tiles.dataset.images)} skipped:"
         yield from (f"  {line}" for line in trainer.tiles.skipped.values())
-    yield (
-        f"wrote {trainer.output} after {duration(trainer.seconds / 60)}"
-        + (f"; best AP50 {trainer.best:.3f} on the validation set, which also chose the weights" if val else "")
-    )
-    yield f"next: {tinydet_command('evaluate', '--model', trainer.output)}"
-    yield f"next: {tinydet_command('export', 'engine', trainer.output)}"
+    if validation is not None and trainer.history:
+        yield from _validation_lines(trainer, validation)
+    yield f"wrote {trainer.output} after {duration(trainer.seconds / 60)}"
+    evaluate = tinydet_command("evaluate", "--model", trainer.output)
+    if validation is None:
+        yield f"next: {evaluate} --data DIR  # labeled images that it was not trained on"
+    else:
+        yield f"next: {evaluate}"
+    form = "engine" if trainer.device.type == "cuda" else "onnx"
+    yield f"next: {tinydet_command('export', form, trainer.output)}"
+
+
+def _validation_lines(trainer: Trainer, validation: Validation) -> Iterator[str]:
+    """Yield the scores of the saved weights by class, and why these weights were saved."""
+    best, last = max(reversed(trainer.history), key=lambda entry: entry["AP50"]), trainer.history[-1]
+    yield f"on the validation set, epoch {best['epoch']}, percent:"
+    yield from (f"  {line}" for line in format_ap(validation.objects, best))
+    trained = set(trainer.tiles.dataset.labels[trainer.tiles.dataset.objects].tolist())
+    for label, (name, objects, _) in enumerate(validation.objects):
+        if objects and label not in trained:
+            yield f"  {name} has no objects in the training data, so it cannot be found; its AP is in the mean"
+    if best is last:
+        why = "the last validation has the best AP50"
+    else:
+        why = f"the best AP50 of {len(trainer.history)} validations; epoch {last['epoch']} has {100 * last['AP50']:.2f}"
+    yield f"saved the weights of epoch {best['epoch']} of {trainer.schedule.epochs}: {why}"
 
 
 def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, Any]:

@@ -164,11 +164,12 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
         logdir=config.logdir if config.tensorboard else None,
         processes=processes,
     )
+    validation: Validation | None = None
     if val is not None:
-        validation = Validation(
+        score = validation = Validation(
             val, overlap=tiles_of(config)[1], device=device, autocast=trainer.autocast, processes=processes
         )
-        trainer.validate = lambda detector: validation(detector, trainer.checkpoint_spec())
+        trainer.validate = lambda detector: score(detector, trainer.checkpoint_spec())
         trainer.show = validation.show
     if config.resume:
         trainer.resume()
@@ -195,7 +196,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
         raise
     if config.json and processes.first:
         write_json(config.json, run_record(trainer))
-    for line in result_lines(trainer, val):
+    for line in result_lines(trainer, validation):
         report(line)
     return _trained(trainer)
 

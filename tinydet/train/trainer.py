@@ -36,7 +36,7 @@ from tinydet.train.sampling import grouped_batches, shapes_of
 from tinydet.train.schedule import Schedule, parameter_groups
 
 SAVE_EVERY = 120.0  # seconds between saved states
-REPORT_EVERY = 60.0  # seconds between report lines if there is no progress bar
+REPORT_EVERY = 30.0  # seconds between report lines if there is no progress bar
 logger = logging.getLogger(__name__)
 
 Validate = Callable[[Detector], dict[str, Any]]
@@ -218,6 +218,7 @@ class Trainer:
                     self.seconds = now - started
                     speed = len(samples) * self.processes.count / (now - begun)
                     bar.update()
+                    bar.set_description_str(f"epoch {epoch + 1}/{self.schedule.epochs}", refresh=False)
                     bar.set_postfix_str(f"loss {loss:.3f} lr {rate:.2g} {speed:.1f} img/s")
                     if self.processes.first and bar.disable and now - reported > REPORT_EVERY:
                         reported = now
@@ -399,7 +400,9 @@ class Trainer:
         _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
         if writer is not None and self.show is not None:
             self.show(writer, self._step)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if value >= 0 and "/" not in name)
+        shown = "  ".join(
+            f"{name} {100 * value:.1f}" for name, value in metrics.items() if value >= 0 and "/" not in name
+        )
         bar.clear()
         if self.processes.first:
             logger.info(f"epoch {self.epoch:>3}/{self.schedule.epochs}  {shown}{note}")

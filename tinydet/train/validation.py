@@ -1,12 +1,13 @@
 """Validation during training: scores computed by all processes together, curves and an image for TensorBoard.
 
-What is scored is what ships: `detect_scene()` on whole images and the backend of `tinydet evaluate model.pth`.
+What is scored is what ships: `detect_scenes()` on whole images and the backend of `tinydet evaluate model.pth`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -14,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
-from tqdm import tqdm
 
+from tinydet._internal.progress import Bar
 from tinydet.data.coco import Dataset, read_pixels
+from tinydet.evaluate.classes import METRICS, count_objects
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score import Scores
-from tinydet.evaluate.score_model import DatasetDetections, detect_dataset, score_dataset
+from tinydet.evaluate.score_model import DatasetDetections, detect_dataset, score_dataset, scoring_spec
+from tinydet.evaluate.tables import tabulate_ground_truth
 from tinydet.models.backend import TorchBackend
 from tinydet.models.detector import Detector
 from tinydet.models.distributed import Processes
@@ -59,15 +62,16 @@ class Validation:
         self.predictions: list[dict[str, Any]] = []  # COCO results
 
     def __call__(self, detector: Detector, spec: ModelSpec) -> dict[str, float]:
-        """Return AP50, AP50-tiny and AP25-tiny by the `coco` protocol, and AP50/CLASS if there are several classes.
+        """Return AP50, AP50-95, AP75, AP50-tiny and AP25-tiny by the `coco` protocol.
 
-        The same in every process; -1 if there are no such objects.
+        If there are several classes, also AP50/CLASS, AP50-95/CLASS and AP75/CLASS. The same in every process; -1 if
+        there are no such objects.
         """
-        backend = TorchBackend(detector, spec, device=str(self.device), autocast=self.autocast)
+        backend = TorchBackend(detector, scoring_spec(spec), device=str(self.device), autocast=self.autocast)
         numbers = range(len(self.dataset.images))
         mine = np.isin(np.arange(len(numbers)), self.processes.shard(numbers))
-        dataset, quiet = with_images(self.dataset, mine), None if self.processes.first else True
-        with tqdm(total=len(dataset.images), desc="validate", unit="image", disable=quiet) as bar:
+        dataset = with_images(self.dataset, mine)
+        with Bar(len(dataset.images), "image", "validate", quiet=not self.processes.first) as bar:
             part = detect_dataset(backend, dataset, ScanOptions(self.overlap), progress=bar.update)
         parts = self.processes.gather(part)
         metrics = self._score(parts) if parts else None
@@ -80,16 +84,26 @@ class Validation:
             image_ids=tuple(image for part in parts for image in part.image_ids),
             tiles=sum(part.tiles for part in parts),
             saturated=sum(part.saturated for part in parts),
+            cuts={image: cut for part in parts for image, cut in part.cuts.items()},
         )
         self.predictions = found.detections
         self.scores = score_dataset(self.dataset, found, choose_protocol("coco"))
-        assert self.scores.precision is not None
-        everything, tiny = self.scores.precision["all"], self.scores.precision["tiny"]
-        metrics = {"AP50": everything[0.5].ap, "AP50-tiny": tiny[0.5].ap, "AP25-tiny": tiny[0.25].ap}
-        names = self.scores.truth.category_names
-        if len(names) > 1:
-            metrics |= {f"AP50/{name}": ap for name, ap in zip(names, everything[0.5].by_class, strict=True)}
+        table = self.scores.classes
+        assert self.scores.precision is not None and table is not None
+        tiny = self.scores.precision["tiny"]
+        metrics = {**table.ap, "AP50-tiny": tiny[0.5].ap, "AP25-tiny": tiny[0.25].ap}
+        if len(table.classes) > 1:
+            metrics |= {f"{metric}/{each.name}": each.ap[metric] for metric in METRICS for each in table.classes}
         return metrics
+
+    @cached_property
+    def objects(self) -> list[tuple[str, int, int]]:
+        """The name of each class, its number of objects, and the number of images with them, as they are scored."""
+        document = self.dataset.document()
+        truth = tabulate_ground_truth(document, categories=self.dataset.classes, source=str(self.dataset.source))
+        rules = choose_protocol("coco").precision
+        assert rules is not None
+        return count_objects(truth, rules)
 
     def show(self, writer: Any, step: int) -> None:
         """Write the last curves and predictions to a TensorBoard `SummaryWriter`."""

@@ -65,7 +65,7 @@ def test_streams_and_webcams_are_distinguished_from_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (source,) = find_sources([location])
-    assert source == Source(location, 1, moving=True)
+    assert source == Source(location, 1, moving=True, file_name=location)
     assert source.name == name
     assert not is_stream("C:/scene.tif")
 
@@ -73,7 +73,7 @@ def test_streams_and_webcams_are_distinguished_from_files(
 def test_an_existing_file_named_like_a_webcam_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("7").write_bytes(b"x")
-    assert find_sources(["7"]) == [Source("7", 1, moving=False)]
+    assert find_sources(["7"]) == [Source("7", 1, moving=False, file_name="7")]
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_a_file_uri_is_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         path.as_uri().replace("file:///", "FILE:/"),
         f"file://{path}".replace("%", "%25"),
     ):
-        assert find_sources([uri]) == [Source(str(path), 1)]
-    assert find_sources([tmp_path.as_uri()]) == [Source(str(path), 1)]
+        assert find_sources([uri]) == [Source(str(path), 1, file_name=path.name)]
+    assert find_sources([tmp_path.as_uri()]) == [Source(str(path), 1, file_name=path.name)]
 
 
 @pytest.mark.parametrize(
@@ -308,3 +308,27 @@ def test_unreadable_first_bytes_are_left_to_the_reader(flight: Path, monkeypatch
         patch.setattr(Path, "open", forbidden)
         assert [source.moving for source in find_sources(["flight"])] == [False, False, True, False]
     assert HEAD >= 3 * 204
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["flight"], ["a.png", "day/a.png"]),
+        (["flight/a.png"], ["a.png"]),
+        (["flight/a.png", "flight/day/a.png"], ["a.png", "day/a.png"]),
+        (["flight/day", "other/b.png"], ["flight/day/a.png", "other/b.png"]),
+        (["flight/**/a.png"], ["a.png", "day/a.png"]),
+        (["flight/da*/a.png"], ["day/a.png"]),
+        (["flight/day/../a.png"], ["a.png"]),
+    ],
+)
+def test_file_names_are_relative_to_the_folder_that_holds_all_scenes(
+    words: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("flight/a.png", "flight/day/a.png", "other/b.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"\x89PNG")
+    assert [source.file_name for source in find_sources(words)] == expected
+    absolute = [str(Path(word).absolute()) for word in words]
+    assert [source.file_name for source in find_sources(absolute)] == expected

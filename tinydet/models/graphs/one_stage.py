@@ -23,9 +23,6 @@ class AnchorInference(nn.Module):
     Args:
         detector: module whose output has `logits` (N, A_level, C) and `deltas` (N, A_level, 4) per level.
         design: its anchors.
-
-    Raises:
-        ValueError: the spec asks for more boxes than runtimes can keep.
     """
 
     anchors: Tensor
@@ -59,16 +56,10 @@ class AnchorInference(nn.Module):
 
 
 class BestBoxes(nn.Module):
-    """Keep the best K boxes of each tile by their logits, above the score floor.
-
-    Raises:
-        ValueError: K is more than TensorRT's TopK takes.
-    """
+    """Keep the best K boxes of each tile by their logits, above the score floor."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        if not 0 < spec.max_detections <= MAX_TOPK:
-            raise ValueError(f"max_detections must be 1..{MAX_TOPK} (TensorRT's TopK), got {spec.max_detections}")
         self.slots = spec.max_detections
         # Logits are compared before the sigmoid, so that the sigmoid is computed for kept boxes only.
         self.floor = math.log(spec.score_floor / (1 - spec.score_floor))

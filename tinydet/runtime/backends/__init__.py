@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,10 +129,12 @@ def choose_model(backend: str = "auto", *, threads: int | None = None, folder: P
 def _open_onnx(path: Path, backend: str, threads: int | None) -> Backend:
     from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend, has_gpu_provider
 
-    if backend == "auto" and has_gpu_provider():
-        opened = OnnxRuntimeBackend(path, threads=threads)
-        if opened.on_gpu:  # False if CUDA or cuDNN could not be loaded
-            return opened
+    if backend == "auto":
+        with contextlib.suppress(ImportError):  # OpenVINO may be installed
+            if has_gpu_provider():
+                opened = OnnxRuntimeBackend(path, threads=threads)
+                if opened.on_gpu:  # False if CUDA or cuDNN could not be loaded
+                    return opened
     if backend == "auto" or backend.startswith("openvino"):
         from tinydet.runtime.backends.openvino import OpenVINOBackend
 
@@ -146,7 +149,16 @@ def _open_onnx(path: Path, backend: str, threads: int | None) -> Backend:
             if backend != "auto":
                 raise
     provider = backend.partition("-")[2] if backend.startswith("onnx-") else "auto"
-    return OnnxRuntimeBackend(path, provider=provider, threads=threads)
+    try:
+        return OnnxRuntimeBackend(path, provider=provider, threads=threads)
+    except ModuleNotFoundError as error:
+        if backend != "auto" or error.name != "onnxruntime":
+            raise
+        raise ModuleNotFoundError(
+            f"{path} needs OpenVINO or ONNX Runtime, and neither is installed. Run: pip install 'tinydet[openvino]' "
+            "(for CPUs), or pip install 'tinydet[onnxruntime]' (also for NVIDIA GPUs)",
+            name=error.name,
+        ) from error
 
 
 def _kind_for(backend: str) -> str:

@@ -6,7 +6,11 @@ buffers on the CPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import importlib.metadata
+import logging
 import os
 import sys
 import threading
@@ -29,12 +33,15 @@ from tinydet.runtime.backends.onnx_spec import checked_spec
 from tinydet.spec import METADATA_KEY, ModelSpec
 
 FATAL_ONLY = 4  # ONNX Runtime's log severity: errors become exceptions, and need not be printed too
+BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
     "rtx": "NvTensorRTRTXExecutionProvider",
 }
+
+logger = logging.getLogger("tinydet.runtime")
 
 
 class OnnxRuntimeBackend:
@@ -108,7 +115,8 @@ class BoundTensors:
     """Input and output buffers of one batch size in device memory, reused by all runs of one thread."""
 
     def __init__(self, session: Any, spec: ModelSpec, count: int, device: str) -> None:
-        import onnxruntime
+        with needs_extra("onnxruntime"):
+            import onnxruntime
 
         make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         self._session = session
@@ -141,11 +149,46 @@ def _session(onnxruntime: Any, path: Path, options: Any, providers: list[Any]) -
         raise ValueError(f"{path}: not a valid ONNX file ({_first_line(error)}); export the model again") from error
 
 
+@functools.cache
 def _import() -> Any:
-    with _without_stderr(not _has_nvidia_gpu()):
-        import onnxruntime
+    """Import ONNX Runtime. Several installed builds are reported once, even if it can be imported.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+        ImportError: it is incomplete, because several builds are or were installed.
+    """
+    builds = installed_builds()
+    if len(builds) > 1:
+        fault = f"{' and '.join(builds)} are installed together and overwrite each other's files"
+    else:
+        fault = "ONNX Runtime is incomplete, because two of its builds were installed and one was removed"
+    keep = f"pip uninstall -y {' '.join(builds or BUILDS[:2])}; then pip install onnxruntime-gpu (for NVIDIA GPUs) or "
+    fault += f". Keep one: {keep}pip install onnxruntime"
+    with needs_extra("onnxruntime"):
+        try:
+            with _without_stderr(not _has_nvidia_gpu()):
+                import onnxruntime
+        except ImportError as error:
+            if len(builds) > 1:
+                raise ImportError(fault) from error
+            raise
+    if not hasattr(onnxruntime, "InferenceSession"):  # the folder was left without its modules
+        sys.modules.pop("onnxruntime", None)
+        raise ImportError(fault)
+    if len(builds) > 1:
+        logger.warning(fault)
     onnxruntime.set_default_logger_severity(FATAL_ONLY)  # also for sessions opened by its own tools
     return onnxruntime
+
+
+def installed_builds() -> list[str]:
+    """Return the installed packages of ONNX Runtime, which share one folder."""
+    found = []
+    for name in BUILDS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(name)
+            found.append(name)
+    return found
 
 
 def _providers(onnxruntime: Any, provider: str, options: Any, path: Path) -> list[Any]:

@@ -203,10 +203,11 @@ def _restored_signal_stack() -> Iterator[None]:
 
 def _cache_folder(requested: Path | None) -> Path | None:
     """Return the folder for compiled models, or None if it is not writable."""
-    folder = requested or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinydet" / "openvino"
     try:
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = requested or user / "tinydet" / "openvino"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         return None
     return folder if os.access(folder, os.W_OK) else None
 

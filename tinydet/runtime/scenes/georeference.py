@@ -32,7 +32,7 @@ class Georeference:
     Attributes:
         transform: (a, b, c, d, e, f) of the affine map x = a * column + b * row + c, y = d * column + e * row + f from
             pixel corners to `crs`. b and d are 0 for a north-up raster.
-        crs: the coordinate reference system of x and y, as WKT.
+        crs: the coordinate reference system of x and y, as WKT or in another form that PROJ reads.
     """
 
     transform: tuple[float, float, float, float, float, float]
@@ -43,15 +43,29 @@ class Georeference:
         a, b, c, d, e, f = self.transform
         return Georeference((a, b, a * x + b * y + c, d, e, d * x + e * y + f), self.crs)
 
+    def map_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Convert points (..., 2), column and row in pixels, to x and y in `crs`."""
+        a, b, c, d, e, f = self.transform
+        column, row = points[..., 0], points[..., 1]
+        return np.stack([a * column + b * row + c, d * column + e * row + f], axis=-1)
+
     def corners(self, boxes: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the corners (N, 4, 2) of boxes (N, 4), xyxy in pixels, as x and y in `crs`.
 
         The order starts down the left side, which is counterclockwise on the map unless the raster is mirrored.
         """
         x1, y1, x2, y2 = boxes.astype(np.float64).T
-        a, b, c, d, e, f = self.transform
         column, row = np.stack([x1, x1, x2, x2], axis=1), np.stack([y1, y2, y2, y1], axis=1)
-        return np.stack([a * column + b * row + c, d * column + e * row + f], axis=-1)
+        return self.map_points(np.stack([column, row], axis=-1))
+
+    def centers(self, boxes: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the centers (N, 2) of boxes (N, 4), xyxy in pixels, as x and y in `crs`."""
+        of = boxes.astype(np.float64)
+        return self.map_points((of[:, :2] + of[:, 2:]) / 2)
+
+    def position_errors(self, boxes: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the standard error of each box center (N,) in meters; NaN, as a raster does not state it."""
+        return np.full(len(boxes), np.nan)
 
     def lon_lat(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert points (..., 2) in `crs` to longitude, -180 to 180, and latitude in degrees.

@@ -136,7 +136,7 @@ def read_header(path: Path, file: BinaryIO) -> Header | None:
     try:
         if kind == "PNG":
             return _png_header(file)
-        with _open_with_pillow(path, kind, file) as image:
+        with open_with_pillow(path, kind, file) as image:
             return Header(kind, *image.size, _orientation(image.info.get("exif", b"")))
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
@@ -265,7 +265,7 @@ def _orientation(exif: bytes) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _open_with_pillow(path: Path, kind: str, file: BinaryIO) -> ImageFile:
+def open_with_pillow(path: Path, kind: str, file: BinaryIO) -> ImageFile:
     """Open a file with the plugin of Pillow for its format, without Pillow's own limit of pixels.
 
     Raises:
@@ -308,7 +308,7 @@ def _decode_with_pillow(path: Path, kind: str, data: bytes) -> tuple[Pixels, Pix
         ModuleNotFoundError: the plugin for the format is not installed.
         Exception: the data is damaged.
     """
-    with _open_with_pillow(path, kind, io.BytesIO(data)) as image:
+    with open_with_pillow(path, kind, io.BytesIO(data)) as image:
         frames = getattr(image, "n_frames", 1)
         image.seek(0)
         if image.has_transparency_data:
@@ -409,7 +409,7 @@ def _decode_jpeg(path: Path, data: bytes) -> tuple[Pixels, int]:
 def _count_images(path: Path, data: bytes) -> int:
     """Count the images of an MPO that have the size of the first; others are previews and gain maps."""
     frames = 1
-    with _open_with_pillow(path, "JPEG", io.BytesIO(data)) as image:
+    with open_with_pillow(path, "JPEG", io.BytesIO(data)) as image:
         size = image.size
         for n in range(1, getattr(image, "n_frames", 1)):
             try:

@@ -66,6 +66,19 @@ def to_rgb8(pixels: Pixels, stretch: tuple[float, float] | Limits = STRETCH) -> 
     return np.ascontiguousarray(rgb, np.uint8)
 
 
+def check_channels_last(pixels: Pixels) -> None:
+    """Check that an array is not (C, H, W), which would be taken for an image of C rows.
+
+    Raises:
+        ValueError: it has at most four rows and more bands than that.
+    """
+    if pixels.ndim == 3 and pixels.shape[0] <= 4 < pixels.shape[2]:
+        raise ValueError(
+            f"expected an image (H, W) or (H, W, C), got {pixels.shape} with the channels first; "
+            "use image.transpose(1, 2, 0)"
+        )
+
+
 class BandsError(ValueError):
     """A selection of bands that a scene does not have."""
 
@@ -81,6 +94,14 @@ def check_bands(bands: Sequence[int], available: int, name: str) -> None:
             f"{name}: bands are one (grayscale) or three (red, green, blue) of 1 to {available}, got "
             f"{','.join(map(str, bands))}"
         )
+
+
+def select_bands(pixels: Pixels, bands: Sequence[int] | None, name: str) -> Pixels:
+    """Return the selected bands of (H, W) or (H, W, C) pixels; all for None. Raise BandsError as `check_bands`."""
+    if bands is None:
+        return pixels
+    check_bands(bands, pixels.shape[2] if pixels.ndim == 3 else 1, name)
+    return pixels.reshape(*pixels.shape[:2], -1)[..., [band - 1 for band in bands]]
 
 
 def upright(stored: NDArray[T], orientation: int) -> NDArray[T]:

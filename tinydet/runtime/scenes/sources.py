@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import glob
 import hashlib
+import itertools
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,6 +91,8 @@ class Source:
         moving: whether it is a video or stream.
         size: width and height that an annotation file records; None for any.
         corner: of a sub-image, which is this part of the image; see `part_of`.
+        file_name: name for results, with slashes: the path relative to the folder that holds all scenes, as an
+            annotation file has it, or the label of a stream.
     """
 
     location: str
@@ -97,6 +100,7 @@ class Source:
     moving: bool = False
     size: tuple[int, int] | None = None
     corner: Corner | None = None
+    file_name: str = ""
 
     @property
     def path(self) -> Path:
@@ -154,8 +158,10 @@ def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]
         doubles += os.path.abspath(kept) != os.path.abspath(location)
     if doubles:
         logger.warning(doubles_text(doubles))
+    folder = _common_folder(map(str, words))
     return [
-        Source(location, image_id, _is_moving(location)) for image_id, location in enumerate(found.values(), first_id)
+        Source(location, image_id, _is_moving(location), file_name=_name_in(folder, location))
+        for image_id, location in enumerate(found.values(), first_id)
     ]
 
 
@@ -211,6 +217,32 @@ def _expand(word: str) -> list[str]:
             raise ValueError(f"no file matches {printable(word)}; quote the pattern, and try it with ls")
         return found
     raise FileNotFoundError(f"{printable(word)} does not exist; check the path")
+
+
+def _common_folder(words: Iterable[str]) -> str:
+    """Return the deepest folder that holds all named folders, files and matches of patterns; empty if there is none."""
+    folders = []
+    for word in words:
+        if word.lower().startswith("file:"):
+            word = str(_path_of_uri(word))
+        elif is_stream(word):
+            continue
+        path = Path(word)
+        if not path.exists():  # a pattern
+            fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+            path = Path(*fixed)
+        folders.append(os.path.abspath(path.parent if path.is_file() else path))
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:  # no paths, or paths on several drives
+        return ""
+
+
+def _name_in(folder: str, location: str) -> str:
+    if is_stream(location):
+        return public_location(location)
+    path = Path(os.path.abspath(location))
+    return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else path.as_posix()
 
 
 def _path_of_uri(uri: str) -> Path:

@@ -13,21 +13,35 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.outputs import is_device
+from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.runtime.scenes.footprint import read_footprint
 from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, read_georeference
 from tinydet.runtime.writers.geographic import missing_georeference_error, write_geojson, write_geopackage
 from tinydet.runtime.writers.table import SceneDetections, write_csv, write_parquet
-from tinydet.runtime.writers.text import write_coco_results, write_yolo
+from tinydet.runtime.writers.text import (
+    CLASSES,
+    check_classes,
+    write_classes,
+    write_coco,
+    write_coco_results,
+    write_yolo,
+)
 from tinydet.spec import ModelSpec
 
 __all__ = [
+    "CLASSES",
     "FORMATS",
     "SceneDetections",
     "Write",
+    "camera_for",
+    "check_classes",
+    "check_formats",
     "check_georeference",
     "check_output",
     "format_of",
@@ -35,6 +49,7 @@ __all__ = [
     "open_writer",
     "open_writers",
     "paths_of",
+    "write_classes",
 ]
 
 logger = logging.getLogger("tinydet.runtime")
@@ -50,7 +65,7 @@ class Format(NamedTuple):
         suffix: of its files.
         write: context manager that opens a file and yields the function that writes a scene.
         summary: short description for help texts.
-        one_scene: whether a file holds a single scene.
+        one_scene: whether a file holds a single scene, as YOLO labels do. Their folder has a `classes.txt`.
         placed: whether it holds map coordinates rather than pixels.
         located: whether it holds longitude and latitude if a scene has them.
     """
@@ -64,29 +79,42 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "coco": Format(".json", write_coco_results, "COCO results"),
+    "coco": Format(".json", write_coco, "COCO file with images, categories and scored annotations"),
+    "coco-results": Format(".json", write_coco_results, "COCO results, the list of detections alone"),
     "geojson": Format(".geojson", write_geojson, "polygons in longitude and latitude", placed=True),
     "gpkg": Format(".gpkg", write_geopackage, "GeoPackage, for QGIS and other GIS", placed=True),
     "csv": Format(".csv", write_csv, "one row per box, with tile, pass and distance to the seam", located=True),
     "parquet": Format(".parquet", write_parquet, "the same columns as a typed table", located=True),
-    "yolo": Format(".txt", write_yolo, "YOLO labels with scores", one_scene=True),
+    "yolo": Format(".txt", write_yolo, "YOLO labels", one_scene=True),
+    "yolo-conf": Format(".txt", partial(write_yolo, scores=True), "YOLO labels with scores", one_scene=True),
 }
 
 
-def format_of(path: Path, kind: str | None = None) -> Format:
-    """Return the format named `kind`, or for None the format of the file's suffix.
+def format_of(path: Path, kinds: Sequence[str] | None = None) -> Format:
+    """Return the format of a file by its suffix; for a device, the first of `kinds`.
+
+    Args:
+        kinds: the formats to choose from, keys of `FORMATS`; None for all, the first of each suffix.
 
     Raises:
-        ValueError: the format or suffix is unknown; lists the known ones.
+        ValueError: a format or the suffix is unknown; lists the known ones.
     """
-    if kind is not None:
+    for kind in kinds or ():
         if kind not in FORMATS:
             raise ValueError(f"the format is one of {', '.join(FORMATS)}, got {kind!r}")
-        return FORMATS[kind]
-    for form in FORMATS.values():
+    chosen = [FORMATS[kind] for kind in kinds or FORMATS]
+    if is_device(path):
+        return chosen[0]
+    for form in chosen:
         if path.suffix.lower() == form.suffix:
             return form
-    known = ", ".join(f"{form.suffix} ({form.summary})" for form in FORMATS.values())
+    if kinds:
+        raise ValueError(
+            f"{path} has the suffix of none of the requested formats ({', '.join(kinds)}); name it "
+            f"{path.with_suffix(chosen[0].suffix)}"
+        )
+    suffixes = {form.suffix: form for form in reversed(FORMATS.values())}
+    known = ", ".join(f"{suffix} ({form.summary})" for suffix, form in reversed(suffixes.items()))
     raise ValueError(
         f"{path}: no format has the suffix {path.suffix!r}; there are {known}; end a folder with /, and use --draw or "
         "--crops for images"
@@ -106,32 +134,41 @@ def paths_of(path: Path, kinds: Sequence[str] | None = None) -> tuple[Path, ...]
         ValueError: the suffix belongs to no format, or to none of `kinds`.
     """
     if is_device(path):
-        if kinds not in (None, ("coco",)):
-            raise ValueError(f"{path} takes COCO results only; leave out --format")
+        if kinds is not None and (len(kinds) > 1 or kinds[0] not in ("coco", "coco-results")):
+            raise ValueError(f"{path} takes --format coco or coco-results; leave out --format")
         return (path,)
-    own = format_of(path)
+    own = format_of(path, kinds)
     if kinds is None:
         return (path,)
-    chosen = [format_of(path, kind) for kind in kinds]
-    if own not in chosen:
-        raise ValueError(
-            f"{path} is {own.summary}, which is not among the requested formats ({', '.join(kinds)}); name it "
-            f"{path.with_suffix(chosen[0].suffix)}"
-        )
-    return (path, *(path.with_suffix(form.suffix) for form in chosen if form is not own))
+    check_formats(kinds)
+    return (path, *(path.with_suffix(FORMATS[kind].suffix) for kind in kinds if FORMATS[kind] is not own))
 
 
-def check_output(path: Path, scenes: int, kind: str | None = None) -> None:
+def check_formats(kinds: Sequence[str]) -> None:
+    """Check that no two formats have the same suffix, as their files would have the same name.
+
+    Raises:
+        ValueError: two have.
+    """
+    first: dict[str, str] = {}
+    for kind in kinds:
+        suffix = FORMATS[kind].suffix
+        if (other := first.setdefault(suffix, kind)) != kind:
+            raise ValueError(f"{other} and {kind} are both written to {suffix} files; choose one of them per run")
+
+
+def check_output(path: Path, scenes: int, kinds: Sequence[str] | None = None) -> None:
     """Check that a file can be written, before the work that produces it.
 
     Args:
         scenes: number of scenes that the file will hold.
+        kinds: the formats to choose from, see `format_of`.
 
     Raises:
         ValueError: the suffix is unknown, or the format holds one scene only.
         ModuleNotFoundError: the format needs a package that is not installed.
     """
-    form = format_of(path, kind)
+    form = format_of(path, kinds)
     if form.one_scene and scenes > 1:
         raise ValueError(
             f"{path} is to hold {scenes} scenes, but a {form.suffix} file holds one; "
@@ -146,25 +183,32 @@ def check_output(path: Path, scenes: int, kind: str | None = None) -> None:
             import pyarrow  # noqa: F401
 
 
-def check_georeference(scene: Path, path: Path) -> Georeference:
+def check_georeference(scene: Path, path: Path, *, gps: bool = False) -> Georeference:
     """Return the georeference of a scene for a map format, which requires one.
+
+    Args:
+        gps: take the footprint of a photo from its camera metadata if it has no georeference.
 
     Raises:
         ValueError: the scene has none, or none that gives longitude and latitude. Names the scene and the reason.
     """
     try:
-        found = read_georeference(scene)
+        found = _georeference(scene, gps)
     except GeoreferenceError as error:
-        raise ValueError(f"{error}, or write .json, .csv or .parquet in place of {path.name}") from error
+        joint = ", or" if ";" in str(error) else ";"
+        raise ValueError(f"{error}{joint} write .json, .csv or .parquet in place of {path.name}") from error
     if found is None:
-        raise missing_georeference_error(str(scene), path)
+        raise missing_georeference_error(str(scene), path, has_camera=_camera_lon_lat(scene) is not None)
     return found
 
 
-def georeference_for(scene: Path, paths: Sequence[Path]) -> Georeference | None:
+def georeference_for(scene: Path, paths: Sequence[Path], *, gps: bool = False) -> Georeference | None:
     """Return the georeference of a scene for its output files; None if it has none.
 
     If the georeference gives no longitude and latitude and a table leaves those columns empty, a warning is logged.
+
+    Args:
+        gps: as for `check_georeference`.
 
     Raises:
         ValueError: as `check_georeference`, for a map format.
@@ -172,13 +216,30 @@ def georeference_for(scene: Path, paths: Sequence[Path]) -> Georeference | None:
     forms = {path: format_of(path) for path in paths if not is_device(path)}
     for path, form in forms.items():
         if form.placed:
-            return check_georeference(scene, path)
-    try:
-        return read_georeference(scene)
-    except GeoreferenceError as error:
-        if any(form.located for form in forms.values()):
-            logger.warning(f"{error}; lon and lat are left empty")
+            return check_georeference(scene, path, gps=gps)
+    if not any(form.located for form in forms.values()):
         return None
+    try:
+        return _georeference(scene, gps)
+    except GeoreferenceError as error:
+        logger.warning(f"{error}; lon and lat are left empty")
+        return None
+
+
+def camera_for(scene: Path, paths: Sequence[Path]) -> tuple[float, float] | None:
+    """Return longitude and latitude of the camera that took a photo; None if no output file has columns for them."""
+    forms = [format_of(path) for path in paths if not is_device(path)]
+    return _camera_lon_lat(scene) if any(form.placed or form.located for form in forms) else None
+
+
+def _georeference(scene: Path, gps: bool) -> Georeference | None:
+    found = read_georeference(scene)
+    return read_footprint(scene) if found is None and gps else found
+
+
+def _camera_lon_lat(scene: Path) -> tuple[float, float] | None:
+    camera = read_camera(scene)
+    return None if camera is None else camera.lon_lat
 
 
 def open_writer(path: Path, spec: ModelSpec, kind: str | None = None) -> AbstractContextManager[Write]:
@@ -186,30 +247,36 @@ def open_writer(path: Path, spec: ModelSpec, kind: str | None = None) -> Abstrac
 
     Args:
         spec: of the model, for the names and ids of its classes.
-        kind: a key of `FORMATS`; None for the format of the suffix.
+        kind: a key of `FORMATS`, whatever the suffix; None for the format of the suffix.
 
     Raises:
-        ValueError: the suffix is unknown, or, while writing, the format cannot hold a scene.
+        ValueError: the format or suffix is unknown, or, while writing, the format cannot hold a scene.
         OSError: the file cannot be written.
         ModuleNotFoundError: the format needs a package that is not installed.
     """
-    return format_of(path, kind).write(path, spec)
+    if kind in FORMATS:
+        return FORMATS[kind].write(path, spec)
+    return format_of(path, None if kind is None else [kind]).write(path, spec)
 
 
 @contextmanager
-def open_writers(paths: Sequence[Path], spec: ModelSpec) -> Iterator[Write]:
-    """Open several files at once. Suffixes select the formats; devices receive COCO results.
+def open_writers(paths: Sequence[Path], spec: ModelSpec, kinds: Sequence[str] | None = None) -> Iterator[Write]:
+    """Open several files at once. Suffixes select the formats; devices receive a COCO file.
 
-    Large scenes are written in chunks, to bound the text in memory.
+    Large scenes are written in chunks, to bound the text in memory. Write a scene without detections, too: a COCO file
+    lists it.
+
+    Args:
+        kinds: the formats to choose from, see `format_of`.
 
     Raises:
         ValueError, OSError, ModuleNotFoundError: as `open_writer`.
     """
     with ExitStack() as stack:
-        writers = [stack.enter_context(open_writer(path, spec, "coco" if is_device(path) else None)) for path in paths]
+        writers = [stack.enter_context(format_of(path, kinds).write(path, spec)) for path in paths]
 
         def write(found: SceneDetections) -> None:
-            for start in range(0, len(found.detections), CHUNK):
+            for start in range(0, max(len(found.detections), 1), CHUNK):
                 chunk = replace(found, detections=found.detections[start : start + CHUNK])
                 for write_chunk in writers:
                     write_chunk(chunk)

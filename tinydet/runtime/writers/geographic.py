@@ -7,7 +7,6 @@ has no geometry.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import sqlite3
@@ -49,6 +48,8 @@ def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
         def write(found: SceneDetections) -> None:
             nonlocal separator
+            if not len(found.detections):
+                return
             table = columns(found, spec)
             names, values = list(table), (column.tolist() for column in table.values())
             outlines = count(_polygons(path, found))
@@ -78,10 +79,9 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         import pyogrio.raw
 
     with ExitStack() as stack:
-        locks = stack.enter_context(ExitStack())
         count = stack.enter_context(_without_geometry(path))
         temporary = stack.enter_context(atomic_path(path, part=True))
-        # GDAL creates its own file, which replaces the locked `temporary` once it is complete.
+        # GDAL creates its own file, which replaces `temporary` once it is complete.
         gdal_file, copy = (temporary.with_name(f"{temporary.stem}.{word}{temporary.suffix}") for word in ("gdal", "2"))
         for file in (gdal_file, copy):
             for end in ("", "-journal", "-wal", "-shm"):
@@ -120,6 +120,8 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
 
         def write(found: SceneDetections) -> None:
             nonlocal boxes, shapes
+            if not len(found.detections):
+                return
             outlines = list(count(_polygons(path, found)))
             boxes, shapes = boxes + len(outlines), shapes + sum(map(bool, outlines))
             with _gdal_errors(path, gdal_file):
@@ -133,13 +135,21 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         yield write
         with _gdal_errors(path, gdal_file):
             _check_complete(gdal_file, boxes, shapes)
-        # Lock the new file before it takes the temporary name, for which other processes look.
-        fcntl.flock(locks.enter_context(gdal_file.open("rb")), fcntl.LOCK_EX)
         gdal_file.replace(temporary)
 
 
-def missing_georeference_error(scene: str, path: Path) -> ValueError:
-    """Return the error for a scene without a georeference in a map format."""
+def missing_georeference_error(scene: str, path: Path, *, has_camera: bool = False) -> ValueError:
+    """Return the error for a scene without a georeference in a map format.
+
+    Args:
+        has_camera: whether the scene is a photo that states the position of its camera.
+    """
+    if has_camera:
+        return ValueError(
+            f"{scene} has no georeference, which {path.name} requires, only the GPS position of its camera; --gps "
+            "places the detections of a photo taken straight down approximately, on flat ground; .csv and .parquet "
+            "have the position of the camera"
+        )
     return ValueError(
         f"{scene} has no georeference, which {path.name} requires; "
         "write .json, .csv or .parquet, or give the scene a geotransform and a CRS (gdal_edit, gdal_translate)"

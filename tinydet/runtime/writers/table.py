@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import public_location
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.georeference import Georeference
+from tinydet.runtime.scenes.window import Corner
 from tinydet.spec import ModelSpec
 
 ROW_GROUP = 10_000  # rows; with a row group per video frame, a file would be mostly metadata
@@ -33,6 +35,12 @@ class SceneDetections:
         width, height: of the scene in pixels.
         detections: in pixels of the scene.
         georeference: of the scene; None without one.
+        camera_lon_lat: position of the camera that took a photo, in degrees; None if the photo does not state it.
+        file_name: name of the image in COCO files, relative to the folder of the images; default: the base name of
+            `scene`. It is escaped like `scene`.
+        frame: number of a video's frame in its source; else None.
+        seconds: for a frame of a video, the time since its first frame; else None.
+        corner: of a sub-image, the part of its image file; see `Corner`.
     """
 
     scene: str
@@ -41,23 +49,33 @@ class SceneDetections:
     height: int
     detections: Detections
     georeference: Georeference | None = None
+    camera_lon_lat: tuple[float, float] | None = None
+    file_name: str = ""
+    frame: int | None = None
+    seconds: float | None = None
+    corner: Corner | None = None
 
     def __post_init__(self) -> None:
+        file_name = self.file_name or os.path.basename(self.scene) or self.scene
+        object.__setattr__(self, "file_name", public_location(file_name))
         object.__setattr__(self, "scene", public_location(self.scene))
 
 
 def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
     """Return the columns of the table, arrays of equal length.
 
-    `lon` and `lat` are those of the box center; NaN if it has none. `seam_distance` is NaN if the tile has no inner
-    edge.
+    `lon` and `lat` are those of the box center; NaN if it has none. `position_error` is their standard error in meters,
+    if it is known. `camera_lon` and `camera_lat` are where the camera was. `seam_distance` is NaN if the tile has no
+    inner edge.
     """
     of = found.detections
-    classes = np.array([_encodable(name) for name in spec.classes], object)
+    classes = np.array([encodable(name) for name in spec.classes], object)
     category_ids = np.asarray(spec.category_ids, np.int64)
-    place = np.full((len(of), 2), np.nan)
+    place, error = np.full((len(of), 2), np.nan), np.full(len(of), np.nan)
     if found.georeference is not None:
-        place = found.georeference.lon_lat(found.georeference.corners(of.boxes).mean(axis=1))
+        place = found.georeference.lon_lat(found.georeference.centers(of.boxes))
+        error = found.georeference.position_errors(of.boxes)
+    camera = (np.nan, np.nan) if found.camera_lon_lat is None else found.camera_lon_lat
     x1, y1, x2, y2 = of.boxes.T
     return {
         "scene": np.full(len(of), found.scene, object),
@@ -71,6 +89,9 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
         "y2": y2,
         "lon": place[:, 0],
         "lat": place[:, 1],
+        "position_error": error,
+        "camera_lon": np.full(len(of), camera[0]),
+        "camera_lat": np.full(len(of), camera[1]),
         "pass": of.passes,
         "tile": of.tiles,
         "seam_distance": np.where(np.isfinite(of.seam_distance), of.seam_distance, np.float32(np.nan)),
@@ -121,6 +142,8 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
             pending.clear()
 
         def write(found: SceneDetections) -> None:
+            if not len(found.detections):
+                return
             pending.append(table(found))
             if sum(map(len, pending)) >= ROW_GROUP:
                 flush()
@@ -129,7 +152,7 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
         flush()
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Escape what UTF-8 or C strings cannot hold: unpaired surrogates and null characters."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 

@@ -36,43 +36,55 @@ def draw(
     classes: Sequence[str],
     counts: Sequence[int] | None = None,
     *,
+    legend: bool = True,
     max_side: int = MAX_SIDE,
 ) -> Image:
-    """Return the scene with an outline around each detection and a legend below; uint8 (H, W, 3) RGB.
+    """Return the scene with an outline around each detection; uint8 (H, W, 3) RGB.
 
     Outlines surround the objects and never cover them. A score is written next to its box only where it covers neither
     another box nor another score.
 
     Args:
         counts: detections per class for the legend, if `detections` holds only the best of them.
+        legend: append classes and counts below the scene. Without it, each score has the name of its class, and the
+            drawing has the size of the scene unless that is too large.
         max_side: the maximum width and height of the drawing, in pixels.
     """
     shrink = min(1.0, max_side / max(scene.width, scene.height))
     if scene.width * scene.height > MAX_PIXELS:
         shrink = min(shrink, (OVERVIEW / (scene.width * scene.height)) ** 0.5)
+    if not legend:
+        size = max(1, round(scene.width * shrink)), max(1, round(scene.height * shrink))
+        image = scene.read(0, 0, scene.width, scene.height, size).copy()
+        annotate(image, detections, shrink, class_labels(tuple(classes)))
+        return image
     if counts is None:
         counts = np.bincount(detections.labels, minlength=len(classes)).tolist()
     while True:
         size = max(1, round(scene.width * shrink)), max(1, round(scene.height * shrink))
-        legend = _legend(size[0], scene, classes, counts, len(detections), shrink)
-        room = max(max_side - len(legend), max_side // 2)  # for the image; a taller legend is cropped
+        strip = _legend(size[0], scene, classes, counts, len(detections), shrink)
+        room = max(max_side - len(strip), max_side // 2)  # for the image; a taller legend is cropped
         if size[1] <= room:
             break
         shrink *= room / size[1]
     image = scene.read(0, 0, scene.width, scene.height, size).copy()
     annotate(image, detections, shrink)
-    return np.concatenate([image, legend[: max_side - len(image)]])
+    return np.concatenate([image, strip[: max_side - len(image)]])
 
 
-def annotate(image: Image, detections: Detections, shrink: float = 1.0) -> None:
-    """Draw outlines and scores in place, on an image that shows the scene reduced by `shrink`."""
+def annotate(image: Image, detections: Detections, shrink: float = 1.0, names: Sequence[str] = ()) -> None:
+    """Draw outlines and scores in place, on an image that shows the scene reduced by `shrink`.
+
+    Args:
+        names: of the classes, to write before the scores; empty for scores alone.
+    """
     line = max(1, round(max(image.shape[:2]) / 2000))
     boxes = _pixel_boxes(detections.boxes * shrink)
     for box in boxes.tolist():  # a dark rim first, so that the color is visible on any background
         outline(image, box, 0, 3 * line, (0, 0, 0))
     for box, label in zip(boxes.tolist(), detections.labels.tolist(), strict=True):
         outline(image, box, line, 2 * line, COLORS[label % len(COLORS)])
-    _write_scores(image, boxes, detections, line)
+    _write_scores(image, boxes, detections, line, names)
 
 
 def outline(image: Image, box: list[int], inner: int, outer: int, color: tuple[int, int, int]) -> None:
@@ -95,7 +107,9 @@ def _pixel_boxes(boxes: NDArray[Any]) -> NDArray[np.int64]:
     return corners
 
 
-def _write_scores(image: Image, boxes: NDArray[np.int64], detections: Detections, line: int) -> None:
+def _write_scores(
+    image: Image, boxes: NDArray[np.int64], detections: Detections, line: int, names: Sequence[str]
+) -> None:
     """Write the best scores above or below their boxes, where no box and no other score is in the way."""
     size, cell, rim = 12 * line, 2, 3 * line + 1
     taken = np.zeros((-(-image.shape[0] // cell), -(-image.shape[1] // cell)), np.uint8)
@@ -104,6 +118,8 @@ def _write_scores(image: Image, boxes: NDArray[np.int64], detections: Detections
     best = np.argsort(-detections.scores, kind="stable")[:MAX_SCORES]
     for i in best.tolist():
         text = f"{detections.scores[i]:.2f}"
+        if names:
+            text = f"{names[int(detections.labels[i])]} {text}"
         width, height = text_size(text, size)
         x = int(boxes[i, 0])
         for baseline in (int(boxes[i, 1]) - rim - cell, int(boxes[i, 3]) + rim + cell + height):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from tinydet.infer.drawing import COLORS, outline
 from tinydet.runtime.captions import class_labels, draw_text, legible, text_size
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.drawing import COLORS, outline
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.pixels import Image
 

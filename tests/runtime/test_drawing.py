@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from tinydet.infer import drawing
-from tinydet.infer.drawing import COLORS, draw
+from tinydet.runtime import drawing
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.drawing import COLORS, draw
 from tinydet.runtime.image_output import save_image
 from tinydet.runtime.scenes import open_scene, read_image
 

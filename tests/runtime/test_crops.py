@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinydet.infer.crops import CAPTION, COLUMNS, GAP, MAX_CROPS, SIDE, crop_sheet
+from tinydet.runtime.crops import CAPTION, COLUMNS, GAP, MAX_CROPS, SIDE, crop_sheet
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes import open_scene
 

@@ -1,0 +1,189 @@
+"""The summary of a run as JSON: its scenes, files, counts, model, options and versions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tinydet
+from tinydet._internal.atomic import write_json
+from tinydet._internal.errors import reason
+from tinydet._internal.interrupt import deferred_interrupt
+from tinydet._internal.names import mask_secrets, printable, public_location
+from tinydet.infer.chunks import Tally
+from tinydet.infer.jobs import Job, RunPlan
+from tinydet.runtime.backends import Backend
+from tinydet.spec import ModelSpec
+
+logger = logging.getLogger("tinydet.infer")
+
+PACKAGES = {  # distributions that read images and run models, by the module that shows that a run used them
+    "cv2": ("opencv-python", "opencv-python-headless"),
+    "PIL": ("pillow",),
+    "rasterio": ("rasterio",),
+    "av": ("av",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13",),
+}
+
+
+class RunSummary:
+    """What a run has done so far.
+
+    Attributes:
+        scenes: an entry for each scene that was scanned, skipped or unchanged since an earlier run.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.scenes: list[dict[str, Any]] = []
+        self._spec = spec
+
+    def add_scanned(
+        self, job: Job, size: tuple[int, int], tally: Tally, seconds: float, *, frames: int | None = None
+    ) -> None:
+        """Add a scene or video that was scanned.
+
+        Args:
+            size: width and height in pixels.
+            seconds: duration of the scan.
+            frames: number of frames of a video.
+        """
+        entry: dict[str, Any] = {"status": "done", "width": size[0], "height": size[1]}
+        if frames is not None:
+            entry["frames"] = frames
+        else:
+            tiles = tally.tiles
+            entry |= {"tiles": tiles.tiles, "skipped_tiles": tiles.empty + tiles.filtered}
+            entry |= {"saturated_tiles": tiles.saturated}
+        found = int(tally.by_class.sum())
+        entry |= {"detections": found, "by_class": self._by_class(tally), "seconds": round(seconds, 3)}
+        self._add(job, entry)
+
+    def add_unchanged(self, job: Job) -> None:
+        """Add a scene that an earlier run completed."""
+        self._add(job, {"status": "unchanged"})
+
+    def add_skipped(self, job: Job, why: str) -> None:
+        """Add a scene that could not be read."""
+        self._add(job, {"status": "skipped", "reason": mask_secrets(printable(why))})
+
+    def to_json(self, plan: RunPlan, *, complete: bool) -> dict[str, Any]:
+        """Return the scenes, the files that were written, and the totals.
+
+        Args:
+            complete: whether the run came to its end, where the files that all scenes share are written.
+        """
+        shared = [str(path) for path in (*plan.shared, plan.classes) if path is not None and complete]
+        own = [path for entry in self.scenes for path in entry.get("outputs", ())]
+        status = [entry["status"] for entry in self.scenes]
+        by_class = dict.fromkeys(self._spec.classes, 0)
+        for entry in self.scenes:
+            for name, count in entry.get("by_class", {}).items():
+                by_class[name] += count
+        total = {"scenes": len(plan.jobs), **{word: status.count(word) for word in ("done", "unchanged", "skipped")}}
+        total["not_finished"] = len(plan.jobs) - len(status)
+        total |= {key: sum(entry.get(key, 0) for entry in self.scenes) for key in ("tiles", "detections")}
+        return {"scenes": self.scenes, "outputs": [*shared, *own], "total": {**total, "by_class": by_class}}
+
+    def _by_class(self, tally: Tally) -> dict[str, int]:
+        return dict(zip(self._spec.classes, tally.by_class.tolist(), strict=True))
+
+    def _add(self, job: Job, entry: dict[str, Any]) -> None:
+        source = job.source
+        names = {"scene": source.label, "file_name": public_location(source.file_name), "image_id": source.image_id}
+        outputs = [] if entry["status"] == "skipped" else [str(path) for path in job.outputs]
+        self.scenes.append({**names, **entry, "outputs": outputs})
+
+
+@contextmanager
+def summary_written(
+    path: Path | None,
+    summary: RunSummary,
+    plan: RunPlan,
+    backend: Backend,
+    model: tuple[Path, str],
+    args: argparse.Namespace,
+) -> Iterator[None]:
+    """Write the summary when the block ends, also by an error or Ctrl-C, which it states. None writes nothing.
+
+    Args:
+        model: path and SHA-256 of the model file.
+
+    Raises:
+        OSError: the file cannot be written. After an error in the block, only a warning is logged.
+    """
+    if path is None:
+        yield
+        return
+    started = datetime.now().astimezone()
+
+    def write(status: str, error: BaseException | None = None) -> None:
+        ended = datetime.now().astimezone()
+        content: dict[str, Any] = {"status": status}
+        if error is not None:
+            content["error"] = mask_secrets(reason(error))
+        content |= {"started": started.isoformat(timespec="seconds"), "ended": ended.isoformat(timespec="seconds")}
+        content["seconds"] = round((ended - started).total_seconds(), 3)
+        content |= summary.to_json(plan, complete=status == "complete")
+        content |= {"model": _model(*model, backend), "options": _options(args), "versions": _versions()}
+        with deferred_interrupt():
+            write_json(path, content)
+
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        try:
+            write("interrupted" if interrupted else "failed", None if interrupted else error)
+        except OSError as failure:
+            logger.warning(str(failure))
+        raise
+    write("complete")
+    logger.info(f"  {path}")
+
+
+def _model(path: Path, sha256: str, backend: Backend) -> dict[str, Any]:
+    spec = backend.spec
+    return {
+        "path": str(path),
+        "sha256": sha256,
+        "detector": spec.detector,
+        "backbone": spec.backbone,
+        "precision": spec.precision,
+        "tile": spec.tile,
+        "classes": list(spec.classes),
+        "backend": backend.name,
+    }
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options by name, with passwords masked."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return public_location(value) if isinstance(value, str | Path) else value
+
+    return {name: plain(value) for name, value in vars(args).items()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"tinydet": tinydet.__version__, "python": platform.python_version(), "numpy": np.__version__}
+    for module, names in PACKAGES.items():
+        for name in names if module in sys.modules else ():
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                versions[name] = metadata.version(name)
+    return versions
