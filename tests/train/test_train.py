@@ -120,7 +120,7 @@ def test_a_run_that_diverges_says_so_in_its_json(here: Path, squares: Path, caps
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--json", "missing/run.json"], "--json"),
+        (["--json", "."], "--json"),
         (["--data", "nowhere"], "nowhere"),
         (["--val", "nowhere"], "--val needs training data"),
         (["--salpha", "--alpha", "0.5"], "choose one"),
@@ -132,7 +132,7 @@ def test_a_run_that_diverges_says_so_in_its_json(here: Path, squares: Path, caps
             "--head-convs is not an option of faster_rcnn, but of retinanet and retinanet-p3p7",
         ),
         (["--roi-align", "aligned"], "--roi-align is not an option of retinanet, but of faster_rcnn"),
-        (["--output", "missing/model.pth"], "--output"),
+        (["--output", "."], "--output"),
         (["--categories", "unicorn", "--data", "SQUARES"], "unicorn"),
         (["--weights-backbone", "nowhere.pth", "--data", "SQUARES", "--preset", "small"], "nowhere.pth"),
         (["--data", "SQUARES", "--annotations", "x.json"], "either --data"),
