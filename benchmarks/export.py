@@ -41,6 +41,7 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
+from tinydet.data.source import DataSource, builtin_source, find_source
 from tinydet.data.synthetic import builtin_dataset
 from tinydet.export.verification_images import verification_images
 from tinydet.export.verify import middle_tile
@@ -160,6 +161,10 @@ def export_unverified(model: Path, output: Path, args: argparse.Namespace) -> di
     return {**parity(report), "megabytes": megabytes(output), "kept_in_fp32": [], "faults": report["faults"]}
 
 
+def source_of(args: argparse.Namespace) -> DataSource:
+    return find_source(args.data) if args.data else builtin_source("val")
+
+
 def convert_verified(
     source: Path, output: Path, precision: Any, before: dict[str, list[float]], args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def convert_verified(
     """
     from tinydet.export.precision import SEARCH_IMAGES, convert
 
-    images, dataset = verification_images(open_model(source, "onnx-cpu").spec.classes, args.data)
+    images, dataset = verification_images(open_model(source, "onnx-cpu").spec.classes, source_of(args))
     calibration = calibration_images(args) or images
     try:
         made = convert(source, output, precision, images, dataset, calibration=calibration, method=args.method,
@@ -199,7 +204,7 @@ def ap_of(model: Path, before: dict[str, list[float]], args: argparse.Namespace)
     from tinydet.export.verify import precision_by_size
 
     opened = open_model(model, "onnx-cpu")
-    _, dataset = verification_images(opened.spec.classes, args.data)
+    _, dataset = verification_images(opened.spec.classes, source_of(args))
     assert dataset is not None
     after = precision_by_size(opened, dataset, args.limit)
     return {name: [values[1], after[name]] for name, values in before.items()}

@@ -37,6 +37,7 @@ from timing import RUNS, SECONDS, interleaved, summary, warm_up
 from tinydet._internal.arguments import positive_float
 from tinydet._internal.atomic import write_json
 from tinydet.data.coco import Dataset
+from tinydet.data.source import builtin_source, find_source
 from tinydet.export.options import add_verification_options
 from tinydet.export.verification_images import verification_images
 from tinydet.export.verify import Verification, format_report, middle_tile, verify
@@ -83,7 +84,7 @@ def images_to_verify(args: argparse.Namespace, classes: Sequence[str]) -> tuple[
     """Return the images to compare on, and their dataset if AP can be computed."""
     if args.images:
         return args.images, None
-    return verification_images(classes, args.data)
+    return verification_images(classes, find_source(args.data) if args.data else builtin_source("val"))
 
 
 def measure(

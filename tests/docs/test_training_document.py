@@ -45,7 +45,7 @@ def test_every_block_runs_in_turn(
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(next((tmp_path / "runs").iterdir())))
+    events = EventAccumulator(str(next((tmp_path / "runs" / "model").iterdir())))
     events.Reload()
     tags = events.Tags()
     scalars = {*tags["scalars"]}

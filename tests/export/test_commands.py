@@ -65,7 +65,7 @@ def test_the_output_names_the_files_and_the_results_of_the_checks(rtx: Any, expo
     for part in (
         f"{exported.folder / 'model.onnx'}  ",
         "alpha         0.368, 0.387, 0.367; operators added by it: 0",
-        " detections compared, 0 unmatched; on 1 image without annotations",
+        " detections compared, 0 unmatched; on 1 image of --images",
         "not verified  ",
         f"on the target machine: tinydet export verify {exported.folder / 'model.engine'}",
         ", 0 unmatched; largest difference: score ",

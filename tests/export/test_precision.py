@@ -249,7 +249,10 @@ def test_the_result_of_a_search_on_thirty_images_is_verified_on_all_images(sensi
         light["annotations"].append({"id": n, "image_id": n, "category_id": 4, "bbox": [16, 8, 4, 4]})
     (tmp_path / "annotations.json").write_text(json.dumps(light))
     source = written(sensitive, tmp_path / "model.onnx")
-    assert main(["export", "onnx", str(source), "--precision", "int8", "--data", str(tmp_path), "--limit", "31"]) == 0
+    (tmp_path / "more").mkdir()
+    cv2.imwrite(str(tmp_path / "more" / "more.png"), image)
+    flags = ["--data", str(tmp_path), "--calibration", str(tmp_path / "more"), "--limit", "31"]
+    assert main(["export", "onnx", str(source), "--precision", "int8", *flags]) == 0
     report = json.loads((tmp_path / "model.int8.verify.json").read_text())
     assert report["kept_in_fp32"] and report["images"] == 31
 

@@ -28,7 +28,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def config(squares: Path, output: Path, **changes: object) -> TrainConfig:
     values = {"detector": "toy", "data": squares, "tile": 96, "overlap": 32, "alpha": 0.5, "output": output,
               "preset": "small", "weights_backbone": "none", "norm": "group", "channels": 32, "precision": "fp32",
-              "epochs": 12, "validate_every": 12, "lr": 0.04, "clip_norm": 1.0, "tensorboard": False}  # fmt: skip
+              "epochs": 12, "augment": (), "validate_every": 12, "lr": 0.04, "clip_norm": 1.0,
+              "tensorboard": False}  # fmt: skip
     return TrainConfig(**{**values, **changes})
 
 

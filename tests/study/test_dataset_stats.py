@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from designs import DESIGNS
 from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.geometry.tiles import TileGrid
+from tinydet.salpha.dataset import statistics_of
 from tinydet.study.dataset_advice import POSITIVE_IOU, advise, advise_overlap, advise_tile, matched_share, scaled_design
 from tinydet.study.dataset_measures import crowding, measure_dataset
+from tinydet.train.config import config_of
 
 DESIGN = DESIGNS["retinanet"]
 
@@ -45,7 +48,7 @@ def test_measures_equal_those_counted_by_hand(tmp_path: Path, capsys: pytest.Cap
     assert stats["objects_per_image"]["p100"] == 4 and stats["objects_per_megapixel"]["p100"] == 200
     assert stats["densest_image"] == {"file_name": "1.png", "objects": 4}
     assert stats["share_with_iou_above_half"] == 0
-    assert set(stats["advice"]) == {"tile", "overlap", "scale", "anchors"}
+    assert set(stats["advice"]) == {"tile", "overlap", "scale", "anchors", "alpha", "init", "epochs"}
     printed = capsys.readouterr().out
     assert "4 objects and 0 ignore regions in 2 images" in printed
     assert "most objects: 4 in 1.png; 1 images have none" in printed and "100.0 objects per megapixel" in printed
@@ -138,3 +141,47 @@ def test_one_category_can_be_selected(shared: Path, capsys: pytest.CaptureFixtur
     assert "607 objects" in capsys.readouterr().out
     assert tinydet(["data", "stats", str(source), "--categories", "whale"]) == 2
     assert "has no category 'whale'; choose from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "advised"),
+    [(8, 60, "S-alpha"), (40, 60, "1"), (8, 3, "1")],  # tiny; fitting the anchors of P4; too few to count
+)
+def test_stats_and_train_give_the_same_advice_on_alpha_and_the_command_follows_it(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    side: int,
+    count: int,
+    advised: str,
+) -> None:
+    boxes = [[50.0 * (n % 10), 60.0 * (n // 10), float(side), float(side)] for n in range(count)]
+    folder = tmp_path / "my data"
+    (folder / "images").mkdir(parents=True)
+    write_annotations(folder / "annotations.json", boxes, (512, 512))
+    for n in (1, 2):
+        cv2.imwrite(str(folder / "images" / f"{n}.png"), np.full((512, 512, 3), (10, 60, 200), np.uint8))
+    assert tinydet(["data", "stats", str(folder), "--json", str(tmp_path / "s.json")]) == 0
+    stats, printed = json.loads((tmp_path / "s.json").read_text()), capsys.readouterr().out
+    advice = stats["advice"]
+    assert advice["alpha"]["value"] == advised and printed.rstrip().endswith(stats["train_command"])
+    words = shlex.split(stats["train_command"])
+    config = config_of(words[words.index("train") + 1 :])
+    assert config.data == folder and config.salpha == (advised == "S-alpha")
+    chosen = (config.tile, config.overlap, config.epochs)
+    assert chosen == tuple(advice[name]["value"] for name in ("tile", "overlap", "epochs"))
+    counted = statistics_of(load_dataset(folder / "annotations.json"), DESIGN, tile=config.tile, overlap=config.overlap)
+    assert counted.notes[-1] == advice["alpha"]["reason"]  # what train --salpha prints
+    assert stats["salpha_on_tiles"]["alpha"] == dict(zip(counted.edges, counted.alpha, strict=True))
+
+
+@pytest.mark.parametrize(("color", "init"), [((90, 90, 90), "thermal"), ((90, 90, 120), "none")])
+def test_gray_images_are_advised_to_start_from_the_thermal_model(
+    tmp_path: Path, color: tuple[int, int, int], init: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    write_annotations(tmp_path / "annotations.json", [[0, 0, 8, 8]])
+    for n in (1, 2):
+        cv2.imwrite(str(tmp_path / "images" / f"{n}.png"), np.full((100, 200, 3), color, np.uint8))
+    assert tinydet(["data", "stats", str(tmp_path), "--json", str(tmp_path / "s.json")]) == 0
+    stats = json.loads((tmp_path / "s.json").read_text())
+    assert stats["advice"]["init"]["value"] == init and ("--init thermal" in stats["train_command"]) == (init != "none")

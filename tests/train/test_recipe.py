@@ -18,8 +18,9 @@ from tinydet.models.checkpoint import load_checkpoint
 from tinydet.salpha.counting import count_levels
 from tinydet.salpha.dataset import statistics_of_tiles
 from tinydet.train.__main__ import main
-from tinydet.train.config import config_of
-from tinydet.train.run import load_data, training_tiles
+from tinydet.train.config import TrainConfig, config_of
+from tinydet.train.defaults import choose_network, choose_schedule
+from tinydet.train.run import load_data, training_tiles, transform_of
 from tinydet.train.sampling import without_empty
 
 THIN = ["--backbone", "mobilenet_v2", "--weights-backbone", "none", "--channels", "8", "--head-convs", "1"]
@@ -59,8 +60,14 @@ def flags_of(tinyperson: Path) -> list[str]:
             "--images", str(tinyperson / "images")]  # fmt: skip
 
 
+def complete(flags: list[str]) -> TrainConfig:
+    """Return the configuration of a run on a CPU, on a dataset that is not small."""
+    given = config_of(flags).resolve()
+    return choose_schedule(choose_network(given, device="cpu")[0], given, 5000)[0]
+
+
 def test_the_recipe_is_the_published_one(tinyperson: Path) -> None:
-    config = config_of(flags_of(tinyperson)).resolve()
+    config = complete(flags_of(tinyperson))
     assert (config.backbone, config.channels, config.options) == (
         "resnet50",
         256,
@@ -71,7 +78,7 @@ def test_the_recipe_is_the_published_one(tinyperson: Path) -> None:
     tiles = training_tiles(config, load_data(config)[0])
     assert {(tile.width, tile.height) for _, tile in tiles.tiles} == {(640, 512)}  # the benchmark's sub-images
     assert config.flip and config.decay == "steps" and config.ema == 0
-    two_stage = config_of([*flags_of(tinyperson), "--detector", "faster_rcnn"]).resolve()
+    two_stage = complete([*flags_of(tinyperson), "--detector", "faster_rcnn"])
     assert two_stage.lr == 0.01
     assert two_stage.options == {"straddling": False, "roi_rule": "torchvision", "canonical_scale": 224}
 
@@ -125,7 +132,7 @@ def test_no_empty_tiles_leaves_them_out_of_a_run(squares: Path) -> None:
     flags = ["--data", str(squares), "--tile", "96", "--overlap", "32", "--preset", "small"]
     lengths = []
     for extra in ([], ["--no-empty-tiles"]):
-        config = config_of([*flags, *extra]).resolve()
+        config = complete([*flags, *extra])
         tiles = training_tiles(config, load_data(config)[0])
         lengths.append(len(tiles))
     shown = [len(tiles.sample(i, seed=0, epoch=0).boxes) for i in range(len(tiles))]
@@ -139,7 +146,9 @@ def test_scale_match_gives_training_the_sizes_of_its_target(squares: Path, tmp_p
         annotation["bbox"][2:], annotation["area"] = [6, 6], 36
     (tmp_path / "small.json").write_text(json.dumps(target))
     flags = ["--data", str(squares), "--tile", "96", "--overlap", "32", "--scale-match", str(tmp_path / "small.json")]
-    tiles = training_tiles(config_of(flags).resolve(), source)
+    config = complete(flags)
+    tiles = training_tiles(config, source)
+    tiles.transform = transform_of(config)
     sizes = []
     for index in range(len(tiles)):
         sample = tiles.sample(index, seed=0, epoch=0)

@@ -104,7 +104,7 @@ def test_both_flags_for_categories_can_be_given() -> None:
         ({"epochs": 2.5}, "epochs: .*whole number from 1 to 1 000 000, got '2.5'"),
         ({"epochs": "3"}, r"epochs: expected int \| None, got '3'"),
         ({"epochs": [3]}, r"epochs: expected int \| None, got \[3\]"),
-        ({"tile": None}, "tile: expected int, got None"),
+        ({"flip": None}, "flip: expected bool, got None"),
         ({"seed": 0.5}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got '0.5'"),
         ({"seed": -1}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got '-1'"),
         ({"lr": -1.0}, "lr: .*number above 0 and up to 1e\\+06, got '-1.0'"),

@@ -104,11 +104,12 @@ class StopsAt(TrainingTiles):
     """Tiles that press Ctrl-C at the n-th sample."""
 
     left = 0
+    error: type[BaseException] = KeyboardInterrupt
 
     def sample(self, index: int, *, seed: int, epoch: int):
         self.left -= 1
         if self.left == 0:
-            raise KeyboardInterrupt
+            raise self.error
         return super().sample(index, seed=seed, epoch=epoch)
 
 
@@ -304,7 +305,7 @@ def test_tensorboard_shows_learned_factors_at_every_step(
     run = trainer(squares, tmp_path / "model.pth", config=config, epochs=1, lr=0.1)
     run.logdir = tmp_path / "runs"
     run.fit()
-    events = EventAccumulator(str(run.logdir)).Reload()
+    events = EventAccumulator(str(tmp_path / "runs" / str(run.log_name))).Reload()
     shown = [event.value for event in events.Scalars("alpha/P4->P3")]
     assert len(shown) == points and shown[-1] == pytest.approx(run.alpha[1], abs=1e-6)
     assert (len(set(shown)) > 1) == (fusion == "three")
@@ -430,3 +431,101 @@ def test_a_small_cache_gives_the_same_samples(squares: Path) -> None:
     for index in (0, 3, 4, 0, 6):
         one, other = large.sample(index, seed=0, epoch=0), small.sample(index, seed=0, epoch=0)
         assert np.array_equal(one.pixels, other.pixels)
+
+
+def scored(*scores: float) -> Callable[..., dict[str, float]]:
+    """A validation with these scores in turn."""
+    left = iter(scores)
+    return lambda detector: {"AP50": next(left)}
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores", "epochs", "best"),
+    [
+        (2, [0.1, 0.3, 0.2, 0.3, 0.9], 4, 4),  # an equal score does not end the waiting, and the later weights are kept
+        (1, [0.2, 0.1, 0.9], 2, 1),
+        (2, [0.1, 0.05, 0.2, 0.1, 0.3], 5, 5),
+        (1, [0.0, 0.0, -1.0, 0.1, 0.05], 5, 4),  # scores of 0 are those of a young detector
+        (None, [0.3, 0.2, 0.2, 0.1, 0.1], 5, 1),
+    ],
+)
+def test_patience_counts_validations_without_a_better_score(
+    squares: Path, tmp_path: Path, patience: int | None, scores: list[float], epochs: int, best: int
+) -> None:
+    run = trainer(squares, tmp_path / "model.pth", patience=patience)
+    for epoch, score in enumerate(scores, 1):
+        assert not run.stopped_early
+        run.history.append({"epoch": epoch, "AP50": score})
+        if run.stopped_early:
+            break
+    assert (epoch, run.best_epoch) == (epochs, best)
+
+
+def test_a_run_that_stops_early_says_which_epoch_it_kept(
+    squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trainer(squares, tmp_path / "model.pth", epochs=3, batch=8, patience=1)
+    run.validate = scored(0.3, 0.2)
+    with caplog.at_level("INFO", "tinydet.train"):
+        run.fit()
+    assert run.epoch == 2 and load_checkpoint(tmp_path / "model.pth").progress["epoch"] == 1
+    (line,) = [line for line in caplog.messages if "stopped early" in line]
+    assert "at epoch 2 of 3" in line and "the weights of epoch 1 with AP50 30.0" in line
+    assert not run.state_path.exists()  # it is finished
+
+
+def test_a_resumed_run_stops_where_an_uninterrupted_one_does(squares: Path, tmp_path: Path) -> None:
+    scores = [0.3, 0.1, 0.25, 0.9]
+    whole = trainer(squares, tmp_path / "whole.pth", epochs=4, batch=8, patience=2)
+    whole.validate = scored(*scores)
+    whole.fit()
+
+    class Stops(Exception):
+        pass
+
+    def interrupt(detector: object) -> dict[str, float]:
+        if len(first.history) == 2:
+            raise Stops
+        return {"AP50": scores[len(first.history)]}
+
+    first = trainer(squares, tmp_path / "parts.pth", epochs=4, batch=8, patience=2)
+    first.validate = interrupt
+    with pytest.raises(Stops):
+        first.fit()  # the last state is that after the second epoch
+    second = trainer(squares, tmp_path / "parts.pth", epochs=4, batch=8, patience=2)
+    second.validate = scored(*scores[2:])
+    second.resume()
+    second.fit()
+    assert second.epoch == whole.epoch == 3 and second.history == whole.history
+    weights = [load_checkpoint(tmp_path / name).weights for name in ("whole.pth", "parts.pth")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_runs_in_tensorboard_are_apart_and_a_resumed_run_continues_its_own(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    names = []
+    for output in ("a/model.pth", "b/model.pth"):
+        run = trainer(squares, Path(output), epochs=1)
+        run.logdir = tmp_path / "runs"
+        run.fit()
+        names.append(str(run.log_name))
+    assert [name.rpartition("/")[0] for name in names] == ["a/model", "b/model"]
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left, stopping.error = 14, MemoryError  # in the second epoch, whose steps are logged but not saved
+    first = trainer(squares, Path("a/model.pth"), stopping, epochs=2)
+    first.logdir = tmp_path / "runs"
+    with pytest.raises(MemoryError):
+        first.fit()
+    second = trainer(squares, Path("a/model.pth"), epochs=2)
+    second.logdir = tmp_path / "runs"
+    second.resume()
+    second.fit()
+    assert second.log_name == first.log_name
+    events = EventAccumulator(str(tmp_path / "runs" / str(second.log_name))).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 2 * second.steps_per_epoch + 1))

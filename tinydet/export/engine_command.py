@@ -10,14 +10,13 @@ from typing import Any
 from tinydet._internal.arguments import batch_size, quoted, whole
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import tinydet_command
-from tinydet.data.source import DataSource
 from tinydet.export.console import infer_command
 from tinydet.export.engine import build_engine, parse_only
-from tinydet.export.onnx_command import Report, convert_precision, export_checkpoint, refuse_shape_options
+from tinydet.export.onnx_command import Report, choose_data, convert_precision, export_checkpoint, refuse_shape_options
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images, find_data
+from tinydet.export.verification_images import VerificationImages, find_data, own_data_of_report
 from tinydet.export.verify import REFERENCE_BACKEND, Verification, report_paths, summarize, verify, write_report
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import PRODUCTS, open_engine
@@ -107,11 +106,11 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Path, ModelS
     find_data(args.data)
     output: Path = args.output or model.with_suffix(".engine")
     onnx_path = model
-    validation: DataSource | None = None
+    chosen: VerificationImages | None = None
     if model.suffix != ".onnx":
         onnx_path = output.with_suffix(".onnx")
         largest = args.batch[2] if args.batch else 16
-        _, validation = export_checkpoint(model, onnx_path, largest, args, report)
+        _, chosen = export_checkpoint(model, onnx_path, largest, args, report)
     else:
         refuse_shape_options(args)
     exported = read_onnx(onnx_path)
@@ -121,9 +120,12 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Path, ModelS
             _parse(onnx_path, args, report)
             return onnx_path, onnx_path, exported.spec, None
         precision: Any = args.precision or ("fp16" if exported.precision == "fp32" else exported.precision)
+        if chosen is None:
+            converted = precision if precision != exported.precision else None
+            chosen = choose_data(exported.spec, args, own_data_of_report(model), converted)
         if precision != exported.precision:
-            onnx_path, _ = convert_precision(onnx_path, precision, args, validation, report)
-        spec, verification = _build(onnx_path, output, args, validation, report)
+            onnx_path, _ = convert_precision(onnx_path, precision, args, chosen, report)
+        spec, verification = _build(onnx_path, output, args, chosen, report)
         return output, onnx_path, spec, verification
     except (ValueError, OSError, ModuleNotFoundError):
         command = infer_command(onnx_path, exported.spec)
@@ -138,7 +140,7 @@ def _parse(onnx_path: Path, args: argparse.Namespace, report: Report) -> None:
 
 
 def _build(
-    onnx_path: Path, output: Path, args: argparse.Namespace, validation: DataSource | None, report: Report
+    onnx_path: Path, output: Path, args: argparse.Namespace, chosen: VerificationImages, report: Report
 ) -> tuple[ModelSpec, Verification | None]:
     """Build and verify the engine, and report it."""
     verification: Verification | None = None
@@ -152,10 +154,18 @@ def _build(
         except (OSError, ImportError, RuntimeError) as error:  # RuntimeError: the driver lacks a function
             reason = str(error).replace(str(plan), str(output))
             return
-        images, dataset = choose_images(spec.classes, args.images, args.data, validation)
         reference = open_model(onnx_path, REFERENCE_BACKEND)
         with show_steps("verifying"):
-            verification = verify(reference, engine, images, dataset, limit=args.limit, max_drop=args.max_drop)
+            verification = verify(
+                reference,
+                engine,
+                chosen.images,
+                chosen.dataset,
+                limit=len(chosen.images),
+                max_drop=args.max_drop,
+                source=chosen.source,
+                record=chosen.record(output.parent),
+            )
         if not verification.passed:
             raise ValueError(
                 f"{output} was not written, because the engine failed verification: {'; '.join(verification.faults)}"

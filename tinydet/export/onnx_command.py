@@ -9,20 +9,28 @@ from pathlib import Path
 
 from tinydet._internal.arguments import batch_size
 from tinydet._internal.atomic import claim
+from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import tinydet_command
-from tinydet.data.image_files import list_images
-from tinydet.data.source import DataSource
 from tinydet.export.console import infer_command
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
 from tinydet.export.precision import Precision, convert
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images, find_data, is_built_in, validation_source
+from tinydet.export.verification_images import (
+    OwnData,
+    VerificationImages,
+    choose_images,
+    find_data,
+    own_data_of_checkpoint,
+    own_data_of_report,
+    with_calibration,
+)
 from tinydet.export.verify import Verification, summarize, verify
 from tinydet.models.registry import detector_info
 from tinydet.runtime.backends import Backend
+from tinydet.spec import ModelSpec
 
 Report = Callable[[str], None]  # takes one line
 
@@ -69,21 +77,22 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification
         if args.output or args.precision == "fp32":
             raise ValueError(f"{model} is already an ONNX file; use --precision fp16 or int8 to convert it")
         refuse_shape_options(args)
-        output, verification = convert_precision(model, args.precision, args, None, report)
+        chosen = choose_data(read_onnx(model).spec, args, own_data_of_report(model), args.precision)
+        output, verification = convert_precision(model, args.precision, args, chosen, report)
     else:
         output = args.output or model.with_suffix(".onnx")
         if output.exists() and output.samefile(model):
             raise ValueError(f"{output} is the checkpoint itself; name another output")
-        verification, validation = export_checkpoint(model, output, args.batch, args, report)
+        verification, chosen = export_checkpoint(model, output, args.batch, args, report)
         if args.precision != "fp32":
-            output, verification = convert_precision(output, args.precision, args, validation, report)
+            output, verification = convert_precision(output, args.precision, args, chosen, report)
     return output, verification
 
 
 def export_checkpoint(
     model: Path, output: Path, batch: int, args: argparse.Namespace, say: Report
-) -> tuple[Verification, DataSource | None]:
-    """Export a checkpoint and report it; return its verification and the validation data of the checkpoint."""
+) -> tuple[Verification, VerificationImages]:
+    """Export a checkpoint and report it; return its verification and the images to verify on."""
     with needs_extra("train"):
         from tinydet.models.backend import TorchBackend
         from tinydet.models.checkpoint import load_checkpoint
@@ -96,8 +105,7 @@ def export_checkpoint(
         raise ValueError(f"{model}: --nms-rounds is for two-stage detectors; {name} has no proposals")
     spec = checkpoint.spec(tile=args.tile, max_batch=batch, max_detections=args.max_detections or 1000)
     spec = replace(spec, nms_rounds=args.nms_rounds or spec.nms_rounds)
-    validation = validation_source(checkpoint, model)
-    images, dataset = choose_images(spec.classes, args.images, args.data, validation)
+    chosen = choose_data(spec, args, own_data_of_checkpoint(checkpoint, model), args.precision)
     with show_steps("exporting"):
 
         def verify_onnx(candidate: Backend) -> Verification:
@@ -105,10 +113,12 @@ def export_checkpoint(
             return verify(
                 reference,
                 candidate,
-                images,
-                dataset,
-                limit=args.limit,
+                chosen.images,
+                chosen.dataset,
+                limit=len(chosen.images),
                 max_drop=args.max_drop,
+                source=chosen.source,
+                record=chosen.record(output.parent),
             )
 
         report = export_onnx(checkpoint.build(), spec, output, verify=verify_onnx)
@@ -136,41 +146,51 @@ def export_checkpoint(
         )
     else:
         say(f"vs torch      nothing to compare: no box above score {spec.score_floor} on {parity.tiles} test tiles")
-    return report.verification, validation
+    return report.verification, chosen
+
+
+def choose_data(spec: ModelSpec, args: argparse.Namespace, own: OwnData, precision: str | None) -> VerificationImages:
+    """Return the images to verify a model on, and for INT8 those to calibrate on.
+
+    Args:
+        own: data of the model.
+        precision: to convert the model to.
+    """
+    chosen = choose_images(spec.classes, args.images, args.data, own, limit=args.limit)
+    return with_calibration(chosen, args.calibration) if precision == "int8" else chosen
 
 
 def convert_precision(
-    source: Path, precision: Precision, args: argparse.Namespace, validation: DataSource | None, say: Report
+    source: Path, precision: Precision, args: argparse.Namespace, chosen: VerificationImages, say: Report
 ) -> tuple[Path, Verification]:
     """Convert an ONNX file to a file next to it and report it; return its path and its verification.
 
     Args:
-        validation: validation data of the checkpoint; None if there is none.
+        chosen: from `choose_data`.
     """
     output = source.with_suffix(f".{precision}.onnx")
-    images, dataset = choose_images(read_onnx(source).spec.classes, args.images, args.data, validation)
-    if precision == "int8" and not (args.calibration or args.images) and is_built_in(images):
-        say(
-            "note: INT8 activation ranges are measured on the built-in scenes; for a model of other scenes, name "
-            "images of those with --calibration"
-        )
+    calibration = chosen.calibration
     with claim(output), show_steps(f"converting to {precision}"):
         converted = convert(
             source,
             output,
             precision,
-            images,
-            dataset,
-            calibration=_images_in(args.calibration) if args.calibration else (),
+            chosen.images,
+            chosen.dataset,
+            calibration=calibration.images if calibration else (),
             method=args.calibration_method,
-            limit=args.limit,
+            limit=len(chosen.images),
             max_drop=args.max_drop,
+            origin=chosen.source,
+            record=chosen.record(output.parent),
         )
     weights = ", ".join(f"{count:,} {kind}" for kind, count in sorted(converted.weights.items()))
     size = f"{converted.bytes / 1e6:.1f} MB, {converted.spec.precision}"
     say(f"wrote         {output}  {size}, {converted.seconds:.0f} s")
     say(f"              {output.with_suffix('.json')}")
     say(f"constants     {weights}")
+    if calibration:
+        say(f"calibrated    on {plural(len(calibration.images), 'image')}: {calibration.source}")
     kept = ", ".join(converted.kept) or "none"
     say(f"layers        {converted.layers - len(converted.kept)} of {converted.layers} in {precision}; in fp32: {kept}")
     say(summarize(converted.verification, output))
@@ -184,10 +204,3 @@ def refuse_shape_options(args: argparse.Namespace) -> None:
             f"{args.model}: --tile, --max-detections and --nms-rounds are fixed in an ONNX file; export the checkpoint "
             "again with other values"
         )
-
-
-def _images_in(folder: Path) -> list[Path]:
-    found = [folder / name for name in list_images(folder)] if folder.is_dir() else []
-    if not found:
-        raise ValueError(f"{folder} contains no images; name another folder with --calibration")
-    return found

@@ -48,7 +48,7 @@ def add_precision_options(parser: argparse.ArgumentParser, default: str | None, 
         "--calibration",
         type=Path,
         metavar="DIR",
-        help="INT8: folder of images to measure activation ranges on (default: the verification images)",
+        help="INT8: folder of images to measure activation ranges on (default: the training images of the checkpoint)",
     )
     group.add_argument(
         "--calibration-method",
@@ -65,13 +65,17 @@ def add_verification_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="PATH",
-        help="dataset to verify on (default: the checkpoint's validation set, else the built-in dataset)",
+        help="dataset to verify on (default: the validation images of the checkpoint, else its training images)",
     )
     group.add_argument(
         "--images", type=Path, nargs="+", metavar="FILE", help="verify on these images instead, without measuring AP"
     )
     group.add_argument(
-        "--limit", type=positive_int, default=50, metavar="N", help="measure AP on the first N images (default: 50)"
+        "--limit",
+        type=positive_int,
+        default=50,
+        metavar="N",
+        help="use the first N images of the dataset (default: 50)",
     )
     group.add_argument(
         "--max-drop",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,13 +80,16 @@ def convert(
     method: Method = "max",
     limit: int | None = SEARCH_IMAGES,
     max_drop: float = MAX_DROP,
+    origin: str = "",
+    record: Mapping[str, Any] | None = None,
 ) -> Conversion:
     """Convert the FP32 model `source` and write `output`, its `.json` and its verification report.
 
     Args:
         images, dataset, limit, max_drop: for the verification, see `tinydet.export.verify.verify`. A search measures AP
             on at most 30 images; its result is verified on all of them.
-        calibration: images that the INT8 ranges are measured on; none: `images`.
+        calibration: images that the INT8 ranges are measured on, best not those that verify; none: `images`.
+        origin, record: where the images come from, see `source` and `record` of `verify`.
         method: INT8 calibration method. Tiny objects stand out by large activations, which "max" does not clip.
 
     Raises:
@@ -140,6 +143,8 @@ def convert(
                 max_drop=max_drop,
                 before=reference_precision(limit),
                 tolerance=TOLERANCES[precision],
+                source=origin,
+                record=record,
             )
 
         def sensitivity_of(converted: Collection[str]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Verification:
         precision: AP at IoU 0.5 by size range as (before, after), fractions; -1 where the dataset has no such objects.
             Empty if there are no annotations.
         images: number of images that AP was measured on.
-        source: where the images come from, for display.
+        source: where the images come from, for display. `record`: more about them, for the report.
         faults: why the model must not be used; empty if it passed.
         nms_iou: unmatched boxes that NMS at this IoU removes were not counted, see `compare`. None: all were counted.
     """
@@ -66,6 +66,7 @@ class Verification:
     seconds: float
     faults: tuple[str, ...]
     nms_iou: float | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -82,6 +83,8 @@ def verify(
     max_drop: float = MAX_DROP,
     before: Mapping[str, float] | None = None,
     tolerance: Tolerance | None = None,
+    source: str = "",
+    record: Mapping[str, Any] | None = None,
 ) -> Verification:
     """Compare `candidate` with `reference`.
 
@@ -93,6 +96,8 @@ def verify(
         before: the `precision_by_size` of the reference on the same images, if known.
         tolerance: None for the tolerance of the candidate's precision. Pass another one if the backend computes in a
             lower precision than the model.
+        source: where the images come from, for the report; empty for the annotation file or their number.
+        record: fields that are added to the report.
 
     Raises:
         ValueError: the models differ in tile size, classes, slots or score floor, or an image cannot be read.
@@ -146,10 +151,11 @@ def verify(
         precision=precision,
         max_drop=max_drop,
         images=scored_images,
-        source=str(dataset.source) if dataset is not None else _count_images(images),
+        source=source or (str(dataset.source) if dataset is not None else _count_images(images)),
         seconds=time.monotonic() - started,
         faults=tuple(faults),
         nms_iou=nms_iou,
+        record=record or {},
     )
 
 
@@ -206,7 +212,9 @@ def report_paths(model: Path) -> tuple[Path, Path]:
 def write_report(verification: Verification, model: Path, more: Mapping[str, Any] | None = None) -> tuple[Path, Path]:
     """Write the report next to the model, as JSON with the additional fields `more`, and as Markdown."""
     data, text = report_paths(model)
-    write_json(data, {"passed": verification.passed, **asdict(verification), **(more or {})})
+    values = asdict(verification)
+    record = values.pop("record")
+    write_json(data, {"passed": verification.passed, **values, **record, **(more or {})})
     write_text(text, format_report(verification))
     return data, text
 

@@ -10,11 +10,10 @@ from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.json_files import read_json
-from tinydet.data.source import DataSource
 from tinydet.export.options import add_verification_options
 from tinydet.export.parity import TOLERANCES
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images, find_data, validation_source
+from tinydet.export.verification_images import choose_images, find_data, own_data_of_checkpoint, own_data_of_report
 from tinydet.export.verify import (
     CONVERSION_FIELDS,
     REFERENCE_BACKEND,
@@ -54,27 +53,29 @@ def run(args: argparse.Namespace) -> int:
     reference_path: Path = args.reference or _reference_of(model)
     candidate = open_model(model, args.backend)
     reference: Backend
-    validation: DataSource | None = None
     if reference_path.suffix == ".pth":
         with needs_extra("train"):
             from tinydet.models.backend import TorchBackend
             from tinydet.models.checkpoint import load_checkpoint
         checkpoint = load_checkpoint(reference_path)
-        validation = validation_source(checkpoint, reference_path)
+        own = own_data_of_checkpoint(checkpoint, reference_path)
         ours = candidate.spec
         spec = checkpoint.spec(tile=ours.tile, max_batch=ours.max_batch, max_detections=ours.max_detections)
         reference = TorchBackend(checkpoint.build(), spec)
     else:
         reference = open_model(reference_path, REFERENCE_BACKEND if reference_path.suffix == ".onnx" else "auto")
-    images, dataset = choose_images(candidate.spec.classes, args.images, args.data, validation)
+        own = own_data_of_report(reference_path)
+    chosen = choose_images(candidate.spec.classes, args.images, args.data, own, limit=args.limit)
     bfloat16 = args.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
     with claim(*report_paths(model)), show_steps("verifying"):
         verification = verify(
             reference,
             candidate,
-            images,
-            dataset,
-            limit=args.limit,
+            chosen.images,
+            chosen.dataset,
+            limit=len(chosen.images),
+            source=chosen.source,
+            record=chosen.record(model.parent),
             max_drop=args.max_drop,
             tolerance=TOLERANCES["fp16"] if bfloat16 else None,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from tinydet._internal.arguments import side
 from tinydet._internal.options import option
@@ -18,6 +19,25 @@ Fusion = Literal["fixed", "one", "three", "channel", "attention"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 HeadInit = Literal["paper", "he"]
 RoIAlignRule = Literal["torchvision", "aligned"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The network of trained weights.
+
+    Attributes:
+        detector, options: its name, and the values of its own options.
+        tile, overlap: of its training, in pixels; None: unknown.
+        preset: of its training; None: unknown.
+    """
+
+    detector: str
+    backbone: str
+    channels: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tile: int | None = None
+    overlap: int | None = None
+    preset: str | None = None
 
 
 @dataclass(frozen=True)

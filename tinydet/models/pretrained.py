@@ -18,8 +18,10 @@ from torchvision.models import detection
 
 from tinydet._internal.errors import reason
 from tinydet.geometry.anchors import AnchorDesign
+from tinydet.models.backbone_registry import build_backbone
 from tinydet.models.checkpoint import FORMAT, Checkpoint, load_checkpoint
 from tinydet.models.detector import Detector
+from tinydet.models.options import TORCHVISION_BACKBONES, Architecture
 from tinydet.models.registry import DETECTORS, DetectorInfo, detector_info
 from tinydet.models.tensor_files import as_state_dict, read_tensors
 from tinydet.runtime.bundled import BUNDLED, model_path
@@ -44,6 +46,7 @@ class Source:
         name: for people.
         weights: under our names; the pyramid starts at C2 or C3, as `first_level` says.
         classes: what each row of the class layers stands for, with the background if there is one; None: unknown.
+        architecture: the network that the weights fit; None: unknown.
         checkpoint: set if the weights are our own.
     """
 
@@ -51,6 +54,7 @@ class Source:
     weights: Mapping[str, Tensor]
     classes: tuple[str, ...] | None
     first_level: int
+    architecture: Architecture | None = None
     checkpoint: Checkpoint | None = None
 
 
@@ -144,9 +148,20 @@ def _report(
 
 
 def _of_checkpoint(checkpoint: Checkpoint, name: str) -> Source:
-    kind = detector_info(checkpoint.detector.detector).load()
+    built = checkpoint.detector
+    kind = detector_info(built.detector).load()
     names = (BACKGROUND, *checkpoint.classes) if kind.background else checkpoint.classes
-    return Source(name, checkpoint.weights, names, kind.first_level, checkpoint)
+    overlap, preset = checkpoint.config.get("overlap"), checkpoint.config.get("preset")
+    architecture = Architecture(
+        built.detector,
+        built.backbone,
+        built.channels,
+        built.options,
+        checkpoint.tile,
+        overlap if isinstance(overlap, int) and 0 <= overlap < checkpoint.tile else None,
+        preset if isinstance(preset, str) else None,
+    )
+    return Source(name, checkpoint.weights, names, kind.first_level, architecture, checkpoint)
 
 
 def _download(info: DetectorInfo) -> Source:
@@ -175,7 +190,7 @@ def _of_torchvision(state: Mapping[str, Any], name: str) -> Source:
         if old_towers and (match := _OLD_TOWER.match(renamed)):
             renamed = f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
         weights[renamed] = value
-    for info in DETECTORS.values():
+    for detector, info in DETECTORS.items():
         try:
             converted = info.load().from_torchvision(weights)
         except (IndexError, KeyError, RuntimeError) as error:
@@ -184,11 +199,28 @@ def _of_torchvision(state: Mapping[str, Any], name: str) -> Source:
             ) from error
         if converted is not None:
             classes = _COCO_NAMES if converted.class_rows == len(_COCO_NAMES) else None
-            return Source(name, converted.weights, classes, converted.first_level)
+            architecture = _architecture(detector, converted.weights)
+            return Source(name, converted.weights, classes, converted.first_level, architecture)
     raise ValueError(
         f"{name}: not the weights of a torchvision detector that tinydet knows ({_LABELS}); "
         "those of a classifier go to --weights-backbone"
     )
+
+
+def _architecture(detector: str, weights: Mapping[str, Tensor]) -> Architecture | None:
+    """Return the network of torchvision's weights; None if no backbone of ours has tensors of these shapes."""
+    pyramid = weights.get("fpn.inner.0.weight")
+    found = _shapes({key: value for key, value in weights.items() if key.startswith("backbone.")})
+    for backbone in TORCHVISION_BACKBONES:
+        with torch.device("meta"):
+            expected = _shapes(build_backbone(backbone).state_dict(prefix="backbone."))
+        if pyramid is not None and found == expected:
+            return Architecture(detector, backbone, len(pyramid), preset="paper")
+    return None
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in weights.items() if not key.endswith("num_batches_tracked")}
 
 
 def _at_level(key: str, shift: int) -> str:

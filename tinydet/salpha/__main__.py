@@ -98,7 +98,7 @@ def _report(
     yield ""
     yield f"alpha, finest first: {','.join(f'{alpha:.4g}' for alpha in statistics.alpha)}"
     yield f"counted in {statistics.seconds:.2f} s"
-    for warning in (*dataset.notes, *statistics.warnings):
+    for warning in (*dataset.notes, *statistics.notes):
         yield f"note: {warning}"
 
 

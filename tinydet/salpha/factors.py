@@ -14,6 +14,14 @@ FEW_OBJECTS = 20  # A ratio of two counts with a smaller sum is too uncertain to
 
 
 @dataclass(frozen=True)
+class AlphaAdvice:
+    """Whether to compute alpha with S-alpha (else alpha = 1 is better), and the sentence that says why."""
+
+    salpha: bool
+    text: str
+
+
+@dataclass(frozen=True)
 class FusionStatistics:
     """Object counts per level and the fusion factors computed from them. Levels and edges are ordered finest first.
 
@@ -57,6 +65,28 @@ class FusionStatistics:
         return estimate_alpha(self.counts, self.alpha_range)
 
     @property
+    def advice(self) -> AlphaAdvice:
+        """Whether S-alpha suits these objects: the one decision that `data stats`, `salpha` and `train` report."""
+        pairs = list(zip(self.edges, _edge_counts(self.counts), strict=True))
+        if not_tiny := [edge for edge, (finer, deeper) in pairs if deeper > finer]:
+            where = ", ".join(not_tiny)
+            return AlphaAdvice(
+                False, f"raw alpha > 1 on {where}: the objects are not tiny for these anchors; use alpha = 1"
+            )
+        edge, (finer, deeper) = pairs[0]
+        if finer + deeper < FEW_OBJECTS:
+            few = f"alpha is based on only {finer + deeper} objects of {edge}, fewer than {FEW_OBJECTS}"
+            return AlphaAdvice(False, f"{few}; use alpha = 1")
+        return AlphaAdvice(
+            True, "raw alpha <= 1 on every edge: the objects are tiny for these anchors; use S-alpha (--salpha)"
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The warnings and the advice, to be shown with the factors."""
+        return (*self.warnings, self.advice.text) if self.advice.salpha else self.warnings
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Reasons to distrust a factor, one sentence each; empty for a typical dataset of tiny objects."""
         return tuple(_warnings(self))
@@ -72,6 +102,7 @@ class FusionStatistics:
             "seconds": self.seconds,
             "rule": {"count": self.count, "alpha_range": list(self.alpha_range)},
             "warnings": list(self.warnings),
+            "advised": self.advice.salpha,
         }
 
 
@@ -120,7 +151,6 @@ def _warnings(statistics: FusionStatistics) -> Iterator[str]:
     empty = [level for level, count in zip(statistics.levels, statistics.counts, strict=True) if level and not count]
     if empty:
         yield f"no object has its best anchor on {', '.join(empty)}"
-    not_tiny = []
     low, high = statistics.alpha_range
     for edge, raw, alpha, (finer, deeper) in zip(
         statistics.edges, statistics.alpha_raw, statistics.alpha, _edge_counts(statistics.counts), strict=True
@@ -134,7 +164,5 @@ def _warnings(statistics: FusionStatistics) -> Iterator[str]:
             yield f"{edge}: no objects on the finer side ({deeper}/0), so alpha is the upper bound, {alpha:.3g}"
         elif raw is not None and raw != alpha:
             yield f"{edge}: raw alpha {raw:.3g} is outside {low:g}..{high:g} and was clamped to {alpha:.3g}"
-        if deeper > finer:
-            not_tiny.append(edge)
-    if not_tiny:
-        yield f"raw alpha > 1 on {', '.join(not_tiny)}: the objects are not tiny for these anchors; use alpha = 1"
+    if not statistics.advice.salpha:
+        yield statistics.advice.text

@@ -9,15 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.console import plural
+from tinydet._internal.shell import tinydet_command
+from tinydet.data.coco import Dataset, read_pixels
+from tinydet.data.source import DataSource
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.tiles import TileGrid
+from tinydet.salpha.factors import FusionStatistics
 from tinydet.salpha.parity import best_anchors
 from tinydet.study.dataset_measures import DatasetMeasures
+from tinydet.train.config import DETECTOR, PAPER_EPOCHS
+from tinydet.train.defaults import epochs_of
 
 POSITIVE_IOU = 0.5  # IoU from which an anchor is a positive in the training of RetinaNet
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -26,6 +34,8 @@ TILES = (512, 640, 768, 1024)
 DEFAULT_TILE = 640  # of training and inference
 MIN_GAIN = 0.02  # smallest gain in the share of matched objects for which a default is changed
 _SAMPLE = 4000  # number of objects to match; the standard error of a share is below one percent
+VALIDATION_SHARE = 0.2  # of the images, if there is no validation split
+_GRAY_IMAGES = 3  # images that are read
 _STEP = 32  # tile and overlap are multiples of this, in pixels
 
 
@@ -47,6 +57,73 @@ def advise(measures: DatasetMeasures, design: AnchorDesign) -> list[Advice]:
         return []
     overlap = advise_overlap(measures)
     return [advise_tile(measures, overlap.value), overlap, *advise_matching(measures, design)]
+
+
+def advise_alpha(statistics: FusionStatistics) -> Advice:
+    """Recommend S-alpha or alpha = 1, as `tinydet train --salpha` does on the same tiles."""
+    return Advice("alpha", "S-alpha" if statistics.advice.salpha else "1", statistics.advice.text)
+
+
+def advise_init(dataset: Dataset) -> Advice:
+    """Recommend the bundled thermal model for gray images, else the usual weights of the backbone.
+
+    A few images are read; without them the usual weights are recommended.
+    """
+    usual = "the ImageNet weights of the backbone, which train loads by default; --init FILE fine-tunes a model"
+    if dataset.image_dir is None:
+        return Advice("init", "none", usual)
+    chosen = np.unique(np.linspace(0, len(dataset.images) - 1, _GRAY_IMAGES).round().astype(int)).tolist()
+    try:
+        gray = all(bool((np.ptp(read_pixels(dataset, i), axis=2) <= 2).all()) for i in chosen)
+    except (ValueError, OSError):  # `tinydet data check` reports it
+        return Advice("init", "none", usual)
+    if gray:
+        return Advice("init", "thermal", "the images are gray, like the thermal frames of the bundled model")
+    return Advice("init", "none", usual)
+
+
+def advise_epochs(measures: DatasetMeasures, tile: int, overlap: int, share: float) -> Advice:
+    """Recommend the number of epochs that `tinydet train` takes by default.
+
+    Args:
+        share: of the images to train on.
+    """
+    sizes, images = np.unique(measures.image_sizes, axis=0, return_counts=True)
+    tiles = sum(
+        len(TileGrid(width, height, tile, overlap)) * count
+        for (width, height), count in zip(sizes.tolist(), images.tolist(), strict=True)
+    )
+    training = max(round(tiles * share), 1)
+    epochs = epochs_of(training)
+    size = "a small dataset" if epochs > PAPER_EPOCHS else "the paper's number, for a dataset that is not small"
+    return Advice("epochs", epochs, f"{plural(training, 'tile')} of {tile} px to train on: {size}")
+
+
+def training_command(
+    source: DataSource, advice: Sequence[Advice], *, detector: str, categories: Sequence[str] | None
+) -> str:
+    """Return the command that trains as advised, for pasting into a shell."""
+    value = {setting.setting: setting.value for setting in advice}
+    words: list[str | Path] = ["train"]
+    if source.path is not None:
+        words += ["--annotations", source.path, "--images", source.images] if source.images else ["--data", source.path]
+    if not has_validation(source):
+        words += ["--val", str(VALIDATION_SHARE)]
+    for name in categories or ():
+        words += ["--category", name]
+    if detector != DETECTOR:
+        words += ["--detector", detector]
+    words += ["--tile", str(value["tile"]), "--overlap", str(value["overlap"])]
+    words += ["--salpha"] if value["alpha"] == "S-alpha" else []
+    # Without --alpha, a run that starts from a checkpoint would keep its factors.
+    words += ["--alpha", "1"] if value["alpha"] == "1" and value["init"] != "none" else []
+    words += ["--init", value["init"]] if value["init"] != "none" else []
+    return tinydet_command(*words, "--epochs", str(value["epochs"]))
+
+
+def has_validation(source: DataSource) -> bool:
+    """Return whether the dataset has a validation split, which `tinydet train` finds by itself."""
+    return source.is_builtin or any(split.name == "val" for split in source.layout.splits)
 
 
 def advise_overlap(measures: DatasetMeasures) -> Advice:

@@ -13,10 +13,19 @@ from tinydet._internal.arguments import add_categories
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.dataset_arguments import add_data_arguments, source_of
-from tinydet.models.registry import DETECTORS, anchors_of
+from tinydet.models.registry import DETECTORS, anchors_of, detector_info
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import FusionStatistics
-from tinydet.study.dataset_advice import Advice, advise
+from tinydet.study.dataset_advice import (
+    VALIDATION_SHARE,
+    Advice,
+    advise,
+    advise_alpha,
+    advise_epochs,
+    advise_init,
+    has_validation,
+    training_command,
+)
 from tinydet.study.dataset_measures import CROWDED, RANGES, DatasetMeasures, measure_dataset, quantiles
 from tinydet.study.dataset_plots import write_plots
 
@@ -26,7 +35,8 @@ EXAMPLES = ("annotations.json --json stats.json --plots stats",)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Report sizes, shapes, density and crowding of the objects of a dataset, the objects per pyramid level and the "
-        "fusion factors, and recommend tile, overlap, scale and anchors with reasons. No image is opened."
+        "fusion factors, and recommend tile, overlap, scale, anchors, alpha, initial weights and epochs with reasons, "
+        "and the command that trains so. Three images are opened, to see whether they are gray."
     )
     add_data_arguments(parser, split="train")
     add_categories(parser, "include")
@@ -49,15 +59,26 @@ def _run(args: argparse.Namespace) -> int:
     source = source_of(args, prefer=("train",))
     dataset = source.load(categories=args.categories)
     check_output_files((args.json,), (dataset.source,))
+    info = detector_info(args.detector)
     design = anchors_of(args.detector).design()
     measures = measure_dataset(dataset, design)
     advice = advise(measures, design)
     value = {setting.setting: setting.value for setting in advice}
-    tiled = statistics_of(dataset, design, tile=value["tile"], overlap=value["overlap"]) if advice else None
+    tiled: FusionStatistics | None = None
+    command = ""
+    if advice:
+        tile, overlap = value["tile"], value["overlap"]
+        tiled = statistics_of(dataset, design, level_of=info.level_of, tile=tile, overlap=overlap)
+        share = 1.0 if has_validation(source) else 1 - VALIDATION_SHARE
+        advice += [advise_alpha(tiled), advise_init(dataset), advise_epochs(measures, tile, overlap, share)]
+        command = training_command(source, advice, detector=args.detector, categories=args.categories)
     print(*_report(measures, advice, tiled), sep="\n")
+    if command:
+        print(f"\ntrain with: {command}")
     if args.json is not None:
         written: dict[str, Any] = {**measures.to_json(), "detector": args.detector}
         written["salpha_on_tiles"] = tiled.to_json() if tiled is not None else None
+        written["train_command"] = command or None
         written["advice"] = {setting.setting: setting.to_json() for setting in advice}
         write_json(args.json, written)
     if args.plots is not None:
@@ -105,9 +126,10 @@ def _report(measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionSt
         f"{level} {count:,} ({count / total:.1%})" for level, count in zip(fusion.levels, fusion.counts, strict=True)
     )
     yield f"levels     {levels}"
-    on_tiles = f", {_alpha(tiled)} on tiles of {advice[0].value} px" if tiled is not None else ""
-    yield f"alpha      {_alpha(fusion)} (finest first) on whole images{on_tiles}"
-    for warning in fusion.warnings:
+    assert tiled is not None
+    yield f"alpha      {_alpha(tiled)} (finest first) on tiles of {advice[0].value} px, which --salpha computes"
+    yield f"           {_alpha(fusion)} on whole images"
+    for warning in tiled.warnings if tiled.advice.salpha else tiled.warnings[:-1]:  # the advice follows
         yield f"note: {warning}"
     yield ""
     yield "advice"

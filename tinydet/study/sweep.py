@@ -107,7 +107,16 @@ def _data(args: argparse.Namespace, scale: float) -> tuple[str, ...]:
     if args.data is None:
         # The defaults of a training on the built-in dataset. It does not recognize a resized copy of that dataset.
         sources = {split: builtin_source(split) for split in ("train", "val")}
-        preset: tuple[str, ...] = ("--preset", "small", "--weights-backbone", "none")
+        preset: tuple[str, ...] = (
+            "--preset",
+            "small",
+            "--weights-backbone",
+            "none",
+            "--epochs",
+            "12",
+            "--augment",
+            "none",
+        )
     else:
         train, scored = config_of(["--data", str(args.data), *val]).sources()
         assert scored is not None

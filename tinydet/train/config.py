@@ -43,13 +43,16 @@ if TYPE_CHECKING:
 DENSE = 200  # annotations; the authors' code leaves images with more out of training
 LARGEST_ALPHA = 1000  # far beyond any use
 AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric")
+SMALL_AUGMENT = ("photometric",)  # of small datasets; measured in docs/training.md
+DETECTOR, TILE, OVERLAP = "retinanet", 640, 128
+PAPER_EPOCHS = 12
 
 # Defaults that belong together. Detectors override some of them, see `DetectorInfo.recipe`.
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' RetinaNet recipe.
-    "paper": {"backbone": "resnet50", "channels": 256, "epochs": 12, "batch": 2, "lr": 0.005, "clip_norm": 0.0},
+    "paper": {"backbone": "resnet50", "channels": 256, "batch": 2, "lr": 0.005, "clip_norm": 0.0},
     # For CPUs and first tries: a thin pyramid and head, because P2 is three quarters of the work.
-    "small": {"backbone": "mobilenet_v2", "channels": 64, "epochs": 12, "batch": 4, "lr": 0.02, "clip_norm": 10.0},
+    "small": {"backbone": "mobilenet_v2", "channels": 64, "batch": 4, "lr": 0.02, "clip_norm": 10.0},
 }
 
 
@@ -88,7 +91,7 @@ def _val(text: str) -> Path | float:
 
 
 def _augmentations(text: str) -> tuple[str, ...]:
-    return names_from(AUGMENTATIONS)(text) if text else ()
+    return names_from(AUGMENTATIONS)(text) if text not in ("", "none") else ()
 
 
 def _alpha_range(text: str) -> tuple[float, float]:
@@ -150,15 +153,19 @@ class TrainConfig:
         metavar="A,B",
         parse=names,
     )
-    tile: int = option(
-        640,
-        "side in pixels of the tiles that images are cut into, a multiple of 32 (default: %(default)s)",
+    tile: int | None = option(
+        None,
+        "side in pixels of the tiles that images are cut into, a multiple of 32 (default: that of --init, else 640)",
         group="data",
         metavar="PX",
         parse=side,
     )
-    overlap: int = option(
-        128, "overlap of neighboring tiles in pixels (default: %(default)s)", group="data", metavar="PX", parse=overlap
+    overlap: int | None = option(
+        None,
+        "overlap of neighboring tiles in pixels (default: that of --init, else 128, at most half a tile)",
+        group="data",
+        metavar="PX",
+        parse=overlap,
     )
     flip: bool = option(True, "do not flip tiles horizontally at random", group="data")
     empty_tiles: bool = option(True, "do not train on tiles without objects, like the authors' code", group="data")
@@ -174,10 +181,11 @@ class TrainConfig:
         group="data",
         metavar="PATH",
     )
-    augment: tuple[str, ...] = option(
-        (),
+    augment: tuple[str, ...] | None = option(
+        None,
         "additional augmentations: scale (0.5 to 2, with a crop), vflip and rotate (by right angles; for images "
-        "taken from straight above), photometric (default: none)",
+        f"taken from straight above), photometric; none for none (default: {','.join(SMALL_AUGMENT)} for small "
+        "datasets, else none)",
         group="data",
         metavar="A,B",
         parse=_augmentations,
@@ -225,23 +233,24 @@ class TrainConfig:
         parse=positive_float,
     )
 
-    detector: str = option(
-        "retinanet",
-        f"network: {', '.join(f'{name} ({info.label})' for name, info in DETECTORS.items())} (default: %(default)s)",
+    detector: str | None = option(
+        None,
+        f"network: {', '.join(f'{name} ({info.label})' for name, info in DETECTORS.items())} (default: that of --init, "
+        f"else {DETECTOR})",
         group="model",
         choices=DETECTORS.keys(),  # a view, so that a detector that registers itself later is accepted
     )
     preset: str | None = option(
         None,
         "paper: ResNet-50, 256 channels, the authors' recipe; small: MobileNetV2, 64 channels, for CPUs "
-        "(default: paper; small for the built-in dataset)",
+        "(default: that of --init, else paper on a GPU, small on a CPU and for the built-in dataset)",
         group="model",
         choices=tuple(PRESETS),
     )
     backbone: str | None = option(
         None,
         f"backbone: {', '.join(TORCHVISION_BACKBONES)}; or a network of timm, such as timm:efficientnet_lite0 "
-        "(default: %(default)s)",
+        "(default: that of --init, else %(default)s)",
         group="model",
         metavar="NAME",
         parse=_backbone,
@@ -256,8 +265,9 @@ class TrainConfig:
     init: str | None = option(
         None,
         "start from a whole detector: coco downloads torchvision's COCO weights, FILE is a checkpoint or a file of "
-        "torchvision's weights, NAME a bundled model such as thermal; layers that do not fit are listed and start from "
-        "random weights (default: none)",
+        "torchvision's weights, NAME a bundled model such as thermal; detector, backbone, channels, options and tile "
+        "are those of the weights unless given; layers that do not fit are listed and start from random weights "
+        "(default: none)",
         group="model",
         metavar="coco|FILE|NAME",
     )
@@ -277,7 +287,11 @@ class TrainConfig:
         parse=whole(0, 2),
     )
     channels: int | None = option(
-        None, "channels of pyramid and head (default: %(default)s)", group="model", metavar="N", parse=channels
+        None,
+        "channels of pyramid and head (default: those of --init, else %(default)s)",
+        group="model",
+        metavar="N",
+        parse=channels,
     )
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -290,7 +304,7 @@ class TrainConfig:
     )
     epochs: int | None = option(
         None,
-        "passes over the training tiles (default: %(default)s)",
+        f"passes over the training tiles (default: {PAPER_EPOCHS}; more for small datasets)",
         group="schedule",
         metavar="N",
         parse=whole(1, 1_000_000),
@@ -324,7 +338,15 @@ class TrainConfig:
     )
     validate_every: int | None = option(
         None,
-        "epochs between validations (default: a sixth of all epochs)",
+        "epochs between validations (default: a sixth of all epochs; with --patience a 24th)",
+        group="schedule",
+        metavar="N",
+        parse=whole(1, 1_000_000),
+    )
+    patience: int | None = option(
+        None,
+        "stop early after N validations without a better AP50 (default: off, because scores often rise again when the "
+        "learning rate falls)",
         group="schedule",
         metavar="N",
         parse=whole(1, 1_000_000),
@@ -376,18 +398,30 @@ class TrainConfig:
         check_values(self)
         if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
             raise ValueError(f"options: expected a dict of option names and values, got {quoted(self.options)}")
-        if foreign := sorted(self.options.keys() - set(detector_info(self.detector).option_names)):
+        if self.detector is None and self.init:  # the weights decide
+            return
+        if foreign := sorted(self.options.keys() - set(detector_info(self.network).option_names)):
             owners = {name: info for name, info in DETECTORS.items() if foreign[0] in info.option_names}
             if not owners:
                 raise ValueError(f"no detector has an option {foreign[0]!r}")
             fields = dataclasses.fields(next(iter(owners.values())).options)
             flag = flag_of(next(each for each in fields if each.name == foreign[0]))
             raise ValueError(
-                f"{flag} is not an option of {self.detector}, but of {' and '.join(owners)}; leave it out, or choose "
+                f"{flag} is not an option of {self.network}, but of {' and '.join(owners)}; leave it out, or choose "
                 "another --detector"
             )
-        checked = detector_options(self.detector, self.options)
+        checked = detector_options(self.network, self.options)
         object.__setattr__(self, "options", {name: checked[name] for name in self.options})
+
+    @property
+    def network(self) -> str:
+        """Name of the detector."""
+        return self.detector or DETECTOR
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it trains on the built-in dataset."""
+        return self.data is None and self.annotations is None
 
     @property
     def fusion(self) -> Fusion:
@@ -405,38 +439,25 @@ class TrainConfig:
     @property
     def edges(self) -> tuple[str, ...]:
         """Names of the detector's fused edges, finest first."""
-        return detector_info(self.detector).pyramid.edges
+        return detector_info(self.network).pyramid.edges
 
     def resolve(self) -> TrainConfig:
-        """Return the configuration with every default filled in.
+        """Return the configuration with its datasets found and the options of its recipe filled in.
+
+        The defaults that depend on the device, on the data and on the weights of `init` follow in
+        `tinydet.train.defaults`.
 
         Raises:
             ValueError: options contradict each other, or name places that cannot be written.
         """
-        built_in = self.data is None and self.annotations is None
         tinyperson = self.recipe == "tinyperson"
-        self._check(built_in)
+        self._check(self.built_in)
         self.sources()  # refuses data that are not there
-        preset = self.preset or ("small" if built_in else "paper")
-        if tinyperson and preset != "paper":
-            raise ValueError(f"--recipe tinyperson uses the preset paper; leave --preset {preset} out")
-        info = detector_info(self.detector)
-        defaults = {**PRESETS[preset], **info.recipe.get(preset, {})}
-        chosen = {
-            name: getattr(self, name) if getattr(self, name) is not None else defaults[name] for name in PRESETS[preset]
-        }
-        own = {name: defaults[name] for name in info.option_names if name in defaults}
-        weights = self.weights_backbone or ("none" if self.init or (built_in and preset == "small") else "default")
         return dataclasses.replace(
             self,
-            preset=preset,
-            weights_backbone=weights,
-            options={**dataclasses.asdict(info.options()), **own, **self.options},
-            validate_every=self.validate_every or max(1, chosen["epochs"] // 6),
             empty_tiles=self.empty_tiles and not tinyperson,
             dense=self.dense or (DENSE if tinyperson else None),
             group_shapes=self.group_shapes or tinyperson,
-            **chosen,
         )
 
     def sources(self) -> tuple[DataSource, DataSource | None]:
@@ -481,7 +502,9 @@ class TrainConfig:
             raise ValueError("--salpha computes alpha from the boxes, --alpha gives it; choose one")
         if self.salpha and self.alpha == "attention":
             raise ValueError("attention computes alpha from the features and starts at 1; leave --salpha out")
-        if self.tile % 32 or self.tile < 64:
+        if self.recipe == "tinyperson" and self.preset not in (None, "paper"):
+            raise ValueError(f"--recipe tinyperson uses the preset paper; leave --preset {self.preset} out")
+        if self.tile is not None and (self.tile % 32 or self.tile < 64):
             raise ValueError(
                 f"--tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {self.tile}"
             )
@@ -499,10 +522,15 @@ class TrainConfig:
             )
         if self.init and self.sigma_power is not None:
             raise ValueError("--sigma-power initializes the pyramid, --init loads a trained one; choose one")
+        if self.detector or not self.init:
+            self.check_alpha()
+
+    def check_alpha(self) -> None:
+        """Raise ValueError if `alpha` has another number of values than the detector has fused edges."""
         given, edges = self.given_alpha, self.edges
         if given is not None and len(given) != len(edges):
             raise ValueError(
-                f"{self.detector} has {len(edges)} fused edges ({', '.join(edges)}); --alpha takes one value for all "
+                f"{self.network} has {len(edges)} fused edges ({', '.join(edges)}); --alpha takes one value for all "
                 f"of them or one per edge, got {len(given)}"
             )
 

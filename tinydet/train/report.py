@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from tinydet._internal.console import plural
@@ -15,6 +17,8 @@ from tinydet.data.coco import Dataset
 from tinydet.data.source import describe_hold_out
 from tinydet.evaluate.report import format_ap
 from tinydet.geometry.anchors import AnchorDesign
+from tinydet.geometry.tiles import TileGrid
+from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import collate
 from tinydet.models.cost import multiply_adds, training_bytes
 from tinydet.models.losses import total
@@ -36,13 +40,16 @@ def plan_lines(
     statistics: FusionStatistics | None,
     alpha_source: str,
     copied: Sequence[str],
+    choices: Sequence[str],
     seconds: float,
+    validation_seconds: float,
 ) -> Iterator[str]:
     """Yield the plan of a run.
 
     Args:
         copied: report on the weights it starts from.
-        seconds: duration of a step.
+        choices: defaults that the run chose, with their reasons.
+        seconds: duration of a step; `validation_seconds`: of a validation, 0 without one.
     """
     low, middle, high = trainer.checkpoint.object_sizes or (0, 0, 0)
     clipped = f", {train.clipped} boxes clipped to their image" if train.clipped else ""
@@ -62,24 +69,33 @@ def plan_lines(
         )
     alpha = ", ".join(f"{a:.3f}" for a in trainer.alpha) or "from the features"
     yield _row("alpha", f"{alpha} ({', '.join(trainer.detector.design.edges)}): {alpha_source}")
-    for warning in statistics.warnings if statistics else ():
+    for warning in statistics.notes if statistics else ():
         yield _row("", warning)
+    for n, choice in enumerate(choices):
+        yield _row("" if n else "defaults", choice)
     parameters = sum(p.numel() for p in trainer.detector.parameters()) / 1e6
     named = (
-        f"{detector_info(config.detector).label}, {config.backbone} (weights: {config.init or config.weights_backbone})"
+        f"{detector_info(config.network).label}, {config.backbone} (weights: {config.init or config.weights_backbone})"
     )
     yield _row("model", f"{named}, {config.channels} channels")
     for line in copied:
         yield _row("", line)
     precision = "bfloat16" if trainer.autocast else "float32"
     yield _row("", f"{parameters:.2f} M parameters, {precision} on {trainer.device}")
-    minutes = seconds * trainer.steps_left / 60
+    validations = trainer.validations_left if val else 0
+    minutes = (seconds * trainer.steps_left + validation_seconds * validations) / 60
     epochs, batch, lr = trainer.schedule.epochs, trainer.schedule.batch, trainer.schedule.lr
     steps = f"{plural(epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}"
     yield _row("plan", f"{steps}, {plural(batch, 'tile')} a step, lr {lr:g}")
-    yield _row("", f"about {duration(minutes)}, plus validation")
+    included = f", {duration(validation_seconds * validations / 60)} of it for {plural(validations, 'validation')}"
+    yield _row("", f"about {duration(minutes)}{included if validations else ''}")
+    if trainer.schedule.patience:
+        stop = plural(trainer.schedule.patience, "validation")
+        yield _row("", f"less if it stops early, after {stop} without a better AP50")
     if minutes > LONG_MINUTES and config.preset != "small":
         yield _row("", f"to train many times faster than with {config.preset}: --preset small")
+    elif minutes > LONG_MINUTES and (shorter := int(epochs * LONG_MINUTES / minutes)):
+        yield _row("", f"to train for about an hour: --epochs {shorter}")
 
 
 def source_lines(config: TrainConfig, train: Dataset, val: Dataset | None) -> Iterator[str]:
@@ -156,12 +172,12 @@ def run_record(trainer: Trainer, *, diverged: str | None = None) -> dict[str, An
 
 
 def seconds_per_step(trainer: Trainer) -> float:
-    """Measure one forward and backward pass, on a copy of the detector."""
+    """Measure a forward and backward pass on a copy of the detector: the faster of two, as other programs may run."""
     probe = copy.deepcopy(trainer.detector).train()
     indices = trainer.processes.shard(range(max(trainer.schedule.batch, trainer.processes.count)))
     samples = [trainer.tiles.sample(i % len(trainer.tiles), seed=0, epoch=0) for i in indices]
     seconds = []
-    for _ in range(2):  # the first includes setting up kernels
+    for _ in range(3):  # the first includes setting up kernels
         begun = time.perf_counter()
         batch = collate(samples, trainer.device, trainer.pixels, trainer.layout)
         with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.autocast):
@@ -170,7 +186,21 @@ def seconds_per_step(trainer: Trainer) -> float:
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
         seconds.append(time.perf_counter() - begun)
-    return seconds[-1]
+    return min(seconds[1:])
+
+
+def seconds_per_validation(trainer: Trainer, val: Dataset, overlap: int) -> float:
+    """Estimate the duration of a validation from that of one tile, without reading images."""
+    spec = trainer.checkpoint_spec()
+    backend = TorchBackend(copy.deepcopy(trainer.detector), spec, device=str(trainer.device), autocast=trainer.autocast)
+    tile = np.zeros((1, spec.tile, spec.tile, 3), np.uint8)
+    backend.run(tile)  # sets up kernels
+    begun = time.perf_counter()
+    backend.run(tile)
+    seconds = time.perf_counter() - begun
+    sizes = Counter((image.width, image.height) for image in val.images)
+    tiles = sum(len(TileGrid(*size, spec.tile, overlap)) * images for size, images in sizes.items())
+    return seconds * tiles / trainer.processes.count
 
 
 def duration(minutes: float) -> str:

@@ -35,9 +35,18 @@ from tinydet.models.registry import detector_info
 from tinydet.salpha.dataset import statistics_of, statistics_of_tiles
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
+from tinydet.train.defaults import choose_network, choose_schedule
 from tinydet.train.divergence import DivergedError
 from tinydet.train.provenance import code_state, data_hash
-from tinydet.train.report import cost_lines, plan_lines, result_lines, run_record, seconds_per_step, source_lines
+from tinydet.train.report import (
+    cost_lines,
+    plan_lines,
+    result_lines,
+    run_record,
+    seconds_per_step,
+    seconds_per_validation,
+    source_lines,
+)
 from tinydet.train.sampling import without_dense, without_empty
 from tinydet.train.schedule import Schedule
 from tinydet.train.trainer import Trainer
@@ -76,7 +85,6 @@ def train(config: TrainConfig) -> Trained:
     if config.threads:
         torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
     processes, device = join_processes(torch_device(config.device))
-    check_network(config)
     try:
         outputs = (config.output, config.json) if processes.first and not config.dry_run else ()
         starts = [Path(name) for name in (config.init, config.weights_backbone) if name]
@@ -103,19 +111,27 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     """
     report = logger.info if processes.first else _no_report
     torch.manual_seed(config.seed)
+    given = config
+    source = read_source(config.init, config.network) if config.init else None
+    start = source.architecture if source else None
+    config, reasons = choose_network(given, device=device.type, start=start)
+    check_network(config, source)
     train, val = load_data(config)
+    if config.patience and val is None:
+        raise ValueError("--patience counts validations; name a dataset to validate on with --val")
     for line in source_lines(config, train, val):
         report(line)
     tiles = training_tiles(config, train)
+    config, more = choose_schedule(config, given, len(tiles))
+    tiles.transform = transform_of(config)
     statistics = count_objects(config, train, tiles) if config.salpha else None
-    source = read_source(config.init, config.detector) if config.init else None
     alpha, alpha_source = choose_alpha(config, statistics, source)
     detector_config = DetectorConfig(
         backbone=config.backbone or "",
         channels=config.channels or 0,
         norm=choose_norm(config, source),
         classes=len(train.classes),
-        detector=config.detector,
+        detector=config.network,
         fusion=config.fusion,
         options=config.options,
     )
@@ -139,7 +155,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
             weights={},
             classes=train.classes,
             category_ids=train.category_ids,
-            tile=config.tile,
+            tile=tiles_of(config)[0],
             object_sizes=object_sizes(train),
             alpha_source=alpha_source,
             statistics=statistics.to_json() if statistics else None,
@@ -149,13 +165,13 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
         output=config.output,
         device=device,
         autocast=use_bfloat16(config.precision, device),
-        logdir=config.logdir / config.output.stem if config.tensorboard else None,
+        logdir=config.logdir if config.tensorboard else None,
         processes=processes,
     )
     validation: Validation | None = None
     if val is not None:
         score = validation = Validation(
-            val, overlap=config.overlap, device=device, autocast=trainer.autocast, processes=processes
+            val, overlap=tiles_of(config)[1], device=device, autocast=trainer.autocast, processes=processes
         )
         trainer.validate = lambda detector: score(detector, trainer.checkpoint_spec())
         trainer.show = validation.show
@@ -164,7 +180,10 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     elif trainer.state_path.exists() and not config.dry_run:
         report(f"note: {trainer.state_path} belongs to an unfinished run; --resume continues it, this run replaces it")
     seconds = seconds_per_step(trainer)
-    for line in plan_lines(config, trainer, train, val, statistics, alpha_source, copied, seconds):
+    validation_seconds = seconds_per_validation(trainer, val, tiles_of(config)[1]) if val else 0.0
+    for line in plan_lines(
+        config, trainer, train, val, statistics, alpha_source, copied, [*reasons, *more], seconds, validation_seconds
+    ):
         report(line)
     if config.dry_run:
         for line in cost_lines(trainer):
@@ -186,19 +205,24 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     return _trained(trainer)
 
 
-def check_network(config: TrainConfig) -> None:
+def tiles_of(config: TrainConfig) -> tuple[int, int]:
+    """Return side and overlap of the tiles of a complete configuration, in pixels."""
+    assert config.tile is not None and config.overlap is not None
+    return config.tile, config.overlap
+
+
+def check_network(config: TrainConfig, source: Source | None) -> None:
     """Build the network without allocating it, so that a backbone that does not suit is refused before the work.
 
     Raises:
         ValueError: the backbone is unknown, or does not suit a pyramid.
     """
-    norm = choose_norm(config, None) if config.init is None else "frozen"
     with torch.device("meta"):
-        build_backbone(config.backbone or "", norm=norm)
+        build_backbone(config.backbone or "", norm=choose_norm(config, source))
 
 
 def schedule_of(config: TrainConfig) -> Schedule:
-    """Return the schedule of a resolved configuration."""
+    """Return the schedule of a complete configuration."""
     assert config.epochs and config.batch and config.lr and config.clip_norm is not None and config.validate_every
     return Schedule(
         config.epochs,
@@ -210,6 +234,7 @@ def schedule_of(config: TrainConfig) -> Schedule:
         decay=config.decay,
         ema=config.ema,
         grouped=config.group_shapes,
+        patience=config.patience,
     )
 
 
@@ -235,42 +260,47 @@ def record_sources(config: TrainConfig) -> dict[str, Any]:
 
 
 def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
-    """Return the training tiles of a run, with their augmentations."""
-    transforms: list[Transform] = []
-    if config.scale_match is not None:
-        target = find_source(config.scale_match, prefer=("train",)).load(boxes_only=True)
-        transforms.append(ScaleMatch(size_histogram(sizes_of(target.boxes[target.objects]))))
-    if config.augment:
-        transforms.append(Augment(config.augment, config.tile))
+    """Return the training tiles of a run, with the flip but without `transform_of`."""
     benchmark = config.recipe == "tinyperson"  # the benchmark's own sub-images
     options: dict[str, Any] = {
         "flip": config.flip,
         "cut": partial(benchmark_tiles, max_tiles=config.max_tiles) if benchmark else None,
         "truncated": "drop" if benchmark else "ignore",
-        "transform": chain(transforms),
         "max_tiles": config.max_tiles,
         "remedy": MORE_TILES,
     }
     if config.skip_unreadable:
-        tiles: TrainingTiles = SkippingTiles(train, config.tile, config.overlap, warn=logger.warning, **options)
+        tiles: TrainingTiles = SkippingTiles(train, *tiles_of(config), warn=logger.warning, **options)
     else:
-        tiles = TrainingTiles(train, config.tile, config.overlap, **options)
+        tiles = TrainingTiles(train, *tiles_of(config), **options)
     if not config.empty_tiles:
         tiles.tiles = without_empty(tiles)
     return tiles
 
 
+def transform_of(config: TrainConfig) -> Transform | None:
+    """Return what a complete configuration does to a sample before the flip."""
+    transforms: list[Transform] = []
+    if config.scale_match is not None:
+        target = find_source(config.scale_match, prefer=("train",)).load(boxes_only=True)
+        transforms.append(ScaleMatch(size_histogram(sizes_of(target.boxes[target.objects]))))
+    if config.augment:
+        transforms.append(Augment(config.augment, tiles_of(config)[0]))
+    return chain(transforms)
+
+
 def count_objects(config: TrainConfig, train: Dataset, tiles: TrainingTiles) -> FusionStatistics:
     """Count objects per level (Algorithm 1) on the tiles that the network will see, before any augmentation."""
-    info = detector_info(config.detector)
+    info = detector_info(config.network)
+    tile, overlap = tiles_of(config)
     if config.recipe == "tinyperson":
         return statistics_of_tiles(tiles, info.design, level_of=info.level_of, alpha_range=config.alpha_range)
     return statistics_of(
         train,
         info.design,
         level_of=info.level_of,
-        tile=config.tile,
-        overlap=config.overlap,
+        tile=tile,
+        overlap=overlap,
         alpha_range=config.alpha_range,
         max_tiles=config.max_tiles,
     )

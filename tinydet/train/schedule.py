@@ -23,6 +23,7 @@ class Schedule:
         decay: "steps" divides the rate by 10 twice, "cosine" lets it fall to 0 along half a cosine.
         ema: decay of a moving average of the weights, which is validated and saved; 0: no average.
         grouped: batch wide tiles separately from the others.
+        patience: stop after this many validations without a better score; None: never.
     """
 
     epochs: int
@@ -36,6 +37,7 @@ class Schedule:
     decay: Literal["steps", "cosine"] = "steps"
     ema: float = 0.0
     grouped: bool = False
+    patience: int | None = None
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step: linear warm-up from a third, then the decay."""

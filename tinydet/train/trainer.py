@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import time
@@ -18,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from tinydet._internal.atomic import remove_leftovers
+from tinydet._internal.console import plural
 from tinydet._internal.errors import reason
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.interrupt import deferred_interrupt
@@ -48,7 +50,7 @@ class TrainingState:
         optimizer, averaged: state dicts of the optimizer and of the moving average, None without one.
         epoch, done: finished epochs, and finished steps of the current one.
         best: the best AP50 so far; None before the first validation.
-        history, seconds, kept_alpha: as in `Trainer`.
+        history, seconds, kept_alpha, log_name: as in `Trainer`.
     """
 
     optimizer: dict[str, Any]
@@ -59,6 +61,7 @@ class TrainingState:
     history: list[dict[str, int | float]]
     seconds: float
     kept_alpha: tuple[float, ...] | None
+    log_name: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.epoch, self.done, self.seconds) < 0:
@@ -75,6 +78,8 @@ class Trainer:
 
     Args:
         checkpoint: everything known about the run; weights and progress are filled in when it is saved.
+        logdir: folder of TensorBoard logs, with a folder `log_name` for this run; None: no logs.
+        log_name: None: from the output and the time.
         show: writes the results of the last validation to a TensorBoard writer, at a step.
         validate: scores the detector; its `AP50` chooses the best weights. None: the last weights are kept.
         processes: each takes its share of every batch; only the first one writes files.
@@ -90,6 +95,7 @@ class Trainer:
     validate: Validate | None = None
     show: Callable[[Any, int], None] | None = None
     logdir: Path | None = None
+    log_name: str | None = None
     epoch: int = 0
     done: int = 0  # finished steps of the current epoch
     best: float = -math.inf
@@ -149,6 +155,30 @@ class Trainer:
         return fusion_factors(getattr(self.evaluated.fpn, "alpha", None), len(self.detector.design.edges))
 
     @property
+    def validations_left(self) -> int:
+        every, epochs = self.schedule.validate_every, self.schedule.epochs
+        return -(-epochs // every) - self.epoch // every
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch of the weights at `output`; None before the first validation."""
+        best = max((scores["AP50"] for scores in self.history), default=0.0)
+        return next((scores["epoch"] for scores in reversed(self.history) if scores["AP50"] == best), None)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last `schedule.patience` validations brought no better score.
+
+        A function of the history alone, so that a resumed run stops where an uninterrupted one does. Scores of 0, from
+        the first epochs of a run with random weights, do not count.
+        """
+        best, waited = 0.0, 0
+        for scores in self.history:
+            waited = 0 if scores["AP50"] > best or best == 0 else waited + 1
+            best = max(best, scores["AP50"])
+        return self.schedule.patience is not None and waited >= self.schedule.patience
+
+    @property
     def steps_left(self) -> int:
         return self.schedule.epochs * self.steps_per_epoch - self._step
 
@@ -161,16 +191,18 @@ class Trainer:
         if self.processes.first:
             for path in (self.output, self.state_path):
                 remove_leftovers(path)  # of a run that was killed while writing
+        if self.log_name is None:
+            self.log_name = log_name(self.output, self.logdir)
         if self._step == 0:
             self.save_state()  # so that a run killed before the next state can be resumed
         steps = self.schedule.epochs * self.steps_per_epoch
-        writer = _tensorboard(self.logdir if self.processes.first else None)
+        writer = self._tensorboard()
         learned = isinstance(getattr(self.detector.fpn, "alpha", None), nn.Parameter)
         started = saved = reported = time.monotonic() - self.seconds
         quiet = None if self.processes.first else True
         bar = tqdm(total=steps, initial=self._step, unit="step", dynamic_ncols=True, disable=quiet, smoothing=0.05)
         try:
-            while self.epoch < self.schedule.epochs:
+            while self.epoch < self.schedule.epochs and not self.stopped_early:
                 self.detector.train()
                 batches = [self.processes.shard(batch) for batch in self.batches()[self.done :]]
                 seed, epoch = self.schedule.seed, self.epoch
@@ -220,6 +252,12 @@ class Trainer:
             if writer is not None:
                 writer.close()
         if self.processes.first:
+            if self.stopped_early and self.epoch < self.schedule.epochs:
+                logger.info(
+                    f"stopped early at epoch {self.epoch} of {self.schedule.epochs}: no better AP50 in "
+                    f"{plural(self.schedule.patience or 0, 'validation')}; the weights of epoch {self.best_epoch} with "
+                    f"AP50 {100 * self.best:.1f} are kept"
+                )
             self.state_path.unlink(missing_ok=True)  # a finished run has nothing to resume
 
     def step(self, samples: Sequence[Sample], rate: float) -> dict[str, torch.Tensor]:
@@ -273,6 +311,7 @@ class Trainer:
             history=self.history,
             seconds=self.seconds,
             kept_alpha=self.kept_alpha,
+            log_name=self.log_name,
         )
         values = {each.name: getattr(state, each.name) for each in fields(state)}
         save_checkpoint(replace(self._snapshot(self.detector), training_state=values), self.state_path)
@@ -311,6 +350,7 @@ class Trainer:
             raise ValueError(f"{self.state_path}: not a usable {what} ({reason(error)}); {remedy}") from error
         self.epoch, self.done, self.best = state.epoch, state.done, -math.inf if state.best is None else state.best
         self.history, self.seconds, self.kept_alpha = state.history, state.seconds, state.kept_alpha
+        self.log_name = state.log_name
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Load the state of the optimizer. Torch checks the number of parameters only."""
@@ -332,6 +372,14 @@ class Trainer:
         """Return the fusion factors by TensorBoard tag; none for attention."""
         edges = self.detector.design.edges
         return {f"alpha/{edge}": alpha for edge, alpha in zip(edges, self.alpha, strict=False)}
+
+    def _tensorboard(self) -> Any:
+        """Open the logs of this run. A resumed run continues its own: its steps after the saved state are dropped."""
+        if self.logdir is None or self.log_name is None or not self.processes.first:
+            return None
+        with needs_extra("train"):
+            from torch.utils.tensorboard import SummaryWriter
+        return SummaryWriter(str(self.logdir / self.log_name), purge_step=self._step + 1 if self._step else None)
 
     def _end_of_epoch(self, writer: Any, bar: Any) -> None:
         last = self.epoch == self.schedule.epochs
@@ -396,17 +444,23 @@ class _Objective(nn.Module):
         return self.detector.loss(batch)
 
 
+def log_name(output: Path, logdir: Path | None) -> str:
+    """Return the name of a new run in TensorBoard: the path of its output and the time, such as
+    `a/model/20261130-120102`.
+
+    The path is relative to the working folder if the output is inside.
+    """
+    path = output.resolve().with_suffix("")
+    inside = path.is_relative_to(Path.cwd())
+    parts = path.relative_to(Path.cwd() if inside else path.anchor)
+    name = f"{parts.as_posix()}/{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))  # two runs in one second
+    return next(each for each in names if logdir is None or not (logdir / each).exists())
+
+
 def resume_path(output: Path) -> Path:
     """Return the path of the state of an unfinished run: model.pth -> model.resume.pth."""
     return output.with_suffix(".resume" + output.suffix)
-
-
-def _tensorboard(logdir: Path | None) -> Any:
-    if logdir is None:
-        return None
-    with needs_extra("train"):
-        from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(str(logdir))
 
 
 def _write(writer: Any, step: int, scalars: dict[str, float]) -> None:
