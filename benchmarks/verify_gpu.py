@@ -36,10 +36,8 @@ from timing import RUNS, SECONDS, interleaved, summary, warm_up
 
 from tinydet._internal.arguments import positive_float
 from tinydet._internal.atomic import write_json
-from tinydet.data.coco import Dataset
-from tinydet.data.source import builtin_source, find_source
 from tinydet.export.options import add_verification_options
-from tinydet.export.verification_images import verification_images
+from tinydet.export.verification_images import choose_images, own_data_of_report
 from tinydet.export.verify import Verification, format_report, middle_tile, verify
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import TensorRTBackend
@@ -63,12 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not sizes:
             raise ValueError(f"{args.model} takes at most {engine.spec.max_batch} tiles; choose smaller --batches")
         reference = open_model(args.reference or args.model.with_suffix(".onnx"), "onnx-cpu")
-        images, dataset = images_to_verify(args, engine.spec.classes)
+        own = own_data_of_report(args.model)
+        chosen = choose_images(engine.spec.classes, args.images, args.data, own, limit=args.limit)
         if skipped := sorted({*args.batches} - {*sizes}):
             print(
                 f"batches of {', '.join(map(str, skipped))} are skipped: the engine takes {engine.spec.max_batch} tiles"
             )
-        verification = verify(reference, engine, images, dataset, limit=args.limit, max_drop=args.max_drop)
+        verification = verify(
+            reference, engine, chosen.images, chosen.dataset, limit=args.limit, max_drop=args.max_drop
+        )
         print(format_report(verification), "\n")
         tiles = np.stack([middle_tile(path, engine.spec) for path in images[: max(sizes)]])
         timed = {size: measure(engine, repeated(tiles, size), seconds=args.seconds) for size in sizes}
@@ -78,13 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(table(timed), f"\nwrote {args.output}")
     return 0 if verification.passed else 1
-
-
-def images_to_verify(args: argparse.Namespace, classes: Sequence[str]) -> tuple[list[Path], Dataset | None]:
-    """Return the images to compare on, and their dataset if AP can be computed."""
-    if args.images:
-        return args.images, None
-    return verification_images(classes, find_source(args.data) if args.data else builtin_source("val"))
 
 
 def measure(

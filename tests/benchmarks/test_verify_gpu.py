@@ -70,7 +70,7 @@ def test_without_a_gpu_it_prints_one_line_and_writes_nothing(programs: Path, mod
     ("arguments", "message"),
     [
         (["missing.engine"], "missing.engine"),
-        (["{model}", "--output", "nowhere/result.json"], "no such folder"),
+        (["{model}", "--output", "{onnx}/result.json"], "no such folder"),
         (["{onnx}"], "is for the backend onnx"),
     ],
 )
@@ -112,19 +112,6 @@ def test_values_that_nvidia_smi_does_not_report_are_passed_on_as_such(program: M
     found = program.parse_clocks("NVIDIA L4, 570.1, [N/A], 6251, 2040, 51, 43.1, [Not Supported]\n")
     assert found["clocks.sm"] == "[N/A]" and found["slowed_by"] == "[Not Supported]"
     assert program.slowed_by(0x1) == []  # idle
-
-
-def test_classes_that_only_the_model_or_only_the_dataset_has_are_left_out(
-    program: ModuleType, squares: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args = program.arguments(["model.engine", "--data", str(squares)])
-    images, dataset = program.images_to_verify(args, ("square", "car"))
-    assert len(images) == 7 and dataset is not None and dataset.classes == ("square",)
-    builtin = program.arguments(["model.engine"])
-    images, dataset = program.images_to_verify(builtin, ("car",))
-    assert images and dataset is None
-    with pytest.raises(ValueError, match="no class in common"):
-        program.images_to_verify(args, ("car",))
 
 
 def test_tiles_are_repeated_to_fill_a_batch(program: ModuleType) -> None:

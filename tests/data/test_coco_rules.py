@@ -245,7 +245,7 @@ def test_nan_and_unpaired_surrogates_are_written_as_valid_json(folder: Path, cap
     assert replace_non_finite(deep) == 1
 
 
-@pytest.mark.parametrize("name", ["missing/out.json", f"{'a' * 300}.json", "images"])
+@pytest.mark.parametrize("name", ["set.json/out.json", f"{'a' * 300}.json", "images"])
 def test_all_outputs_are_checked_before_any_is_written(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

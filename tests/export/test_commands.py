@@ -272,7 +272,8 @@ def test_without_tensorrt_the_onnx_file_stays_and_the_message_names_the_extras(
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["export", "engine", str(brightness_onnx), "--precision", "fp32"]) == 2
     shown = capsys.readouterr()
-    (remains,), (error,) = shown.out.splitlines(), shown.err.splitlines()
+    (remains,), (warning, error) = shown.out.splitlines(), shown.err.splitlines()
+    assert "verifying on the built-in synthetic scenes" in warning
     assert remains == f"{brightness_onnx} is complete and runs with ONNX Runtime: tinydet infer " + (
         f"--model {brightness_onnx} --image scene.jpg --tile 64"
     )
