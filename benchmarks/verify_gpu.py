@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reference, engine, chosen.images, chosen.dataset, limit=args.limit, max_drop=args.max_drop
         )
         print(format_report(verification), "\n")
-        tiles = np.stack([middle_tile(path, engine.spec) for path in images[: max(sizes)]])
+        tiles = np.stack([middle_tile(path, engine.spec) for path in chosen.images[: max(sizes)]])
         timed = {size: measure(engine, repeated(tiles, size), seconds=args.seconds) for size in sizes}
         write_json(args.output, describe(args, engine, verification, timed))
     except (OSError, ValueError, ImportError) as error:
