@@ -1,4 +1,4 @@
-"""The progress of a run: one bar over all scenes, and what the run found so far."""
+"""The progress bar of a run: one over all scenes, and messages about single scenes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from types import TracebackType
 
 from tinydet._internal.console import plural
 from tinydet._internal.progress import Bar
-from tinydet.infer.chunks import Tally
-from tinydet.spec import ModelSpec
 
 logger = logging.getLogger("tinydet.infer")
 
@@ -19,25 +17,19 @@ LONG = 64  # tiles or frames of a scene from which the bar names the scene, beca
 class RunProgress:
     """A context manager that shows the progress of a run. One scene shows its tiles, a video its frames.
 
+    What the run has done is recorded in `RunSummary`.
+
     Attributes:
         details: whether the lines about a single scene are logged.
-        scenes: number of scenes that were processed; videos among them.
-        videos: number of videos that were processed.
-        unchanged: number of scenes that an earlier run had completed.
-        frames: number of frames of videos that were processed.
-        total: counts over all scenes and videos.
-        from_journal: number of tiles that an earlier run had finished.
     """
 
-    def __init__(self, jobs: int, spec: ModelSpec, *, verbose: bool = False) -> None:
+    def __init__(self, jobs: int, *, verbose: bool = False) -> None:
         """
         Args:
             jobs: number of scenes and videos.
             verbose: log lines about each of several scenes.
         """
         self.details = verbose or jobs == 1
-        self.scenes = self.videos = self.unchanged = self.frames = self.from_journal = 0
-        self.total = Tally.of(len(spec.classes))
         self._jobs, self._started = jobs, time.perf_counter()
         self._tiles = self._found = 0  # of finished and unfinished scenes
         self._name, self._unit = "", "tile"
@@ -73,7 +65,7 @@ class RunProgress:
             logger.info(line)
 
     def begin(self, name: str, total: int | None, unit: str, *, known: int = 0) -> None:
-        """Start with a scene.
+        """Start a scene.
 
         Args:
             total: number of its tiles or frames; None if unknown.
@@ -109,29 +101,8 @@ class RunProgress:
         else:
             self._bar.show()
 
-    def end(self, tally: Tally | None = None) -> None:
-        """Finish a scene.
-
-        Args:
-            tally: what was found in it; None if it was skipped.
-        """
-        if tally is not None:
-            self.scenes += 1
-            self.total.by_class += tally.by_class
-            self.total.tiles += tally.tiles
-            if self._unit == "frame":
-                self.videos += 1
-                self.frames += self._count
-            else:
-                self.from_journal += self._known
-        self._next()
-
-    def skip(self, *, unchanged: bool) -> None:
-        """Count a scene that was not processed, because an earlier run completed it or it cannot be read."""
-        self.unchanged += unchanged
-        self._next()
-
-    def _next(self) -> None:
+    def end(self) -> None:
+        """Finish a scene, also one that is skipped before it begins or in the middle."""
         if self._bar is not None and self._jobs > 1:
             self._bar.note = ""
             done = self._count / self._expected if self._expected else 0.0

@@ -10,8 +10,8 @@ from tinydet._internal.progress import duration
 from tinydet._internal.shell import tinydet_command
 from tinydet.infer.auto_options import expected_memory
 from tinydet.infer.chunks import Tally
-from tinydet.infer.jobs import MARK, Job
-from tinydet.infer.progress import RunProgress
+from tinydet.infer.jobs import MARK
+from tinydet.infer.summary import RunSummary
 from tinydet.runtime.plan import ScanPlan
 from tinydet.runtime.scan import nms_not_converged
 from tinydet.runtime.scenes import Scene
@@ -83,34 +83,31 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
     yield from _remarks(tally, spec)
 
 
-def summary_lines(
-    progress: RunProgress, spec: ModelSpec, jobs: Sequence[Job], shared: Sequence[Path], *, skipped: int
-) -> Iterator[str]:
+def summary_lines(run: RunSummary, spec: ModelSpec, shared: Sequence[Path], *, seconds: float) -> Iterator[str]:
     """Describe what a run over several scenes found, and where it is.
 
     Args:
         shared: files for all scenes.
-        skipped: number of scenes that could not be read.
+        seconds: duration of the run.
     """
-    total, seconds = progress.total, progress.seconds
-    still = progress.scenes - progress.videos
-    counts = [plural(still, "scene"), plural(total.tiles.tiles, "tile")] if still or not progress.videos else []
-    if progress.videos:
-        counts += [plural(progress.videos, "video"), plural(progress.frames, "frame")]
+    total = run.total
+    counts = [plural(run.images, "scene"), plural(total.tiles.tiles, "tile")] if run.images or not run.videos else []
+    if run.videos:
+        counts += [plural(run.videos, "video"), plural(run.frames, "frame")]
     speed = f"{seconds:.1f} s"
-    if still:
-        speed += f", {(total.tiles.tiles - progress.from_journal) / seconds:.1f} tiles/s"
+    if run.images:
+        speed += f", {(total.tiles.tiles - run.from_journal) / seconds:.1f} tiles/s"
     yield f"{', '.join(counts)}: {_found(total, spec)}, {speed}"
-    if progress.from_journal:
-        yield f"  {plural(progress.from_journal, 'tile')} were finished by an earlier run"
-    if progress.unchanged:
-        yield f"  {plural(progress.unchanged, 'scene')} already complete and unchanged"
+    if run.from_journal:
+        yield f"  {plural(run.from_journal, 'tile')} were finished by an earlier run"
+    if run.unchanged:
+        yield f"  {plural(run.unchanged, 'scene')} already complete and unchanged"
     if total.tiles.saturated:
         yield f"  {plural(total.tiles.saturated, 'tile')} saturated"
     yield from _remarks(total, spec)
-    if skipped:
-        yield f"  {plural(skipped, 'scene')} skipped"
-    yield from _places([*shared, *(path for job in jobs for path in job.outputs)])
+    if run.skipped:
+        yield f"  {plural(len(run.skipped), 'scene')} skipped"
+    yield from _places([*shared, *map(Path, run.outputs)])
 
 
 def _places(paths: Sequence[Path]) -> Iterator[str]:

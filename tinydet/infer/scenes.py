@@ -73,7 +73,6 @@ class InferenceRun:
         self._backend, self._hash, self._settings = backend, model_hash, settings
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
-        self._skipped: list[str] = []
         self.summary = RunSummary(backend.spec)
 
     def run(self, plan: RunPlan) -> list[str]:
@@ -94,11 +93,11 @@ class InferenceRun:
             with created_folders([*folders, *([] if plan.journals is None else [plan.journals])]):
                 self._run_jobs(plan, identity)
         finally:
-            if self._skipped:
-                logger.warning(f"{len(self._skipped)} of {plural(len(plan.jobs), 'scene')} were skipped:")
-                for line in self._skipped:
+            if skipped := self.summary.skipped:
+                logger.warning(f"{len(skipped)} of {plural(len(plan.jobs), 'scene')} were skipped:")
+                for line in skipped:
                     logger.warning(f"  {line}")
-        return self._skipped
+        return self.summary.skipped
 
     def _run_jobs(self, plan: RunPlan, identity: dict[str, Any]) -> None:
         if plan.journals is not None and self._settings.resume and _is_complete(plan, identity):
@@ -106,38 +105,34 @@ class InferenceRun:
             for job in plan.jobs:
                 self.summary.add_unchanged(job)
             return
-        skipped: list[Job] = []
-        with RunProgress(len(plan.jobs), self._spec, verbose=self._settings.verbose) as progress:
+        with RunProgress(len(plan.jobs), verbose=self._settings.verbose) as progress:
             try:
                 with open_writers(plan.shared, self._spec, plan.formats) as write:
                     shared = write if plan.shared else None
                     for moving, jobs in itertools.groupby(plan.jobs, key=lambda job: job.source.moving):
                         if moving:
                             for job in jobs:
-                                with self._skipping(job, plan, progress, skipped):
+                                with self._skipping(job, plan, progress):
                                     scan_video(self._backend, self._hash, job, self._settings, self.summary, progress)
                         else:
-                            self._run_scenes(jobs, plan, shared, progress, skipped)
+                            self._run_scenes(jobs, plan, shared, progress)
             except (KeyboardInterrupt, OSError):
                 if len(plan.jobs) > 1 and plan.resumable:
-                    done = progress.scenes + progress.unchanged
-                    logger.info(f"  {done} of {len(plan.jobs)} scenes are complete; --resume continues from there")
+                    done = f"{self.summary.complete} of {len(plan.jobs)} scenes"
+                    logger.info(f"  {done} are complete; --resume continues from there")
                 raise
         if plan.classes is not None:
             write_classes(plan.classes, self._spec)
         common = [path for path in (*plan.shared, plan.classes) if path is not None]
         if len(plan.jobs) > 1:
-            done_jobs = [job for job in plan.jobs if job not in skipped]
-            for line in summary_lines(progress, self._spec, done_jobs, common, skipped=len(skipped)):
+            for line in summary_lines(self.summary, self._spec, common, seconds=progress.seconds):
                 logger.info(line)
         else:
             for path in common:
                 logger.info(f"  {path}")
         self._finish_journals(plan, identity)
 
-    def _run_scenes(
-        self, jobs: Iterable[Job], plan: RunPlan, shared: Write | None, progress: RunProgress, skipped: list[Job]
-    ) -> None:
+    def _run_scenes(self, jobs: Iterable[Job], plan: RunPlan, shared: Write | None, progress: RunProgress) -> None:
         """Process scenes that are not videos; the tiles of several share the batches of the model."""
         scans = scan_scenes(
             self._backend,
@@ -149,13 +144,13 @@ class InferenceRun:
         with closing(scans):
             for job, results in scans:
                 written = _Counted(shared)
-                with self._skipping(job, plan, progress, skipped, written):
+                with self._skipping(job, plan, progress, written):
                     try:
                         scan = results.scan
                     except _UnchangedScene as found:
                         progress.say(f"{found}: already complete, {', '.join(map(str, job.outputs))} unchanged")
                         self.summary.add_unchanged(job)
-                        progress.skip(unchanged=True)
+                        progress.end()
                         continue
                     assert isinstance(scan, _OpenScene)
                     self._process(job, scan, results, written, progress)
@@ -166,7 +161,6 @@ class InferenceRun:
         job: Job,
         plan: RunPlan,
         progress: RunProgress,
-        skipped: list[Job],
         written: _Counted | None = None,
     ) -> Iterator[None]:
         """Skip a scene if it cannot be read, or say how to skip it."""
@@ -177,11 +171,8 @@ class InferenceRun:
                 raise DamagedSceneError(f"{error}{SKIP_HINT if len(plan.jobs) > 1 else ''}") from error
             left = f"; {written.boxes} of its boxes were already written" if written and written.boxes else ""
             progress.say(f"{job.source.label}: skipped: {error}{left}")
-            named = job.source.label in str(error)
-            self._skipped.append(f"{'' if named else f'{job.source.label}: '}{error}{left}")
             self.summary.add_skipped(job, f"{error}{left}")
-            skipped.append(job)
-            progress.skip(unchanged=False)
+            progress.end()
 
     def _open(self, job: Job, plan: RunPlan) -> _OpenScene:
         """Open a scene with its journal. This runs ahead of the scan, in another thread."""
@@ -264,8 +255,9 @@ class InferenceRun:
             save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
         for path in job.outputs:
             progress.say(f"  {path}")
-        self.summary.add_scanned(job, (scene.width, scene.height), tally, seconds)
-        progress.end(tally)
+        size = scene.width, scene.height
+        self.summary.add_scanned(job, size, tally, seconds, from_journal=scan.from_journal)
+        progress.end()
         if isinstance(journal, Journal) and not shared:
             journal.finish(job.written())  # also without --resume: a later scene may be interrupted
 
@@ -335,7 +327,7 @@ class InferenceRun:
             for path in (*(job.journal for job in plan.jobs), done):
                 if path is not None:
                     path.unlink(missing_ok=True)
-        elif done is not None and not self._skipped:
+        elif done is not None and not self.summary.skipped:
             outputs = hashes((*plan.shared, *(path for job in plan.jobs for path in job.outputs)))
             write_json(done, {"identity": identity, "outputs": outputs})
 

@@ -1,4 +1,4 @@
-"""The summary of a run as JSON: its scenes, files, counts, model, options and versions."""
+"""What a run has done: its scenes, files and counts, for the console and for `--summary`."""
 
 from __future__ import annotations
 
@@ -44,15 +44,40 @@ class RunSummary:
     """What a run has done so far.
 
     Attributes:
-        scenes: an entry for each scene that was scanned, skipped or unchanged since an earlier run.
+        scenes: an entry of the JSON for each scene that was scanned, skipped or unchanged since an earlier run.
+        skipped: for each skipped scene, its name and the reason.
+        total: counts over all scenes and videos.
+        images, videos, unchanged: number of images, of videos, and of scenes that an earlier run had completed.
+        frames: number of frames of the videos.
+        from_journal: number of tiles of the images that an earlier run had finished.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.scenes: list[dict[str, Any]] = []
+        self.skipped: list[str] = []
+        self.total = Tally.of(len(spec.classes))
+        self.images = self.videos = self.unchanged = self.frames = self.from_journal = 0
         self._spec = spec
 
+    @property
+    def complete(self) -> int:
+        """Number of scenes whose files are complete."""
+        return self.images + self.videos + self.unchanged
+
+    @property
+    def outputs(self) -> list[str]:
+        """Files that hold one scene only."""
+        return [path for entry in self.scenes for path in entry["outputs"]]
+
     def add_scanned(
-        self, job: Job, size: tuple[int, int], tally: Tally, seconds: float, *, frames: int | None = None
+        self,
+        job: Job,
+        size: tuple[int, int],
+        tally: Tally,
+        seconds: float,
+        *,
+        frames: int | None = None,
+        from_journal: int = 0,
     ) -> None:
         """Add a scene or video that was scanned.
 
@@ -60,11 +85,18 @@ class RunSummary:
             size: width and height in pixels.
             seconds: duration of the scan.
             frames: number of frames of a video.
+            from_journal: number of tiles that an earlier run had finished.
         """
+        self.total.by_class += tally.by_class
+        self.total.tiles += tally.tiles
+        self.from_journal += from_journal
         entry: dict[str, Any] = {"status": "done", "width": size[0], "height": size[1]}
         if frames is not None:
+            self.videos += 1
+            self.frames += frames
             entry["frames"] = frames
         else:
+            self.images += 1
             tiles = tally.tiles
             entry |= {"tiles": tiles.tiles, "skipped_tiles": tiles.empty + tiles.filtered}
             entry |= {"saturated_tiles": tiles.saturated}
@@ -74,10 +106,12 @@ class RunSummary:
 
     def add_unchanged(self, job: Job) -> None:
         """Add a scene that an earlier run completed."""
+        self.unchanged += 1
         self._add(job, {"status": "unchanged"})
 
     def add_skipped(self, job: Job, why: str) -> None:
         """Add a scene that could not be read."""
+        self.skipped.append(why if job.source.label in why else f"{job.source.label}: {why}")
         self._add(job, {"status": "skipped", "reason": mask_secrets(printable(why))})
 
     def to_json(self, plan: RunPlan, *, complete: bool) -> dict[str, Any]:
@@ -87,16 +121,12 @@ class RunSummary:
             complete: whether the run came to its end, where the files that all scenes share are written.
         """
         shared = [str(path) for path in (*plan.shared, plan.classes) if path is not None and complete]
-        own = [path for entry in self.scenes for path in entry.get("outputs", ())]
-        status = [entry["status"] for entry in self.scenes]
-        by_class = dict.fromkeys(self._spec.classes, 0)
-        for entry in self.scenes:
-            for name, count in entry.get("by_class", {}).items():
-                by_class[name] += count
-        total = {"scenes": len(plan.jobs), **{word: status.count(word) for word in ("done", "unchanged", "skipped")}}
-        total["not_finished"] = len(plan.jobs) - len(status)
-        total |= {key: sum(entry.get(key, 0) for entry in self.scenes) for key in ("tiles", "detections")}
-        return {"scenes": self.scenes, "outputs": [*shared, *own], "total": {**total, "by_class": by_class}}
+        total: dict[str, Any] = {"scenes": len(plan.jobs), "done": self.images + self.videos}
+        total |= {"unchanged": self.unchanged, "skipped": len(self.skipped)}
+        total["not_finished"] = len(plan.jobs) - len(self.scenes)
+        total["tiles"] = sum(entry.get("tiles", 0) for entry in self.scenes)
+        total |= {"detections": int(self.total.by_class.sum()), "by_class": self._by_class(self.total)}
+        return {"scenes": self.scenes, "outputs": [*shared, *self.outputs], "total": total}
 
     def _by_class(self, tally: Tally) -> dict[str, int]:
         return dict(zip(self._spec.classes, tally.by_class.tolist(), strict=True))

@@ -61,7 +61,7 @@ def scan_video(
         if journal is not None and journal.outputs == {**job.written(), **limit}:
             progress.say(f"{video.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
             summary.add_unchanged(job)
-            progress.skip(unchanged=True)
+            progress.end()
             return
         continues = video.live and journal is not None and next(journal.frames(), None) is not None
         if continues and job.drawing is not None and job.drawing.exists():
@@ -209,8 +209,8 @@ def _write(frames: _Frames, summary: RunSummary, progress: RunProgress) -> Keybo
             stopped = error
     elapsed = time.perf_counter() - start
     tally.tiles += frames.counts
-    progress.end(tally)
     summary.add_scanned(job, (video.width, video.height), tally, elapsed, frames=count)
+    progress.end()
     rate = (count - frames.from_journal) / elapsed
     progress.say(
         f"  {int(tally.by_class.sum())} detections in {count} frames, {rate:.1f} frames/s; {video.dropped} frames "
