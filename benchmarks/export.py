@@ -145,7 +145,7 @@ def export_unverified(model: Path, output: Path, args: argparse.Namespace) -> di
     Among proposals with equal scores, such as those of the repeated patches in the crowded tile of verification,
     rounding decides which is kept, and with random weights every one of them is a detection.
     """
-    from tinydet.export.onnx_file import export_onnx
+    from tinydet.export.onnx_file import write_onnx
     from tinydet.export.verify import verify
     from tinydet.models.backend import TorchBackend
     from tinydet.models.checkpoint import load_checkpoint
@@ -153,7 +153,7 @@ def export_unverified(model: Path, output: Path, args: argparse.Namespace) -> di
     checkpoint = load_checkpoint(model)
     spec = checkpoint.spec(tile=args.tile, max_batch=BATCH[2], max_detections=1000)
     try:
-        export_onnx(checkpoint.build(), spec, output)
+        write_onnx(checkpoint.build(), spec, output)
     except ValueError as error:
         return {"not_exported": str(error).replace(str(output), output.name)}
     reference = TorchBackend(checkpoint.build(), spec)
@@ -243,14 +243,14 @@ def convert_all_layers(source: Path, output: Path, precision: str, args: argpars
 
 def build(cells: dict[str, Any], name: str, model: Path, args: argparse.Namespace) -> Iterator[None]:
     """Build a TensorRT-RTX engine of each ONNX file and delete it again."""
-    from tinydet.export.engine import build_engine
+    from tinydet.export.engine import write_engine
 
     for precision, path, cell in files(cells, name, args):
         if "build" in cell:
             continue
         print(f"{name} {precision}: build", flush=True)
         specs: list[ModelSpec] = [
-            build_engine(path, path.with_suffix(".engine"), target="rtx", batch=BATCH) for _ in range(args.builds)
+            write_engine(path, path.with_suffix(".engine"), target="rtx", batch=BATCH) for _ in range(args.builds)
         ]
         built = specs[-1].engine
         cell["build"] = {**when(), "seconds": [spec.engine["seconds"] for spec in specs], "bytes": built["bytes"],

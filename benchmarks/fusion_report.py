@@ -47,7 +47,7 @@ class Difference(NamedTuple):
 
 
 class Study:
-    """The training runs on one data set.
+    """The training runs on one dataset.
 
     Args:
         first_seed: of those that look for the best rate; all other seeds are of the comparison.

@@ -44,7 +44,7 @@ class Group(NamedTuple):
 
 COMMANDS: dict[str, Entry | Group] = {
     "train": Entry("tinydet.train.__main__", "train", "train a detector on your data or on the built-in dataset"),
-    "evaluate": Entry("tinydet.evaluate.__main__", "", "compute AP and miss rate by object size"),
+    "evaluate": Entry("tinydet.evaluate.__main__", "", "compute AP by class, and AP and miss rate by object size"),
     "export": Group(
         "export a trained detector to ONNX or TensorRT, and verify the result",
         ("onnx", "model.pth"),
@@ -83,7 +83,7 @@ COMMANDS: dict[str, Entry | Group] = {
             "convert": Entry(
                 "tinydet.data.convert",
                 "",
-                "convert TinyPerson, CityPersons, Pascal VOC, YOLO, VisDrone or DOTA annotations to COCO JSON",
+                "convert a dataset in any known layout to COCO",
             ),
             "stats": Entry(
                 "tinydet.study.dataset_stats",

@@ -269,11 +269,11 @@ def test_merge_options_select_how_tiles_are_merged(onnx_file: Path, squares: Pat
 @pytest.mark.slow
 def test_a_checkpoint_and_its_export_get_the_same_scores(checkpoint: Path, squares: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="needs onnx and onnxscript (tinydet[export])")
-    from tinydet.export.onnx_file import export_onnx
+    from tinydet.export.onnx_file import write_onnx
     from tinydet.models.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(checkpoint)
-    export_onnx(loaded.build(), loaded.spec(), tmp_path / "model.onnx")
+    write_onnx(loaded.build(), loaded.spec(), tmp_path / "model.onnx")
     found = []
     for model in (checkpoint, tmp_path / "model.onnx"):
         flags = ["--data", str(squares), "--save-detections", str(tmp_path / "found.json")]

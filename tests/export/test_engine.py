@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tinydet.export.engine import build_engine, parse_only
+from tinydet.export.engine import parse_only, write_engine
 from tinydet.export.onnx_model import graph_precision, read_onnx
 from tinydet.spec import ModelSpec
 
@@ -32,7 +32,7 @@ def test_an_engine_is_a_plain_plan_with_its_description_next_to_it(
     rtx: Any, brightness_onnx: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "model.engine"
-    spec = build_engine(brightness_onnx, output, target="rtx", batch=(1, 2, 4))
+    spec = write_engine(brightness_onnx, output, target="rtx", batch=(1, 2, 4))
     plan = output.read_bytes()
     assert plan.startswith(b"vtrt")
     assert description(tmp_path / "model.json") == spec
@@ -53,23 +53,23 @@ def test_an_engine_is_a_plain_plan_with_its_description_next_to_it(
 
 def test_building_again_gives_a_plan_of_the_same_size(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     """Its bytes may differ, because TensorRT-RTX numbers internal tensors in varying order."""
-    first = build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx")
-    again = build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx")
+    first = write_engine(brightness_onnx, tmp_path / "model.engine", target="rtx")
+    again = write_engine(brightness_onnx, tmp_path / "model.engine", target="rtx")
     assert again.engine["bytes"] == first.engine["bytes"] == (tmp_path / "model.engine").stat().st_size
     assert description(tmp_path / "model.json") == again
 
 
 def test_compute_capability_changes_the_engine(rtx: Any, brightness_onnx: Path, tmp_path: Path) -> None:
-    spec = build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", compute_capabilities=["7.5"])
+    spec = write_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", compute_capabilities=["7.5"])
     assert spec.engine["gpu"] == "compute capability 7.5"
-    assert spec.engine["sha256"] != build_engine(brightness_onnx, tmp_path / "b.engine", target="rtx").engine["sha256"]
+    assert spec.engine["sha256"] != write_engine(brightness_onnx, tmp_path / "b.engine", target="rtx").engine["sha256"]
 
 
 def test_a_build_logs_its_phases_and_the_lines_of_tensorrt(
     rtx: Any, brightness_onnx: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", "tinydet")
-    build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx")
+    write_engine(brightness_onnx, tmp_path / "model.engine", target="rtx")
     messages = {name: {m for n, _, m in caplog.record_tuples if n == name} for name, _, _ in caplog.record_tuples}
     assert len(messages["tinydet.export.steps"]) > 3
     assert any("images" in line for line in messages["tinydet.tensorrt"])
@@ -87,7 +87,7 @@ def test_the_message_names_the_node_that_the_parser_refuses(rtx: Any, brightness
     path = tmp_path / "model.onnx"
     path.write_bytes(brightness_model.SerializeToString())
     with pytest.raises(ValueError, match=r"model\.onnx: node 'transpose' \(Transpose\).*UInt8.*Export"):
-        build_engine(path, tmp_path / "model.engine", target="rtx")
+        write_engine(path, tmp_path / "model.engine", target="rtx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -98,7 +98,7 @@ def test_an_existing_engine_is_kept_when_the_build_fails(rtx: Any, brightness_mo
     path.write_bytes(brightness_model.SerializeToString())
     output.write_bytes(b"older")
     with pytest.raises(ValueError, match=r"TensorRT-RTX 1.*best.*3840"):
-        build_engine(path, output, target="rtx")
+        write_engine(path, output, target="rtx")
     assert output.read_bytes() == b"older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.engine", "model.onnx"]
 
@@ -107,7 +107,7 @@ def test_an_existing_engine_is_kept_when_the_new_one_fails_verification(
     rtx: Any, brightness_onnx: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "model.engine"
-    older = build_engine(brightness_onnx, output, target="rtx", batch=(1, 2, 4))
+    older = write_engine(brightness_onnx, output, target="rtx", batch=(1, 2, 4))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     verified: list[tuple[bytes, ModelSpec]] = []
 
@@ -116,7 +116,7 @@ def test_an_existing_engine_is_kept_when_the_new_one_fails_verification(
         raise ValueError("it finds nothing")
 
     with pytest.raises(ValueError, match="it finds nothing"):
-        build_engine(brightness_onnx, output, target="rtx", batch=(1, 1, 1), verify=refuse)
+        write_engine(brightness_onnx, output, target="rtx", batch=(1, 1, 1), verify=refuse)
     ((plan, spec),) = verified
     assert spec.engine["sha256"] == hashlib.sha256(plan).hexdigest()
     assert (spec.max_batch, older.max_batch) == (1, 4)
@@ -136,7 +136,7 @@ def test_an_existing_engine_is_kept_when_the_disk_is_full(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match=r"model\.engine was not written \(No space left on device\)"):
-        build_engine(brightness_onnx, output, target="rtx")
+        write_engine(brightness_onnx, output, target="rtx")
     assert output.read_bytes() == b"older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.engine", "model.onnx"]
 
@@ -156,7 +156,7 @@ def test_options_without_effect_and_invalid_batches_are_refused(
     rtx: Any, brightness_onnx: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        build_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", **options)
+        write_engine(brightness_onnx, tmp_path / "model.engine", target="rtx", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -165,14 +165,14 @@ def test_options_without_effect_and_invalid_batches_are_refused(
 
 def test_the_flag_for_strong_typing_is_set_by_name(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     """Its number differs between TensorRT 10 and 11."""
-    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
+    write_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
     flags = dict(tensorrt.calls)["Builder.create_network"]
     assert flags == (1 << tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED,)
 
 
 def test_options_are_set_before_the_build(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     cache = tmp_path / "timings"
-    build_engine(
+    write_engine(
         brightness_onnx,
         tmp_path / "model.engine",
         target="tensorrt",
@@ -198,13 +198,13 @@ def test_options_are_set_before_the_build(tensorrt: Any, brightness_onnx: Path, 
 
 
 def test_tf32_is_disabled(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
-    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
+    write_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
     assert dict(tensorrt.calls)["IBuilderConfig.clear_flag"] == (tensorrt.BuilderFlag.TF32,)
 
 
 def test_the_folder_of_a_timing_cache_is_created(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     cache = tmp_path / "new" / "cache"
-    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=cache)
+    write_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=cache)
     assert cache.read_bytes() == b"timings"
 
 
@@ -212,7 +212,7 @@ def test_a_timing_cache_below_a_file_is_refused_before_the_build(
     tensorrt: Any, brightness_onnx: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="is a file, not a folder"):
-        build_engine(
+        write_engine(
             brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=brightness_onnx / "cache"
         )
     assert "Builder.build_serialized_network" not in dict(tensorrt.calls)
@@ -220,7 +220,7 @@ def test_a_timing_cache_below_a_file_is_refused_before_the_build(
 
 
 def test_options_that_are_not_given_are_not_set(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
-    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
+    write_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
     names = {name for name, _ in tensorrt.calls}
     assert not {name for name in names if "cache" in name or name.endswith(("set_flag", "pool_limit", "_level"))}
 
@@ -228,7 +228,7 @@ def test_options_that_are_not_given_are_not_set(tensorrt: Any, brightness_onnx: 
 def test_a_timing_cache_is_read_and_extended(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     cache = tmp_path / "timings"
     cache.write_bytes(b"older timings")
-    build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=cache)
+    write_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", timing_cache=cache)
     assert dict(tensorrt.calls)["IBuilderConfig.create_timing_cache"] == (b"older timings",)
     assert cache.read_bytes() == b"timings"
 
@@ -240,17 +240,17 @@ def test_without_a_gpu_the_message_recommends_tensorrt_rtx(
     with pytest.raises(
         OSError, match=r"TensorRT 10\.3\.0 is installed, but it needs an NVIDIA GPU to build .*; TensorRT-RTX builds"
     ):
-        build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
+        write_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_auto_is_tensorrt_rtx_without_a_gpu(rtx: Any, tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     tensorrt.gpu = False
-    assert build_engine(brightness_onnx, tmp_path / "model.engine").engine["flavour"] == "rtx"
+    assert write_engine(brightness_onnx, tmp_path / "model.engine").engine["flavour"] == "rtx"
 
 
 def test_auto_is_tensorrt_with_a_gpu(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
-    assert build_engine(brightness_onnx, tmp_path / "model.engine").engine["flavour"] == "tensorrt"
+    assert write_engine(brightness_onnx, tmp_path / "model.engine").engine["flavour"] == "tensorrt"
 
 
 def test_without_tensorrt_the_message_names_the_extras(
@@ -259,13 +259,13 @@ def test_without_tensorrt_the_message_names_the_extras(
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=r"'tinydet\[tensorrt\]'.*'tinydet\[rtx\]'"):
-        build_engine(brightness_onnx, tmp_path / "model.engine")
+        write_engine(brightness_onnx, tmp_path / "model.engine")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_tensorrt_refuses_a_compute_capability(tensorrt: Any, brightness_onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="builds for the GPU that it finds"):
-        build_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", compute_capabilities=["8.6"])
+        write_engine(brightness_onnx, tmp_path / "model.engine", target="tensorrt", compute_capabilities=["8.6"])
 
 
 # ---------------------------------------------------------------------------------------------------- ONNX and names
@@ -295,7 +295,7 @@ def test_a_file_with_the_wrong_precision_in_its_description_is_refused(brightnes
     path = tmp_path / "model.onnx"
     path.write_bytes(brightness_model.SerializeToString())
     with pytest.raises(ValueError, match="is described as fp16, but its weights are"):
-        build_engine(path, tmp_path / "model.engine")
+        write_engine(path, tmp_path / "model.engine")
 
 
 def test_truncated_and_foreign_onnx_files_are_refused(brightness_model: Any, tmp_path: Path) -> None:
@@ -315,10 +315,10 @@ def test_a_json_file_that_is_not_a_description_is_not_overwritten(brightness_onn
     annotations = tmp_path / "model.json"
     annotations.write_text(json.dumps({"images": []}))
     with pytest.raises(ValueError, match=r"model\.json would be overwritten"):
-        build_engine(brightness_onnx, tmp_path / "model.engine")
+        write_engine(brightness_onnx, tmp_path / "model.engine")
     assert json.loads(annotations.read_text()) == {"images": []}
 
 
 def test_the_name_of_an_engine_ends_in_engine(brightness_onnx: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.engine"):
-        build_engine(brightness_onnx, brightness_onnx)
+        write_engine(brightness_onnx, brightness_onnx)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from tinydet.export.onnx_file import export_onnx, lint, operators_added, trace
+from tinydet.export.onnx_file import lint, operators_added, trace, write_onnx
 from tinydet.export.parity import compare
 from tinydet.models.build import build_detector
 from tinydet.models.checkpoint import load_checkpoint
@@ -110,7 +110,7 @@ def test_an_existing_file_is_kept_when_the_export_fails(checkpoint: Path, tmp_pa
     output = tmp_path / "model.onnx"
     output.write_bytes(b"older")
     with pytest.raises(ValueError, match="multiple of 32"):
-        export_onnx(trained.build(), trained.spec(tile=100), output)
+        write_onnx(trained.build(), trained.spec(tile=100), output)
     assert output.read_bytes() == b"older"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
@@ -202,7 +202,7 @@ def test_detectors_with_every_fusion_mode_can_be_exported(
     own = {k: v for k, v in detector.state_dict().items() if "alpha" in k or "attention" in k}
     others = {k: v for k, v in trained.weights.items() if k != "fpn.alpha"}
     detector.load_state_dict({**others, **own})
-    report = export_onnx(
+    report = write_onnx(
         detector.eval(), replace(trained, detector=config, weights=detector.state_dict()).spec(), tmp_path / "m.onnx"
     )
     assert report.parity.detections > 100 and report.parity.unmatched == 0
@@ -289,5 +289,5 @@ def test_nodes_that_a_runtime_would_not_support_are_named(
 def test_more_slots_than_topk_takes_are_refused(tmp_path: Path) -> None:
     spec = ModelSpec(("a",), (1,), "retinanet", "none", tile=64, max_detections=3841)
     with pytest.raises(ValueError, match=r"1\.\.3840 .*got 3841"):
-        export_onnx(torch.nn.Identity(), spec, tmp_path / "model.onnx")  # type: ignore[arg-type]
+        write_onnx(torch.nn.Identity(), spec, tmp_path / "model.onnx")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tinydet.__main__ import main
-from tinydet.export.engine import build_engine
+from tinydet.export.engine import write_engine
 from tinydet.export.fp16 import to_fp16
 from tinydet.export.int8 import calibrate, to_int8
 from tinydet.export.layer_search import search_layers
@@ -321,7 +321,7 @@ def test_engines_of_each_precision_can_be_built(model: Any, images: list[Path], 
     for precision in ("fp16", "int8"):
         paths[precision] = convert(source, tmp_path / f"model.{precision}.onnx", precision, images).path
     for precision, path in paths.items():
-        spec = build_engine(path, tmp_path / f"{precision}.engine", target="rtx", batch=(1, 2, 4))
+        spec = write_engine(path, tmp_path / f"{precision}.engine", target="rtx", batch=(1, 2, 4))
         assert spec.precision == precision
         assert (tmp_path / f"{precision}.engine").read_bytes().startswith(b"vtrt")
 
@@ -344,7 +344,7 @@ def test_a_detector_is_converted_and_built(exported: Any, scene: Path, tmp_path:
     quantized.metadata_props.add(key="tinydet", value=dataclasses.replace(made.spec, precision="int8").to_json())
     built = {}
     for name, path in {"fp32": source, "fp16": made.path, "int8": written(quantized, tmp_path / "q.onnx")}.items():
-        spec = build_engine(path, tmp_path / f"{name}.engine", target="rtx", batch=(1, 1, 2))
+        spec = write_engine(path, tmp_path / f"{name}.engine", target="rtx", batch=(1, 1, 2))
         built[name] = spec.precision, spec.engine["weights"].get("FLOAT16", 0) > spec.engine["weights"]["FLOAT"]
     # Not the size of the plans: the plan of a small model is mostly kernels, and INT8 needs more of them.
     assert built == {"fp32": ("fp32", False), "fp16": ("fp16", True), "int8": ("int8", False)}

@@ -164,7 +164,7 @@ MOVING = (".mp4", ".ts", ".avi", ".mkv")
 
 
 def images(random: Random, corpus: Corpus) -> Parts:
-    """An image, a raster or a video in any format, alone, in a folder or in a data set."""
+    """An image, a raster or a video in any format, alone, in a folder or in a dataset."""
     original = random.choice(corpus.images)
     suffix = Path(original).suffix
     data = damaged_image(random, suffix, corpus.files[original])

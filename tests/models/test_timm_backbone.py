@@ -242,12 +242,12 @@ def test_it_is_exported_with_alpha_folded_and_equals_torch_in_onnx_runtime_and_o
     name: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxscript")
-    from tinydet.export.onnx_file import export_onnx
+    from tinydet.export.onnx_file import write_onnx
     from tinydet.runtime.backends import open_model
 
     checkpoint = checkpoint_of(f"timm:{name}")
     spec = checkpoint.spec(max_detections=100)
-    report = export_onnx(checkpoint.build(), spec, tmp_path / "model.onnx")  # compares ONNX Runtime with torch
+    report = write_onnx(checkpoint.build(), spec, tmp_path / "model.onnx")  # compares ONNX Runtime with torch
     assert report.operators_added == 0 and not report.kept_edges and report.parity.unmatched == 0
     pytest.importorskip("openvino")
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)

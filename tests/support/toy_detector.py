@@ -10,7 +10,8 @@ from tinydet.models.registry import DETECTORS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 SOURCE, SCRIPT = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-COMMANDS = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)[0].splitlines()
+_BLOCK = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)[0]
+COMMANDS = _BLOCK.replace("\\\n", "").splitlines()
 
 exec(compile(SOURCE, str(PAGE), "exec"), globals())
 ROW, TINY = DETECTORS.pop("toy"), BACKBONES.pop("tiny")

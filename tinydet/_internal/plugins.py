@@ -28,7 +28,7 @@ def add_plugin_option(parser: argparse._ActionsContainer) -> None:
         type=_imported,
         default=argparse.SUPPRESS,
         metavar="FILE.py",
-        help="import a Python file of yours first, which registers a detector or a backbone; can be repeated",
+        help="import this Python file first, which registers a detector or a backbone; can be repeated (default: none)",
     )
 
 

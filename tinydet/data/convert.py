@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     width = max(map(len, FORMATS))
     table = "\n".join(f"  {name:{width}}  {summary}" for name, summary in FORMATS.items())
     parser.description = (
-        "Convert a dataset to COCO: recognize its layout and write a COCO folder for each split. Commands read these\n"
-        "layouts themselves; convert to edit annotations, or for other programs. With --from, convert one file or\n"
-        "folder of annotations to one COCO file."
+        "Convert a dataset to COCO: recognize its layout and write a COCO folder for each split. Other commands read\n"
+        "these layouts themselves; convert to edit annotations, or for other programs. With --from, convert one file\n"
+        "or folder of annotations to one COCO file."
     )
     parser.epilog = f"formats of --from:\n{table}"
     add_data_arguments(parser, split="all of them")
@@ -70,15 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=Path,
         metavar="DIR",
-        help="folder of the images, to which file names are relative, if SOURCE is a file or folder of annotations",
+        help="image folder, if SOURCE is a file or folder of annotations (default: that of the layout)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="PATH",
-        help="new folder of COCO folders, whose images are links to the files of SOURCE where the file system has "
-        "them; or one COCO file, .json or .json.gz (default: SOURCE-coco; with --from SOURCE/annotations.json or "
-        "SOURCE.json)",
+        help="new folder with a COCO folder per split, whose images are hard links to those of SOURCE, or copies on "
+        "another file system; or one COCO file, .json or .json.gz (default: SOURCE-coco; with --from: SOURCE/annotations.json "
+        "or SOURCE.json)",
     )
     parser.add_argument(
         "--classes",
@@ -91,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         choices=LABELS,
         help="yolo: meaning of the numbers of a line: a box, a box with keypoints (pose), or the corners of a polygon "
-        "or an oriented box (default: as kpt_shape or task in data.yaml says, otherwise by evidence from all lines)",
+        "or an oriented box (default: as kpt_shape or task in data.yaml says, otherwise the only meaning that fits "
+        "all lines)",
     )
     parser.add_argument(
         "--first-pixel",
@@ -103,8 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         choices=tinyperson.TASKS,
-        help="tinyperson: one class `person` (all), or only sea or earth persons, with the others as ignore regions; "
-        "default: the classes of SOURCE",
+        help="tinyperson: one class `person` (all), or only sea or earth persons, with the others as ignore regions "
+        "(default: the classes of SOURCE)",
     )
     parser.add_argument(
         "--keep-uncertain",

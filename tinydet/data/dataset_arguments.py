@@ -25,7 +25,7 @@ def add_data_arguments(
     taken = f" (default: {default})" if default else ""
     what = "dataset folder, data.yaml or COCO file; its layout is recognized"
     if positional:
-        parser.add_argument("source", nargs="?", type=Path, help=f"{what}{taken}")
+        parser.add_argument("source", nargs="?", type=Path, metavar="SOURCE", help=f"{what}{taken}")
         parser.add_argument("--data", type=Path, metavar="PATH", help="the same as SOURCE")
     else:
         parser.add_argument("--data", type=Path, metavar="PATH", help=f"{what}{taken}")
@@ -74,8 +74,8 @@ def add_source_arguments(parser: argparse.ArgumentParser, word: str) -> None:
         "--output",
         type=Path,
         metavar="PATH",
-        help="new COCO folder, or an annotation file to write annotations only; "
-        f"default: SOURCE-{word} or, without images, SOURCE.{word}.json",
+        help="new COCO folder, or an annotation file to write annotations only "
+        f"(default: SOURCE-{word} or, without images, SOURCE.{word}.json)",
     )
     parser.add_argument(
         "--format",

@@ -170,8 +170,8 @@ EXAMPLES = ("tiny_set/annotations.json --images tiny_set/images --output tiles",
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Cut images into tiles with their boxes. Writes a COCO folder of tiles that includes the corner file "
-        "(corners.json), or only the corner file (--output NAME.json). If SOURCE is a corner file, writes its tiles."
+        "Cut images and their boxes into tiles. Write a COCO folder of tiles with their corner file (corners.json), or "
+        "only the corner file (--output NAME.json). If SOURCE is a corner file, write its tiles."
     )
     add_source_arguments(parser, "cut")
     parser.add_argument(

@@ -255,8 +255,8 @@ def _parser() -> argparse.ArgumentParser:
             "model.onnx --annotations val.json --images val/ --plots scores/",
             "--gt gt.json --detections dt.json --protocol tinyperson",
         ),
-        description="Compute average precision (AP) and miss rate (MR) by object size: of a model on a dataset, or of "
-        "COCO results of any framework against COCO ground truth.",
+        description="Compute average precision (AP) by class, and AP and miss rate (MR) by object size: of a model on "
+        "a dataset, or of COCO results of any framework against COCO ground truth.",
         epilog=f"protocols:\n{protocols}",
     )
     model = parser.add_argument_group("a model on a dataset")
@@ -306,7 +306,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     model.add_argument("--device", metavar="D", help="torch device for a checkpoint, such as cuda (default: cpu)")
     model.add_argument("--limit", type=positive_int, metavar="N", help="score only the first N images (default: all)")
-    model.add_argument("--save-detections", type=Path, metavar="FILE", help="also write the detections as COCO results")
+    model.add_argument(
+        "--save-detections", type=Path, metavar="FILE", help="also write the detections as COCO results (default: none)"
+    )
+    add_plugin_option(model)
     results = parser.add_argument_group("results of any framework")
     results.add_argument("--gt", type=Path, metavar="FILE", help="COCO ground truth, .json or .json.gz")
     results.add_argument(
@@ -337,12 +340,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     scoring.add_argument("--keep-uncertain", action="store_true", help="count uncertain annotations as objects to find")
     output = parser.add_argument_group("output")
-    output.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON, in fractions")
-    output.add_argument("--precision", type=Path, metavar="FILE", help="write precision at 101 recalls as JSON")
     output.add_argument(
-        "--plots", type=Path, metavar="DIR", help="draw curves, errors by size and the images with the most errors"
+        "--json", type=Path, metavar="FILE", help="write the scores as JSON, as fractions (default: none)"
     )
-    add_plugin_option(parser)
+    output.add_argument(
+        "--precision", type=Path, metavar="FILE", help="write precision at 101 recalls as JSON (default: none)"
+    )
+    output.add_argument(
+        "--plots",
+        type=Path,
+        metavar="DIR",
+        help="write the table of classes, a confusion matrix, curves, errors by size and the worst images (default: "
+        "none)",
+    )
     return parser
 
 

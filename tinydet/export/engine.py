@@ -41,7 +41,7 @@ class ParsedGraph:
     layers: int
 
 
-def build_engine(
+def write_engine(
     onnx_path: Path,
     output: Path,
     *,
@@ -125,7 +125,7 @@ def build_engine(
 
 
 def parse_only(onnx_path: Path, *, target: Target = "auto") -> ParsedGraph:
-    """Parse the graph with the parser of `target` without building an engine. Raises the errors of `build_engine`."""
+    """Parse the graph with the parser of `target` without building an engine. Raises the errors of `write_engine`."""
     model = read_onnx(onnx_path)
     build = _Build(target)
     return ParsedGraph(build.flavour, build.version, build.parse(model))

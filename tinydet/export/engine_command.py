@@ -11,7 +11,7 @@ from tinydet._internal.arguments import batch_size, quoted, whole
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import tinydet_command
 from tinydet.export.console import infer_command
-from tinydet.export.engine import build_engine, parse_only
+from tinydet.export.engine import parse_only, write_engine
 from tinydet.export.onnx_command import Report, choose_data, convert_precision, export_checkpoint, refuse_shape_options
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
@@ -172,7 +172,7 @@ def _build(
             )
 
     with show_steps("building (TensorRT may take minutes)"):
-        spec = build_engine(
+        spec = write_engine(
             onnx_path,
             output,
             target=args.target,

@@ -97,7 +97,7 @@ def export_checkpoint(
         from tinydet.models.backend import TorchBackend
         from tinydet.models.checkpoint import load_checkpoint
         from tinydet.models.folding import ZERO
-    from tinydet.export.onnx_file import export_onnx
+    from tinydet.export.onnx_file import write_onnx
 
     checkpoint = load_checkpoint(model)
     name = checkpoint.detector.detector
@@ -121,7 +121,7 @@ def export_checkpoint(
                 record=chosen.record(output.parent),
             )
 
-        report = export_onnx(checkpoint.build(), spec, output, verify=verify_onnx)
+        report = write_onnx(checkpoint.build(), spec, output, verify=verify_onnx)
     spec, parity = report.spec, report.parity
     size = f"{report.bytes / 1e6:.1f} MB, {spec.precision}, {report.nodes} nodes"
     say(f"wrote         {output}  {size}, {report.seconds:.0f} s")

@@ -75,7 +75,7 @@ class ExportReport:
     seconds: float
 
 
-def export_onnx(
+def write_onnx(
     detector: Detector,
     spec: ModelSpec,
     output: Path,

@@ -160,7 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"refuse datasets of more tiles before counting (default: {MOST_TILES})",
     )
     parser.add_argument(
-        "--scale", type=scale, default=1.0, help="resize factor of the images, 0.5 for half size (default: 1.0)"
+        "--scale",
+        type=scale,
+        default=1.0,
+        metavar="F",
+        help="resize factor of the images, 0.5 for half size (default: 1.0)",
     )
     parser.add_argument("--flip", action="store_true", help="also count the mirror image of every input (default: off)")
     parser.add_argument(

@@ -132,7 +132,12 @@ class TrainConfig:
         recorded=False,
     )
     val_seed: int = option(
-        0, "seed of the choice that --val SHARE makes (default: %(default)s)", group="data", parse=seed, recorded=False
+        0,
+        "seed of the choice that --val SHARE makes (default: %(default)s)",
+        group="data",
+        metavar="N",
+        parse=seed,
+        recorded=False,
     )
     annotations: Path | None = option(
         None, "COCO JSON file, instead of --data", group="data", metavar="FILE", recorded=False
@@ -184,7 +189,7 @@ class TrainConfig:
     augment: tuple[str, ...] | None = option(
         None,
         "additional augmentations: scale (0.5 to 2, with a crop), vflip and rotate (by right angles; for images "
-        f"taken from straight above), photometric; none for none (default: {','.join(SMALL_AUGMENT)} for small "
+        f"taken from straight above), photometric; or none (default: {','.join(SMALL_AUGMENT)} for small "
         "datasets, else none)",
         group="data",
         metavar="A,B",
@@ -298,7 +303,7 @@ class TrainConfig:
     recipe: str | None = option(
         None,
         "tinyperson: the authors' recipe on the official files: preset paper, the benchmark's sub-images (640x512, "
-        "50 px overlap), no tiles without objects, no dense images",
+        "50 px overlap), no tiles without objects, no dense images (default: none)",
         group="schedule",
         choices=("tinyperson",),
     )
@@ -352,7 +357,7 @@ class TrainConfig:
         parse=whole(1, 1_000_000),
     )
     seed: int = option(
-        0, "seed of weights, order and augmentation (default: %(default)s)", group="schedule", parse=seed
+        0, "seed of weights, order and augmentation (default: %(default)s)", group="schedule", metavar="N", parse=seed
     )
 
     precision: Literal["auto", "bf16", "fp32"] = option(
@@ -362,7 +367,7 @@ class TrainConfig:
         choices=("auto", "bf16", "fp32"),
     )
     device: str | None = option(
-        None, "torch device (default: cuda if available, else cpu)", group="run", recorded=False
+        None, "torch device (default: cuda if available, else cpu)", group="run", metavar="D", recorded=False
     )
     threads: int | None = option(
         None, "CPU threads (default: all cores)", group="run", metavar="N", parse=threads, recorded=False

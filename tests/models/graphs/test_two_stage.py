@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torchvision_graph import TorchvisionGraph
 
-from tinydet.export.engine import build_engine
+from tinydet.export.engine import write_engine
 from tinydet.export.fp16 import to_fp16
 from tinydet.export.int8 import calibrate, to_int8
-from tinydet.export.onnx_file import export_onnx, lint
+from tinydet.export.onnx_file import lint, write_onnx
 from tinydet.export.onnx_model import graph_precision
 from tinydet.export.parity import compare, disagreement
 from tinydet.models.build import DetectorConfig, build_detector
@@ -127,7 +127,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built, spec = detector()
     path = tmp_path_factory.mktemp("two_stage") / "model.onnx"
     assert spec.nms_rounds == 16  # by the registry row of the detector
-    report = export_onnx(built, spec, path)
+    report = write_onnx(built, spec, path)
     assert report.operators_added == 0 and report.kept_edges == ()
     assert report.parity.detections > 300 and report.parity.unmatched == 0
     return path
@@ -170,7 +170,7 @@ def test_an_export_whose_nms_does_not_converge_is_refused(tmp_path: Path) -> Non
     built, spec = detector()
     built.rpn.nms_thresh = 0.1
     with pytest.raises(ValueError, match=r"still changed in the last of 1 rounds.*--nms-rounds 2"):
-        export_onnx(built, replace(spec, nms_rounds=1), tmp_path / "model.onnx")
+        write_onnx(built, replace(spec, nms_rounds=1), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -214,7 +214,7 @@ def test_engines_of_each_precision_are_really_built(kind: str, written: Path, tm
     quantised = to_int8(source, calibrate(path, images, spec, "max"))
     made["int8"] = save(quantised, replace(spec, precision="int8"), tmp_path / "int8.onnx")
     for precision, file in made.items():
-        built = build_engine(file, tmp_path / f"{precision}.engine", target="rtx", batch=(1, 1, 3))
+        built = write_engine(file, tmp_path / f"{precision}.engine", target="rtx", batch=(1, 1, 3))
         assert built.precision == precision and built.nms_rounds == (16 if kind == "faster_rcnn" else 0)
         assert (tmp_path / f"{precision}.engine").read_bytes().startswith(b"vtrt")
         assert ("unconverged" in built.engine["tensors"]) == (kind == "faster_rcnn")
@@ -230,7 +230,7 @@ def conventional(path: Path) -> Path:
     torch.nn.init.normal_(built.head.classification_head.cls_logits.weight, std=0.5)
     torch.nn.init.constant_(built.head.classification_head.cls_logits.bias, -2.0)
     spec = Checkpoint(config, {}, ("person", "car"), (1, 3), tile=TILE).spec(max_batch=3, max_detections=SLOTS)
-    report = export_onnx(built, spec, path)
+    report = write_onnx(built, spec, path)
     assert report.operators_added == 0 and report.deleted_edges == report.kept_edges == ()
     assert report.parity.detections > 100 and report.parity.unmatched == 0
     return path
