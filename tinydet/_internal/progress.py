@@ -63,11 +63,6 @@ class Bar:
             self._bar = tqdm(total=total, bar_format=layout, leave=False, miniters=1, **size)
             self._refresh()
 
-    @property
-    def is_bar(self) -> bool:
-        """Whether a terminal shows a bar."""
-        return self._bar is not None
-
     def update(self, count: float = 1) -> None:
         """Count items that were finished."""
         self.count += count

@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="new folder with a COCO folder per split, whose images are hard links to those of SOURCE, or copies on "
-        "another file system; or one COCO file, .json or .json.gz (default: SOURCE-coco; with --from: SOURCE/annotations.json "
-        "or SOURCE.json)",
+        "another file system; or one COCO file, .json or .json.gz (default: SOURCE-coco; with --from: "
+        "SOURCE/annotations.json or SOURCE.json)",
     )
     parser.add_argument(
         "--classes",
