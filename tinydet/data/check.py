@@ -18,7 +18,7 @@ from tinydet.data.coco_file import write_document
 from tinydet.data.coco_repair import repair_document
 from tinydet.data.coco_rules import Boxes, Contents, examine, examine_boxes, examine_objects
 from tinydet.data.dataset_arguments import add_data_arguments, data_path, source_of
-from tinydet.data.image_checks import check_folder, examine_files, examine_pixels
+from tinydet.data.image_checks import check_image_folder, examine_files, examine_pixels
 from tinydet.data.image_files import list_images
 from tinydet.data.source import DataSource
 
@@ -83,7 +83,7 @@ def check_document(
     faults: list[Fault] = []
     contents = examine(document, faults.append)
     if images is not None:
-        check_folder(source, images)
+        check_image_folder(source, images)
         examine_files(contents, source, images, faults.append)
         examine_pixels(contents, images, faults.append, progress)
     examine_objects(contents, faults.append)

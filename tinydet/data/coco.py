@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tinydet.data.coco_entries import check_categories, listed, raise_first
 from tinydet.data.coco_rules import ImageRecord, examine, examine_boxes, examine_objects, read_document
-from tinydet.data.image_checks import check_folder, examine_files
+from tinydet.data.image_checks import check_image_folder, examine_files
 from tinydet.data.image_paths import image_file
 from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.image_file import check_fits_in_memory
@@ -189,7 +189,7 @@ def build_dataset(
     contents = examine(document, report)
     if images is not None:
         images = Path(images)
-        check_folder(source, images)
+        check_image_folder(source, images)
         examine_files(contents, source, images, report)
 
     table, rows = contents.categories, contents.rows

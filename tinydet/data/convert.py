@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +148,7 @@ def _convert_layout(path: Path, args: argparse.Namespace) -> int:
     whole = DataSource(path, args.images, options=options)
     layout = whole.layout
     _check_options(args, layout.form)
-    splits = layout.splits if args.split is None else (replace(whole, split=args.split).chosen,)
+    splits = layout.splits if args.split is None else (whole.with_split(args.split).chosen,)
     if layout.form == "coco" and args.output is None:
         print(f"{path}: {layout.name}, which needs no conversion")
         print(f"next: {tinydet_command('train', '--data', path)}")

@@ -26,7 +26,7 @@ def group_of(file_name: str) -> str:
     ('DJI_0001', 'a/seq3', 'clip', '')
     """
     path = PurePosixPath(file_name)
-    stem = _SENSOR.sub("", source_of(path.name))
+    stem = _SENSOR.sub("", original_name(path.name))
     if (match := _VISDRONE.match(stem)) is not None:
         stem = match[1]
     else:
@@ -36,7 +36,7 @@ def group_of(file_name: str) -> str:
     return stem if folder == "." else f"{folder}/{stem}".rstrip("/")
 
 
-def source_of(name: str) -> str:
+def original_name(name: str) -> str:
     """Return the name of an image without suffix, the same for all copies of it that Roboflow has augmented."""
     return _ROBOFLOW.sub("", PurePosixPath(name).stem)
 
@@ -47,7 +47,7 @@ def group_images(file_names: Sequence[str]) -> tuple[list[str], bool]:
     counts = Counter(groups)
     if len(counts) > 1 and len(counts) < len(set(file_names)) and max(counts.values()) < 0.9 * len(file_names):
         return groups, True
-    return [str(PurePosixPath(name).with_name(source_of(name))) for name in file_names], False
+    return [str(PurePosixPath(name).with_name(original_name(name))) for name in file_names], False
 
 
 def hold_out(groups: Sequence[str], fraction: float, seed: int) -> frozenset[str]:

@@ -20,7 +20,7 @@ _RELATIVE = "write file names relative to that folder"
 _STRIP = 1 << 22  # pixels decoded at once of an image too large for memory
 
 
-def check_folder(source: Path, folder: Path) -> None:
+def check_image_folder(source: Path, folder: Path) -> None:
     """Check that the image folder of the annotation file `source` exists.
 
     Raises:

@@ -156,6 +156,13 @@ class DataSource:
             part = f", {held}" if self.part.role == "val" else f", without {held}"
         return f"{self.layout.name}{split}{part}: {self.annotations}"
 
+    def with_split(self, split: str | None) -> DataSource:
+        """Return the source of another split of the same dataset."""
+        source = replace(self, split=split)
+        if self.path is not None:  # the layout of all splits is recognized once
+            source.__dict__["layout"] = self.layout
+        return source
+
     def hold_out(self, fraction: float, seed: int = 0) -> tuple[DataSource, DataSource]:
         """Return the training and the validation part of this source; see `tinydet.data.holdout`."""
         return replace(self, part=Part("train", fraction, seed)), replace(self, part=Part("val", fraction, seed))
@@ -251,8 +258,7 @@ def find_source(
     layout = source.layout
     if split is None and len(layout.splits) > 1:
         names = [each.name for each in layout.splits]
-        source = replace(source, split=next((name for name in prefer if name in names), None))
-        source.__dict__["layout"] = layout  # recognized already
+        source = source.with_split(next((name for name in prefer if name in names), None))
     if needs_images and source.image_dir is None:
         annotation_file = source.annotations
         root = annotation_file.parent
@@ -279,9 +285,7 @@ def validation_of(train: DataSource) -> DataSource | None:
     if "val" in train.layout.missing:
         raise ValueError(train.layout.missing["val"])
     if any(split.name == "val" for split in train.layout.splits) and train.chosen.name != "val":
-        source = replace(train, split="val")
-        source.__dict__["layout"] = train.layout  # recognized already
-        return source
+        return train.with_split("val")
     beside = train.layout.validation
     return None if beside is None else find_source(beside, needs_images=True)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tinydet._internal.console import plural
+from tinydet._internal.progress import duration
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset
 from tinydet.data.source import describe_hold_out
@@ -87,8 +88,8 @@ def plan_lines(
     epochs, batch, lr = trainer.schedule.epochs, trainer.schedule.batch, trainer.schedule.lr
     steps = f"{plural(epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}"
     yield _row("plan", f"{steps}, {plural(batch, 'tile')} a step, lr {lr:g}")
-    included = f", {duration(validation_seconds * validations / 60)} of it for {plural(validations, 'validation')}"
-    yield _row("", f"about {duration(minutes)}{included if validations else ''}")
+    included = f", {duration(validation_seconds * validations)} of it for {plural(validations, 'validation')}"
+    yield _row("", f"about {duration(60 * minutes)}{included if validations else ''}")
     if trainer.schedule.patience:
         stop = plural(trainer.schedule.patience, "validation")
         yield _row("", f"less if it stops early, after {stop} without a better AP50")
@@ -132,7 +133,7 @@ def result_lines(trainer: Trainer, validation: Validation | None) -> Iterator[st
         yield from (f"  {line}" for line in trainer.tiles.skipped.values())
     if validation is not None and trainer.history:
         yield from _validation_lines(trainer, validation)
-    yield f"wrote {trainer.output} after {duration(trainer.seconds / 60)}"
+    yield f"wrote {trainer.output} after {duration(trainer.seconds)}"
     evaluate = tinydet_command("evaluate", "--model", trainer.output)
     if validation is None:
         yield f"next: {evaluate} --data DIR  # labeled images that it was not trained on"
@@ -201,11 +202,6 @@ def seconds_per_validation(trainer: Trainer, val: Dataset, overlap: int) -> floa
     sizes = Counter((image.width, image.height) for image in val.images)
     tiles = sum(len(TileGrid(*size, spec.tile, overlap)) * images for size, images in sizes.items())
     return seconds * tiles / trainer.processes.count
-
-
-def duration(minutes: float) -> str:
-    """Format minutes, as hours from 90 minutes up."""
-    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _row(name: str, text: str) -> str:

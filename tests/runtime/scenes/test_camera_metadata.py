@@ -14,7 +14,8 @@ from PIL.ExifTags import GPS, Base
 from PIL.TiffImagePlugin import IFDRational
 
 from tests.support.drone_photos import LENS, NADIR, gps, write_photo, xmp
-from tinydet.runtime.scenes.camera_metadata import MAX_XMP, parse_xmp, read_camera
+from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.runtime.scenes.xmp import MAX_XMP, parse_xmp
 
 DIAGONAL = math.hypot(36, 24)
 

@@ -13,7 +13,7 @@ from tinydet._internal.json_files import GZIP_MAGIC
 from tinydet.data.coco import ANNOTATION_NAMES
 from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_name, leaves_folder
-from tinydet.data.layouts.layout import Layout, Split, coco_reader, folders_below, split_name
+from tinydet.data.layouts.layout import Layout, Split, coco_reader, folders_below, split_of, split_order
 
 Kind = Literal["coco", "labelme", "label studio", "via", "other"]
 
@@ -38,9 +38,7 @@ def find_coco(root: Path) -> Layout | None:
         return None
     chosen: dict[str | None, list[Path]] = {}
     for path in files:
-        inside = path.relative_to(root)
-        name = split_name(path.name) or next(filter(None, map(split_name, reversed(inside.parts[:-1]))), None)
-        chosen.setdefault(name, []).append(path)
+        chosen.setdefault(split_of(path, root), []).append(path)
     for name, paths in chosen.items():  # the file nearest to the folder, if it is the only one there
         depth = min(len(path.parts) for path in paths)
         chosen[name] = [path for path in paths if len(path.parts) == depth]
@@ -51,7 +49,7 @@ def find_coco(root: Path) -> Layout | None:
         listed = ", ".join(str(path.relative_to(root)) for path in (unclear if len(unclear) > 1 else sorted(files))[:8])
         raise ValueError(f"{root} has several annotation files that may be meant: {listed}; name one of them")
     splits = []
-    for name in sorted(chosen, key=lambda name: ("train", "val", "test", None).index(name)):
+    for name in sorted(chosen, key=split_order):
         (path,) = chosen[name]
         splits.append(Split(name, path, image_folder(path, root, name), coco_reader(path)))
     return Layout(_layout_name(splits, bool(native)), "coco", tuple(splits))
@@ -70,7 +68,7 @@ def image_folder(annotations: Path, root: Path, split: str | None = None) -> Pat
     ranks: dict[int, list[Path]] = {}
     for folder in dict.fromkeys((beside / "images", beside, *folders_below(root, _DEPTH))):
         if all((folder / name).is_file() for name in names):
-            named = next(filter(None, map(split_name, reversed(_below(folder, root)))), None)
+            named = split_of(folder, root)
             if folder in (beside / "images", beside):
                 rank = 0 if folder != beside else 1
             else:
@@ -183,7 +181,3 @@ def _ends(path: Path) -> str:
         if content.startswith(mark):
             return content.decode(encoding, "replace")
     return content.decode("utf-8", "replace")
-
-
-def _below(folder: Path, root: Path) -> tuple[str, ...]:
-    return folder.relative_to(root).parts if folder.is_relative_to(root) else ()

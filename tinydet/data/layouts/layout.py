@@ -90,6 +90,17 @@ def split_name(text: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def split_of(place: Path, root: Path) -> str | None:
+    """Return the split that a path below `root` says; the name nearest to its end decides."""
+    names = place.relative_to(root).parts if place.is_relative_to(root) else ()
+    return next(filter(None, map(split_name, reversed(names))), None)
+
+
+def split_order(name: str | None) -> int:
+    """Return the position of a split in their usual order: train, val, test, then a dataset without splits."""
+    return SPLITS.index(name) if name in SPLITS else len(SPLITS)
+
+
 def coco_reader(path: Path) -> Callable[[ReadOptions], Reading]:
     """Return the `Split.read` of a COCO file."""
     return lambda _: Reading(read_document(path))

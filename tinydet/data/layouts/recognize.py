@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tinydet.data.image_checks import check_image_folder
 from tinydet.data.layouts import coco_files, text_files, xml_files, yolo_files
 from tinydet.data.layouts.layout import Layout, Split, coco_reader
 from tinydet.data.readers.text_files import YAML_SUFFIXES
@@ -37,9 +38,8 @@ def recognize(path: Path, images: Path | None = None) -> Layout:
         ValueError: `path` does not exist, or has no layout or several that are known.
     """
     path = Path(path)
-    if images is not None and path.exists() and not images.is_dir():
-        what = "is not a folder" if images.exists() else "does not exist"
-        raise ValueError(f"{images}: the image folder of {path} {what}; check --images")
+    if images is not None and path.exists():
+        check_image_folder(path, images)
     if path.is_dir():
         return _folder(path) if images is None else _two_folders(path, images)
     if not path.is_file():

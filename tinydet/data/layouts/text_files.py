@@ -7,7 +7,16 @@ from pathlib import Path
 
 from tinydet.data.image_files import list_files, list_images
 from tinydet.data.layouts.coco_files import json_files, kind_of
-from tinydet.data.layouts.layout import SPLITS, Layout, ReadOptions, Split, folders_below, reader, split_name
+from tinydet.data.layouts.layout import (
+    Layout,
+    ReadOptions,
+    Split,
+    folders_below,
+    reader,
+    split_name,
+    split_of,
+    split_order,
+)
 from tinydet.data.layouts.yolo_files import labels_layout, looks_like_yolo
 from tinydet.data.readers import dota, labelme, visdrone
 from tinydet.data.readers.class_names import read_class_names
@@ -31,7 +40,7 @@ def find_visdrone(root: Path) -> Layout | None:
     if not found:
         return None
     splits = [
-        (_split_of(folder, root), folder / "annotations", folder / "images", _visdrone(folder)) for folder in found
+        (split_of(folder, root), folder / "annotations", folder / "images", _visdrone(folder)) for folder in found
     ]
     validation = None
     if found == [root] and split_name(root.name) == "train":
@@ -51,7 +60,7 @@ def find_dota(root: Path) -> Layout | None:
         return None
     every = [labels for _, labels in found]
     splits = [
-        (_split_of(folder, root), labels, folder / "images", _dota(labels, folder / "images", every))
+        (split_of(folder, root), labels, folder / "images", _dota(labels, folder / "images", every))
         for folder, labels in found
     ]
     return Layout("DOTA", "dota", _splits(root, splits))
@@ -66,7 +75,7 @@ def find_labelme(root: Path) -> Layout | None:
     for folder in found:
         beside = (folder, folder.parent / "images", folder.parent)
         images = next((each for each in beside if each.is_dir() and list_images(each)), folder)
-        splits.append((_split_of(folder, root), folder, images, _labelme(folder, images, found)))
+        splits.append((split_of(folder, root), folder, images, _labelme(folder, images, found)))
     return Layout("labelme files", "labelme", _splits(root, splits))
 
 
@@ -129,10 +138,6 @@ def _labelme(folder: Path, images: Path, every: Sequence[Path]) -> Read:
     return read
 
 
-def _split_of(folder: Path, root: Path) -> str | None:
-    return None if folder == root else split_name(str(folder.relative_to(root)))
-
-
 def _splits(root: Path, found: Sequence[tuple[str | None, Path, Path, Read]]) -> tuple[Split, ...]:
     """Return splits in their usual order.
 
@@ -143,5 +148,5 @@ def _splits(root: Path, found: Sequence[tuple[str | None, Path, Path, Read]]) ->
     if len(set(names)) < len(names) or (len(names) > 1 and None in names):
         listed = ", ".join(str(annotations.relative_to(root)) for _, annotations, *_ in found[:8])
         raise ValueError(f"{root} has several folders of annotations that may be meant: {listed}; name one of them")
-    ordered = sorted(found, key=lambda each: SPLITS.index(each[0]) if each[0] else 0)
+    ordered = sorted(found, key=lambda each: split_order(each[0]))
     return tuple(Split(name, annotations, images, reader(read)) for name, annotations, images, read in ordered)

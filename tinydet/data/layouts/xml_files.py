@@ -7,7 +7,16 @@ from functools import cache
 from pathlib import Path
 
 from tinydet.data.image_files import list_files, list_images
-from tinydet.data.layouts.layout import Layout, ReadOptions, Split, folders_below, reader, split_name
+from tinydet.data.layouts.layout import (
+    Layout,
+    ReadOptions,
+    Split,
+    folders_below,
+    reader,
+    split_name,
+    split_of,
+    split_order,
+)
 from tinydet.data.readers import cvat, voc
 from tinydet.data.readers.class_names import read_class_names
 from tinydet.data.readers.coco_builder import CocoBuilder
@@ -36,14 +45,14 @@ def find_voc(root: Path) -> Layout | None:
             found = [each for each in found if each not in inside] + [folder]
     if len(found) == 1:
         return _one_folder(found[0])
-    named = {folder: _split_of(folder, root) for folder in found}
+    named = {folder: split_of(folder, root) for folder in found}
     if None in named.values() or len(set(named.values())) < len(found):
         listed = ", ".join(str(folder.relative_to(root)) for folder in found[:8])
         raise ValueError(f"{root} has several folders of Pascal VOC files: {listed}; name one, or the folder above it")
     every = tuple((folder, None) for folder in found)
     splits = [
         _split(name, folder, _images_of(folder), None, every)
-        for folder, name in sorted(named.items(), key=lambda item: ("train", "val", "test").index(item[1] or ""))
+        for folder, name in sorted(named.items(), key=lambda item: split_order(item[1]))
     ]
     return Layout("Pascal VOC folders", "voc", tuple(splits))
 
@@ -153,10 +162,6 @@ def _images_of(annotations: Path) -> Path:
     if list_images(annotations.parent):
         return annotations.parent
     raise ValueError(f"{annotations}: no folder of images, such as JPEGImages, next to it; name it with --images DIR")
-
-
-def _split_of(folder: Path, root: Path) -> str | None:
-    return next(filter(None, map(split_name, reversed(folder.relative_to(root).parts))), None)
 
 
 def xml_folder(folder: Path) -> bool:

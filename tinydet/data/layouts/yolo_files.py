@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tinydet.data.image_files import list_files
-from tinydet.data.layouts.layout import SPLITS, Layout, ReadOptions, Split, folders_below, reader, split_name
+from tinydet.data.layouts.layout import Layout, ReadOptions, Split, folders_below, reader, split_name, split_order
 from tinydet.data.readers import yolo
 from tinydet.data.readers.class_names import DataFile, read_class_names, read_data_file
 from tinydet.data.readers.coco_builder import CocoBuilder
@@ -124,7 +124,7 @@ def find_folders(root: Path) -> Layout | None:
     if len(set(names)) < len(names) or (len(names) > 1 and None in names):
         listed = ", ".join(str(each.relative_to(root)) for _, each, _ in pairs[:8])
         raise ValueError(f"{root} has several folders of images with YOLO labels: {listed}; name one of them")
-    splits = sorted(pairs, key=lambda pair: SPLITS.index(pair[0]) if pair[0] else 0)
+    splits = sorted(pairs, key=lambda pair: split_order(pair[0]))
     return Layout("YOLO folders", "yolo", tuple(_folder_split(*each) for each in splits))
 
 

@@ -19,21 +19,13 @@ from tinydet._internal.errors import reason
 from tinydet.runtime.scenes.image_file import image_format, open_with_pillow, warn_once
 from tinydet.runtime.scenes.signatures import HEAD
 from tinydet.runtime.scenes.tiff_tags import TIFF
+from tinydet.runtime.scenes.xmp import parse_xmp
 
-MAX_XMP = 1 << 20  # bytes; a JPEG segment holds 64 KiB
-MAX_FIELDS, MAX_DEPTH = 10_000, 32  # of an XMP packet
 EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 FILM_DIAGONAL = math.hypot(36.0, 24.0)  # mm; the equivalent focal length refers to the diagonal (CIPA DCG-001)
 RANGE_ERROR = 3.0  # m; of a satellite receiver without corrections at a dilution of precision of 1
 MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of FocalPlaneResolutionUnit
 WIDE = 1.6  # photos of a larger ratio of sides, 16:9, are cut from a sensor of 4:3, whose diagonal is 5/4 of the width
-PREFIXES = {  # of XMP namespaces, whatever prefix a file uses
-    "http://www.dji.com/drone-dji/1.0/": "drone-dji",
-    "http://pix4d.com/camera/1.0": "Camera",
-    "http://pix4d.com/camera/1.0/": "Camera",
-    "http://ns.sensefly.com/Camera/1.0/": "Camera",
-    "http://www.parrot.com/drone-parrot/1.0/": "drone-parrot",
-}
 NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)(?:/(\d+(?:\.\d*)?))?\s*(?:m|mm|px|deg|°)?")
 
 # XMP fields by meaning, best first. A name without a prefix is matched in every namespace.
@@ -175,75 +167,6 @@ def _read_blocks(path: Path) -> _Blocks | None:
         problems.append(f"XMP ({error})")
     known = isinstance(orientation, int) and orientation in range(1, 9)
     return _Blocks(size, orientation if known else 1, ifds[0], ifds[1], xmp, problems)
-
-
-def parse_xmp(packet: Any) -> dict[str, str]:
-    """Return the simple values of an XMP packet by name, such as `drone-dji:GimbalPitchDegree`.
-
-    Properties may be attributes or elements. A field of a structure is named `drone-x:Structure/drone-x:Field`. Nothing
-    is expanded or fetched: a packet with a document type is refused, which is the only way to define entities.
-
-    Args:
-        packet: bytes or text; a TIFF may also hold a tuple of byte values.
-
-    Raises:
-        ValueError: the packet is larger than MAX_XMP, has a document type, or too many fields.
-        ExpatError: it is not well-formed XML.
-        LookupError: its encoding is unknown.
-    """
-    if not isinstance(packet, bytes | str | tuple):
-        raise ValueError("not a packet")
-    data = packet.encode() if isinstance(packet, str) else bytes(packet)
-    data = data.strip(b"\0 \r\n\t")
-    if not data:
-        return {}
-    if len(data) > MAX_XMP:
-        raise ValueError(f"a packet of {len(data)} bytes is larger than {MAX_XMP}")
-    parser = expat.ParserCreate()
-    found: dict[str, str] = {}
-    prefixes: dict[str, str] = {}
-    names: list[str] = []
-    text: list[str] = []
-
-    def refuse(*_: object) -> None:
-        raise ValueError("a document type is not allowed")
-
-    def canonical(name: str) -> str:
-        prefix, colon, local = name.rpartition(":")
-        return f"{prefixes.get(prefix, prefix)}{colon}{local}"
-
-    def keep(name: str, value: str) -> None:
-        if len(found) >= MAX_FIELDS:
-            raise ValueError(f"more than {MAX_FIELDS} fields")
-        path = [each for each in names if not each.startswith(("rdf:", "x:"))]
-        found.setdefault("/".join([*path, name] if name else path), value.strip())
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        if len(names) >= MAX_DEPTH:
-            raise ValueError(f"elements nested deeper than {MAX_DEPTH}")
-        for key, uri in attributes.items():
-            if key.startswith("xmlns:") and uri in PREFIXES:
-                prefixes[key[len("xmlns:") :]] = PREFIXES[uri]
-        names.append(canonical(name))
-        text.clear()
-        for key, value in attributes.items():
-            if not key.startswith(("xmlns", "rdf:", "xml:", "x:")):
-                keep(canonical(key), value)
-
-    def end(_: str) -> None:
-        if value := "".join(text).strip():
-            keep("", value)
-        text.clear()
-        names.pop()
-
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = text.append
-    parser.Parse(data, True)
-    return found
 
 
 class _Fields:

@@ -20,10 +20,8 @@ from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError
 NADIR = 10.0  # degrees; photos whose optical axis is farther from vertical are refused
 # Standard errors of what a photo does not state.
 POSITION_ERROR = 5.0  # m; of a satellite receiver without corrections
-HEIGHT_ERROR, LEAST_HEIGHT_ERROR = (
-    0.05,
-    1.0,
-)  # relative, and in m; of barometric altitude, and of ground that is not flat
+HEIGHT_ERROR = 0.05  # relative; of barometric altitude, and of ground that is not flat
+LEAST_HEIGHT_ERROR = 1.0  # m
 TILT_ERROR = 1.0  # degrees; of the optical axis
 YAW_ERRORS = {"gimbal": 3.0, "other": 6.0}  # degrees; of a compass, and of an aircraft's yaw in place of the camera's
 
