@@ -29,6 +29,7 @@ from tinydet.evaluate.model_data import (
     ModelData,
     check_builtin_classes,
     checkpoint_of,
+    existing_model,
     open_for_scoring,
     validation_data,
 )
@@ -38,7 +39,7 @@ from tinydet.evaluate.report import format_classes, format_errors, format_scores
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
 from tinydet.evaluate.sub_images import corners_by_file, merge_sub_images
-from tinydet.runtime.bundled import BUNDLED, model_path
+from tinydet.runtime.bundled import BUNDLED
 
 DEFAULT_MODEL = Path("model.pth")
 DEFAULT_SCORE = 0.05
@@ -235,13 +236,10 @@ def _check(args: argparse.Namespace) -> None:
                 f"no --model, and no {DEFAULT_MODEL} here; name a .pth or .onnx file, train one with "
                 f"`{tinydet_command('train', '--salpha')}`, or score results with --gt and --detections"
             )
-        if not model_path(args.model or DEFAULT_MODEL).is_file():
-            raise ValueError(
-                f"{args.model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}"
-            )
+        path = existing_model(args.model or DEFAULT_MODEL)
         if args.data is not None or args.annotations is not None:
             _data(args)  # refuses data that are not there before torch is imported
-        elif model_path(args.model or DEFAULT_MODEL).suffix != ".pth":
+        elif path.suffix != ".pth":
             checkpoint_of(args.model or DEFAULT_MODEL)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tinydet._internal.errors import reason
 from tinydet.evaluate.score_model import scoring_spec
-from tinydet.runtime.bundled import model_path
+from tinydet.runtime.bundled import BUNDLED, model_path
 
 if TYPE_CHECKING:
     from tinydet.data.source import DataSource
@@ -58,6 +58,18 @@ def validation_data(model: Path) -> ModelData:
     if path != model:
         _check_same_classes(model, path, checkpoint.classes)
     return ModelData(source, f"the validation set of {path}: ", checkpoint.classes)
+
+
+def existing_model(model: str | Path) -> Path:
+    """Return the file of a model: its path, or that of a bundled model with this name.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    path = model_path(model)
+    if not path.is_file():
+        raise ValueError(f"{model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}")
+    return path
 
 
 def checkpoint_of(model: Path) -> Path:

@@ -11,11 +11,10 @@ from tinydet._internal.arguments import quoted
 from tinydet._internal.json_files import read_json
 from tinydet._internal.progress import Progress
 from tinydet.data.coco_rules import read_document
-from tinydet.evaluate.model_data import open_for_scoring, validation_data
+from tinydet.evaluate.model_data import existing_model, open_for_scoring, validation_data
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
-from tinydet.runtime.bundled import BUNDLED, model_path
 
 if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from tinydet.runtime.options import ScanOptions
 
 MODEL_PROTOCOL = "coco"
+_RESULTS = (".json", ".json.gz")  # suffixes of files of detections; a model has another
 
 
 def evaluate(
@@ -72,9 +72,7 @@ def evaluate(
         truth = source.source if isinstance(source, Dataset) else source.annotations
         name = str(model) if isinstance(model, str | Path) else "detections"
         return score_detections(read_document(truth), entries, rules, categories=categories, sources=(str(truth), name))
-    path = model_path(model) if isinstance(model, str | Path) else None
-    if path is not None and not path.is_file():
-        raise ValueError(f"{model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}")
+    path = existing_model(model) if isinstance(model, str | Path) else None
     if data is None:
         if path is None:
             raise ValueError("data: name the dataset to score on; a loaded model does not know its validation set")
@@ -86,9 +84,6 @@ def evaluate(
     found = detect_dataset(_backend(model, path, device), dataset, options, limit=limit, progress=progress)
     scores = score_dataset(dataset, found, rules)
     return dataclasses.replace(scores, notes=(*dataset.notes, *scores.notes))
-
-
-_RESULTS = (".json", ".json.gz")
 
 
 def _backend(model: Any, path: Path | None, device: str | None) -> Backend:
