@@ -229,7 +229,9 @@ def test_a_root_category_is_not_a_class(folder: Path, capsys: pytest.CaptureFixt
 
 def test_a_class_without_objects_is_named(folder: Path) -> None:
     write(lambda document: document["categories"].append({"id": 2, "name": "boat"}))
-    assert load_dataset(Path("set.json")).notes == ("no objects of class boat; --categories selects others",)
+    assert load_dataset(Path("set.json")).notes == (
+        "no objects of class boat; --categories A,B uses only the classes that you name",
+    )
 
 
 def test_nan_and_unpaired_surrogates_are_written_as_valid_json(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -104,7 +104,7 @@ class Dataset:
         if self.roots:
             notes.append(f"not a class: {listed(self.roots)}, without annotations and the supercategory of others")
         if empty:
-            notes.append(f"no objects of class {listed(empty)}; --categories selects others")
+            notes.append(f"no objects of class {listed(empty)}; --categories A,B uses only the classes that you name")
         return tuple(notes)
 
     @property

@@ -14,6 +14,7 @@ from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import build_dataset
 from tinydet.data.coco_file import write_document
 from tinydet.data.dataset_arguments import add_data_arguments, data_path
+from tinydet.data.image_checks import check_image_folder
 from tinydet.data.layouts.coco_files import is_tinyperson
 from tinydet.data.layouts.layout import ReadOptions, Split
 from tinydet.data.output_folder import ImageWriter, is_annotation_file, new_folder
@@ -254,8 +255,8 @@ def _beside(path: Path) -> Path:
 
 
 def _read(source: Path, args: argparse.Namespace) -> CocoBuilder:
-    if args.images is not None and not args.images.is_dir():
-        raise ValueError(f"{args.images}: no such folder of images; check --images")
+    if args.images is not None:
+        check_image_folder(source, args.images)
     if args.format == "yolo":
         return yolo.read(source, args.images, classes=args.classes, labels=args.labels)
     classes = None if args.classes is None else read_class_names(args.classes)

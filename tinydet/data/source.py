@@ -152,8 +152,8 @@ class DataSource:
         split = f", split {self.chosen.name}" if self.chosen.name else ""
         part = ""
         if self.part is not None:
-            held = f"{self.part.fraction:g} of it held out"
-            part = f", {held}" if self.part.role == "val" else f", without {held}"
+            held = f"the {self.part.fraction:.3g} of its images that are held out"
+            part = f", {held}" if self.part.role == "val" else f", all but {held}"
         return f"{self.layout.name}{split}{part}: {self.annotations}"
 
     def with_split(self, split: str | None) -> DataSource:

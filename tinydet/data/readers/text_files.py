@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinydet._internal.input_files import read_file
+from tinydet.data.image_checks import check_image_folder
 from tinydet.data.image_files import list_files, list_images
 from tinydet.data.image_names import ImageNames
 
@@ -126,8 +127,7 @@ def pair_with_images(
     """
     if images is None:
         raise ValueError(f"{source}: this format has no image sizes; name the folder of the images: --images DIR")
-    if not images.is_dir():
-        raise ValueError(f"{images}: no such folder of images; check --images")
+    check_image_folder(source, images)
     if source.suffix.lower() in YAML_SUFFIXES:
         raise ValueError(f"{source}: describes a dataset; name the folder of its .txt files")
     if source.is_dir():

@@ -19,6 +19,7 @@ from xml.parsers import expat
 from tinydet._internal.errors import reason
 from tinydet._internal.input_files import read_file
 from tinydet._internal.progress import track
+from tinydet.data.image_checks import check_image_folder
 from tinydet.data.image_files import image_size, list_files, list_images
 from tinydet.data.image_names import ImageNames
 from tinydet.data.readers.coco_builder import CocoBuilder
@@ -85,7 +86,7 @@ def read(
         files = [file for file in files if file.with_suffix("").as_posix() in only or file.stem in only]
     if not files:
         raise ValueError(f"{source}: no .xml file in this folder; name the folder of the annotations")
-    index = None if images is None else _ImageIndex(images)
+    index = None if images is None else _ImageIndex(source, images)
     coco = CocoBuilder(source, [])
     edges = 0  # boxes that cannot be pixel indices from 1
     fractions = 0  # boxes with a fraction of a pixel; the published dataset has a few
@@ -252,9 +253,8 @@ def _xml_text(path: Path) -> str:
 class _ImageIndex:
     """The images of a folder by name. Each belongs to at most one annotation file."""
 
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder of images; check --images")
+    def __init__(self, source: Path, folder: Path) -> None:
+        check_image_folder(source, folder)
         self.folder = folder
         files = list_images(folder)
         self.owner: dict[Path, Path | None] = dict.fromkeys(files)
