@@ -83,3 +83,23 @@ def test_a_terminal_shows_a_bar_that_messages_and_warnings_do_not_break(monkeypa
 def test_tracked_items_are_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(track([3, 1, 2], "image")) == [3, 1, 2]
     assert list(track(iter("ab"), "image", total=2)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_bar_makes_room_for_the_time_left(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "COLUMNS", columns)
+    with Bar(76755, "tile", speed=lambda seconds: "1760.1 tiles/s, 186503 detections") as bar:
+        for _ in range(3):
+            clock[0] += 10
+            bar.update(20000)
+    shown = terminal.getvalue().split("\r")
+    assert max(map(len, shown)) <= columns
+    lines = [line for line in shown if "60000/76755" in line]
+    assert lines
+    if columns >= 80:  # the text alone has 74 columns
+        assert all("186503 detections, 8 s left" in line for line in lines)
+    assert all(line.count("█") <= 20 for line in lines)

@@ -14,6 +14,7 @@ from PIL.ExifTags import Base
 
 from tests.support.drone_photos import NADIR, gps, write_photo, xmp
 from tinydet.infer.__main__ import main
+from tinydet.runtime import load
 from tinydet.spec import ModelSpec
 
 pytest.importorskip("rasterio")
@@ -136,3 +137,21 @@ def test_a_finished_scene_is_written_again_with_gps(flight: Path) -> None:
     assert rows(flight / "a.csv")[0]["lon"] == ""
     assert rows(flight / "b.csv")[0]["lon"] != ""
     assert run("--image", "a.png", "--output", "a.csv", "--resume", "--gps") == 2  # the journal has other settings
+
+
+def test_python_places_detections_as_the_command_does(flight: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photo("a.png")
+    photo("low.png", packet=OBLIQUE)
+    assert run("--image", "a.png", "--gps", "--output", "a.geojson") == 0
+    model = load("model.onnx", overlap=8, backend="onnx")
+    expected = (flight / "a.geojson").read_bytes()
+    placed = [model.detect("a.png", gps=True), model.detect(["a.png"], gps=True)[0], *model.stream("a.png", gps=True)]
+    for found in placed:
+        found.save("b.geojson")
+        assert (flight / "b.geojson").read_bytes() == expected
+    with pytest.raises(ValueError, match="has no georeference"):
+        model.detect("a.png").save("c.geojson")
+    assert "°" not in caplog.text
+    found = model.detect("low.png", gps=True)
+    assert found.georeference is None
+    assert "low.png: an oblique photo, 45° from straight down" in caplog.text

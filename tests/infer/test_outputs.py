@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -165,7 +166,7 @@ def test_a_damaged_scene_stops_the_run_or_is_skipped_and_reported(flight: Path, 
     assert run(*words, "--skip-unreadable") == 3
     assert coco(flight / "all.json") == sorted(BOXES["a"])
     summary = capsys.readouterr().err
-    assert "1 of 3 scenes were skipped:\n" in summary
+    assert "1 of 3 scenes was skipped:\n" in summary
     assert "  flight/b.png: truncated PNG" in summary
 
 
@@ -217,7 +218,7 @@ def test_a_map_without_longitude_and_latitude_is_refused_before_the_scan(
     assert not runs
     assert not list(flight.glob("*all*"))
     assert run("--image", "far.tif", "near.tif", "--output", f"all{suffix}", "--skip-unreadable") == 3
-    assert "far.tif: its coordinates" in capsys.readouterr().err.partition("1 of 2 scenes were skipped:")[2]
+    assert "far.tif: its coordinates" in capsys.readouterr().err.partition("1 of 2 scenes was skipped:")[2]
     assert sum(runs) == 12  # tiles of the other scene
     assert (flight / f"all{suffix}").exists()
 
@@ -546,4 +547,55 @@ def test_the_summary_is_written_after_an_interruption(flight: Path, monkeypatch:
     monkeypatch.undo()
     monkeypatch.chdir(flight)
     assert run("--image", "flight", "--output", "found/", "--summary", "run.json", "--resume") == 0
-    assert [one["status"] for one in summary(flight / "run.json")["scenes"]] == ["unchanged", "done", "done"]
+    found = summary(flight / "run.json")
+    assert [one["status"] for one in found["scenes"]] == ["unchanged", "done", "done"]
+
+
+@pytest.mark.parametrize("output", ["found/", "all.json"])
+def test_a_resumed_run_reports_what_earlier_runs_found(
+    flight: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    words = ("--image", "flight", "--output", output, "--summary", "run.json", "--resume")
+    assert run(*words) == 0
+    first, said = summary(flight / "run.json"), capsys.readouterr().out
+    counts = "3 detections (square 3, bar 0)"
+    assert counts in said
+    assert run(*words) == 0
+    again, said = summary(flight / "run.json"), capsys.readouterr().out
+    assert counts in said
+    assert "tiles/s" not in said
+    for key in ("tiles", "detections", "by_class"):
+        assert again["total"][key] == first["total"][key]
+    for one, two in zip(first["scenes"], again["scenes"], strict=True):
+        one.pop("seconds")
+        assert two == {**one, "status": "unchanged"}
+
+
+def test_a_summary_says_running_until_the_end(flight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process leaves behind must not be the summary of an earlier run."""
+    (flight / "run.json").write_text('{"status": "complete"}')
+    status = []
+    completed = OnnxRuntimeBackend.run
+
+    def looks(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
+        status.append(summary(flight / "run.json")["status"])
+        return completed(self, images)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", looks)
+    assert run("--image", "flight", "--output", "found/", "--summary", "run.json") == 0
+    assert set(status) == {"running"}
+    assert summary(flight / "run.json")["status"] == "complete"
+
+
+def test_sigterm_ends_a_run_like_ctrl_c(flight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(self: OnnxRuntimeBackend, images: np.ndarray) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return completed(self, images)
+
+    completed = OnnxRuntimeBackend.run
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", stops)
+    assert run("--image", "flight", "--output", "all.csv", "--summary", "run.json") == 130
+    assert summary(flight / "run.json")["status"] == "interrupted"
+    assert not list(flight.glob(".all.*"))
+    assert signal.getsignal(signal.SIGTERM) == before

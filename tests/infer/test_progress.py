@@ -76,7 +76,7 @@ def test_the_summary_counts_skipped_and_unchanged_scenes(flight: Path, capsys: p
     (flight / "found" / "4.detections.json").unlink()
     assert run("--output", "found/", "--skip-unreadable", "--resume") == 3
     said = capsys.readouterr()
-    assert "\n1 scene, 12 tiles: 2 detections" in said.out
+    assert "\n8 scenes, 19 tiles: 16 detections" in said.out  # those of the scenes that were complete, too
     assert "\n  7 scenes already complete and unchanged\n" in said.out
 
 

@@ -118,7 +118,7 @@ def test_impossible_outputs_of_a_video_are_refused_before_the_work(
 def test_a_damaged_video_in_a_folder_is_skipped_and_named(folder: Path, capsys) -> None:
     (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:900])
     assert run("--image", "cut.mp4", "clip.mp4", "--output", "found/", "--skip-unreadable") == 3
-    assert "  cut.mp4: " in capsys.readouterr().err.partition("1 of 2 scenes were skipped:")[2]
+    assert "  cut.mp4: " in capsys.readouterr().err.partition("1 of 2 scenes was skipped:")[2]
     assert sorted(path.name for path in (folder / "found").iterdir()) == [
         "clip.detections.frames.csv", "clip.detections.json"
     ]  # fmt: skip

@@ -104,9 +104,10 @@ def test_a_second_run_cannot_write_the_same_journal(tmp_path: Path) -> None:
 def test_a_complete_scene_names_the_files_that_were_written(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", IDENTITY, resume=False) as journal:
         journal.append(boxes(0))
-        journal.finish({"a.json": "abc"})
+        journal.finish({"a.json": "abc"}, {"boxes": 3})
     with Journal(tmp_path / "j", IDENTITY, resume=True) as journal:
         assert journal.outputs == {"a.json": "abc"}
+        assert journal.counts == {"boxes": 3}
         assert len(list(journal.records())) == 1
 
 

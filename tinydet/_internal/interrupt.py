@@ -1,4 +1,4 @@
-"""Delay Ctrl-C while something is written."""
+"""Ctrl-C: delay it while something is written, and treat SIGTERM like it."""
 
 from __future__ import annotations
 
@@ -26,3 +26,25 @@ def deferred_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
     if received:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block on SIGTERM, too, which `docker stop`, systemd and batch systems send.
+
+    Does nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background of a script
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # may be deferred
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

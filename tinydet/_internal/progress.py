@@ -17,6 +17,8 @@ Progress = Callable[[int], object]  # called with the number of items that were 
 T = TypeVar("T")
 
 REFRESH = 0.1  # seconds between two updates of a bar
+LENGTH = 20  # columns of a bar, if there is room
+COLUMNS = 100  # of a terminal that does not know its width
 FIRST_LINE, LAST_INTERVAL = 10.0, 30.0  # seconds to the first line of a log, and between lines of long runs
 
 
@@ -56,12 +58,10 @@ class Bar:
         self._quiet = quiet
         self._bar: tqdm[Any] | None = None
         if not quiet and sys.stderr is not None and sys.stderr.isatty():
-            prefix = f"{label}: ".replace("{", "{{").replace("}", "}}") if label else ""
-            layout = f"{prefix}{{percentage:3.0f}}%|{{bar:20}}| {{desc}}" if total else f"{prefix}{{desc}}"
             # Some pseudo-terminals (containers, CI) have no size, and tqdm would show nothing on them.
-            size: dict[str, Any] = {"dynamic_ncols": True} if _has_size() else {"ncols": 100, "nrows": 24}
-            self._bar = tqdm(total=total, bar_format=layout, leave=False, miniters=1, **size)
-            self._refresh()
+            size: dict[str, Any] = {"dynamic_ncols": True} if _has_size() else {"ncols": COLUMNS, "nrows": 24}
+            layout = self._layout(self.text())
+            self._bar = tqdm(total=total, bar_format=layout, desc=self.text(), leave=False, miniters=1, **size)
 
     def update(self, count: float = 1) -> None:
         """Count items that were finished."""
@@ -120,9 +120,21 @@ class Bar:
 
     def _refresh(self) -> None:
         assert self._bar is not None
+        text = self.text()
         self._bar.n = self.count if self._total is None else min(self.count, self._total)
-        self._bar.set_description_str(self.text(), refresh=False)
+        self._bar.bar_format = self._layout(text)
+        self._bar.set_description_str(text, refresh=False)
         self._bar.refresh()
+
+    def _layout(self, text: str) -> str:
+        """Return the format of the bar: as long as the text leaves room for, so that the time left is not cut off."""
+        label = f"{self._label}: " if self._label else ""
+        prefix = label.replace("{", "{{").replace("}", "}}")
+        if not self._total:
+            return f"{prefix}{{desc}}"
+        room = _columns() - len(f"{label}100%|| {text}") - 1
+        bar = f"|{{bar:{min(room, LENGTH)}}}| " if room > 0 else " "
+        return f"{prefix}{{percentage:3.0f}}%{bar}{{desc}}"
 
 
 def _has_size() -> bool:
@@ -131,6 +143,11 @@ def _has_size() -> bool:
         return all(os.get_terminal_size(sys.stderr.fileno()))
     except (OSError, ValueError, AttributeError):  # replaced by an object that is not a file
         return False
+
+
+def _columns() -> int:
+    """Return the width of the terminal on standard error."""
+    return os.get_terminal_size(sys.stderr.fileno()).columns if _has_size() else COLUMNS
 
 
 def track(

@@ -28,6 +28,7 @@ from tinydet._internal.atomic import claim
 from tinydet._internal.command import command
 from tinydet._internal.console import information_to_stderr
 from tinydet._internal.input_files import check_file
+from tinydet._internal.interrupt import terminated_like_interrupted
 from tinydet._internal.outputs import is_device
 from tinydet._internal.parser import Parser
 from tinydet._internal.progress import Bar
@@ -73,7 +74,8 @@ If objects are twice as large as in the training images, use --scale 0.5, or
 let --scale auto compute it from --object-size. GeoTIFFs of any size need
 pip install 'tinydet[geo]', videos and streams need 'tinydet[video]'.
 
-Exit codes: 0 everything was done, 2 error, 3 scenes were skipped, 130 Ctrl-C.
+Exit codes: 0 everything was done, 2 error, 3 scenes were skipped, 130 Ctrl-C
+or SIGTERM.
 """
 
 logger = logging.getLogger("tinydet.infer")
@@ -98,7 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = _settings(args, path, backend)
     model_hash = hash_file(path)
     run = InferenceRun(backend, model_hash, settings)
-    with summary_written(args.summary, run.summary, plan, backend, (path, model_hash), args):
+    with (
+        terminated_like_interrupted(),
+        summary_written(args.summary, run.summary, plan, backend, (path, model_hash), args),
+    ):
         skipped = run.run(plan)
     return SKIPPED if skipped else 0
 

@@ -101,8 +101,13 @@ class RunProgress:
         else:
             self._bar.show()
 
-    def end(self) -> None:
-        """Finish a scene, also one that is skipped before it begins or in the middle."""
+    def end(self, earlier: int = 0) -> None:
+        """Finish a scene, also one that is skipped before it begins or in the middle.
+
+        Args:
+            earlier: number of detections of a scene that an earlier run completed.
+        """
+        self._found += earlier
         if self._bar is not None and self._jobs > 1:
             self._bar.note = ""
             done = self._count / self._expected if self._expected else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: f
     tiles = tally.tiles
     speed = "" if seconds is None else f", {seconds:.1f} s, {(tiles.tiles - from_journal) / seconds:.1f} tiles/s"
     saturated = plural(tiles.saturated, "tile") if tiles.saturated else "no tiles"
-    yield f"  {_found(tally, spec)} in {plural(tiles.tiles, 'tile')}{speed}; {saturated} saturated"
+    yield f"  {found(tally, spec)} in {plural(tiles.tiles, 'tile')}{speed}; {saturated} saturated"
     yield from _remarks(tally, spec)
 
 
@@ -95,9 +96,9 @@ def summary_lines(run: RunSummary, spec: ModelSpec, shared: Sequence[Path], *, s
     if run.videos:
         counts += [plural(run.videos, "video"), plural(run.frames, "frame")]
     speed = f"{seconds:.1f} s"
-    if run.images:
-        speed += f", {(total.tiles.tiles - run.from_journal) / seconds:.1f} tiles/s"
-    yield f"{', '.join(counts)}: {_found(total, spec)}, {speed}"
+    if ran := total.tiles.tiles - run.from_journal if run.images else 0:
+        speed += f", {ran / seconds:.1f} tiles/s"
+    yield f"{', '.join(counts)}: {found(total, spec)}, {speed}"
     if run.from_journal:
         yield f"  {plural(run.from_journal, 'tile')} were finished by an earlier run"
     if run.unchanged:
@@ -124,7 +125,8 @@ def _places(paths: Sequence[Path]) -> Iterator[str]:
         yield f"  {files[0]}" if len(files) == 1 else f"  {folder / kind}: {plural(len(files), 'file')}"
 
 
-def _found(tally: Tally, spec: ModelSpec) -> str:
+def found(tally: Tally, spec: ModelSpec) -> str:
+    """Return the number of boxes, and that of each class."""
     return f"{plural(int(tally.by_class.sum()), 'detection')} ({class_counts(tally, spec)})"
 
 
@@ -136,12 +138,23 @@ def _remarks(tally: Tally, spec: ModelSpec) -> Iterator[str]:
             yield f"  skipped {plural(count, 'tile')} {reason} ({count / tiles.tiles:.0%})"
     if tiles.saturated:
         smaller = tinydet_command("export", "onnx", "model.pth", "--tile", str(spec.tile // 2))
+        # Unknown for tiles from a journal, which has no scores of lost boxes.
+        which = f"boxes that score below {_above(tiles.cut)} may be lost" if tiles.cut > 0 else "some boxes are lost"
         yield (
-            f"  A saturated tile has more boxes than the model's {spec.max_detections} slots; some boxes are lost. "
-            f"Raise --score, or use smaller tiles: {smaller}"
+            f"  A saturated tile has more boxes, before overlapping ones are removed, than the model's "
+            f"{spec.max_detections} slots; {which}. Raise --score, or use smaller tiles: {smaller}"
         )
     if tiles.unconverged:
         yield f"  {nms_not_converged(tiles.unconverged, spec)}"
+
+
+def _above(score: float) -> str:
+    """Return a score with two digits, rounded up.
+
+    >>> _above(0.0712), _above(0.07)
+    ('0.08', '0.07')
+    """
+    return f"{math.ceil(round(score * 100, 6)) / 100:.2f}"
 
 
 def class_counts(tally: Tally, spec: ModelSpec) -> str:

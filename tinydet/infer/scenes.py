@@ -24,9 +24,9 @@ from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan, hashes
 from tinydet.infer.progress import RunProgress
-from tinydet.infer.report import plan_lines, result_lines, summary_lines
+from tinydet.infer.report import found, plan_lines, result_lines, summary_lines
 from tinydet.infer.settings import Settings
-from tinydet.infer.summary import RunSummary
+from tinydet.infer.summary import RunSummary, SceneCounts, earlier_counts
 from tinydet.infer.videos import scan_video
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.crops import crop_sheet
@@ -56,6 +56,7 @@ from tinydet.runtime.writers import (
 logger = logging.getLogger("tinydet.infer")
 
 DONE = "done.json"
+MOST_SKIPPED = 50  # lines about skipped scenes
 
 
 class InferenceRun:
@@ -94,16 +95,21 @@ class InferenceRun:
                 self._run_jobs(plan, identity)
         finally:
             if skipped := self.summary.skipped:
-                logger.warning(f"{len(skipped)} of {plural(len(plan.jobs), 'scene')} were skipped:")
-                for line in skipped:
+                were = "was" if len(skipped) == 1 else "were"
+                logger.warning(f"{len(skipped)} of {plural(len(plan.jobs), 'scene')} {were} skipped:")
+                for line in skipped[:MOST_SKIPPED]:
                     logger.warning(f"  {line}")
+                if more := len(skipped[MOST_SKIPPED:]):
+                    logger.warning(f"  and {plural(more, 'more scene')}; --summary FILE lists all with their reasons")
         return self.summary.skipped
 
     def _run_jobs(self, plan: RunPlan, identity: dict[str, Any]) -> None:
-        if plan.journals is not None and self._settings.resume and _is_complete(plan, identity):
-            logger.info(f"{len(plan.jobs)} scenes: already complete, {', '.join(map(str, plan.shared))} unchanged")
-            for job in plan.jobs:
-                self.summary.add_unchanged(job)
+        earlier = _completed(plan, identity) if plan.journals is not None and self._settings.resume else None
+        if earlier is not None:
+            for job, counts in zip(plan.jobs, earlier, strict=True):
+                self.summary.add_unchanged(job, counts)
+            files, total = ", ".join(map(str, plan.shared)), found(self.summary.total, self._spec)
+            logger.info(f"{len(plan.jobs)} scenes: already complete, {files} unchanged: {total}")
             return
         with RunProgress(len(plan.jobs), verbose=self._settings.verbose) as progress:
             try:
@@ -116,8 +122,8 @@ class InferenceRun:
                                     scan_video(self._backend, self._hash, job, self._settings, self.summary, progress)
                         else:
                             self._run_scenes(jobs, plan, shared, progress)
-            except (KeyboardInterrupt, OSError):
-                if len(plan.jobs) > 1 and plan.resumable:
+            except (KeyboardInterrupt, OSError, ValueError):
+                if len(plan.jobs) > 1 and plan.resumable and self.summary.complete:
                     done = f"{self.summary.complete} of {len(plan.jobs)} scenes"
                     logger.info(f"  {done} are complete; --resume continues from there")
                 raise
@@ -147,10 +153,11 @@ class InferenceRun:
                 with self._skipping(job, plan, progress, written):
                     try:
                         scan = results.scan
-                    except _UnchangedScene as found:
-                        progress.say(f"{found}: already complete, {', '.join(map(str, job.outputs))} unchanged")
-                        self.summary.add_unchanged(job)
-                        progress.end()
+                    except _UnchangedScene as scene:
+                        files, tally = ", ".join(map(str, job.outputs)), scene.counts.tally
+                        progress.say(f"{scene}: already complete, {files} unchanged: {found(tally, self._spec)}")
+                        self.summary.add_unchanged(job, scene.counts)
+                        progress.end(int(tally.by_class.sum()))
                         continue
                     assert isinstance(scan, _OpenScene)
                     self._process(job, scan, results, written, progress)
@@ -192,7 +199,7 @@ class InferenceRun:
                 identity = self._scene_identity(job, scene, scan_plan)
                 journal = stack.enter_context(Journal(job.journal, identity, resume=self._settings.resume))
                 if not plan.shared and journal.outputs == job.written():
-                    raise _UnchangedScene(scene.name)
+                    raise _UnchangedScene(scene.name, earlier_counts(journal))
             known = 0 if journal is None else journal.tiles()
             return _OpenScene(scene, scan_plan, journal, stack.pop_all().close, georeference, camera, known)
 
@@ -255,11 +262,11 @@ class InferenceRun:
             save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
         for path in job.outputs:
             progress.say(f"  {path}")
-        size = scene.width, scene.height
-        self.summary.add_scanned(job, size, tally, seconds, from_journal=scan.from_journal)
+        counted = SceneCounts(scene.width, scene.height, tally)
+        self.summary.add_scanned(job, counted, seconds, from_journal=scan.from_journal)
         progress.end()
         if isinstance(journal, Journal) and not shared:
-            journal.finish(job.written())  # also without --resume: a later scene may be interrupted
+            journal.finish(job.written(), counted.to_json())  # also without --resume: a later scene may be interrupted
 
     def _scan_to_files(
         self, job: Job, scan: _OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
@@ -274,7 +281,7 @@ class InferenceRun:
 
         with open_writers(job.results, self._spec, job.formats) as write:
             for chunk in chunks(results, observe=observe):
-                found = SceneDetections(
+                part = SceneDetections(
                     str(job.source.path),
                     job.source.image_id,
                     scan.scene.width,
@@ -285,8 +292,8 @@ class InferenceRun:
                     file_name=job.source.file_name,
                     corner=job.source.corner,
                 )
-                write(found)
-                shared(found)
+                write(part)
+                shared(part)
                 if draws:
                     best.add(chunk)
         return tally, best
@@ -329,7 +336,8 @@ class InferenceRun:
                     path.unlink(missing_ok=True)
         elif done is not None and not self.summary.skipped:
             outputs = hashes((*plan.shared, *(path for job in plan.jobs for path in job.outputs)))
-            write_json(done, {"identity": identity, "outputs": outputs})
+            counts = [counts.to_json() for counts in self.summary.counts]
+            write_json(done, {"identity": identity, "outputs": outputs, "counts": counts})
 
 
 @dataclass(frozen=True)
@@ -347,6 +355,10 @@ class _OpenScene(SceneScan):
 
 class _UnchangedScene(Exception):
     """A scene that an earlier run completed; the message is its name."""
+
+    def __init__(self, name: str, counts: SceneCounts) -> None:
+        super().__init__(name)
+        self.counts = counts
 
 
 class _Counted:
@@ -379,12 +391,15 @@ def _of_one_scene() -> Iterator[None]:
         raise DamagedSceneError(reason(error) if is_outside_error(error) else str(error)) from error
 
 
-def _is_complete(plan: RunPlan, identity: dict[str, Any]) -> bool:
-    """Check whether an earlier run with the same settings wrote all files, and none has changed since."""
+def _completed(plan: RunPlan, identity: dict[str, Any]) -> list[SceneCounts] | None:
+    """Return the counts of each scene if an earlier run with the same settings wrote all files; None if one changed."""
     assert plan.journals is not None
     try:
         done = read_json(plan.journals / DONE)
         outputs = (*plan.shared, *(path for job in plan.jobs for path in job.outputs))
-        return bool(done["identity"] == identity and done["outputs"] == hashes(outputs))
+        if done["identity"] != identity or done["outputs"] != hashes(outputs):
+            return None
+        counts = [SceneCounts.from_json(each) for each in done["counts"]]
+        return counts if len(counts) == len(plan.jobs) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,10 +26,13 @@ from tinydet._internal.names import mask_secrets, printable, public_location
 from tinydet.infer.chunks import Tally
 from tinydet.infer.jobs import Job, RunPlan
 from tinydet.runtime.backends import Backend
+from tinydet.runtime.journal import Journal
+from tinydet.runtime.scan import ScanCounts
 from tinydet.spec import ModelSpec
 
 logger = logging.getLogger("tinydet.infer")
 
+RUNNING = "running"  # status
 PACKAGES = {  # distributions that read images and run models, by the module that shows that a run used them
     "cv2": ("opencv-python", "opencv-python-headless"),
     "PIL": ("pillow",),
@@ -40,20 +45,63 @@ PACKAGES = {  # distributions that read images and run models, by the module tha
 }
 
 
+@dataclass(frozen=True)
+class SceneCounts:
+    """What a scan found in an image or video. A journal keeps it, for the summary of a run that resumes.
+
+    Attributes:
+        width, height: of the scene in pixels.
+        tally: counts of boxes and tiles.
+        frames: number of frames of a video; None for an image.
+    """
+
+    width: int
+    height: int
+    tally: Tally
+    frames: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values that `from_json` reads."""
+        tiles = self.tally.tiles
+        counts = {name: getattr(tiles, name) for name in ("tiles", "empty", "filtered", "saturated")}
+        by_class = self.tally.by_class.tolist()
+        return {**dataclasses.asdict(self), "tally": {"by_class": by_class, "tiles": counts}}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> SceneCounts:
+        """Return the counts that `to_json` described. Raise KeyError, TypeError or ValueError for other values."""
+        tally = Tally(np.array(value["tally"]["by_class"], np.int64), ScanCounts(**value["tally"]["tiles"]))
+        return cls(value["width"], value["height"], tally, value["frames"])
+
+
+def earlier_counts(journal: Journal) -> SceneCounts:
+    """Return what the run that completed a journal found.
+
+    Raises:
+        ValueError: another program wrote the journal.
+    """
+    try:
+        return SceneCounts.from_json(journal.counts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{journal.path}: damaged counts ({error!r}); start again without --resume") from error
+
+
 class RunSummary:
     """What a run has done so far.
 
     Attributes:
         scenes: an entry of the JSON for each scene that was scanned, skipped or unchanged since an earlier run.
+        counts: of each scene that was not skipped.
         skipped: for each skipped scene, its name and the reason.
         total: counts over all scenes and videos.
-        images, videos, unchanged: number of images, of videos, and of scenes that an earlier run had completed.
+        images, videos, unchanged: number of images, of videos, and of those that an earlier run had completed.
         frames: number of frames of the videos.
         from_journal: number of tiles of the images that an earlier run had finished.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.scenes: list[dict[str, Any]] = []
+        self.counts: list[SceneCounts] = []
         self.skipped: list[str] = []
         self.total = Tally.of(len(spec.classes))
         self.images = self.videos = self.unchanged = self.frames = self.from_journal = 0
@@ -62,52 +110,28 @@ class RunSummary:
     @property
     def complete(self) -> int:
         """Number of scenes whose files are complete."""
-        return self.images + self.videos + self.unchanged
+        return self.images + self.videos
 
     @property
     def outputs(self) -> list[str]:
         """Files that hold one scene only."""
         return [path for entry in self.scenes for path in entry["outputs"]]
 
-    def add_scanned(
-        self,
-        job: Job,
-        size: tuple[int, int],
-        tally: Tally,
-        seconds: float,
-        *,
-        frames: int | None = None,
-        from_journal: int = 0,
-    ) -> None:
+    def add_scanned(self, job: Job, counts: SceneCounts, seconds: float, *, from_journal: int = 0) -> None:
         """Add a scene or video that was scanned.
 
         Args:
-            size: width and height in pixels.
             seconds: duration of the scan.
-            frames: number of frames of a video.
             from_journal: number of tiles that an earlier run had finished.
         """
-        self.total.by_class += tally.by_class
-        self.total.tiles += tally.tiles
         self.from_journal += from_journal
-        entry: dict[str, Any] = {"status": "done", "width": size[0], "height": size[1]}
-        if frames is not None:
-            self.videos += 1
-            self.frames += frames
-            entry["frames"] = frames
-        else:
-            self.images += 1
-            tiles = tally.tiles
-            entry |= {"tiles": tiles.tiles, "skipped_tiles": tiles.empty + tiles.filtered}
-            entry |= {"saturated_tiles": tiles.saturated}
-        found = int(tally.by_class.sum())
-        entry |= {"detections": found, "by_class": self._by_class(tally), "seconds": round(seconds, 3)}
-        self._add(job, entry)
+        self._add(job, {"status": "done", **self._count(counts), "seconds": round(seconds, 3)})
 
-    def add_unchanged(self, job: Job) -> None:
-        """Add a scene that an earlier run completed."""
+    def add_unchanged(self, job: Job, counts: SceneCounts) -> None:
+        """Add a scene that an earlier run completed, with the counts of that run."""
         self.unchanged += 1
-        self._add(job, {"status": "unchanged"})
+        self.from_journal += counts.tally.tiles.tiles
+        self._add(job, {"status": "unchanged", **self._count(counts)})
 
     def add_skipped(self, job: Job, why: str) -> None:
         """Add a scene that could not be read."""
@@ -121,12 +145,30 @@ class RunSummary:
             complete: whether the run came to its end, where the files that all scenes share are written.
         """
         shared = [str(path) for path in (*plan.shared, plan.classes) if path is not None and complete]
-        total: dict[str, Any] = {"scenes": len(plan.jobs), "done": self.images + self.videos}
+        total: dict[str, Any] = {"scenes": len(plan.jobs), "done": self.complete - self.unchanged}
         total |= {"unchanged": self.unchanged, "skipped": len(self.skipped)}
         total["not_finished"] = len(plan.jobs) - len(self.scenes)
         total["tiles"] = sum(entry.get("tiles", 0) for entry in self.scenes)
         total |= {"detections": int(self.total.by_class.sum()), "by_class": self._by_class(self.total)}
         return {"scenes": self.scenes, "outputs": [*shared, *self.outputs], "total": total}
+
+    def _count(self, counts: SceneCounts) -> dict[str, Any]:
+        """Add counts to the totals. Return those of the scene as JSON values."""
+        tally, tiles = counts.tally, counts.tally.tiles
+        self.counts.append(counts)
+        self.total.by_class += tally.by_class
+        self.total.tiles += tiles
+        entry: dict[str, Any] = {"width": counts.width, "height": counts.height}
+        if counts.frames is None:
+            self.images += 1
+        else:
+            self.videos += 1
+            self.frames += counts.frames
+            entry["frames"] = counts.frames
+        # Of a video, the tiles of the frames that its last run scanned.
+        entry |= {"tiles": tiles.tiles, "skipped_tiles": tiles.empty + tiles.filtered}
+        entry |= {"saturated_tiles": tiles.saturated}
+        return {**entry, "detections": int(tally.by_class.sum()), "by_class": self._by_class(tally)}
 
     def _by_class(self, tally: Tally) -> dict[str, int]:
         return dict(zip(self._spec.classes, tally.by_class.tolist(), strict=True))
@@ -149,6 +191,8 @@ def summary_written(
 ) -> Iterator[None]:
     """Write the summary when the block ends, also by an error or Ctrl-C, which it states. None writes nothing.
 
+    From the start of the block, the file says that the run has not ended, which is what a killed process leaves behind.
+
     Args:
         model: path and SHA-256 of the model file.
 
@@ -165,13 +209,16 @@ def summary_written(
         content: dict[str, Any] = {"status": status}
         if error is not None:
             content["error"] = mask_secrets(reason(error))
-        content |= {"started": started.isoformat(timespec="seconds"), "ended": ended.isoformat(timespec="seconds")}
-        content["seconds"] = round((ended - started).total_seconds(), 3)
+        content["started"] = started.isoformat(timespec="seconds")
+        if status != RUNNING:
+            content["ended"] = ended.isoformat(timespec="seconds")
+            content["seconds"] = round((ended - started).total_seconds(), 3)
         content |= summary.to_json(plan, complete=status == "complete")
         content |= {"model": _model(*model, backend), "options": _options(args), "versions": _versions()}
         with deferred_interrupt():
             write_json(path, content)
 
+    write(RUNNING)
     try:
         yield
     except BaseException as error:

@@ -20,10 +20,10 @@ from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Tally
 from tinydet.infer.jobs import Job
 from tinydet.infer.progress import RunProgress
-from tinydet.infer.report import video_line
+from tinydet.infer.report import found, video_line
 from tinydet.infer.settings import Settings
 from tinydet.infer.static_tiles import StaticTiles
-from tinydet.infer.summary import RunSummary
+from tinydet.infer.summary import RunSummary, SceneCounts, earlier_counts
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import FrameRecord, Journal
@@ -59,9 +59,10 @@ def scan_video(
             journal = stack.enter_context(Journal(job.journal, identity, resume=settings.resume))
         limit = {} if settings.frames is None else {"--frames": str(settings.frames)}
         if journal is not None and journal.outputs == {**job.written(), **limit}:
-            progress.say(f"{video.name}: already complete, {', '.join(map(str, job.outputs))} unchanged")
-            summary.add_unchanged(job)
-            progress.end()
+            counts, files = earlier_counts(journal), ", ".join(map(str, job.outputs))
+            progress.say(f"{video.name}: already complete, {files} unchanged: {found(counts.tally, backend.spec)}")
+            summary.add_unchanged(job, counts)
+            progress.end(int(counts.tally.by_class.sum()))
             return
         continues = video.live and journal is not None and next(journal.frames(), None) is not None
         if continues and job.drawing is not None and job.drawing.exists():
@@ -74,7 +75,7 @@ def scan_video(
         plan = None if settings.auto_scale else frames.plan(video, settings.options)
         progress.say(video_line(video, backend.spec, plan, frames=count, seconds_per_batch=seconds))
         try:
-            stopped = _write(frames, summary, progress)
+            stopped, counts = _write(frames, summary, progress)
         except (KeyboardInterrupt, OSError):
             if journal is not None and journal.path.exists():
                 count = sum(1 for _ in journal.frames())
@@ -85,7 +86,7 @@ def scan_video(
                 progress.say(f"  {path}")
         if journal is not None:
             if stopped is None:
-                journal.finish({**job.written(), **limit})
+                journal.finish({**job.written(), **limit}, counts.to_json())
             elif not settings.resume:
                 journal.remove()
         if stopped is not None:
@@ -160,8 +161,14 @@ class _Frames:
         return result.detections
 
 
-def _write(frames: _Frames, summary: RunSummary, progress: RunProgress) -> KeyboardInterrupt | LostStreamError | None:
-    """Write the files of a video, and add it to the summary. Return what ended a stream before its regular end."""
+def _write(
+    frames: _Frames, summary: RunSummary, progress: RunProgress
+) -> tuple[KeyboardInterrupt | LostStreamError | None, SceneCounts]:
+    """Write the files of a video, and add it to the summary.
+
+    Returns:
+        What ended a stream before its regular end, and what was found.
+    """
     job, video, settings = frames.job, frames.video, frames.settings
     stopped: KeyboardInterrupt | LostStreamError | None = None
     count, tally, start = 0, Tally.of(len(frames.backend.spec.classes)), time.perf_counter()
@@ -175,29 +182,29 @@ def _write(frames: _Frames, summary: RunSummary, progress: RunProgress) -> Keybo
             for record, frame in frames:
                 image_id = job.source.image_id + record.index
                 size: Sized = video if frame is None else frame.scene
-                found = record.detections
+                boxes = record.detections
                 named = SceneDetections(
                     f"{video.name}#{record.index}",
                     image_id,
                     size.width,
                     size.height,
-                    found,
+                    boxes,
                     file_name=f"{job.source.file_name}#{record.index}",
                     frame=record.index,
                     seconds=record.seconds,
                 )
                 with deferred_interrupt():
                     write(named)
-                    write_row((image_id, record.index, f"{record.seconds:.3f}", record.clock, len(found)))
+                    write_row((image_id, record.index, f"{record.seconds:.3f}", record.clock, len(boxes)))
                     count += 1
-                    tally.add(found)
+                    tally.add(boxes)
                 if job.drawing is not None and frame is not None:
                     if draw is None:  # the first frame shows how the phone was held
                         draw = stack.enter_context(open_video(job.drawing, size.width, size.height))
                     shown = max(record.seconds, shown + MIN_INTERVAL)  # some sources repeat a timestamp
                     with deferred_interrupt():
-                        draw(frame.scene, found, shown)
-                progress.advance(1, frames.counts.tiles - tiles_before, len(found))
+                        draw(frame.scene, boxes, shown)
+                progress.advance(1, frames.counts.tiles - tiles_before, len(boxes))
                 tiles_before = frames.counts.tiles
                 if settings.frames is not None and count >= settings.frames:
                     break
@@ -209,7 +216,8 @@ def _write(frames: _Frames, summary: RunSummary, progress: RunProgress) -> Keybo
             stopped = error
     elapsed = time.perf_counter() - start
     tally.tiles += frames.counts
-    summary.add_scanned(job, (video.width, video.height), tally, elapsed, frames=count)
+    counts = SceneCounts(video.width, video.height, tally, count)
+    summary.add_scanned(job, counts, elapsed)
     progress.end()
     rate = (count - frames.from_journal) / elapsed
     progress.say(
@@ -224,7 +232,7 @@ def _write(frames: _Frames, summary: RunSummary, progress: RunProgress) -> Keybo
             progress.say(
                 f"  {skipped} of {tiles.tiles} tiles without {reason} were skipped ({skipped / tiles.tiles:.0%})"
             )
-    return stopped
+    return stopped, counts
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from tinydet._internal.json_files import parse_json
 from tinydet._internal.locks import lock_path, locked
 from tinydet.runtime.detections import Detections
 
-FORMAT = 1
+FORMAT = 2
 HEAD = struct.Struct("<4sII")  # mark, length, checksum
 COUNTS = struct.Struct("<IIIIII")  # tiles, empty, filtered, boxes, saturated, index of the pass
 FRAME_HEAD = struct.Struct("<qdII")  # index, seconds, bytes of the clock, boxes
@@ -146,6 +146,7 @@ class Journal:
     Attributes:
         path: the file, which is created with the first record.
         outputs: hash of each file that was written when the scene was completed; None if it is not complete.
+        counts: what `finish` was given with them.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], *, resume: bool) -> None:
@@ -161,6 +162,7 @@ class Journal:
         """
         self.path = path
         self.outputs: dict[str, str] | None = None
+        self.counts: dict[str, Any] = {}
         self._identity: dict[str, Any] = {"format": FORMAT, **json.loads(json.dumps(identity))}
         self._file: BinaryIO | None = None
         self._start = 0
@@ -203,14 +205,15 @@ class Journal:
         """Write the record of a frame."""
         self._append(FRAME, record.to_bytes())
 
-    def finish(self, outputs: dict[str, str]) -> None:
+    def finish(self, outputs: dict[str, str], counts: dict[str, Any]) -> None:
         """Mark the scene as complete.
 
         Args:
             outputs: hash of each file that was written.
+            counts: what was found, as JSON values.
         """
-        self.outputs = outputs
-        self._append(DONE, json.dumps(outputs).encode())
+        self.outputs, self.counts = outputs, counts
+        self._append(DONE, json.dumps({"outputs": outputs, "counts": counts}).encode())
 
     def remove(self) -> None:
         """Close and delete the journal."""
@@ -291,7 +294,7 @@ class Journal:
             for mark, data in _records(file):
                 end = file.tell()
                 if mark == DONE:
-                    self.outputs = self._read(_outputs, data)
+                    self.outputs, self.counts = self._read(_completion, data)
         if self.path.stat().st_size > end:
             self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
@@ -311,11 +314,14 @@ def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         yield mark, data
 
 
-def _outputs(data: bytes) -> dict[str, str]:
+def _completion(data: bytes) -> tuple[dict[str, str], dict[str, Any]]:
     found = parse_json(data, source="outputs")
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    outputs, counts = (found.get(key) if isinstance(found, dict) else None for key in ("outputs", "counts"))
+    if not isinstance(outputs, dict) or not all(isinstance(value, str) for value in outputs.values()):
         raise ValueError("outputs are not hashes by name")
-    return found
+    if not isinstance(counts, dict):
+        raise ValueError("no counts")
+    return outputs, counts
 
 
 def _short(value: Any) -> str:

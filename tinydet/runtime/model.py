@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,13 +26,16 @@ from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scan import SceneResult, detect_scene, detect_scenes
 from tinydet.runtime.scenes import EXPECTED, Image, Scene, SceneLike, open_scene
 from tinydet.runtime.scenes.camera_metadata import read_camera
-from tinydet.runtime.scenes.georeference import Georeference, georeference_of
+from tinydet.runtime.scenes.footprint import footprint_of
+from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, georeference_of
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
 from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream
 from tinydet.runtime.scenes.video import Video
 from tinydet.runtime.writers import CLASSES, SceneDetections, format_of, open_writer, write_classes
 from tinydet.runtime.writers.table import columns
 from tinydet.spec import ModelSpec
+
+logger = logging.getLogger("tinydet.runtime")
 
 SCORE = 0.3  # default minimum score of a `Model`; the low default of `ScanOptions` is for measuring average precision
 
@@ -306,15 +310,27 @@ class Model:
         return self.backend.spec
 
     @overload
-    def detect(self, scene: SceneLike, *, image_id: int = 1, progress: Progress | None = None) -> Prediction: ...
+    def detect(
+        self, scene: SceneLike, *, image_id: int = 1, progress: Progress | None = None, gps: bool = False
+    ) -> Prediction: ...
 
     @overload
     def detect(
-        self, scene: list[Any] | tuple[Any, ...], *, image_id: int = 1, progress: Progress | None = None
+        self,
+        scene: list[Any] | tuple[Any, ...],
+        *,
+        image_id: int = 1,
+        progress: Progress | None = None,
+        gps: bool = False,
     ) -> list[Prediction]: ...
 
     def detect(
-        self, scene: SceneLike | list[Any] | tuple[Any, ...], *, image_id: int = 1, progress: Progress | None = None
+        self,
+        scene: SceneLike | list[Any] | tuple[Any, ...],
+        *,
+        image_id: int = 1,
+        progress: Progress | None = None,
+        gps: bool = False,
     ) -> Prediction | list[Prediction]:
         """Detect the objects of one scene, or of each scene of a list or tuple, whose tiles share batches.
 
@@ -323,6 +339,8 @@ class Model:
                 Pillow image of any mode; an array (H, W) or (H, W, C) in RGB; an open scene; or a list of these.
             image_id: for COCO files; further scenes of a list count up.
             progress: called with the number of tiles that were just finished; `tqdm.update` fits.
+            gps: place the detections of a drone photo without georeference by its camera metadata, as `tinydet infer
+                --gps` does. A photo that cannot be placed has no georeference, and a warning says why.
 
         Returns:
             A prediction; a list of them for a list.
@@ -333,21 +351,22 @@ class Model:
             TypeError: `scene` is something else.
         """
         if isinstance(scene, list | tuple):
-            entries = [_Input(one, self.spec) for one in scene]
+            entries = [_Input(one, self.spec, gps) for one in scene]
             sources = [entry.open() if isinstance(entry.source, Scene) else entry.open for entry in entries]
             results = detect_scenes(self.backend, sources, self.options, progress=progress)
             return [
                 entry.prediction(result, id)
                 for id, (entry, result) in enumerate(zip(entries, results, strict=True), image_id)
             ]
-        return self._detect(scene, image_id, progress)
+        return self._detect(scene, image_id, progress, gps=gps)
 
-    def stream(self, scenes: SceneLike | Iterable[SceneLike]) -> Iterator[Prediction]:
+    def stream(self, scenes: SceneLike | Iterable[SceneLike], *, gps: bool = False) -> Iterator[Prediction]:
         """Detect the objects of one scene after the other. A scene is read when its prediction is requested.
 
         Args:
             scenes: each as for `detect`, or a folder, a pattern (`flight/**/*.tif`), a video file, a stream
                 (`rtsp://...`) or a webcam (`"0"`). Each frame of a video is a scene.
+            gps: as for `detect`.
 
         Raises:
             ValueError, OSError, TypeError: as `detect`; also if a pattern matches nothing, or a stream breaks.
@@ -357,7 +376,7 @@ class Model:
         image_id = 1
         for scene in cast(Iterable[SceneLike], [scenes] if _is_one(scenes) else scenes):
             if not isinstance(scene, str | Path):
-                yield self._detect(scene, image_id)
+                yield self._detect(scene, image_id, gps=gps)
                 image_id += 1
                 continue
             for source in find_sources([scene]):
@@ -371,12 +390,14 @@ class Model:
                             )
                             image_id += 1
                 else:
-                    prediction = self._detect(source.path, image_id)
+                    prediction = self._detect(source.path, image_id, gps=gps)
                     yield dataclasses.replace(prediction, file_name=source.file_name)
                     image_id += 1
 
-    def _detect(self, scene: object, image_id: int, progress: Progress | None = None) -> Prediction:
-        entry = _Input(scene, self.spec)
+    def _detect(
+        self, scene: object, image_id: int, progress: Progress | None = None, *, gps: bool = False
+    ) -> Prediction:
+        entry = _Input(scene, self.spec, gps)
         with nullcontext(entry.open()) if isinstance(scene, Scene) else entry.open() as opened:
             return entry.prediction(detect_scene(self.backend, opened, self.options, progress=progress), image_id)
 
@@ -388,13 +409,13 @@ class _Input:
         source: what drawings are made from.
     """
 
-    def __init__(self, scene: object, spec: ModelSpec) -> None:
+    def __init__(self, scene: object, spec: ModelSpec, gps: bool = False) -> None:
         if not _is_one(scene):
             raise TypeError(f"scene: expected {EXPECTED}, or a list of these, got {quoted(scene)}")
         if isinstance(scene, str | Path):
             _check_one_image(scene)
         self.source = cast(SceneLike, scene)
-        self._spec = spec
+        self._spec, self._gps = spec, gps
         self._name = str(scene) if isinstance(scene, str | Path) else ""
         self._size = (0, 0)
         self._georeference: Georeference | None = None
@@ -414,6 +435,11 @@ class _Input:
                 self._georeference = georeference_of(Path(self._name))
             if Path(self._name).is_file() and (camera := read_camera(Path(self._name))) is not None:
                 self._camera_lon_lat = camera.lon_lat
+                if self._gps and self._georeference is None:
+                    try:
+                        self._georeference = footprint_of(camera)
+                    except GeoreferenceError as error:
+                        logger.warning(f"{error}; its detections have no longitude and latitude")
         self._size = scene.width, scene.height
         return scene
 

@@ -125,10 +125,35 @@ LENSES: dict[str, tuple[dict[int, Any], dict[str, str], float]] = {
         400,
     ),
     "calibrated": (LENS, {"drone-dji:CalibratedFocalLength": "412.5"}, 412.5),
-    "digital zoom": (
+    "digital zoom, which the 35 mm equivalent includes": (
         {Base.FocalLengthIn35mmFilm: 24, Base.DigitalZoomRatio: IFDRational(20, 10)},
         {},
-        48 / DIAGONAL * math.hypot(600, 400),
+        24 / DIAGONAL * math.hypot(600, 400),
+    ),
+    "digital zoom of a calibrated lens": (
+        {**LENS, Base.DigitalZoomRatio: IFDRational(20, 10)},
+        {"drone-dji:CalibratedFocalLength": "412.5"},
+        825,
+    ),
+    "not calibrated": (
+        {Base.FocalLengthIn35mmFilm: 24},
+        {"drone-dji:CalibratedFocalLength": "0.000000"},
+        24 / DIAGONAL * math.hypot(600, 400),
+    ),
+    "a photo reduced to half its size, which EXIF does not tell": (
+        {**LENS, Base.ExifImageWidth: 600, Base.ExifImageHeight: 400},
+        {
+            "drone-dji:CalibratedFocalLength": "825",
+            "drone-dji:CalibratedOpticalCenterX": "600.0",
+            "drone-dji:CalibratedOpticalCenterY": "400.0",
+        },
+        412.5,
+    ),
+    "an optical center that is not exactly in the middle": (
+        LENS,
+        {"drone-dji:CalibratedFocalLength": "412.5", "drone-dji:CalibratedOpticalCenterX": "305.0"}
+        | {"drone-dji:CalibratedOpticalCenterY": "196.0"},
+        412.5,
     ),
     "a photo reduced to half its size": (
         {**LENS, Base.ExifImageWidth: 1200, Base.ExifImageHeight: 800},
@@ -174,6 +199,50 @@ def test_a_cropped_photo_is_recognized(tmp_path: Path) -> None:
     camera = read_camera(write_photo(tmp_path / "a.jpg", lens=lens))
     assert camera is not None
     assert camera.cropped == "it is cropped or rotated: 600x400 pixels, and 4000x3000 in its EXIF"
+
+
+def test_a_crop_that_exif_does_not_tell_is_recognized_by_the_calibration(tmp_path: Path) -> None:
+    center = {"drone-dji:CalibratedOpticalCenterX": "2000.0", "drone-dji:CalibratedOpticalCenterY": "1500.0"}
+    packet = xmp({**NADIR, **center, "drone-dji:CalibratedFocalLength": "3000"})
+    lens = {**LENS, Base.ExifImageWidth: 2000, Base.ExifImageHeight: 2000}
+    cropped = read_camera(write_photo(tmp_path / "a.jpg", size=(2000, 2000), lens=lens, packet=packet))
+    assert cropped is not None
+    assert cropped.cropped == (
+        "it is cropped or rotated: 2000x2000 pixels, and its calibrated optical center is at 2000, 1500"
+    )
+    wide = read_camera(write_photo(tmp_path / "b.jpg", size=(2000, 1125), lens={}, packet=packet))  # 16:9, reduced
+    assert wide is not None
+    assert not wide.cropped
+    assert wide.focal == pytest.approx(1500)
+
+
+def test_a_calibrated_focal_length_in_millimeters_is_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packet = xmp({**NADIR, "drone-dji:CalibratedFocalLength": "10.26"})
+    camera = read_camera(write_photo(tmp_path / "a.jpg", lens={Base.FocalLengthIn35mmFilm: 24}, packet=packet))
+    assert camera is not None
+    assert camera.focal == pytest.approx(24 / DIAGONAL * math.hypot(600, 400))
+    assert "CalibratedFocalLength '10.26 pixels'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lat", "lon", "expected"),
+    [
+        ("46,30.0000N", "6,15.5W", (-(6 + 15.5 / 60), 46.5)),
+        ("33,52,4.8S", "151,12,36.0E", (151.21, -(33 + 52 / 60 + 4.8 / 3600))),
+        ("46,30.0E", "6,15.5W", None),
+        ("95,0.0N", "6,15.5W", None),
+    ],
+)
+def test_a_position_in_standard_xmp_is_read(
+    tmp_path: Path, lat: str, lon: str, expected: tuple[float, float] | None
+) -> None:
+    names = {"exif:GPSLatitude": lat, "exif:GPSLongitude": lon}
+    packet = xmp({**NADIR, **names}, namespaces='xmlns:drone-dji="d" xmlns:exif="http://ns.adobe.com/exif/1.0/"')
+    camera = read_camera(write_photo(tmp_path / "a.jpg", position={}, packet=packet))
+    assert camera is not None
+    assert camera.lon_lat == (None if expected is None else pytest.approx(expected))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 FILM_DIAGONAL = math.hypot(36.0, 24.0)  # mm; the equivalent focal length refers to the diagonal (CIPA DCG-001)
 RANGE_ERROR = 3.0  # m; of a satellite receiver without corrections at a dilution of precision of 1
 MM_PER_UNIT = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of FocalPlaneResolutionUnit
+WIDEST_CROP = 0.75  # of a sensor of 4:3 to 16:9
 WIDE = 1.6  # photos of a larger ratio of sides, 16:9, are cut from a sensor of 4:3, whose diagonal is 5/4 of the width
 NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)(?:/(\d+(?:\.\d*)?))?\s*(?:m|mm|px|deg|°)?")
 
@@ -45,6 +46,14 @@ AXIS_ANGLES = (
 MOUNT_ANGLES = ("Camera:Yaw", "Camera:Pitch", "Camera:Roll")
 FLIGHT_YAW = ("FlightYawDegree", "DroneYawDegree")
 CALIBRATED_FOCAL = ("CalibratedFocalLength", "CalibratedFocalLength/X")
+CALIBRATED_CENTER = (  # pixels
+    ("CalibratedOpticalCenterX", "CalibratedOpticalCenter/X"),
+    ("CalibratedOpticalCenterY", "CalibratedOpticalCenter/Y"),
+)
+SHORTEST, LONGEST = 0.2, 500.0  # plausible focal lengths, in widths of the photo; some drones state millimeters
+CENTERED = 0.1  # largest distance of a calibrated optical center from that of the photo, as a fraction of its half side
+# As standard XMP writes positions: "48,21.1367N" or "48,21,8.2N".
+STANDARD_POSITION = re.compile(r"(\d{1,3}),(\d{1,2}(?:\.\d*)?)(?:,(\d{1,2}(?:\.\d*)?))?([NSEW])")
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,8 @@ class _Fields:
             return None
         exif = self._degrees(2, "GPSLatitude", "NS", 90), self._degrees(4, "GPSLongitude", "EW", 180)
         xmp = self.xmp_number(LATITUDE, -90, 90), self.xmp_number(LONGITUDE, -180, 180)
-        for lat, lon in (exif, xmp):
+        standard = self._standard_degrees("exif:GPSLatitude", 90), self._standard_degrees("exif:GPSLongitude", 180)
+        for lat, lon in (exif, xmp, standard):
             if lat is None or lon is None:
                 continue
             if lat or lon:
@@ -220,18 +230,23 @@ class _Fields:
         width, height = self._blocks.size
         original_width, original_height = self._original_size() or (width, height)
         scale = max(width, height) / max(original_width, original_height)
-        zoom = self._exif_number(self._blocks.exif, 41988, "DigitalZoomRatio", 1000) or 1.0
+        zoom = max(self._exif_number(self._blocks.exif, 41988, "DigitalZoomRatio", 1000) or 1.0, 1.0)
         zoomed = "" if zoom == 1 else f", digital zoom {zoom:g}"
-        scale *= max(zoom, 1.0)
-        calibrated = self.xmp_number(CALIBRATED_FOCAL, 1, 1e6)
-        if calibrated is not None:
-            return calibrated * scale, f"CalibratedFocalLength {calibrated:g} px{zoomed}", 0.005
+        calibrated = self.xmp_number(CALIBRATED_FOCAL, 0, 1e6)
+        if calibrated:  # 0 stands for unknown
+            reduction = self._calibrated_reduction() or scale
+            found = calibrated * reduction
+            if SHORTEST * max(width, height) <= found <= LONGEST * max(width, height):
+                # A reduction that the optical center shows is not more accurate than the center.
+                error = 0.005 if reduction == scale else 0.03
+                return found * zoom, f"CalibratedFocalLength {calibrated:g} px{zoomed}", error
+            self._ignore("CalibratedFocalLength", f"{calibrated:g} pixels")
         focal = self._exif_number(self._blocks.exif, 37386, "FocalLength", 1e5)
         resolution = self._exif_number(self._blocks.exif, 41486, "FocalPlaneXResolution", 1e9)
         unit = MM_PER_UNIT.get(self._blocks.exif.get(41488, 2))
         if focal and resolution and unit:
             return (
-                focal * resolution / unit * scale,
+                focal * resolution / unit * scale * zoom,
                 f"FocalLength {focal:g} mm and FocalPlaneXResolution{zoomed}",
                 0.01,
             )
@@ -239,8 +254,9 @@ class _Fields:
         if equivalent:
             long, short = max(original_width, original_height), min(original_width, original_height)
             diagonal = math.hypot(long, short) if long <= WIDE * short else 1.25 * long
-            # Rounded to millimeters, and makers differ in whether they compare the diagonals or the widths.
-            source = f"FocalLengthIn35mmFilm {equivalent:g} mm{zoomed}"
+            # Rounded to millimeters, and makers differ in whether they compare the diagonals or the widths. It includes
+            # a digital zoom, as ExifTool assumes for its ScaleFactor35efl.
+            source = f"FocalLengthIn35mmFilm {equivalent:g} mm"
             return equivalent / FILM_DIAGONAL * diagonal * scale, source, 0.04
         return None, "", 0.0
 
@@ -259,11 +275,18 @@ class _Fields:
     def cropped(self) -> str:
         """Return how the photo differs from the picture that the camera took, except for a reduction; else ''."""
         original = self._original_size()
-        if original is None:
-            return ""
         width, height = self._blocks.size
-        if abs(width * original[1] - height * original[0]) > max(*original, width, height):  # more than rounding
+        if original is not None and abs(width * original[1] - height * original[0]) > max(*original, width, height):
+            # by more than rounding
             return f"it is cropped or rotated: {width}x{height} pixels, and {original[0]:g}x{original[1]:g} in its EXIF"
+        center = self._calibrated_center()
+        if self._calibrated_reduction() is not None and center is not None:
+            proportions = width / height * center[1] / center[0]
+            if min(abs(proportions - 1), abs(proportions * WIDEST_CROP - 1)) > 2 * CENTERED:
+                return (
+                    f"it is cropped or rotated: {width}x{height} pixels, and its calibrated optical center is at "
+                    f"{center[0]:g}, {center[1]:g}"
+                )
         return ""
 
     def xmp_number(self, names: Iterable[str], low: float, high: float) -> float | None:
@@ -318,6 +341,35 @@ class _Fields:
             self._ignore(f"{name}Ref", reference or "missing")
             return None
         return -degrees if reference in "SW" else degrees
+
+    def _calibrated_center(self) -> tuple[float, float] | None:
+        """Return the optical center in pixels of the picture that the camera took."""
+        x, y = (self.xmp_number(names, 0, 1e6) for names in CALIBRATED_CENTER)
+        return (x, y) if x and y else None
+
+    def _calibrated_reduction(self) -> float | None:
+        """Return how much smaller the photo is than the one of the calibration; None if as large, or as EXIF says.
+
+        Programs that reduce a photo often replace its size in EXIF, too, but not its calibration.
+        """
+        center, original = self._calibrated_center(), self._original_size() or self._blocks.size
+        if center is None or abs(2 * center[0] / original[0] - 1) <= CENTERED:
+            return None
+        return self._blocks.size[0] / (2 * center[0])
+
+    def _standard_degrees(self, name: str, limit: float) -> float | None:
+        """Return a latitude or longitude as standard XMP writes it."""
+        if name not in self._xmp:
+            return None
+        found = STANDARD_POSITION.fullmatch(self._xmp[name])
+        if found is None or (found[4] in "NS") != (limit == 90):
+            self._ignore(name, self._xmp[name])
+            return None
+        degrees = int(found[1]) + float(found[2]) / 60 + float(found[3] or 0) / 3600
+        if degrees > limit:
+            self._ignore(name, self._xmp[name])
+            return None
+        return -degrees if found[4] in "SW" else degrees
 
     def _original_size(self) -> tuple[float, float] | None:
         """Return the size of the picture that the camera took, from EXIF."""
