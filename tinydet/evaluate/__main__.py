@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Any
 from tinydet._internal.arguments import add_categories, overlap, positive_int, scale, share
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
-from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
-from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.parser import Parser
 from tinydet._internal.plugins import add_plugin_option
@@ -24,27 +21,16 @@ from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_file
 from tinydet.data.layouts.layout import SPLITS
 from tinydet.evaluate.diagnosis import diagnose
-from tinydet.evaluate.model_data import (
-    BUILTIN,
-    ModelData,
-    check_builtin_classes,
-    checkpoint_of,
-    existing_model,
-    open_for_scoring,
-    validation_data,
-)
+from tinydet.evaluate.model_data import ModelData, checkpoint_of, existing_model
 from tinydet.evaluate.plots import write_plots
 from tinydet.evaluate.protocols import PROTOCOLS, Protocol, choose_protocol
 from tinydet.evaluate.report import format_classes, format_errors, format_scores
-from tinydet.evaluate.score import Scores, score_detections
-from tinydet.evaluate.score_model import detect_dataset, score_dataset
-from tinydet.evaluate.sub_images import corners_by_file, merge_sub_images
+from tinydet.evaluate.run import MODEL_PROTOCOL, RESULTS_PROTOCOL, find_data, prepare, score_results
+from tinydet.evaluate.score import Scores
 from tinydet.runtime.bundled import BUNDLED
 
 DEFAULT_MODEL = Path("model.pth")
 DEFAULT_SCORE = 0.05
-MODEL_PROTOCOL = "coco"
-RESULTS_PROTOCOL = "tinyperson"  # results of other frameworks are usually compared with the benchmark's tables
 
 
 @command("evaluate", plugins=True)
@@ -97,19 +83,16 @@ def _exported(model: Path) -> Path:
 
 
 def _score_results(args: argparse.Namespace, protocol: Protocol) -> Scores:
-    detections = read_json(args.detections)
-    if args.corner_gt is not None:
-        sources = str(args.corner_gt), str(args.detections)
-        detections = merge_sub_images(read_json(args.corner_gt), detections, sources=sources)
     truth = read_document(args.gt)
     if args.images is not None:
         _check_drawable(truth, args)
-    return score_detections(
+    return score_results(
         truth,
-        detections,
+        args.detections,
         protocol,
+        source=str(args.gt),
         categories=args.categories,
-        sources=(str(args.gt), str(args.detections)),
+        corner_gt=args.corner_gt,
     )
 
 
@@ -133,29 +116,15 @@ def _check_drawable(truth: dict[str, Any], args: argparse.Namespace) -> None:
 def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     from tinydet.runtime.options import ScanOptions
 
-    model = args.model or DEFAULT_MODEL
     data = _data(args)
     check_output_files((args.json, args.precision, args.save_detections), (data.source.annotations,))
-    dataset = data.source.load(categories=args.categories or data.classes, allow_absent=not args.categories)
-    if dataset.is_cut:
-        raise ValueError(
-            f"{dataset.source} describes sub-images, and the benchmark scores whole images; give their annotations, "
-            "and this file as --corner-gt"
-        )
-    corners = args.corner_gt and corners_by_file(read_json(args.corner_gt), source=str(args.corner_gt))
-    backend = open_for_scoring(model, args.device)
-    if data.source.is_builtin:
-        check_builtin_classes(model, backend.spec.classes, dataset.classes)
-    images = len(dataset.images[: args.limit])
-    print(f"model: {model}, {backend.name}")
-    print(f"data: {data.role}{data.source.describe()}; {plural(images, 'image')}, {', '.join(dataset.classes)}")
-    with Bar(images, "image", "evaluate") as bar:
-        found = detect_dataset(
-            backend,
-            dataset,
+    evaluation = prepare(args.model or DEFAULT_MODEL, data, categories=args.categories, device=args.device)
+    print("\n".join(evaluation.describe(args.limit)))
+    with Bar(len(evaluation.dataset.images[: args.limit]), "image", "evaluate") as bar:
+        found = evaluation.detect(
             ScanOptions(args.overlap, args.scale, args.score, merge="nms" if args.merge == "nms" else "seam"),
-            sub_images=args.merge == "tinyperson" or args.corner_gt is not None,
-            corners=corners,
+            sub_images=args.merge == "tinyperson",
+            corner_gt=args.corner_gt,
             limit=args.limit,
             progress=bar.update,
         )
@@ -165,8 +134,7 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
         f"{len(found.detections)} detections, {found.tiles} tiles, {found.seconds:.1f} s "
         f"({found.tiles / found.seconds:.1f} tiles/s)"
     )
-    scores = score_dataset(dataset, found, protocol)
-    return dataclasses.replace(scores, notes=(*dataset.notes, *scores.notes))
+    return evaluation.score(found, protocol)
 
 
 def _plot(scores: Scores, args: argparse.Namespace) -> None:
@@ -186,15 +154,10 @@ def _plot(scores: Scores, args: argparse.Namespace) -> None:
 
 def _data(args: argparse.Namespace) -> ModelData:
     """Return the dataset that the options name; by default the validation set of the model's training."""
-    from tinydet.data.source import builtin_source, find_source
-
-    if args.data is None and args.annotations is None:
-        return validation_data(args.model or DEFAULT_MODEL)
-    if str(args.data) == BUILTIN and not args.data.exists():
-        return ModelData(builtin_source("val"))
-    prefer = ("val", "test")
-    source = find_source(args.data, args.annotations, args.images, split=args.split, prefer=prefer, needs_images=True)
-    return ModelData(source)
+    data = args.data if args.annotations is None else args.annotations
+    found = find_data(args.model or DEFAULT_MODEL, data, args.images, split=args.split)
+    assert isinstance(found, ModelData)
+    return found
 
 
 def _check(args: argparse.Namespace) -> None:

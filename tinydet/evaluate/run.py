@@ -1,20 +1,31 @@
-"""Score a model or detections on a dataset, from Python: what `tinydet evaluate` does with its defaults."""
+"""Score a model or detections on a dataset. `tinydet evaluate` parses its options, calls this module and prints."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tinydet._internal.arguments import quoted
+from tinydet._internal.console import plural
 from tinydet._internal.json_files import read_json
 from tinydet._internal.progress import Progress
 from tinydet.data.coco_rules import read_document
-from tinydet.evaluate.model_data import existing_model, open_for_scoring, validation_data
-from tinydet.evaluate.protocols import choose_protocol
+from tinydet.evaluate.model_data import (
+    BUILTIN,
+    ModelData,
+    check_builtin_classes,
+    existing_model,
+    open_for_scoring,
+    validation_data,
+)
+from tinydet.evaluate.protocols import Protocol, choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
-from tinydet.evaluate.score_model import detect_dataset, score_dataset
+from tinydet.evaluate.score_model import DatasetDetections, detect_dataset, score_dataset
+from tinydet.evaluate.sub_images import corners_by_file, merge_sub_images
 
 if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
@@ -23,33 +34,47 @@ if TYPE_CHECKING:
     from tinydet.runtime.backends import Backend
     from tinydet.runtime.options import ScanOptions
 
+logger = logging.getLogger(__name__)
+
 MODEL_PROTOCOL = "coco"
+RESULTS_PROTOCOL = "tinyperson"  # results of other frameworks are usually compared with the benchmark's tables
 _RESULTS = (".json", ".json.gz")  # suffixes of files of detections; a model has another
 
 
 def evaluate(
-    model: str | Path | Model | Backend | Sequence[dict[str, Any]],
+    model: str | Path | Model | Backend | Sequence[dict[str, Any]] | dict[str, Any],
     data: str | Path | DataSource | Dataset | None = None,
     *,
+    images: str | Path | None = None,
     split: str | None = None,
-    protocol: str = MODEL_PROTOCOL,
+    protocol: str | None = None,
+    iod: bool = True,
+    keep_uncertain: bool = False,
+    max_detections: int | None = None,
     categories: Sequence[str] | None = None,
     options: ScanOptions | None = None,
+    sub_images: bool = False,
+    corner_gt: str | Path | None = None,
     limit: int | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """Score a model on a dataset, or the detections of any framework.
+    """Score a model on a dataset, or the detections of any framework, as `tinydet evaluate` does.
 
     Args:
-        model: a checkpoint, an exported model, the name of a bundled model, or a loaded model; or detections, as a list
-            of COCO results or the `.json` file with one.
-        data: a dataset folder or annotation file, or a loaded dataset. None: the validation set that a checkpoint
-            records.
-        split: of a dataset folder with several, "train", "val" or "test".
-        protocol: a name in `PROTOCOLS`.
+        model: a checkpoint, an exported model, the name of a bundled model, or a loaded model; or detections: a list of
+            COCO results, the COCO file that inference writes, or the path of either.
+        data: a dataset folder or annotation file, "builtin" for the built-in scenes, or a loaded dataset. None: the
+            validation set that a checkpoint records.
+        images: image folder of an annotation file.
+        split: of a dataset folder with several: "train", "val" or "test". None: "val", else "test".
+        protocol: a name in `PROTOCOLS`. None: "coco" for a model, "tinyperson" for detections.
+        iod, keep_uncertain, max_detections: switches of the protocol, see `choose_protocol`.
         categories: names of the categories to score; None for all.
-        options: how a model scans the images; None for the defaults of `ScanOptions`.
+        options: how a model scans the images. None: the options of a loaded `Model`, else the defaults of
+            `ScanOptions`; in both cases with its minimum score of 0.05.
+        sub_images: run the model on the TinyPerson benchmark's sub-images and merge them as the benchmark does.
+        corner_gt: corner file of the benchmark, whose sub-images the model or the detections belong to.
         limit: run the model only on the first `limit` images; None for all.
         device: torch device of a checkpoint; None for the CPU.
         progress: called with 1 after each image; `tqdm.update` fits.
@@ -59,63 +84,194 @@ def evaluate(
         OSError: a file cannot be read.
         TypeError: `model` or `data` is of another type.
     """
-    rules = choose_protocol(protocol)
-    if isinstance(model, list | tuple) or (isinstance(model, str | Path) and Path(model).name.endswith(_RESULTS)):
-        if given := [name for name, value in (("options", options), ("limit", limit), ("device", device)) if value]:
+    is_results = isinstance(model, list | tuple | dict) or (
+        isinstance(model, str | Path) and str(model).endswith(_RESULTS)
+    )
+    name = protocol or (RESULTS_PROTOCOL if is_results else MODEL_PROTOCOL)
+    rules = choose_protocol(name, iod=iod, keep_uncertain=keep_uncertain, max_detections=max_detections)
+    if is_results:
+        belongs = {"images": images, "options": options, "sub_images": sub_images or None, "limit": limit}
+        if given := [key for key, value in {**belongs, "device": device}.items() if value is not None]:
             raise ValueError(f"{given[0]} belongs to a model; detections are scored as they are")
-        from tinydet.data.coco import Dataset
-
-        entries = read_json(Path(model)) if isinstance(model, str | Path) else list(model)
-        source = _source(data, split) if data is not None else None
-        if source is None:
+        if data is None:
             raise ValueError("data: detections need the annotations to score them against")
-        truth = source.source if isinstance(source, Dataset) else source.annotations
-        name = str(model) if isinstance(model, str | Path) else "detections"
-        return score_detections(read_document(truth), entries, rules, categories=categories, sources=(str(truth), name))
-    path = existing_model(model) if isinstance(model, str | Path) else None
-    if data is None:
-        if path is None:
-            raise ValueError("data: name the dataset to score on; a loaded model does not know its validation set")
-        recorded = validation_data(path)
-        data, categories = recorded.source, categories or recorded.classes
-    dataset = _dataset(data, split, categories)
-    if dataset.is_cut:
-        raise ValueError(f"{dataset.source} describes sub-images, and whole images are scored; give their annotations")
-    found = detect_dataset(_backend(model, path, device), dataset, options, limit=limit, progress=progress)
-    scores = score_dataset(dataset, found, rules)
-    return dataclasses.replace(scores, notes=(*dataset.notes, *scores.notes))
+        truth, source = _annotations(data, split)
+        return score_results(truth, model, rules, source=source, categories=categories, corner_gt=corner_gt)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected a number of images, 1 or more, got {quoted(limit)}")
+    evaluation = prepare(model, find_data(model, data, images, split=split), categories=categories, device=device)
+    for line in evaluation.describe(limit):
+        logger.info(line)
+    found = evaluation.detect(options, sub_images=sub_images, corner_gt=corner_gt, limit=limit, progress=progress)
+    return evaluation.score(found, rules)
 
 
-def _backend(model: Any, path: Path | None, device: str | None) -> Backend:
-    """Open a file; a loaded model has its backend."""
-    if path is not None:
-        return open_for_scoring(path, device)
-    backend: Backend = getattr(model, "backend", model)
-    if not hasattr(backend, "run") or not hasattr(backend, "spec"):
-        raise TypeError(f"model: expected a path, a model, a backend or a list of detections, got {quoted(model)}")
-    if device is not None:
-        raise ValueError("device is for a checkpoint (.pth); a loaded model runs where it was opened")
-    return backend
+@dataclass(frozen=True)
+class Evaluation:
+    """A model and the dataset to score it on, both checked and opened.
+
+    Attributes:
+        model: its name, for messages.
+        data: what the dataset is, for messages.
+        options: how it scans by default.
+    """
+
+    model: str
+    backend: Backend
+    data: str
+    dataset: Dataset
+    options: ScanOptions
+
+    def describe(self, limit: int | None = None) -> tuple[str, str]:
+        """Return two lines: the model and the data."""
+        images = plural(len(self.dataset.images[:limit]), "image")
+        return (
+            f"model: {self.model}, {self.backend.name}",
+            f"data: {self.data}; {images}, {', '.join(self.dataset.classes)}",
+        )
+
+    def detect(
+        self,
+        options: ScanOptions | None = None,
+        *,
+        sub_images: bool = False,
+        corner_gt: str | Path | None = None,
+        limit: int | None = None,
+        progress: Progress | None = None,
+    ) -> DatasetDetections:
+        """Run the model on the images; see `detect_dataset`. Sub-images are those of a corner file or of the grid."""
+        corners = None if corner_gt is None else corners_by_file(read_json(Path(corner_gt)), source=str(corner_gt))
+        return detect_dataset(
+            self.backend,
+            self.dataset,
+            self.options if options is None else options,
+            sub_images=sub_images or corners is not None,
+            corners=corners,
+            limit=limit,
+            progress=progress,
+        )
+
+    def score(self, found: DatasetDetections, protocol: Protocol) -> Scores:
+        """Score the result of `detect`, with the notes of the dataset."""
+        scores = score_dataset(self.dataset, found, protocol)
+        return dataclasses.replace(scores, notes=(*self.dataset.notes, *scores.notes))
 
 
-def _source(data: Any, split: str | None) -> Any:
-    """Return the `DataSource` of a path; a source or a dataset is returned as it is."""
-    from tinydet.data.source import find_source
+def find_data(
+    model: object,
+    data: object,
+    images: str | Path | None = None,
+    *,
+    split: str | None = None,
+    needs_images: bool = True,
+) -> ModelData | Dataset:
+    """Return the dataset that a user names, by default the validation set of the model's training.
 
-    if isinstance(data, str | Path):
-        return find_source(Path(data), split=split)
-    return data
-
-
-def _dataset(data: Any, split: str | None, categories: Sequence[str] | None) -> Dataset:
+    Raises:
+        ValueError: it does not exist, or the model records none.
+        TypeError: `data` is of another type.
+    """
     from tinydet.data.coco import Dataset
-    from tinydet.data.source import DataSource
+    from tinydet.data.source import DataSource, builtin_source, find_source
 
-    found = _source(data, split)
-    if isinstance(found, DataSource):
-        return found.load(categories=categories)
-    if not isinstance(found, Dataset):
-        raise TypeError(f"data: expected a path, a DataSource or a Dataset, got {quoted(data)}")
-    if categories is not None:
-        raise ValueError("categories: a loaded dataset has its classes already; load it with those to score")
-    return found
+    if data is None:
+        if not isinstance(model, str | Path):
+            raise ValueError("data: name the dataset to score on; a loaded model does not know its validation set")
+        existing_model(model)
+        return validation_data(Path(model))
+    if isinstance(data, str | Path):
+        path = Path(data)
+        if str(data) == BUILTIN and not path.exists():
+            return ModelData(builtin_source("val"))
+        folder = None if images is None else Path(images)
+        prefer = ("val", "test")
+        return ModelData(find_source(path, None, folder, split=split, prefer=prefer, needs_images=needs_images))
+    if images is not None or split is not None:
+        raise ValueError(f"{'split' if images is None else 'images'} belongs to a path; {quoted(data)} is loaded")
+    if isinstance(data, DataSource):
+        return ModelData(data)
+    if isinstance(data, Dataset):
+        return data
+    raise TypeError(f"data: expected a path, a DataSource or a Dataset, got {quoted(data)}")
+
+
+def prepare(
+    model: object,
+    data: ModelData | Dataset,
+    *,
+    categories: Sequence[str] | None = None,
+    device: str | None = None,
+) -> Evaluation:
+    """Load the dataset, then open the model.
+
+    Raises:
+        ValueError, OSError, TypeError: as `evaluate`.
+    """
+    from tinydet.runtime.options import ScanOptions
+
+    path = existing_model(model) if isinstance(model, str | Path) else None
+    if isinstance(data, ModelData):
+        wanted = data.classes if categories is None else categories
+        dataset = data.source.load(categories=wanted, allow_absent=categories is None)
+        described = f"{data.role}{data.source.describe()}"
+    else:
+        if categories is not None:
+            raise ValueError("categories: a loaded dataset has its classes already; load it with those to score")
+        dataset, described = data, str(data.source)
+    if dataset.is_cut:
+        raise ValueError(
+            f"{dataset.source} describes sub-images, and the benchmark scores whole images; give their annotations, "
+            "and this file as --corner-gt"
+        )
+    options = ScanOptions()
+    if path is not None:
+        backend = open_for_scoring(Path(str(model)), device)
+    else:
+        backend = cast("Backend", getattr(model, "backend", model))
+        if not hasattr(backend, "run") or not hasattr(backend, "spec"):
+            raise TypeError(f"model: expected a path, a model, a backend or a list of detections, got {quoted(model)}")
+        if device is not None:
+            raise ValueError("device is for a checkpoint (.pth); a loaded model runs where it was opened")
+        if isinstance(own := getattr(model, "options", None), ScanOptions):
+            options = dataclasses.replace(own, score=options.score)
+    if isinstance(data, ModelData) and data.source.is_builtin:
+        name = backend.name if path is None else str(model)
+        check_builtin_classes(Path(name), backend.spec.classes, dataset.classes)
+    return Evaluation(backend.name if path is None else str(model), backend, described, dataset, options)
+
+
+def score_results(
+    truth: dict[str, Any],
+    results: object,
+    protocol: Protocol,
+    *,
+    source: str,
+    categories: Sequence[str] | None = None,
+    corner_gt: str | Path | None = None,
+) -> Scores:
+    """Score COCO results, loaded or a file, against a COCO document.
+
+    Args:
+        source: name of the document, for messages.
+        corner_gt: corner file of the benchmark, if the results were made on its sub-images.
+
+    Raises:
+        ValueError, OSError: as `evaluate`.
+    """
+    name = str(results) if isinstance(results, str | Path) else "detections"
+    detections: Any = read_json(Path(results)) if isinstance(results, str | Path) else results
+    if isinstance(detections, tuple):
+        detections = list(detections)
+    if corner_gt is not None:
+        detections = merge_sub_images(read_json(Path(corner_gt)), detections, sources=(str(corner_gt), name))
+    return score_detections(truth, detections, protocol, categories=categories, sources=(source, name))
+
+
+def _annotations(data: object, split: str | None) -> tuple[dict[str, Any], str]:
+    """Return the COCO document of a file, a dataset or its source, and its name."""
+    if isinstance(data, str | Path) and str(data).endswith(_RESULTS):
+        return read_document(Path(data)), str(data)
+    found = find_data(None, data, split=split, needs_images=False)
+    if isinstance(found, ModelData):
+        return found.source.read(), str(found.source.annotations)
+    return found.document(), str(found.source)
