@@ -14,7 +14,7 @@ from tinydet._internal.console import show_messages
 from tinydet._internal.errors import is_outside_error, reason
 from tinydet._internal.extras import check_opencv
 from tinydet._internal.names import mask_secrets, printable
-from tinydet._internal.plugins import import_plugins
+from tinydet._internal.plugins import import_plugins, plugin_fault
 
 
 class Main(Protocol):
@@ -27,7 +27,8 @@ def command(name: str, *, plugins: bool = False) -> Callable[[Main], Main]:
     """Decorate `main(argv) -> exit code`: errors that a user can act on are printed as one line on stderr.
 
     ValueError, OSError, ImportError, exceptions of libraries and limits of Python (memory, recursion) exit with 2,
-    Ctrl-C with 130. Any other exception is a bug and keeps its traceback. TINYDET_TRACEBACK=1 shows the traceback of
+    Ctrl-C with 130. Any other exception is a bug, of a `--plugin` (one line with its place) or of tinydet, which keeps
+    its traceback. TINYDET_TRACEBACK=1 shows the traceback of
     all errors. An empty `name` is the command `tinydet` itself.
 
     Args:
@@ -55,9 +56,10 @@ def command(name: str, *, plugins: bool = False) -> Callable[[Main], Main]:
             except Exception as error:
                 if isinstance(error, BrokenPipeError) and _stdout_is_closed():
                     return 0
-                if os.environ.get("TINYDET_TRACEBACK") or _is_bug(error):
+                fault = plugin_fault(error) if _is_bug(error) else None  # of the user's file, not of tinydet
+                if os.environ.get("TINYDET_TRACEBACK") or (_is_bug(error) and fault is None):
                     raise
-                print(f"{label}: error: {printable(mask_secrets(_message(error)))}", file=sys.stderr)
+                print(f"{label}: error: {printable(mask_secrets(fault or _message(error)))}", file=sys.stderr)
                 return 2
 
         return run

@@ -7,7 +7,8 @@ those that only a bug raises (TypeError, KeyError, ...) pass through; bugs keep 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,3 +52,11 @@ def name_failures(source: Path | str, action: str, remedy: str = "get it again o
         if not is_outside_error(error):
             raise
         raise ValueError(f"{source}: cannot be {action} ({reason(error)}); {remedy}") from error
+
+
+def line_in(error: BaseException, files: Collection[str]) -> tuple[str, int] | None:
+    """Return the innermost of some files that an exception passed through, and the line; None: it did not."""
+    if isinstance(error, SyntaxError) and error.filename and error.filename in files and error.lineno:
+        return error.filename, error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next(((frame.filename, frame.lineno or 0) for frame in reversed(frames) if frame.filename in files), None)

@@ -9,14 +9,14 @@ import argparse
 import importlib.util
 import itertools
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinydet._internal.errors import reason
+from tinydet._internal.errors import line_in, reason
 from tinydet._internal.input_files import check_file
 
 FLAG = "--plugin"
+_MODULE = "tinydet_plugin_"  # followed by the name of the file
 _IMPORTED: dict[str, Path] = {}  # resolved path -> as it was named
 
 
@@ -74,7 +74,7 @@ def import_file(path: Path) -> None:
         raise ValueError(f"{FLAG} {error}") from error
     if path.suffix != ".py":
         raise ValueError(f"{FLAG} {path}: expected a Python file, NAME.py")
-    name, place = f"tinydet_plugin_{path.stem}", str(path.resolve())
+    name, place = f"{_MODULE}{path.stem}", str(path.resolve())
     if getattr(sys.modules.get(name), "__file__", None) == place:
         return
     spec = importlib.util.spec_from_file_location(name, place)
@@ -86,11 +86,29 @@ def import_file(path: Path) -> None:
     _IMPORTED[place] = path
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        message = plugin_fault(error) or f"{FLAG} {path}: {type(error).__name__}: {reason(error)}"
         del sys.modules[name], _IMPORTED[place]
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        where = f", line {line}" if line else ""
-        raise ValueError(
-            f"{FLAG} {path}{where}: {type(error).__name__}: {reason(error)}; TINYDET_TRACEBACK=1 shows the traceback"
-        ) from error
+        raise ValueError(message) from error
+
+
+def check_same_file(what: str, before: object, now: object) -> None:
+    """Check that a name is registered again by the same file, such as one that was both imported and named.
+
+    Raises:
+        ValueError: another file registered it. Names `what` and both files.
+    """
+    files = [str(getattr(each, "__module__", "")).removeprefix(_MODULE) for each in (before, now)]
+    if files[0] != files[1]:
+        raise ValueError(f"{what} is registered by both {files[0]}.py and {files[1]}.py; rename one, or name one file")
+
+
+def plugin_fault(error: BaseException) -> str | None:
+    """Return an exception that passed through an imported file as one line with its place; None: it did not."""
+    place = line_in(error, _IMPORTED.keys())
+    if place is None:
+        return None
+    return (
+        f"{FLAG} {_IMPORTED[place[0]]}, line {place[1]}: {type(error).__name__}: {reason(error)}; "
+        "TINYDET_TRACEBACK=1 shows the traceback"
+    )

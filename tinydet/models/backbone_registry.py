@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from tinydet._internal.arguments import quoted
+from tinydet._internal.plugins import check_same_file
 from tinydet._internal.suggestions import did_you_mean
 from tinydet.models.options import TORCHVISION_BACKBONES, Norm
 
@@ -46,6 +47,8 @@ BACKBONES: dict[str, Callable[[], Build]] = {name: _torchvision(name) for name i
 def register_backbone(name: str, load: Callable[[], Build]) -> None:
     """Make a backbone available by name, to `--backbone` and to checkpoints.
 
+    A file that is run again replaces what it registered.
+
     Args:
         load: imports and returns the class, which is constructed with `norm="frozen"`, "batch" or "group".
 
@@ -54,6 +57,8 @@ def register_backbone(name: str, load: Callable[[], Build]) -> None:
     """
     if name in TORCHVISION_BACKBONES or not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"backbone {quoted(name)}: the name is taken, or is not made of letters, digits, _, - and .")
+    if name in BACKBONES:
+        check_same_file(f"backbone {quoted(name)}", BACKBONES[name], load)
     BACKBONES[name] = load
 
 

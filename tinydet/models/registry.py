@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinydet._internal.arguments import quoted
 from tinydet._internal.options import check_values
+from tinydet._internal.plugins import check_same_file
 from tinydet.geometry.anchors import AnchorSizes, Pyramid
 from tinydet.models.options import (
     FASTER_RCNN_ANCHORS,
@@ -126,11 +127,16 @@ BUILT_IN = tuple(DETECTORS)
 def register_detector(name: str, info: DetectorInfo) -> None:
     """Make a detector available by name, to `--detector`, to its options' flags and to checkpoints.
 
+    A file that is run again replaces what it registered.
+
     Raises:
-        ValueError: the name is that of a detector of tinydet, or not made of letters, digits, `_` and `-`.
+        ValueError: the name is that of a detector of tinydet or of another file, or not made of letters, digits, `_`
+            and `-`.
     """
     if name in BUILT_IN or not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"detector {quoted(name)}: the name is taken, or is not made of letters, digits, _ and -")
+    if name in DETECTORS:
+        check_same_file(f"detector {quoted(name)}", DETECTORS[name].load, info.load)
     DETECTORS[name] = info
 
 

@@ -23,15 +23,16 @@ from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
 from tinydet.data.source import find_source
 from tinydet.data.sub_images import benchmark_tiles
 from tinydet.geometry.tiles import MORE_TILES
-from tinydet.models.backbone_registry import build_backbone
+from tinydet.models.backbone_registry import TIMM, build_backbone
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
+from tinydet.models.contract import check_contract
 from tinydet.models.device import torch_device
 from tinydet.models.distributed import Processes, join_processes, leave_processes
 from tinydet.models.fpn import initialize_sigma_power
-from tinydet.models.options import Norm
+from tinydet.models.options import TORCHVISION_BACKBONES, Norm
 from tinydet.models.pretrained import Source, initialize, read_source
-from tinydet.models.registry import detector_info
+from tinydet.models.registry import BUILT_IN, detector_info
 from tinydet.salpha.dataset import statistics_of, statistics_of_tiles
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
@@ -115,7 +116,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     source = read_source(config.init, config.network) if config.init else None
     start = source.architecture if source else None
     config, reasons = choose_network(given, device=device.type, start=start)
-    check_network(config, source)
+    check_network(config, source, device)
     train, val = load_data(config)
     if config.patience and val is None:
         raise ValueError("--patience counts validations; name a dataset to validate on with --val")
@@ -211,14 +212,21 @@ def tiles_of(config: TrainConfig) -> tuple[int, int]:
     return config.tile, config.overlap
 
 
-def check_network(config: TrainConfig, source: Source | None) -> None:
-    """Build the network without allocating it, so that a backbone that does not suit is refused before the work.
+def check_network(config: TrainConfig, source: Source | None, device: torch.device) -> None:
+    """Refuse a backbone that does not suit, or a detector or backbone that breaks its contract, before the work.
 
     Raises:
-        ValueError: the backbone is unknown, or does not suit a pyramid.
+        ValueError: the backbone is unknown, or does not suit a pyramid; a rule of the contract is broken.
     """
-    with torch.device("meta"):
-        build_backbone(config.backbone or "", norm=choose_norm(config, source))
+    backbone, norm = config.backbone or "", choose_norm(config, source)
+    if config.network in BUILT_IN and (backbone in TORCHVISION_BACKBONES or backbone.startswith(TIMM)):
+        with torch.device("meta"):
+            build_backbone(backbone, norm=norm)
+        return
+    network = DetectorConfig(
+        backbone, config.channels or 0, norm, 2, config.network, fusion=config.fusion, options=config.options
+    )
+    check_contract(network, device)
 
 
 def schedule_of(config: TrainConfig) -> Schedule:
