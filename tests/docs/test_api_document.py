@@ -82,7 +82,7 @@ def test_every_block_runs_in_turn(folder: Path, capsys: pytest.CaptureFixture[st
     assert len(BLOCKS) >= 9
     assert set(left_out) <= {"rasterio", "pyogrio", "pandas", "supervision", "fiftyone"}
     printed = capsys.readouterr().out
-    assert re.search(r"^AP50 \d\.\d{3}$", printed, re.M)
+    assert re.search(r"^AP50 \d\.\d{3}, of tiny objects \d\.\d{3}$", printed, re.M)
     assert re.search(r"^[1-9]\d* objects in scene.png of 160x120 pixels$", printed, re.M)
     assert [line.split()[:2] for line in printed.splitlines() if re.match(r"\d \S+\.png \d+$", line)] == [
         ["1", "scene.png"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_the_images_of_a_list_share_batches(white_squares: Callable) -> None:
 
 def test_a_list_with_a_wrong_entry_is_refused_before_the_model_runs(white_squares: Callable) -> None:
     backend = white_squares()
-    with pytest.raises(TypeError, match="scene: expected a path"):
+    with pytest.raises(TypeError, match=r"scene\[1\]: expected a path"):
         Model(backend, overlap=16).detect([image(), 3])
     assert not backend.batches
 
@@ -95,7 +96,9 @@ def test_a_list_with_a_wrong_entry_is_refused_before_the_model_runs(white_square
     [None, 3, 3.5, {"a": 1}, object(), [[1, 2], [3, 4]], [None], {1, 2}, io.StringIO("text"), (n for n in "ab")],
 )
 def test_another_type_is_one_clear_error(model: Model, wrong: object) -> None:
-    with pytest.raises(TypeError, match=r"scene: expected a path, the bytes|a text file; open it as binary") as caught:
+    with pytest.raises(
+        TypeError, match=r"scene(\[0\])?: expected a path, the bytes|a text file; open it as binary"
+    ) as caught:
         model.detect(wrong)  # type: ignore[call-overload]
     assert "\n" not in str(caught.value)
 
@@ -120,6 +123,65 @@ def test_what_holds_several_images_is_for_stream(model: Model, tmp_path: Path) -
         assert "pw" not in str(caught.value)
     with pytest.raises(ValueError, match=r"https://host/a\.jpg\S* is an image on a web server; .*download it"):
         model.detect("https://host/a.jpg?token=7")
+
+
+def test_a_tensor_is_refused_with_the_conversion(model: Model) -> None:
+    class Tensor:
+        shape = (3, 64, 96)
+
+        def __array__(self) -> np.ndarray:
+            return np.zeros(self.shape)
+
+    for wrong in (Tensor(), [Tensor()]):
+        with pytest.raises(
+            TypeError, match=r"got a \w+\.Tensor of shape \(3, 64, 96\); .*permute\(1, 2, 0\)\.numpy\(\)"
+        ):
+            model.detect(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"permute\(1, 2, 0\)"):
+        next(model.stream(Tensor()))  # type: ignore[arg-type]
+
+
+def test_a_path_of_any_kind_is_a_path(model: Model, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a b.png"), image((20, 30)))
+    with os.scandir(tmp_path) as entries:
+        paths = [*entries, (tmp_path / "a b.png").as_uri()]
+    assert len(paths) == 2
+    for path in paths:
+        found = model.detect(path)
+        assert (len(found), found.scene) == (1, str(tmp_path / "a b.png"))
+        assert found.plot().shape == (100, 150, 3)
+    assert [len(found) for found in model.stream(paths)] == [1, 1]
+    with pytest.raises(ValueError, match="the path is empty"):
+        model.detect("")
+
+
+def test_images_in_memory_of_a_list_are_told_apart(model: Model, tmp_path: Path) -> None:
+    several = model.detect([encoded(image((20, 30))), image(), io.BytesIO(encoded(image()))])
+    assert [found.scene for found in several] == ["bytes[0]", "array[1]", "file[2]"]
+    with pytest.raises(ValueError, match=r"scene\[1\]: bytes: damaged"):
+        model.detect([image(), b"no image at all"])
+    file = io.BytesIO(encoded(image()))
+    file.close()
+    with pytest.raises(ValueError, match="file: the file is closed"):
+        model.detect(file)
+
+
+def test_unknown_options_get_a_suggestion(white_squares: Callable) -> None:
+    for given, meant in (("scroe", "score"), ("conf", "score"), ("batch_size", "batch")):
+        with pytest.raises(TypeError, match=f"no option '{given}'; there are overlap, .*; did you mean {meant}"):
+            Model(white_squares(), **{given: 1})
+    assert repr(Model(white_squares())).startswith("Model(")
+
+
+def test_filter_and_crop_refuse_other_types(some: Prediction) -> None:
+    for values in ({"score": "0.5"}, {"score": None}, {"score": float("nan")}, {"classes": 1.5}, {"classes": True}):
+        with pytest.raises(ValueError, match="expected a number|the model has no class"):
+            some.filter(**values)  # type: ignore[arg-type]
+    for padding in ("4", (1, 2), np.zeros(2)):
+        with pytest.raises(ValueError, match="padding must be a number"):
+            some.crop(padding)  # type: ignore[arg-type]
+    assert len(some.filter(classes=np.array([0]))) == len(some)
+    assert some == some and some != some[:]  # by identity; arrays have no single truth value
 
 
 def test_channels_first_and_empty_bytes_are_refused(model: Model) -> None:

@@ -36,6 +36,18 @@ class Scores:
     matcher: PrecisionMatcher | None
     notes: tuple[str, ...]
 
+    def ap(self, size: str = "all", iou: float = 0.5) -> float:
+        """Return the average precision of a size range at an IoU threshold, as a fraction; -1 without objects.
+
+        Raises:
+            ValueError: it was not measured.
+        """
+        measured = self.precision or {}
+        if size not in measured or iou not in measured[size]:
+            known = "; ".join(f"{name} at {', '.join(f'{t:g}' for t in at)}" for name, at in measured.items())
+            raise ValueError(f"{self.protocol.name} has no AP of {size!r} at IoU {iou}; measured: {known or 'no AP'}")
+        return float(measured[size][iou].ap)
+
     @cached_property
     def classes(self) -> ClassTable | None:
         """The scores of each class; None if the protocol does not measure AP."""

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast, overload
 from urllib.parse import urlsplit
@@ -29,7 +30,7 @@ from tinydet.runtime.scenes.camera_metadata import read_camera
 from tinydet.runtime.scenes.footprint import footprint_of
 from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, georeference_of
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
-from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream
+from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream, path_of
 from tinydet.runtime.scenes.video import Video
 from tinydet.runtime.writers import CLASSES, SceneDetections, format_of, open_writer, write_classes
 from tinydet.runtime.writers.table import columns
@@ -113,15 +114,17 @@ class Prediction(SceneDetections):
             classes: names or indices of classes, one or several; None for all.
 
         Raises:
-            ValueError: the model has no such class.
+            ValueError: the model has no such class, or the score is not a number.
         """
+        if not isinstance(score, int | float | np.number) or np.isnan(score):
+            raise ValueError(f"score: expected a number, got {quoted(score)}")
         kept = self.scores >= score
         if classes is not None:
-            wanted = [classes] if isinstance(classes, str | int) else list(classes)
+            wanted = list(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
             known = self.spec.classes
             indices = [known.index(c) if isinstance(c, str) and c in known else c for c in wanted]
             for index in indices:
-                if isinstance(index, str) or not 0 <= index < len(known):
+                if not isinstance(index, int | np.integer) or isinstance(index, bool) or not 0 <= index < len(known):
                     raise ValueError(f"the model has no class {index!r}; choose from {', '.join(known)}")
             kept &= np.isin(self.labels, np.asarray(indices, np.int64))
         return self[kept]
@@ -179,7 +182,7 @@ class Prediction(SceneDetections):
             ValueError: the padding is negative, or the image cannot be read again.
             OSError: the file is missing.
         """
-        if not 0 <= padding < np.inf:
+        if not isinstance(padding, int | float | np.number) or not 0 <= padding < np.inf:
             raise ValueError(f"padding must be a number of pixels, 0 or more, got {quoted(padding)}")
         with self._open() as scene:
             size = np.array((scene.width, scene.height))
@@ -302,7 +305,11 @@ class Model:
             ValueError: an option is out of range.
         """
         self.backend = backend
-        self.options = dataclasses.replace(ScanOptions(score=SCORE) if options is None else options, **changes)
+        self.options = (ScanOptions(score=SCORE) if options is None else options).changed(changes)
+
+    def __repr__(self) -> str:
+        spec, classes = self.spec, ", ".join(self.spec.classes)
+        return f"Model({spec.detector} {spec.backbone}, tile {spec.tile}, {self.backend.name}: {classes})"
 
     @property
     def spec(self) -> ModelSpec:
@@ -351,7 +358,7 @@ class Model:
             TypeError: `scene` is something else.
         """
         if isinstance(scene, list | tuple):
-            entries = [_Input(one, self.spec, gps) for one in scene]
+            entries = [_Input(one, self.spec, gps, i) for i, one in enumerate(scene)]
             sources = [entry.open() if isinstance(entry.source, Scene) else entry.open for entry in entries]
             results = detect_scenes(self.backend, sources, self.options, progress=progress)
             return [
@@ -371,10 +378,12 @@ class Model:
         Raises:
             ValueError, OSError, TypeError: as `detect`; also if a pattern matches nothing, or a stream breaks.
         """
-        if not _is_one(scenes) and not isinstance(scenes, Iterable):
-            raise TypeError(f"scenes: expected {EXPECTED}, or several of these, got {quoted(scenes)}")
+        if not _is_one(scenes) and (not isinstance(scenes, Iterable) or _is_foreign_array(scenes)):
+            raise TypeError(f"scenes: expected {EXPECTED}, or several of these, got {_described(scenes)}")
         image_id = 1
         for scene in cast(Iterable[SceneLike], [scenes] if _is_one(scenes) else scenes):
+            if isinstance(scene, PathLike):
+                scene = Path(scene)
             if not isinstance(scene, str | Path):
                 yield self._detect(scene, image_id, gps=gps)
                 image_id += 1
@@ -405,13 +414,21 @@ class Model:
 class _Input:
     """One scene of a call: its type is checked at once, and it is opened later.
 
+    Args:
+        index: in the list of scenes, which tells images in memory apart; None for a single scene.
+
     Attributes:
         source: what drawings are made from.
     """
 
-    def __init__(self, scene: object, spec: ModelSpec, gps: bool = False) -> None:
+    def __init__(self, scene: object, spec: ModelSpec, gps: bool = False, index: int | None = None) -> None:
+        self._place = "" if index is None else f"[{index}]"
         if not _is_one(scene):
-            raise TypeError(f"scene: expected {EXPECTED}, or a list of these, got {quoted(scene)}")
+            raise TypeError(f"scene{self._place}: expected {EXPECTED}, or a list of these, got {_described(scene)}")
+        if isinstance(scene, PathLike):
+            scene = Path(scene)
+        elif isinstance(scene, str) and scene.lower().startswith("file:"):
+            scene = path_of(scene)
         if isinstance(scene, str | Path):
             _check_one_image(scene)
         self.source = cast(SceneLike, scene)
@@ -422,7 +439,23 @@ class _Input:
         self._camera_lon_lat: tuple[float, float] | None = None
 
     def open(self) -> Scene:
-        """Open the scene, and note its size and georeference."""
+        """Open the scene, and note its size and georeference.
+
+        Raises:
+            ValueError: it cannot be read. Names the image, or its place in the list.
+        """
+        try:
+            scene = self._opened()
+        except ValueError as error:
+            if isinstance(self.source, str | Path) or not self._place:
+                raise
+            raise ValueError(f"scene{self._place}: {error}") from error
+        if self._name in ("array", "bytes", "file", "image"):
+            self._name += self._place
+        self._size = scene.width, scene.height
+        return scene
+
+    def _opened(self) -> Scene:
         if not isinstance(self.source, Scene) and hasattr(self.source, "read"):
             file = cast(BinaryIO, self.source)
             self._name, self.source = name_of_file(file), read_all(file)  # kept for drawings: it can be read once
@@ -440,7 +473,6 @@ class _Input:
                         self._georeference = footprint_of(camera)
                     except GeoreferenceError as error:
                         logger.warning(f"{error}; its detections have no longitude and latitude")
-        self._size = scene.width, scene.height
         return scene
 
     def prediction(self, result: SceneResult, image_id: int) -> Prediction:
@@ -470,7 +502,7 @@ def load(path: Path | str | None = None, *, backend: str = "auto", threads: int 
     Raises:
         ValueError, OSError, ModuleNotFoundError: as `open_model`; ValueError also for an option that is out of range.
     """
-    checked = dataclasses.replace(ScanOptions(score=SCORE), **options)  # before the model: it takes seconds to open
+    checked = ScanOptions(score=SCORE).changed(options)  # before the model: it takes seconds to open
     return Model(open_model(None if path is None else Path(path), backend, threads=threads), checked)
 
 
@@ -501,14 +533,33 @@ def detect(
 
 def _is_one(value: object) -> bool:
     """Return whether a value is one scene of any kind."""
-    known = str | Path | bytes | bytearray | memoryview | np.ndarray | Scene
+    known = (str, PathLike, bytes, bytearray, memoryview, np.ndarray, Scene)
     return isinstance(value, known) or hasattr(value, "read") or is_pillow(value)
+
+
+def _is_foreign_array(value: object) -> bool:
+    """Return whether a value is an array of another library, such as a torch tensor."""
+    return hasattr(value, "__array__") and not isinstance(value, np.ndarray)
+
+
+def _described(value: object) -> str:
+    """Return what a value is that is no scene, and how to make one of it."""
+    if _is_foreign_array(value):
+        shape = getattr(value, "shape", None)
+        size = f" of shape {tuple(shape)}" if shape is not None else ""
+        name = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+        return f"a {name}{size}; convert it to an array (H, W, C) in 0..255, such as tensor.permute(1, 2, 0).numpy()"
+    if isinstance(value, Iterable) and not isinstance(value, list | tuple):
+        return f"{quoted(value)}; pass a list, or iterate over model.stream(...)"
+    return quoted(value)
 
 
 def _check_one_image(scene: str | Path) -> None:
     """Raise ValueError for a path or address that can name several images, and no file."""
     path = Path(scene)
     what = None
+    if not str(scene):
+        raise ValueError("scene: the path is empty")
     if path.is_dir():
         what = "is a folder"
     elif isinstance(scene, str) and is_stream(scene):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tinydet._internal import arguments
 from tinydet._internal.arguments import check_number, quoted
+from tinydet._internal.suggestions import did_you_mean
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.runtime.coarse import CoarsePass
 from tinydet.runtime.read_ahead import READERS
 from tinydet.runtime.stitch import MERGES, Merge
 
+_HABITS = {"conf": "score", "confidence": "score", "threshold": "score", "batch_size": "batch"}  # of other tools
 RULES: dict[str, Callable[[str], Any]] = {
     "overlap": arguments.overlap,
     "scale": arguments.scale,
@@ -67,3 +70,15 @@ class ScanOptions:
             raise ValueError(f"coarse must be None, 'auto' or a CoarsePass, got {quoted(self.coarse)}")
         if self.merge not in MERGES:
             raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {quoted(self.merge)}")
+
+    def changed(self, changes: Mapping[str, Any]) -> ScanOptions:
+        """Return a copy with other values of some fields.
+
+        Raises:
+            TypeError: there is no such field. ValueError: a value is out of range.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        if unknown := [name for name in changes if name not in known]:
+            hint = did_you_mean(_HABITS.get(unknown[0], unknown[0]), known)
+            raise TypeError(f"no option {unknown[0]!r}; there are {', '.join(known)}{hint}")
+        return dataclasses.replace(self, **changes)

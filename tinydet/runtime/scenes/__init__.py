@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Union, cast
 
@@ -34,7 +35,7 @@ EXPECTED = (
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-SceneLike = Union[Path, str, Encoded, BinaryIO, "PillowImage", Pixels, Scene]
+SceneLike = Union["PathLike[str]", str, Encoded, BinaryIO, "PillowImage", Pixels, Scene]
 
 
 def open_scene(
@@ -63,6 +64,8 @@ def open_scene(
     """
     if isinstance(source, Scene):
         return source
+    if isinstance(source, PathLike):
+        source = Path(source)
     if isinstance(source, np.ndarray):
         check_channels_last(source)
         return ArrayScene("array", select_bands(source, bands, "array"), stretch)

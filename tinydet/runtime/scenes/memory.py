@@ -53,7 +53,10 @@ def read_all(file: Any) -> bytes:
 
     Raises:
         TypeError: it is a text file.
+        ValueError: it is closed.
     """
+    if getattr(file, "closed", False):
+        raise ValueError(f"{name_of_file(file)}: the file is closed; detect inside its `with` block")
     data = file.read()
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"{name_of_file(file)}: a text file; open it as binary, with mode 'rb'")

@@ -165,6 +165,11 @@ def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]
     ]
 
 
+def path_of(location: str) -> Path:
+    """Return the path of a file that is named by its path or a `file:` URI."""
+    return _path_of_uri(location) if location.lower().startswith("file:") else Path(location)
+
+
 def is_stream(location: str) -> bool:
     """Return whether a location is not a file: a URL, a video device, or the number of a webcam."""
     return bool(LOCATION.match(location)) or _is_camera(location)

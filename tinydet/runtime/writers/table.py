@@ -24,7 +24,7 @@ from tinydet.spec import ModelSpec
 ROW_GROUP = 10_000  # rows; with a row group per video frame, a file would be mostly metadata
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SceneDetections:
     """The detections of one scene.
 
