@@ -236,15 +236,16 @@ def test_alpha_is_folded_without_changing_an_output(name: str) -> None:
             torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_mambaout"])
 def test_the_parser_of_tensorrt_rtx_takes_the_graph(name: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, which parses without a GPU")
     pytest.importorskip("onnxscript")
     from tinydet.export.engine import parse_only
-    from tinydet.export.onnx_file import export_onnx
+    from tinydet.export.onnx_file import write_onnx
 
     checkpoint = checkpoint_of(f"timm:{name}")
-    path = export_onnx(checkpoint.build(), checkpoint.spec(max_detections=100), tmp_path / "model.onnx").path
+    path = write_onnx(checkpoint.build(), checkpoint.spec(max_detections=100), tmp_path / "model.onnx").path
     assert parse_only(path, target="rtx").flavour == "rtx"
 
 

@@ -96,9 +96,7 @@ def test_a_list_with_a_wrong_entry_is_refused_before_the_model_runs(white_square
     [None, 3, 3.5, {"a": 1}, object(), [[1, 2], [3, 4]], [None], {1, 2}, io.StringIO("text"), (n for n in "ab")],
 )
 def test_another_type_is_one_clear_error(model: Model, wrong: object) -> None:
-    with pytest.raises(
-        TypeError, match=r"scene(\[0\])?: expected a path, the bytes|a text file; open it as binary"
-    ) as caught:
+    with pytest.raises(TypeError, match=r"scene\S*: expected a path, the bytes|a text file; open it") as caught:
         model.detect(wrong)  # type: ignore[call-overload]
     assert "\n" not in str(caught.value)
 
@@ -180,7 +178,7 @@ def test_filter_and_crop_refuse_other_types(some: Prediction) -> None:
     for padding in ("4", (1, 2), np.zeros(2)):
         with pytest.raises(ValueError, match="padding must be a number"):
             some.crop(padding)  # type: ignore[arg-type]
-    assert len(some.filter(classes=np.array([0]))) == len(some)
+    assert len(some.filter(classes=np.array([0, 1]))) == len(some)
     assert some == some and some != some[:]  # by identity; arrays have no single truth value
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from tinydet._internal.arguments import side
-from tinydet._internal.options import option
+from tinydet._internal.options import option as option  # for detectors of users
 from tinydet.geometry.anchors import AnchorSizes, octaves
 
 TORCHVISION_BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large")
