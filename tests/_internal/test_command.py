@@ -275,3 +275,19 @@ def test_listing_the_commands_imports_none_of_them() -> None:
     code = "import sys, tinydet.__main__; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"numpy", "cv2", "torch", "onnxruntime"} & set(done.stdout.split())
+
+
+def test_an_error_of_a_plugin_is_one_line_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text("def fail():\n    return [][1]\n")
+
+    @command("train", plugins=True)
+    def main(argv: Sequence[str] | None = None) -> int:
+        sys.modules["tinydet_plugin_mine"].fail()
+        return 0
+
+    assert main(["--plugin", str(tmp_path / "mine.py")]) == 2
+    line = f"tinydet train: error: --plugin {tmp_path / 'mine.py'}, line 2: IndexError: list index out of range; "
+    assert capsys.readouterr().err == f"{line}TINYDET_TRACEBACK=1 shows the traceback\n"
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit('bye')\n")
+    assert main(["--plugin", str(tmp_path / "leaves.py")]) == 2
+    assert "leaves.py, line 2: SystemExit: bye" in capsys.readouterr().err
