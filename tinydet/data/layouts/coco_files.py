@@ -42,6 +42,9 @@ def find_coco(root: Path) -> Layout | None:
     for name, paths in chosen.items():  # the file nearest to the folder, if it is the only one there
         depth = min(len(path.parts) for path in paths)
         chosen[name] = [path for path in paths if len(path.parts) == depth]
+    if {"train", "val"} <= set(chosen):  # their union
+        chosen[None] = [path for path in chosen.get(None, []) if "trainval" not in path.name.lower()]
+        chosen = {name: paths for name, paths in chosen.items() if paths}
     if len(chosen) > 1 and None in chosen:
         chosen.setdefault("", []).extend(chosen.pop(None))
     unclear = sorted(path for name, paths in chosen.items() if len(paths) > 1 or name == "" for path in paths)
@@ -77,8 +80,9 @@ def image_folder(annotations: Path, root: Path, split: str | None = None) -> Pat
     if not ranks:
         fallback = (beside / "images", *([root / "images"] if beside != root else []))
         return next((folder for folder in fallback if folder.is_dir()), None)
-    best = ranks[min(ranks)]
-    if len(best) > 1:
+    nearest = min(len(folder.parts) for folder in ranks[min(ranks)])
+    best = [folder for folder in ranks[min(ranks)] if len(folder.parts) == nearest]
+    if len({tuple((folder / name).stat().st_size for name in names) for folder in best}) > 1:
         listed = ", ".join(map(str, best[:5]))
         raise ValueError(f"{annotations}: several folders have its images: {listed}; name one with --images DIR")
     return best[0]

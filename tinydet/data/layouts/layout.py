@@ -16,8 +16,8 @@ from tinydet.data.readers.yolo_lines import Labels
 
 SPLITS = ("train", "val", "test")
 _WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-_WORDS |= {"test": "test", "testing": "test"}
-_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?![a-z])")
+_WORDS |= {"test": "test", "testing": "test", "dev": "val"}
+_WORD = re.compile(rf"(?<![a-z])(?<!test[-_])({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?![a-z])")
 
 
 @dataclass(frozen=True)
