@@ -94,6 +94,16 @@ def text_layout(folder: Path, images: Path) -> Layout | None:
     return None
 
 
+def video_annotations(root: Path) -> str | None:
+    """Return what kind of annotations of videos a folder has, one file per video: MOT or VisDrone-VID; or None."""
+    for folder in folders_below(root, 2):
+        if (folder / "gt" / "gt.txt").is_file():
+            return "MOT, gt/gt.txt"
+        if (folder / "sequences").is_dir() and (folder / "annotations").is_dir():
+            return "VisDrone-VID, sequences"
+    return None
+
+
 def text_format(folder: Path) -> str | None:
     """Return "visdrone", "dota" or "yolo" by the first line of the text files of a folder; None for anything else."""
     if not folder.is_dir():

@@ -108,6 +108,8 @@ def read(
         size_locations.append(f"{path} line {line}: <size>")
         image_id = coco.add_image(name, size)
         for element in annotation.all("object"):
+            if element.first("polygon") is not None and element.first("bndbox") is None:
+                raise ValueError(f"{path} line {element.line}: LabelMe XML, not Pascal VOC; export it as COCO or YOLO")
             box = element.require("bndbox", path)
             left, top, right, bottom = (
                 _number(path, box.require(key, path)) for key in ("xmin", "ymin", "xmax", "ymax")
