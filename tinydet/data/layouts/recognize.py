@@ -127,9 +127,8 @@ def _unknown(root: Path) -> str:
         return "an archive; unpack it and name the folder"
     pictures = [each for folder in (root, *folders_below(root, 1)[1:]) for each in folder.iterdir()
                 if each.suffix.lower() in IMAGES]  # fmt: skip
-    if pictures:
-        return f"images without annotations; expected {_KNOWN}"
-    return f"no dataset that is known; expected {_KNOWN}; or name a COCO file with --annotations FILE --images DIR"
+    what = "images without annotations" if pictures else "no dataset that is known"
+    return f"{what}; expected {_KNOWN}; or name a COCO file with --annotations FILE --images DIR"
 
 
 def _refuse_json(path: Path) -> None:
