@@ -293,3 +293,10 @@ def test_the_union_of_train_and_val_is_neither_and_trainval_alone_is_train(tmp_p
     (lists / "val.txt").rename(lists / "test.txt")
     source = find_source(tmp_path / "voc", prefer=("train",))
     assert boxes_of(source.load()) == truth("train") and validation_of(source) is None
+
+
+def test_folders_are_searched_to_a_depth_also_through_links_that_form_a_cycle(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a").symlink_to(tmp_path / "a")
+    with pytest.raises(ValueError, match="a/a: no dataset that is known"):
+        find_source(tmp_path)

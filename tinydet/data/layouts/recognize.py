@@ -21,7 +21,7 @@ _FINDERS: tuple[Callable[[Path], Layout | None], ...] = (
     text_files.find_dota,
     text_files.find_labelme,
 )
-_MANY = 50  # folders that are searched for a dataset
+_MANY, _DEPTH = 50, 2  # folders that are searched for a dataset, and how deep
 _EXPORT = "export it as COCO or YOLO"
 _KNOWN = (
     "COCO (annotations.json and images/, or annotations/instances_*.json), YOLO (data.yaml, or images/ and labels/), "
@@ -63,7 +63,8 @@ def recognize(path: Path, images: Path | None = None) -> Layout:
     return Layout("COCO file", "coco", (Split(None, path, images, coco_reader(path)),))
 
 
-def _folder(root: Path) -> Layout:
+def _folder(root: Path, depth: int = _DEPTH) -> Layout:
+    """Return the layout of a folder, or else of the only dataset in the folders below it, to a depth."""
     if (layout := coco_files.find_tinyperson(root)) is not None:
         return layout
     found = []
@@ -80,23 +81,27 @@ def _folder(root: Path) -> Layout:
     if found:
         listed = ", ".join(f"{layout.name} ({layout.splits[0].annotations})" for layout in found)
         raise ValueError(f"{root} has several layouts: {listed}; name the file or folder of one of them")
-    return _below(root)
+    return _below(root, depth)
 
 
-def _below(root: Path) -> Layout:
+def _below(root: Path, depth: int) -> Layout:
     """Return the layout of the only dataset in the folders of a folder, as of an archive that was unpacked there.
 
     Raises:
         ValueError: there is none, or there are several.
     """
     inner = [each for each in folders_below(root, 1)[1:] if each.name != "__MACOSX"]
-    if len(inner) == 1 and not any(each.is_file() and not each.name.startswith(".") for each in root.iterdir()):
-        return _folder(inner[0])  # with the errors of that folder
+    if (
+        depth
+        and len(inner) == 1
+        and not any(each.is_file() and not each.name.startswith(".") for each in root.iterdir())
+    ):
+        return _folder(inner[0], depth - 1)  # with the errors of that folder
     found = {}
-    for folder in inner[:_MANY]:
+    for folder in inner[:_MANY] if depth else ():
         try:
-            found[folder] = _folder(folder)
-        except ValueError:
+            found[folder] = _folder(folder, depth - 1)
+        except (ValueError, OSError):
             continue
     if len(found) == 1:
         return next(iter(found.values()))
