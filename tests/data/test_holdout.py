@@ -33,6 +33,59 @@ def test_frames_of_one_recording_are_one_group(names: tuple[str, ...], group: st
     assert found == {group} if group is not None else all(each.startswith("a") for each in found)
 
 
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (("a1b2c3d4-v1_1.jpg", "9f8e7d6c-v1_2.jpg", "00112233-v2_1.jpg"), "v1 v1 v2"),  # uploads to Label Studio
+        (("P1__1.0__0___0.png", "P1__1.0__824___0.png", "P2__1.0__0___0.png"), "P1 P1 P2"),  # tiles of DOTA
+        (("a_0_0_512_512.png", "a_410_0_922_512.png", "b_0_0_512_512.png"), "a a b"),  # of SAHI
+        (("a_0_0.png", "a_0_512.png", "a_512_512.png", "b_0_0.png"), "a a a b"),  # of data cut
+        (("v_1_0_0.png", "v_1_0_512.png", "v_2_0_0.png", "w_1_0_0.png", "w_2_0_0.png"), "v v v w w"),
+        (("f1 (1).jpg", "f1 (2).jpg", "f2 (1).jpg"), "f1 f1 f2"),
+        (("v_00-01-05.jpg", "v_00-01-06.jpg", "w_00-00-01.jpg"), "v v w"),
+        (
+            ("2023-05-01T12-00-00.jpg", "2023-05-01T12-09-05.jpg", "2023-05-02T12-00-00.jpg"),
+            "2023-05-01 2023-05-01 2023-05-02",
+        ),
+        (("v_t12.5s.jpg", "v_t13.0s.jpg", "w_t1.0s.jpg"), "v v w"),
+        (("x/DJI_0001.JPG", "x/DJI_0002.JPG", "y/DJI_0001.JPG", "y/7.JPG"), "x x y y"),
+    ],
+)
+def test_names_show_groups(names: tuple[str, ...], groups: str) -> None:
+    assert group_images(names)[0] == groups.split()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{n:06}.jpg" for n in range(9)],
+        ["DJI_0001.JPG", "DJI_0002.JPG", "IMG_0001.JPG", "IMG_0002.JPG", "7.png", "8.png"],  # counters of cameras
+        ["3f2a9c12.jpg", "3f2a9c13.jpg", "bc991e7a.jpg"],
+        [f"0b1c2d3e-1111-4222-8333-12345678901{n}.jpg" for n in range(3)]
+        + ["1b1c2d3e-1111-4222-8333-123456789012.jpg"],
+    ],
+)
+def test_numbers_counters_of_cameras_and_hashes_are_no_groups(names: list[str]) -> None:
+    groups, shown = group_images(names)
+    assert not shown and len(set(groups)) == len(names)
+
+
+def test_other_images_than_in_the_record_are_noticed(videos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = find_source(videos)
+    sources = [whole, *whole.hold_out(0.3)]
+    again = [
+        DataSource.from_json(json.loads(json.dumps(each.to_json(videos, each.load()))), videos) for each in sources
+    ]
+    for source in again:
+        source.load()
+    assert not caplog.records
+    (videos / "images" / "video0_0000.png").rename(videos / "images" / "other.png")
+    for source in again:
+        DataSource.from_json(source.to_json(videos), videos).load()
+    assert "40 images with other names" in caplog.messages[0]
+    assert any("divided differently" in message for message in caplog.messages[1:])
+
+
 def test_without_groups_in_the_names_copies_of_one_image_still_stay_together() -> None:
     names = [f"{n:03}_jpg.rf.{copy}{n:07}.jpg" for n in range(20) for copy in range(3)]
     groups, shown = group_images(names)

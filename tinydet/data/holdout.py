@@ -13,41 +13,103 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 _ROBOFLOW = re.compile(r"[_.-](?:jpe?g|png|bmp|tiff?|webp)\.rf\.[0-9a-f]+$", re.IGNORECASE)  # copies of one image
+_LABEL_STUDIO = re.compile(r"^[0-9a-f]{8}-(?![0-9a-f]{4}-)")  # of each upload; not the start of a UUID
+_SLICE = re.compile(r"__\d+(?:\.\d+)?__\d+___\d+$|_(\d+)_(\d+)_(\d+)_(\d+)$")  # tiles, as of DOTA and SAHI
+_TILE = re.compile(r"^(.+)_\d+_\d+$")  # tiles, as of `data cut`, if the one at 0, 0 is there
 _SENSOR = re.compile(r"[_-][VWTZSD]$")  # the camera, at the end of DJI's names
 _FRAME = re.compile(r"(?:[-_. ]+(?:frame|frm|img|image|photo|f|i|t)?[-_. ]*|(?<=[A-Za-z]))\d+$", re.IGNORECASE)
+_COPY = re.compile(r"\s*\(\d+\)$")
+_SECONDS = re.compile(r"[-_. ]+t?\d+(?:\.\d+)?(?:s|sec|ms)$", re.IGNORECASE)
+_CLOCK = re.compile(r"[-_T .]*(?<!\d)\d{2}([-.:])[0-5]\d\1[0-5]\d$")
 _VISDRONE = re.compile(r"^(\d{7})_\d{5}_d_\d{7}$")
 _TIME = re.compile(r"(?<!\d)(20\d{6})[-_T]?\d{6}$")  # the date remains
+_HASH = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?=.*\d[a-f])[0-9a-f]{8,}", re.IGNORECASE)
+# Names that a camera or a program gives to all of its images say nothing about the recording.
+_NAMELESS = frozenset(
+    (
+        "",
+        *[
+            "dji",
+            "img",
+            "dsc",
+            "dscn",
+            "dscf",
+            "dscn",
+            "gopr",
+            "pxl",
+            "p",
+            "image",
+            "images",
+            "photo",
+            "picture",
+            "frame",
+            "frames",
+        ],
+    )
+)
 
 
 def group_of(file_name: str) -> str:
     """Return the group that the name of an image shows: its folder, and its name without the number of the frame.
 
+    A name that shows no group stands for itself, unless there is a folder.
+
     >>> group_of("DJI_0001_0005.jpg"), group_of("a/seq3_000123.png"), group_of("clip_frame_12.jpg"), group_of("7.png")
-    ('DJI_0001', 'a/seq3', 'clip', '')
+    ('DJI_0001', 'a/seq3', 'clip', '7')
     """
     path = PurePosixPath(file_name)
-    stem = _SENSOR.sub("", original_name(path.name))
-    if (match := _VISDRONE.match(stem)) is not None:
+    name = _SENSOR.sub("", original_name(path.name))
+    if (match := _VISDRONE.match(name)) is not None:
         stem = match[1]
+    elif name.isdecimal() or _HASH.fullmatch(name):
+        stem = ""
     else:
-        stem = "" if stem.isdecimal() else _FRAME.sub("", stem)
+        stem = name
+        for pattern in (_COPY, _SECONDS, _CLOCK, _FRAME):
+            stem, changed = pattern.subn("", stem)
+            if changed:
+                break
         stem = _TIME.sub(r"\1", stem)
     folder = path.parent.as_posix()
+    if stem.lower().strip("-_. ") in _NAMELESS:
+        stem = name if folder == "." else ""
     return stem if folder == "." else f"{folder}/{stem}".rstrip("/")
 
 
 def original_name(name: str) -> str:
-    """Return the name of an image without suffix, the same for all copies of it that Roboflow has augmented."""
-    return _ROBOFLOW.sub("", PurePosixPath(name).stem)
+    """Return the name of an image without suffix, the same for all copies of it that a program has made.
+
+    These are the augmented copies of Roboflow, uploads to Label Studio, and tiles.
+    """
+    stem = _LABEL_STUDIO.sub("", _ROBOFLOW.sub("", PurePosixPath(name).stem))
+    match = _SLICE.search(stem)
+    if match is not None and match[1] is not None:
+        left, top, right, bottom = map(int, match.groups())
+        return stem[: match.start()] if left < right and top < bottom else stem
+    return stem if match is None else stem[: match.start()]
 
 
 def group_images(file_names: Sequence[str]) -> tuple[list[str], bool]:
     """Return the group of each image, and whether the names show groups; otherwise each image is a group."""
-    groups = [group_of(name) for name in file_names]
+    whole = _without_tiles(file_names)
+    groups = [group_of(name) for name in whole]
     counts = Counter(groups)
-    if len(counts) > 1 and len(counts) < len(set(file_names)) and max(counts.values()) < 0.9 * len(file_names):
+    sources = [str(PurePosixPath(name).with_name(original_name(name))) for name in whole]
+    if 1 < len(counts) < len(set(sources)) and max(counts.values()) < 0.9 * len(groups):
         return groups, True
-    return [str(PurePosixPath(name).with_name(original_name(name))) for name in file_names], False
+    return sources, False
+
+
+def _without_tiles(file_names: Sequence[str]) -> list[str]:
+    """Return the names of the images that tiles, such as `a_0_512.png`, were cut from."""
+    known = set(file_names)
+    found = []
+    for name in file_names:
+        path = PurePosixPath(name)
+        match = _TILE.match(path.stem)
+        cut = match is not None and str(path.with_name(f"{match[1]}_0_0{path.suffix}")) in known
+        found.append(str(path.with_name(f"{match[1]}{path.suffix}")) if match is not None and cut else name)
+    return found
 
 
 def hold_out(groups: Sequence[str], fraction: float, seed: int) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class NameRecord:
+    """The file names of the images of a dataset, to notice when others are there.
+
+    Attributes:
+        count: number of images.
+        sha256: of the sorted names.
+    """
+
+    count: int
+    sha256: str
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> NameRecord:
+        """Return the record of a dataset."""
+        names = sorted(record.file_name for record in dataset.images)
+        return cls(len(names), hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest())
+
+
+@dataclass(frozen=True)
 class DataSource:
     """Where a dataset is.
 
@@ -50,6 +70,7 @@ class DataSource:
         split: "train", "val" or "test"; None for the only one.
         part: which part of the images; None for all.
         options: what the user states about the annotations.
+        recorded: the images that were there when the source was recorded; `load` warns if they are others. None: any.
     """
 
     path: Path | None
@@ -57,6 +78,7 @@ class DataSource:
     split: str | None = None
     part: Part | None = None
     options: ReadOptions = NOTHING_STATED
+    recorded: NameRecord | None = None
 
     @property
     def is_builtin(self) -> bool:
@@ -132,13 +154,28 @@ class DataSource:
             categories = [name for name in categories if name in known] or categories
         # Reading again is slow if it opens a file per image.
         kept = self.layout.form != "coco" and len(document["annotations"]) < _FEW
-        return build_dataset(
+        dataset = build_dataset(
             document,
             self.annotations,
             images,
             categories=categories,
             reading=reading.notes,
             read_again=(lambda: document) if kept else self.read,
+        )
+        if self.recorded not in (None, NameRecord.of(dataset)):
+            logger.warning(self._difference(len(dataset.images)))
+        return dataset
+
+    def _difference(self, count: int) -> str:
+        """Return a warning that the images are not those of the record."""
+        assert self.recorded is not None
+        then = self.recorded.count
+        what = f"{count} images, {then} when it was recorded" if count != then else f"{count} images with other names"
+        if self.part is None:
+            return f"{self.annotations}: other images than the model was trained with ({what}); scores may differ"
+        return (
+            f"{self.annotations}: other images than the model was trained with, so they are divided differently "
+            f"({self.part.role}: {what}); it may be scored on images that it was trained on"
         )
 
     def load_document(self, *, allow_corner_file: bool = False) -> Document:
@@ -167,16 +204,19 @@ class DataSource:
         """Return the training and the validation part of this source; see `tinydet.data.holdout`."""
         return replace(self, part=Part("train", fraction, seed)), replace(self, part=Part("val", fraction, seed))
 
-    def to_json(self, folder: Path) -> dict[str, Any]:
+    def to_json(self, folder: Path, dataset: Dataset | None = None) -> dict[str, Any]:
         """Return a record of plain values.
 
         Args:
             folder: where the record will be stored; paths are also written relative to it.
+            dataset: what `load` returned; its images are recorded, too.
         """
+        names = self.recorded if dataset is None else NameRecord.of(dataset)
         record: dict[str, Any] = {
             "builtin": self.path is None,
             "split": self.split,
             "part": None if self.part is None else asdict(self.part),
+            "names": None if names is None else asdict(names),
         }
         for name in ("path", "images"):
             value = getattr(self, name)
@@ -196,13 +236,14 @@ class DataSource:
         try:
             builtin, split = record["builtin"], record["split"]
             part = None if record.get("part") is None else Part(**record["part"])
+            names = None if record.get("names") is None else NameRecord(**record["names"])
             if builtin:
                 return cls(None, split=split, part=part)
             places = {name: record[name] and tuple(map(str, record[name])) for name in ("path", "images")}
             found = {name: _existing(*both, folder=folder) if both else None for name, both in places.items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the record of a dataset is malformed: {record!r}") from error
-        return cls(found["path"], found["images"], split=split, part=part)
+        return cls(found["path"], found["images"], split=split, part=part, recorded=names)
 
     def _reading(self, *, part: bool = True) -> Reading:
         reading = self.chosen.read(self.options)

@@ -160,7 +160,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
             object_sizes=object_sizes(train),
             alpha_source=alpha_source,
             statistics=statistics.to_json() if statistics else None,
-            config={**config.record(), **record_sources(config)},
+            config={**config.record(), **record_sources(config, train, val)},
             origin={"data": data_hash(train), "code": code_state()},
         ),
         output=config.output,
@@ -260,11 +260,15 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     return train, val_source.load(categories=train.classes, allow_absent=True)
 
 
-def record_sources(config: TrainConfig) -> dict[str, Any]:
+def record_sources(config: TrainConfig, train: Dataset, val: Dataset | None) -> dict[str, Any]:
     """Return the records of the training and the validation data for the checkpoint; None: no validation."""
     folder = config.output.parent
-    train, val = config.sources()
-    return {"train_data": train.to_json(folder), "val_data": None if val is None else val.to_json(folder)}
+    train_source, val_source = config.sources()
+    chosen = None if config.dense is not None else train  # `train` lacks the dense images
+    return {
+        "train_data": train_source.to_json(folder, chosen),
+        "val_data": None if val_source is None else val_source.to_json(folder, val),
+    }
 
 
 def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import exports
+import numpy as np
 import pytest
 from exports import CLASSES, EXPORTS, TRUTH
 
@@ -129,6 +131,22 @@ def test_one_folder_around_a_dataset_does_not_matter(tmp_path: Path) -> None:
 
 
 def refusals(root: Path) -> Iterator[tuple[Path, str]]:
+    exports.images("train", root / "mot" / "train" / "MOT17-02" / "img1")
+    exports.write(root / "mot" / "train" / "MOT17-02" / "gt" / "gt.txt", "1,1,4,6,8,10,1,1,1\n")
+    yield root / "mot", r"annotations of videos \(MOT, gt/gt.txt\) are not read"
+
+    exports.images("train", root / "vid" / "sequences" / "uav1")
+    exports.write(root / "vid" / "annotations" / "uav1.txt", "1,0,4,6,8,10,1,4,0,0\n")
+    yield root / "vid", r"annotations of videos \(VisDrone-VID, sequences\) are not read"
+
+    exports.images("train", root / "map" / "train_images")
+    exports.write(root / "map" / "xView_train.geojson", '{"type": "FeatureCollection"}')
+    yield root / "map", r"annotations as a map \(xView_train.geojson\) are not read"
+    yield root / "map" / "xView_train.geojson", "annotations as a map are not read"
+
+    exports.write(root / "datumaro" / "annotations" / "default.json", '{"items": [{"annotations": [{"label_id": 0}]}]}')
+    yield root / "datumaro", "an export in the format Datumaro"
+
     exports.images("train", root / "two" / "images")
     for name in ("a.json", "b.json"):
         exports.coco("train", root / "two" / name)
@@ -141,6 +159,7 @@ def refusals(root: Path) -> Iterator[tuple[Path, str]]:
     for folder in ("one", "other"):
         exports.images("train", root / "twice" / folder)
     exports.coco("train", root / "twice" / "labels.json")
+    cv2.imwrite(str(root / "twice" / "one" / "seq1_0001.png"), np.ones((48, 64, 3), np.uint8) * 9)
     yield root / "twice", r"several folders have its images: .*one, .*other; name one with --images"
 
     exports.images("train", root / "csv" / "train")
@@ -156,10 +175,10 @@ def refusals(root: Path) -> Iterator[tuple[Path, str]]:
     yield root / "via", "VGG Image Annotator"
 
     exports.yolo("train", root / "labels")
-    yield root / "labels", "yolo annotations without their images; name the folder of the images with --images"
+    yield root / "labels", "YOLO annotations without their images; name the folder of the images with --images"
 
     exports.images("train", root / "plain")
-    yield root / "plain", "no dataset that is known; expected COCO"
+    yield root / "plain", "images without annotations; expected COCO"
 
     exports.write(root / "export.zip", "PK")
     yield root / "export.zip", "unpack it"
@@ -191,3 +210,93 @@ def test_classes_without_names_are_numbered_as_ultralytics_does(tmp_path: Path) 
     exports.ultralytics(tmp_path)
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnc: 2\n")
     assert find_source(tmp_path, split="val").load().classes == ("class_0", "class_1")
+
+
+def test_a_description_outside_its_dataset_finds_the_folder_that_path_names(tmp_path: Path) -> None:
+    for place, base in (("x", "/home/other/datasets/x"), ("y", "y"), ("datasets/z", "z"), ("v", "C:\\\\data\\\\v")):
+        exports.ultralytics(tmp_path / place)
+        (tmp_path / place / "data.yaml").unlink()
+        description = tmp_path / f"{Path(place).name}.yaml"
+        names = "names:\n  0: boat\n  1: person\n"
+        exports.write(description, f"path: {base}  # root\ntrain: images/train\nval: images/val\n{names}")
+        assert boxes_of(find_source(description, split="val").load()) == truth("val")
+    (tmp_path / "datasets" / "z").rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match="train is images/train and path z, which is not here"):
+        find_source(tmp_path / "z.yaml", split="train")
+
+
+def test_a_description_is_found_whatever_its_keys_look_like_and_whatever_lies_beside_it(tmp_path: Path) -> None:
+    exports.ultralytics(tmp_path, "\"train\" : images/train\n'val': images/val\n")
+    (tmp_path / "notes.yaml").write_bytes("gr\xfcn: 1\n".encode("latin-1"))
+    source = find_source(tmp_path, split="val")
+    assert source.layout.name == "Ultralytics YOLO dataset" and boxes_of(source.load()) == truth("val")
+
+
+def test_archives_in_folders_of_their_own_name_and_beside_other_files_are_found(tmp_path: Path) -> None:
+    exports.visdrone(tmp_path / "unpacked")
+    for split in ("train", "val"):
+        name = f"VisDrone2019-DET-{split}"
+        (tmp_path / "visdrone" / name).mkdir(parents=True)
+        (tmp_path / "unpacked" / name).rename(tmp_path / "visdrone" / name / name)
+    for path in (tmp_path / "visdrone", tmp_path / "visdrone" / "VisDrone2019-DET-train"):
+        val = validation_of(find_source(path, prefer=("train",)))
+        assert val is not None and len(val.load().images) == 2
+    exports.ultralytics(tmp_path / "export" / "data" / "boats")
+    exports.write(tmp_path / "export" / "README.md", "boats")
+    assert boxes_of(find_source(tmp_path / "export", split="train").load()) == truth("train")
+    exports.ultralytics(tmp_path / "export" / "more")
+    with pytest.raises(ValueError, match=r"several datasets: .*data \(Ultra.*, .*more \(Ultra.*; name one of them"):
+        find_source(tmp_path / "export", split="train")
+
+
+def tinyperson(root: Path) -> None:
+    """Write the files of TinyPerson under their published names; the first object is uncertain."""
+    for split, name in (("train", "train"), ("val", "test")):
+        exports.images(split, root / name / "labeled_images")
+        files = [f"tiny_set_{name}", f"tiny_set_{name}_with_dense", f"task/tiny_set_{name}_all"]
+        for file in (*files, f"corner/task/tiny_set_{name}_sw640_sh512_all"):
+            path = root / "annotations" / f"{file}.json"
+            exports.coco(split, path, prefix="labeled_images/")
+            document = json.loads(path.read_text())
+            for n, entry in enumerate(document["annotations"]):
+                entry |= {"ignore": False, "uncertain": n == 0, "logo": False, "in_dense_image": False}
+            path.write_text(json.dumps(document))
+    erased = root / "erase_with_uncertain_dataset"
+    exports.images("train", erased / "train" / "labeled_images")
+    exports.coco("train", erased / "annotations" / "tiny_set_train.json", prefix="labeled_images/")
+
+
+def test_the_published_folder_of_tinyperson_has_the_files_of_whole_images_without_dense_ones(tmp_path: Path) -> None:
+    tinyperson(tmp_path)
+    train, test = (find_source(tmp_path, split=split) for split in ("train", "test"))
+    assert train.annotations == tmp_path / "annotations" / "tiny_set_train.json"
+    assert test.annotations.name == "tiny_set_test.json" and test.image_dir == tmp_path / "test"
+    assert [int(each["ignore"]) for each in train.load().document()["annotations"]] == [1, 0, 0]
+    erased = find_source(tmp_path / "erase_with_uncertain_dataset", prefer=("train",))
+    assert erased.image_dir == tmp_path / "erase_with_uncertain_dataset" / "train" and len(erased.load().images) == 3
+    alone = find_source(train.annotations, needs_images=True)
+    assert alone.image_dir == tmp_path / "train"
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(ValueError, match="tiny_set_test.json: its images are not in .*test"):
+        find_source(tmp_path, split="train")
+
+
+def test_the_union_of_train_and_val_is_neither_and_trainval_alone_is_train(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        exports.images(split, tmp_path / "coco" / "images")
+        exports.coco(split, tmp_path / "coco" / "annotations" / f"{split}.json")
+    exports.coco("train", tmp_path / "coco" / "annotations" / "trainval.json")
+    assert [split.name for split in find_source(tmp_path / "coco", split="val").layout.splits] == ["train", "val"]
+    exports.vocdevkit(tmp_path / "voc")
+    lists = tmp_path / "voc" / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main"
+    (lists / "train.txt").rename(lists / "trainval.txt")
+    (lists / "val.txt").rename(lists / "test.txt")
+    source = find_source(tmp_path / "voc", prefer=("train",))
+    assert boxes_of(source.load()) == truth("train") and validation_of(source) is None
+
+
+def test_folders_are_searched_to_a_depth_also_through_links_that_form_a_cycle(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a").symlink_to(tmp_path / "a")
+    with pytest.raises(ValueError, match="a/a: no dataset that is known"):
+        find_source(tmp_path)

@@ -123,7 +123,7 @@ def test_flags_may_be_words(folder: Path) -> None:
         (b"<annotation>\n\xe9</annotation>", "a.xml line 2: not UTF-8 text"),
         (annotation(objects=OBJECT.replace("<xmin>1<", "<xmin>50<")), "xmin and ymin must be at most"),
         (annotation(objects=OBJECT.replace("<xmin>1<", "<xmin>1e400<")), "<xmin> is '1e400'; expected a number"),
-        (annotation(objects="<object><name>a</name><polygon/></object>"), "<object> has no <bndbox>"),
+        (annotation(objects="<object><name>a</name><polygon/></object>"), "LabelMe XML, not Pascal VOC"),
         (annotation(size("x", 1)), "<width> is 'x'; expected a number"),
     ],
 )  # fmt: skip

@@ -13,9 +13,10 @@ from tinydet._internal.json_files import GZIP_MAGIC
 from tinydet.data.coco import ANNOTATION_NAMES
 from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_name, leaves_folder
-from tinydet.data.layouts.layout import Layout, Split, coco_reader, folders_below, split_of, split_order
+from tinydet.data.layouts.layout import Layout, Split, coco_reader, folders_below, reader, split_of, split_order
+from tinydet.data.readers import tinyperson
 
-Kind = Literal["coco", "labelme", "label studio", "via", "other"]
+Kind = Literal["coco", "datumaro", "labelme", "label studio", "via", "other"]
 
 _HEAD = 1 << 20  # bytes of a file that decide what it is
 _DEPTH = 3  # of folders that are searched
@@ -42,6 +43,9 @@ def find_coco(root: Path) -> Layout | None:
     for name, paths in chosen.items():  # the file nearest to the folder, if it is the only one there
         depth = min(len(path.parts) for path in paths)
         chosen[name] = [path for path in paths if len(path.parts) == depth]
+    if {"train", "val"} <= set(chosen):  # their union
+        chosen[None] = [path for path in chosen.get(None, []) if "trainval" not in path.name.lower()]
+        chosen = {name: paths for name, paths in chosen.items() if paths}
     if len(chosen) > 1 and None in chosen:
         chosen.setdefault("", []).extend(chosen.pop(None))
     unclear = sorted(path for name, paths in chosen.items() if len(paths) > 1 or name == "" for path in paths)
@@ -53,6 +57,29 @@ def find_coco(root: Path) -> Layout | None:
         (path,) = chosen[name]
         splits.append(Split(name, path, image_folder(path, root, name), coco_reader(path)))
     return Layout(_layout_name(splits, bool(native)), "coco", tuple(splits))
+
+
+def find_tinyperson(root: Path) -> Layout | None:
+    """Return the layout of the published folder of TinyPerson (`tiny_set`), None if it is another one.
+
+    The splits are the files of full images with both classes and without dense images, `tiny_set_train.json` and
+    `tiny_set_test.json`. `erase_with_uncertain_dataset` has the first only. Other files, such as sub-images (`corner`)
+    and single classes (`task`), must be named.
+
+    Raises:
+        ValueError: the folder of the images is missing.
+    """
+    folder = root / "annotations"
+    splits = []
+    for name in ("train", "test"):
+        file = folder / f"tiny_set_{name}.json"
+        if not file.is_file():
+            continue
+        images = root / name
+        if not images.is_dir():
+            raise ValueError(f"{file}: its images are not in {images}; unpack them there, or name them with --images")
+        splits.append(Split(name, file, images, reader(lambda _, file=file: tinyperson.read(file))))  # type: ignore[misc]
+    return Layout("TinyPerson", "tinyperson", tuple(splits)) if splits else None
 
 
 def image_folder(annotations: Path, root: Path, split: str | None = None) -> Path | None:
@@ -77,8 +104,9 @@ def image_folder(annotations: Path, root: Path, split: str | None = None) -> Pat
     if not ranks:
         fallback = (beside / "images", *([root / "images"] if beside != root else []))
         return next((folder for folder in fallback if folder.is_dir()), None)
-    best = ranks[min(ranks)]
-    if len(best) > 1:
+    nearest = min(len(folder.parts) for folder in ranks[min(ranks)])
+    best = [folder for folder in ranks[min(ranks)] if len(folder.parts) == nearest]
+    if len({tuple((folder / name).stat().st_size for name in names) for folder in best}) > 1:
         listed = ", ".join(map(str, best[:5]))
         raise ValueError(f"{annotations}: several folders have its images: {listed}; name one with --images DIR")
     return best[0]
@@ -95,6 +123,8 @@ def kind_of(path: Path) -> Kind:
         return "via"
     if re.search(r'"shapes"\s*:', text) and ('"imagePath"' in text or '"imageHeight"' in text):
         return "labelme"
+    if re.search(r'"items"\s*:\s*\[', text) and '"label_id"' in text:
+        return "datumaro"
     keys = [re.search(rf'"{key}"\s*:\s*\[', text) for key in ("images", "annotations", "categories")]
     boxes = '"bbox"' in text or '"segmentation"' in text or re.search(r'"annotations"\s*:\s*\[\s*\]', text)
     complete = len(text) < 2 * _HEAD

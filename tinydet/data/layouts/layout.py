@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from tinydet.data.readers.yolo_lines import Labels
 
 SPLITS = ("train", "val", "test")
 _WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-_WORDS |= {"test": "test", "testing": "test"}
-_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?![a-z])")
+_WORDS |= {"test": "test", "testing": "test", "dev": "val"}
+_WORD = re.compile(rf"(?<![a-z])(?<!test[-_])({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,24 @@ def reader(read: Callable[[ReadOptions], CocoBuilder]) -> Callable[[ReadOptions]
     """Return the `Split.read` of annotations in another format."""
 
     def read_all(options: ReadOptions) -> Reading:
-        coco = read(options)
-        document = coco.to_coco()
+        with _without_garbage_collection():
+            coco = read(options)
+            document = coco.to_coco()
         return Reading(document, tuple(coco.notes))
 
     return read_all
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause the search for reference cycles, which takes a third of the time where millions of objects are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def folders_below(root: Path, depth: int) -> list[Path]:

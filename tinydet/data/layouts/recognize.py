@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tinydet.data.image_checks import check_image_folder
 from tinydet.data.layouts import coco_files, text_files, xml_files, yolo_files
-from tinydet.data.layouts.layout import Layout, Split, coco_reader
+from tinydet.data.layouts.layout import Layout, Split, coco_reader, folders_below
 from tinydet.data.readers.text_files import YAML_SUFFIXES
+from tinydet.runtime.scenes.sources import IMAGES
 
 _FINDERS: tuple[Callable[[Path], Layout | None], ...] = (
     coco_files.find_coco,
@@ -20,6 +21,7 @@ _FINDERS: tuple[Callable[[Path], Layout | None], ...] = (
     text_files.find_dota,
     text_files.find_labelme,
 )
+_MANY, _DEPTH = 50, 2  # folders that are searched for a dataset, and how deep
 _EXPORT = "export it as COCO or YOLO"
 _KNOWN = (
     "COCO (annotations.json and images/, or annotations/instances_*.json), YOLO (data.yaml, or images/ and labels/), "
@@ -55,11 +57,16 @@ def recognize(path: Path, images: Path | None = None) -> Layout:
         return xml_files.voc_layout(path, images)
     if suffix in (".zip", ".tar", ".tgz", ".rar", ".7z"):
         raise ValueError(f"{path}: an archive; unpack it and name the folder")
+    if suffix == ".geojson":
+        raise ValueError(f"{path}: annotations as a map are not read; {_EXPORT}")
     _refuse_json(path)
     return Layout("COCO file", "coco", (Split(None, path, images, coco_reader(path)),))
 
 
-def _folder(root: Path) -> Layout:
+def _folder(root: Path, depth: int = _DEPTH) -> Layout:
+    """Return the layout of a folder, or else of the only dataset in the folders below it, to a depth."""
+    if (layout := coco_files.find_tinyperson(root)) is not None:
+        return layout
     found = []
     for find in _FINDERS:
         layout = find(root)
@@ -74,9 +81,33 @@ def _folder(root: Path) -> Layout:
     if found:
         listed = ", ".join(f"{layout.name} ({layout.splits[0].annotations})" for layout in found)
         raise ValueError(f"{root} has several layouts: {listed}; name the file or folder of one of them")
-    inner = [each for each in sorted(root.iterdir()) if each.is_dir() and not each.name.startswith(".")]
-    if len(inner) == 1 and not any(each.is_file() and not each.name.startswith(".") for each in root.iterdir()):
-        return _folder(inner[0])  # an unpacked archive
+    return _below(root, depth)
+
+
+def _below(root: Path, depth: int) -> Layout:
+    """Return the layout of the only dataset in the folders of a folder, as of an archive that was unpacked there.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    inner = [each for each in folders_below(root, 1)[1:] if each.name != "__MACOSX"]
+    if (
+        depth
+        and len(inner) == 1
+        and not any(each.is_file() and not each.name.startswith(".") for each in root.iterdir())
+    ):
+        return _folder(inner[0], depth - 1)  # with the errors of that folder
+    found = {}
+    for folder in inner[:_MANY] if depth else ():
+        try:
+            found[folder] = _folder(folder, depth - 1)
+        except (ValueError, OSError):
+            continue
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        listed = ", ".join(f"{folder} ({layout.name})" for folder, layout in list(found.items())[:8])
+        raise ValueError(f"{root} has several datasets: {listed}; name one of them")
     raise ValueError(f"{root}: {_unknown(root)}")
 
 
@@ -85,16 +116,24 @@ def _unknown(root: Path) -> str:
     for _, files in coco_files.json_files(root):
         for path in files[:3]:
             _refuse_json(path)
+    if videos := text_files.video_annotations(root):
+        return f"annotations of videos ({videos}) are not read; {_EXPORT}, with one image per frame"
+    if maps := sorted({each.name for pattern in ("*.geojson", "*/*.geojson") for each in root.glob(pattern)}):
+        return f"annotations as a map ({maps[0]}) are not read; {_EXPORT}"
     tables = sorted({each.name for pattern in ("*.csv", "*/*.csv") for each in root.glob(pattern)})
     if tables:
         return f"annotations as a table ({tables[0]}) are not read; {_EXPORT}"
     if (form := text_files.text_format(root)) is not None or xml_files.xml_folder(root):
-        return f"{form or 'Pascal VOC'} annotations without their images; name the folder of the images with --images"
+        form = {"visdrone": "VisDrone", "dota": "DOTA", "yolo": "YOLO"}.get(form or "", "Pascal VOC")
+        return f"{form} annotations without their images; name the folder of the images with --images"
     if any(root.glob("*.tfrecord")) or any(root.glob("*/*.tfrecord")):
         return f"TFRecord files are not read; {_EXPORT}"
     if any(root.glob("*.zip")):
         return "an archive; unpack it and name the folder"
-    return f"no dataset that is known; expected {_KNOWN}; or name a COCO file with --annotations FILE --images DIR"
+    pictures = [each for folder in (root, *folders_below(root, 1)[1:]) for each in folder.iterdir()
+                if each.suffix.lower() in IMAGES]  # fmt: skip
+    what = "images without annotations" if pictures else "no dataset that is known"
+    return f"{what}; expected {_KNOWN}; or name a COCO file with --annotations FILE --images DIR"
 
 
 def _refuse_json(path: Path) -> None:
@@ -103,6 +142,8 @@ def _refuse_json(path: Path) -> None:
             raise ValueError(f"{path}: an export of Label Studio in its own JSON; {_EXPORT} with images there")
         case "via":
             raise ValueError(f"{path}: a project of VGG Image Annotator; export the annotations as COCO there")
+        case "datumaro":
+            raise ValueError(f"{path}: an export in the format Datumaro; {_EXPORT}")
         case "labelme":
             if len(list(path.parent.glob("*.json"))) == 1:
                 raise ValueError(f"{path}: a labelme file of one image; name its folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tinydet.data.readers.coco_builder import CocoBuilder
 from tinydet.data.readers.text_files import numbered_lines
 from tinydet.data.readers.yolo import NOT_LABELS
 
+_DOTA_LABELS = re.compile(r"labelTxt|annfiles$|annotations$|labels$")  # the second is of MMRotate
 Read = Callable[[ReadOptions], CocoBuilder]
 
 
@@ -34,7 +36,7 @@ def find_visdrone(root: Path) -> Layout | None:
     """
     found = [
         folder
-        for folder in folders_below(root, 1)
+        for folder in folders_below(root, 2)  # archives unpacked into folders of their name
         if (folder / "images").is_dir() and text_format(folder / "annotations") == "visdrone"
     ]
     if not found:
@@ -43,18 +45,18 @@ def find_visdrone(root: Path) -> Layout | None:
         (split_of(folder, root), folder / "annotations", folder / "images", _visdrone(folder)) for folder in found
     ]
     validation = None
-    if found == [root] and split_name(root.name) == "train":
+    if len(found) == 1 and split_name(root.absolute().name) == "train":
         beside = root.absolute().with_name(root.absolute().name.replace("train", "val"))
         validation = beside if beside.is_dir() else None
     return Layout("VisDrone-DET", "visdrone", _splits(root, splits), validation=validation)
 
 
 def find_dota(root: Path) -> Layout | None:
-    """Return the layout of DOTA folders, each with `images` and `labelTxt`; None without any."""
+    """Return the layout of DOTA folders, each with `images` and `labelTxt` (or `annfiles`); None without any."""
     found = []
     for folder in folders_below(root, 1):
-        for labels in sorted(folder.glob("labelTxt*")) if folder.is_dir() else ():
-            if (folder / "images").is_dir() and labels.is_dir() and text_format(labels) == "dota":
+        for labels in sorted(each for each in folder.iterdir() if _DOTA_LABELS.match(each.name)):
+            if (folder / "images").is_dir() and text_format(labels) == "dota":
                 found.append((folder, labels))
     if not found:
         return None
@@ -89,6 +91,16 @@ def text_layout(folder: Path, images: Path) -> Layout | None:
             return Layout("DOTA", "dota", (Split(None, folder, images, reader(_dota(folder, images, [folder]))),))
         case "yolo":
             return labels_layout(folder, images)
+    return None
+
+
+def video_annotations(root: Path) -> str | None:
+    """Return what kind of annotations of videos a folder has, one file per video: MOT or VisDrone-VID; or None."""
+    for folder in folders_below(root, 2):
+        if (folder / "gt" / "gt.txt").is_file():
+            return "MOT, gt/gt.txt"
+        if (folder / "sequences").is_dir() and (folder / "annotations").is_dir():
+            return "VisDrone-VID, sequences"
     return None
 
 

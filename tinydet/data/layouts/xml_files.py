@@ -99,8 +99,9 @@ def _one_folder(annotations: Path) -> Layout:
     """Return the layout of one folder of XML files, with the splits of `ImageSets/Main` if it has them."""
     images = _images_of(annotations)
     lists = annotations.parent / "ImageSets" / "Main"
+    train = "train.txt" if (lists / "train.txt").is_file() else "trainval.txt"
     splits = []
-    for name, file in (("train", "train.txt"), ("val", "val.txt"), ("test", "test.txt")):
+    for name, file in (("train", train), ("val", "val.txt"), ("test", "test.txt")):
         only = _listed(lists / file) if (lists / file).is_file() else None
         if only and any((annotations / f"{stem}.xml").is_file() for stem in only):
             splits.append(_split(name, annotations, images, only, ((annotations, None),)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,7 @@ from tinydet.data.readers.yaml_files import read_yaml
 from tinydet.data.readers.yolo_lines import LabelForm
 from tinydet.runtime.scenes.sources import IMAGES
 
+_KEY = re.compile(r"""^["']?([a-z]+)["']?\s*:""", re.MULTILINE)  # at the top level of a YAML file
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -28,10 +30,13 @@ def find_yaml(root: Path) -> Layout | None:
     """
     found = []
     for path in sorted(each for each in root.iterdir() if each.suffix.lower() in YAML_SUFFIXES and each.is_file()):
-        text = read_text(path)
-        if all(any(line.startswith(f"{key}:") for line in text.split("\n")) for key in ("train", "names")) or (
-            "\nnc:" in f"\n{text}" and "\ntrain:" in f"\n{text}"
-        ):
+        try:
+            keys = set(_KEY.findall(read_text(path)))
+        except ValueError:  # another file; the data.yaml of a dataset is UTF-8
+            if path.name in yolo.DATA_FILES:
+                raise
+            continue
+        if keys & {"names", "nc"} and keys & {"train", "val", "valid", "validation", "test"}:
             found.append(path)
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
@@ -43,7 +48,8 @@ def yaml_layout(path: Path) -> Layout:
     """Return the layout that a data.yaml describes.
 
     Paths are relative to its `path`, which is relative to its folder, or to its folder. Exports name folders of other
-    machines; the end of such a path that exists in the folder is used.
+    machines; the end of such a path that exists in the folder is used. Ultralytics takes `path` relative to a folder
+    `datasets`.
 
     Raises:
         ValueError: the file is not a data.yaml; the message names the line.
@@ -52,8 +58,9 @@ def yaml_layout(path: Path) -> Layout:
     data = read_data_file(path)
     base = content.get("path")
     bases = [path.parent]
-    if isinstance(base, str) and base and (path.parent / base).is_dir():
-        bases.insert(0, Path(os.path.normpath(path.parent / base)))
+    stated = isinstance(base, str) and base not in ("", ".", "./", "null", "~")
+    if stated and (place := _dataset_folder(str(base), path.parent)) is not None:
+        bases.insert(0, place)
     splits, missing = [], {}
     for name, keys in _KEYS.items():
         value: Any = next((content[key] for key in keys if content.get(key)), None)
@@ -64,12 +71,26 @@ def yaml_layout(path: Path) -> Layout:
             raise ValueError(f"{path}: {name} must be a folder, a .txt file or a list of them; correct it")
         places = [_resolve(entry, bases) for entry in entries]
         if lost := [entry for entry, place in zip(entries, places, strict=True) if place is None]:
-            missing[name] = f"{path}: {name} is {lost[0]}, which does not exist in {bases[0]}; correct it"
+            lead = f" and path {base}, which is not here" if stated and len(bases) == 1 else ""
+            missing[name] = f"{path}: {name} is {lost[0]}{lead}, which does not exist in {bases[0]}; correct it"
             continue
         splits.append(_split(name, path, [place for place in places if place is not None], bases, data))
     if not splits:
         raise ValueError(next(iter(missing.values()), f"{path}: no train, val or test; add the folder of the images"))
     return Layout("Ultralytics YOLO dataset", "yolo", tuple(splits), missing)
+
+
+def _dataset_folder(text: str, parent: Path) -> Path | None:
+    """Return the folder that `path` of a data.yaml in `parent` names, None if there is none near it."""
+    text = text.strip().replace("\\", "/")
+    parts = [part for part in PurePosixPath(text).parts if part not in ("/", ".", "..") and not part.endswith(":")]
+    places = [parent / text]
+    for near in (parent, parent / "datasets", parent.parent, parent.parent / "datasets"):
+        places += [near.joinpath(*parts[n:]) for n in range(len(parts))]
+    above = [parent.absolute(), *list(parent.absolute().parents)[:1]]  # the folder itself, if that is its name
+    places += [folder for folder in above if parts and folder.name == parts[-1]]
+    found = next((each for each in places if each.is_dir()), None)
+    return None if found is None else Path(os.path.normpath(found))
 
 
 def find_darknet(root: Path) -> Layout | None:

@@ -83,16 +83,20 @@ def parse_numbers(fields: list[str], location: str, form: str) -> list[float]:
     Raises:
         ValueError: a field is not a finite number.
     """
-    values = []
-    for field in fields:
+    try:
+        values = [float(field) for field in fields]
+        if all(map(math.isfinite, values)) and not any("_" in field for field in fields):
+            return values
+    except ValueError:
+        pass
+    for field in fields:  # find the one at fault
         try:
             value = math.nan if "_" in field else float(field)  # Python reads 1_000 as a number
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
             raise ValueError(f"{location}: {field[:40]!r} is not a number; expected {form}")
-        values.append(value)
-    return values
+    raise AssertionError(fields)
 
 
 def to_integer(value: float, low: int, high: int, location: str, name: str) -> int:

@@ -108,6 +108,8 @@ def read(
         size_locations.append(f"{path} line {line}: <size>")
         image_id = coco.add_image(name, size)
         for element in annotation.all("object"):
+            if element.first("polygon") is not None and element.first("bndbox") is None:
+                raise ValueError(f"{path} line {element.line}: LabelMe XML, not Pascal VOC; export it as COCO or YOLO")
             box = element.require("bndbox", path)
             left, top, right, bottom = (
                 _number(path, box.require(key, path)) for key in ("xmin", "ymin", "xmax", "ymax")
@@ -162,7 +164,7 @@ def class_names(source: Path, only: Collection[str] | None = None) -> set[str]:
     return {html.unescape(name).strip() for name in names} - {""}
 
 
-@dataclass
+@dataclass(slots=True)
 class Element:
     """An XML element with its line number and the text before its first child."""
 
@@ -176,7 +178,10 @@ class Element:
         return [child for child in self.children if child.tag == tag]
 
     def first(self, tag: str) -> Element | None:
-        return next(iter(self.all(tag)), None)
+        for child in self.children:
+            if child.tag == tag:
+                return child
+        return None
 
     def require(self, tag: str, path: Path) -> Element:
         """Return the first child with this tag.
@@ -198,8 +203,9 @@ def parse_xml(path: Path) -> Element:
     Raises:
         ValueError: the file is invalid; the message names the file and the line.
     """
-    stack: list[Element] = []
-    roots: list[Element] = []
+    root = Element("", 0)
+    stack = [root]
+    texts: list[str] = []  # since the last tag
     parser = expat.ParserCreate()
 
     def location() -> str:
@@ -209,22 +215,26 @@ def parse_xml(path: Path) -> Element:
         raise ValueError(f"{location()}: a document type (<!DOCTYPE>) is not allowed in annotations; remove it")
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        if len(stack) >= _MAX_DEPTH:
+        if len(stack) > _MAX_DEPTH:
             raise ValueError(f"{location()}: elements nested more than {_MAX_DEPTH} deep; these are not annotations")
+        parent = stack[-1]
+        if not parent.children:
+            parent.text = "".join(texts)
+        texts.clear()
         element = Element(tag, parser.CurrentLineNumber, attributes=attributes)
-        (stack[-1].children if stack else roots).append(element)
+        parent.children.append(element)
         stack.append(element)
 
     def end(_: str) -> None:
         element = stack.pop()
-        element.text = element.text.strip()
-
-    def text(data: str) -> None:
-        if stack and not stack[-1].children and len(stack[-1].text) < _MAX_TEXT:
-            stack[-1].text += data
+        if not element.children:
+            element.text = "".join(texts)
+        texts.clear()
+        element.text = element.text[:_MAX_TEXT].strip()
 
     parser.StartDoctypeDeclHandler = reject_doctype
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = texts.append
     parser.buffer_text = True
     try:
         parser.Parse(_xml_text(path), True)
@@ -232,7 +242,9 @@ def parse_xml(path: Path) -> Element:
         raise ValueError(
             f"{path} line {error.lineno}: not XML ({expat.ErrorString(error.code)}); replace the file"
         ) from error
-    return roots[0]
+    finally:  # free the elements at once: parser and handlers refer to each other
+        parser.StartDoctypeDeclHandler = parser.StartElementHandler = parser.EndElementHandler = None
+    return root.children[0]
 
 
 def _xml_text(path: Path) -> str:

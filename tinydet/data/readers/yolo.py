@@ -121,8 +121,8 @@ def _class_names(source: Path, classes: Sequence[str] | Path | None) -> list[str
                 )
             return found[first]
     raise ValueError(
-        f"{source}: no {', '.join(CLASS_FILES)} here or in the two parent folders; name the file of class names with "
-        "--classes"
+        f"{source}: no {', '.join(CLASS_FILES)} here or in the two parent folders; write the class names to "
+        f"{_folders(source)[0].parent / 'classes.txt'}, one per line in the order of their numbers"
     )
 
 
