@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from tinydet._internal.console import plural
 from tinydet._internal.names import printable, public_location
+from tinydet._internal.suggestions import did_you_mean_path
 from tinydet.runtime.scenes.folders import doubles_text, file_key, files_in, files_matching
 from tinydet.runtime.scenes.signatures import HEAD, is_motion_jpeg, media_kind
 from tinydet.runtime.scenes.window import Corner
@@ -216,7 +217,9 @@ def _expand(word: str) -> list[str]:
         if not found:
             raise ValueError(f"no file matches {printable(word)}; quote the pattern, and try it with ls")
         return found
-    raise FileNotFoundError(f"{printable(word)} does not exist; check the path")
+    if word == "-":
+        raise ValueError("-: scenes are not read from standard input; name a file")
+    raise FileNotFoundError(f"{printable(word)} does not exist; check the path{printable(did_you_mean_path(path))}")
 
 
 def _common_folder(words: Iterable[str]) -> str:
