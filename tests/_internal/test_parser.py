@@ -140,6 +140,27 @@ def test_an_option_of_other_tools_is_explained(capsys: pytest.CaptureFixture[str
         assert "boxes of one class that overlap are merged" in shown and shown.count("\n") == 1
 
 
+def test_a_required_input_needs_no_option_either(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser("seamtest", positional="--image")
+    parser.add_argument("--image", type=Path, required=True, metavar="SCENE")
+    for words in (["a.tif"], ["--image", "a.tif"], ["--", "a.tif"]):
+        assert parser.parse_args(words).image == Path("a.tif")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args([])
+    assert capsys.readouterr().err == (
+        "tinydet seamtest: error: missing: SCENE; `tinydet seamtest --help` explains the command\n"
+    )
+
+
+def test_resume_takes_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser("train", positional="--data")
+    parser.add_argument("--data")
+    parser.add_argument("--resume", action="store_true")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--resume", "model.pth"])
+    assert "--resume takes no file" in capsys.readouterr().err
+
+
 def test_help_is_a_word_and_a_home_folder_is_expanded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,7 +143,8 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
         ),
         (
             ["--output", "a.json", "--format", "csv,geojson"],
-            "a.json has the suffix of none of the requested formats (csv, geojson); name it a.csv",
+            "a.json has the suffix of none of the requested formats (csv, geojson); name it a.csv, or a.json/ for "
+            "a folder",
         ),
         (["--output", "/dev/null", "--format", "csv"], "/dev/null takes --format coco or coco-results"),
         (["--output", "found/", "--format", "coco,coco-results"], "are both written to .json files"),

@@ -13,6 +13,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     # images and data
     "--source": ("--image", "--data", "--source"),
     "--input": ("--image", "--data", "--source", "--model"),
+    "--scale": ("--factor",),
     "--img": ("--image", "--images"),
     "--scene": ("--image",),
     "--scenes": ("--image",),

@@ -75,8 +75,16 @@ class Parser(ArgumentParser):
         if behind and not self._positional:
             words += ["--", *behind]
             behind = []
+        main = self._option_string_actions.get(self._positional)
+        required = main is not None and main.required
+        if main is not None:
+            main.required = False  # its value may come without the option
         namespace, left = super().parse_known_args(words, namespace)
         self._take_positional(namespace, [*left, *behind])
+        if main is not None and required:
+            main.required = True
+            if getattr(namespace, main.dest) is None:
+                self.error(f"missing: {_capitals(main)}; `{self.prog} --help` explains the command")
         return namespace
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]

@@ -49,6 +49,8 @@ def tinydet_command(*words: str | Path) -> str:
     names = [str(word) for word in words[:2]]
     words = (*words, *plugin_options(*words))
     script, clone = _clone()
+    if clone is not None and _started_module() == "tinydet":
+        return command_line(_python(), "-m", "tinydet", *words)
     if clone is None:
         as_module = _started_module() is not None and shutil.which("tinydet") is None
         return command_line(*((_python(), "-m", "tinydet") if as_module else ("tinydet",)), *words)

@@ -45,8 +45,10 @@ def did_you_mean_path(path: Path | str) -> str:
         names = sorted(file.name for file in existing.iterdir() if not file.name.startswith("."))
     except (OSError, ValueError):
         return ""
-    stem = path.stem.lower()
-    found = [name for name in names if Path(name).stem.lower() == stem] or similar(path.name, names)
+    stems = {name: Path(name).stem for name in names}
+    meant = similar(path.stem, stems.values())
+    same = [name for name, stem in stems.items() if stem.lower() == path.stem.lower()]
+    found = same or [name for name, stem in stems.items() if stem in meant]
     candidates = [existing / name / rest if (existing / name / rest).exists() else existing / name for name in found]
     return f"; did you mean {alternatives(map(str, candidates[:3]))}?" if found else ""
 

@@ -76,6 +76,15 @@ OUTPUT = re.compile(r"\.detections(\.|$)")  # our own output files, which are sk
 LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
 STREAMS = (*LIVE, "http", "https", "ftp", "mmsh")
 LOCATION = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_MODEL = "a model, not an image (it is given with --model)"
+NOT_SCENES = {
+    ".json": "a JSON file, not an image (a COCO file is given with --annotations)",
+    ".yaml": "a description of a dataset, not an image",
+    ".yml": "a description of a dataset, not an image",
+    ".pth": _MODEL,
+    ".onnx": _MODEL,
+    ".engine": _MODEL,
+}
 TIMEOUT = 5.0  # seconds to wait for the first bytes of a web address
 LONGEST_NAME = 200  # bytes of the name of an output; file systems allow 255 with the suffixes
 ID_LIMIT = 2**62  # of image ids, which count up from here in 64 bits
@@ -204,6 +213,8 @@ def _expand(word: str) -> list[str]:
             )
         return [word]
     path = Path(word)
+    if (kind := NOT_SCENES.get(path.suffix.lower())) and path.is_file():
+        raise ValueError(f"{printable(word)}: {kind}; name images, rasters, videos or folders")
     if path.is_file() or _is_camera(word):
         return [word]
     if path.is_dir():
