@@ -158,7 +158,7 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
         (["--draw", "out.txt"], "out.txt: cannot write an image as '.txt'"),
         (["--draw", "scene.png"], "scene.png is a scene and would be overwritten"),
         (
-            ["--image", "scene.png", "scene.png", "./scene.png", "--draw", "x.jpg"],
+            ["--image", "scene.png", "other.png", "--draw", "x.jpg"],
             "--draw must be a folder if there are several scenes",
         ),
         (["--image", "gone.png"], "gone.png does not exist; check the path"),
@@ -169,6 +169,7 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
 )
 def test_a_user_error_is_one_line_with_advice(scene: Path, model: Path, capsys, words: list[str], message: str) -> None:
     Path("void").mkdir()
+    Path("other.png").write_bytes(scene.read_bytes())
     assert main(["--image", "scene.png", *words] if "--image" not in words else words) == 2
     error = capsys.readouterr().err
     assert error.startswith("tinydet infer: error: ")

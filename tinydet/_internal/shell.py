@@ -35,9 +35,10 @@ def command_line(*words: str | Path) -> str:
 def tinydet_command(*words: str | Path) -> str:
     """Return a command of tinydet with its arguments as it can be typed here.
 
-    A clone that is used through its scripts or with `python -m`, from its own folder, has `python deploy/infer.py` and
-    `python -m tinydet.train`. Everything else has `tinydet infer` and `tinydet train`, or `python -m tinydet train` if
-    there is no program `tinydet` on the path.
+    A clone that is used through its scripts or with `python -m tinydet.train`, from its own folder, has `python
+    deploy/infer.py` and `python -m tinydet.train`; after `python -m tinydet` it has `python -m tinydet infer`.
+    Everything else has `tinydet infer` and `tinydet train`, or `python -m tinydet train` if there is no program
+    `tinydet` on the path.
 
     Args:
         words: the command, such as "infer" or "export", "engine"; then its arguments. The `--plugin` of this process is
