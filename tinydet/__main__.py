@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinydet import __version__
@@ -14,6 +17,7 @@ from tinydet._internal.arguments import quoted
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.habits import COMMANDS as HABITS
+from tinydet._internal.habits import OTHER_TOOLS
 from tinydet._internal.parser import Parser
 from tinydet._internal.plugins import add_plugin_option
 from tinydet._internal.shell import program, tinydet_command
@@ -121,12 +125,15 @@ FIRST_STEPS: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
+LONGEST_REST = 500  # characters of arguments that are repeated in a suggestion
+
+
 @command("")
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
-    words = _without_task(words)
+    words = _translated(words)
     if words[:1] in (["--version"], ["-V"], ["version"]):
         print(f"tinydet {__version__}")
         return 0
@@ -178,30 +185,78 @@ def _choose(
     if words[0] in ("-h", "--help"):
         print(help(), end="")
         sys.exit(0)
-    word = words[0]
+    word, rest = words[0], words[1:]
+    if sum(map(len, rest)) > LONGEST_REST:
+        rest = []
     if word in commands:
         return word
+    if group == "export" and (translated := _export_by_format(words)):
+        raise ValueError(f"the formats are commands of their own; run: {tinydet_command('export', *translated)}")
     inside = f" of {tinydet_command(group)}" if group else ""
-    label = program(*group.split())
-    if word.startswith("-"):
-        raise ValueError(f"unknown option {word}{inside}; name a command first, as in `{label} {next(iter(commands))}`")
     for other, entry in COMMANDS.items():
         if isinstance(entry, Group) and other != group and word in entry.commands:
-            raise _unknown(word, inside, tinydet_command(other, word))
+            raise _unknown(word, inside, tinydet_command(other, word, *rest))
     if word in COMMANDS:
-        raise _unknown(word, inside, tinydet_command(word))
+        raise _unknown(word, inside, tinydet_command(word, *rest))
     if (known := HABITS.get(word)) is not None and known != (group, word):
-        raise _unknown(word, inside, tinydet_command(*known))
-    if found := similar(word, commands):
-        raise _unknown(word, inside, alternatives(tinydet_command(*group.split(), name) for name in found))
+        raise _unknown(word, inside, tinydet_command(*known, *rest))
+    if right := _meant_input(group, words):
+        problem = f"name a command{inside} before {quoted(word)}"
+        raise ValueError(f"{problem}; did you mean `{tinydet_command(*right)}`?")
+    if word.startswith("-"):
+        label = program(*group.split())
+        raise ValueError(f"unknown option {word}{inside}; name a command first, as in `{label} {next(iter(commands))}`")
+    nested = {f"{name} {each}": (name, each) for name, entry in COMMANDS.items() if isinstance(entry, Group)
+              for each in entry.commands} if not group else {}  # fmt: skip
+    names = {name: (*group.split(), name) for name in commands} | nested
+    if found := similar(word, names):
+        raise _unknown(word, inside, alternatives(tinydet_command(*names[name], *rest) for name in found))
     raise ValueError(f"unknown command {quoted(word)}{inside}; choose {alternatives(commands)}")
 
 
-def _without_task(words: list[str]) -> list[str]:
-    """Drop what precedes the mode in commands of Ultralytics: `detect train`, `task=detect mode=train`."""
-    rest = words[1:] if words and words[0].removeprefix("task=") == "detect" else words
+def _meant_input(group: str, words: Sequence[str]) -> tuple[str, ...]:
+    """Return the command that was probably meant by `words` that start with its input; empty if they do not."""
+    word = words[0]
+    suffix = Path(word).suffix.lower()
+    if group:
+        entry = COMMANDS[group]
+        assert isinstance(entry, Group)
+        is_input = word.startswith(("--model", "--weights", "--data")) or suffix or os.path.exists(word)
+        return (group, entry.start[0], *words) if is_input else ()
+    if word.startswith("-") or not (suffix or os.path.exists(word)):
+        return ()
+    if suffix in (".pth", ".pt", ".onnx"):
+        return ("export", "onnx" if suffix != ".onnx" else "engine", *words)
+    return ("data", "stats", *words) if suffix in (".yaml", ".yml", ".json") else ("infer", *words)
+
+
+def _export_by_format(words: Sequence[str]) -> list[str]:
+    """Translate an export of Ultralytics, `model=best.pt format=engine half=True`; empty if `words` are none."""
+    pairs = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
+    if "format" not in pairs and "model" not in pairs:
+        return []
+    precision = [name for key, name in (("int8", "int8"), ("half", "fp16")) if pairs.get(key, "").lower() == "true"]
+    options = [option for name in precision[:1] for option in ("--precision", name)]
+    if size := pairs.get("imgsz"):
+        options += ["--tile", size]
+    return ["engine" if pairs.get("format") in ("engine", "trt", "tensorrt") else "onnx",
+            pairs.get("model", "model.pth"), *options]  # fmt: skip
+
+
+def _translated(words: list[str]) -> list[str]:
+    """Translate commands of other tools.
+
+    What precedes the mode is dropped: `yolo detect train`, `task=detect mode=train`, `sahi coco slice`. A mode with
+    arguments such as `source=a.jpg` becomes the command of tinydet, whose parser answers with the line to type.
+    """
+    rest = words
+    while rest and rest[0].removeprefix("task=") in OTHER_TOOLS and len(rest) > 1:
+        rest = rest[1:]
     mode = rest[0].removeprefix("mode=") if rest else ""
-    return [mode, *rest[1:]] if mode in COMMANDS or mode in HABITS else words
+    if mode not in COMMANDS and mode not in HABITS:
+        return words
+    typed_as_pairs = any(re.match(r"[a-z]\w*=", word) for word in rest[1:])
+    return [*(HABITS.get(mode, (mode,)) if typed_as_pairs and mode not in COMMANDS else (mode,)), *rest[1:]]
 
 
 def _unknown(word: str, inside: str, right: str) -> ValueError:

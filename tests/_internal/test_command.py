@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -226,15 +227,27 @@ def test_a_missing_command_shows_the_help_and_exits_with_2(
     ("words", "line"),
     [
         (["ecko"], "unknown command 'ecko'; did you mean `tinydet echo`?"),
-        (["trian", "--help"], "unknown command 'trian'; did you mean `tinydet train`?"),
+        (["trian", "--help"], "unknown command 'trian'; did you mean `tinydet train --help`?"),
         (["TRAIN"], "unknown command 'TRAIN'; did you mean `tinydet train`?"),
         (["predict"], "unknown command 'predict'; did you mean `tinydet infer`?"),
-        (["detect", "val", "data=x"], "unknown command 'val'; did you mean `tinydet evaluate`?"),
+        (["predict", "--source", "a b.jpg"], "unknown command 'predict'; did you mean `tinydet infer --source "
+         "'a b.jpg'`?"),
+        (["predict", *["a.jpg"] * 1000], "unknown command 'predict'; did you mean `tinydet infer`?"),
+        (["coco", "slice", "a"], "unknown command 'slice'; did you mean `tinydet data cut a`?"),
+        (["data-check", "a"], "unknown command 'data-check'; did you mean `tinydet data check a`?"),
+        (["scene.jpg"], "name a command before 'scene.jpg'; did you mean `tinydet infer scene.jpg`?"),
+        (["m.pth"], "name a command before 'm.pth'; did you mean `tinydet export onnx m.pth`?"),
+        (["data.yaml"], "name a command before 'data.yaml'; did you mean `tinydet data stats data.yaml`?"),
+        (["export", "model=m.pth", "format=engine", "half=True", "int8=False"],
+         "the formats are commands of their own; run: tinydet export engine m.pth --precision fp16"),
+        (["export", "--model", "m.pth"],
+         "name a command of tinydet export before '--model'; did you mean `tinydet export onnx --model m.pth`?"),
         (["task=detect", "mode=predict"], "unknown command 'predict'; did you mean `tinydet infer`?"),
         (["convert"], "unknown command 'convert'; did you mean `tinydet data convert`?"),
         (["data", "stat"], "unknown command 'stat' of tinydet data; did you mean `tinydet data stats`?"),
         (["data", "train"], "unknown command 'train' of tinydet data; did you mean `tinydet train`?"),
-        (["export", "m.pth"], "unknown command 'm.pth' of tinydet export; choose onnx, engine, verify or freeze"),
+        (["export", "m.pth"], "name a command of tinydet export before 'm.pth'; did you mean "
+         "`tinydet export onnx m.pth`?"),
         (["export", "--tile", "64"], "unknown option --tile of tinydet export; name a command first, as in "
          "`tinydet export onnx`"),
     ],
@@ -244,6 +257,18 @@ def test_an_unknown_command_is_answered_with_the_one_that_was_meant(
 ) -> None:
     assert tinydet(words) == 2
     assert capsys.readouterr().err == f"tinydet: error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["detect val data=x model=m.pth", "yolo detect val model=m.pth data=x", "task=detect mode=val model=m.pth data=x"],
+)
+def test_a_command_of_ultralytics_is_answered_with_the_line_to_type(
+    words: str, tinydet: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tinydet(words.split())
+    assert re.search(r"run: tinydet evaluate (--data x m\.pth|m\.pth --data x)\n$", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("words", [["help"], ["help", "data"], ["help", "data", "check"], ["data", "help", "check"]])

@@ -17,7 +17,7 @@ PAIRS = "options are written --NAME VALUE, not NAME=VALUE; run: tinydet"
 
 def infer() -> Parser:
     parser = Parser("infer", positional="--image", examples=("scene.jpg", "flight/ --score 0.2"), needs_arguments=True)
-    parser.add_argument("--image", nargs="+", metavar="SCENE")
+    parser.add_argument("--image", nargs="+", action="extend", metavar="SCENE")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--image-id", type=int, default=1)
     parser.add_argument("--score", type=share, default=0.3)
@@ -46,6 +46,7 @@ def export() -> Parser:
         "--image a.tif b.tif --score 0.5 --agnostic",
         "--source a.tif b.tif --conf 0.5 --agnostic-nms",
         "--source a.tif b.tif --conf_thres=0.5 --agnos",
+        "--image a.tif --source b.tif --score 0.5 --agnostic",
         "a.tif b.tif --confidence 0.5 --AGNOSTIC",
     ],
 )
@@ -80,11 +81,29 @@ def test_a_positional_argument_is_also_an_option(words: str) -> None:
          "geojson?"),
         ("a.tif --format xml", "argument --format: expected one of coco, geojson, csv; got 'xml'"),
         ("a.tif --score high", "argument --score: expected a number from 0 to 1, got 'high'"),
-        ("a.tif --score", "argument --score: expected one argument"),
+        ("a.tif --score 30%", "argument --score: expected a number from 0 to 1, got '30%'; did you mean 0.3?"),
+        ("a.tif --tile 640px", "argument --tile: expected a whole number of pixels from 1 to 1 000 000, got '640px'; "
+         "did you mean 640?"),
+        ("a.tif --score", "--score needs a value, as in --score SCORE"),
+        ("a.tif --score --tile 64", "--score needs a value, as in --score SCORE"),
+        ("--image", "--image needs a value, as in --image SCENE"),
+        ("a.tif --images=", "--images: the value is empty; name a file or a folder"),
+        ("a.tif --agnostic True", "--agnostic takes no value; leave out 'True'"),
+        ("a.tif --agnostic_nms=True", "--agnostic takes no value; leave out 'True'"),
+        ("a.tif --agnostic=false", "--agnostic takes no value; leave it out"),
+        ("a.tif —score 0.5", "'—score' starts with a typographic dash, as word processors write it; did you mean "
+         "--score?"),
+        ("a.tif –scroe=0.5", "'–scroe' starts with a typographic dash, as word processors write it; did you mean "
+         "--score?"),
+        ("a.tif score 0.5", "'score' does not exist; did you mean --score?"),
         ("source=a.jpg conf=0.5", f"{PAIRS} infer a.jpg --score 0.5"),
         ("a.jpg imgsz=640 agnostic_nms=True", f"{PAIRS} infer a.jpg --tile 640 --agnostic"),
         ("source=a.jpg scroe=1", f"{PAIRS} infer a.jpg --scroe 1"),
         ("a.jpg agnostic_nms=False", f"{PAIRS} infer a.jpg"),
+        ("a.jpg images=True tile=64", f"{PAIRS} infer a.jpg --images images --tile 64"),
+        ("a.jpg images=False conf=0.5", f"{PAIRS} infer a.jpg --score 0.5"),
+        ("a.jpg conf=0.5 exist_ok=True", f"{PAIRS} infer a.jpg --score 0.5 (without exist_ok: older results are "
+         "overwritten, but never a folder with other files; leave it out)"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(words: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +138,39 @@ def test_an_option_of_other_tools_is_explained(capsys: pytest.CaptureFixture[str
             infer().parse_args(words)
         shown = capsys.readouterr().err
         assert "boxes of one class that overlap are merged" in shown and shown.count("\n") == 1
+
+
+def test_a_required_input_needs_no_option_either(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser("seamtest", positional="--image")
+    parser.add_argument("--image", type=Path, required=True, metavar="SCENE")
+    for words in (["a.tif"], ["--image", "a.tif"], ["--", "a.tif"]):
+        assert parser.parse_args(words).image == Path("a.tif")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args([])
+    assert capsys.readouterr().err == (
+        "tinydet seamtest: error: missing: SCENE; `tinydet seamtest --help` explains the command\n"
+    )
+
+
+def test_resume_takes_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser("train", positional="--data")
+    parser.add_argument("--data")
+    parser.add_argument("--resume", action="store_true")
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["--resume", "model.pth"])
+    assert "--resume takes no file" in capsys.readouterr().err
+
+
+def test_help_is_a_word_and_a_home_folder_is_expanded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        infer().parse_args(["help"])
+    assert "examples:" in capsys.readouterr().out
+    monkeypatch.setenv("HOME", "/home/me")
+    assert infer().parse_args(["~/a.tif", "--images=~/b"]).image == ["/home/me/a.tif"]
+    assert infer().parse_args(["a.tif", "--images=~/b"]).images == Path("/home/me/b")
+    assert export().parse_args(["~/m.pth"]).model == Path("/home/me/m.pth")
 
 
 def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,11 +67,12 @@ def test_a_command_is_named_as_it_can_be_typed(
     for script in (
         "deploy/infer.py",
         "export/to_trt.py",
-        clone / "tinydet/__main__.py",
         clone / "tinydet/train/__main__.py",
     ):
         start(monkeypatch, clone, script)
         assert tinydet_command(*words) == inside
+    start(monkeypatch, clone, clone / "tinydet/__main__.py")  # python -m tinydet
+    assert tinydet_command(*words) == f"python3 -m {installed}"
     start(monkeypatch, clone.parent / "elsewhere", "../c/deploy/infer.py")
     assert tinydet_command(*words) == outside
     start(monkeypatch, clone.parent / "elsewhere", clone / "tinydet/train/__main__.py")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tinydet._internal.suggestions import alternatives, did_you_mean, similar
+from tinydet._internal.suggestions import alternatives, did_you_mean, did_you_mean_path, similar
 
 NAMES = ["train", "evaluate", "infer", "salpha", "synthetic", "geojson", "parquet", "--score", "--output", "--overlap"]
 
@@ -35,3 +37,14 @@ def test_nothing_is_suggested_for_a_strange_word() -> None:
 def test_alternatives_are_joined() -> None:
     assert alternatives(["a"]) == "a"
     assert alternatives(["a", "b"]) == "a or b"
+
+
+@pytest.mark.parametrize(
+    "typed", ["flihgt/images/a.jpg", "flight/image/a.jpg", "flight/images/a.png", "flight/images/a"]
+)
+def test_a_path_with_one_mistake_finds_the_file(typed: str, tmp_path: Path) -> None:
+    file = tmp_path / "flight" / "images" / "a.jpg"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert did_you_mean_path(tmp_path / typed) == f"; did you mean {file}?"
+    assert did_you_mean_path(tmp_path / "nothing" / "like.it") == ""

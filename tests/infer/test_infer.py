@@ -143,7 +143,8 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
         ),
         (
             ["--output", "a.json", "--format", "csv,geojson"],
-            "a.json has the suffix of none of the requested formats (csv, geojson); name it a.csv",
+            "a.json has the suffix of none of the requested formats (csv, geojson); name it a.csv, or a.json/ for "
+            "a folder",
         ),
         (["--output", "/dev/null", "--format", "csv"], "/dev/null takes --format coco or coco-results"),
         (["--output", "found/", "--format", "coco,coco-results"], "are both written to .json files"),
@@ -157,17 +158,18 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
         (["--draw", "out.txt"], "out.txt: cannot write an image as '.txt'"),
         (["--draw", "scene.png"], "scene.png is a scene and would be overwritten"),
         (
-            ["--image", "scene.png", "model.onnx", "--draw", "x.jpg"],
+            ["--image", "scene.png", "other.png", "--draw", "x.jpg"],
             "--draw must be a folder if there are several scenes",
         ),
         (["--image", "gone.png"], "gone.png does not exist; check the path"),
         (["--image", "void"], "void is a folder without images"),
-        (["--image", "model.onnx"], "model.onnx: damaged, or not an image"),
+        (["--image", "model.onnx"], "model.onnx: a model, not an image"),
         (["--overlap", "64"], "smaller than the tile of 64, got 64"),
     ],
 )
 def test_a_user_error_is_one_line_with_advice(scene: Path, model: Path, capsys, words: list[str], message: str) -> None:
     Path("void").mkdir()
+    Path("other.png").write_bytes(scene.read_bytes())
     assert main(["--image", "scene.png", *words] if "--image" not in words else words) == 2
     error = capsys.readouterr().err
     assert error.startswith("tinydet infer: error: ")

@@ -7,6 +7,7 @@ import csv
 import io
 import math
 import numbers
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -18,8 +19,11 @@ SCALES = (0.001, 64.0)  # smallest and largest resize factor
 MOST_VALUES = 1000  # of a grid
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
+def whole(low: int, high: int, unit: str = "") -> Callable[[str], int]:
     """Return an argument type: a whole number from `low` to `high`.
+
+    Args:
+        unit: what is counted, for the message.
 
     >>> whole(1, 100)("75")
     75
@@ -29,7 +33,10 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         digits = text.removeprefix("-")
         if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20 and low <= int(text) <= high):
-            raise ArgumentTypeError(f"expected a whole number from {low} to {shown}, got {quoted(text)}")
+            kind = f"a whole number of {unit}" if unit else "a whole number"
+            square = re.fullmatch(r"(\d+) ?(?:px|pixels|[x×*,] ?\1)", text, re.IGNORECASE)
+            meant = f"; did you mean {square[1]}?" if square else ""
+            raise ArgumentTypeError(f"expected {kind} from {low} to {shown}, got {quoted(text)}{meant}")
         return int(text)
 
     return parse
@@ -51,8 +58,16 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
         value = _float(text)
         inside = math.isfinite(value) and low <= value <= high
         if not inside or (above and value == low) or (below and value == high):
-            raise ArgumentTypeError(f"expected a number {lower} {upper}, got {quoted(text)}")
+            raise ArgumentTypeError(f"expected a number {lower} {upper}, got {quoted(text)}{meant(text, value)}")
         return value
+
+    def meant(text: str, value: float) -> str:
+        """Return a suggestion for a share in percent, or for a number with a decimal comma."""
+        percent = _float(text.strip().removesuffix("%")) if high <= 1 else math.nan
+        for guess in (_float(text.replace(",", ".")) if math.isnan(value) else math.nan, percent / 100):
+            if math.isfinite(guess) and low <= guess <= high:
+                return f"; did you mean {guess:g}?"
+        return ""
 
     return parse
 
@@ -66,8 +81,8 @@ image_id = whole(0, 2**63 - 1)
 threads = whole(1, 1024)
 readers = whole(1, 256)  # threads that read a scene
 batch_size = whole(1, 4096)
-side = whole(1, 10**6)  # pixels
-overlap = whole(0, 10**6)  # pixels
+side = whole(1, 10**6, "pixels")
+overlap = whole(0, 10**6, "pixels")
 channels = whole(1, MAX_CHANNELS)
 scale = number(*SCALES)
 share = number(0, 1)
@@ -102,7 +117,7 @@ def or_auto(parse: Callable[[str], float]) -> Callable[[str], Any]:
         try:
             return text if text == "auto" else parse(text)
         except ArgumentTypeError as error:
-            raise ArgumentTypeError(f"{error}; or auto") from None
+            raise ArgumentTypeError(str(error).replace(", got ", " or auto, got ", 1)) from None
 
     return parse_or_auto
 

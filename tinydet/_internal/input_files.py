@@ -5,6 +5,8 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from tinydet._internal.suggestions import did_you_mean_path
+
 
 def check_file(path: Path, remedy: str = "check the path") -> None:
     """Check that `path` is a regular file, or a link to one.
@@ -15,7 +17,7 @@ def check_file(path: Path, remedy: str = "check the path") -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; {remedy}") from None
+        raise FileNotFoundError(f"{path}: no such file; {remedy}{did_you_mean_path(path)}") from None
     except OSError as error:
         raise OSError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except ValueError:

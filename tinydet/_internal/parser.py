@@ -10,6 +10,7 @@ import sys
 import textwrap
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tinydet._internal.arguments import quoted
@@ -20,6 +21,9 @@ from tinydet._internal.suggestions import alternatives, did_you_mean
 
 _FLAG = re.compile(r"--\w|-[A-Za-z]")
 _PAIR = re.compile(r"([A-Za-z_][\w-]*)=(.+)", re.DOTALL)
+_TYPOGRAPHIC = re.compile(r"[‐-―−]+-?[A-Za-z]")  # an em dash or the like, as in texts that are copied
+_DASHES = "-‐‑‒–—―−"
+_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off", "0")
 _ROW = re.compile(r" {2}\S+( \S+)* {2,}(?=\S)")  # of a table in an epilog
 LONGEST_CHOICES = 28  # characters of {a,b} in place of a metavar
 
@@ -62,14 +66,25 @@ class Parser(ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         if self.needs_arguments and not words:
             self.exit(2, f"{self.format_usage()}\n{self._examples()}\n`{self.prog} --help` lists all options.\n")
+        if words == ["help"] and not os.path.exists("help"):
+            words = ["--help"]
         self._refuse_pairs(words)
         words, behind = self._spelled(words)
         self._check_flags(words)
+        self._check_values(words)
         if behind and not self._positional:
             words += ["--", *behind]
             behind = []
+        main = self._option_string_actions.get(self._positional)
+        required = main is not None and main.required
+        if main is not None:
+            main.required = False  # its value may come without the option
         namespace, left = super().parse_known_args(words, namespace)
         self._take_positional(namespace, [*left, *behind])
+        if main is not None and required:
+            main.required = True
+            if getattr(namespace, main.dest) is None:
+                self.error(f"missing: {_capitals(main)}; `{self.prog} --help` explains the command")
         return namespace
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
@@ -101,6 +116,10 @@ class Parser(ArgumentParser):
         """End with one line for an option that the command does not have, or that is abbreviated too far."""
         for word in words:
             flag = word.partition("=")[0]
+            if _TYPOGRAPHIC.match(word) and not os.path.exists(word):
+                dash = f"--{flag.lstrip(_DASHES)}"
+                meaning = did_you_mean(dash, self._option_string_actions) or "; options start with --"
+                self.error(f"{quoted(flag)} starts with a typographic dash, as word processors write it{meaning}")
             if not _is_flag(word) or flag in self._option_string_actions:
                 continue
             if not flag.startswith("--"):
@@ -112,6 +131,40 @@ class Parser(ArgumentParser):
                 self.error(f"{flag} is short for {alternatives(full)}; write out which one")
             if not full:
                 self.error(self._unknown(flag))
+
+    def _check_values(self, words: list[str]) -> None:
+        """End with one line for a switch that is given a value, as in `--resume model.pth`, or `--agnostic True`."""
+        for word, value in zip(words, [*words[1:], ""], strict=False):
+            flag, equals, joined = word.partition("=")
+            action = self._option_string_actions.get(flag)
+            if action is None or action.nargs != 0:
+                continue
+            if flag == "--resume" and value.endswith((".pth", ".pt")):
+                self.error(str(explanation("--resume-from")))
+            if equals or (value.lower() in (*_TRUE, *_FALSE) and not os.path.exists(value)):
+                written = joined if equals else value
+                what = f"leave out {quoted(written)}" if written.lower() not in _FALSE else "leave it out"
+                self.error(f"{flag} takes no value; {what}")
+
+    def _match_argument(self, action: Action, arg_strings_pattern: str) -> int:
+        """Name the value that is missing behind an option."""
+        try:
+            return super()._match_argument(action, arg_strings_pattern)
+        except ArgumentError as error:
+            if not action.option_strings:
+                raise
+            shown = f"{action.option_strings[-1]} {_capitals(action)}"
+            raise ArgumentError(None, f"{action.option_strings[-1]} needs a value, as in {shown}") from error
+
+    def _get_value(self, action: Action, arg_string: str) -> Any:
+        """Expand ~ in paths, which shells leave alone behind `=` and in quotes."""
+        is_path = action.type is Path or action.metavar in ("PATH", "SCENE")
+        if is_path and arg_string.startswith("~/"):
+            arg_string = os.path.expanduser(arg_string)
+        if is_path and not arg_string and action.metavar != "SCENE":
+            name = action.option_strings[-1] if action.option_strings else _capitals(action)
+            raise ArgumentError(None, f"{name}: the value is empty; name a file or a folder")
+        return super()._get_value(action, arg_string)
 
     def _unknown(self, flag: str) -> str:
         if (answer := explanation(flag)) is not None:
@@ -129,6 +182,9 @@ class Parser(ArgumentParser):
         given = getattr(namespace, action.dest, None)
         if given not in (None, action.default, argparse.SUPPRESS):
             self.error(f"{quoted(words[0])} and {self._positional} name the same input; give it once")
+        for word in words:
+            if f"--{word}" in self._option_string_actions and not os.path.exists(word):
+                self.error(f"{quoted(word)} does not exist; did you mean --{word}?")
         values = [self._converted(action, word) for word in words]
         if action.nargs in ("+", "*"):
             setattr(namespace, action.dest, values)
@@ -139,9 +195,9 @@ class Parser(ArgumentParser):
 
     def _converted(self, action: Action, word: str) -> Any:
         try:
-            return action.type(word) if callable(action.type) else word
-        except argparse.ArgumentTypeError as error:
-            self.error(f"argument {self._positional}: {error}")
+            return self._get_value(action, word)
+        except ArgumentError as error:
+            self.error(str(error))
 
     def _expected(self) -> str:
         names = [_capitals(action) for action in self._actions if not action.option_strings]
@@ -153,30 +209,34 @@ class Parser(ArgumentParser):
         """End with the right command if options are written as in `source=a.jpg conf=0.3`."""
         known, found = self._known(), False
         translated: list[str] = []
+        left_out: list[str] = []
         for before, word in zip(["", *words], words, strict=False):
             pair = _PAIR.fullmatch(word)
             flag = f"--{pair[1]}" if pair else ""
             target = meant(flag, known) if pair else None
             answer = explanation(flag) if pair and target is None else None
+            action = self._option_string_actions.get(target or "")
             if pair is None or _is_flag(before) or os.path.exists(word):
                 translated.append(word)
                 continue
             if target is None and answer is None:
                 translated += [spelled(flag), pair[2]]
                 continue
-            if target is None:
-                self.error(f"options are written --NAME VALUE; there is no option {spelled(flag)}: {answer}")
             found = True
-            action = self._option_string_actions.get(target)
-            if action is None or target == self._positional:
+            if target is None:
+                left_out.append(f"{pair[1]}: {answer}")
+            elif action is None or target == self._positional:
                 translated.append(pair[2])
-            elif action.nargs != 0:
+            elif action.nargs == 0:
+                translated += [target] * (pair[2].lower() not in _FALSE)
+            elif pair[2] in ("True", "true"):  # a switch of another tool, which is the name of a file here
+                translated += [target, "results.json" if _capitals(action) == "FILE" else target.strip("-")]
+            elif pair[2] not in ("False", "false", "None"):
                 translated += [target, pair[2]]
-            elif pair[2].lower() not in ("false", "0", "no"):
-                translated.append(target)
         if found:
-            right = f"{tinydet_command(*self.command.split())} {command_line(*translated)}"
-            self.error(f"options are written --NAME VALUE, not NAME=VALUE; run: {right}")
+            right = f"{tinydet_command(*self.command.split())} {command_line(*translated)}".rstrip()
+            without = f" (without {'; '.join(left_out)})" if left_out else ""
+            self.error(f"options are written --NAME VALUE, not NAME=VALUE; run: {right}{without}")
 
     def _known(self) -> set[str]:
         """Return the options, and the positional arguments in capital letters."""
@@ -228,7 +288,7 @@ class Parser(ArgumentParser):
             parts.append(self._examples())
         formatter = self._get_formatter()
         # The options of the command first, -h last.
-        for group in sorted(self._action_groups, key=lambda group: _is_help(group._group_actions)):
+        for group in sorted(self._action_groups, key=lambda group: _is_common(group._group_actions)):
             formatter.start_section(group.title)
             formatter.add_text(group.description)
             formatter.add_arguments(sorted(group._group_actions, key=lambda action: _is_help([action])))
@@ -260,6 +320,12 @@ class HelpFormatter(argparse.HelpFormatter):
             wrapped = textwrap.wrap(line, width, subsequent_indent=" " * row.end()) if row else [line]
             lines += wrapped
         return "\n".join(f"{indent}{line}" for line in lines[:-1])
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _get_default_metavar_for_positional(self, action: Action) -> str:
+        return action.dest.upper()
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
         return action.dest.upper()
@@ -299,6 +365,11 @@ def _broken(line: str) -> str:
 
 def _is_help(actions: Sequence[Action]) -> bool:
     return [action.option_strings for action in actions] == [["-h", "--help"]]
+
+
+def _is_common(actions: Sequence[Action]) -> bool:
+    """Return whether a group of options has only those that all commands have."""
+    return all(action.option_strings in (["-h", "--help"], ["--plugin"]) for action in actions)
 
 
 def _is_flag(word: str) -> bool:

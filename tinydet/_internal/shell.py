@@ -35,9 +35,10 @@ def command_line(*words: str | Path) -> str:
 def tinydet_command(*words: str | Path) -> str:
     """Return a command of tinydet with its arguments as it can be typed here.
 
-    A clone that is used through its scripts or with `python -m`, from its own folder, has `python deploy/infer.py` and
-    `python -m tinydet.train`. Everything else has `tinydet infer` and `tinydet train`, or `python -m tinydet train` if
-    there is no program `tinydet` on the path.
+    A clone that is used through its scripts or with `python -m tinydet.train`, from its own folder, has `python
+    deploy/infer.py` and `python -m tinydet.train`; after `python -m tinydet` it has `python -m tinydet infer`.
+    Everything else has `tinydet infer` and `tinydet train`, or `python -m tinydet train` if there is no program
+    `tinydet` on the path.
 
     Args:
         words: the command, such as "infer" or "export", "engine"; then its arguments. The `--plugin` of this process is
@@ -49,6 +50,8 @@ def tinydet_command(*words: str | Path) -> str:
     names = [str(word) for word in words[:2]]
     words = (*words, *plugin_options(*words))
     script, clone = _clone()
+    if clone is not None and _started_module() == "tinydet":
+        return command_line(_python(), "-m", "tinydet", *words)
     if clone is None:
         as_module = _started_module() is not None and shutil.which("tinydet") is None
         return command_line(*((_python(), "-m", "tinydet") if as_module else ("tinydet",)), *words)

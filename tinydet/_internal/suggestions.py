@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 ALIKE = 0.6  # ratio of difflib, which finds a letter that is wrong, missing, doubled or swapped
 
@@ -29,6 +30,27 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     '; did you mean train?'
     """
     return f"; did you mean {alternatives(found)}?" if (found := similar(word, known)) else ""
+
+
+def did_you_mean_path(path: Path | str) -> str:
+    """Return the end of a message about a path that does not exist: a file or folder of nearly the same name.
+
+    Names that differ only in the suffix count as similar. Empty if there are none, or if the folder cannot be read.
+    """
+    path = Path(path)
+    existing, rest = path.parent, Path()
+    while not existing.is_dir() and existing != existing.parent:
+        path, existing, rest = existing, existing.parent, path.name / rest
+    try:
+        names = sorted(file.name for file in existing.iterdir() if not file.name.startswith("."))
+    except (OSError, ValueError):
+        return ""
+    stems = {name: Path(name).stem for name in names}
+    meant = similar(path.stem, stems.values())
+    same = [name for name, stem in stems.items() if stem.lower() == path.stem.lower()]
+    found = same or [name for name, stem in stems.items() if stem in meant]
+    candidates = [existing / name / rest if (existing / name / rest).exists() else existing / name for name in found]
+    return f"; did you mean {alternatives(map(str, candidates[:3]))}?" if found else ""
 
 
 def alternatives(names: Iterable[str]) -> str:

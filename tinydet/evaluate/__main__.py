@@ -199,6 +199,8 @@ def _check(args: argparse.Namespace) -> None:
                 f"no --model, and no {DEFAULT_MODEL} here; name a .pth or .onnx file, train one with "
                 f"`{tinydet_command('train', '--salpha')}`, or score results with --gt and --detections"
             )
+        if args.model is not None and args.model.is_dir():
+            raise ValueError(f"{args.model}: a folder, not a model; name a model, and the dataset with --data")
         path = existing_model(args.model or DEFAULT_MODEL)
         if args.data is not None or args.annotations is not None:
             _data(args)  # refuses data that are not there before torch is imported

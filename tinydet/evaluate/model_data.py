@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinydet._internal.errors import reason
+from tinydet._internal.suggestions import did_you_mean, did_you_mean_path
 from tinydet.evaluate.score_model import scoring_spec
 from tinydet.runtime.bundled import BUNDLED, model_path
 
@@ -68,7 +69,10 @@ def existing_model(model: str | Path) -> Path:
     """
     path = model_path(model)
     if not path.is_file():
-        raise ValueError(f"{model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}")
+        meant = did_you_mean(str(model), BUNDLED) or did_you_mean_path(model)
+        raise ValueError(
+            f"{model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}{meant}"
+        )
     return path
 
 

@@ -20,6 +20,7 @@ from tinydet.export.verification_images import VerificationImages, find_data, ow
 from tinydet.export.verify import REFERENCE_BACKEND, Verification, report_paths, summarize, verify, write_report
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.backends.tensorrt import PRODUCTS, open_engine
+from tinydet.runtime.bundled import model_path
 from tinydet.spec import ModelSpec
 
 MEBIBYTE = 1 << 20
@@ -101,10 +102,10 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Path, ModelS
     Args:
         report: called with each line of the report. With `args.dry_run` the ONNX file is parsed, and no engine built.
     """
-    model: Path = args.model
+    model = model_path(args.model, ".pth")
     check_file(model)
     find_data(args.data)
-    output: Path = args.output or model.with_suffix(".engine")
+    output: Path = args.output or args.model.with_suffix(".engine")
     onnx_path = model
     chosen: VerificationImages | None = None
     if model.suffix != ".onnx":

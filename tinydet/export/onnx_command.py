@@ -30,6 +30,7 @@ from tinydet.export.verification_images import (
 from tinydet.export.verify import Verification, summarize, verify
 from tinydet.models.registry import detector_info
 from tinydet.runtime.backends import Backend
+from tinydet.runtime.bundled import model_path
 from tinydet.spec import ModelSpec
 
 Report = Callable[[str], None]  # takes one line
@@ -70,7 +71,7 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification
     Args:
         report: called with each line of the report.
     """
-    model: Path = args.model
+    model = model_path(args.model, ".pth")
     check_file(model)
     find_data(args.data)
     if model.suffix == ".onnx":
@@ -80,7 +81,7 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification
         chosen = choose_data(read_onnx(model).spec, args, own_data_of_report(model), args.precision)
         output, verification = convert_precision(model, args.precision, args, chosen, report)
     else:
-        output = args.output or model.with_suffix(".onnx")
+        output = args.output or args.model.with_suffix(".onnx")
         if output.exists() and output.samefile(model):
             raise ValueError(f"{output} is the checkpoint itself; name another output")
         verification, chosen = export_checkpoint(model, output, args.batch, args, report)
@@ -93,7 +94,7 @@ def export_checkpoint(
     model: Path, output: Path, batch: int, args: argparse.Namespace, say: Report
 ) -> tuple[Verification, VerificationImages]:
     """Export a checkpoint and report it; return its verification and the images to verify on."""
-    with needs_extra("train"):
+    with needs_extra("train,export"):
         from tinydet.models.backend import TorchBackend
         from tinydet.models.checkpoint import load_checkpoint
         from tinydet.models.folding import ZERO

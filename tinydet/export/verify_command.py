@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     candidate = open_model(model, args.backend)
     reference: Backend
     if reference_path.suffix == ".pth":
-        with needs_extra("train"):
+        with needs_extra("train,export"):
             from tinydet.models.backend import TorchBackend
             from tinydet.models.checkpoint import load_checkpoint
         checkpoint = load_checkpoint(reference_path)

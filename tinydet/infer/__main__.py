@@ -33,7 +33,7 @@ from tinydet._internal.outputs import is_device
 from tinydet._internal.parser import Parser
 from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
-from tinydet._internal.suggestions import did_you_mean
+from tinydet._internal.suggestions import did_you_mean, did_you_mean_path
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.infer.auto_options import choose_overlap, object_pixels
 from tinydet.infer.coco_images import coco_sources
@@ -44,7 +44,7 @@ from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import summary_written
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
-from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
+from tinydet.runtime.bundled import BUNDLED, DEFAULT, FOLDER, model_path
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import OVERLAP
 from tinydet.runtime.read_ahead import READERS
@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.calibrate_skip:
         return _calibrate(args)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
-    outputs = OutputOptions(args.output, args.format, args.draw, args.crops, args.summary)
+    formats = args.format and tuple(dict.fromkeys(args.format))
+    outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary)
     plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
@@ -118,8 +119,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     add = parser.add_argument_group("input").add_argument
-    add("--image", nargs="+", metavar="SCENE", help="scan these images (JPEG, PNG, TIFF, JP2, ...), folders"
-        " (without hidden files), glob patterns, videos, file:// URIs, rtsp:// streams or webcam numbers")  # fmt: skip
+    add("--image", nargs="+", action="extend", metavar="SCENE", help="scan these images (JPEG, PNG, TIFF, JP2, ...),"
+        " folders (without hidden files), glob patterns, videos, file:// URIs, rtsp:// streams or webcam"
+        " numbers")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE", help="scan the images of this COCO file and keep its image ids")
     add("--images", type=Path, metavar="DIR", help="folder of the images of --annotations (default: images/ next to"
         " the file)")  # fmt: skip
@@ -167,9 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", metavar="PATH", help="write the detections of all scenes to one file: .json (COCO), .geojson,"
         " .gpkg, .csv, .parquet, or .txt (YOLO, one scene only); or one file per scene to a folder, whose name ends in"
         " / (default: SCENE.detections.json next to each scene)")  # fmt: skip
-    add("--format", type=names_from(FORMATS), metavar="A,B", help=f"write these formats: {','.join(FORMATS)};"
-        " coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are named like the images,"
-        " with a classes.txt (default: by the suffix of --output, else coco)")  # fmt: skip
+    add("--format", type=names_from(FORMATS), action="extend", metavar="A,B", help="write these formats:"
+        f" {', '.join(FORMATS)}; coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are"
+        " named like the images, with a classes.txt (default: by the suffix of --output, else coco)")  # fmt: skip
     add("--gps", action="store_true", help="place the detections of drone photos without georeference by their camera"
         " metadata, approximately: photos taken straight down (within 10 degrees), on flat ground")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
@@ -259,7 +261,7 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
             export = tinydet_command("export", "onnx", "model.pth")
             raise FileNotFoundError(
                 f"--model {path} does not exist; export one: {export}, or use a bundled model: {', '.join(BUNDLED)}"
-                f"{did_you_mean(str(path), BUNDLED)}"
+                f"{did_you_mean(str(path), BUNDLED) or did_you_mean_path(path)}"
             )
         check_file(path, "name an exported model")
         backend = open_model(path, args.backend, threads=args.threads)
@@ -325,7 +327,8 @@ def _check_tile(tile: int | Literal["auto"], path: Path, backend: Backend) -> No
         advice = f"A tile must be a multiple of {TILE_STEP} pixels and at least {MIN_TILE}"
     else:
         form = "engine" if path.suffix == ".engine" else "onnx"
-        command = tinydet_command("export", form, "model.pth", "--tile", str(tile))
+        checkpoint = path.stem if path.parent == FOLDER else "model.pth"
+        command = tinydet_command("export", form, checkpoint, "--tile", str(tile))
         advice = f"Export it for {tile}: {command}"
     raise ValueError(f"{path} takes tiles of {backend.spec.tile}, not {tile}. {advice}")
 

@@ -17,6 +17,8 @@ def torch_device(name: str | None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] in ("gpu", "nvidia"):
+        raise ValueError(f"--device {name}: torch names devices cpu, cuda, cuda:1 or mps; did you mean cuda?")
     if "," in name:
         raise ValueError(f"--device {name}: one process uses one device; train on several GPUs with torchrun")
     try:

@@ -273,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("--image", type=Path, required=True, metavar="FILE", help="scene, larger than one tile")
+    add("--image", type=Path, required=True, metavar="SCENE", help="scene, larger than one tile")
     add("--model", type=Path, metavar="FILE", help="exported model (default: the first usable one in this folder)")
     add(
         "--backend",

@@ -23,6 +23,7 @@ from tinydet._internal.arguments import (
     positive_int,
     quoted,
     seed,
+    share,
     side,
     threads,
     whole,
@@ -82,6 +83,8 @@ def _val(text: str) -> Path | float:
     try:
         value = float(text)
     except ValueError:
+        if text.endswith("%") and not Path(text).exists():
+            share(text)  # raises, with a suggestion
         return Path(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(

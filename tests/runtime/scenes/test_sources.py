@@ -332,3 +332,17 @@ def test_file_names_are_relative_to_the_folder_that_holds_all_scenes(
     assert [source.file_name for source in find_sources(words)] == expected
     absolute = [str(Path(word).absolute()) for word in words]
     assert [source.file_name for source in find_sources(absolute)] == expected
+
+
+@pytest.mark.parametrize("name", ["annotations.json", "data.yaml", "model.pth", "model.ONNX"])
+def test_a_file_that_is_no_scene_is_refused_before_it_is_opened(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="not an image"):
+        find_sources([tmp_path / name])
+
+
+def test_a_misspelled_scene_is_answered_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "scene.jpg").touch()
+    for name in ("scen.jpg", "scene.jpeg", "SCENE.tif"):
+        with pytest.raises(FileNotFoundError, match=r"did you mean .*scene\.jpg\?$"):
+            find_sources([tmp_path / name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tinydet._internal.suggestions import did_you_mean_path
 from tinydet.data.image_checks import check_image_folder
 from tinydet.data.layouts import coco_files, text_files, xml_files, yolo_files
 from tinydet.data.layouts.layout import Layout, Split, coco_reader, folders_below
@@ -22,6 +23,9 @@ _FINDERS: tuple[Callable[[Path], Layout | None], ...] = (
     text_files.find_labelme,
 )
 _MANY, _DEPTH = 50, 2  # folders that are searched for a dataset, and how deep
+_NO_DATASET = dict.fromkeys((".pth", ".pt", ".onnx", ".engine"), "a model") | dict.fromkeys(
+    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"), "an image"
+)
 _EXPORT = "export it as COCO or YOLO"
 _KNOWN = (
     "COCO (annotations.json and images/, or annotations/instances_*.json), YOLO (data.yaml, or images/ and labels/), "
@@ -45,8 +49,10 @@ def recognize(path: Path, images: Path | None = None) -> Layout:
     if path.is_dir():
         return _folder(path) if images is None else _two_folders(path, images)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; name a dataset folder or an annotation file")
+        raise ValueError(f"{path} does not exist; name a dataset folder or an annotation file{did_you_mean_path(path)}")
     suffix = path.suffix.lower()
+    if kind := _NO_DATASET.get(suffix):
+        raise ValueError(f"{path}: {kind}, not a dataset; name a dataset folder or an annotation file")
     if suffix in YAML_SUFFIXES:
         return yolo_files.yaml_layout(path)
     if path.name == "obj.data" and (found := yolo_files.find_darknet(path.parent)):

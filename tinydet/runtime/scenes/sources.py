@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from tinydet._internal.console import plural
 from tinydet._internal.names import printable, public_location
+from tinydet._internal.suggestions import did_you_mean_path
 from tinydet.runtime.scenes.folders import doubles_text, file_key, files_in, files_matching
 from tinydet.runtime.scenes.signatures import HEAD, is_motion_jpeg, media_kind
 from tinydet.runtime.scenes.window import Corner
@@ -75,6 +76,15 @@ OUTPUT = re.compile(r"\.detections(\.|$)")  # our own output files, which are sk
 LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt")
 STREAMS = (*LIVE, "http", "https", "ftp", "mmsh")
 LOCATION = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_MODEL = "a model, not an image (it is given with --model)"
+NOT_SCENES = {
+    ".json": "a JSON file, not an image (a COCO file is given with --annotations)",
+    ".yaml": "a description of a dataset, not an image",
+    ".yml": "a description of a dataset, not an image",
+    ".pth": _MODEL,
+    ".onnx": _MODEL,
+    ".engine": _MODEL,
+}
 TIMEOUT = 5.0  # seconds to wait for the first bytes of a web address
 LONGEST_NAME = 200  # bytes of the name of an output; file systems allow 255 with the suffixes
 ID_LIMIT = 2**62  # of image ids, which count up from here in 64 bits
@@ -208,6 +218,8 @@ def _expand(word: str) -> list[str]:
             )
         return [word]
     path = Path(word)
+    if (kind := NOT_SCENES.get(path.suffix.lower())) and path.is_file():
+        raise ValueError(f"{printable(word)}: {kind}; name images, rasters, videos or folders")
     if path.is_file() or _is_camera(word):
         return [word]
     if path.is_dir():
@@ -221,7 +233,9 @@ def _expand(word: str) -> list[str]:
         if not found:
             raise ValueError(f"no file matches {printable(word)}; quote the pattern, and try it with ls")
         return found
-    raise FileNotFoundError(f"{printable(word)} does not exist; check the path")
+    if word == "-":
+        raise ValueError("-: scenes are not read from standard input; name a file")
+    raise FileNotFoundError(f"{printable(word)} does not exist; check the path{printable(did_you_mean_path(path))}")
 
 
 def _common_folder(words: Iterable[str]) -> str:

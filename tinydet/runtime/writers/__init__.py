@@ -111,7 +111,7 @@ def format_of(path: Path, kinds: Sequence[str] | None = None) -> Format:
     if kinds:
         raise ValueError(
             f"{path} has the suffix of none of the requested formats ({', '.join(kinds)}); name it "
-            f"{path.with_suffix(chosen[0].suffix)}"
+            f"{path.with_suffix(chosen[0].suffix)}, or {path}/ for a folder"
         )
     suffixes = {form.suffix: form for form in reversed(FORMATS.values())}
     known = ", ".join(f"{suffix} ({form.summary})" for suffix, form in reversed(suffixes.items()))
