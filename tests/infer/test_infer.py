@@ -136,7 +136,7 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
         (["--backend", "tensorrt"], "no model.engine in "),
         (["--output", "scene.png/dets.json"], "scene.png/dets.json: scene.png is a file, not a folder"),
         (["--output", "found.mp4"], "use --draw or --crops for images"),
-        (["--output", "found"], "end a folder with /"),
+        (["--output", "found.v2"], "end a folder with /"),
         (
             ["--output", "scene.png/found/"],
             "scene.png/found/scene.detections.json: scene.png is a file, not a folder",

@@ -192,8 +192,11 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     try:
         trainer.fit()
     except KeyboardInterrupt as pressed:
-        message = f"Interrupted. {config.output} can be used as it is; the same command with --resume continues from "
-        raise StoppedError(f"{message}{trainer.state_path}." if processes.first else "") from pressed
+        message = (
+            f"Interrupted after {trainer.steps_done} of {trainer.steps_done + trainer.steps_left} steps. The same command "
+            f"with --resume continues from {trainer.state_path}; until then, {config.output} has the weights so far."
+        )
+        raise StoppedError(message if processes.first else "") from pressed
     except DivergedError as error:
         if config.json and processes.first:
             write_json(config.json, run_record(trainer, diverged=str(error)))
