@@ -86,6 +86,8 @@ def _score_texts(scores: Scores, args: argparse.Namespace) -> Iterator[str]:
             model = args.model or (DEFAULT_MODEL if args.gt is None else None)
             named: list[str | Path] = [] if model is None else ["--model", _exported(model)]
             use = tinydet_command("infer", *named, "--score", f"{table.score:g}")
+            if model is not None and not _exported(model).exists() and model.suffix == ".pth":
+                use = f"{tinydet_command('export', 'onnx', model)}, then {use}"
             yield f"P, R and F1 at IoU 0.50 and score >= {table.score:g}, the best mean F1; to use it: {use}"
         yield ""
     yield format_scores(scores)
@@ -166,7 +168,7 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
         f"({found.tiles / found.seconds:.1f} tiles/s)"
     )
     scores = score_dataset(dataset, found, protocol)
-    return dataclasses.replace(scores, notes=(*dataset.notes, *scores.notes))
+    return dataclasses.replace(scores, notes=(*dataset.reading_notes, *scores.notes))
 
 
 def _plot(scores: Scores, args: argparse.Namespace) -> None:

@@ -83,7 +83,7 @@ def evaluate(
         raise ValueError(f"{dataset.source} describes sub-images, and whole images are scored; give their annotations")
     found = detect_dataset(_backend(model, path, device), dataset, options, limit=limit, progress=progress)
     scores = score_dataset(dataset, found, rules)
-    return dataclasses.replace(scores, notes=(*dataset.notes, *scores.notes))
+    return dataclasses.replace(scores, notes=(*dataset.reading_notes, *scores.notes))
 
 
 def _backend(model: Any, path: Path | None, device: str | None) -> Backend:
