@@ -92,10 +92,14 @@ def test_several_formats_are_written_for_all_scenes_or_for_each(flight: Path) ->
 def test_an_output_without_a_suffix_is_a_folder(flight: Path) -> None:
     named = ("--output", "found", "--format", "yolo,csv", "--draw", "drawn", "--crops", "crops")
     assert run("--image", "flight", *named) == 0
-    written = {path.relative_to(".").as_posix() for name in ("found", "drawn", "crops") for path in Path(name).iterdir()}
+    written = {
+        path.relative_to(".").as_posix() for name in ("found", "drawn", "crops") for path in Path(name).iterdir()
+    }
     slashed = [f"{word}s/" if word in ("found", "drawn", "crops") else word for word in named]
     assert run("--image", "flight", *slashed) == 0
-    again = {path.relative_to(".").as_posix() for name in ("founds", "drawns", "cropss") for path in Path(name).iterdir()}
+    again = {
+        path.relative_to(".").as_posix() for name in ("founds", "drawns", "cropss") for path in Path(name).iterdir()
+    }
     assert written and {name.replace("/", "s/", 1) for name in written} == again
 
 

@@ -218,3 +218,5 @@ def test_gray_images_are_advised_to_start_from_the_thermal_model(
     assert tinydet(["data", "stats", str(tmp_path), "--json", str(tmp_path / "s.json")]) == 0
     stats = json.loads((tmp_path / "s.json").read_text())
     assert stats["advice"]["init"]["value"] == init and ("--init thermal" in stats["train_command"]) == (init != "none")
+    if init == "thermal":  # its weights were trained with its own factors
+        assert stats["advice"]["alpha"]["value"] == "kept" and "alpha" not in stats["train_command"]

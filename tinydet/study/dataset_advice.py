@@ -59,8 +59,14 @@ def advise(measures: DatasetMeasures, design: AnchorDesign) -> list[Advice]:
     return [advise_tile(measures, overlap.value), overlap, *advise_matching(measures, design)]
 
 
-def advise_alpha(statistics: FusionStatistics) -> Advice:
-    """Recommend S-alpha or alpha = 1, as `tinydet train --salpha` does on the same tiles."""
+def advise_alpha(statistics: FusionStatistics, init: str) -> Advice:
+    """Recommend S-alpha or alpha = 1, as `tinydet train --salpha` does on the same tiles.
+
+    Args:
+        init: the advised initial weights; those of a model keep its factors.
+    """
+    if init != "none":
+        return Advice("alpha", "kept", f"{init} was trained with its own factors; with others it starts less accurate")
     return Advice("alpha", "S-alpha" if statistics.advice.salpha else "1", statistics.advice.text)
 
 
@@ -138,8 +144,6 @@ def training_command(
         words += ["--detector", detector]
     words += ["--tile", str(value["tile"]), "--overlap", str(value["overlap"])]
     words += ["--salpha"] if value["alpha"] == "S-alpha" else []
-    # Without --alpha, a run that starts from a checkpoint would keep its factors.
-    words += ["--alpha", "1"] if value["alpha"] == "1" and value["init"] != "none" else []
     words += ["--init", value["init"]] if value["init"] != "none" else []
     return tinydet_command(*words, "--epochs", str(value["epochs"]))
 

@@ -69,9 +69,10 @@ def _run(args: argparse.Namespace) -> int:
         tile, overlap = value["tile"], value["overlap"]
         training, holds_out = training_part(source, dataset, args.categories)
         tiled = statistics_of(training, design, level_of=info.level_of, tile=tile, overlap=overlap)
+        init = advise_init(dataset)
         advice += [
-            advise_alpha(tiled),
-            advise_init(dataset),
+            advise_alpha(tiled, init.value),
+            init,
             advise_epochs(training, tile, overlap, len(dataset.images)),
         ]
         command = training_command(

@@ -379,7 +379,9 @@ class Trainer:
             return None
         with needs_extra("train"):
             from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(str(self.logdir / self.log_name), purge_step=self.steps_done + 1 if self.steps_done else None)
+        return SummaryWriter(
+            str(self.logdir / self.log_name), purge_step=self.steps_done + 1 if self.steps_done else None
+        )
 
     def _end_of_epoch(self, writer: Any, bar: Any) -> None:
         last = self.epoch == self.schedule.epochs
@@ -410,7 +412,12 @@ class Trainer:
 
     def _snapshot(self, detector: Detector) -> Checkpoint:
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in detector.state_dict().items()}
-        progress = {"epoch": self.epoch, "step": self.steps_done, "seconds": round(self.seconds, 1), "history": self.history}
+        progress = {
+            "epoch": self.epoch,
+            "step": self.steps_done,
+            "seconds": round(self.seconds, 1),
+            "history": self.history,
+        }
         return replace(self.checkpoint, weights=weights, progress=progress)
 
     def _diverged(
