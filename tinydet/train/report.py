@@ -154,8 +154,8 @@ def _validation_lines(trainer: Trainer, validation: Validation) -> Iterator[str]
             yield f"  {name} has no objects in the training data, so it cannot be found; its AP is in the mean"
     if best["AP50"] == 0:
         yield (
-            f"  it finds none of the objects yet: {plural(trainer.steps_done, 'step')} may be too few (--epochs N trains "
-            "longer); `tinydet data check` finds faults of the annotations"
+            f"  it finds none of the objects yet: {plural(trainer.steps_done, 'step')} may be too few "
+            f"(--epochs N trains longer); {tinydet_command('data', 'check')} finds faults of annotations"
         )
     if best is last:
         why = "the last validation has the best AP50"

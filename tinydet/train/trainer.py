@@ -437,7 +437,8 @@ class Trainer:
 
     def _line(self, loss: float, rate: float, speed: float, steps: int) -> str:
         left = self.seconds / max(self.steps_done, 1) * (steps - self.steps_done)
-        return f"step {self.steps_done}/{steps}  loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s  {left / 60:.0f} min left"
+        step = f"step {self.steps_done}/{steps}"
+        return f"{step}  loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s  {left / 60:.0f} min left"
 
 
 class _Objective(nn.Module):
