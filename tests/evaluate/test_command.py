@@ -319,8 +319,6 @@ def test_the_score_threshold_of_a_checkpoint_that_is_not_exported_starts_with_th
     args = argparse.Namespace(model=Path("model.pth"), gt=None)
     use = "to use it: {}tinydet infer --model model.onnx --score 0.4"
     export = "tinydet export onnx model.pth, then "
-    assert list(_score_texts(cast(Scores, scores), args))[1].endswith(
-        use.format(export)
-    )
+    assert list(_score_texts(cast(Scores, scores), args))[1].endswith(use.format(export))
     Path("model.onnx").touch()
     assert list(_score_texts(cast(Scores, scores), args))[1].endswith(use.format(""))

@@ -103,7 +103,7 @@ def test_a_saturated_tile_is_reported_with_advice(model: Path, tmp_path: Path, c
     assert run("--image", tmp_path / "white.png", "--output", tmp_path / "dets.json") == 0
     said = capsys.readouterr().out
     assert "1 tile saturated" in said
-    assert "50 slots; some boxes are lost. Raise --score\n" in said  # no tile is smaller than 64
+    assert "50 slots; " in said and "Raise --score\n" in said  # no tile is smaller than 64
 
 
 def test_unconverged_suppression_is_reported_with_advice(
