@@ -105,6 +105,19 @@ def test_the_choice_depends_on_seed_and_names_alone_and_is_near_the_fraction() -
         hold_out(["one"] * 5, 0.2, 0)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "expected"),
+    [((29, 32, 39), 0.2, 29), ((5, 95), 0.2, 5), ((80, 15, 5), 0.2, 20), ((50, 50), 0.01, 50)],
+)
+def test_a_few_large_groups_are_held_out_no_more_than_needed(
+    sizes: tuple[int, ...], fraction: float, expected: int
+) -> None:
+    groups = [f"flight{n}" for n, size in enumerate(sizes) for _ in range(size)]
+    for seed in range(6):
+        held = sum(group in hold_out(groups, fraction, seed) for group in groups)
+        assert held == expected
+
+
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
     """Ten videos of four frames, as a YOLO dataset without a split of its own."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from tinydet.__main__ import main as tinydet
 from tinydet._internal.json_files import read_json
 from tinydet.data.coco import load_dataset
 from tinydet.evaluate import PROTOCOLS, evaluate_detections, score_detections
-from tinydet.evaluate.__main__ import main
+from tinydet.evaluate.__main__ import _score_texts, main
+from tinydet.evaluate.score import Scores
 from tinydet.evaluate.score_model import detect_dataset
 from tinydet.evaluate.sub_images import corners_by_file
 from tinydet.runtime.backends import open_model
@@ -304,3 +307,18 @@ def test_a_corner_file_is_rejected_as_dataset(
     flags = ["--model", str(onnx_file), "--annotations", str(corner), "--images", str(squares / "images")]
     assert main([*flags, "--limit", "1"]) == 2
     assert "describes sub-images" in capsys.readouterr().err
+
+
+def test_the_score_threshold_of_a_checkpoint_that_is_not_exported_starts_with_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores = SimpleNamespace(classes=SimpleNamespace(score=0.4))
+    for name in ("format_classes", "format_scores"):
+        monkeypatch.setattr(f"tinydet.evaluate.__main__.{name}", lambda table: "")
+    args = argparse.Namespace(model=Path("model.pth"), gt=None)
+    use = "to use it: {}tinydet infer --model model.onnx --score 0.4"
+    export = "tinydet export onnx model.pth, then "
+    assert list(_score_texts(cast(Scores, scores), args))[1].endswith(use.format(export))
+    Path("model.onnx").touch()
+    assert list(_score_texts(cast(Scores, scores), args))[1].endswith(use.format(""))

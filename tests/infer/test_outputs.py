@@ -89,6 +89,20 @@ def test_several_formats_are_written_for_all_scenes_or_for_each(flight: Path) ->
     assert not list(flight.rglob("*.journal*"))
 
 
+def test_an_output_without_a_suffix_is_a_folder(flight: Path) -> None:
+    named = ("--output", "found", "--format", "yolo,csv", "--draw", "drawn", "--crops", "crops")
+    assert run("--image", "flight", *named) == 0
+    written = {
+        path.relative_to(".").as_posix() for name in ("found", "drawn", "crops") for path in Path(name).iterdir()
+    }
+    slashed = [f"{word}s/" if word in ("found", "drawn", "crops") else word for word in named]
+    assert run("--image", "flight", *slashed) == 0
+    again = {
+        path.relative_to(".").as_posix() for name in ("founds", "drawns", "cropss") for path in Path(name).iterdir()
+    }
+    assert written and {name.replace("/", "s/", 1) for name in written} == again
+
+
 def test_a_format_without_output_is_written_next_to_the_scene_with_the_drawing(flight: Path) -> None:
     assert run("--image", "flight/a.png", "--format", "csv") == 0
     assert files(flight / "flight") == ["a.detections.csv", "a.detections.jpg", "a.png", "b.png", "c.png"]

@@ -173,6 +173,7 @@ def test_fine_tuning_keeps_alpha_unless_an_option_sets_it_and_reports_what_is_ra
     model, old = load_checkpoint(tmp_path / "model.pth"), load_checkpoint(tmp_path / "old.pth")
     assert model.alpha == alpha and model.detector.norm == "batch"
     assert ("kept from old.pth" in model.alpha_source) == (not flags)
+    assert ("the weights of old.pth were trained with 0.5, 0.4, 0.3" in printed) == bool(flags)
     key = "head.regression_head.bbox_reg.weight"
     torch.testing.assert_close(model.weights[key], old.weights[key])
 

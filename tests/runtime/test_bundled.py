@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -48,7 +49,8 @@ def test_infer_without_a_model_uses_the_bundled_one_and_says_so(
     frame, annotations = frame_of_many_persons()
     monkeypatch.chdir(tmp_path)
     assert main(["--image", str(frame), "--output", "found.json", "--threads", "1"]) == 0
-    assert "No model.engine or model.onnx here; using the bundled model `thermal`" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "No model.engine or model.onnx here; using the bundled model `thermal`" in said and "model.pth" not in said
     found = np.array(
         [d["bbox"] for d in json.loads(Path("found.json").read_text())["annotations"] if d["category_id"] == 1]
     )
@@ -56,6 +58,16 @@ def test_infer_without_a_model_uses_the_bundled_one_and_says_so(
     hit = [np.abs(centers - (x + w / 2, y + h / 2)).max(axis=1).min() < 6 for x, y, w, h in annotations]
     assert np.mean(hit) > 0.6  # most persons are found
     assert len(found) < 2 * len(annotations)  # without many false positives
+
+
+def test_a_checkpoint_that_is_not_exported_yet_is_named_where_the_bundled_model_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.pth").touch()
+    cv2.imwrite("gray.png", np.full((64, 64, 3), 90, np.uint8))
+    assert main(["--image", "gray.png", "--output", "found.json", "--threads", "1"]) == 0
+    assert "to use model.pth: tinydet export onnx model.pth" in capsys.readouterr().out
 
 
 def frame_of_many_persons() -> tuple[Path, list[list[float]]]:

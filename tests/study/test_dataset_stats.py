@@ -145,7 +145,7 @@ def test_one_category_can_be_selected(shared: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     ("side", "count", "advised"),
-    [(8, 60, "S-alpha"), (40, 60, "1"), (8, 3, "1")],  # tiny; fitting the anchors of P4; too few to count
+    [(8, 60, "S-alpha"), (40, 60, "1"), (8, 1, "1")],  # tiny; fitting the anchors of P4; too few to count
 )
 def test_stats_and_train_give_the_same_advice_on_alpha_and_the_command_follows_it(
     tmp_path: Path,
@@ -154,12 +154,11 @@ def test_stats_and_train_give_the_same_advice_on_alpha_and_the_command_follows_i
     count: int,
     advised: str,
 ) -> None:
+    names = [f"{n}.png" for n in range(10)]
     boxes = [[50.0 * (n % 10), 60.0 * (n // 10), float(side), float(side)] for n in range(count)]
     folder = tmp_path / "my data"
     (folder / "images").mkdir(parents=True)
-    write_annotations(folder / "annotations.json", boxes, (512, 512))
-    for n in (1, 2):
-        cv2.imwrite(str(folder / "images" / f"{n}.png"), np.full((512, 512, 3), (10, 60, 200), np.uint8))
+    write_images(folder, names, boxes)
     assert tinydet(["data", "stats", str(folder), "--json", str(tmp_path / "s.json")]) == 0
     stats, printed = json.loads((tmp_path / "s.json").read_text()), capsys.readouterr().out
     advice = stats["advice"]
@@ -169,9 +168,43 @@ def test_stats_and_train_give_the_same_advice_on_alpha_and_the_command_follows_i
     assert config.data == folder and config.salpha == (advised == "S-alpha")
     chosen = (config.tile, config.overlap, config.epochs)
     assert chosen == tuple(advice[name]["value"] for name in ("tile", "overlap", "epochs"))
-    counted = statistics_of(load_dataset(folder / "annotations.json"), DESIGN, tile=config.tile, overlap=config.overlap)
+    training = config.sources()[0].load()
+    assert len(training.images) == 8
+    counted = statistics_of(training, DESIGN, tile=config.tile, overlap=config.overlap)
     assert counted.notes[-1] == advice["alpha"]["reason"]  # what train --salpha prints
     assert stats["salpha_on_tiles"]["alpha"] == dict(zip(counted.edges, counted.alpha, strict=True))
+
+
+def test_advice_is_for_the_images_that_the_command_trains_on(tmp_path: Path) -> None:
+    # The small group is held out; the tiny objects in it do not decide about the training.
+    names = [f"near_{n}.png" for n in range(8)] + [f"far_{n}.png" for n in range(2)]
+    write_images(tmp_path, names, [[60.0 * n, 0.0, 40.0, 40.0] for n in range(8)])
+    document = json.loads((tmp_path / "annotations.json").read_text())
+    tiny = [
+        {"id": 1000 + n, "image_id": 9, "category_id": 1, "bbox": [9 * (n % 50), 9 * (n // 50), 8, 8], "iscrowd": 0}
+        for n in range(2000)
+    ]
+    document["annotations"] = [entry for entry in document["annotations"] if entry["image_id"] < 9] + tiny
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    assert tinydet(["data", "stats", str(tmp_path), "--json", str(tmp_path / "s.json")]) == 0
+    stats = json.loads((tmp_path / "s.json").read_text())
+    assert stats["advice"]["alpha"]["value"] == "1" and "--salpha" not in stats["train_command"]
+    assert "8 images to train on, 2 are held out" in stats["advice"]["epochs"]["reason"]
+
+
+def write_images(folder: Path, names: list[str], boxes: list[list[float]]) -> None:
+    """Write colored images of 512 x 512 pixels, each with `boxes` (x, y, width, height)."""
+    (folder / "images").mkdir(exist_ok=True)
+    images, annotations = [], []
+    for n, name in enumerate(names, 1):
+        images.append({"id": n, "file_name": name, "width": 512, "height": 512})
+        annotations += [
+            {"id": len(annotations) + k, "image_id": n, "category_id": 1, "bbox": box, "iscrowd": 0}
+            for k, box in enumerate(boxes, 1)
+        ]
+        cv2.imwrite(str(folder / "images" / name), np.full((512, 512, 3), (10, 60, 200), np.uint8))
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    (folder / "annotations.json").write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize(("color", "init"), [((90, 90, 90), "thermal"), ((90, 90, 120), "none")])
@@ -185,3 +218,5 @@ def test_gray_images_are_advised_to_start_from_the_thermal_model(
     assert tinydet(["data", "stats", str(tmp_path), "--json", str(tmp_path / "s.json")]) == 0
     stats = json.loads((tmp_path / "s.json").read_text())
     assert stats["advice"]["init"]["value"] == init and ("--init thermal" in stats["train_command"]) == (init != "none")
+    if init == "thermal":  # its weights were trained with its own factors
+        assert stats["advice"]["alpha"]["value"] == "kept" and "alpha" not in stats["train_command"]

@@ -235,6 +235,7 @@ def test_the_result_has_each_class_and_says_why_an_epoch_was_chosen() -> None:
         tiles=SimpleNamespace(dataset=dataset),
         device=torch.device("cpu"),
         schedule=SimpleNamespace(epochs=9),
+        steps_done=12,
     )
     validation = SimpleNamespace(objects=[("person", 7, 3), ("boat", 0, 0), ("kite", 2, 1)])
     lines = list(result_lines(cast(Trainer, trainer), cast(Validation, validation)))
@@ -248,3 +249,6 @@ def test_the_result_has_each_class_and_says_why_an_epoch_was_chosen() -> None:
     assert "no objects of it: boat" in lines[5] and lines[6].startswith("  kite has no objects in the training data")
     assert lines[7] == "saved the weights of epoch 2 of 9: the best AP50 of 3 validations; epoch 3 has 40.00"
     assert "m.pth" in lines[8] and lines[9] == "next: tinydet evaluate --model m.pth"
+    trainer.history = [{**entry, "AP50": 0.0} for entry in history]
+    lines = list(result_lines(cast(Trainer, trainer), cast(Validation, validation)))
+    assert any(line.startswith("  it finds none of the objects yet: 12 steps may be too few") for line in lines)

@@ -152,6 +152,6 @@ def test_ctrl_c_is_an_exception_of_its_own_that_says_how_to_continue(
     output = tmp_path / "model.pth"
     config = TrainConfig(data=squares, preset="small", weights_backbone="none", channels=8, tile=96, overlap=32,
                          precision="fp32", tensorboard=False, output=output)  # fmt: skip
-    with pytest.raises(StoppedError, match=r"--resume continues from .*model\.resume\.pth"):
+    with pytest.raises(StoppedError, match=r"after 0 of \d+ steps.* --resume continues from .*model\.resume\.pth"):
         train(config)
     assert load_checkpoint(output).progress["step"] == 0 and torch.load(output, weights_only=True)

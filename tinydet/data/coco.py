@@ -96,16 +96,19 @@ class Dataset:
         return any(record.corner is not None for record in self.images)
 
     @property
+    def reading_notes(self) -> tuple[str, ...]:
+        """Notes for the user about the reading and root categories."""
+        if not self.roots:
+            return tuple(self.reading)
+        return *self.reading, f"not a class: {listed(self.roots)}, without annotations and the supercategory of others"
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user about the reading, root categories and classes without objects."""
+        """The notes of `reading_notes`, and one about classes without objects."""
         counts = np.bincount(self.labels[self.objects], minlength=len(self.classes))
         empty = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]
-        notes = [*self.reading]
-        if self.roots:
-            notes.append(f"not a class: {listed(self.roots)}, without annotations and the supercategory of others")
-        if empty:
-            notes.append(f"no objects of class {listed(empty)}; --categories A,B uses only the classes that you name")
-        return tuple(notes)
+        note = f"no objects of class {listed(empty)}; --categories A,B uses only the classes that you name"
+        return *self.reading_notes, *([note] if empty else ())
 
     @property
     def objects(self) -> NDArray[np.bool_]:

@@ -132,8 +132,12 @@ def hold_out(groups: Sequence[str], fraction: float, seed: int) -> frozenset[str
     chosen: list[str] = []
     held = 0
     for group in shuffled:
-        # Take a group if that brings the number of images nearer to the target.
-        if len(chosen) < len(counts) - 1 and abs(held + counts[group] - target) < abs(held - target):
+        if held + counts[group] <= target:
             chosen.append(group)
             held += counts[group]
-    return frozenset(chosen or [min(shuffled, key=lambda group: counts[group])])
+    # Groups larger than the target are passed over, so one more group may bring the number nearer to it.
+    rest = [group for group in shuffled if group not in chosen]
+    nearest = min(rest, key=lambda group: abs(held + counts[group] - target))
+    if not chosen or (len(rest) > 1 and abs(held + counts[nearest] - target) < abs(held - target)):
+        chosen.append(nearest)
+    return frozenset(chosen)

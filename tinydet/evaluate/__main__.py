@@ -72,6 +72,8 @@ def _score_texts(scores: Scores, args: argparse.Namespace) -> Iterator[str]:
             model = args.model or (DEFAULT_MODEL if args.gt is None else None)
             named: list[str | Path] = [] if model is None else ["--model", _exported(model)]
             use = tinydet_command("infer", *named, "--score", f"{table.score:g}")
+            if model is not None and not _exported(model).exists() and model.suffix == ".pth":
+                use = f"{tinydet_command('export', 'onnx', model)}, then {use}"
             yield f"P, R and F1 at IoU 0.50 and score >= {table.score:g}, the best mean F1; to use it: {use}"
         yield ""
     yield format_scores(scores)

@@ -154,7 +154,7 @@ class Evaluation:
     def score(self, found: DatasetDetections, protocol: Protocol) -> Scores:
         """Score the result of `detect`, with the notes of the dataset."""
         scores = score_dataset(self.dataset, found, protocol)
-        return dataclasses.replace(scores, notes=(*self.dataset.notes, *scores.notes))
+        return dataclasses.replace(scores, notes=(*self.dataset.reading_notes, *scores.notes))
 
 
 def find_data(

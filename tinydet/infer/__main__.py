@@ -266,7 +266,11 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
         check_file(path, "name an exported model")
         backend = open_model(path, args.backend, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
-        logger.info(f"No {' or '.join(MODEL_FILES)} here; using the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}")
+        export = f"; to use model.pth: {tinydet_command('export', 'onnx', 'model.pth')}"
+        logger.info(
+            f"No {' or '.join(MODEL_FILES)} here; using the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}"
+            f"{export if Path('model.pth').exists() else ''}"
+        )
         path = model_path(DEFAULT)
         backend = open_model(path, args.backend, threads=args.threads)
     else:

@@ -183,7 +183,9 @@ def hash_file(path: Path) -> str:
 
 
 def _is_folder(text: str) -> bool:
-    return text.endswith(("/", os.sep)) or Path(text).is_dir()
+    """Return whether an output is a folder: one that exists, or a name that ends in / or has no suffix."""
+    path = Path(text)
+    return text.endswith(("/", os.sep)) or path.is_dir() or (not path.suffix and not path.exists())
 
 
 def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None, output: Path | None) -> list[Job]:

@@ -137,13 +137,17 @@ def _remarks(tally: Tally, spec: ModelSpec) -> Iterator[str]:
         if count:
             yield f"  skipped {plural(count, 'tile')} {reason} ({count / tiles.tiles:.0%})"
     if tiles.saturated:
-        smaller = tinydet_command("export", "onnx", "model.pth", "--tile", str(spec.tile // 2))
         # Unknown for tiles from a journal, which has no scores of lost boxes.
         which = f"boxes that score below {_above(tiles.cut)} may be lost" if tiles.cut > 0 else "some boxes are lost"
-        yield (
+        remark = (
             f"  A saturated tile has more boxes, before overlapping ones are removed, than the model's "
-            f"{spec.max_detections} slots; {which}. Raise --score, or use smaller tiles: {smaller}"
+            f"{spec.max_detections} slots; {which}. Raise --score"
         )
+        tile = spec.tile // 2 // 32 * 32
+        if tile >= 64:
+            smaller = tinydet_command("export", "onnx", "CHECKPOINT.pth", "--tile", str(tile))
+            remark += f", or export the checkpoint for smaller tiles: {smaller}"
+        yield remark
     if tiles.unconverged:
         yield f"  {nms_not_converged(tiles.unconverged, spec)}"
 

@@ -59,8 +59,14 @@ def advise(measures: DatasetMeasures, design: AnchorDesign) -> list[Advice]:
     return [advise_tile(measures, overlap.value), overlap, *advise_matching(measures, design)]
 
 
-def advise_alpha(statistics: FusionStatistics) -> Advice:
-    """Recommend S-alpha or alpha = 1, as `tinydet train --salpha` does on the same tiles."""
+def advise_alpha(statistics: FusionStatistics, init: str) -> Advice:
+    """Recommend S-alpha or alpha = 1, as `tinydet train --salpha` does on the same tiles.
+
+    Args:
+        init: the advised initial weights; those of a model keep its factors.
+    """
+    if init != "none":
+        return Advice("alpha", "kept", f"{init} was trained with its own factors; with others it starts less accurate")
     return Advice("alpha", "S-alpha" if statistics.advice.salpha else "1", statistics.advice.text)
 
 
@@ -82,32 +88,55 @@ def advise_init(dataset: Dataset) -> Advice:
     return Advice("init", "none", usual)
 
 
-def advise_epochs(measures: DatasetMeasures, tile: int, overlap: int, share: float) -> Advice:
+def training_part(source: DataSource, dataset: Dataset, categories: Sequence[str] | None) -> tuple[Dataset, bool]:
+    """Return the images that the advised command trains on, and whether it holds out the others.
+
+    Args:
+        dataset: all images of the source.
+    """
+    layout = source.layout
+    if source.is_builtin or layout.validation is not None or any(split.name == "val" for split in layout.splits):
+        return dataset, False
+    try:
+        training = source.hold_out(VALIDATION_SHARE)[0].load(categories=categories)
+    except ValueError:  # a single image, or a single group, cannot be divided
+        return dataset, False
+    return training, True
+
+
+def advise_epochs(training: Dataset, tile: int, overlap: int, images: int) -> Advice:
     """Recommend the number of epochs that `tinydet train` takes by default.
 
     Args:
-        share: of the images to train on.
+        training: the images to train on.
+        images: the number of images of the whole dataset.
     """
-    sizes, images = np.unique(measures.image_sizes, axis=0, return_counts=True)
-    tiles = sum(
-        len(TileGrid(width, height, tile, overlap)) * count
-        for (width, height), count in zip(sizes.tolist(), images.tolist(), strict=True)
-    )
-    training = max(round(tiles * share), 1)
-    epochs = epochs_of(training)
+    tiles = sum(len(TileGrid(image.width, image.height, tile, overlap)) for image in training.images)
+    epochs = epochs_of(max(tiles, 1))
     size = "a small dataset" if epochs > PAPER_EPOCHS else "the paper's number, for a dataset that is not small"
-    return Advice("epochs", epochs, f"{plural(training, 'tile')} of {tile} px to train on: {size}")
+    held = images - len(training.images)
+    where = f"of {plural(len(training.images), 'image')} to train on" + (f", {held} are held out" if held else "")
+    return Advice("epochs", epochs, f"{plural(tiles, 'tile')} of {tile} px {where}: {size}")
 
 
 def training_command(
-    source: DataSource, advice: Sequence[Advice], *, detector: str, categories: Sequence[str] | None
+    source: DataSource,
+    advice: Sequence[Advice],
+    *,
+    holds_out: bool,
+    detector: str,
+    categories: Sequence[str] | None,
 ) -> str:
-    """Return the command that trains as advised, for pasting into a shell."""
+    """Return the command that trains as advised, for pasting into a shell.
+
+    Args:
+        holds_out: whether it holds out a share of the images for validation.
+    """
     value = {setting.setting: setting.value for setting in advice}
     words: list[str | Path] = ["train"]
     if source.path is not None:
         words += ["--annotations", source.path, "--images", source.images] if source.images else ["--data", source.path]
-    if not has_validation(source):
+    if holds_out:
         words += ["--val", str(VALIDATION_SHARE)]
     for name in categories or ():
         words += ["--category", name]
@@ -115,15 +144,8 @@ def training_command(
         words += ["--detector", detector]
     words += ["--tile", str(value["tile"]), "--overlap", str(value["overlap"])]
     words += ["--salpha"] if value["alpha"] == "S-alpha" else []
-    # Without --alpha, a run that starts from a checkpoint would keep its factors.
-    words += ["--alpha", "1"] if value["alpha"] == "1" and value["init"] != "none" else []
     words += ["--init", value["init"]] if value["init"] != "none" else []
     return tinydet_command(*words, "--epochs", str(value["epochs"]))
-
-
-def has_validation(source: DataSource) -> bool:
-    """Return whether the dataset has a validation split, which `tinydet train` finds by itself."""
-    return source.is_builtin or any(split.name == "val" for split in source.layout.splits)
 
 
 def advise_overlap(measures: DatasetMeasures) -> Advice:

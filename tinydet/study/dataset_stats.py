@@ -17,14 +17,13 @@ from tinydet.models.registry import DETECTORS, anchors_of, detector_info
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.study.dataset_advice import (
-    VALIDATION_SHARE,
     Advice,
     advise,
     advise_alpha,
     advise_epochs,
     advise_init,
-    has_validation,
     training_command,
+    training_part,
 )
 from tinydet.study.dataset_measures import CROWDED, RANGES, DatasetMeasures, measure_dataset, quantiles
 from tinydet.study.dataset_plots import write_plots
@@ -68,10 +67,17 @@ def _run(args: argparse.Namespace) -> int:
     command = ""
     if advice:
         tile, overlap = value["tile"], value["overlap"]
-        tiled = statistics_of(dataset, design, level_of=info.level_of, tile=tile, overlap=overlap)
-        share = 1.0 if has_validation(source) else 1 - VALIDATION_SHARE
-        advice += [advise_alpha(tiled), advise_init(dataset), advise_epochs(measures, tile, overlap, share)]
-        command = training_command(source, advice, detector=args.detector, categories=args.categories)
+        training, holds_out = training_part(source, dataset, args.categories)
+        tiled = statistics_of(training, design, level_of=info.level_of, tile=tile, overlap=overlap)
+        init = advise_init(dataset)
+        advice += [
+            advise_alpha(tiled, init.value),
+            init,
+            advise_epochs(training, tile, overlap, len(dataset.images)),
+        ]
+        command = training_command(
+            source, advice, holds_out=holds_out, detector=args.detector, categories=args.categories
+        )
     print(*_report(measures, advice, tiled), sep="\n")
     if command:
         print(f"\ntrain with: {command}")

@@ -152,6 +152,11 @@ def _validation_lines(trainer: Trainer, validation: Validation) -> Iterator[str]
     for label, (name, objects, _) in enumerate(validation.objects):
         if objects and label not in trained:
             yield f"  {name} has no objects in the training data, so it cannot be found; its AP is in the mean"
+    if best["AP50"] == 0:
+        yield (
+            f"  it finds none of the objects yet: {plural(trainer.steps_done, 'step')} may be too few "
+            f"(--epochs N trains longer); {tinydet_command('data', 'check')} finds faults of annotations"
+        )
     if best is last:
         why = "the last validation has the best AP50"
     else:

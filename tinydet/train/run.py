@@ -193,8 +193,12 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     try:
         trainer.fit()
     except KeyboardInterrupt as pressed:
-        message = f"Interrupted. {config.output} can be used as it is; the same command with --resume continues from "
-        raise StoppedError(f"{message}{trainer.state_path}." if processes.first else "") from pressed
+        message = (
+            f"Interrupted after {trainer.steps_done} of {trainer.steps_done + trainer.steps_left} steps. "
+            f"The same command with --resume continues from {trainer.state_path}; until then, {config.output} has the "
+            "weights so far."
+        )
+        raise StoppedError(message if processes.first else "") from pressed
     except DivergedError as error:
         if config.json and processes.first:
             write_json(config.json, run_record(trainer, diverged=str(error)))
@@ -340,6 +344,8 @@ def choose_alpha(
         alpha, text = None, "1 everywhere (a conventional FPN)"
         if start is not None and start.detector.fusion == "attention" != config.fusion:
             text += f"; the attention of {config.init} is dropped"
+    if start is not None and start.alpha and alpha is not None and alpha != start.alpha:
+        text += f"; the weights of {config.init} were trained with {', '.join(f'{a:.3g}' for a in start.alpha)}"
     if config.fusion != "fixed":
         mean = "the mean of " if config.fusion == "one" and alpha is not None and len({*alpha}) > 1 else ""
         text = f"{config.fusion}-alpha, learned; started at {mean}{text}"

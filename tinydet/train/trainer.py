@@ -180,7 +180,7 @@ class Trainer:
 
     @property
     def steps_left(self) -> int:
-        return self.schedule.epochs * self.steps_per_epoch - self._step
+        return self.schedule.epochs * self.steps_per_epoch - self.steps_done
 
     def fit(self) -> None:
         """Train to the end of the schedule; on Ctrl-C save the state and raise KeyboardInterrupt.
@@ -193,14 +193,14 @@ class Trainer:
                 remove_leftovers(path)  # of a run that was killed while writing
         if self.log_name is None:
             self.log_name = log_name(self.output, self.logdir)
-        if self._step == 0:
+        if self.steps_done == 0:
             self.save_state()  # so that a run killed before the next state can be resumed
         steps = self.schedule.epochs * self.steps_per_epoch
         writer = self._tensorboard()
         learned = isinstance(getattr(self.detector.fpn, "alpha", None), nn.Parameter)
         started = saved = reported = time.monotonic() - self.seconds
         quiet = None if self.processes.first else True
-        bar = tqdm(total=steps, initial=self._step, unit="step", dynamic_ncols=True, disable=quiet, smoothing=0.05)
+        bar = tqdm(total=steps, initial=self.steps_done, unit="step", dynamic_ncols=True, disable=quiet, smoothing=0.05)
         try:
             while self.epoch < self.schedule.epochs and not self.stopped_early:
                 self.detector.train()
@@ -208,7 +208,7 @@ class Trainer:
                 seed, epoch = self.schedule.seed, self.epoch
                 for batch, samples in zip(batches, stream(self.tiles, batches, seed=seed, epoch=epoch), strict=True):
                     begun = time.monotonic()
-                    rate = self.schedule.rate(self._step, steps)
+                    rate = self.schedule.rate(self.steps_done, steps)
                     with deferred_interrupt():
                         losses = self.step(samples, rate)
                         loss = float(total(losses))
@@ -229,7 +229,7 @@ class Trainer:
                         scalars |= {name: float(value) for name, value in losses.items()}
                         if learned:
                             scalars |= self._alphas()
-                        _write(writer, self._step, scalars)
+                        _write(writer, self.steps_done, scalars)
                     if now - saved > SAVE_EVERY:
                         saved = now
                         self.save_state()
@@ -265,7 +265,7 @@ class Trainer:
 
         Random draws depend on (process, seed, step) only.
         """
-        torch.manual_seed(((self.processes.rank << 56) + (self.schedule.seed << 32) + self._step) % 2**63)
+        torch.manual_seed(((self.processes.rank << 56) + (self.schedule.seed << 32) + self.steps_done) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -365,7 +365,7 @@ class Trainer:
                 raise ValueError(f"a momentum of {tuple(momentum.shape)} for a weight of {tuple(parameter.shape)}")
 
     @property
-    def _step(self) -> int:
+    def steps_done(self) -> int:
         return self.epoch * self.steps_per_epoch + self.done
 
     def _alphas(self) -> dict[str, float]:
@@ -379,11 +379,13 @@ class Trainer:
             return None
         with needs_extra("train"):
             from torch.utils.tensorboard import SummaryWriter
-        return SummaryWriter(str(self.logdir / self.log_name), purge_step=self._step + 1 if self._step else None)
+        return SummaryWriter(
+            str(self.logdir / self.log_name), purge_step=self.steps_done + 1 if self.steps_done else None
+        )
 
     def _end_of_epoch(self, writer: Any, bar: Any) -> None:
         last = self.epoch == self.schedule.epochs
-        _write(writer, self._step, self._alphas())
+        _write(writer, self.steps_done, self._alphas())
         if self.validate is None:
             if last:
                 with deferred_interrupt():
@@ -398,9 +400,9 @@ class Trainer:
             if metrics["AP50"] >= self.best:
                 self.best, note = metrics["AP50"], "  best, saved"
                 self.save_model()
-        _write(writer, self._step, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
+        _write(writer, self.steps_done, {f"validation/{name}": value for name, value in metrics.items() if value >= 0})
         if writer is not None and self.show is not None:
-            self.show(writer, self._step)
+            self.show(writer, self.steps_done)
         shown = "  ".join(
             f"{name} {100 * value:.1f}" for name, value in metrics.items() if value >= 0 and "/" not in name
         )
@@ -410,7 +412,12 @@ class Trainer:
 
     def _snapshot(self, detector: Detector) -> Checkpoint:
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in detector.state_dict().items()}
-        progress = {"epoch": self.epoch, "step": self._step, "seconds": round(self.seconds, 1), "history": self.history}
+        progress = {
+            "epoch": self.epoch,
+            "step": self.steps_done,
+            "seconds": round(self.seconds, 1),
+            "history": self.history,
+        }
         return replace(self.checkpoint, weights=weights, progress=progress)
 
     def _diverged(
@@ -429,8 +436,9 @@ class Trainer:
         )
 
     def _line(self, loss: float, rate: float, speed: float, steps: int) -> str:
-        left = self.seconds / max(self._step, 1) * (steps - self._step)
-        return f"step {self._step}/{steps}  loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s  {left / 60:.0f} min left"
+        left = self.seconds / max(self.steps_done, 1) * (steps - self.steps_done)
+        step = f"step {self.steps_done}/{steps}"
+        return f"{step}  loss {loss:.3f}  lr {rate:.2g}  {speed:.1f} img/s  {left / 60:.0f} min left"
 
 
 class _Objective(nn.Module):
