@@ -59,7 +59,7 @@ def test_results_are_scored_printed_and_written(files: list[str], capsys: pytest
         ["boat", "1", "1", *["0.00"] * 3, "-", "0.00", "0.00", "-"],
         ["mean", "2", *["50.00"] * 6, "0.9"],
     ]
-    assert printed.splitlines()[5].endswith("score >= 0.9, the best mean F1; to use it: tinydet infer --score 0.9")
+    assert printed.splitlines()[5].endswith("score >= 0.9, the best mean F1")
     header, ious, ap = lines[6:9]
     assert header[2:] == ["tiny", "tiny1", "tiny2", "tiny3", "small", "tiny", "tiny", "all"]  # the paper's columns
     assert ious == ["IoU", "0.50", "0.50", "0.50", "0.50", "0.50", "0.25", "0.75", "0.50"]

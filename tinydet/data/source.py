@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tinydet.data.coco import Dataset, build_dataset
@@ -50,6 +51,7 @@ class DataSource:
         split: "train", "val" or "test"; None for the only one.
         part: which part of the images; None for all.
         options: what the user states about the annotations.
+        image_names: digest of the names of the images when the source was recorded; None: unknown.
     """
 
     path: Path | None
@@ -57,6 +59,7 @@ class DataSource:
     split: str | None = None
     part: Part | None = None
     options: ReadOptions = NOTHING_STATED
+    image_names: str | None = None
 
     @property
     def is_builtin(self) -> bool:
@@ -145,6 +148,10 @@ class DataSource:
         """Read and check the dataset with all fields of its files; see `tinydet.data.coco_file.load_document`."""
         return build_document(self.read(), self.annotations, self.image_dir, allow_corner_file=allow_corner_file)
 
+    def has_changed(self, dataset: Dataset) -> bool:
+        """Return whether `dataset`, which was loaded from this source, has other images than when it was recorded."""
+        return self.image_names not in (None, digest_of_names(dataset))
+
     def describe(self) -> str:
         """Return one line: the recognized layout, the split and the annotations."""
         if self.path is None:
@@ -177,6 +184,7 @@ class DataSource:
             "builtin": self.path is None,
             "split": self.split,
             "part": None if self.part is None else asdict(self.part),
+            "image_names": self.image_names,
         }
         for name in ("path", "images"):
             value = getattr(self, name)
@@ -194,7 +202,7 @@ class DataSource:
             ValueError: the data are at neither place, or the record is malformed.
         """
         try:
-            builtin, split = record["builtin"], record["split"]
+            builtin, split, names = record["builtin"], record["split"], record.get("image_names")
             part = None if record.get("part") is None else Part(**record["part"])
             if builtin:
                 return cls(None, split=split, part=part)
@@ -202,7 +210,7 @@ class DataSource:
             found = {name: _existing(*both, folder=folder) if both else None for name, both in places.items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the record of a dataset is malformed: {record!r}") from error
-        return cls(found["path"], found["images"], split=split, part=part)
+        return cls(found["path"], found["images"], split=split, part=part, image_names=names)
 
     def _reading(self, *, part: bool = True) -> Reading:
         reading = self.chosen.read(self.options)
@@ -290,6 +298,12 @@ def validation_of(train: DataSource) -> DataSource | None:
     return None if beside is None else find_source(beside, needs_images=True)
 
 
+def digest_of_names(dataset: Dataset) -> str:
+    """Return the SHA-256 of the names of the images, without folders, in any order."""
+    names = sorted(PurePosixPath(image.file_name).name for image in dataset.images)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
 def announce(source: DataSource) -> DataSource:
     """Log what was recognized, unless it is a plain COCO folder or file; return the source."""
     if not source.is_builtin and source.layout.name not in ("COCO folder", "COCO file"):
@@ -328,4 +342,4 @@ def _existing(absolute: str, relative: str, *, folder: Path) -> Path:
     for path in (Path(folder) / relative, Path(absolute)):
         if path.exists():
             return path
-    raise ValueError(f"{absolute} does not exist any more, nor {relative} relative to {folder}; name the data again")
+    raise ValueError(f"neither {absolute} nor {Path(folder) / relative} exists")

@@ -28,6 +28,7 @@ from tinydet.evaluate.model_data import (
     BUILTIN,
     ModelData,
     check_builtin_classes,
+    check_unchanged,
     checkpoint_of,
     existing_model,
     open_for_scoring,
@@ -83,10 +84,14 @@ def _score_texts(scores: Scores, args: argparse.Namespace) -> Iterator[str]:
     if table is not None:
         yield format_classes(table)
         if table.score is not None:
-            model = args.model or (DEFAULT_MODEL if args.gt is None else None)
-            named: list[str | Path] = [] if model is None else ["--model", _exported(model)]
-            use = tinydet_command("infer", *named, "--score", f"{table.score:g}")
-            yield f"P, R and F1 at IoU 0.50 and score >= {table.score:g}, the best mean F1; to use it: {use}"
+            use = ""
+            if args.gt is None:
+                model = _exported(args.model or DEFAULT_MODEL)
+                command = tinydet_command(
+                    "infer", "--image", "scene.jpg", "--model", model, "--score", f"{table.score:g}"
+                )
+                use = f"; to use it: {command}"
+            yield f"P, R and F1 at IoU 0.50 and score >= {table.score:g}, the best mean F1{use}"
         yield ""
     yield format_scores(scores)
 
@@ -137,6 +142,7 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     data = _data(args)
     check_output_files((args.json, args.precision, args.save_detections), (data.source.annotations,))
     dataset = data.source.load(categories=args.categories or data.classes, allow_absent=not args.categories)
+    changed = check_unchanged(model, data, dataset)
     if dataset.is_cut:
         raise ValueError(
             f"{dataset.source} describes sub-images, and the benchmark scores whole images; give their annotations, "
@@ -166,7 +172,7 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
         f"({found.tiles / found.seconds:.1f} tiles/s)"
     )
     scores = score_dataset(dataset, found, protocol)
-    return dataclasses.replace(scores, notes=(*dataset.notes, *scores.notes))
+    return dataclasses.replace(scores, notes=(*changed, *dataset.notes, *scores.notes))
 
 
 def _plot(scores: Scores, args: argparse.Namespace) -> None:

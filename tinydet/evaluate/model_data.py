@@ -12,6 +12,7 @@ from tinydet.evaluate.score_model import scoring_spec
 from tinydet.runtime.bundled import BUNDLED, model_path
 
 if TYPE_CHECKING:
+    from tinydet.data.coco import Dataset
     from tinydet.data.source import DataSource
     from tinydet.runtime.backends import Backend
 
@@ -70,6 +71,23 @@ def existing_model(model: str | Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{model}: no such model; name a .pth or .onnx file, or a bundled one: {', '.join(BUNDLED)}")
     return path
+
+
+def check_unchanged(model: Path, data: ModelData, dataset: Dataset) -> tuple[str, ...]:
+    """Return a note if the validation set has other images than when the model was trained.
+
+    Raises:
+        ValueError: images were added or removed where a share of them was held out: others would be chosen now, among
+            them images that the model was trained on.
+    """
+    if not data.role or not data.source.has_changed(dataset):
+        return ()
+    if data.source.part is not None:
+        raise ValueError(
+            f"{model}: images were added to {data.source.annotations} or removed since the training, so it is not "
+            "known any more which were held out for validation; name images that it was not trained on: --data DIR"
+        )
+    return (f"{data.source.annotations} has other images than at the training; the scores are of those it has now",)
 
 
 def checkpoint_of(model: Path) -> Path:

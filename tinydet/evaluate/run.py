@@ -11,7 +11,7 @@ from tinydet._internal.arguments import quoted
 from tinydet._internal.json_files import read_json
 from tinydet._internal.progress import Progress
 from tinydet.data.coco_rules import read_document
-from tinydet.evaluate.model_data import existing_model, open_for_scoring, validation_data
+from tinydet.evaluate.model_data import check_unchanged, existing_model, open_for_scoring, validation_data
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
@@ -73,17 +73,20 @@ def evaluate(
         name = str(model) if isinstance(model, str | Path) else "detections"
         return score_detections(read_document(truth), entries, rules, categories=categories, sources=(str(truth), name))
     path = existing_model(model) if isinstance(model, str | Path) else None
+    changed: tuple[str, ...] = ()
     if data is None:
         if path is None:
             raise ValueError("data: name the dataset to score on; a loaded model does not know its validation set")
         recorded = validation_data(path)
-        data, categories = recorded.source, categories or recorded.classes
-    dataset = _dataset(data, split, categories)
+        dataset = recorded.source.load(categories=categories or recorded.classes, allow_absent=not categories)
+        changed = check_unchanged(path, recorded, dataset)
+    else:
+        dataset = _dataset(data, split, categories)
     if dataset.is_cut:
         raise ValueError(f"{dataset.source} describes sub-images, and whole images are scored; give their annotations")
     found = detect_dataset(_backend(model, path, device), dataset, options, limit=limit, progress=progress)
     scores = score_dataset(dataset, found, rules)
-    return dataclasses.replace(scores, notes=(*dataset.notes, *scores.notes))
+    return dataclasses.replace(scores, notes=(*changed, *dataset.notes, *scores.notes))
 
 
 def _backend(model: Any, path: Path | None, device: str | None) -> Backend:

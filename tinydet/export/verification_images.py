@@ -222,6 +222,8 @@ def verification_images(classes: Sequence[str], source: DataSource) -> tuple[lis
         ValueError: the dataset is malformed, or a corner file.
     """
     dataset = announce(source).load()
+    if source.has_changed(dataset):
+        logger.warning(f"warning: {source.describe()} has other images than at the training")
     if dataset.is_cut:
         raise ValueError(
             f"{dataset.source}: a corner file, whose images are parts of the image files; name a COCO folder of whole "
@@ -243,7 +245,7 @@ def _own_data(model: Path, records: Mapping[str, Any], folder: Path) -> OwnData:
             if record is not None:
                 found[name] = DataSource.from_json(record, folder)
         except ValueError as error:
-            gone[name], lost[name] = str(error).removesuffix("; name the data again"), record
+            gone[name], lost[name] = str(error), record
     return OwnData(model, found.get("val"), found.get("train"), gone, lost)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from tinydet._internal.atomic import claim, write_json
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
-from tinydet.data.source import find_source
+from tinydet.data.source import digest_of_names, find_source
 from tinydet.data.sub_images import benchmark_tiles
 from tinydet.geometry.tiles import MORE_TILES
 from tinydet.models.backbone_registry import build_backbone
@@ -159,7 +159,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
             object_sizes=object_sizes(train),
             alpha_source=alpha_source,
             statistics=statistics.to_json() if statistics else None,
-            config={**config.record(), **record_sources(config)},
+            config={**config.record(), **record_sources(config, val)},
             origin={"data": data_hash(train), "code": code_state()},
         ),
         output=config.output,
@@ -170,9 +170,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     )
     validation: Validation | None = None
     if val is not None:
-        score = validation = Validation(
-            val, overlap=tiles_of(config)[1], device=device, autocast=trainer.autocast, processes=processes
-        )
+        score = validation = Validation(val, device=device, processes=processes)
         trainer.validate = lambda detector: score(detector, trainer.checkpoint_spec())
         trainer.show = validation.show
     if config.resume:
@@ -180,7 +178,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     elif trainer.state_path.exists() and not config.dry_run:
         report(f"note: {trainer.state_path} belongs to an unfinished run; --resume continues it, this run replaces it")
     seconds = seconds_per_step(trainer)
-    validation_seconds = seconds_per_validation(trainer, val, tiles_of(config)[1]) if val else 0.0
+    validation_seconds = seconds_per_validation(trainer, val) if val else 0.0
     for line in plan_lines(
         config, trainer, train, val, statistics, alpha_source, copied, [*reasons, *more], seconds, validation_seconds
     ):
@@ -252,11 +250,16 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Dataset | None]:
     return train, val_source.load(categories=train.classes, allow_absent=True)
 
 
-def record_sources(config: TrainConfig) -> dict[str, Any]:
+def record_sources(config: TrainConfig, val: Dataset | None) -> dict[str, Any]:
     """Return the records of the training and the validation data for the checkpoint; None: no validation."""
+    train_source, val_source = config.sources()
+    if val_source is not None and val is not None:
+        val_source = replace(val_source, image_names=digest_of_names(val))
     folder = config.output.parent
-    train, val = config.sources()
-    return {"train_data": train.to_json(folder), "val_data": None if val is None else val.to_json(folder)}
+    return {
+        "train_data": train_source.to_json(folder),
+        "val_data": None if val_source is None else val_source.to_json(folder),
+    }
 
 
 def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
