@@ -211,7 +211,8 @@ def _check(args: argparse.Namespace) -> None:
     """
     if (args.gt is None) != (args.detections is None):
         missing = "--detections" if args.detections is None else "--gt"
-        raise ValueError(f"results need both --gt and --detections; add {missing}")
+        instead = " in place of --data" if args.gt is None and args.data is not None else ""
+        raise ValueError(f"results need both --gt and --detections; add {missing}{instead}")
     if args.gt is not None:
         model_options = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
         if given := [name for name in model_options if getattr(args, name) is not None]:
