@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,28 @@ def test_tables_are_written_with_the_plots(tmp_path: Path) -> None:
 def corners(entry: dict[str, Any]) -> list[float]:
     x, y, w, h = entry["bbox"]
     return [x, y, x + w, y + h]
+
+
+def test_plots_have_room_for_data_whatever_the_length_of_the_names() -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib (tinydet[plots])")
+    from matplotlib.figure import Figure
+
+    from tinydet.evaluate.plots import _draw_classes, _draw_confusion
+
+    scores, table, *_ = scores_of(1)
+    assert scores.confusion is not None
+    long = [f"{n}, {'a long description ' * 5}" for n in range(len(scores.confusion.names))]
+    table = dataclasses.replace(
+        table, classes=tuple(dataclasses.replace(each, name=long[n]) for n, each in enumerate(table.classes))
+    )
+    for draw, data in (
+        (_draw_classes, table),
+        (_draw_confusion, dataclasses.replace(scores.confusion, names=tuple(long))),
+    ):
+        drawing = Figure(figsize=(6, 5), layout="constrained")
+        axis = drawing.subplots()
+        draw(axis, data)
+        drawing.canvas.draw()
+        place = axis.get_position()
+        assert min(place.width, place.height) > 0.4, draw.__name__
+        assert all(text.get_window_extent().x1 <= drawing.bbox.x1 for text in axis.texts)

@@ -62,7 +62,7 @@ def test_results_are_scored_printed_and_written(files: list[str], capsys: pytest
         ["boat", "1", "1", *["0.00"] * 3, "-", "0.00", "0.00", "-"],
         ["mean", "2", *["50.00"] * 6, "0.9"],
     ]
-    assert printed.splitlines()[5].endswith("score >= 0.9, the best mean F1; to use it: tinydet infer --score 0.9")
+    assert printed.splitlines()[5].endswith("score >= 0.9, the best mean F1")
     header, ious, ap = lines[6:9]
     assert header[2:] == ["tiny", "tiny1", "tiny2", "tiny3", "small", "tiny", "tiny", "all"]  # the paper's columns
     assert ious == ["IoU", "0.50", "0.50", "0.50", "0.50", "0.50", "0.25", "0.75", "0.50"]
@@ -317,7 +317,7 @@ def test_the_score_threshold_of_a_checkpoint_that_is_not_exported_starts_with_th
     for name in ("format_classes", "format_scores"):
         monkeypatch.setattr(f"tinydet.evaluate.__main__.{name}", lambda table: "")
     args = argparse.Namespace(model=Path("model.pth"), gt=None)
-    use = "to use it: {}tinydet infer --model model.onnx --score 0.4"
+    use = "to use it: {}tinydet infer --image scene.jpg --model model.onnx --score 0.4"
     export = "tinydet export onnx model.pth, then "
     assert list(_score_texts(cast(Scores, scores), args))[1].endswith(use.format(export))
     Path("model.onnx").touch()

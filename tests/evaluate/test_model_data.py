@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 pytest.importorskip("torch", reason="a checkpoint needs torch (tinydet[train])")
 
-from tinydet.data.source import builtin_source, find_source
+from tinydet.data.source import DataSource, builtin_source, find_source
+from tinydet.evaluate import evaluate
 from tinydet.evaluate.__main__ import main
 from tinydet.evaluate.model_data import check_builtin_classes, validation_data
 from tinydet.models.build import DetectorConfig, build_detector
@@ -98,3 +100,48 @@ def test_a_model_of_other_classes_is_not_scored_on_the_built_in_scenes(
     save(untrained, builtin_source("val").to_json(Path("runs")))
     assert validation_data(Path("runs/model.pth")).source.is_builtin
     check_builtin_classes(Path("model.pth"), ("a", "b"), ("b", "a"))
+
+
+def rename_image(folder: Path) -> None:
+    document = json.loads((folder / "annotations.json").read_text())
+    image = document["images"][0]
+    (folder / "images" / image["file_name"]).rename(folder / "images" / "another.png")
+    image["file_name"] = "another.png"
+    (folder / "annotations.json").write_text(json.dumps(document))
+
+
+def recorded(source: DataSource) -> dict[str, Any]:
+    return source.to_json(Path("runs"), source.load())
+
+
+def test_a_validation_set_with_other_images_is_reported(
+    project: Path, untrained: Checkpoint, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    save(untrained, recorded(find_source(Path("val"))))
+    said = "other images than when the model was trained (7 images with other names)"
+    assert main(["--model", "runs/model.pth", "--limit", "2"]) == 0 and "other images" not in capsys.readouterr().err
+    rename_image(Path("val"))
+    assert main(["--model", "runs/model.pth", "--limit", "2"]) == 0 and said in capsys.readouterr().err
+    evaluate("runs/model.pth", limit=2)
+    assert said in caplog.text
+
+
+def test_held_out_images_that_are_not_known_any_more_are_not_scored(
+    project: Path, untrained: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With other images in the folder, another choice is made, with images that the model was trained on."""
+    _, held_out = find_source(Path("val")).hold_out(0.3)
+    save(untrained, recorded(held_out))
+    assert main(["--model", "runs/model.pth", "--limit", "1"]) == 0
+    for image in held_out.load().images:
+        (Path("val/images") / image.file_name).rename(Path("val/images") / f"new-{image.file_name}")
+    text = Path("val/annotations.json").read_text()
+    for image in held_out.load(boxes_only=True).images:
+        text = text.replace(f'"{image.file_name}"', f'"new-{image.file_name}"')
+    Path("val/annotations.json").write_text(text)
+    capsys.readouterr()
+    assert main(["--model", "runs/model.pth"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "which of them were held out" in captured.err
+    with pytest.raises(ValueError, match="which of them were held out"):
+        evaluate("runs/model.pth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -322,6 +323,24 @@ def test_a_run_does_not_resume_with_other_data(squares: Path, tmp_path: Path) ->
     second.checkpoint.origin["data"] = "after"
     with pytest.raises(ValueError, match="the training data has changed since the run began"):
         second.resume()
+
+
+@pytest.mark.parametrize(("key", "resumes"), [("path", True), ("names", False)])
+def test_a_run_resumes_when_its_data_have_moved_but_not_with_other_validation_images(
+    squares: Path, tmp_path: Path, key: str, resumes: bool
+) -> None:
+    def run(value: str, tiles: TrainingTiles | None = None) -> Trainer:
+        made = trainer(squares, tmp_path / "model.pth", tiles)
+        record = {"path": "there", "names": {"count": 1, "sha256": "1f"}, key: value}
+        made.checkpoint.config.update(val_data=record, train_data={"path": record["path"]})
+        return made
+
+    stopping = tiles_of(squares, StopsAt)
+    stopping.left = 5
+    with pytest.raises(KeyboardInterrupt):
+        run("before", stopping).fit()
+    with contextlib.nullcontext() if resumes else pytest.raises(ValueError, match="another val_data"):
+        run("after").resume()
 
 
 KILLED = """

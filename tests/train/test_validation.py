@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tinydet.data.coco import load_dataset
-from tinydet.evaluate.score_model import DatasetDetections
+from tinydet.data.coco import find_dataset, load_dataset
+from tinydet.evaluate.model_data import open_for_scoring
+from tinydet.evaluate.score_model import DatasetDetections, detect_dataset
+from tinydet.models.build import DetectorConfig, build_detector
+from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.distributed import Processes
+from tinydet.train.sampling import with_images
 from tinydet.train.validation import Validation
 
 
@@ -21,7 +26,7 @@ def validation(squares: Path, tmp_path: Path) -> Validation:
         annotation["id"] += 1  # the id 0 counts as unmatched in pycocotools, and so in the protocol
     (tmp_path / "annotations.json").write_text(json.dumps(document))
     dataset = load_dataset(tmp_path / "annotations.json", squares / "images")
-    return Validation(dataset, overlap=32, device=torch.device("cpu"), autocast=False)
+    return Validation(dataset, device=torch.device("cpu"))
 
 
 def perfect(validation: Validation, which: list[int], only: int | None = None) -> DatasetDetections:
@@ -74,3 +79,19 @@ def test_tensorboard_can_read_what_is_shown(validation: Validation, tmp_path: Pa
     (curve,) = (event for event in events.Tensors("precision-recall/all"))
     *_, precision, recall = tensor_util.make_ndarray(curve.tensor_proto)
     assert (precision == 1).all() and recall[0] == 1 and recall[-1] == 0  # from the lowest threshold up
+
+
+def test_validation_finds_what_evaluate_and_infer_find_by_default(squares: Path, tmp_path: Path) -> None:
+    """The score at the end of a training is that of `tinydet evaluate model.pth`, which has no option of training."""
+    config = DetectorConfig("mobilenet_v2", channels=16, norm="batch", classes=1, options={"head_convs": 1})
+    torch.manual_seed(0)
+    detector = build_detector(config).eval()
+    torch.nn.init.zeros_(detector.get_parameter("head.classification_head.cls_logits.bias"))  # young: finds a lot
+    checkpoint = Checkpoint(config, detector.state_dict(), ("square",), (3,), tile=96)
+    save_checkpoint(checkpoint, tmp_path / "model.pth")
+    dataset = load_dataset(*find_dataset(squares))
+    dataset = with_images(dataset, np.arange(len(dataset.images)) < 2)
+    ours = Validation(dataset, device=torch.device("cpu"))
+    ours(detector, checkpoint.spec())
+    theirs = detect_dataset(open_for_scoring(tmp_path / "model.pth", None), dataset).detections
+    assert len(theirs) > 10 and ours.predictions == theirs

@@ -70,7 +70,7 @@ class DataSource:
         split: "train", "val" or "test"; None for the only one.
         part: which part of the images; None for all.
         options: what the user states about the annotations.
-        recorded: the images that were there when the source was recorded; `load` warns if they are others. None: any.
+        recorded: the images that were there when the source was recorded, see `load`; None: any.
     """
 
     path: Path | None
@@ -140,7 +140,8 @@ class DataSource:
             allow_absent: pass over `categories` that the annotations do not have, if they have at least one.
 
         Raises:
-            ValueError: the annotations break a rule, or are not those that a part was chosen from.
+            ValueError: the annotations break a rule, or are not those that a part was chosen from. Other images than
+                recorded of a source without a part are a warning.
         """
         images = None if boxes_only else self.image_dir
         reading = self._reading(part=False)
@@ -162,21 +163,19 @@ class DataSource:
             reading=reading.notes,
             read_again=(lambda: document) if kept else self.read,
         )
-        if self.recorded not in (None, NameRecord.of(dataset)):
-            logger.warning(self._difference(len(dataset.images)))
+        if self.recorded is not None and self.recorded != NameRecord.of(dataset):
+            self._report_others(self.recorded.count, len(dataset.images))
         return dataset
 
-    def _difference(self, count: int) -> str:
-        """Return a warning that the images are not those of the record."""
-        assert self.recorded is not None
-        then = self.recorded.count
-        what = f"{count} images, {then} when it was recorded" if count != then else f"{count} images with other names"
-        if self.part is None:
-            return f"{self.annotations}: other images than the model was trained with ({what}); scores may differ"
-        return (
-            f"{self.annotations}: other images than the model was trained with, so they are divided differently "
-            f"({self.part.role}: {what}); it may be scored on images that it was trained on"
-        )
+    def _report_others(self, then: int, count: int) -> None:
+        """Warn that the images are not those of the record; raise ValueError if they were held out of others."""
+        what = f"{count} images, {then} then" if count != then else f"{count} images with other names"
+        if self.part is not None:
+            raise ValueError(
+                f"{self.annotations}: images were added or removed since the training ({what}), so it is not known any "
+                "more which of them were held out; name images that the model was not trained on: --data PATH"
+            )
+        logger.warning(f"{self.annotations}: other images than when the model was trained ({what})")
 
     def load_document(self, *, allow_corner_file: bool = False) -> Document:
         """Read and check the dataset with all fields of its files; see `tinydet.data.coco_file.load_document`."""
@@ -368,5 +367,6 @@ def _both(path: Path, folder: Path) -> list[str]:
 def _existing(absolute: str, relative: str, *, folder: Path) -> Path:
     for path in (Path(folder) / relative, Path(absolute)):
         if path.exists():
-            return path
-    raise ValueError(f"{absolute} does not exist any more, nor {relative} relative to {folder}; name the data again")
+            short = Path(os.path.normpath(path))  # without `..`, which means another folder behind a link
+            return short if short.exists() and short.samefile(path) else path
+    raise ValueError(f"neither {absolute} nor {Path(folder) / relative} exists")

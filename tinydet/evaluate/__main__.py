@@ -69,12 +69,17 @@ def _score_texts(scores: Scores, args: argparse.Namespace) -> Iterator[str]:
     if table is not None:
         yield format_classes(table)
         if table.score is not None:
-            model = args.model or (DEFAULT_MODEL if args.gt is None else None)
-            named: list[str | Path] = [] if model is None else ["--model", _exported(model)]
-            use = tinydet_command("infer", *named, "--score", f"{table.score:g}")
-            if model is not None and not _exported(model).exists() and model.suffix == ".pth":
-                use = f"{tinydet_command('export', 'onnx', model)}, then {use}"
-            yield f"P, R and F1 at IoU 0.50 and score >= {table.score:g}, the best mean F1; to use it: {use}"
+            use = ""
+            if args.gt is None:
+                model = args.model or DEFAULT_MODEL
+                exported = _exported(model)
+                use = tinydet_command(
+                    "infer", "--image", "scene.jpg", "--model", exported, "--score", f"{table.score:g}"
+                )
+                if model.suffix == ".pth" and not exported.exists():
+                    use = f"{tinydet_command('export', 'onnx', model)}, then {use}"
+                use = f"; to use it: {use}"
+            yield f"P, R and F1 at IoU 0.50 and score >= {table.score:g}, the best mean F1{use}"
         yield ""
     yield format_scores(scores)
 
@@ -170,7 +175,8 @@ def _check(args: argparse.Namespace) -> None:
     """
     if (args.gt is None) != (args.detections is None):
         missing = "--detections" if args.detections is None else "--gt"
-        raise ValueError(f"results need both --gt and --detections; add {missing}")
+        instead = " in place of --data" if args.gt is None and args.data is not None else ""
+        raise ValueError(f"results need both --gt and --detections; add {missing}{instead}")
     if args.gt is not None:
         model_options = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
         if given := [name for name in model_options if getattr(args, name) is not None]:

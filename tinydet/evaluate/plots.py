@@ -33,6 +33,8 @@ _COLORS = {
     "all": "#000000",
     "All": "#000000",
 }
+LONGEST_NAME = 32  # characters of a class name; longer ones would leave no room for the data
+MOST_NAMES = 3  # listed classes without objects
 _KIND_COLORS = {
     "found": "#35a853",
     "missed": "#d93025",
@@ -84,7 +86,7 @@ def write_plots(scores: Scores, diagnosis: Diagnosis | None, folder: Path) -> li
         _draw_classes(drawn["classes"].subplots(), scores.classes)
         drawn["score_curves"], axes = figure(3)
         _draw_score_curves(axes, scores.classes)
-        side = max(4.4, 1.5 + 0.45 * cells)
+        side = max(4.4, 2.2 + 0.45 * cells)
         drawn["confusion_matrix"] = Figure(figsize=(side + 0.8, side), layout="constrained")
         _draw_confusion(drawn["confusion_matrix"].subplots(), scores.confusion)
     paths = []
@@ -143,14 +145,15 @@ def _draw_classes(axis: Any, table: ClassTable) -> None:
     places = np.arange(len(classes))
     for offset, name, color in ((-0.2, "AP50", "#31688e"), (0.2, "AP50-95", "#35b779")):
         values = [each.ap[name] for each in classes]
-        axis.barh(places + offset, values, height=0.4, label=f"{name}: mean {100 * table.ap[name]:.1f}", color=color)
+        mean = f"{100 * table.ap[name]:.1f}" if classes else "-"
+        axis.barh(places + offset, values, height=0.4, label=f"{name}: mean {mean}", color=color)
         for place, value in zip(places, values, strict=True):
             axis.text(value + 0.005, place + offset, f"{100 * value:.1f}", va="center", fontsize=7)
-    axis.set_yticks(places, [f"{each.name} ({each.objects} objects)" for each in classes], fontsize=8)
+    axis.set_yticks(places, [f"{short_name(each.name)} ({each.objects} objects)" for each in classes], fontsize=8)
     axis.set(xlim=(0, 1.08), xlabel="average precision", ylim=(len(classes) - 0.4, -0.6))
-    absent = ", ".join(each.name for each in table.excluded)
-    if absent:
-        axis.set_title(f"without objects: {absent}", fontsize=8)
+    if absent := [short_name(each.name) for each in table.excluded]:
+        more = f" and {len(absent) - MOST_NAMES} more" if len(absent) > MOST_NAMES else ""
+        axis.figure.supxlabel(f"without objects: {', '.join(absent[:MOST_NAMES])}{more}", fontsize=7)
     _legend(axis)
 
 
@@ -169,7 +172,11 @@ def _draw_score_curves(axes: Any, table: ClassTable) -> None:
         )
         for axis, curve, mean in zip(axes, curves, means, strict=True):
             axis.plot(
-                thresholds, curve, linewidth=1, label=each.name if few else None, color=None if few else "#bbbbbb"
+                thresholds,
+                curve,
+                linewidth=1,
+                label=short_name(each.name) if few else None,
+                color=None if few else "#bbbbbb",
             )
             mean.append(np.nan_to_num(curve))
     for axis, mean, title in zip(axes, means, ("F1", "precision", "recall"), strict=True):
@@ -196,10 +203,11 @@ def _draw_confusion(axis: Any, matrix: ConfusionMatrix) -> None:
                 axis.text(
                     j, i, counts[i, j], ha="center", va="center", fontsize=size, color="w" if share[i, j] > 0.5 else "k"
                 )
-    axis.set_xticks(range(n), matrix.names, rotation=45, ha="right", fontsize=size)
-    axis.set_yticks(range(n), matrix.names, fontsize=size)
+    names = [short_name(name) for name in matrix.names]
+    axis.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    axis.set_yticks(range(n), names, fontsize=size)
     axis.set(xlabel="detected as", ylabel="object")
-    axis.set_title(f"IoU >= {matrix.iou:.2f}, score >= {matrix.score:g}; color: share of the row", fontsize=8)
+    axis.set_title(f"IoU >= {matrix.iou:.2f}, score >= {matrix.score:g}\ncolor: share of the row", fontsize=8)
 
 
 def _draw_precision(axis: Any, scores: Scores, iou: float) -> None:
@@ -251,6 +259,15 @@ def _draw_errors(left: Any, right: Any, diagnosis: Diagnosis) -> None:
         axis.set(title=f"{title} at IoU {diagnosis.iou:.2f}, score >= {diagnosis.score:.2f}", ylabel="count")
         axis.tick_params(axis="x", labelrotation=30)
         _legend(axis)
+
+
+def short_name(name: str) -> str:
+    """Return a class name for an axis or a legend; the middle of a long one is left out.
+
+    >>> short_name("car"), short_name("light commercial vehicle (parked)")
+    ('car', 'light commercial veh…le (parked)')
+    """
+    return name if len(name) <= LONGEST_NAME else f"{name[:20]}…{name[-11:]}"
 
 
 def _mean_of_categories(values: NDArray[np.float64]) -> NDArray[np.float64] | None:

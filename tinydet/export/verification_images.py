@@ -229,7 +229,7 @@ def verification_images(classes: Sequence[str], source: DataSource) -> tuple[lis
             f"{tinydet_command('data', 'cut')} CORNERS.json --images DIR --output FOLDER"
         )
     known = [name for name in dataset.classes if name in classes]
-    return _files(dataset), source.load(categories=known) if known else None
+    return _files(dataset), replace(source, recorded=None).load(categories=known) if known else None
 
 
 def _own_data(model: Path, records: Mapping[str, Any], folder: Path) -> OwnData:
@@ -243,7 +243,7 @@ def _own_data(model: Path, records: Mapping[str, Any], folder: Path) -> OwnData:
             if record is not None:
                 found[name] = DataSource.from_json(record, folder)
         except ValueError as error:
-            gone[name], lost[name] = str(error).removesuffix("; name the data again"), record
+            gone[name], lost[name] = str(error), record
     return OwnData(model, found.get("val"), found.get("train"), gone, lost)
 
 

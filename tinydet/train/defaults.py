@@ -82,7 +82,7 @@ def choose_schedule(config: TrainConfig, given: TrainConfig, tiles: int) -> tupl
         augment = SMALL_AUGMENT
         if given.epochs is None:
             lines.append(
-                f"{epochs} epochs instead of {PAPER_EPOCHS}: {plural(tiles, 'tile')} are a small dataset "
+                f"{epochs} epochs instead of {PAPER_EPOCHS}: a small dataset of {plural(tiles, 'tile')} "
                 "(--epochs N chooses)"
             )
         if given.augment is None:

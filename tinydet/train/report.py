@@ -18,12 +18,13 @@ from tinydet.data.coco import Dataset
 from tinydet.data.source import describe_hold_out
 from tinydet.evaluate.report import format_ap
 from tinydet.geometry.anchors import AnchorDesign
-from tinydet.geometry.tiles import TileGrid
 from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import collate
 from tinydet.models.cost import multiply_adds, training_bytes
 from tinydet.models.losses import total
 from tinydet.models.registry import detector_info
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import plan_scan
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
 from tinydet.train.trainer import Trainer
@@ -195,17 +196,18 @@ def seconds_per_step(trainer: Trainer) -> float:
     return min(seconds[1:])
 
 
-def seconds_per_validation(trainer: Trainer, val: Dataset, overlap: int) -> float:
+def seconds_per_validation(trainer: Trainer, val: Dataset) -> float:
     """Estimate the duration of a validation from that of one tile, without reading images."""
     spec = trainer.checkpoint_spec()
-    backend = TorchBackend(copy.deepcopy(trainer.detector), spec, device=str(trainer.device), autocast=trainer.autocast)
+    backend = TorchBackend(copy.deepcopy(trainer.detector), spec, device=str(trainer.device))
     tile = np.zeros((1, spec.tile, spec.tile, 3), np.uint8)
     backend.run(tile)  # sets up kernels
     begun = time.perf_counter()
     backend.run(tile)
     seconds = time.perf_counter() - begun
-    sizes = Counter((image.width, image.height) for image in val.images)
-    tiles = sum(len(TileGrid(*size, spec.tile, overlap)) * images for size, images in sizes.items())
+    images = {(image.width, image.height): image for image in val.images}
+    counts = Counter((image.width, image.height) for image in val.images)
+    tiles = sum(plan_scan(image, spec, ScanOptions()).tiles * counts[size] for size, image in images.items())
     return seconds * tiles / trainer.processes.count
 
 

@@ -171,9 +171,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     )
     validation: Validation | None = None
     if val is not None:
-        score = validation = Validation(
-            val, overlap=tiles_of(config)[1], device=device, autocast=trainer.autocast, processes=processes
-        )
+        score = validation = Validation(val, device=device, processes=processes)
         trainer.validate = lambda detector: score(detector, trainer.checkpoint_spec())
         trainer.show = validation.show
     if config.resume:
@@ -181,7 +179,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     elif trainer.state_path.exists() and not config.dry_run:
         report(f"note: {trainer.state_path} belongs to an unfinished run; --resume continues it, this run replaces it")
     seconds = seconds_per_step(trainer)
-    validation_seconds = seconds_per_validation(trainer, val, tiles_of(config)[1]) if val else 0.0
+    validation_seconds = seconds_per_validation(trainer, val) if val else 0.0
     for line in plan_lines(
         config, trainer, train, val, statistics, alpha_source, copied, [*reasons, *more], seconds, validation_seconds
     ):

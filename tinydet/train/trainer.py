@@ -325,7 +325,7 @@ class Trainer:
         if not self.state_path.exists():
             raise ValueError(f"{self.state_path}: no state to resume from; start the run without --resume")
         saved = load_checkpoint(self.state_path)
-        before, now = saved.config, self.checkpoint.config
+        before, now = (_without_places(each.config) for each in (saved, self.checkpoint))
         if before != now or saved.training_state is None:
             changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
             why = f"written by a run with another {', '.join(changed)}" if changed else "not a saved training state"
@@ -464,6 +464,13 @@ def log_name(output: Path, logdir: Path | None) -> str:
     name = f"{parts.as_posix()}/{time.strftime('%Y%m%d-%H%M%S')}"
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))  # two runs in one second
     return next(each for each in names if logdir is None or not (logdir / each).exists())
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the places of the data, which may have moved; of validation data, which images."""
+    val = config.get("val_data")
+    names = {"val_data": val.get("names")} if isinstance(val, dict) else {}
+    return {name: value for name, value in config.items() if name != "train_data"} | names
 
 
 def resume_path(output: Path) -> Path:

@@ -1,6 +1,7 @@
 """Validation during training: scores computed by all processes together, curves and an image for TensorBoard.
 
-What is scored is what ships: `detect_scenes()` on whole images and the backend of `tinydet evaluate model.pth`.
+What is scored is what ships: `detect_scenes()` on whole images with the backend and the options of `tinydet evaluate
+model.pth`, in float32 whatever the precision of the training. Both give the same scores.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from tinydet.evaluate.tables import tabulate_ground_truth
 from tinydet.models.backend import TorchBackend
 from tinydet.models.detector import Detector
 from tinydet.models.distributed import Processes
-from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
 from tinydet.train.sampling import with_images
 
@@ -40,23 +40,18 @@ class Validation:
     """Score a detector on a dataset, and write the last results to TensorBoard.
 
     Args:
-        overlap: of the tiles, in pixels.
-        device, autocast: as in training.
+        device: as in training.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         *,
-        overlap: int,
         device: torch.device,
-        autocast: bool,
         processes: Processes | None = None,
     ) -> None:
         self.dataset = dataset
-        self.overlap = overlap
         self.device = device
-        self.autocast = autocast
         self.processes = processes or Processes()
         self.scores: Scores | None = None
         self.predictions: list[dict[str, Any]] = []  # COCO results
@@ -67,12 +62,12 @@ class Validation:
         If there are several classes, also AP50/CLASS, AP50-95/CLASS and AP75/CLASS. The same in every process; -1 if
         there are no such objects.
         """
-        backend = TorchBackend(detector, scoring_spec(spec), device=str(self.device), autocast=self.autocast)
+        backend = TorchBackend(detector, scoring_spec(spec), device=str(self.device))
         numbers = range(len(self.dataset.images))
         mine = np.isin(np.arange(len(numbers)), self.processes.shard(numbers))
         dataset = with_images(self.dataset, mine)
         with Bar(len(dataset.images), "image", "validate", quiet=not self.processes.first) as bar:
-            part = detect_dataset(backend, dataset, ScanOptions(self.overlap), progress=bar.update)
+            part = detect_dataset(backend, dataset, progress=bar.update)
         parts = self.processes.gather(part)
         metrics = self._score(parts) if parts else None
         return cast(dict[str, float], self.processes.broadcast(metrics))
