@@ -9,11 +9,14 @@ import torch
 
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tinydet.models.detector import Detector
 from tinydet.models.options import Architecture
 from tinydet.models.pretrained import read_source
+from tinydet.spec import ModelSpec
 from tinydet.train import TrainConfig, train
 from tinydet.train.config import PRESETS, SMALL_AUGMENT, config_of
 from tinydet.train.defaults import MOST_EPOCHS, choose_network, choose_schedule, epochs_of
+from tinydet.train.validation import Validation
 
 OLD = Architecture("faster_rcnn", "mobilenet_v2", 32, {"straddling": True}, tile=96, overlap=32, preset="small")
 
@@ -136,3 +139,29 @@ def test_a_run_from_a_checkpoint_needs_no_options(
     assert new.detector == network and new.tile == 96
     wanted = "old.pth: detector retinanet, backbone mobilenet_v2, channels 8, tile 96"
     assert any(wanted in line for line in caplog.messages)
+
+
+def test_the_weights_that_a_run_starts_from_are_scored_and_kept_if_no_epoch_is_better(
+    squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = DetectorConfig("mobilenet_v2", 8, "batch", 1, options={"head_convs": 1, "head_init": "he"})
+    weights = build_detector(network, (1.0, 1.0, 1.0)).state_dict()
+    save_checkpoint(Checkpoint(network, weights, ("square",), (3,), tile=96), tmp_path / "old.pth")
+    scores = iter([0.5, 0.2, 0.4])
+    score = Validation.__call__
+
+    def scored(self: Validation, detector: Detector, spec: ModelSpec) -> dict[str, float]:
+        return {**score(self, detector, spec), "AP50": next(scores)}
+
+    monkeypatch.setattr(Validation, "__call__", scored)
+    run = TrainConfig(
+        data=squares, val=squares, init=str(tmp_path / "old.pth"), epochs=2, validate_every=1, tensorboard=False,
+        output=tmp_path / "new.pth",
+    )  # fmt: skip
+    with caplog.at_level("INFO", "tinydet.train"):
+        trained = train(run)
+    assert [(entry["epoch"], entry["AP50"]) for entry in trained.history] == [(0, 0.5), (1, 0.2), (2, 0.4)]
+    kept = load_checkpoint(tmp_path / "new.pth").weights
+    assert all(torch.equal(kept[name], value) for name, value in weights.items() if not name.startswith("fpn.alpha"))
+    assert "on the validation set, before the first step, percent:" in caplog.messages
+    assert any("training did not improve their AP50, epoch 2 has 40.00" in line for line in caplog.messages)

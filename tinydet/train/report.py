@@ -147,7 +147,8 @@ def result_lines(trainer: Trainer, validation: Validation | None) -> Iterator[st
 def _validation_lines(trainer: Trainer, validation: Validation) -> Iterator[str]:
     """Yield the scores of the saved weights by class, and why these weights were saved."""
     best, last = max(reversed(trainer.history), key=lambda entry: entry["AP50"]), trainer.history[-1]
-    yield f"on the validation set, epoch {best['epoch']}, percent:"
+    start = best["epoch"] == 0
+    yield f"on the validation set, {'before the first step' if start else 'epoch ' + str(best['epoch'])}, percent:"
     yield from (f"  {line}" for line in format_ap(validation.objects, best))
     trained = set(trainer.tiles.dataset.labels[trainer.tiles.dataset.objects].tolist())
     for label, (name, objects, _) in enumerate(validation.objects):
@@ -158,6 +159,12 @@ def _validation_lines(trainer: Trainer, validation: Validation) -> Iterator[str]
             f"  it finds none of the objects yet: {plural(trainer.steps_done, 'step')} may be too few "
             f"(--epochs N trains longer); {tinydet_command('data', 'check')} finds faults of annotations"
         )
+    if start:
+        yield (
+            f"saved the weights that it started from: training did not improve their AP50, epoch {last['epoch']} has "
+            f"{100 * last['AP50']:.2f}; a lower --lr changes them less"
+        )
+        return
     if best is last:
         why = "the last validation has the best AP50"
     else:

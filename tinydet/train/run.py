@@ -168,6 +168,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
         autocast=use_bfloat16(config.precision, device),
         logdir=config.logdir if config.tensorboard else None,
         processes=processes,
+        validate_start=source is not None and not {*train.classes}.isdisjoint(source.classes or ()),
     )
     validation: Validation | None = None
     if val is not None:

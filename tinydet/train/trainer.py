@@ -82,6 +82,7 @@ class Trainer:
         log_name: None: from the output and the time.
         show: writes the results of the last validation to a TensorBoard writer, at a step.
         validate: scores the detector; its `AP50` chooses the best weights. None: the last weights are kept.
+        validate_start: also score the weights before the first step, as epoch 0.
         processes: each takes its share of every batch; only the first one writes files.
     """
 
@@ -93,6 +94,7 @@ class Trainer:
     device: torch.device
     autocast: bool
     validate: Validate | None = None
+    validate_start: bool = False
     show: Callable[[Any, int], None] | None = None
     logdir: Path | None = None
     log_name: str | None = None
@@ -157,7 +159,7 @@ class Trainer:
     @property
     def validations_left(self) -> int:
         every, epochs = self.schedule.validate_every, self.schedule.epochs
-        return -(-epochs // every) - self.epoch // every
+        return -(-epochs // every) - self.epoch // every + (self.validate_start and not self.history)
 
     @property
     def best_epoch(self) -> int | None:
@@ -202,6 +204,9 @@ class Trainer:
         quiet = None if self.processes.first else True
         bar = tqdm(total=steps, initial=self.steps_done, unit="step", dynamic_ncols=True, disable=quiet, smoothing=0.05)
         try:
+            if self.validate_start and self.steps_done == 0 and not self.history:
+                self._end_of_epoch(writer, bar)
+                self.save_state()
             while self.epoch < self.schedule.epochs and not self.stopped_early:
                 self.detector.train()
                 batches = [self.processes.shard(batch) for batch in self.batches()[self.done :]]
