@@ -101,7 +101,7 @@ def test_only_named_outputs_are_written_and_an_upright_phone_video_stays_upright
         ),
         (["still.png", "--crops", "cr/", "--resume"], "clip.mp4 is a video, so nothing would be written for it"),
         (["--output", "a.txt"], "a.txt cannot hold the frames of clip.mp4; write .json, .csv or .parquet"),
-        (["model.onnx", "--output", "all.json"], "name a folder for one file per scene: --output all/"),
+        (["still.png", "--output", "all.json"], "name a folder for one file per scene: --output all/"),
     ],
 )
 def test_impossible_outputs_of_a_video_are_refused_before_the_work(

@@ -78,7 +78,7 @@ def test_content_is_smaller_than_the_input_if_the_scene_is() -> None:
         ({"batch": 1.5}, "batch: expected a whole number"),
         ({"batch": True}, "batch: expected a number, got True"),
         ({"batch": "4"}, "batch: expected a number, got '4'"),
-        ({"overlap": -1}, "overlap: expected a whole number from 0 to 1 000 000, got '-1'"),
+        ({"overlap": -1}, "overlap: expected a whole number of pixels from 0 to 1 000 000, got '-1'"),
         ({"scale": 0.0}, "scale: expected a number from 0.001 to 64, got '0.0'"),
         ({"scale": 1e-320}, "scale: expected"),
         ({"scale": float("nan")}, "scale: expected"),

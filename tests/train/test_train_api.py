@@ -108,7 +108,7 @@ def test_both_flags_for_categories_can_be_given() -> None:
         ({"seed": 0.5}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got '0.5'"),
         ({"seed": -1}, r"seed: expected a whole number from 0 to 2\*\*63 - 1, got '-1'"),
         ({"lr": -1.0}, "lr: .*number above 0 and up to 1e\\+06, got '-1.0'"),
-        ({"overlap": -1}, "overlap: .*whole number from 0 to 1 000 000, got '-1'"),
+        ({"overlap": -1}, "overlap: .*whole number of pixels from 0 to 1 000 000, got '-1'"),
         ({"salpha": "no"}, "salpha: expected bool, got 'no'"),
         ({"alpha": (1, 2, 3, 4)}, "alpha: expected one number, or one per edge"),
         ({"alpha": "0.5"}, "alpha: expected .*, got the text '0.5'"),
@@ -175,7 +175,7 @@ def test_a_value_of_any_type_is_stored_as_given_or_refused_in_one_line(field: st
         ({"images": "images"}, "--images is the image folder of --annotations; name both"),
         ({"val_images": "images"}, "--val-images is the image folder of --val-annotations; name both"),
         ({"categories": ["boat"]}, "boat"),  # of the built-in dataset, which has persons
-        ({"device": "gpu"}, "--device gpu: torch cannot use it here .*; try --device cpu"),
+        ({"device": "gpu"}, "--device gpu: torch names devices cpu, cuda, cuda:1 or mps; did you mean cuda"),
         ({"device": ""}, "--device : torch cannot use it here"),
         ({"device": "meta"}, "--device meta: torch cannot use it here"),
         ({"device": "cpu:3"}, "--device cpu:3: torch cannot use it here .the CPU has no number"),
