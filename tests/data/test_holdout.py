@@ -84,8 +84,7 @@ def test_other_images_than_in_the_record_are_noticed(videos: Path, caplog: pytes
     whole.load()
     assert "40 images with other names" in caplog.messages[0]
     with pytest.raises(ValueError, match="which of them were held out"):
-        for part in parts:  # the choice may leave one of the two as it was
-            part.load()
+        [part.load() for part in parts]  # the choice may leave one of the two as it was
 
 
 def test_without_groups_in_the_names_copies_of_one_image_still_stay_together() -> None:
