@@ -100,6 +100,20 @@ def test_an_oblique_photo_has_no_place_on_a_map_and_only_a_camera_in_a_table(
     assert "lon and lat are left empty" in capsys.readouterr().err
 
 
+def test_photos_that_cannot_be_placed_are_counted_and_the_first_is_named(
+    flight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (flight / "flight").mkdir()
+    for name in "acd":
+        photo(f"flight/{name}.png", packet=OBLIQUE)
+    photo("flight/b.png")
+    assert run("--image", "flight", "--gps", "--output", "out.csv") == 0
+    first, count = [line for line in capsys.readouterr().err.splitlines() if "left empty" in line]
+    assert "a.png: an oblique photo" in first
+    assert "lon and lat are left empty for 3 of 4 scenes" in count
+    assert {row["scene"][-5:] for row in rows(flight / "out.csv") if row["lon"]} == {"b.png"}
+
+
 def test_skip_unreadable_leaves_oblique_photos_out_of_a_map(flight: Path) -> None:
     (flight / "flight").mkdir()
     photo("flight/low.png", packet=OBLIQUE)

@@ -330,6 +330,9 @@ def test_a_plot_has_the_size_of_the_scene_and_leaves_it_unchanged(some: Predicti
     assert with_legend.shape[0] > 100
     some.save(tmp_path / "saved.png")
     assert np.array_equal(cv2.imread(str(tmp_path / "saved.png"))[..., ::-1], with_legend)
+    with pytest.raises(ValueError, match=r"'\.xml'; there are \.json .*\.png or \.webp for an image") as caught:
+        some.save(tmp_path / "saved.xml")
+    assert "--" not in str(caught.value), "options of the command"
 
 
 def test_crops_are_the_pixels_of_the_boxes(some: Prediction) -> None:

@@ -17,6 +17,7 @@ from tinydet.runtime.scenes.sources import Source, is_stream, shortened
 from tinydet.runtime.writers import (
     CLASSES,
     FORMATS,
+    UnknownSuffixError,
     check_formats,
     check_georeference,
     check_output,
@@ -146,7 +147,7 @@ def plan_jobs(
                 f"{output} cannot hold all scenes, because every frame of a video is an image; name a folder for one "
                 f"file per scene: {per_scene}"
             )
-        shared = paths_of(output, options.formats)
+        shared = _files_of(output, options.formats)
     jobs = _jobs(sources, options, folder, None if shared else output)
     classes = _classes_file(jobs, folder)
     targets = [path for job in jobs for path in job.outputs] + list(shared)
@@ -225,7 +226,7 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
                 path.with_name(f"{path.name}{form.suffix}") for path, form in zip(results, formats, strict=True)
             )
         elif output is not None:
-            results = paths_of(output, options.formats)
+            results = _files_of(output, options.formats)
         elif next_to_scene:
             scene_folder = _folder_of(source)
             results = tuple(scene_folder / f"{name}{MARK}{form.suffix}" for form in formats)
@@ -251,6 +252,14 @@ def _label_name(source: Source, name: str) -> Path:
     if path.is_absolute() or ".." in path.parts:
         return Path(name)
     return Path(*map(shortened, path.parent.parts), shortened(source.part_name(path.stem)))
+
+
+def _files_of(output: Path, formats: tuple[str, ...] | None) -> tuple[Path, ...]:
+    """Return the files of `--output`, as `paths_of`."""
+    try:
+        return paths_of(output, formats)
+    except UnknownSuffixError as error:
+        raise ValueError(f"{error}; end a folder with /, and use --draw or --crops for images") from error
 
 
 def _classes_file(jobs: Sequence[Job], folder: Path | None) -> Path | None:

@@ -10,9 +10,10 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tinydet._internal.atomic import write_json
@@ -74,6 +75,7 @@ class InferenceRun:
         self._backend, self._hash, self._settings = backend, model_hash, settings
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
+        self._unplaced = 0  # scenes whose longitude and latitude stay empty
         self.summary = RunSummary(backend.spec)
 
     def run(self, plan: RunPlan) -> list[str]:
@@ -94,6 +96,9 @@ class InferenceRun:
             with created_folders([*folders, *([] if plan.journals is None else [plan.journals])]):
                 self._run_jobs(plan, identity)
         finally:
+            if self._unplaced > 1:
+                scenes = plural(len(plan.jobs), "scene")
+                logger.warning(f"lon and lat are left empty for {self._unplaced} of {scenes}; the first is named above")
             if skipped := self.summary.skipped:
                 were = "was" if len(skipped) == 1 else "were"
                 logger.warning(f"{len(skipped)} of {plural(len(plan.jobs), 'scene')} {were} skipped:")
@@ -187,7 +192,7 @@ class InferenceRun:
             scene = stack.enter_context(self._open_image(job))
             with _of_one_scene():
                 outputs = (*job.results, *plan.shared)
-                georeference = georeference_for(job.source.path, outputs, gps=self._settings.gps)
+                georeference = self._georeference(job.source.path, outputs)
                 camera = camera_for(job.source.path, outputs)
                 if georeference is not None and job.source.corner is not None:
                     georeference = georeference.shifted(*job.source.corner[:2])
@@ -210,6 +215,16 @@ class InferenceRun:
             if self._settings.needs_gsd and scene.gsd is None:
                 scene.gsd = self._photo_gsd(source)
             return scene if source.size is None else part_of(scene, source.size, source.corner)
+
+    def _georeference(self, scene: Path, outputs: Sequence[Path]) -> Georeference | None:
+        """Return the georeference of a scene; None, and count it, if it cannot be placed and columns stay empty."""
+        try:
+            return georeference_for(scene, outputs, gps=self._settings.gps)
+        except GeoreferenceError as error:
+            if not self._unplaced:
+                logger.warning(f"{error}; lon and lat are left empty")
+            self._unplaced += 1
+            return None
 
     def _photo_gsd(self, source: Source) -> float | None:
         """Return the ground sample distance that the metadata of a photo gives, and report it; None if it gives none.

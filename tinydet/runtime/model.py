@@ -22,7 +22,7 @@ from tinydet._internal.names import public_location
 from tinydet._internal.progress import Progress
 from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.drawing import draw
-from tinydet.runtime.image_output import MAX_SIDE, check_image_path, longest_side, save_image
+from tinydet.runtime.image_output import MAX_SIDE, SUGGESTED, check_image_path, longest_side, save_image
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scan import SceneResult, detect_scene, detect_scenes
 from tinydet.runtime.scenes import EXPECTED, Image, Scene, SceneLike, open_scene
@@ -32,7 +32,7 @@ from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError,
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
 from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream, path_of
 from tinydet.runtime.scenes.video import Video
-from tinydet.runtime.writers import CLASSES, SceneDetections, format_of, open_writer, write_classes
+from tinydet.runtime.writers import CLASSES, SceneDetections, UnknownSuffixError, format_of, open_writer, write_classes
 from tinydet.runtime.writers.table import columns
 from tinydet.spec import ModelSpec
 
@@ -281,7 +281,11 @@ class Prediction(SceneDetections):
         if format is None and path.suffix.lower() in IMAGES:
             self.plot(path, legend=True)
             return
-        with open_writer(path, self.spec, format) as write:
+        try:
+            writer = open_writer(path, self.spec, format)
+        except UnknownSuffixError as error:
+            raise ValueError(f"{error}, and {SUGGESTED} for an image with the detections drawn on it") from error
+        with writer as write:
             write(self)
         if format_of(path, None if format is None else [format]).one_scene:
             write_classes(path.with_name(CLASSES), self.spec)

@@ -9,7 +9,6 @@ Files are written atomically. The detections of a scene may be written in severa
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -38,6 +37,7 @@ __all__ = [
     "CLASSES",
     "FORMATS",
     "SceneDetections",
+    "UnknownSuffixError",
     "Write",
     "camera_for",
     "check_classes",
@@ -52,10 +52,12 @@ __all__ = [
     "write_classes",
 ]
 
-logger = logging.getLogger("tinydet.runtime")
-
 Write = Callable[[SceneDetections], None]
 CHUNK = 10_000  # boxes that are converted to text at once
+
+
+class UnknownSuffixError(ValueError):
+    """No format has this suffix."""
 
 
 class Format(NamedTuple):
@@ -97,7 +99,8 @@ def format_of(path: Path, kinds: Sequence[str] | None = None) -> Format:
         kinds: the formats to choose from, keys of `FORMATS`; None for all, the first of each suffix.
 
     Raises:
-        ValueError: a format or the suffix is unknown; lists the known ones.
+        ValueError: a format is unknown, or the suffix is not that of one of `kinds`.
+        UnknownSuffixError: no format has this suffix; lists those that there are.
     """
     for kind in kinds or ():
         if kind not in FORMATS:
@@ -115,10 +118,7 @@ def format_of(path: Path, kinds: Sequence[str] | None = None) -> Format:
         )
     suffixes = {form.suffix: form for form in reversed(FORMATS.values())}
     known = ", ".join(f"{suffix} ({form.summary})" for suffix, form in reversed(suffixes.items()))
-    raise ValueError(
-        f"{path}: no format has the suffix {path.suffix!r}; there are {known}; end a folder with /, and use --draw or "
-        "--crops for images"
-    )
+    raise UnknownSuffixError(f"{path}: no format has the suffix {path.suffix!r}; there are {known}")
 
 
 def paths_of(path: Path, kinds: Sequence[str] | None = None) -> tuple[Path, ...]:
@@ -205,25 +205,19 @@ def check_georeference(scene: Path, path: Path, *, gps: bool = False) -> Georefe
 def georeference_for(scene: Path, paths: Sequence[Path], *, gps: bool = False) -> Georeference | None:
     """Return the georeference of a scene for its output files; None if it has none.
 
-    If the georeference gives no longitude and latitude and a table leaves those columns empty, a warning is logged.
-
     Args:
         gps: as for `check_georeference`.
 
     Raises:
         ValueError: as `check_georeference`, for a map format.
+        GeoreferenceError: the georeference gives no longitude and latitude, and only tables want them, whose columns
+            can stay empty.
     """
     forms = {path: format_of(path) for path in paths if not is_device(path)}
     for path, form in forms.items():
         if form.placed:
             return check_georeference(scene, path, gps=gps)
-    if not any(form.located for form in forms.values()):
-        return None
-    try:
-        return _georeference(scene, gps)
-    except GeoreferenceError as error:
-        logger.warning(f"{error}; lon and lat are left empty")
-        return None
+    return _georeference(scene, gps) if any(form.located for form in forms.values()) else None
 
 
 def camera_for(scene: Path, paths: Sequence[Path]) -> tuple[float, float] | None:
