@@ -171,6 +171,14 @@ def test_unknown_options_get_a_suggestion(white_squares: Callable) -> None:
     assert repr(Model(white_squares())).startswith("Model(")
 
 
+def test_an_option_of_the_scan_is_referred_to_load(model: Model) -> None:
+    for method in (model.detect, model.stream):
+        with pytest.raises(TypeError, match=rf"^{method.__name__} takes no score; .*: load\(…, score=0\.3\)$"):
+            method(image(), score=0.3)
+        with pytest.raises(TypeError, match="no option 'conf'; there are overlap, .*; did you mean score"):
+            method(image(), conf=0.3)
+
+
 def test_filter_and_crop_refuse_other_types(some: Prediction) -> None:
     for values in ({"score": "0.5"}, {"score": None}, {"score": float("nan")}, {"classes": 1.5}, {"classes": True}):
         with pytest.raises(ValueError, match="expected a number|the model has no class"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import glob
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, cast, overload
+from typing import Any, BinaryIO, NamedTuple, NoReturn, cast, overload
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -342,6 +342,7 @@ class Model:
         image_id: int = 1,
         progress: Progress | None = None,
         gps: bool = False,
+        **options: NoReturn,
     ) -> Prediction | list[Prediction]:
         """Detect the objects of one scene, or of each scene of a list or tuple, whose tiles share batches.
 
@@ -359,8 +360,9 @@ class Model:
         Raises:
             ValueError: the scene is damaged, an option does not fit the model, or the model returns invalid outputs.
             OSError: the file is missing.
-            TypeError: `scene` is something else.
+            TypeError: `scene` is something else; or an option of the scan, which belongs to `load`.
         """
+        _refuse("detect", options)
         if isinstance(scene, list | tuple):
             entries = [_Input(one, self.spec, gps, i) for i, one in enumerate(scene)]
             sources = [entry.open() if isinstance(entry.source, Scene) else entry.open for entry in entries]
@@ -371,7 +373,9 @@ class Model:
             ]
         return self._detect(scene, image_id, progress, gps=gps)
 
-    def stream(self, scenes: SceneLike | Iterable[SceneLike], *, gps: bool = False) -> Iterator[Prediction]:
+    def stream(
+        self, scenes: SceneLike | Iterable[SceneLike], *, gps: bool = False, **options: NoReturn
+    ) -> Iterator[Prediction]:
         """Detect the objects of one scene after the other. A scene is read when its prediction is requested.
 
         Args:
@@ -382,6 +386,10 @@ class Model:
         Raises:
             ValueError, OSError, TypeError: as `detect`; also if a pattern matches nothing, or a stream breaks.
         """
+        _refuse("stream", options)
+        return self._stream(scenes, gps=gps)
+
+    def _stream(self, scenes: SceneLike | Iterable[SceneLike], *, gps: bool) -> Iterator[Prediction]:
         if not _is_one(scenes) and (not isinstance(scenes, Iterable) or _is_foreign_array(scenes)):
             raise TypeError(f"scenes: expected {EXPECTED}, or several of these, got {_described(scenes)}")
         image_id = 1
@@ -413,6 +421,13 @@ class Model:
         entry = _Input(scene, self.spec, gps)
         with nullcontext(entry.open()) if isinstance(scene, Scene) else entry.open() as opened:
             return entry.prediction(detect_scene(self.backend, opened, self.options, progress=progress), image_id)
+
+
+def _refuse(method: str, options: Mapping[str, object]) -> None:
+    """Raise TypeError if there are options, because how scenes are scanned is chosen when the model is loaded."""
+    for name, value in options.items():
+        ScanOptions().changed({name: value})  # refuses other names
+        raise TypeError(f"{method} takes no {name}; options belong to the model: load(…, {name}={quoted(value)})")
 
 
 class _Input:
