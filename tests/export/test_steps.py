@@ -30,6 +30,20 @@ def test_steps_are_shown_on_a_terminal_under_the_title_of_the_innermost_block(mo
     assert "building: comparing" not in shown
 
 
+def test_a_log_gets_a_line_for_each_kind_of_step_and_one_every_10_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    now = 0.0
+    monkeypatch.setattr("tinydet.export.steps.time.monotonic", lambda: now)
+    with show_steps("verifying"):
+        step("comparing")
+        for image in range(1, 26):  # one a second
+            step("image %d of %d", image, 25)
+            now += 1
+        step("writing")
+    shown = ["comparing", "image 1 of 25", "image 11 of 25", "image 21 of 25", "writing"]
+    assert log.getvalue().splitlines() == [f"  verifying: {text}" for text in shown]
+
+
 def test_steps_are_debug_messages_elsewhere(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "tinydet.export.steps")
     step("kernels")

@@ -311,7 +311,7 @@ def _make_monitor(trt: Any, cancelled: threading.Event) -> Any:
             trt.IProgressMonitor.__init__(self)  # required by pybind11
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            step(phase_name)
+            step("%s", phase_name)
 
         def step_complete(self, phase_name: str, number: int) -> bool:
             return not cancelled.is_set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tinydet._internal.console import plural
 from tinydet.export.steps import step
 
 
@@ -41,22 +42,22 @@ def search_layers(
         blocks.setdefault(block_of(name), []).append(name)
     measured: dict[str, float] = {}
     for i, (block, members) in enumerate(blocks.items(), 1):
-        step(f"sensitivity of {block} ({i} of {len(blocks)} blocks)")
+        step("sensitivity of %s (%d of %d blocks)", block, i, len(blocks))
         measured[block] = sensitivity(members)
     ranking = sorted(blocks, key=lambda block: -measured[block])
     count = _smallest_sufficient(
-        len(ranking), lambda n: passes(_members(blocks, ranking[:n])), lambda n: step(f"keeping {n} blocks")
+        len(ranking), lambda n: passes(_members(blocks, ranking[:n])), lambda n: step("keeping %s", plural(n, "block"))
     )
     if count is None:
         return None
     # One block fewer was not enough, but any layer of these blocks may turn out to be convertible.
     candidates = _members(blocks, ranking[:count])
     for i, name in enumerate(candidates, 1):
-        step(f"sensitivity of {name} ({i} of {len(candidates)} layers)")
+        step("sensitivity of %s (%d of %d layers)", name, i, len(candidates))
         measured[name] = sensitivity([name])
     ranking = sorted(candidates, key=lambda name: -measured[name])
     count = _smallest_sufficient(
-        len(candidates) - 1, lambda n: passes(ranking[:n]), lambda n: step(f"keeping {n} layers")
+        len(candidates) - 1, lambda n: passes(ranking[:n]), lambda n: step("keeping %s", plural(n, "layer"))
     ) or len(candidates)
     return LayerSearch(tuple(name for name in layers if name in ranking[:count]), measured)
 

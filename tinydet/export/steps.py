@@ -1,25 +1,42 @@
-"""The steps of an export: debug messages of one logger, which a command shows on one line of the terminal."""
+"""The steps of an export: debug messages of one logger, which a command shows on standard error."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 _LOGGER = logging.getLogger("tinydet.export.steps")
-step = _LOGGER.debug  # called with a description of what begins
+INTERVAL = 10.0  # seconds between lines about steps of one kind
+step = _LOGGER.debug  # called with a description of what begins; the arguments tell apart steps of one kind
 
 
 @contextmanager
 def show_steps(title: str) -> Iterator[None]:
-    """Show the current step on one line of stderr, if it is a terminal."""
+    """Show the current step: on one line of a terminal, and elsewhere on a line of its own.
+
+    Steps of one kind, such as the images of a dataset, share their lines: one at the first, then one every 10 s.
+    """
+    handler = logging.Handler()
     with tqdm(bar_format="{desc}", disable=None, leave=False, file=sys.stderr, position=0) as line:
         line.set_description_str(title)
-        handler = logging.Handler()
-        handler.emit = lambda record: line.set_description_str(f"{title}: {record.getMessage()}")  # type: ignore[method-assign]
+        kind, shown = "", 0.0
+
+        def show(record: logging.LogRecord) -> None:
+            nonlocal kind, shown
+            text = f"{title}: {record.getMessage()}"
+            if not line.disable:
+                line.set_description_str(text)
+            elif record.msg != kind or time.monotonic() - shown >= INTERVAL:
+                kind, shown = record.msg, time.monotonic()
+                tqdm.write(f"  {text}", file=sys.stderr)
+                sys.stderr.flush()
+
+        handler.emit = show  # type: ignore[method-assign]
         level, before = _LOGGER.level, (_LOGGER.handlers, _LOGGER.propagate)
         _LOGGER.handlers, _LOGGER.propagate = [handler], False
         _LOGGER.setLevel(logging.DEBUG)

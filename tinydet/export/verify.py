@@ -288,7 +288,7 @@ def _precision(backend: Backend, dataset: Dataset, limit: int | None) -> tuple[d
     def count(images: int) -> None:
         nonlocal done
         done += images
-        step(f"average precision of {backend.name}, image {done} of {total}")
+        step("average precision of %s, image %d of %d", backend.name, done, total)
 
     found = detect_dataset(backend, dataset, limit=limit, progress=count)
     ranges = score_dataset(dataset, found, choose_protocol(PROTOCOL)).to_json()["AP"]
