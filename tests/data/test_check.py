@@ -449,13 +449,13 @@ def test_a_file_without_faults_may_have_notes_and_is_completed_by_fix(
     assert tinydet(["data", "check", str(source)]) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     for note in (
-        "1 boxes reach outside their image",
-        "1 ignore regions have no area in their image",
-        "1 annotations repeat another",
-        "1 images have no annotation",
+        "1 box partly outside the image",
+        "1 ignore region without area in the image",
+        "1 annotation with the image, category and box of another",
+        "1 image without annotations",
         "no annotation has the category whale",
-        "1 annotations have no 'area'",
-        "1 annotations have no 'iscrowd'",
+        "1 annotation without 'area'",
+        "1 annotation without 'iscrowd'",
     ):
         assert any(note in line for line in notes), note
     before = source.read_bytes()

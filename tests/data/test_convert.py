@@ -96,7 +96,7 @@ def test_visdrone_regions_and_others_are_ignored_and_categories_keep_their_numbe
     printed = capsys.readouterr().out
     assert "2 images, 2 objects, 4 ignore regions" in printed
     assert "1 object without area left out, the first of" in printed and "line 5" in printed
-    assert "1 images of" in printed and "no annotation file and are left out" in printed
+    assert "1 image of" in printed and "left out, without an annotation file" in printed
 
 
 # --- DOTA ---
@@ -181,7 +181,7 @@ def test_voc_images_are_found_and_their_sizes_read(tmp_path: Path, capsys: pytes
     image_file(tmp_path / "JPEGImages" / "other.png")
     document = convert(tmp_path / "Annotations", "voc", "--images", tmp_path / "JPEGImages")
     assert document["images"] == [{"id": 1, "file_name": "deep/2007_000027.png", "width": 100, "height": 80}]
-    assert "1 images of" in capsys.readouterr().out
+    assert "1 image of" in capsys.readouterr().out
 
 
 # --- CityPersons ---

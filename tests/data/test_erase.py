@@ -98,7 +98,7 @@ def test_the_training_set_of_the_benchmark_is_reproduced(tmp_path: Path) -> None
     assert same[0].read_bytes() == same[1].read_bytes()
     assert not (tmp_path / "new" / "images" / "2.png").exists()
     assert "2 images, 2 boxes; 3 regions erased, 2 dense images dropped" in report
-    assert "1 objects lost at least half of their pixels" in report
+    assert "1 object lost at least half of the pixels" in report
 
 
 def test_options_spare_objects_choose_flags_and_keep_dense_images(tmp_path: Path) -> None:

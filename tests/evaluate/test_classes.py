@@ -112,7 +112,7 @@ def test_precision_recall_and_f1_by_hand() -> None:
     assert (person.objects, person.images, person.detections) == (4, 2, 3)
     assert person.at is not None and person.at[1:] == pytest.approx((2 / 3, 1 / 2, 4 / 7))
     assert person.at == person.best and table.score == 0.81  # no detection is between 0.81 and 0.81234
-    assert "no objects of it: boat (1 detections)" in format_classes(table)
+    assert "no objects of it: boat (1 detection)" in format_classes(table)
     assert table.to_json()["excluded"] == ["boat"] and table.to_json()["mean"]["F1"] == pytest.approx(4 / 7)
 
 

@@ -280,7 +280,7 @@ def test_annotations_of_unlisted_images_are_left_out_with_a_note() -> None:
 def test_annotations_of_unlisted_categories_are_left_out_with_a_note() -> None:
     gt, dt = changed("gt.annotations.1.category_id", 77)
     notes = score_detections(gt, dt, choose_protocol("coco")).notes
-    assert sum("1 annotations of categories that 'categories' does not list" in note for note in notes) == 1
+    assert sum("1 annotation of categories that 'categories' does not list" in note for note in notes) == 1
     chosen = score_detections(GT, DT, choose_protocol("coco"), categories=["person"]).notes
     assert not any("does not list" in note for note in chosen)
 

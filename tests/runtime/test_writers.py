@@ -331,7 +331,7 @@ def test_a_box_without_longitude_and_latitude_has_no_geometry(
     path = save(tmp_path / name, boxes_of(beyond, np.float32([[1, 1, 2, 2], [1, 40, 2, 41]])))
     shapes = pyogrio.raw.read(path)[2]
     assert [shape is None for shape in shapes] == [True, False]
-    assert "1 boxes have no geometry" in caplog.text
+    assert "no geometry for 1 box" in caplog.text
 
 
 def test_map_files_without_boxes_can_be_read(tmp_path: Path) -> None:

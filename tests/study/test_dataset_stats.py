@@ -51,7 +51,7 @@ def test_measures_equal_those_counted_by_hand(tmp_path: Path, capsys: pytest.Cap
     assert set(stats["advice"]) == {"tile", "overlap", "scale", "anchors", "alpha", "init", "epochs"}
     printed = capsys.readouterr().out
     assert "4 objects and 0 ignore regions in 2 images" in printed
-    assert "most objects: 4 in 1.png; 1 images have none" in printed and "100.0 objects per megapixel" in printed
+    assert "most objects: 4 in 1.png; 1 image without objects" in printed and "100.0 objects per megapixel" in printed
 
 
 def test_ignore_regions_are_not_counted_as_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,11 +89,14 @@ def information_to_stderr() -> None:
             handler.to_stderr = True
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str, form: str = "") -> str:
     """Format a count with its noun.
 
-    >>> plural(1, "tile"), plural(2, "batch"), plural(12, "epoch")
-    ('1 tile', '2 batches', '12 epochs')
+    >>> plural(1, "tile"), plural(2, "batch"), plural(1200, "box", ",")
+    ('1 tile', '2 batches', '1,200 boxes')
+
+    Args:
+        form: format specification of the count.
     """
-    ending = "" if count == 1 else "es" if noun == "batch" else "s"
-    return f"{count} {noun}{ending}"
+    ending = "" if count == 1 else "es" if noun.endswith(("ch", "x")) else "s"
+    return f"{count:{form}} {noun}{ending}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinydet._internal.atomic import write_json
+from tinydet._internal.console import plural
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.progress import Bar, Progress
 from tinydet.data.coco_entries import Fault, listed
@@ -147,7 +148,7 @@ def _check(args: argparse.Namespace, data: DataSource) -> int:
     for line in findings.lines():
         print(line)
     categories = f"{findings.categories:,} categor{'y' if findings.categories == 1 else 'ies'}"
-    size = f"{findings.images:,} images, {findings.annotations:,} annotations, {categories}"
+    size = f"{plural(findings.images, 'image', ',')}, {plural(findings.annotations, 'annotation', ',')}, {categories}"
     read = "images read" if images is not None else "images not read (--images DIR)"
     print(f"{source}: {_summary(findings)} in {size}; {read}")
     for note in findings.notes:
@@ -158,7 +159,8 @@ def _check(args: argparse.Namespace, data: DataSource) -> int:
         write_document(args.fix, document)
         for line in done:
             print(f"repaired: {line}")
-        print(f"{args.fix}: wrote {len(document['images']):,} images, {len(document['annotations']):,} annotations")
+        images_written = plural(len(document["images"]), "image", ",")
+        print(f"{args.fix}: wrote {images_written}, {plural(len(document['annotations']), 'annotation', ',')}")
     if args.json is not None:
         write_json(args.json, report)
     return 1 if findings.faults and args.fix is None else 0
@@ -178,14 +180,14 @@ def _summary(findings: Findings) -> str:
 def _notes(document: dict[str, Any], contents: Contents, boxes: Boxes, folder: Path | None) -> Iterator[str]:
     rows, images = contents.rows, contents.images
     if count := int(boxes.clipped.sum()):
-        yield f"{count:,} boxes reach outside their image; they are clipped when the file is read"
+        yield f"{plural(count, 'box', ',')} partly outside the image, clipped when the file is read"
     if count := int((rows.ignore & ~boxes.inside).sum()):
-        yield f"{count:,} ignore regions have no area in their image; they are dropped when the file is read"
+        yield f"{plural(count, 'ignore region', ',')} without area in the image, dropped when the file is read"
     unique = np.unique(np.column_stack([rows.image, rows.category, rows.xywh]), axis=0)
     if count := len(rows.id) - len(unique):
-        yield f"{count:,} annotations repeat another: the same image, category and box"
+        yield f"{plural(count, 'annotation', ',')} with the image, category and box of another"
     if count := len(images) - len(np.unique(rows.image)):
-        yield f"{count:,} images have no annotation"
+        yield f"{plural(count, 'image', ',')} without annotations"
     used = np.bincount(rows.category, minlength=len(contents.categories))
     table = zip(contents.categories, used.tolist(), contents.parents.tolist(), strict=True)
     unused = [(name, parent) for (_, name), times, parent in table if not times]
@@ -197,13 +199,13 @@ def _notes(document: dict[str, Any], contents: Contents, boxes: Boxes, folder: P
             yield f"no annotation has the category {listed(chosen, 6)}, which {meaning}"
     names = [image.file_name for image in images if image.corner is None and image.file_name]
     if count := len(names) - len(set(names)):
-        yield f"{count:,} images have the same file as another"
+        yield f"{plural(count, 'image', ',')} with the same file as another"
     written = [document["images"][n].get("file_name") for n in contents.image_entry.tolist()]
     if count := sum("\\" in name for name in written if isinstance(name, str)):
-        yield f"{count:,} file names have backslashes, which are read as slashes; --fix writes slashes"
+        yield f"{plural(count, 'file name', ',')} with backslashes, which are read as slashes; --fix writes slashes"
     entries = [document["annotations"][n] for n in rows.entry.tolist()]
     for key in ("area", "iscrowd"):
         if count := sum(key not in entry for entry in entries):
-            yield f"{count:,} annotations have no {key!r}, which pycocotools needs; --fix adds it"
+            yield f"{plural(count, 'annotation', ',')} without {key!r}, which pycocotools needs; --fix adds it"
     if folder is not None and (count := len(set(list_images(folder)) - {Path(image.file_name) for image in images})):
-        yield f"{count:,} image files in {folder} are not listed in the file"
+        yield f"{plural(count, 'image file', ',')} in {folder} not listed in the file"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydet._internal.arguments import whole
+from tinydet._internal.console import plural
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import build_dataset
@@ -227,7 +228,8 @@ def _report(output: Path, document: dict[str, Any], notes: Sequence[str]) -> Non
     names = ", ".join(category["name"] for category in document["categories"])
     ignored = sum(bool(entry.get("ignore") or entry.get("iscrowd")) for entry in document["annotations"])
     boxes = len(document["annotations"])
-    print(f"{output}: {len(document['images']):,} images, {boxes - ignored:,} objects, {ignored:,} ignore regions")
+    images = plural(len(document["images"]), "image", ",")
+    print(f"{output}: {images}, {plural(boxes - ignored, 'object', ',')}, {plural(ignored, 'ignore region', ',')}")
     print(f"categories: {names}")
     for note in notes:
         print(f"note: {note}")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.arguments import quoted, whole
+from tinydet._internal.console import plural
 from tinydet._internal.progress import track
 from tinydet.data.coco_file import Document, Entry, boxes_of, write_document
 from tinydet.data.dataset_arguments import add_source_arguments, source_of
@@ -176,8 +177,10 @@ def run(args: argparse.Namespace) -> str:
     output = choose_output(source.path or source.annotations, document.dataset, args.output, "erased")
     erased = erase_document(document, args.flags, args.dense)
     summary = (
-        f"{output}: {len(erased.content['images']):,} images, {len(erased.content['annotations']):,} boxes; "
-        f"{erased.removed_annotations:,} regions erased, {erased.dropped_images:,} dense images dropped"
+        f"{output}: {plural(len(erased.content['images']), 'image', ',')}, "
+        f"{plural(len(erased.content['annotations']), 'box', ',')}; "
+        f"{plural(erased.removed_annotations, 'region', ',')} erased, "
+        f"{plural(erased.dropped_images, 'dense image', ',')} dropped"
     )
     if is_annotation_file(output):
         write_document(output, erased.content)
@@ -186,7 +189,8 @@ def run(args: argparse.Namespace) -> str:
         document, erased, output, spare_objects=args.spare_objects, form=args.format, quality=args.jpeg_quality
     )
     if hidden:
-        summary += f"\nnote: {hidden:,} objects lost at least half of their pixels; --spare-objects keeps them"
+        lost = plural(hidden, "object", ",")
+        summary += f"\nnote: {lost} lost at least half of the pixels; --spare-objects keeps such objects"
     return summary
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydet._internal.arguments import scale, side, whole
+from tinydet._internal.console import plural
 from tinydet._internal.progress import track
 from tinydet.data.coco_entries import polygon_lists
 from tinydet.data.coco_file import Document, Entry, outline, write_document
@@ -219,7 +220,7 @@ def run(args: argparse.Namespace) -> str:
     else:
         write_rescaled(document, content, output, filter=args.filter, form=args.format, quality=args.jpeg_quality)
     images, boxes = len(content["images"]), len(content["annotations"])
-    return f"{output}: {images:,} images, {boxes:,} boxes"
+    return f"{output}: {plural(images, 'image', ',')}, {plural(boxes, 'box', ',')}"
 
 
 def _factor(text: str) -> float:

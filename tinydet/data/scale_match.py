@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.arguments import float_range, scale, seed, whole
+from tinydet._internal.console import plural
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.coco import Dataset
 from tinydet.data.coco_file import Document, boxes_of, is_ignored, write_document
@@ -303,7 +304,8 @@ def run(args: argparse.Namespace) -> str:
     removed = len(document.content["annotations"]) - boxes
     ks_before, ks_after = (size_distance(sizes, target_sizes) for sizes in (before, after))
     return (
-        f"{output}: {len(content['images']):,} images, {boxes:,} boxes; {removed:,} objects removed as too small\n"
+        f"{output}: {plural(len(content['images']), 'image', ',')}, {plural(boxes, 'box', ',')}; "
+        f"{plural(removed, 'object', ',')} removed as too small\n"
         f"median size {np.median(before):.1f} -> {np.median(after):.1f} px (target {np.median(target_sizes):.1f} px); "
         f"KS distance to the target {ks_before:.3f} -> {ks_after:.3f}"
     )

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.arguments import overlap, positive_int, size
+from tinydet._internal.console import plural
 from tinydet._internal.progress import track
 from tinydet.data.coco_file import (
     Document,
@@ -228,7 +229,7 @@ def run(args: argparse.Namespace) -> str:
         write_tiles(document, corners, output, form=args.format, quality=args.jpeg_quality)
     images = len({tile["file_name"] for tile in corners["images"]})
     tiles, boxes = len(corners["images"]), len(corners["annotations"])
-    return f"{output}: {tiles:,} tiles of {images:,} images, {boxes:,} boxes"
+    return f"{output}: {plural(tiles, 'tile', ',')} of {plural(images, 'image', ',')}, {plural(boxes, 'box', ',')}"
 
 
 def _cut(document: Document, args: argparse.Namespace) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from tinydet._internal.arguments import add_categories, overlap, positive_int, scale, share
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
+from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.parser import Parser
@@ -138,7 +139,7 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     if args.save_detections:
         write_json(args.save_detections, found.detections, indent=None)
     print(
-        f"{len(found.detections)} detections, {found.tiles} tiles, {found.seconds:.1f} s "
+        f"{plural(len(found.detections), 'detection')}, {plural(found.tiles, 'tile')}, {found.seconds:.1f} s "
         f"({found.tiles / found.seconds:.1f} tiles/s)"
     )
     return evaluation.score(found, protocol)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path
+from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet.evaluate.average_precision import FPPI_GRID, RECALLS
 from tinydet.evaluate.classes import METRICS, ClassTable
@@ -91,7 +92,7 @@ def write_plots(scores: Scores, diagnosis: Diagnosis | None, folder: Path) -> li
         _draw_confusion(drawn["confusion_matrix"].subplots(), scores.confusion)
     paths = []
     for name, drawing in drawn.items():
-        drawing.suptitle(f"{scores.protocol.name}, {len(scores.truth.image_ids)} images", fontsize=10)
+        drawing.suptitle(f"{scores.protocol.name}, {plural(len(scores.truth.image_ids), 'image')}", fontsize=10)
         paths.append(folder / f"{name}.png")
         with atomic_path(paths[-1]) as temporary:
             drawing.savefig(temporary, dpi=120, format="png")
@@ -149,7 +150,9 @@ def _draw_classes(axis: Any, table: ClassTable) -> None:
         axis.barh(places + offset, values, height=0.4, label=f"{name}: mean {mean}", color=color)
         for place, value in zip(places, values, strict=True):
             axis.text(value + 0.005, place + offset, f"{100 * value:.1f}", va="center", fontsize=7)
-    axis.set_yticks(places, [f"{short_name(each.name)} ({each.objects} objects)" for each in classes], fontsize=8)
+    axis.set_yticks(
+        places, [f"{short_name(each.name)} ({plural(each.objects, 'object')})" for each in classes], fontsize=8
+    )
     axis.set(xlim=(0, 1.08), xlabel="average precision", ylim=(len(classes) - 0.4, -0.6))
     if absent := [short_name(each.name) for each in table.excluded]:
         more = f" and {len(absent) - MOST_NAMES} more" if len(absent) > MOST_NAMES else ""
@@ -215,7 +218,7 @@ def _draw_precision(axis: Any, scores: Scores, iou: float) -> None:
     for name, row in scores.precision.items():
         mean = _mean_of_categories(row[iou].precision)
         if mean is not None:
-            label = f"{name}: AP {100 * row[iou].ap:.1f} ({row[iou].objects} objects)"
+            label = f"{name}: AP {100 * row[iou].ap:.1f} ({plural(row[iou].objects, 'object')})"
             axis.plot(RECALLS, mean, label=label, **_style(name))
     axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=f"IoU {iou:.2f}")
     axis.grid(alpha=0.3)
@@ -228,7 +231,7 @@ def _draw_miss_rate(axis: Any, scores: Scores, table: Any, iou: float) -> None:
         mean = _mean_of_categories(row[iou].recall_by_fppi)
         if mean is not None:
             rate = f"MR {100 * row[iou].mr:.1f}" if scores.miss_rate is not None else f"recall {100 * row[iou].ar:.1f}"
-            label = f"{name}: {rate} ({row[iou].objects} objects)"
+            label = f"{name}: {rate} ({plural(row[iou].objects, 'object')})"
             axis.plot(FPPI_GRID, np.maximum(1 - mean, 1e-3), label=label, drawstyle="steps-post", **_style(name))
             lowest = min(lowest, float((1 - mean).min()))
     if scores.miss_rate is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tinydet._internal.console import plural
 from tinydet.evaluate.classes import METRICS, ClassTable, OperatingPoint
 from tinydet.evaluate.diagnosis import KINDS, Diagnosis
 from tinydet.evaluate.score import Scores
@@ -35,7 +36,10 @@ def format_classes(table: ClassTable) -> str:
         rows.append(["mean", str(objects), "", *_ap(table.ap), *_point(table.mean), best])
     lines = [_aligned(rows)]
     if table.excluded:
-        names = [each.name + (f" ({each.detections} detections)" if each.detections else "") for each in table.excluded]
+        names = [
+            each.name + (f" ({plural(each.detections, 'detection')})" if each.detections else "")
+            for each in table.excluded
+        ]
         lines.append(f"not in the mean, because the ground truth has no objects of it: {', '.join(names)}")
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from tinydet._internal.console import plural
 from tinydet.evaluate.average_precision import PrecisionMatcher, PrecisionResult, average_precision
 from tinydet.evaluate.classes import ClassTable, score_classes
 from tinydet.evaluate.confusion import ConfusionMatrix, confusion_matrix
@@ -161,13 +162,13 @@ def _notes(truth: GroundTruth, results: Results, protocol: Protocol) -> list[str
     if (rules := protocol.precision) is not None:
         if beyond := int((results.rank >= rules.max_detections).sum()):
             notes.append(
-                f"{beyond} detections beyond the best {rules.max_detections} of an image and class do not count for "
-                "AP; --max-detections changes the limit"
+                f"not counted for AP: {plural(beyond, 'detection')} beyond the best {rules.max_detections} of an image "
+                "and class; --max-detections changes the limit"
             )
         if not rules.ignore_flag and (flagged := int((truth.ignore & ~truth.crowd).sum())):
             notes.append(
-                f"{flagged} annotations are marked ignore but not iscrowd; stock COCO counts them as objects to find, "
-                "the tinyperson protocols do not"
+                f"{plural(flagged, 'annotation')} marked ignore but not iscrowd; stock COCO counts them as objects "
+                "to find, the tinyperson protocols do not"
             )
         if not rules.id_zero_matches and truth.id_zero.any():
             notes.append(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.console import plural
 from tinydet._internal.shell import command_line
 from tinydet.data.coco_derive import whole_number
 from tinydet.data.coco_entries import (
@@ -167,11 +168,12 @@ def tabulate_ground_truth(
     notes: list[str] = []
     if image_ids is None and (count := int((image < 0).sum())):
         notes.append(
-            f"{source}: {count} annotations of images that 'images' does not list are left out, as in pycocotools"
+            f"{source}: left out, as in pycocotools: {plural(count, 'annotation')} of images that 'images' does not "
+            "list"
         )
     others = [entry["category_id"] for entry in annotations.select(np.flatnonzero(category < 0)).entries]
     if count := sum(id not in known for id in others):
-        notes.append(f"{source}: {count} annotations of categories that 'categories' does not list are left out")
+        notes.append(f"{source}: left out: {plural(count, 'annotation')} of categories that 'categories' does not list")
     parents = parent_categories(categories_read.entries)
     named = {id for id, parent in zip(categories_read.ids, parents.tolist(), strict=True) if parent}
     used = set(np.unique(category).tolist())
@@ -185,7 +187,7 @@ def tabulate_ground_truth(
     examine_sides(scored, boxes)
     area = scored.optional_numbers("area", boxes[:, 2] * boxes[:, 3])
     if without := len(scored) - len(scored.with_value("area")):
-        notes.append(f"{source}: {without} annotations have no 'area'; width * height is used")
+        notes.append(f"{source}: {plural(without, 'annotation')} without 'area'; width * height is used")
     with np.errstate(invalid="ignore"):  # a negative area has no size and lies in no range
         size = np.sqrt(area)
     return GroundTruth(

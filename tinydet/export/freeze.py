@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from tinydet._internal.console import plural
 from tinydet._internal.progress import Bar, track
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import TrainingTiles
@@ -60,7 +61,7 @@ def freeze_checkpoint(checkpoint: Checkpoint, data: Dataset, val: Dataset, *, ov
     detector.fpn = freeze_attention(detector.fpn, alpha)
     after = _score(detector, checkpoint, val, overlap)
     costs = ", ".join(f"{name} {100 * before[name]:.2f} -> {100 * after[name]:.2f}" for name in before)
-    source = f"attention, frozen at its mean on {len(factors)} tiles ({costs})"
+    source = f"attention, frozen at its mean on {plural(len(factors), 'tile')} ({costs})"
     config = replace(checkpoint.detector, fusion="fixed")
     frozen = replace(checkpoint, detector=config, weights=detector.state_dict(), alpha_source=source, statistics=None)
     return Frozen(frozen, alpha, tuple(factors.std(dim=0, correction=0).tolist()), len(factors), before, after)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from tinydet._internal.atomic import claim
+from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import tinydet_command
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         save_checkpoint(frozen.checkpoint, output)
     edges = ", ".join(detector_info(checkpoint.detector.detector).pyramid.edges)
     factors = ", ".join(f"{a:.3f} ± {d:.3f}" for a, d in zip(frozen.alpha, frozen.deviation, strict=True))
-    print(f"alpha         {factors} on {frozen.tiles} tiles ({edges})")
+    print(f"alpha         {factors} on {plural(frozen.tiles, 'tile')} ({edges})")
     for name, before in frozen.before.items():
         after = frozen.after[name]
         print(f"{name:<13} {100 * before:.2f} with attention, {100 * after:.2f} frozen: {100 * (after - before):+.2f}")

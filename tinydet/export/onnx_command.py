@@ -128,7 +128,7 @@ def export_checkpoint(
     say(f"wrote         {output}  {size}, {report.seconds:.0f} s")
     say(f"              {output.with_suffix('.json')}")
     say(f"input         uint8 (N, {spec.tile}, {spec.tile}, 3), N up to {spec.max_batch}")
-    say(f"output        up to {spec.max_detections} boxes per tile; classes: {', '.join(spec.classes)}")
+    say(f"output        up to {plural(spec.max_detections, 'box')} per tile; classes: {', '.join(spec.classes)}")
     if spec.nms_rounds:
         say(f"proposals     suppressed in {spec.nms_rounds} rounds, enough for every tile that was compared")
     alpha = ", ".join(f"{a:.3g}" for a in spec.alpha) or "computed from the features (attention)"
@@ -142,11 +142,13 @@ def export_checkpoint(
     say(summarize(report.verification, output))
     if parity.detections:
         say(
-            f"vs torch      {parity.detections} detections on {parity.tiles} test tiles, {parity.unmatched} unmatched; "
+            f"vs torch      {plural(parity.detections, 'detection')} on {plural(parity.tiles, 'test tile')}, "
+            f"{parity.unmatched} unmatched; "
             f"largest difference: score {parity.score_difference:.1e}, box {parity.box_difference:.1e} px"
         )
     else:
-        say(f"vs torch      nothing to compare: no box above score {spec.score_floor} on {parity.tiles} test tiles")
+        tiles = plural(parity.tiles, "test tile")
+        say(f"vs torch      nothing to compare: no box above score {spec.score_floor} on {tiles}")
     return report.verification, chosen
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tinydet._internal.atomic import atomic_path, write_text
+from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import Dataset
 from tinydet.export.fp16 import layers_beyond_fp16, to_fp16
@@ -113,10 +114,10 @@ def convert(
     ranges: Any = None
     beyond_fp16: set[str] = set()
     if precision == "int8":
-        step(f"calibrating on {len(calibration or images)} images")
+        step(f"calibrating on {plural(len(calibration or images), 'image')}")
         ranges = calibrate(source, calibration or images, exported.spec, method)
     else:
-        step(f"measuring activation ranges on {len(search_images)} images")
+        step(f"measuring activation ranges on {plural(len(search_images), 'image')}")
         beyond_fp16 = layers_beyond_fp16(model.graph, calibrate(source, search_images, exported.spec, "max"))
 
     @functools.cache
@@ -151,7 +152,7 @@ def convert(
             write(layers.keys() - set(converted))
             return _disagreement(reference, open_model(temporary, REFERENCE_BACKEND), search_images)
 
-        step(f"converting {len(layers)} layers")
+        step(f"converting {plural(len(layers), 'layer')}")
         kept: tuple[str, ...] = ()
         sensitivity: dict[str, float] = {}
         verification = check(kept, limit)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.atomic import write_json, write_text
+from tinydet._internal.console import plural
 from tinydet.data.coco import Dataset
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
@@ -223,12 +224,14 @@ def summarize(verification: Verification, model: Path) -> str:
     """Return the lines that an export prints about the verification of `model`."""
     detections = sum(found.detections for found in verification.parity.values())
     unmatched = sum(found.unmatched for found in verification.parity.values())
-    lines = [f"verified      {detections} detections compared, {unmatched} unmatched; on {verification.source}"]
+    lines = [
+        f"verified      {plural(detections, 'detection')} compared, {unmatched} unmatched; on {verification.source}"
+    ]
     if verification.precision:
         name = deciding_range(verification.precision)
         before, after = verification.precision[name]
         change = f"{100 * before:.2f} before, {100 * after:.2f} after"
-        lines.append(f"              AP-{name} {change}, on {verification.images} images")
+        lines.append(f"              AP-{name} {change}, on {plural(verification.images, 'image')}")
         if before < LOW_AP:
             lines.append(
                 "              this AP is too low to show a loss; name images like those of the training with --data"
@@ -266,7 +269,7 @@ def format_report(verification: Verification) -> str:
     ]
     if v.precision:
         lines += [
-            f"Average precision at IoU {AP_IOU} on {v.images} images, protocol {PROTOCOL}, in percent. AP of "
+            f"Average precision at IoU {AP_IOU} on {plural(v.images, 'image')}, protocol {PROTOCOL}, in percent. AP of "
             f"{deciding_range(v.precision)} may drop by {100 * v.max_drop:g} points.",
             "",
             "| objects | before | after | change |",

@@ -26,7 +26,7 @@ from tinydet._internal.arguments import (
 )
 from tinydet._internal.atomic import claim
 from tinydet._internal.command import command
-from tinydet._internal.console import information_to_stderr
+from tinydet._internal.console import information_to_stderr, plural
 from tinydet._internal.input_files import check_file
 from tinydet._internal.interrupt import terminated_like_interrupted
 from tinydet._internal.outputs import is_device
@@ -313,7 +313,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         f"--skip-empty will skip tiles whose contrast at the size of an object ({calibrated.size:.0f} pixels) is "
         f"below {calibrated.threshold}: {calibrated.saving:.1%} of the {calibrated.tiles} tiles of "
         f"{args.annotations}.\n"
-        f"The other tiles contain {calibrated.recall:.2%} of its {calibrated.objects} objects (at least "
+        f"The other tiles contain {calibrated.recall:.2%} of its {plural(calibrated.objects, 'object')} (at least "
         f"{calibrated.recall_bound:.2%} on similar images, with 95 % confidence).\n"
         f"In a video, tiles that change by less than {calibrated.motion} are not run again; "
         f"{calibrated.motion_recall:.2%} of these objects change their tile by {calibrated.motion} or more when they "

@@ -221,8 +221,8 @@ def _write(
     progress.end()
     rate = (count - frames.from_journal) / elapsed
     progress.say(
-        f"  {int(tally.by_class.sum())} detections in {count} frames, {rate:.1f} frames/s; {video.dropped} frames "
-        f"dropped, {video.reconnects} reconnects"
+        f"  {plural(int(tally.by_class.sum()), 'detection')} in {plural(count, 'frame')}, {rate:.1f} frames/s; "
+        f"{plural(video.dropped, 'frame')} dropped, {plural(video.reconnects, 'reconnect')}"
     )
     if frames.from_journal:
         progress.say(f"  {frames.from_journal} frames were finished by an earlier run")

@@ -10,6 +10,7 @@ from pathlib import Path
 from tinydet._internal.arguments import add_categories, float_range, overlap, positive_int, scale, side
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
+from tinydet._internal.console import plural
 from tinydet._internal.outputs import check_output_files
 from tinydet._internal.parser import Parser
 from tinydet._internal.plugins import add_plugin_option
@@ -76,9 +77,9 @@ def _report(
     dataset: Dataset, statistics: FusionStatistics, design: Pyramid, anchors: str, tile: int | None
 ) -> Iterator[str]:
     """Lines of a readable report: counts by level and factors by edge, finest first."""
-    inputs = f"{statistics.images:,} tiles" if tile else f"{statistics.images:,} images"
+    inputs = plural(statistics.images, "tile" if tile else "image", ",")
     counted = "objects" if statistics.count == "gt" else "anchors"
-    yield f"{dataset.source}: {statistics.boxes:,} objects ({_listed(dataset.classes)}) in {inputs}"
+    yield f"{dataset.source}: {plural(statistics.boxes, 'object', ',')} ({_listed(dataset.classes)}) in {inputs}"
     if statistics.count == "gt":
         yield f"Objects by the level of their best anchor ({anchors}):"
     else:

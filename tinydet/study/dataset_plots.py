@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinydet._internal.atomic import atomic_path
+from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.runtime.captions import plot_labels
@@ -39,7 +40,7 @@ def write_plots(measures: DatasetMeasures, design: AnchorDesign, folder: Path) -
         figure = Figure(figsize=(10.4, 4.4), layout="constrained")
         draw(figure.subplots(1, 2), measures, design)
         (source,), families = plot_labels([measures.dataset.source.name])
-        figure.suptitle(f"{source}: {len(measures.sizes):,} objects", fontsize=10, fontfamily=families)
+        figure.suptitle(f"{source}: {plural(len(measures.sizes), 'object', ',')}", fontsize=10, fontfamily=families)
         paths.append(folder / f"{name}.png")
         with atomic_path(paths[-1]) as temporary:
             figure.savefig(temporary, dpi=120, format="png")
@@ -103,7 +104,9 @@ def _density(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None
     highest = int(measures.per_image.max())
     bins = np.arange(-0.5, highest + 1.5) if highest <= 60 else np.linspace(0, highest + 1, 61)
     left.hist(measures.per_image, bins=bins, color=_BAR, log=True)
-    left.set(xlabel="objects per image", ylabel="images", title=f"density in {len(measures.per_image):,} images")
+    left.set(
+        xlabel="objects per image", ylabel="images", title=f"density in {plural(len(measures.per_image), 'image', ',')}"
+    )
     left.grid(alpha=0.3)
     width, height = measures.image_sizes[measures.image_index].T
     centers = (measures.boxes[:, :2] + measures.boxes[:, 2:]) / 2

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinydet._internal.arguments import add_categories
 from tinydet._internal.atomic import claim, write_json
+from tinydet._internal.console import plural
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.dataset_arguments import add_data_arguments, source_of
 from tinydet.models.registry import DETECTORS, anchors_of, detector_info
@@ -96,8 +97,8 @@ def _run(args: argparse.Namespace) -> int:
 def _report(measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionStatistics | None) -> Iterator[str]:
     dataset = measures.dataset
     regions = int(dataset.ignore.sum())
-    images = len(dataset.images)
-    yield f"{dataset.source}: {len(measures.sizes):,} objects and {regions:,} ignore regions in {images:,} images"
+    objects, images = plural(len(measures.sizes), "object", ","), plural(len(dataset.images), "image", ",")
+    yield f"{dataset.source}: {objects} and {plural(regions, 'ignore region', ',')} in {images}"
     yield f"classes    {_listed([f'{name} {count:,}' for name, count in measures.by_class().items()])}"
     for note in dataset.notes:
         yield f"           {note}"
@@ -120,7 +121,7 @@ def _report(measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionSt
     assert densest is not None
     empty = int((measures.per_image == 0).sum())
     per_megapixel = float(len(measures.sizes) / measures.megapixels.sum())
-    yield f"           most objects: {densest[1]:,} in {densest[0]}; {empty:,} images have none"
+    yield f"           most objects: {densest[1]:,} in {densest[0]}; {plural(empty, 'image', ',')} without objects"
     yield f"           {per_megapixel:.1f} objects per megapixel"
     yield (
         f"crowding   {measures.crowded_by_ios:.1%} of the objects have a neighbor of their class at IOS > {CROWDED:g}, "

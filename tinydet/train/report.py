@@ -54,8 +54,9 @@ def plan_lines(
         seconds: duration of a step; `validation_seconds`: of a validation, 0 without one.
     """
     low, middle, high = trainer.checkpoint.object_sizes or (0, 0, 0)
-    clipped = f", {train.clipped} boxes clipped to their image" if train.clipped else ""
-    yield _row("", f"{len(train.images)} images, {int(train.objects.sum())} objects ({', '.join(train.classes)})")
+    clipped = f", {plural(train.clipped, 'box')} clipped to their image" if train.clipped else ""
+    images, objects = plural(len(train.images), "image"), plural(int(train.objects.sum()), "object")
+    yield _row("", f"{images}, {objects} ({', '.join(train.classes)})")
     yield _row("", f"sizes at percentiles 1, 50, 99: {low:g}, {middle:g}, {high:g} px{clipped}")
     for note in train.notes:
         yield _row("", note)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tinydet._internal.console import plural
 from tinydet._internal.progress import track
 from tinydet.data.image_files import image_size, list_files
 from tinydet.data.readers.coco_builder import CocoBuilder
@@ -80,7 +81,7 @@ def read(
             )
     coco.number_categories(CATEGORIES, classes, also)
     if unmatched:
-        coco.notes.append(f"{len(unmatched)} images of {images} have no annotation file and are left out")
+        coco.notes.append(f"{plural(len(unmatched), 'image')} of {images} left out, without an annotation file")
     return coco
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinydet._internal.console import plural
 from tinydet._internal.progress import track
 from tinydet.data.image_files import image_size
 from tinydet.data.readers.coco_builder import CocoBuilder
@@ -72,5 +73,5 @@ def read(source: Path, images: Path | None) -> CocoBuilder:
     used = {annotation["category_id"] for annotation in coco.annotations} | set(range(REGIONS + 1, OTHERS))
     coco.categories = [{"id": n, "name": name} for n, name in enumerate(CATEGORIES) if n in used]
     if unmatched:
-        coco.notes.append(f"{len(unmatched)} images of {images} have no annotation file and are left out")
+        coco.notes.append(f"{plural(len(unmatched), 'image')} of {images} left out, without an annotation file")
     return coco

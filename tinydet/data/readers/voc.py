@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.parsers import expat
 
+from tinydet._internal.console import plural
 from tinydet._internal.errors import reason
 from tinydet._internal.input_files import read_file
 from tinydet._internal.progress import track
@@ -151,7 +152,7 @@ def read(
     if index is not None:
         coco.notes += index.notes()
     if index is not None and only is None and (unmatched := index.count_unassigned()):
-        coco.notes.append(f"{unmatched} images of {images} have no annotation file and are left out")
+        coco.notes.append(f"{plural(unmatched, 'image')} of {images} left out, without an annotation file")
     return coco
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tinydet._internal.console import plural
 from tinydet._internal.progress import track
 from tinydet.data.image_files import image_size
 from tinydet.data.readers.class_names import DataFile, read_class_names, read_data_file
@@ -94,7 +95,7 @@ def read_pairs(
             coco.add_box(image_id, category_id, (x * width, y * height, w * width, h * height), location)
     coco.notes += form.notes(meaning)
     if unlabeled:
-        coco.notes.append(f"{unlabeled} images of {images} have no label file: images without objects")
+        coco.notes.append(f"{plural(unlabeled, 'image')} of {images} without a label file: images without objects")
     return coco
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.atomic import atomic_path, not_written
+from tinydet._internal.console import plural
 from tinydet._internal.errors import is_outside_error
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.detections import Detections
@@ -190,7 +191,7 @@ def _without_geometry(path: Path) -> Iterator[Callable[[Iterator[Polygons]], Ite
 
     yield count
     if number:
-        logger.warning(f"{path}: {number} boxes have no geometry, because their corners have no longitude and latitude")
+        logger.warning(f"{path}: no geometry for {plural(number, 'box')} whose corners have no longitude and latitude")
 
 
 def _polygons(path: Path, found: SceneDetections) -> Iterator[Polygons]:
