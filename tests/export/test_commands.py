@@ -142,7 +142,8 @@ def test_to_trt_builds_without_torch_and_from_any_folder(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    steps = done.stderr.splitlines()
+    assert steps and all(line.startswith(("  converting to fp16: ", "  building (")) for line in steps)
     assert "wrote         model.fp16.onnx" in done.stdout
     assert "layers        1 of 1 in fp16; in fp32: none" in done.stdout
     assert re.search(r"wrote         model.engine  .* MB, fp16, ", done.stdout)

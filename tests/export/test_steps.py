@@ -9,6 +9,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
+from tinydet._internal.console import show_messages
 from tinydet.export.steps import show_steps, step
 
 
@@ -34,12 +35,14 @@ def test_a_log_gets_a_line_for_each_kind_of_step_and_one_every_10_seconds(monkey
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     now = 0.0
     monkeypatch.setattr("tinydet.export.steps.time.monotonic", lambda: now)
-    with show_steps("verifying"):
+    with show_messages("tinydet export"), show_steps("verifying"):
         step("comparing")
         for image in range(1, 26):  # one a second
             step("image %d of %d", image, 25)
             now += 1
         step("writing")
+    with show_steps("verifying"):
+        step("nothing is printed outside of a command")
     shown = ["comparing", "image 1 of 25", "image 11 of 25", "image 21 of 25", "writing"]
     assert log.getvalue().splitlines() == [f"  verifying: {text}" for text in shown]
 

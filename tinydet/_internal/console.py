@@ -89,6 +89,11 @@ def information_to_stderr() -> None:
             handler.to_stderr = True
 
 
+def in_command() -> bool:
+    """Return whether a command is running, rather than a program that uses the library."""
+    return any(isinstance(handler, Console) for handler in LOGGER.handlers)
+
+
 def plural(count: int, noun: str, form: str = "") -> str:
     """Format a count with its noun.
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from tinydet._internal.console import in_command
+
 _LOGGER = logging.getLogger("tinydet.export.steps")
 INTERVAL = 10.0  # seconds between lines about steps of one kind
 step = _LOGGER.debug  # called with a description of what begins; the arguments tell apart steps of one kind
@@ -17,7 +19,7 @@ step = _LOGGER.debug  # called with a description of what begins; the arguments 
 
 @contextmanager
 def show_steps(title: str) -> Iterator[None]:
-    """Show the current step: on one line of a terminal, and elsewhere on a line of its own.
+    """Show the current step: on one line of a terminal, and in the log of a command on a line of its own.
 
     Steps of one kind, such as the images of a dataset, share their lines: one at the first, then one every 10 s.
     """
@@ -31,7 +33,7 @@ def show_steps(title: str) -> Iterator[None]:
             text = f"{title}: {record.getMessage()}"
             if not line.disable:
                 line.set_description_str(text)
-            elif record.msg != kind or time.monotonic() - shown >= INTERVAL:
+            elif in_command() and (record.msg != kind or time.monotonic() - shown >= INTERVAL):
                 kind, shown = record.msg, time.monotonic()
                 tqdm.write(f"  {text}", file=sys.stderr)
                 sys.stderr.flush()
