@@ -391,6 +391,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         find_dataset(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_every_real_annotation_file_loads_with_all_of_its_boxes(shared: Path) -> None:
     files = sorted((shared / "data" / "annotations").iterdir())
     assert len(files) == 17
