@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 EXTRAS := train,export,rtx,openvino,geo,timm,tables,video,formats,supervision,plots,dev
 ARGS ?=
 
-TEST_TIME := 3 minutes on two otherwise idle cores (Intel Xeon, Emerald Rapids)
+TEST_TIME := 4 minutes on two otherwise idle cores (Intel Xeon, Emerald Rapids)
 
 PY := .venv/bin/python
 READY := .venv/.ready
@@ -25,7 +25,7 @@ demo: $(READY) ## generate data, train, evaluate, export and scan a large scene,
 
 test: $(READY) ## run the tests and doctests in parallel, without those marked slow
 	@echo "The whole suite takes about $(TEST_TIME)."
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(READY) ## run ruff (lint and format) and mypy --strict
 	$(PY) -m ruff check

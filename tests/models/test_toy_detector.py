@@ -38,6 +38,7 @@ def test_it_is_written_in_fewer_than_80_lines() -> None:
     assert len([line for line in source.splitlines() if line.strip()]) < 80
 
 
+@pytest.mark.slow  # the export takes 15 s
 def test_it_learns_is_exported_verified_and_finds_the_squares(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

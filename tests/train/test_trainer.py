@@ -119,7 +119,13 @@ FASTER_RCNN = DetectorConfig("mobilenet_v2", channels=8, norm="batch", detector=
 
 @pytest.mark.parametrize(
     ("samples", "options"),
-    [(2, {}), (8, {}), (14, {}), (14, {"ema": 0.9, "decay": "cosine", "grouped": True}), (5, {"config": FASTER_RCNN})],
+    [
+        pytest.param(2, {}, marks=pytest.mark.slow),
+        (8, {}),
+        pytest.param(14, {}, marks=pytest.mark.slow),
+        (14, {"ema": 0.9, "decay": "cosine", "grouped": True}),
+        (5, {"config": FASTER_RCNN}),
+    ],
 )
 def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     squares: Path, tmp_path: Path, uninterrupted: Callable, samples: int, options: dict
@@ -374,7 +380,7 @@ run.fit()
 """
 
 
-@pytest.mark.parametrize("where", ["step", "write"])
+@pytest.mark.parametrize("where", ["step", pytest.param("write", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_bit_for_bit(squares: Path, tmp_path: Path, uninterrupted: Callable, where: str) -> None:
     program = KILLED.format(folder=str(Path(__file__).parent))
     arguments = [where, str(squares), str(tmp_path / "parts.pth")]
