@@ -97,11 +97,11 @@ def in_command() -> bool:
 def plural(count: int, noun: str, form: str = "") -> str:
     """Format a count with its noun.
 
-    >>> plural(1, "tile"), plural(2, "batch"), plural(1200, "box", ",")
-    ('1 tile', '2 batches', '1,200 boxes')
+    >>> plural(1, "tile"), plural(2, "batch"), plural(12, "epoch"), plural(1200, "box", ",")
+    ('1 tile', '2 batches', '12 epochs', '1,200 boxes')
 
     Args:
         form: format specification of the count.
     """
-    ending = "" if count == 1 else "es" if noun.endswith(("ch", "x")) else "s"
+    ending = "" if count == 1 else "es" if noun.endswith(("batch", "x")) else "s"
     return f"{count:{form}} {noun}{ending}"
