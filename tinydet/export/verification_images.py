@@ -65,7 +65,7 @@ class VerificationImages:
             measured on the first `len(images)`.
         source: where they come from, for display and reports.
         own: data of the model.
-        calibration: images to calibrate INT8 on, none of which verify; None: INT8 is not wanted.
+        calibration: images to calibrate INT8 on, which do not verify; None: INT8 is not wanted.
     """
 
     images: list[Path]
@@ -173,7 +173,7 @@ def choose_images(
 
 
 def with_calibration(chosen: VerificationImages, folder: Path | None) -> VerificationImages:
-    """Add images to calibrate INT8 on, none of which verify; fewer images verify if there are no others.
+    """Add images to calibrate INT8 on, which do not verify; fewer images verify if there are no others.
 
     The first of these that there is: the images in `folder`; the training images of the model; half of the images that
     were to verify, and a warning says so.

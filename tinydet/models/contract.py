@@ -140,7 +140,7 @@ def _check_inference(
 
 
 def _batch(objects: int, detector: Detector, device: torch.device) -> Batch:
-    """Return two gray tiles, of which the first has the objects."""
+    """Return two gray tiles; the first has the objects."""
     sides = np.array([12.0, 24.0], np.float32)[:objects]
     low = np.float32(40)
     boxes = np.stack([low + 0 * sides, low + 0 * sides, low + sides, low + sides], axis=1)

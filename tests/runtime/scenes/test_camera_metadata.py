@@ -184,7 +184,7 @@ def test_the_focal_length_in_pixels(tmp_path: Path, lens: str, caplog: pytest.Lo
 
 
 def test_a_picture_of_16_to_9_is_cut_from_a_sensor_of_4_to_3(tmp_path: Path) -> None:
-    """DJI states the equivalent focal length of the whole sensor, of which photos of 16:9 have the full width."""
+    """DJI states the equivalent focal length of the whole sensor; photos of 16:9 have its full width."""
     whole, cut = (
         read_camera(write_photo(tmp_path / f"{height}.jpg", size=(640, height), lens={Base.FocalLengthIn35mmFilm: 24}))
         for height in (480, 360)
