@@ -188,7 +188,7 @@ class DataSource:
         split = f", split {self.chosen.name}" if self.chosen.name else ""
         part = ""
         if self.part is not None:
-            held = f"the {self.part.fraction:.3g} of its images that are held out"
+            held = f"the {100 * self.part.fraction:.3g} % of its images that are held out"
             part = f", {held}" if self.part.role == "val" else f", all but {held}"
         return f"{self.layout.name}{split}{part}: {self.annotations}"
 

@@ -62,7 +62,9 @@ def plan_lines(
         yield _row("", note)
     if val:
         yield _row(
-            "validate", f"{plural(len(val.images), 'image')}, after every {plural(config.validate_every or 1, 'epoch')}"
+            "validate",
+            f"{plural(len(val.images), 'image')}, after every "
+            + ("epoch" if (config.validate_every or 1) == 1 else f"{config.validate_every} epochs"),
         )
         for note in val.notes:
             yield _row("", note)
