@@ -52,12 +52,26 @@ class TileDetections(NamedTuple):
     labels: Tensor
 
 
-class Proposals(NamedTuple):
-    """Sampled proposals of one tile: (R, 4) xyxy, (R,) labels (0: background), (R, 4) encoded box targets."""
+class Candidates(NamedTuple):
+    """Proposals and objects of one tile, (R, 4) xyxy, matched with its objects.
+
+    Attributes:
+        labels: (R,) classes, 0 is the background.
+        best_iou: (R,) the largest IoU with an object, and `object_index` of which; 0 in a tile without objects.
+    """
 
     boxes: Tensor
     labels: Tensor
-    targets: Tensor
+    best_iou: Tensor
+    object_index: Tensor
+
+
+class Proposals(NamedTuple):
+    """Sampled proposals of one tile: (R, 4) xyxy, (R,) labels (0: background), (R, 4) the object of each positive."""
+
+    boxes: Tensor
+    labels: Tensor
+    objects: Tensor
 
 
 class FasterRCNN(Detector):
@@ -78,7 +92,6 @@ class FasterRCNN(Detector):
             `max_detections`: kept per tile. These are for `forward`, torchvision's inference.
 
     Attributes:
-        sampler: draws the proposals the box head is trained on, from a list of (R,) labels.
         box_loss: regression loss of the box head, summed over positives: (P, 4) predictions, (P, 4) targets -> scalar.
     """
 
@@ -133,9 +146,6 @@ class FasterRCNN(Detector):
             nms_iou,
             max_detections,
         )
-        self.sampler: Callable[[list[Tensor]], tuple[list[Tensor], list[Tensor]]] = BalancedPositiveNegativeSampler(
-            ROI_SAMPLES, ROI_POSITIVES
-        )
         self.box_loss: BoxLoss = smooth_l1
 
     def forward(self, images: Tensor) -> list[TileDetections]:
@@ -148,7 +158,7 @@ class FasterRCNN(Detector):
         return [TileDetections(each["boxes"], each["scores"], each["labels"] - 1) for each in found]
 
     def pyramid(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the levels of `design` by name, finest first."""
+        """Return the levels of `design` by name, finest first: what proposals and heads see, here and in the graph."""
         return dict(zip(self.design.levels, self.fpn(self.backbone(images)), strict=True))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -160,61 +170,62 @@ class FasterRCNN(Detector):
         features = self.pyramid(batch.images)
         targets = _targets(batch)
         proposals, losses = self.rpn.propose(batch, features, targets)
-        losses |= self._box_losses(batch, features, proposals, targets)
+        proposals = [_outside_regions(p, t["regions"], t["boxes"]) for p, t in zip(proposals, targets, strict=True)]
+        losses |= self.head_losses(features, self.sample_proposals(proposals, targets), batch.size)
         return {name: value / process_count() for name, value in losses.items()}
 
-    def _box_losses(
-        self, batch: Batch, features: dict[str, Tensor], proposals: list[Tensor], targets: list[dict[str, Any]]
+    def head_losses(
+        self, features: dict[str, Tensor], sampled: list[Proposals], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Losses of the box head on sampled proposals."""
-        proposals = [_outside_regions(p, t["regions"], t["boxes"]) for p, t in zip(proposals, targets, strict=True)]
-        if not any(len(p) + len(t["boxes"]) for p, t in zip(proposals, targets, strict=True)):
+        """Return the losses of what follows the proposals, means over samples.
+
+        Args:
+            size: height and width of the padded tiles, from which RoIAlign derives the strides.
+        """
+        labels = torch.cat([each.labels for each in sampled])
+        if not len(labels):
             # Zero, with a zero gradient for every parameter: other processes may have proposals.
             nothing = torch.stack([p.sum() for p in self.roi_heads.parameters()]).sum() * 0
             return {"classification": nothing, "regression": nothing}
-        sampled = self.sample_proposals(proposals, targets)
-        # RoIAlign derives the strides from the padded size.
-        sizes = [batch.size] * len(batch.sizes)
-        pooled = self.roi_heads.box_roi_pool(features, [each.boxes for each in sampled], sizes)
-        logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
-        labels = torch.cat([each.labels for each in sampled])
+        logits, deltas = self.roi_heads.box_predictor(self.box_features(features, sampled, size))
         positive = torch.where(labels > 0)[0]
         predicted = deltas.reshape(len(deltas), -1, 4)[positive, labels[positive]]
-        encoded = torch.cat([each.targets for each in sampled])[positive]
+        boxes, objects = (torch.cat([getattr(each, name) for each in sampled]) for name in ("boxes", "objects"))
+        encoded = self.roi_heads.box_coder.encode_single(objects[positive], boxes[positive])
         return {
             "classification": F.cross_entropy(logits, labels),
             "regression": self.box_loss(predicted, encoded) / labels.numel(),
         }
 
+    def box_features(self, features: dict[str, Tensor], sampled: list[Proposals], size: tuple[int, int]) -> Tensor:
+        """Return the output of the box head, (R, 4 * channels), for the proposals of all tiles."""
+        pooled = self.roi_heads.box_roi_pool(features, [each.boxes for each in sampled], [size] * len(sampled))
+        hidden: Tensor = self.roi_heads.box_head(pooled)
+        return hidden
+
     @torch.no_grad()
     def sample_proposals(self, proposals: list[Tensor], targets: list[dict[str, Any]]) -> list[Proposals]:
         """Match proposals, and the objects themselves, with the objects of their tile, and draw a sample per tile."""
-        candidates, labels, indices = [], [], []
-        for boxes, target in zip(proposals, targets, strict=True):
-            candidate = torch.cat([boxes, target["boxes"].to(boxes.dtype)])
-            if len(target["boxes"]):
-                iou, index = box_iou(target["boxes"], candidate).max(dim=0)
-                label = torch.where(iou >= ROI_IOU, target["labels"][index], 0)
-            else:
-                index = torch.zeros(len(candidate), dtype=torch.int64, device=candidate.device)
-                label = torch.zeros_like(index)
-            candidates.append(candidate)
-            labels.append(label)
-            indices.append(index)
         sampled = []
-        for number, masks in enumerate(zip(*self.sampler(labels), strict=True)):
-            chosen = torch.where(masks[0] | masks[1])[0]
-            boxes, objects = candidates[number][chosen], targets[number]["boxes"]
-            matched = objects[indices[number][chosen]] if len(objects) else torch.zeros_like(boxes)
-            (encoded,) = self.roi_heads.box_coder.encode([matched.to(boxes.dtype)], [boxes])
-            sampled.append(Proposals(boxes, labels[number][chosen], encoded))
+        for boxes, target in zip(proposals, targets, strict=True):
+            objects = target["boxes"].to(boxes.dtype)
+            candidates = _match(torch.cat([boxes, objects]), objects, target["labels"])
+            chosen = self.draw(candidates)
+            drawn = candidates.boxes[chosen]
+            matched = objects[candidates.object_index[chosen]] if len(objects) else torch.zeros_like(drawn)
+            sampled.append(Proposals(drawn, candidates.labels[chosen], matched))
         return sampled
+
+    def draw(self, candidates: Candidates) -> Tensor:
+        """Return the indices of the candidates that are trained on, drawn by torch's generator."""
+        (positive,), (negative,) = BalancedPositiveNegativeSampler(ROI_SAMPLES, ROI_POSITIVES)([candidates.labels])
+        return torch.where(positive | negative)[0]
 
     def inference(self, spec: ModelSpec) -> nn.Module:
         return TwoStageInference(self, spec)
 
     def run_layers(self, images: Tensor) -> None:
-        levels = self.fpn(self.backbone(images))
+        levels = list(self.pyramid(images).values())
         self.rpn.head(levels)
         proposals = ROI_SAMPLES if self.training else self.rpn.post_nms_top_n()
         pooled = images.new_empty(len(images) * proposals, levels[0].shape[1], ROI_SIZE, ROI_SIZE)
@@ -324,6 +335,15 @@ class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
             found = roi_align(feature, regions[index], self.output_size, scale, self.sampling_ratio, aligned=True)
             pooled = pooled.index_copy(0, index, found)
         return pooled
+
+
+def _match(boxes: Tensor, objects: Tensor, labels: Tensor) -> Candidates:
+    """Match the boxes of a tile with its (M, 4) objects of (M,) labels from 1: an IoU of 0.5 or more is positive."""
+    if not len(objects):
+        nothing = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        return Candidates(boxes, nothing, boxes.new_zeros(len(boxes)), nothing)
+    best_iou, index = box_iou(objects, boxes).max(dim=0)
+    return Candidates(boxes, torch.where(best_iou >= ROI_IOU, labels[index], 0), best_iou, index)
 
 
 def _targets(batch: Batch) -> list[dict[str, Any]]:

@@ -87,11 +87,9 @@ class TwoStageInference(nn.Module):
 
         The last one, unconverged (N,) int32, counts proposals whose suppression the last round still changed.
         """
-        levels = self.detector.fpn(self.detector.backbone(images))
+        levels = list(self.detector.pyramid(images).values())
         proposals, exists, unconverged = self._propose(levels)
-        pooled = self.align(levels[:-1], proposals)
-        head = self.detector.roi_heads
-        logits, deltas = head.box_predictor(head.box_head(pooled.flatten(0, 1)))
+        logits, deltas = self.detector.roi_heads.box_predictor(self._box_features(levels, proposals))
         shape = (-1, self.proposals, self.classes)
         scores = logits.float().softmax(dim=1)[:, 1:].reshape(shape)  # 0 is the background
         boxes = decode(deltas.float()[:, 4:].reshape(*shape, 4), proposals.unsqueeze(2)).clamp(0.0, float(self.tile))
@@ -108,6 +106,12 @@ class TwoStageInference(nn.Module):
             candidates,
             unconverged,
         )
+
+    def _box_features(self, levels: list[Tensor], proposals: Tensor) -> Tensor:
+        """(N, R, 4) proposals -> (N * R, F) the output of the box head."""
+        pooled = self.align(levels[:-1], proposals)
+        hidden: Tensor = self.detector.roi_heads.box_head(pooled.flatten(0, 1))
+        return hidden
 
     def _propose(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (N, R, 4) xyxy in tile pixels, best first; (N, R) which exist; (N,) how many did not settle."""
