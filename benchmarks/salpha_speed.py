@@ -32,6 +32,7 @@ from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.counting import count_levels
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.detectors import anchor_counting
 from tinydet.salpha.parity import best_anchors, count_distinct_anchors
 
 DENSE_BYTES = 1 << 26  # largest IoU matrix; the dense form divides the boxes of an image into parts
@@ -119,7 +120,7 @@ def compare(
 def end_to_end(dataset: Dataset, design: AnchorDesign, args: argparse.Namespace) -> dict[str, Any]:
     """Time S-alpha from the dataset in memory to the factors, on whole images and on tiles."""
     ways = {"whole_images": {}, "tiles_of_640": {"tile": 640, "overlap": 128}}
-    runs = {name: lambda how=how: statistics_of(dataset, design, **how) for name, how in ways.items()}
+    runs = {name: lambda how=how: statistics_of(dataset, anchor_counting(design), **how) for name, how in ways.items()}
     seconds = in_turns(runs, args.repeats)
     return {name: spread(times, int(dataset.objects.sum())) for name, times in seconds.items()}
 

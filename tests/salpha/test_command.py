@@ -14,6 +14,7 @@ from designs import FASTER_RCNN
 from tinydet.data.coco import load_dataset
 from tinydet.salpha.__main__ import main
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.detectors import anchor_counting
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
@@ -52,14 +53,15 @@ def test_options_reach_the_statistics(tmp_path: Path, capsys: pytest.CaptureFixt
     flags = "--detector faster_rcnn --categories person --count anchor --alpha-range 0.5,0.6 --tile 256 --overlap 32"
     assert main([str(file), *flags.split(), "--scale", "0.5", "--flip", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
-    options = {"tile": 256, "overlap": 32, "scale": 0.5, "flip": True, "count": "anchor"}
-    expected = statistics_of(
-        load_dataset(file, categories=["person"]), FASTER_RCNN, **options, alpha_range=(0.5, 0.6)
-    ).to_json()
+    options = {"tile": 256, "overlap": 32, "scale": 0.5, "flip": True}
+    counting = anchor_counting(FASTER_RCNN, "anchor")
+    people = load_dataset(file, categories=["person"])
+    expected = statistics_of(people, counting, **options, alpha_range=(0.5, 0.6)).to_json()
     for key in ("counts", "alpha_raw", "alpha", "boxes", "images", "warnings"):
         assert found[key] == expected[key]
-    rule = {"detector": "faster_rcnn", "anchors": "tinydet", "alpha_range": [0.5, 0.6], **options}
-    assert found["rule"] == rule and found["source"] == "a.json"
+    how = {"detector": "faster_rcnn", "options": {}, "anchors": "tinydet", "alpha_range": [0.5, 0.6], **options}
+    assert found["rule"] == {**how, "count": "anchor", "counted": counting.statistic.text}
+    assert found["source"] == "a.json"
     assert f"in {found['images']} tiles" in capsys.readouterr().out
 
 
@@ -76,7 +78,7 @@ def test_undefined_factors_are_shown_as_a_dash_and_null(tmp_path: Path, capsys: 
     assert main([str(file), "--json", str(tmp_path / "salpha.json")]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["P4->P3", "-", "1.000"] for line in printed)
-    assert "note: no object has its best anchor on P3, P4, P5, P6" in printed
+    assert "note: no objects on P3, P4, P5, P6" in printed
     found = json.loads((tmp_path / "salpha.json").read_text())
     assert found["alpha_raw"] == {"P3->P2": 0.0, "P4->P3": None, "P5->P4": None}
     assert found["alpha"] == {"P3->P2": 0.2, "P4->P3": 1.0, "P5->P4": 1.0}
@@ -85,7 +87,7 @@ def test_undefined_factors_are_shown_as_a_dash_and_null(tmp_path: Path, capsys: 
 def test_large_objects_get_the_advice_to_use_alpha_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     boxes = [{"bbox": [9, 9, side, side]} for side in (20, 60, 60, 120, 250) for _ in range(20)]
     assert main([str(write_coco(tmp_path / "a.json", [(640, 512)], boxes))]) == 0
-    assert "the objects are not tiny for these anchors; use alpha = 1" in capsys.readouterr().out
+    assert "the objects are not tiny for this detector; use alpha = 1" in capsys.readouterr().out
 
 
 def test_a_file_without_boxes_gives_alpha_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,14 +13,15 @@ from designs import FASTER_RCNN, RETINANET, released_design, torchvision_design
 from torchvision.ops import box_iou
 
 from tinydet.data.coco import Dataset, load_dataset
-from tinydet.geometry.anchors import Pyramid
 from tinydet.models.registry import anchors_of
 from tinydet.runtime.plan import plan_tiles
 from tinydet.salpha.counting import count_levels
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.detectors import anchor_counting
 from tinydet.salpha.factors import estimate_alpha
 from tinydet.salpha.parity import best_anchors, count_distinct_anchors
 
+COUNTING = anchor_counting(RETINANET)
 REAL = ["tinyperson_156_frames_approx1920x1080", "tiny_citypersons_val", "hituav_six_flight_dates", "coco_val2014_100"]
 
 
@@ -41,15 +42,21 @@ def test_objects_are_counted_and_ignore_regions_are_not(tmp_path: Path) -> None:
             {"bbox": [300, 300, 100, 100], "ignore": 1},
         ],
     )
-    assert statistics_of(load_dataset(file), RETINANET).counts == (2, 1, 0, 0, 0)
-    assert statistics_of(load_dataset(file, categories=["person"]), RETINANET).counts == (2, 0, 0, 0, 0)
+    assert statistics_of(load_dataset(file), COUNTING).counts == (2, 1, 0, 0, 0)
+    assert statistics_of(load_dataset(file, categories=["person"]), COUNTING).counts == (
+        2,
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_statistics_are_the_counts_of_the_images(dataset: Dataset) -> None:
     sizes = [(image.width, image.height) for image in dataset.images]
     for design in (RETINANET, FASTER_RCNN, torchvision_design("retinanet")):
         for rule, count in (("gt", count_levels), ("anchor", count_distinct_anchors)):
-            found = statistics_of(dataset, design, count=rule)
+            found = statistics_of(dataset, anchor_counting(design, rule))
             expected = count(dataset.boxes, sizes, design, image_index=dataset.image_index)
             assert found.counts == expected
             assert found.alpha == estimate_alpha(expected)
@@ -76,14 +83,17 @@ def test_tiled_counts_are_sums_over_the_tiles_of_inference(
                     boxes.append([side * plan.scale for side in (left, top, right, bottom)])
             expected += count_levels(boxes, (tile, tile), RETINANET)
             shown += len(boxes)
-    found = statistics_of(dataset, RETINANET, tile=tile, overlap=overlap, scale=scale)
+    found = statistics_of(dataset, COUNTING, tile=tile, overlap=overlap, scale=scale)
     assert found.counts == tuple(expected)
     assert (found.boxes, found.images) == (shown, tiles)
 
 
 def test_one_tile_of_the_image_size_changes_nothing(tmp_path: Path) -> None:
     square = load_dataset(random_coco(tmp_path / "square.json", [(512, 512)] * 3))
-    whole, tiled = statistics_of(square, RETINANET), statistics_of(square, RETINANET, tile=512, overlap=128)
+    whole, tiled = (
+        statistics_of(square, COUNTING),
+        statistics_of(square, COUNTING, tile=512, overlap=128),
+    )
     assert (whole.counts, whole.boxes, whole.images) == (tiled.counts, tiled.boxes, tiled.images)
 
 
@@ -93,7 +103,7 @@ def test_every_object_no_larger_than_the_overlap_is_counted_in_some_tile(dataset
             dataset,
             **{name: getattr(dataset, name)[n : n + 1] for name in ("boxes", "labels", "image_index", "ignore")},
         )
-        found = statistics_of(alone, RETINANET, tile=200, overlap=80)
+        found = statistics_of(alone, COUNTING, tile=200, overlap=80)
         assert sum(found.counts) == found.boxes >= 1
 
 
@@ -106,8 +116,11 @@ def test_scale_one_half_equals_a_dataset_of_half_the_size(dataset: Dataset, tmp_
             for n, (x1, y1, x2, y2) in zip(dataset.image_index, dataset.boxes.tolist(), strict=True)
         ],
     )
-    rescaled, written = statistics_of(dataset, RETINANET, scale=0.5), statistics_of(load_dataset(half), RETINANET)
-    assert rescaled.counts == written.counts != statistics_of(dataset, RETINANET).counts
+    rescaled, written = (
+        statistics_of(dataset, COUNTING, scale=0.5),
+        statistics_of(load_dataset(half), COUNTING),
+    )
+    assert rescaled.counts == written.counts != statistics_of(dataset, COUNTING).counts
 
 
 def test_flip_adds_the_counts_of_the_mirror_images(tmp_path: Path) -> None:
@@ -115,9 +128,9 @@ def test_flip_adds_the_counts_of_the_mirror_images(tmp_path: Path) -> None:
     plain = load_dataset(random_coco(tmp_path / "plain.json", sizes))
     mirror = load_dataset(random_coco(tmp_path / "mirror.json", sizes, mirror=True))
     for design in (RETINANET, torchvision_design("retinanet"), released_design("retinanet")):
-        once, other = (statistics_of(d, design, count="anchor") for d in (plain, mirror))
+        once, other = (statistics_of(d, anchor_counting(design, "anchor")) for d in (plain, mirror))
         assert once.counts != other.counts
-        for flipped in (statistics_of(d, design, count="anchor", flip=True) for d in (plain, mirror)):
+        for flipped in (statistics_of(d, anchor_counting(design, "anchor"), flip=True) for d in (plain, mirror)):
             assert flipped.counts == tuple(np.add(once.counts, other.counts))
             assert (flipped.boxes, flipped.images) == (once.boxes + other.boxes, 4)
 
@@ -130,25 +143,10 @@ def test_anchors_by_name_and_layout() -> None:
         anchors_of("retinanet").design("darknet")  # type: ignore[arg-type]
 
 
-def test_a_detector_without_anchors_counts_by_its_own_rule(dataset: Dataset) -> None:
-    levels = Pyramid()
-    found = statistics_of(dataset, levels, level_of=lambda boxes, sizes: (boxes[:, 2] - boxes[:, 0] > 16).astype(int))
-    boxes = dataset.boxes[dataset.objects]
-    wide = int((boxes[:, 2] - boxes[:, 0] > 16).sum())
-    assert found.counts == (len(boxes) - wide, wide, 0, 0, 0)
-    with pytest.raises(ValueError, match="needs `level_of`"):
-        statistics_of(dataset, levels)
-
-
-def test_an_unknown_counting_rule_is_rejected(dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match="choose gt or anchor"):
-        statistics_of(dataset, RETINANET, count="both")  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("name", REAL)
 def test_real_annotations_are_counted_like_the_dense_computation(name: str, shared: Path) -> None:
     dataset = load_dataset(shared / "data" / "annotations" / f"{name}.json")
-    statistics = statistics_of(dataset, RETINANET)
+    statistics = statistics_of(dataset, COUNTING)
     assert sum(statistics.counts) == statistics.boxes == dataset.objects.sum()
     tried = 0
     for n, image in enumerate(dataset.images):
@@ -165,7 +163,7 @@ def test_real_annotations_are_counted_like_the_dense_computation(name: str, shar
 
 def test_tiny_datasets_have_small_factors_and_coco_does_not(shared: Path) -> None:
     def raw(name: str) -> tuple[float | None, ...]:
-        return statistics_of(load_dataset(shared / "data" / "annotations" / f"{name}.json"), RETINANET).alpha_raw
+        return statistics_of(load_dataset(shared / "data" / "annotations" / f"{name}.json"), COUNTING).alpha_raw
 
     for tiny in REAL[:2]:
         assert all(factor is not None and factor < 0.6 for factor in raw(tiny))
@@ -179,6 +177,6 @@ def test_every_object_of_every_real_annotation_file_is_counted(shared: Path) -> 
     for file in files:
         dataset = load_dataset(file)
         for design in (RETINANET, FASTER_RCNN):
-            assert sum(statistics_of(dataset, design).counts) == dataset.objects.sum()
-            tiled = statistics_of(dataset, design, tile=640, overlap=320)
+            assert sum(statistics_of(dataset, anchor_counting(design)).counts) == dataset.objects.sum()
+            tiled = statistics_of(dataset, anchor_counting(design), tile=640, overlap=320)
             assert sum(tiled.counts) == tiled.boxes

@@ -50,7 +50,7 @@ def test_statistics_as_json() -> None:
     assert values["alpha_raw"] == {"P3->P2": 0.4, "P4->P3": 0.0, "P5->P4": None}
     assert values["alpha"] == {"P3->P2": 0.4, "P4->P3": 0.2, "P5->P4": 2.0}
     assert (values["boxes"], values["images"], values["seconds"]) == (1430, 7, 0.5)
-    assert values["rule"] == {"count": "gt", "alpha_range": [0.2, 2.0]}
+    assert values["rule"] == {"count": "gt", "counted": statistics.text, "alpha_range": [0.2, 2.0]}
     assert values["warnings"] == list(statistics.warnings)
 
 
@@ -70,13 +70,24 @@ def test_a_typical_tiny_dataset_has_no_warnings() -> None:
 
 
 def test_warnings_name_empty_levels_and_clamped_factors() -> None:
-    assert "no object has its best anchor on P6" in warnings_of(1000, 400, 200, 80, 0)
-    assert "no object has its best anchor on P5, P6" in warnings_of(1000, 400, 200, 0, 0)
+    assert "no objects on P6" in warnings_of(1000, 400, 200, 80, 0)
+    assert "no objects on P5, P6" in warnings_of(1000, 400, 200, 0, 0)
     assert "P5->P4: raw alpha 0 is outside 0.2..2 and was clamped to 0.2" in warnings_of(1000, 400, 200, 0, 0)
     assert "P5->P4: no objects on either side (0/0), so alpha = 1 by convention" in warnings_of(1000, 400, 0, 0, 0)
     assert "P5->P4: no objects on the finer side (50/0), so alpha is the upper bound, 2" in warnings_of(
         90, 90, 0, 50, 0
     )
+
+
+def test_a_note_says_when_no_edge_has_alpha_as_counted() -> None:
+    for clamped in ((1000, 40, 2, 0, 0), (1000, 0, 0, 0, 0), (0, 1000, 0, 0, 0), (1, 9, 90, 900, 0)):
+        assert "alpha is clamped on every edge: nearly all objects are on one side" in warnings_of(*clamped)
+        assert FusionStatistics(clamped, 1, 1, 0.0).to_json()["clamped_on_every_edge"] is True
+    for counted in ((1000, 40, 30, 0, 0), (0, 0, 0, 0, 0), (1000, 200, 2, 0, 0)):
+        assert "every edge" not in warnings_of(*counted).replace("on every edge: the objects", "")
+        assert FusionStatistics(counted, 1, 1, 0.0).to_json()["clamped_on_every_edge"] is False
+    points = FusionStatistics((900, 45, 4, 0), 100, 1, 0.0, ("P3", "P4", "P5", "P6+P7"), "anchor", unit="points")
+    assert "nearly all points are on one side" in "\n".join(points.notes)
 
 
 def test_an_edge_with_fewer_than_twenty_objects_gets_a_warning() -> None:
@@ -87,7 +98,7 @@ def test_an_edge_with_fewer_than_twenty_objects_gets_a_warning() -> None:
 
 
 def test_alpha_one_is_advised_where_deeper_levels_have_more_objects() -> None:
-    advice = "the objects are not tiny for these anchors; use alpha = 1"
+    advice = "the objects are not tiny for this detector; use alpha = 1"
     assert f"raw alpha > 1 on P4->P3: {advice}" in warnings_of(1000, 400, 401, 80, 10)
     assert f"raw alpha > 1 on P3->P2, P5->P4: {advice}" in warnings_of(0, 400, 100, 80, 30)
     assert advice not in warnings_of(400, 400, 400, 200, 200)

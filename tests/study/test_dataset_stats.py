@@ -16,11 +16,13 @@ from tinydet.__main__ import main as tinydet
 from tinydet.data.coco import load_dataset
 from tinydet.geometry.tiles import TileGrid
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.detectors import anchor_counting
 from tinydet.study.dataset_advice import POSITIVE_IOU, advise, advise_overlap, advise_tile, matched_share, scaled_design
 from tinydet.study.dataset_measures import crowding, measure_dataset
 from tinydet.train.config import config_of
 
 DESIGN = DESIGNS["retinanet"]
+COUNTING = anchor_counting(DESIGN)
 
 
 def write_annotations(path: Path, boxes: list[list[float]], size: tuple[int, int] = (200, 100), **flags: Any) -> Path:
@@ -59,7 +61,7 @@ def test_ignore_regions_are_not_counted_as_objects(tmp_path: Path, capsys: pytes
     document = json.loads(source.read_text())
     document["annotations"].append({**document["annotations"][0], "id": 9, "bbox": [0, 0, 90, 90], "ignore": 1})
     source.write_text(json.dumps(document))
-    found = measure_dataset(load_dataset(source), DESIGN)
+    found = measure_dataset(load_dataset(source), COUNTING)
     assert found.sizes.tolist() == [4.0]
     assert found.to_json()["ignore_regions"] == 1
 
@@ -93,7 +95,7 @@ def test_crowding_equals_that_over_all_pairs(seed: int) -> None:
 def test_with_the_advised_overlap_nearly_every_object_is_complete_in_a_tile(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     boxes = [[float(x), float(y), float(s), float(s)] for x, y, s in rng.uniform(1, (900, 700, 90), (400, 3))]
-    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", boxes, (1000, 800))), DESIGN)
+    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", boxes, (1000, 800))), COUNTING)
     overlap = advise_overlap(found).value
     tile = advise_tile(found, overlap).value
     assert overlap % 32 == 0 and overlap <= tile / 2
@@ -104,7 +106,7 @@ def test_with_the_advised_overlap_nearly_every_object_is_complete_in_a_tile(tmp_
 
 
 def test_images_that_fit_into_one_tile_get_one(tmp_path: Path) -> None:
-    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", [[0, 0, 9, 9]], (500, 300))), DESIGN)
+    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", [[0, 0, 9, 9]], (500, 300))), COUNTING)
     advice = advise_tile(found, 32)
     assert advice.value == 512 and "every image fits into one tile" in advice.reason
 
@@ -113,7 +115,7 @@ def test_advised_anchors_match_more_objects_than_the_default(tmp_path: Path) -> 
     """The objects have 4 pixels; the smallest default anchor has four times their area."""
     rng = np.random.default_rng(0)
     boxes = [[float(x), float(y), 4.0, 4.0] for x, y in rng.uniform(0, (180, 90), (60, 2))]
-    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", boxes)), DESIGN)
+    found = measure_dataset(load_dataset(write_annotations(tmp_path / "a.json", boxes)), COUNTING)
     advice = {setting.setting: setting for setting in advise(found, DESIGN)}
     arguments = found.boxes, found.image_sizes, found.image_index
     default = matched_share(*arguments, DESIGN)
@@ -170,7 +172,7 @@ def test_stats_and_train_give_the_same_advice_on_alpha_and_the_command_follows_i
     assert chosen == tuple(advice[name]["value"] for name in ("tile", "overlap", "epochs"))
     training = config.sources()[0].load()
     assert len(training.images) == 8
-    counted = statistics_of(training, DESIGN, tile=config.tile, overlap=config.overlap)
+    counted = statistics_of(training, COUNTING, tile=config.tile, overlap=config.overlap)
     assert counted.notes[-1] == advice["alpha"]["reason"]  # what train --salpha prints
     assert stats["salpha_on_tiles"]["alpha"] == dict(zip(counted.edges, counted.alpha, strict=True))
 

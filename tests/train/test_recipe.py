@@ -17,6 +17,7 @@ from tinydet.data.sub_images import benchmark_tiles
 from tinydet.models.checkpoint import load_checkpoint
 from tinydet.salpha.counting import count_levels
 from tinydet.salpha.dataset import statistics_of_tiles
+from tinydet.salpha.detectors import anchor_counting
 from tinydet.train.__main__ import main
 from tinydet.train.config import TrainConfig, config_of
 from tinydet.train.defaults import choose_network, choose_schedule
@@ -119,13 +120,13 @@ def test_tiles_without_an_object_are_those_whose_sample_has_none_and_the_others_
     full = [tile for tile, sample in zip(tiles.tiles, samples, strict=True) if len(sample.boxes)]
     assert without_empty(tiles) == full and 0 < len(full) < 8
     design = DESIGNS["retinanet"]
-    counted = statistics_of_tiles(tiles, design)
+    counted = statistics_of_tiles(tiles, anchor_counting(design))
     sizes = np.array([(tile.width, tile.height) for _, tile in tiles.tiles])
     owner = np.repeat(np.arange(len(samples)), [len(sample.boxes) for sample in samples])
     boxes = np.concatenate([sample.boxes for sample in samples]).astype(np.float64)
     assert counted.counts == tuple(count_levels(boxes, sizes, design, image_index=owner))
     tiles.tiles = full
-    assert statistics_of_tiles(tiles, design).counts == counted.counts  # empty tiles add nothing
+    assert statistics_of_tiles(tiles, anchor_counting(design)).counts == counted.counts  # empty tiles add nothing
 
 
 def test_no_empty_tiles_leaves_them_out_of_a_run(squares: Path) -> None:

@@ -61,7 +61,7 @@ def check_contract(config: DetectorConfig, device: torch.device) -> None:
             raise ContractError(f"{name}: the attribute `design` is missing; {HINT}")
         code.append(type(detector.backbone))
         _check_features(detector.backbone, f"backbone {config.backbone}", device, code)
-        _check_levels(config.detector, code)
+        _check_statistics(config, code)
         _check_losses(detector.train(), name, device, code)
         _check_inference(detector, config, name, device, code)
 
@@ -79,20 +79,19 @@ def _check_features(backbone: Backbone, name: str, device: torch.device, code: S
         )
 
 
-def _check_levels(detector: str, code: Sequence[object]) -> None:
-    info = detector_info(detector)
-    if info.level_of is None:
-        return
+def _check_statistics(config: DetectorConfig, code: Sequence[object]) -> None:
+    info, name = detector_info(config.detector), f"detector {config.detector}"
     sides = np.array([4.0, 16.0, 64.0])
     boxes = np.stack([sides * 0, sides * 0, sides, sides], axis=1)
-    with _step(f"detector {detector}", "level_of(boxes, sizes)", code):
-        levels = np.asarray(info.level_of(boxes, np.full((3, 2), TILE, np.int64)))
-    count = len(info.design.levels)
-    if levels.shape != (3,) or levels.dtype.kind not in "iu" or not ((levels >= 0) & (levels < count)).all():
-        raise ContractError(
-            f"detector {detector}: level_of(boxes, sizes) must return an integer from 0 to {count - 1} for each box, "
-            f"not {levels.dtype} {levels.tolist()}; {HINT}"
-        )
+    sizes, index = np.full((2, 2), TILE, np.int64), np.array([0, 0, 1], np.int64)
+    for statistic in info.statistics.values():
+        for some in (slice(3), slice(0)):
+            with _step(name, "counts(boxes, sizes, image_index, options) of a statistic", code):
+                counts = statistic.counts(boxes[some], sizes, index[some], config.options)
+            try:
+                statistic.checked(counts, info.pyramid.levels)
+            except ValueError as error:
+                raise ContractError(f"{name}: {error}; {HINT}") from error
 
 
 def _check_losses(detector: Detector, name: str, device: torch.device, code: Sequence[object]) -> None:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from tinydet._internal.arguments import quoted
 from tinydet._internal.options import check_values
@@ -26,12 +29,43 @@ from tinydet.models.options import (
 from tinydet.spec import NMS_ROUNDS
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tinydet.models.detector import Detector
 
-LevelOf = Callable[["NDArray[np.float64]", "NDArray[np.int64]"], "NDArray[np.intp]"]
+CountRule = Literal["gt", "anchor"]
+LevelCounts = Callable[[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], Mapping[str, Any]], ArrayLike]
+
+
+@dataclass(frozen=True)
+class LevelStatistic:
+    """What S-alpha counts on each level of a detector.
+
+    Attributes:
+        counts: (boxes, sizes, image_index, options) -> one whole number per level of the pyramid, finest first. boxes:
+            (M, 4) xyxy in input pixels; sizes: (I, 2) width and height of every image; image_index: (M,) image of each
+            box; options: all options of the detector by name.
+        text: what is counted, for reports, such as "objects by the level that learns them".
+        unit: plural noun for what is counted.
+        options: names of the detector's options that change the counts; they are flags of `tinydet salpha`.
+    """
+
+    counts: LevelCounts
+    text: str
+    unit: str = "objects"
+    options: tuple[str, ...] = ()
+
+    def checked(self, found: ArrayLike, levels: Sequence[str]) -> tuple[int, ...]:
+        """Return what `counts` returned as integers.
+
+        Raises:
+            ValueError: it is not one whole number of at least 0 per level.
+        """
+        counts = np.asarray(found)
+        if counts.shape != (len(levels),) or counts.dtype.kind not in "iu" or (counts < 0).any():
+            raise ValueError(
+                f"`counts` of {self.text!r} must return one whole number of at least 0 for each of "
+                f"{', '.join(levels)}, not {counts.dtype} {counts.tolist()}"
+            )
+        return tuple(counts.tolist())
 
 
 @dataclass(frozen=True)
@@ -44,8 +78,8 @@ class DetectorInfo:
         options: dataclass of the detector's own options, each declared with `option`.
         pyramid: levels, strides and fused edges.
         anchors: sizes and ratios; None for a detector without anchors.
-        level_of: (M, 4) boxes xyxy and (M, 2) widths and heights of their images, in input pixels -> (M,) number of the
-            level that learns each box, 0 is the finest: what S-alpha counts. None: the level of the best anchor.
+        statistics: what S-alpha counts, by rule: "gt" objects, "anchor" what the levels learn from. The first rule is
+            the default. Empty: the best anchor of each object.
         recipe: training defaults per preset that differ from the preset's.
         coco_weights: name of the torchvision weights enum with published COCO weights, `ENUM.MEMBER`.
         nms_rounds: rounds of suppression among proposals in the exported graph; 0 for a detector without proposals.
@@ -56,7 +90,7 @@ class DetectorInfo:
     pyramid: Pyramid
     options: type[Any] = NoOptions
     anchors: AnchorSizes | None = None
-    level_of: LevelOf | None = None
+    statistics: Mapping[CountRule, LevelStatistic] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     coco_weights: str = ""
     nms_rounds: int = 0

@@ -17,11 +17,12 @@ from tinydet._internal.plugins import add_plugin_option
 from tinydet.data.coco import Dataset
 from tinydet.data.dataset_arguments import add_data_arguments, data_path, source_of
 from tinydet.data.source import builtin_source
-from tinydet.geometry.anchors import Pyramid
+from tinydet.geometry.anchors import AnchorDesign, Pyramid
 from tinydet.geometry.tiles import MOST_TILES
-from tinydet.models.registry import DETECTORS, detector_info
+from tinydet.models.registry import DETECTORS
 from tinydet.runtime.plan import OVERLAP
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.detectors import counting_of
 from tinydet.salpha.factors import ALPHA_RANGE, FusionStatistics
 
 
@@ -33,10 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    info = detector_info(options.detector)
-    if options.anchors != "tinydet" and info.anchors is None:
-        raise ValueError(f"{options.detector} has no anchors; leave --anchors out")
-    design = info.design if info.anchors is None else info.anchors.design(options.anchors)
+    counting = counting_of(options.detector, rule=options.count, layout=options.anchors)
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile; without it whole images are counted")
     overlap = OVERLAP if options.overlap is None else options.overlap
@@ -46,13 +44,11 @@ def _run(options: argparse.Namespace) -> int:
     check_output_files((options.json,), (dataset.source,))
     statistics = statistics_of(
         dataset,
-        design,
-        level_of=info.level_of,
+        counting,
         tile=options.tile,
         overlap=overlap,
         scale=options.scale,
         flip=options.flip,
-        count=options.count,
         alpha_range=options.alpha_range,
         max_tiles=options.max_tiles,
     )
@@ -61,31 +57,30 @@ def _run(options: argparse.Namespace) -> int:
         rule = {
             **values["rule"],
             "detector": options.detector,
-            "anchors": options.anchors,
+            "options": {name: counting.options[name] for name in counting.statistic.options},
+            "anchors": options.anchors if isinstance(counting.design, AnchorDesign) else None,
             "tile": options.tile,
             "overlap": overlap if options.tile else None,
             "scale": options.scale,
             "flip": options.flip,
         }
         write_json(options.json, {**values, "rule": rule, "source": dataset.source.name})
-    anchors = f"{options.detector}, {options.anchors} anchors"
-    print(*_report(dataset, statistics, design, anchors, options.tile), sep="\n")
+    how = [options.detector, *(f"{name} {counting.options[name]}" for name in counting.statistic.options)]
+    if isinstance(counting.design, AnchorDesign):
+        how.insert(1, f"{options.anchors} anchors")
+    print(*_report(dataset, statistics, counting.design, ", ".join(how), options.tile), sep="\n")
     return 0
 
 
 def _report(
-    dataset: Dataset, statistics: FusionStatistics, design: Pyramid, anchors: str, tile: int | None
+    dataset: Dataset, statistics: FusionStatistics, design: Pyramid, how: str, tile: int | None
 ) -> Iterator[str]:
     """Lines of a readable report: counts by level and factors by edge, finest first."""
     inputs = plural(statistics.images, "tile" if tile else "image", ",")
-    counted = "objects" if statistics.count == "gt" else "anchors"
     yield f"{dataset.source}: {plural(statistics.boxes, 'object', ',')} ({_listed(dataset.classes)}) in {inputs}"
-    if statistics.count == "gt":
-        yield f"Objects by the level of their best anchor ({anchors}):"
-    else:
-        yield f"Distinct best anchors by level, each counted once per image ({anchors}):"
+    yield f"{statistics.text[:1].upper()}{statistics.text[1:]} ({how}):"
     yield ""
-    yield f"level  stride  {counted:>9}   share"
+    yield f"level  stride  {statistics.unit:>9}   share"
     total = max(sum(statistics.counts), 1)
     strides = design.strides[: len(statistics.levels)]
     for level, stride, count in zip(statistics.levels, strides, statistics.counts, strict=True):
@@ -118,7 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_data_arguments(parser, default="the built-in training set", split="train", positional=False)
     parser.add_argument(
-        "--detector", choices=tuple(DETECTORS), default="retinanet", help="count with its anchors (default: retinanet)"
+        "--detector",
+        choices=tuple(DETECTORS),
+        default="retinanet",
+        help="detector whose levels are counted: by its anchors or, without anchors, by its own rule (default: "
+        "retinanet)",
     )
     parser.add_argument(
         "--anchors",
@@ -131,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--count",
         choices=("gt", "anchor"),
-        default="gt",
-        help="gt counts objects; anchor counts distinct best anchors, as the authors' code does (default: gt)",
+        help="gt counts objects; anchor counts distinct best anchors, as the authors' code does, or the positive "
+        "points of a detector without anchors (default: gt, without anchors anchor)",
     )
     parser.add_argument(
         "--alpha-range",

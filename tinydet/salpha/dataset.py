@@ -12,26 +12,21 @@ from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset
 from tinydet.data.samples import MIN_VISIBILITY, TrainingTiles, clip_to_tile
-from tinydet.geometry.anchors import AnchorDesign, Pyramid
 from tinydet.geometry.tiles import MORE_TILES, MOST_TILES, check_tile_count
-from tinydet.models.registry import LevelOf
 from tinydet.runtime.plan import OVERLAP, plan_tiles
-from tinydet.salpha.counting import count_levels
-from tinydet.salpha.factors import ALPHA_RANGE, CountRule, FusionStatistics
+from tinydet.salpha.detectors import Counting
+from tinydet.salpha.factors import ALPHA_RANGE, FusionStatistics
 from tinydet.salpha.inputs import Inputs
-from tinydet.salpha.parity import count_distinct_anchors, released_clipping
 
 
 def statistics_of(
     dataset: Dataset,
-    design: Pyramid,
+    counting: Counting,
     *,
-    level_of: LevelOf | None = None,
     tile: int | None = None,
     overlap: int = OVERLAP,
     scale: float = 1.0,
     flip: bool = False,
-    count: CountRule = "gt",
     alpha_range: tuple[float, float] = ALPHA_RANGE,
     max_tiles: int = MOST_TILES,
 ) -> FusionStatistics:
@@ -40,43 +35,39 @@ def statistics_of(
     Ignore regions are not counted.
 
     Args:
-        design: the levels of a detector; its anchors unless `level_of` is given.
-        level_of: which level learns each box (see `DetectorInfo`); None: the level of its best anchor.
+        counting: what is counted, see `counting_of`.
         tile: side of the square tiles that images are cut into; None for whole images. Each tile counts as an image,
             and an object counts in every tile that shows enough of it, as in training.
         overlap: of neighboring tiles, in pixels of the resized image.
         scale: resize factor of the images, applied before tiles are cut.
         flip: also count the mirror image of every input.
-        count: "gt" counts objects, "anchor" distinct best anchors as the authors' code does.
         alpha_range: lower and upper bound of alpha.
         max_tiles: refuse more tiles than this.
 
     Raises:
-        ValueError: for a scale that is not positive, an overlap that is not smaller than the tile, an unknown `count`,
-            an invalid `alpha_range` or more than `max_tiles` tiles.
+        ValueError: for a scale that is not positive, an overlap that is not smaller than the tile, an invalid
+            `alpha_range` or more than `max_tiles` tiles.
     """
     start = time.perf_counter()
     inputs = _inputs(dataset, tile, overlap, scale, max_tiles)
     if flip:
         inputs = _with_mirror_images(inputs)
-    return _statistics(inputs, design, level_of, count, alpha_range, start)
+    return _statistics(inputs, counting, alpha_range, start)
 
 
 def statistics_of_tiles(
     tiles: TrainingTiles,
-    design: Pyramid,
+    counting: Counting,
     *,
-    level_of: LevelOf | None = None,
-    count: CountRule = "gt",
     alpha_range: tuple[float, float] = ALPHA_RANGE,
 ) -> FusionStatistics:
     """Compute the fusion statistics of training tiles as they are cut, before any flip or transform.
 
     Args:
-        design, level_of, count, alpha_range: as for `statistics_of`.
+        counting, alpha_range: as for `statistics_of`.
 
     Raises:
-        ValueError: for an unknown `count` or an invalid `alpha_range`.
+        ValueError: for an invalid `alpha_range`.
     """
     start = time.perf_counter()
     boxes: list[NDArray[np.float64]] = []
@@ -86,38 +77,27 @@ def statistics_of_tiles(
         boxes.append(clipped[objects])
         index.append(np.full(int(objects.sum()), number))
     sizes = np.array([(tile.width, tile.height) for _, tile in tiles.tiles], np.int64)
-    return _statistics(
-        Inputs(np.concatenate(boxes), sizes, np.concatenate(index)), design, level_of, count, alpha_range, start
-    )
+    inputs = Inputs(np.concatenate(boxes), sizes, np.concatenate(index))
+    return _statistics(inputs, counting, alpha_range, start)
 
 
-def _statistics(
-    inputs: Inputs,
-    design: Pyramid,
-    level_of: LevelOf | None,
-    count: CountRule,
-    alpha_range: tuple[float, float],
-    start: float,
-) -> FusionStatistics:
-    boxes, sizes, index = inputs
-    if count not in ("gt", "anchor"):
-        raise ValueError(f"unknown counting rule {count!r}; choose gt or anchor")
-    if level_of is not None:
-        counts = tuple(np.bincount(level_of(boxes, sizes[index]), minlength=len(design.levels)).tolist())
-    elif isinstance(design, AnchorDesign):
-        if design.inclusive:
-            boxes, kept = released_clipping(boxes, sizes[index])
-            boxes, index = boxes[kept], index[kept]
-        rule = count_levels if count == "gt" else count_distinct_anchors
-        counts = rule(boxes, sizes, design, image_index=index)
-    else:
-        raise ValueError("a detector without anchors needs `level_of` in its registry row: which level learns each box")
+def _statistics(inputs: Inputs, counting: Counting, alpha_range: tuple[float, float], start: float) -> FusionStatistics:
+    inputs, design = counting.boxes_of(inputs), counting.design
+    counts = counting.count(inputs)
     seconds = time.perf_counter() - start
     # P6 has no edge, and neither has P7 if there is one: their objects are counted together.
     first = len(counts) - design.unfused
-    counts = (*counts[:first], sum(counts[first:]))
-    levels = (*design.levels[:first], "+".join(design.levels[first:]))
-    return FusionStatistics(counts, len(boxes), len(sizes), seconds, levels, count, alpha_range)
+    return FusionStatistics(
+        (*counts[:first], sum(counts[first:])),
+        len(inputs.boxes),
+        len(inputs.sizes),
+        seconds,
+        (*design.levels[:first], "+".join(design.levels[first:])),
+        counting.rule,
+        alpha_range,
+        counting.statistic.text,
+        counting.statistic.unit,
+    )
 
 
 def _inputs(dataset: Dataset, tile: int | None, overlap: int, scale: float, max_tiles: int) -> Inputs:

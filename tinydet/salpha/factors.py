@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-CountRule = Literal["gt", "anchor"]
+from tinydet.models.registry import CountRule
 
 ALPHA_RANGE = (0.2, 2.0)  # Not in the paper; the authors' code clamps so. Empty levels would give 0 or inf.
 FEW_OBJECTS = 20  # A ratio of two counts with a smaller sum is too uncertain to rely on.
@@ -26,13 +26,14 @@ class FusionStatistics:
     """Object counts per level and the fusion factors computed from them. Levels and edges are ordered finest first.
 
     Attributes:
-        counts: objects per level, or distinct best anchors per level, as `count` says.
-        boxes: number of objects; larger than `sum(counts)` if distinct anchors were counted.
+        counts: what was counted, per level.
+        boxes: number of objects; `sum(counts)` if these were counted.
         images: number of network inputs, that is images or tiles.
         seconds: time spent counting.
         levels: names, parallel to `counts`.
-        count: "gt" counts objects (the paper's text), "anchor" distinct best anchors (the authors' code).
+        count: "gt" counts objects (the paper's text), "anchor" what the levels learn from (the authors' code).
         alpha_range: lower and upper bound of alpha.
+        text, unit: what was counted, as in `LevelStatistic`.
 
     Raises:
         ValueError: if `levels` and `counts` differ in length, and as `estimate_alpha` does.
@@ -45,6 +46,8 @@ class FusionStatistics:
     levels: tuple[str, ...] = ("P2", "P3", "P4", "P5", "P6")
     count: CountRule = "gt"
     alpha_range: tuple[float, float] = ALPHA_RANGE
+    text: str = "objects by the level of their best anchor"
+    unit: str = "objects"
 
     def __post_init__(self) -> None:
         if len(self.levels) != len(self.counts):
@@ -71,15 +74,21 @@ class FusionStatistics:
         if not_tiny := [edge for edge, (finer, deeper) in pairs if deeper > finer]:
             where = ", ".join(not_tiny)
             return AlphaAdvice(
-                False, f"raw alpha > 1 on {where}: the objects are not tiny for these anchors; use alpha = 1"
+                False, f"raw alpha > 1 on {where}: the objects are not tiny for this detector; use alpha = 1"
             )
         edge, (finer, deeper) = pairs[0]
         if finer + deeper < FEW_OBJECTS:
-            few = f"alpha is based on only {finer + deeper} objects of {edge}, fewer than {FEW_OBJECTS}"
+            few = f"alpha is based on only {_plural(finer + deeper, self.unit)} of {edge}, fewer than {FEW_OBJECTS}"
             return AlphaAdvice(False, f"{few}; use alpha = 1")
         return AlphaAdvice(
-            True, "raw alpha <= 1 on every edge: the objects are tiny for these anchors; use S-alpha (--salpha)"
+            True, "raw alpha <= 1 on every edge: the objects are tiny for this detector; use S-alpha (--salpha)"
         )
+
+    @property
+    def clamped(self) -> bool:
+        """Whether objects were counted, but no edge has alpha as counted: bounds and conventions replace all ratios."""
+        pairs = zip(self.alpha_raw, self.alpha, strict=True)
+        return any(self.counts) and all(raw is None or raw != alpha for raw, alpha in pairs)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -100,7 +109,8 @@ class FusionStatistics:
             "boxes": self.boxes,
             "images": self.images,
             "seconds": self.seconds,
-            "rule": {"count": self.count, "alpha_range": list(self.alpha_range)},
+            "rule": {"count": self.count, "counted": self.text, "alpha_range": list(self.alpha_range)},
+            "clamped_on_every_edge": self.clamped,
             "warnings": list(self.warnings),
             "advised": self.advice.salpha,
         }
@@ -150,19 +160,30 @@ def _edge_counts(counts: Sequence[int]) -> list[tuple[int, int]]:
 def _warnings(statistics: FusionStatistics) -> Iterator[str]:
     empty = [level for level, count in zip(statistics.levels, statistics.counts, strict=True) if level and not count]
     if empty:
-        yield f"no object has its best anchor on {', '.join(empty)}"
+        yield f"no {statistics.unit} on {', '.join(empty)}"
     low, high = statistics.alpha_range
+    unit = statistics.unit
     for edge, raw, alpha, (finer, deeper) in zip(
         statistics.edges, statistics.alpha_raw, statistics.alpha, _edge_counts(statistics.counts), strict=True
     ):
         if not finer + deeper:
-            yield f"{edge}: no objects on either side (0/0), so alpha = {alpha:.3g} by convention"
+            yield f"{edge}: no {unit} on either side (0/0), so alpha = {alpha:.3g} by convention"
         elif finer + deeper < FEW_OBJECTS:
-            objects = "object" if finer + deeper == 1 else "objects"
-            yield f"{edge}: alpha is based on only {finer + deeper} {objects}, fewer than {FEW_OBJECTS}"
+            yield f"{edge}: alpha is based on only {_plural(finer + deeper, unit)}, fewer than {FEW_OBJECTS}"
         if raw is None and deeper:
-            yield f"{edge}: no objects on the finer side ({deeper}/0), so alpha is the upper bound, {alpha:.3g}"
+            yield f"{edge}: no {unit} on the finer side ({deeper}/0), so alpha is the upper bound, {alpha:.3g}"
         elif raw is not None and raw != alpha:
             yield f"{edge}: raw alpha {raw:.3g} is outside {low:g}..{high:g} and was clamped to {alpha:.3g}"
+    if statistics.clamped:
+        yield (
+            f"alpha is clamped on every edge: nearly all {unit} are on one side of each, so their ratio does not say "
+            f"how much to fuse, and alpha is its limit {low:g} or {high:g} (or 1 for 0/0); choose alpha yourself "
+            "(--alpha, by tinydet sweep), other limits (--alpha-range), or a detector whose levels divide these "
+            "objects, such as fcos instead of fcos-p3p7"
+        )
     if not statistics.advice.salpha:
         yield statistics.advice.text
+
+
+def _plural(count: int, unit: str) -> str:
+    return f"{count:,} {unit.removesuffix('s') if count == 1 else unit}"

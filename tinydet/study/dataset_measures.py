@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset
-from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.boxes import area, intersection
 from tinydet.geometry.overlaps import candidate_pairs
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.detectors import Counting
 from tinydet.salpha.factors import FusionStatistics
 
 # Size ranges in pixels, lower bound inclusive. The paper defines those from 2 to 32.
@@ -122,8 +122,8 @@ class DatasetMeasures:
         return np.histogram(self.sizes, edges)[0].astype(np.int64), edges
 
 
-def measure_dataset(dataset: Dataset, design: AnchorDesign) -> DatasetMeasures:
-    """Measure the objects of a dataset; their levels are those of their best anchors in `design`."""
+def measure_dataset(dataset: Dataset, counting: Counting) -> DatasetMeasures:
+    """Measure the objects of a dataset, and the counts per level of a detector."""
     boxes, index = dataset.boxes[dataset.objects], dataset.image_index[dataset.objects]
     sides = boxes[:, 2:] - boxes[:, :2]
     ios, iou = crowding(boxes, index * max(len(dataset.classes), 1) + dataset.labels[dataset.objects])
@@ -137,7 +137,7 @@ def measure_dataset(dataset: Dataset, design: AnchorDesign) -> DatasetMeasures:
         megapixels=np.array([image.width * image.height / 1e6 for image in dataset.images]),
         crowded_by_ios=ios,
         crowded_by_iou=iou,
-        fusion=statistics_of(dataset, design),
+        fusion=statistics_of(dataset, counting),
     )
 
 

@@ -14,8 +14,9 @@ from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.console import plural
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.dataset_arguments import add_data_arguments, source_of
-from tinydet.models.registry import DETECTORS, anchors_of, detector_info
+from tinydet.models.registry import DETECTORS, anchors_of
 from tinydet.salpha.dataset import statistics_of
+from tinydet.salpha.detectors import counting_of
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.study.dataset_advice import (
     Advice,
@@ -59,9 +60,9 @@ def _run(args: argparse.Namespace) -> int:
     source = source_of(args, prefer=("train",))
     dataset = source.load(categories=args.categories)
     check_output_files((args.json,), (dataset.source,))
-    info = detector_info(args.detector)
+    counting = counting_of(args.detector)
     design = anchors_of(args.detector).design()
-    measures = measure_dataset(dataset, design)
+    measures = measure_dataset(dataset, counting)
     advice = advise(measures, design)
     value = {setting.setting: setting.value for setting in advice}
     tiled: FusionStatistics | None = None
@@ -69,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     if advice:
         tile, overlap = value["tile"], value["overlap"]
         training, holds_out = training_part(source, dataset, args.categories)
-        tiled = statistics_of(training, design, level_of=info.level_of, tile=tile, overlap=overlap)
+        tiled = statistics_of(training, counting, tile=tile, overlap=overlap)
         init = advise_init(dataset)
         advice += [
             advise_alpha(tiled, init.value),

@@ -32,8 +32,9 @@ from tinydet.models.distributed import Processes, join_processes, leave_processe
 from tinydet.models.fpn import initialize_sigma_power
 from tinydet.models.options import TORCHVISION_BACKBONES, Norm
 from tinydet.models.pretrained import Source, initialize, read_source
-from tinydet.models.registry import BUILT_IN, detector_info
+from tinydet.models.registry import BUILT_IN
 from tinydet.salpha.dataset import statistics_of, statistics_of_tiles
+from tinydet.salpha.detectors import counting_of
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
 from tinydet.train.defaults import choose_network, choose_schedule
@@ -306,14 +307,13 @@ def transform_of(config: TrainConfig) -> Transform | None:
 
 def count_objects(config: TrainConfig, train: Dataset, tiles: TrainingTiles) -> FusionStatistics:
     """Count objects per level (Algorithm 1) on the tiles that the network will see, before any augmentation."""
-    info = detector_info(config.network)
+    counting = counting_of(config.network, config.options)
     tile, overlap = tiles_of(config)
     if config.recipe == "tinyperson":
-        return statistics_of_tiles(tiles, info.design, level_of=info.level_of, alpha_range=config.alpha_range)
+        return statistics_of_tiles(tiles, counting, alpha_range=config.alpha_range)
     return statistics_of(
         train,
-        info.design,
-        level_of=info.level_of,
+        counting,
         tile=tile,
         overlap=overlap,
         alpha_range=config.alpha_range,
