@@ -124,10 +124,8 @@ def test_losses_and_gradients_are_torchvisions_where_the_sampling_is() -> None:
 
 
 def labels_of(detector: FasterRCNN, batch: Batch, which: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    from tinydet.models.faster_rcnn import _targets
-
     anchors = anchors_of(detector.design, batch.size, CPU)
-    labels, _ = detector.rpn.assign_targets_to_anchors([anchors] * len(batch.sizes), _targets(batch))
+    labels, _ = detector.rpn.assign_anchors(batch, anchors)
     return anchors, labels[which]
 
 

@@ -26,6 +26,8 @@ from tinydet.train.sampling import without_empty
 
 THIN = ["--backbone", "mobilenet_v2", "--weights-backbone", "none", "--channels", "8", "--head-convs", "1"]
 
+BY_IOU = {"assign": "iou", "assign_rank": 0, "assign_background": None}
+
 
 def annotations(image: int, corners: list[tuple[float, float]], first: int, **marks: bool) -> Iterator[dict]:
     for number, (x, y) in enumerate(corners):
@@ -72,7 +74,7 @@ def test_the_recipe_is_the_published_one(tinyperson: Path) -> None:
     assert (config.backbone, config.channels, config.options) == (
         "resnet50",
         256,
-        {"head_convs": 4, "head_init": "paper"},
+        {**BY_IOU, "head_convs": 4, "head_init": "paper"},
     )
     assert (config.epochs, config.batch, config.lr, config.clip_norm, config.freeze) == (12, 2, 0.005, 0.0, 2)
     assert (config.empty_tiles, config.dense, config.group_shapes) == (False, 200, True)
@@ -81,7 +83,7 @@ def test_the_recipe_is_the_published_one(tinyperson: Path) -> None:
     assert config.flip and config.decay == "steps" and config.ema == 0
     two_stage = complete([*flags_of(tinyperson), "--detector", "faster_rcnn"])
     assert two_stage.lr == 0.01
-    assert two_stage.options == {"straddling": False, "roi_rule": "torchvision", "canonical_scale": 224}
+    assert two_stage.options == {**BY_IOU, "straddling": False, "roi_rule": "torchvision", "canonical_scale": 224}
 
 
 def test_a_run_by_the_recipe_learns_from_the_sub_images_with_persons_of_frames_that_are_not_dense(

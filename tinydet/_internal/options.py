@@ -150,16 +150,22 @@ def _checked(field: dataclasses.Field[Any], kinds: Sequence[Any], value: Any) ->
     return parsed
 
 
+def declared(options: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    """Return the option fields that a dataclass declares itself, not those that it inherits."""
+    own = vars(options).get("__annotations__", {})
+    return tuple(each for each in dataclasses.fields(options) if each.name in own and "help" in each.metadata)
+
+
 def option_table(options: type[Any], defaults: Mapping[str, str] | None = None, *, group: str | None = None) -> str:
-    """Return the fields of a dataclass as a Markdown table: option, flag, default, meaning.
+    """Return the fields that a dataclass declares as a Markdown table: option, flag, default, meaning.
 
     Args:
         defaults: text for the default by field, where it is decided later.
         group: only the fields of this group; None: all.
     """
     rows = ["| option | flag | default | meaning |", "| --- | --- | --- | --- |"]
-    for field in dataclasses.fields(options):
-        if "help" in field.metadata and group in (None, field.metadata["group"]):
+    for field in declared(options):
+        if group in (None, field.metadata["group"]):
             meaning, default = field.metadata["help"], ""
             if not isinstance(field.default, bool):
                 meaning, default = _split_default(meaning)

@@ -22,17 +22,20 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
 from tinydet.geometry.anchors import AnchorDesign
+from tinydet.models.assign import Assigner
+from tinydet.models.assign.build import build_assigner
+from tinydet.models.assign.max_iou import ignored_by_regions
 from tinydet.models.backbone_registry import build_backbone
 from tinydet.models.batch import Batch, anchors_of
 from tinydet.models.detector import Detector, ForeignWeights
 from tinydet.models.distributed import process_count
 from tinydet.models.fpn import FPN
 from tinydet.models.graphs.two_stage import TwoStageInference
-from tinydet.models.options import FASTER_RCNN_ANCHORS, FasterRCNNOptions, Fusion, Norm, RoIAlignRule
+from tinydet.models.options import FASTER_RCNN_ANCHORS, Assignment, FasterRCNNOptions, Fusion, Norm, RoIAlignRule
 from tinydet.spec import ModelSpec
 
 # The released configuration. 2000 proposals in training and 1000 at test are kept before and after suppression.
-RPN_FOREGROUND, RPN_BACKGROUND, RPN_SAMPLES, RPN_POSITIVES = 0.7, 0.3, 256, 0.5
+RPN_SAMPLES, RPN_POSITIVES = 256, 0.5
 PROPOSALS = {"training": 2000, "testing": 1000}
 PROPOSAL_NMS = 0.7
 ROI_IOU, ROI_SAMPLES, ROI_POSITIVES = 0.5, 512, 0.25
@@ -87,6 +90,7 @@ class FasterRCNN(Detector):
         roi_rule: "torchvision" pools as torchvision's detectors do, which is half a cell of the level off (two image
             pixels on P2) and treats no proposal as smaller than a cell; "aligned" does neither.
         canonical_scale: side in pixels of proposals that are pooled from P4. With 224 all below 112 come from P2.
+        assign, assign_rank, assign_background: which anchors learn which objects, see `AssignOptions`.
         design: the anchors; others than the default are for parity tests.
         score_floor: detections below it are dropped; `nms_iou`: above it two of a class are the same object;
             `max_detections`: kept per tile. These are for `forward`, torchvision's inference.
@@ -109,6 +113,9 @@ class FasterRCNN(Detector):
         straddling: bool = False,
         roi_rule: RoIAlignRule = "torchvision",
         canonical_scale: int = FasterRCNNOptions.canonical_scale,
+        assign: Assignment = "iou",
+        assign_rank: int = 0,
+        assign_background: float | None = None,
         design: AnchorDesign | None = None,
         score_floor: float = 0.05,
         nms_iou: float = 0.5,
@@ -123,8 +130,7 @@ class FasterRCNN(Detector):
         self.rpn = _ProposalNetwork(
             _Anchors(self.design),
             _ProposalHead(channels, len(self.design.shapes[0])),
-            RPN_FOREGROUND,
-            RPN_BACKGROUND,
+            *FasterRCNNOptions.iou_thresholds,
             RPN_SAMPLES,
             RPN_POSITIVES,
             pre_nms_top_n=PROPOSALS,
@@ -132,6 +138,9 @@ class FasterRCNN(Detector):
             nms_thresh=PROPOSAL_NMS,
         )
         self.rpn.straddling = straddling
+        self.rpn.assigner = build_assigner(
+            assign, assign_rank, assign_background, iou_thresholds=FasterRCNNOptions.iou_thresholds
+        )
         align = AlignedRoIAlign if roi_rule == "aligned" else MultiScaleRoIAlign
         self.roi_heads = RoIHeads(
             align(list(ROI_LEVELS), ROI_SIZE, ROI_SAMPLING, canonical_scale=canonical_scale),
@@ -169,7 +178,7 @@ class FasterRCNN(Detector):
         """
         features = self.pyramid(batch.images)
         targets = _targets(batch)
-        proposals, losses = self.rpn.propose(batch, features, targets)
+        proposals, losses = self.rpn.propose(batch, features)
         proposals = [_outside_regions(p, t["regions"], t["boxes"]) for p, t in zip(proposals, targets, strict=True)]
         losses |= self.head_losses(features, self.sample_proposals(proposals, targets), batch.size)
         return {name: value / process_count() for name, value in losses.items()}
@@ -274,13 +283,15 @@ class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
 
 
 class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's, with some anchors left out of training: in ignore regions, and across the border of the tile."""
+    """torchvision's, with anchors assigned for the whole batch at once.
+
+    Some anchors are left out of training: in ignore regions, and across the border of the tile.
+    """
 
     straddling: bool
+    assigner: Assigner
 
-    def propose(
-        self, batch: Batch, features: dict[str, Tensor], targets: list[dict[str, Any]]
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def propose(self, batch: Batch, features: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return the proposals of each tile, (R, 4) xyxy, and the losses of the anchors."""
         images = ImageList(batch.images, list(batch.sizes))
         maps = list(features.values())
@@ -290,30 +301,40 @@ class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         logits, offsets = concat_box_prediction_layers(objectness, deltas)
         decoded = self.box_coder.decode(offsets.detach(), anchors).view(len(anchors), -1, 4)
         proposals, _ = self.filter_proposals(decoded, logits, images.image_sizes, counts)
-        labels, matched = self.assign_targets_to_anchors(anchors, targets)
-        encoded = self.box_coder.encode(matched, anchors)
-        of_objectness, of_boxes = self.compute_loss(logits, offsets, labels, encoded)
-        return proposals, {"objectness": of_objectness, "proposal_regression": of_boxes}
+        labels, objects = self.assign_anchors(batch, anchors[0])
+        positive, negative = (torch.where(torch.cat(masks))[0] for masks in self.fg_bg_sampler(list(labels)))
+        sampled = torch.cat([positive, negative])
+        if not len(sampled):  # only ignore regions: a mean of nothing is NaN
+            return proposals, {"objectness": logits.sum() * 0, "proposal_regression": offsets.sum() * 0}
+        encoded = self.box_coder.encode_single(batch.boxes[objects[positive]], anchors[0][positive % len(anchors[0])])
+        of_objectness = F.binary_cross_entropy_with_logits(logits.flatten()[sampled], labels.flatten()[sampled])
+        return proposals, {
+            "objectness": of_objectness,
+            "proposal_regression": smooth_l1(offsets[positive], encoded) / len(sampled),
+        }
 
-    def assign_targets_to_anchors(
-        self, anchors: list[Tensor], targets: list[dict[str, Any]]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
-        for label, anchor, target in zip(labels, anchors, targets, strict=True):
-            label[(label == 0) & _centered_in(anchor, target["regions"])] = -1
-            if not self.straddling:
-                height, width = target["size"]
-                inside = (anchor[:, :2] >= 0).all(1) & (anchor[:, 2] <= width) & (anchor[:, 3] <= height)
-                label[~inside] = -1
-        return labels, boxes
+    def assign_anchors(self, batch: Batch, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each of the N anchors of each tile learns.
 
-    def compute_loss(
-        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        if not any(bool((label >= 0).any()) for label in labels):  # only ignore regions: a mean of nothing is NaN
-            return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
-        of_objectness, of_boxes = super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
-        return of_objectness, of_boxes
+        Returns:
+            (B, N) 1 for an object, 0 for background, -1 for nothing; (B * N,) index of that object into the batch's.
+        """
+        design, size = self.anchor_generator.design, batch.size
+        matches = self.assigner(batch.boxes, batch.owner, design, anchors, size)
+        labels = anchors.new_zeros(len(batch.sizes) * len(anchors))
+        labels[ignored_by_regions(batch.regions, batch.region_owner, design, size)] = -1
+        labels[matches.ignored] = -1
+        labels[matches.positive] = 1  # an object in an ignore region is still learned
+        objects = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
+        objects[matches.positive] = matches.objects
+        labels = labels.view(len(batch.sizes), -1)
+        if not self.straddling:
+            height, width = labels.new_tensor(batch.sizes).unbind(1)
+            inside = (
+                (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] <= width[:, None]) & (anchors[:, 3] <= height[:, None])
+            )
+            labels[~inside] = -1
+        return labels, objects
 
 
 class AlignedRoIAlign(MultiScaleRoIAlign):  # type: ignore[misc]
@@ -353,9 +374,8 @@ def _targets(batch: Batch) -> list[dict[str, Any]]:
             "boxes": batch.boxes[batch.owner == i],
             "labels": batch.labels[batch.owner == i] + 1,
             "regions": batch.regions[batch.region_owner == i],
-            "size": size,
         }
-        for i, size in enumerate(batch.sizes)
+        for i in range(len(batch.sizes))
     ]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-from tinydet._internal.arguments import side
+from tinydet._internal.arguments import number, side, whole
+from tinydet._internal.options import check_values
 from tinydet._internal.options import option as option  # for detectors of users
 from tinydet.geometry.anchors import AnchorSizes, octaves
 
@@ -19,6 +20,10 @@ Fusion = Literal["fixed", "one", "three", "channel", "attention"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 HeadInit = Literal["paper", "he"]
 RoIAlignRule = Literal["torchvision", "aligned"]
+Assignment = Literal["iou", "nwd", "rfd", "dotd"]
+ASSIGNMENTS: tuple[Assignment, ...] = get_args(Assignment)
+MAX_RANK = 100
+SIMILARITY_THRESHOLDS = (0.7, 0.3)  # of nwd, rfd and dotd, as in the code released with NWD
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,65 @@ class NoOptions:
 
 
 @dataclass(frozen=True)
-class RetinaNetOptions:
+class AssignOptions:
+    """Which anchors learn which objects: options of every detector whose anchors are assigned by similarity.
+
+    A subclass is the `options` of a detector, which passes them to `tinydet.models.assign.build.build_assigner`.
+
+    Attributes:
+        iou_thresholds: foreground and background of the detector's published rule.
+
+    Raises:
+        ValueError: an option is invalid, or background reaches above foreground.
+    """
+
+    iou_thresholds: ClassVar[tuple[float, float]] = (0.5, 0.4)
+
+    assign: Assignment = option(
+        "iou",
+        "similarity that decides which anchors learn which objects; nwd, rfd and dotd do not vanish for objects of a "
+        "few pixels (default: %(default)s)",
+        choices=ASSIGNMENTS,
+    )
+    assign_rank: int = option(
+        0,
+        "train the K most similar anchors of each object; 0: all above a threshold (default: %(default)s)",
+        metavar="K",
+        parse=whole(0, MAX_RANK),
+    )
+    assign_background: float | None = option(
+        None,
+        "anchors less similar than T to every object are background, and other anchors that learn no object are "
+        "ignored (default: 0.3; RetinaNet by IoU threshold: 0.4)",
+        metavar="T",
+        parse=number(0, 1, above=True),
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        foreground, background = self.thresholds
+        if not self.assign_rank and background > foreground:
+            raise ValueError(
+                f"assign_background: {background:g} is above {foreground:g}, from which an anchor learns an object by "
+                f"assign {self.assign}; choose at most {foreground:g}, or the K best anchors with assign_rank"
+            )
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """Foreground and background threshold; by rank only the second counts."""
+        return thresholds_of(self.assign, self.assign_rank, self.assign_background, self.iou_thresholds)
+
+
+def thresholds_of(
+    assign: Assignment, rank: int, background: float | None, iou_thresholds: tuple[float, float]
+) -> tuple[float, float]:
+    """Return foreground and background threshold of an assignment; `background` replaces the default of the second."""
+    chosen = iou_thresholds if assign == "iou" and not rank else SIMILARITY_THRESHOLDS
+    return chosen[0], chosen[1] if background is None else background
+
+
+@dataclass(frozen=True)
+class RetinaNetOptions(AssignOptions):
     """Options of RetinaNet."""
 
     head_convs: int = option(4, "3x3 convolutions in each head tower (default: %(default)s)", choices=(1, 2, 3, 4))
@@ -59,8 +122,10 @@ class RetinaNetOptions:
 
 
 @dataclass(frozen=True)
-class FasterRCNNOptions:
+class FasterRCNNOptions(AssignOptions):
     """Options of Faster R-CNN."""
+
+    iou_thresholds: ClassVar[tuple[float, float]] = (0.7, 0.3)
 
     straddling: bool = option(
         False, "also train on anchors that cross the border of the tile, as torchvision does (default: ignore them)"

@@ -12,7 +12,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.assign import Assigner
-from tinydet.models.assign.max_iou import MaxIoUAssigner, ignored_by_regions
+from tinydet.models.assign.build import build_assigner
+from tinydet.models.assign.max_iou import ignored_by_regions
 from tinydet.models.backbone_registry import build_backbone
 from tinydet.models.batch import Batch, anchors_of
 from tinydet.models.box_coder import CODER_WEIGHTS
@@ -20,7 +21,15 @@ from tinydet.models.detector import Detector, ForeignWeights
 from tinydet.models.fpn import FPN
 from tinydet.models.graphs.one_stage import AnchorInference
 from tinydet.models.losses import retinanet_loss
-from tinydet.models.options import RETINANET_ANCHORS, RETINANET_P3P7_ANCHORS, Fusion, HeadInit, Norm
+from tinydet.models.options import (
+    RETINANET_ANCHORS,
+    RETINANET_P3P7_ANCHORS,
+    Assignment,
+    Fusion,
+    HeadInit,
+    Norm,
+    RetinaNetOptions,
+)
 from tinydet.models.sparse_head import deltas_at
 from tinydet.spec import ModelSpec
 
@@ -43,6 +52,7 @@ class RetinaNet(Detector):
             almost no signal for hundreds of steps. "he": keeps the variance from layer to layer.
         alpha, fusion: see `FPN`.
         norm: see `Backbone`.
+        assign, assign_rank, assign_background: see `AssignOptions`.
 
     Attributes:
         assigner: decides which anchors learn which objects.
@@ -61,13 +71,18 @@ class RetinaNet(Detector):
         fusion: Fusion = "fixed",
         head_init: HeadInit = "paper",
         norm: Norm = "frozen",
+        assign: Assignment = "iou",
+        assign_rank: int = 0,
+        assign_background: float | None = None,
     ) -> None:
         super().__init__()
         self.backbone = build_backbone(backbone, norm=norm)
         features = self.backbone.channels[self.first_level :]
         self.fpn = FPN(features, channels, alpha, fusion=fusion, top=self.extra_levels(channels))
         self.head = RetinaNetHead(channels, len(self.design.shapes[0]), classes)
-        self.assigner: Assigner = MaxIoUAssigner(foreground=0.5, background=0.4)
+        self.assigner: Assigner = build_assigner(
+            assign, assign_rank, assign_background, iou_thresholds=RetinaNetOptions.iou_thresholds
+        )
         for branch in (self.head.classification_head, self.head.regression_head):
             branch.conv = branch.conv[:head_convs]  # torchvision builds four
             for layer in branch.conv.modules():

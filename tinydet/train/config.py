@@ -28,7 +28,7 @@ from tinydet._internal.arguments import (
     threads,
     whole,
 )
-from tinydet._internal.options import add_options, check_values, flag_of, option, option_table
+from tinydet._internal.options import add_options, check_values, declared, flag_of, option, option_table
 from tinydet._internal.outputs import check_folder
 from tinydet._internal.parser import Parser
 from tinydet._internal.plugins import add_plugin_option
@@ -415,7 +415,7 @@ class TrainConfig:
             fields = dataclasses.fields(next(iter(owners.values())).options)
             flag = flag_of(next(each for each in fields if each.name == foreign[0]))
             raise ValueError(
-                f"{flag} is not an option of {self.network}, but of {' and '.join(owners)}; leave it out, or choose "
+                f"{flag} is not an option of {self.network}, but of {_listed(list(owners))}; leave it out, or choose "
                 "another --detector"
             )
         checked = detector_options(self.network, self.options)
@@ -563,9 +563,10 @@ def parser() -> Parser:
         metavar="NAME",
         help="train on this category, by its exact name; can be repeated",
     )
-    for info in DETECTORS.values():
-        owners = [each.label for each in DETECTORS.values() if each.options is info.options]
-        add_options(parser, info.options, group=" and ".join(owners), defaults=_preset_defaults(info.option_names))
+    for options, owners in _detector_options().items():
+        labels = _listed([DETECTORS[name].label for name in owners])
+        names = DETECTORS[owners[0]].option_names
+        add_options(parser, options, group=labels, defaults=_preset_defaults(names))
     return parser
 
 
@@ -586,15 +587,26 @@ def options_table() -> str:
     parts = [
         f"### {group.capitalize()}\n\n{option_table(TrainConfig, _preset_defaults(), group=group)}" for group in groups
     ]
-    seen: list[type[Any]] = []
-    for info in DETECTORS.values():
-        if info.options not in seen and info.option_names:
-            seen.append(info.options)
-            owners = " and ".join(f"`{name}`" for name, each in DETECTORS.items() if each.options is info.options)
-            parts.append(
-                f"### Options of {owners}\n\n{option_table(info.options, _preset_defaults(info.option_names))}"
-            )
+    for options, owners in _detector_options().items():
+        defaults = _preset_defaults(DETECTORS[owners[0]].option_names)
+        title = _listed([f"`{name}`" for name in owners])
+        parts.append(f"### Options of {title}\n\n{option_table(options, defaults)}")
     return "\n".join(parts)
+
+
+def _detector_options() -> dict[type[Any], list[str]]:
+    """Return the dataclasses that declare options of detectors, bases first, with the detectors that have them."""
+    owners: dict[type[Any], list[str]] = {}
+    for name, info in DETECTORS.items():
+        for options in reversed(info.options.__mro__):
+            if dataclasses.is_dataclass(options) and declared(options):
+                owners.setdefault(options, []).append(name)
+    return owners
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a phrase: "A, B and C"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _preset_defaults(names: Sequence[str] | None = None) -> dict[str, str]:

@@ -1,0 +1,85 @@
+"""Assignment by rank: each object is learned by its K most similar anchors, however small it is.
+
+NWD-RKA (Xu et al., 2022) with one difference: where objects claim one anchor, the more similar one gets it, not the
+later one, and an object that loses all its anchors gets its best free one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinydet.geometry.anchors import AnchorDesign
+from tinydet.models.assign import Matches, Similarity
+from tinydet.models.assign.conflicts import give_one_to_each, ranked, resolve
+from tinydet.models.assign.pairs import (
+    ROUNDING,
+    Pairs,
+    concatenate,
+    kth_similarity,
+    levels_of,
+    near_anchors,
+    similar_pairs,
+)
+
+
+@dataclass(frozen=True)
+class RankAssigner:
+    """Each object is learned by the `rank` anchors most similar to it, of equal ones by the first.
+
+    Anchors that learn no object are background if their similarity to every object is below `background`, else ignored.
+    An anchor of similarity 0 never learns an object.
+
+    Attributes:
+        ties: whether anchors as similar as the `rank`-th learn the object too.
+        every_object: whether an object that loses all its anchors to others gets its most similar free one.
+
+    Raises:
+        ValueError: rank or background is out of range.
+    """
+
+    similarity: Similarity
+    rank: int = 3
+    background: float = 0.3
+    ties: bool = False
+    every_object: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 < self.background <= 1:
+            raise ValueError(
+                f"rank must be at least 1 and background above 0 and up to 1, got {self.rank} and {self.background}"
+            )
+
+    def __call__(
+        self, boxes: Tensor, owner: Tensor, design: AnchorDesign, anchors: Tensor, size: tuple[int, int]
+    ) -> Matches:
+        """See `Assigner`."""
+        levels = levels_of(design, size)
+        rank = min(self.rank, len(anchors))
+        least = kth_similarity(boxes, design, anchors, levels, self.similarity, rank) * (1 - ROUNDING)
+        pairs = concatenate([*similar_pairs(boxes, least, design, anchors, levels, self.similarity)], boxes)
+        best = self._best(pairs, len(boxes))
+        flat = best.anchors + owner[best.objects] * len(anchors)
+        owners = resolve(Pairs(best.objects, flat, best.similarity), len(boxes))
+        if self.every_object:
+            wanting = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+            owners = give_one_to_each(owners, wanting, boxes, owner, design, anchors, size, self.similarity)
+        near = near_anchors(boxes, owner, self.background, design, anchors, levels, self.similarity)
+        near[owners.anchors] = False
+        return Matches(owners.anchors, owners.objects, near.nonzero().flatten())
+
+    def _best(self, pairs: Pairs, objects: int) -> Pairs:
+        """Return the `rank` most similar pairs of each object."""
+        pairs = ranked(pairs)
+        count = torch.bincount(pairs.objects, minlength=objects)
+        first = count.cumsum(0) - count
+        place = torch.arange(len(pairs.objects), device=count.device) - first[pairs.objects]
+        kept = place < self.rank
+        if self.ties:
+            lowest = pairs.similarity.new_full((objects,), torch.inf)
+            lowest.scatter_reduce_(0, pairs.objects[kept], pairs.similarity[kept], "amin")
+            kept |= pairs.similarity == lowest[pairs.objects]
+        kept &= pairs.similarity > 0
+        return Pairs(*(column[kept] for column in pairs))
