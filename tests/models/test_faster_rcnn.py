@@ -12,7 +12,8 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import roi_align
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import box_iou, roi_align
 from torchvision_graph import TorchvisionGraph
 
 from tinydet.data.samples import Sample
@@ -127,6 +128,64 @@ def labels_of(detector: FasterRCNN, batch: Batch, which: int = 0) -> tuple[torch
     anchors = anchors_of(detector.design, batch.size, CPU)
     labels, _ = detector.rpn.assign_anchors(batch, anchors)
     return anchors, labels[which]
+
+
+def crowd(seed: int) -> Batch:
+    """Three tiles of different sizes, one without objects; the last has an ignore region."""
+    generator = np.random.default_rng(seed)
+    samples = []
+    for count, (height, width) in ((12, (128, 128)), (0, (128, 128)), (25, (96, 100))):
+        sides = np.exp(generator.normal(2.3, 0.7, (count, 2)))
+        center = generator.uniform(0, (width, height), (count, 2))
+        boxes = np.concatenate([center - sides / 2, center + sides / 2], axis=1).clip(0, [width, height] * 2)
+        boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)].astype(np.float32)
+        regions = np.array([[30.3, 20.1, 64, 70]] if count == 25 else np.zeros((0, 4)), np.float32)
+        pixels = np.zeros((height, width, 3), np.uint8)
+        samples.append(Sample(pixels, boxes, np.zeros(len(boxes), np.int64), regions))
+    return collate(samples, CPU, PixelNorm())
+
+
+@pytest.mark.parametrize("straddling", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_anchors_of_a_batch_learn_what_torchvision_lets_those_of_each_tile_learn(
+    seed: int, straddling: bool
+) -> None:
+    """But for best anchors of tiny objects that overlap a neighbor more: they stay their object's."""
+    detector = FasterRCNN("mobilenet_v2", 1, channels=8, straddling=straddling)
+    batch = crowd(seed)
+    anchors = anchors_of(detector.design, batch.size, CPU)
+    labels, objects = detector.rpn.assign_anchors(batch, anchors)
+    targets = [{"boxes": batch.boxes[batch.owner == i]} for i in range(3)]
+    wanted, matched = RegionProposalNetwork.assign_targets_to_anchors(detector.rpn, [anchors] * 3, targets)
+    for i, (height, width) in enumerate(batch.sizes):
+        in_region = _centered_in(anchors, batch.regions[batch.region_owner == i])
+        wanted[i][in_region & (wanted[i] == 0)] = -1
+        if not straddling:
+            inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
+            wanted[i][~inside] = -1
+    assert torch.equal(labels, torch.stack(wanted)) and {*labels.unique().tolist()} == {-1, 0, 1}
+    learned = labels.flatten() == 1
+    other = learned & (batch.boxes[objects] != torch.cat(matched)).any(1)
+    for place in other.nonzero().flatten().tolist():
+        image, anchor = divmod(place, len(anchors))
+        iou = box_iou(batch.boxes[batch.owner == image], anchors)
+        owner = int(objects[place] - (batch.owner < image).sum())
+        assert iou[:, anchor].max() < 0.3 and iou[owner, anchor] == iou[owner].max()
+    assert other.sum() < learned.sum() / 4
+
+
+@pytest.mark.parametrize("options", [{"assign": "nwd", "assign_rank": 2}, {"assign": "rfd"}, {"assign": "dotd"}])
+def test_proposals_learn_by_another_assignment(options: dict[str, object]) -> None:
+    detector = FasterRCNN("mobilenet_v2", 2, channels=8, **options).train()
+    by_iou = FasterRCNN("mobilenet_v2", 2, channels=8)
+    batch = batch_of()
+    _, labels = labels_of(detector, batch)
+    _, usual = labels_of(by_iou, batch)
+    assert (labels == 1).sum() > (usual == 1).sum() and (labels[usual == 1] != 0).all()
+    losses = detector.loss(batch)
+    total(losses).backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert detector.rpn.head.bbox_pred.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("straddling", [False, True])

@@ -90,8 +90,8 @@ class AssignOptions:
         foreground, background = self.thresholds
         if not self.assign_rank and background > foreground:
             raise ValueError(
-                f"assign_background: {background:g} is above {foreground:g}, from which an anchor learns an object by "
-                f"assign {self.assign}; choose at most {foreground:g}, or the K best anchors with assign_rank"
+                f"--assign-background {background:g} is above {foreground:g}, from which an anchor learns an object by "
+                f"--assign {self.assign}; choose at most {foreground:g}, or --assign-rank K"
             )
 
     @property

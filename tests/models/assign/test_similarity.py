@@ -1,4 +1,4 @@
-"""An assigner takes any similarity: the normalized Gaussian Wasserstein distance (NWD) in place of IoU."""
+"""Similarities in place of IoU: their values, their reach, and the max-IoU rule with them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,13 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
+from tinydet.geometry import similarity as in_numpy
+from tinydet.models.assign import Similarity
 from tinydet.models.assign.max_iou import MaxIoUAssigner
-from tinydet.models.assign.similarity import IoU
+from tinydet.models.assign.similarity import NWD, SIMILARITIES, IoU, SimD
 
 SIZE = (128, 160)
-SCALE = 12.7  # pixels; the mean object size of AI-TOD, where NWD was introduced (Wang et al., 2021)
-
-
-class NWD:
-    """exp(-W2 / SCALE), W2 being the Wasserstein distance of the Gaussians that two boxes stand for."""
-
-    def pairs(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        centers = ((boxes[:, :2] + boxes[:, 2:]) - (anchors[:, :2] + anchors[:, 2:])) / 2
-        sides = ((boxes[:, 2:] - boxes[:, :2]) - (anchors[:, 2:] - anchors[:, :2])) / 2
-        return torch.exp(-torch.cat([centers, sides], dim=1).square().sum(dim=1).sqrt() / SCALE)
-
-    def reach(self, sizes: Tensor, shapes: Tensor, least: Tensor) -> Tensor:
-        distance = -SCALE * least.double().log()
-        return distance[:, :, None].expand(len(sizes), len(shapes), 2) + 1e-3
+ALL: dict[str, Similarity] = {**SIMILARITIES, "simd": SimD((6.13, 4.59))}
 
 
 def anchors_of() -> Tensor:
@@ -40,7 +29,7 @@ def random_boxes(count: int, seed: int) -> Tensor:
     return torch.cat([center - sides / 2, center + sides / 2], dim=1)
 
 
-def matrix(similarity: NWD | IoU, boxes: Tensor, anchors: Tensor) -> Tensor:
+def matrix(similarity: Similarity, boxes: Tensor, anchors: Tensor) -> Tensor:
     """(M, N) similarity of every object with every anchor."""
     pairs = similarity.pairs(boxes.repeat_interleave(len(anchors), dim=0), anchors.repeat(len(boxes), 1))
     return pairs.view(len(boxes), len(anchors))
@@ -91,15 +80,63 @@ def test_iou_is_that_of_torchvision_to_the_bit() -> None:
     assert torch.equal(matrix(IoU(), boxes, anchors), box_iou(boxes, anchors))
 
 
-@pytest.mark.parametrize("similarity", [IoU(), NWD()], ids=["IoU", "NWD"])
-def test_no_anchor_beyond_the_reach_has_the_similarity(similarity: NWD | IoU) -> None:
-    """What `Similarity.reach` promises: it may be too large, never too small."""
+@pytest.mark.parametrize("name", ALL)
+def test_torch_and_numpy_agree(name: str) -> None:
+    boxes, anchors = random_boxes(10, seed=2), anchors_of()[::37]
+    wanted = {**in_numpy.SIMILARITIES, "simd": lambda one, two: in_numpy.simd(one, two, (6.13, 4.59))}[name](
+        boxes[:, None].double().numpy(), anchors.double().numpy()
+    )
+    found = matrix(ALL[name], boxes, anchors).double()
+    torch.testing.assert_close(found, torch.from_numpy(wanted), rtol=1e-4, atol=1e-6)
+    assert in_numpy.SIMILARITIES.keys() == SIMILARITIES.keys()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_anchor_beyond_the_reach_has_the_similarity(name: str) -> None:
+    """What `Similarity.reach` promises: it may be too large, never too small. Objects of 1 px are among them."""
     boxes, anchors = random_boxes(20, seed=3), anchors_of()
-    found, shapes = matrix(similarity, boxes, anchors), anchors[:, 2:] - anchors[:, :2]
+    boxes[:5, 2:] = boxes[:5, :2] + 1
+    found, shapes = matrix(ALL[name], boxes, anchors), anchors[:, 2:] - anchors[:, :2]
     apart = ((boxes[:, None, :2] + boxes[:, None, 2:]) - (anchors[:, :2] + anchors[:, 2:])).abs() / 2
-    for least in (0.05, 0.3, 0.6, 0.9):
-        reach = similarity.reach((boxes[:, 2:] - boxes[:, :2])[:, None], shapes, torch.full((len(boxes), 1), least))
-        assert reach.shape == (len(boxes), len(anchors), 2)
+    limits = torch.tensor([0.01, 0.3, 0.6, 0.9])
+    for least in (*limits.view(-1, 1, 1).expand(-1, len(boxes), 1), found.amax(1, keepdim=True)):
+        reach = ALL[name].reach((boxes[:, 2:] - boxes[:, :2])[:, None], shapes, least)
+        assert reach.shape == (len(boxes), len(anchors), 2) and reach.dtype == torch.float64
         enough = found >= least
-        assert enough.any() or least > 0.5
+        assert enough.any() or float(least.min()) > 0.3
         assert (apart <= reach + 1e-3)[enough].all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_reach_is_not_much_too_large(name: str) -> None:
+    """At the edge of the reach along one axis the similarity is what was asked for."""
+    boxes = random_boxes(50, seed=4)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    reach = ALL[name].reach(sides[:, None], torch.tensor([[9.0, 11.0]]), torch.full((len(boxes), 1), 0.2))[:, 0]
+    (possible,) = torch.where((reach >= 0).all(1))
+    assert len(possible) > 10
+    for axis in (0, 1):
+        center = ((boxes[:, :2] + boxes[:, 2:]) / 2)[possible]
+        center[:, axis] += reach[possible, axis].float()
+        half = torch.tensor([4.5, 5.5])
+        found = ALL[name].pairs(boxes[possible], torch.cat([center - half, center + half], dim=1))
+        torch.testing.assert_close(found, torch.full_like(found, 0.2), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["nwd", "rfd", "dotd"])
+def test_every_object_of_a_crowd_keeps_an_anchor(name: str) -> None:
+    boxes = random_boxes(60, seed=6)
+    boxes = torch.cat([boxes, boxes])  # each object twice: the first of two gets their anchors
+    assigner = MaxIoUAssigner(0.7, 0.3, SIMILARITIES[name], every_object=True)
+    plain = MaxIoUAssigner(0.7, 0.3, SIMILARITIES[name])
+    found, without = assigned(assigner, boxes), assigned(plain, boxes)
+    assert len(found[found >= 0].unique()) == len(boxes) > len(without[without >= 0].unique())
+    added = found != without
+    assert (without[added] < 0).all() and (found[added] >= 0).all()  # only free anchors are given
+
+
+def test_an_object_whose_best_anchor_is_below_the_minimum_has_none() -> None:
+    boxes = torch.tensor([[70.0, 60.0, 71.0, 61.0], [30.0, 30.0, 38.0, 38.0]])
+    found = assigned(MaxIoUAssigner(0.5, 0.4, IoU(), minimum=0.3), boxes)
+    assert set(found[found >= 0].tolist()) == {1}
+    assert set(assigned(MaxIoUAssigner(0.5, 0.4, IoU()), boxes).tolist()) >= {0, 1}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.assign import Similarity
-from tinydet.models.assign.pairs import ROUNDING, Pairs, concatenate, kth_similarity, levels_of, similar_pairs
+from tinydet.models.assign.pairs import Pairs, best_pairs, ranked
 
 MOST_TRIED = 512  # anchors per object without one
 
@@ -60,12 +60,10 @@ def give_one_to_each(
     (without,) = torch.where(wanting & ~has)
     if not len(without):
         return owners
-    levels = levels_of(design, size)
     rank, most = 16, min(MOST_TRIED, len(anchors))
     while True:
         rank = min(rank, most)
-        least = kth_similarity(boxes[without], design, anchors, levels, similarity, rank) * (1 - ROUNDING)
-        pairs = concatenate([*similar_pairs(boxes[without], least, design, anchors, levels, similarity)], boxes)
+        pairs = best_pairs(boxes[without], rank, design, anchors, size, similarity)
         flat = pairs.anchors + owner[without[pairs.objects]] * len(anchors)
         free = ~torch.isin(flat, owners.anchors) & (pairs.similarity > 0)
         given = _one_each(Pairs(pairs.objects[free], flat[free], pairs.similarity[free]))
@@ -79,14 +77,6 @@ def give_one_to_each(
     )
     order = joined.anchors.argsort()
     return Owners(*(column[order] for column in joined))
-
-
-def ranked(pairs: Pairs) -> Pairs:
-    """Sort pairs by object, then the most similar first, then by anchor."""
-    order = pairs.anchors.argsort(stable=True)
-    order = order[pairs.similarity[order].argsort(descending=True, stable=True)]
-    order = order[pairs.objects[order].argsort(stable=True)]
-    return Pairs(*(column[order] for column in pairs))
 
 
 def _one_each(pairs: Pairs) -> Pairs:

@@ -121,13 +121,53 @@ def similar_pairs(
             yield Pairs(owner[keep], index[keep], found[keep])
 
 
+def best_pairs(
+    boxes: Tensor,
+    rank: int,
+    design: AnchorDesign,
+    anchors: Tensor,
+    size: tuple[int, int],
+    similarity: Similarity,
+    *,
+    ties: bool = False,
+) -> Pairs:
+    """Return each object's `rank` most similar anchors, sorted by object, the most similar first, then by anchor.
+
+    Anchors of similarity 0 are left out, so an object may have fewer.
+
+    Args:
+        anchors: (N, 4) of one image of `size` (height, width).
+        ties: return anchors as similar as the `rank`-th, too.
+    """
+    levels = levels_of(design, size)
+    least = kth_similarity(boxes, design, anchors, levels, similarity, min(rank, len(anchors))) * (1 - ROUNDING)
+    pairs = ranked(concatenate([*similar_pairs(boxes, least, design, anchors, levels, similarity)], boxes))
+    count = torch.bincount(pairs.objects, minlength=len(boxes))
+    first = count.cumsum(0) - count
+    kept = torch.arange(len(pairs.objects), device=count.device) - first[pairs.objects] < rank
+    if ties:
+        lowest = pairs.similarity.new_full((len(boxes),), torch.inf)
+        lowest.scatter_reduce_(0, pairs.objects[kept], pairs.similarity[kept], "amin")
+        kept |= pairs.similarity == lowest[pairs.objects]
+    kept &= pairs.similarity > 0
+    return Pairs(*(column[kept] for column in pairs))
+
+
+def ranked(pairs: Pairs) -> Pairs:
+    """Sort pairs by object, then the most similar first, then by anchor."""
+    order = pairs.anchors.argsort(stable=True)
+    order = order[pairs.similarity[order].argsort(descending=True, stable=True)]
+    order = order[pairs.objects[order].argsort(stable=True)]
+    return Pairs(*(column[order] for column in pairs))
+
+
 def near_anchors(
     boxes: Tensor,
     owner: Tensor,
     background: float,
     design: AnchorDesign,
     anchors: Tensor,
-    levels: Sequence[Level],
+    size: tuple[int, int],
     similarity: Similarity,
 ) -> Tensor:
     """Return for each anchor of the batch whether it is similar to some object: (B * N,) up to the last with one.
@@ -139,7 +179,7 @@ def near_anchors(
     images = int(owner.max()) + 1 if len(owner) else 0
     near = torch.zeros(images * len(anchors), dtype=torch.bool, device=boxes.device)
     least = boxes.new_full((len(boxes),), background)
-    for pairs in similar_pairs(boxes, least, design, anchors, levels, similarity):
+    for pairs in similar_pairs(boxes, least, design, anchors, levels_of(design, size), similarity):
         near[pairs.anchors + owner[pairs.objects] * len(anchors)] = True
     return near
 

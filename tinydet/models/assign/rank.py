@@ -13,16 +13,8 @@ from torch import Tensor
 
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.assign import Matches, Similarity
-from tinydet.models.assign.conflicts import give_one_to_each, ranked, resolve
-from tinydet.models.assign.pairs import (
-    ROUNDING,
-    Pairs,
-    concatenate,
-    kth_similarity,
-    levels_of,
-    near_anchors,
-    similar_pairs,
-)
+from tinydet.models.assign.conflicts import give_one_to_each, resolve
+from tinydet.models.assign.pairs import Pairs, best_pairs, near_anchors
 
 
 @dataclass(frozen=True)
@@ -56,30 +48,12 @@ class RankAssigner:
         self, boxes: Tensor, owner: Tensor, design: AnchorDesign, anchors: Tensor, size: tuple[int, int]
     ) -> Matches:
         """See `Assigner`."""
-        levels = levels_of(design, size)
-        rank = min(self.rank, len(anchors))
-        least = kth_similarity(boxes, design, anchors, levels, self.similarity, rank) * (1 - ROUNDING)
-        pairs = concatenate([*similar_pairs(boxes, least, design, anchors, levels, self.similarity)], boxes)
-        best = self._best(pairs, len(boxes))
+        best = best_pairs(boxes, self.rank, design, anchors, size, self.similarity, ties=self.ties)
         flat = best.anchors + owner[best.objects] * len(anchors)
         owners = resolve(Pairs(best.objects, flat, best.similarity), len(boxes))
         if self.every_object:
             wanting = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
             owners = give_one_to_each(owners, wanting, boxes, owner, design, anchors, size, self.similarity)
-        near = near_anchors(boxes, owner, self.background, design, anchors, levels, self.similarity)
+        near = near_anchors(boxes, owner, self.background, design, anchors, size, self.similarity)
         near[owners.anchors] = False
         return Matches(owners.anchors, owners.objects, near.nonzero().flatten())
-
-    def _best(self, pairs: Pairs, objects: int) -> Pairs:
-        """Return the `rank` most similar pairs of each object."""
-        pairs = ranked(pairs)
-        count = torch.bincount(pairs.objects, minlength=objects)
-        first = count.cumsum(0) - count
-        place = torch.arange(len(pairs.objects), device=count.device) - first[pairs.objects]
-        kept = place < self.rank
-        if self.ties:
-            lowest = pairs.similarity.new_full((objects,), torch.inf)
-            lowest.scatter_reduce_(0, pairs.objects[kept], pairs.similarity[kept], "amin")
-            kept |= pairs.similarity == lowest[pairs.objects]
-        kept &= pairs.similarity > 0
-        return Pairs(*(column[kept] for column in pairs))

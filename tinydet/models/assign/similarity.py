@@ -14,6 +14,7 @@ from tinydet.models.assign import Similarity
 _SLACK = 1e-5  # relative; similarities are float32
 
 
+@dataclass(frozen=True)
 class IoU:
     """Intersection over union, in the order of operations of torchvision's `box_iou`."""
 
@@ -64,6 +65,7 @@ class DotD:
         return _disc(self.scale, least, least.new_zeros(len(sizes), len(shapes), dtype=torch.float64))
 
 
+@dataclass(frozen=True)
 class RFD:
     """Receptive field distance of RFLA: 1 / (1 + KL), KL the divergence of the anchor's Gaussian from the object's."""
 
