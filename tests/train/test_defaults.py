@@ -129,7 +129,7 @@ def test_torchvision_weights_are_recognized_as_a_network(tmp_path: Path) -> None
 def test_a_run_from_a_checkpoint_needs_no_options(
     squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = DetectorConfig("mobilenet_v2", 8, "batch", 1, options={"head_convs": 1, "head_init": "he"})
+    network = DetectorConfig("tiny", 8, "batch", 1, options={"head_convs": 1, "head_init": "he"})
     old = Checkpoint(network, build_detector(network, (0.5, 0.4, 0.3)).state_dict(), ("square",), (3,), tile=96)
     save_checkpoint(old, tmp_path / "old.pth")
     output = tmp_path / "new.pth"
@@ -137,14 +137,14 @@ def test_a_run_from_a_checkpoint_needs_no_options(
         train(TrainConfig(data=squares, init=str(tmp_path / "old.pth"), epochs=1, tensorboard=False, output=output))
     new = load_checkpoint(output)
     assert new.detector == network and new.tile == 96
-    wanted = "old.pth: detector retinanet, backbone mobilenet_v2, channels 8, tile 96"
+    wanted = "old.pth: detector retinanet, backbone tiny, channels 8, tile 96"
     assert any(wanted in line for line in caplog.messages)
 
 
 def test_the_weights_that_a_run_starts_from_are_scored_and_kept_if_no_epoch_is_better(
     squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = DetectorConfig("mobilenet_v2", 8, "batch", 1, options={"head_convs": 1, "head_init": "he"})
+    network = DetectorConfig("tiny", 8, "batch", 1, options={"head_convs": 1, "head_init": "he"})
     weights = build_detector(network, (1.0, 1.0, 1.0)).state_dict()
     save_checkpoint(Checkpoint(network, weights, ("square",), (3,), tile=96), tmp_path / "old.pth")
     scores = iter([0.5, 0.2, 0.4])

@@ -24,7 +24,7 @@ from tinydet.train.defaults import choose_network, choose_schedule
 from tinydet.train.run import load_data, training_tiles, transform_of
 from tinydet.train.sampling import without_empty
 
-THIN = ["--backbone", "mobilenet_v2", "--weights-backbone", "none", "--channels", "8", "--head-convs", "1"]
+THIN = ["--backbone", "tiny", "--weights-backbone", "none", "--channels", "8", "--head-convs", "1"]
 
 BY_IOU = {"assign": "iou", "assign_rank": 0, "assign_background": None}
 

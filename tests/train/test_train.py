@@ -15,8 +15,8 @@ from tinydet.salpha.factors import estimate_alpha
 from tinydet.train.__main__ import main
 from tinydet.train.provenance import code_state, data_hash
 
-QUICK = ["--preset", "small", "--weights-backbone", "none", "--channels", "16", "--head-convs", "1", "--epochs", "1",
-         "--tile", "96", "--overlap", "32", "--precision", "fp32"]  # fmt: skip
+QUICK = ["--preset", "small", "--backbone", "tiny", "--weights-backbone", "none", "--channels", "16",
+         "--head-convs", "1", "--epochs", "1", "--tile", "96", "--overlap", "32", "--precision", "fp32"]  # fmt: skip
 
 
 @pytest.fixture

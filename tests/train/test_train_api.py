@@ -24,10 +24,12 @@ from tinydet.train.report import result_lines
 from tinydet.train.trainer import Trainer
 from tinydet.train.validation import Validation
 
-QUICK: dict[str, Any] = {"preset": "small", "weights_backbone": "none", "channels": 8, "epochs": 1, "tile": 96,
-                         "overlap": 32, "precision": "fp32", "tensorboard": False}  # fmt: skip
-FLAGS = ["--preset", "small", "--weights-backbone", "none", "--channels", "8", "--epochs", "1", "--tile", "96",
-         "--overlap", "32", "--precision", "fp32", "--no-tensorboard", "--head-convs", "1"]  # fmt: skip
+QUICK: dict[str, Any] = {"preset": "small", "backbone": "tiny", "weights_backbone": "none",
+                         "channels": 8, "epochs": 1, "tile": 96, "overlap": 32,
+                         "precision": "fp32", "tensorboard": False}  # fmt: skip
+FLAGS = ["--preset", "small", "--backbone", "tiny", "--weights-backbone", "none", "--channels", "8",
+         "--epochs", "1", "--tile", "96", "--overlap", "32",
+         "--precision", "fp32", "--no-tensorboard", "--head-convs", "1"]  # fmt: skip
 
 
 def test_every_flag_is_a_field_or_an_option_of_a_detector_and_vice_versa() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from tinydet.train.__main__ import main
 from tinydet.train.run import StoppedError
 from tinydet.train.trainer import Trainer
 
-QUICK = ["--preset", "small", "--weights-backbone", "none", "--channels", "8", "--head-convs", "1", "--epochs", "2",
-         "--tile", "96", "--overlap", "32", "--precision", "fp32", "--no-tensorboard"]  # fmt: skip
+QUICK = ["--preset", "small", "--backbone", "tiny", "--weights-backbone", "none", "--channels", "8",
+         "--head-convs", "1", "--epochs", "2", "--tile", "96", "--overlap", "32",
+         "--precision", "fp32", "--no-tensorboard"]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -33,18 +35,28 @@ def full_disk(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
-@pytest.fixture
-def stopped(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The flags of a run that was stopped after its first epoch and has written its state."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def stopped_run(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder and the flags of a run that was stopped after its first epoch and has written its state."""
+    folder = tmp_path_factory.mktemp("stopped")
     flags = ["--data", str(squares), *QUICK]
 
     def ending(self: Trainer, writer: object, bar: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         patch.setattr(Trainer, "_end_of_epoch", ending)
         assert main(flags) == 130
+    return folder, flags
+
+
+@pytest.fixture
+def stopped(stopped_run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The flags of a stopped run, whose files are in the working directory."""
+    folder, flags = stopped_run
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return flags
 
 

@@ -26,7 +26,8 @@ from tinydet.train.report import run_record
 from tinydet.train.schedule import Schedule, parameter_groups
 from tinydet.train.trainer import Trainer
 
-CONFIG = DetectorConfig("mobilenet_v2", channels=16, norm="frozen", options={"head_convs": 1, "head_init": "he"})
+HERE = Path(__file__).parent
+CONFIG = DetectorConfig("tiny", channels=16, norm="frozen", options={"head_convs": 1, "head_init": "he"})
 
 
 def tiles_of(squares: Path, cls: type[TrainingTiles] = TrainingTiles) -> TrainingTiles:
@@ -96,7 +97,7 @@ def test_biases_learn_twice_as_fast_and_do_not_decay_and_frozen_parameters_do_no
 
 
 def test_learned_alpha_does_not_decay() -> None:
-    detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, fusion="three", options={"head_convs": 1}))
+    detector = build_detector(DetectorConfig("tiny", channels=16, fusion="three", options={"head_convs": 1}))
     owner = [g for g in parameter_groups(detector, 1e-4) if any(p is detector.fpn.alpha for p in g["params"])]
     assert [(g["weight_decay"], g["lr_factor"]) for g in owner] == [(0.0, 1.0)]
 
@@ -114,7 +115,7 @@ class StopsAt(TrainingTiles):
         return super().sample(index, seed=seed, epoch=epoch)
 
 
-FASTER_RCNN = DetectorConfig("mobilenet_v2", channels=8, norm="batch", detector="faster_rcnn")
+FASTER_RCNN = DetectorConfig("tiny", channels=8, norm="batch", detector="faster_rcnn")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(
 
 
 def test_training_lowers_the_loss(squares: Path, tmp_path: Path) -> None:
-    run = trainer(squares, tmp_path / "model.pth", epochs=8)
+    run = trainer(squares, tmp_path / "model.pth", config=replace(CONFIG, norm="batch"), lr=0.05)
     samples = [run.tiles.sample(i, seed=0, epoch=0) for i in range(3)]
     before = float(total(run.loss(samples)).detach())
     run.fit()
@@ -354,9 +355,12 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from tinydet.train import trainer
-sys.path.insert(0, {folder!r})
+sys.path[:0] = [{folder!r}, {support!r}]
 import test_trainer
+from toy_detector import TINY
+from tinydet.models.backbone_registry import BACKBONES
 
+BACKBONES["tiny"] = TINY
 where, squares, output = sys.argv[1:]
 trainer.SAVE_EVERY = -1.0  # after every step
 run = test_trainer.trainer(Path(squares), Path(output))
@@ -382,7 +386,7 @@ run.fit()
 
 @pytest.mark.parametrize("where", ["step", pytest.param("write", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_bit_for_bit(squares: Path, tmp_path: Path, uninterrupted: Callable, where: str) -> None:
-    program = KILLED.format(folder=str(Path(__file__).parent))
+    program = KILLED.format(folder=str(HERE), support=str(HERE.parent / "support"))
     arguments = [where, str(squares), str(tmp_path / "parts.pth")]
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
