@@ -132,6 +132,7 @@ class Checkpoint:
 
     def spec(self, *, tile: int | None = None, max_batch: int = 16, max_detections: int = 1000) -> ModelSpec:
         """Return the spec of a deployed form of this detector; `tile` None: the training tile."""
+        info = detector_info(self.detector.detector)
         return ModelSpec(
             classes=self.classes,
             category_ids=self.category_ids,
@@ -140,7 +141,8 @@ class Checkpoint:
             tile=tile or self.tile,
             max_batch=max_batch,
             max_detections=max_detections,
-            nms_rounds=detector_info(self.detector.detector).nms_rounds,
+            nms_iou=info.nms_iou,
+            nms_rounds=info.nms_rounds,
             pad=self.pixels.pad,
             stretch=self.stretch,
             alpha=self.alpha,

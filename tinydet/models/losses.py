@@ -52,24 +52,15 @@ def retinanet_loss(
     Returns:
         Scalars named `classification/P2`, …, `regression/P2`, …: the loss by the level whose anchors cause it.
     """
-    sizes = [level.shape[1] for level in logits]
-    joined = torch.cat(list(logits), dim=1).float()
-    images, count, classes = joined.shape
-    targets = torch.zeros_like(joined).view(-1, classes)
-    weights = joined.new_ones(images * count, 1)
-    weights[matches.ignored] = 0
-    weights[ignored] = 0
-    weights[matches.positive] = 1  # an object next to an ignore region is still learned
-    targets[matches.positive, labels[matches.objects]] = 1
-    focal = sigmoid_focal_loss(joined.view(-1, classes), targets, FOCAL_ALPHA, FOCAL_GAMMA) * weights
-    classification = torch.stack([part.sum() for part in focal.view(images, count, classes).split(sizes, dim=1)])
-
+    images, count = len(logits[0]), sum(level.shape[1] for level in logits)
+    ignored = torch.cat([matches.ignored, ignored])
+    classification = focal_loss_by_level(logits, matches.positive, labels[matches.objects], ignored)
     anchor = matches.positive % count
     encoded = encode(boxes[matches.objects], anchors[anchor])
     distance = F.smooth_l1_loss(deltas.float(), encoded, beta=SMOOTH_L1_BETA, reduction="none").sum(dim=1)
-    ends = torch.tensor(sizes, device=anchor.device).cumsum(0)
+    ends = torch.tensor([level.shape[1] for level in logits], device=anchor.device).cumsum(0)
     level = torch.bucketize(anchor, ends, right=True)
-    regression = distance.new_zeros(len(sizes)).index_add(0, level, distance)
+    regression = distance.new_zeros(len(logits)).index_add(0, level, distance)
     positives, all_images = sum_over_processes(classification.new_tensor([len(matches.positive), images])).unbind()
     classification = classification / (positives + all_images)
     regression = regression / (REGRESSION_WEIGHT * positives.clamp(min=1))
@@ -77,3 +68,24 @@ def retinanet_loss(
         **{f"classification/{name}": value for name, value in zip(levels, classification.unbind(), strict=True)},
         **{f"regression/{name}": value for name, value in zip(levels, regression.unbind(), strict=True)},
     }
+
+
+def focal_loss_by_level(logits: Sequence[Tensor], positive: Tensor, labels: Tensor, ignored: Tensor) -> Tensor:
+    """Return the sum of the focal loss over the anchors or points of each level, float32.
+
+    Args:
+        logits: (B, N_level, C) of each level, finest first.
+        positive: (P,) flat indices into the (B * N) anchors of the batch that learn an object.
+        labels: (P,) class of that object.
+        ignored: flat indices that learn nothing, unless they are positive. All others are background.
+    """
+    sizes = [level.shape[1] for level in logits]
+    joined = torch.cat(list(logits), dim=1).float()
+    images, count, classes = joined.shape
+    targets = torch.zeros_like(joined).view(-1, classes)
+    weights = joined.new_ones(images * count, 1)
+    weights[ignored] = 0
+    weights[positive] = 1  # an object next to an ignore region is still learned
+    targets[positive, labels] = 1
+    focal = sigmoid_focal_loss(joined.view(-1, classes), targets, FOCAL_ALPHA, FOCAL_GAMMA) * weights
+    return torch.stack([part.sum() for part in focal.view(images, count, classes).split(sizes, dim=1)])

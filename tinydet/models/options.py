@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
@@ -10,6 +12,7 @@ from tinydet._internal.arguments import number, side, whole
 from tinydet._internal.options import check_values
 from tinydet._internal.options import option as option  # for detectors of users
 from tinydet.geometry.anchors import AnchorSizes, octaves
+from tinydet.geometry.points import PointDesign
 
 TORCHVISION_BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large")
 Norm = Literal["frozen", "batch", "group"]
@@ -22,6 +25,7 @@ HeadInit = Literal["paper", "he"]
 RoIAlignRule = Literal["torchvision", "aligned"]
 Assignment = Literal["iou", "nwd", "rfd", "dotd"]
 ASSIGNMENTS: tuple[Assignment, ...] = get_args(Assignment)
+PointAssignment = Literal["points", "iou", "nwd", "rfd", "dotd"]
 MAX_RANK = 100
 SIMILARITY_THRESHOLDS = (0.7, 0.3)  # of nwd, rfd and dotd, as in the code released with NWD
 
@@ -109,8 +113,8 @@ def thresholds_of(
 
 
 @dataclass(frozen=True)
-class RetinaNetOptions(AssignOptions):
-    """Options of RetinaNet."""
+class HeadOptions:
+    """Options of a head of two towers."""
 
     head_convs: int = option(4, "3x3 convolutions in each head tower (default: %(default)s)", choices=(1, 2, 3, 4))
     head_init: HeadInit = option(
@@ -118,6 +122,60 @@ class RetinaNetOptions(AssignOptions):
         "initialization of the head towers: N(0, 0.01) as in the paper, or He, which thin towers need (default: "
         "%(default)s)",
         choices=("paper", "he"),
+    )
+
+
+@dataclass(frozen=True)
+class RetinaNetOptions(HeadOptions, AssignOptions):
+    """Options of RetinaNet."""
+
+
+@dataclass(frozen=True)
+class FCOSOptions(HeadOptions, AssignOptions):
+    """Options of FCOS.
+
+    Raises:
+        ValueError: a similarity without a rank, or the reverse.
+    """
+
+    assign: PointAssignment = option(  # type: ignore[assignment]
+        "points",
+        "points: a point learns the object around it, as published; iou, nwd, rfd, dotd: the squares of the points that "
+        "are most similar to an object learn it, as many as --assign-rank says (default: %(default)s)",
+        choices=("points", *ASSIGNMENTS),
+    )
+    center_radius: float = option(
+        1.5,
+        "only points less than R strides from the center of an object, in x and in y, learn it; 0: all points inside "
+        "of its box (default: 1.5; fcos-p3p7: 0)",
+        metavar="R",
+        parse=number(0, 1000),
+    )
+    every_object: bool = option(
+        True,
+        "leave objects that contain no point of the grid unlearned (default: each is learned by its nearest point)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.assign == "points" and (self.assign_rank or self.assign_background is not None):
+            raise ValueError(
+                "assign_rank and assign_background are for similarities; choose one with assign, such as nwd, or leave "
+                "them out"
+            )
+        if self.assign != "points" and not self.assign_rank:
+            raise ValueError(f"assign {self.assign}: say how many points learn each object with assign_rank, such as 3")
+
+
+@dataclass(frozen=True)
+class FCOSP3P7Options(FCOSOptions):
+    """Options of FCOS on P3..P7."""
+
+    center_radius: float = option(
+        0.0, "as for fcos (default: %(default)s)", metavar="R", parse=number(0, 1000)
+    )
+    every_object: bool = option(
+        False, "let the nearest point learn an object that contains no point of the grid (default: it is not learned)"
     )
 
 
@@ -157,3 +215,16 @@ RETINANET_P3P7_ANCHORS = AnchorSizes(
     unfused=2,
 )
 FASTER_RCNN_ANCHORS = AnchorSizes(sizes=((8.31,), (12.5,), (18.55,), (30.23,), (60.41,)), ratios=(0.5, 1.3, 2.0))
+# The ranges hold the largest distance from a point to a side; the first has no lower end, the last no upper one.
+FCOS_POINTS = PointDesign(ranges=((-1, 16), (16, 32), (32, 64), (64, 128), (128, math.inf)), radius=1.5)
+FCOS_P3P7_POINTS = PointDesign(
+    ranges=((-1, 64), (64, 128), (128, 256), (256, 512), (512, math.inf)),
+    levels=("P3", "P4", "P5", "P6", "P7"),
+    strides=(8, 16, 32, 64, 128),
+    unfused=2,
+)
+
+
+def center_radius_of(design: PointDesign, radius: float) -> PointDesign:
+    """Return the design with the center region of the option `center_radius`, in strides; 0: the whole box."""
+    return dataclasses.replace(design, radius=radius or None)

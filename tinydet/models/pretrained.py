@@ -182,7 +182,8 @@ def _download(info: DetectorInfo) -> Source:
 def _of_torchvision(state: Mapping[str, Any], name: str) -> Source:
     """Rename torchvision's weights and convert them with the detector that recognizes them."""
     weights: dict[str, Tensor] = {}
-    old_towers = any(key == "head.classification_head.conv.0.weight" for key in state)
+    first, second = (f"head.classification_head.conv.{i}.weight" for i in (0, 1))
+    old_towers = first in state and second not in state  # FCOS has a norm after each convolution
     for key, value in state.items():
         renamed = key
         for pattern, ours in _RENAMED:

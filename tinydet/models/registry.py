@@ -20,9 +20,13 @@ from tinydet._internal.plugins import check_same_file
 from tinydet.geometry.anchors import AnchorSizes, Pyramid
 from tinydet.models.options import (
     FASTER_RCNN_ANCHORS,
+    FCOS_P3P7_POINTS,
+    FCOS_POINTS,
     RETINANET_ANCHORS,
     RETINANET_P3P7_ANCHORS,
     FasterRCNNOptions,
+    FCOSOptions,
+    FCOSP3P7Options,
     NoOptions,
     RetinaNetOptions,
 )
@@ -82,6 +86,7 @@ class DetectorInfo:
             the default. Empty: the best anchor of each object.
         recipe: training defaults per preset that differ from the preset's.
         coco_weights: name of the torchvision weights enum with published COCO weights, `ENUM.MEMBER`.
+        nms_iou: default of `ModelSpec.nms_iou`.
         nms_rounds: rounds of suppression among proposals in the exported graph; 0 for a detector without proposals.
     """
 
@@ -93,6 +98,7 @@ class DetectorInfo:
     statistics: Mapping[CountRule, LevelStatistic] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     coco_weights: str = ""
+    nms_iou: float = 0.5
     nms_rounds: int = 0
 
     @property
@@ -115,6 +121,18 @@ def _retinanet_p3p7() -> type[Detector]:
     from tinydet.models.retinanet import RetinaNetP3P7
 
     return RetinaNetP3P7
+
+
+def _fcos() -> type[Detector]:
+    from tinydet.models.fcos import FCOS
+
+    return FCOS
+
+
+def _fcos_p3p7() -> type[Detector]:
+    from tinydet.models.fcos import FCOSP3P7
+
+    return FCOSP3P7
 
 
 def _faster_rcnn() -> type[Detector]:
@@ -143,6 +161,24 @@ DETECTORS: dict[str, DetectorInfo] = {
         anchors=RETINANET_P3P7_ANCHORS,
         recipe=_THIN_HEAD,
         coco_weights="RetinaNet_ResNet50_FPN_Weights.COCO_V1",
+    ),
+    "fcos": DetectorInfo(
+        label="FCOS",
+        load=_fcos,
+        options=FCOSOptions,
+        pyramid=FCOS_POINTS,
+        recipe={"paper": {"clip_norm": 35.0}, **_THIN_HEAD},
+        coco_weights="FCOS_ResNet50_FPN_Weights.COCO_V1",
+        nms_iou=0.6,
+    ),
+    "fcos-p3p7": DetectorInfo(
+        label="FCOS on P3-P7",
+        load=_fcos_p3p7,
+        options=FCOSP3P7Options,
+        pyramid=FCOS_P3P7_POINTS,
+        recipe={"paper": {"lr": 0.0025}, **_THIN_HEAD},
+        coco_weights="FCOS_ResNet50_FPN_Weights.COCO_V1",
+        nms_iou=0.6,
     ),
     "faster_rcnn": DetectorInfo(
         label="Faster R-CNN",

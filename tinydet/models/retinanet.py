@@ -127,7 +127,8 @@ class RetinaNet(Detector):
     @staticmethod
     def from_torchvision(weights: dict[str, Tensor]) -> ForeignWeights | None:
         """Reorder the anchors of a cell and apply our box coder weights (torchvision's RetinaNet codes with 1)."""
-        if "head.regression_head.bbox_reg.weight" not in weights:
+        head = "head.regression_head"
+        if f"{head}.bbox_reg.weight" not in weights or f"{head}.bbox_ctrness.weight" in weights:  # FCOS
             return None
         converted = dict(weights)
         for part in ("weight", "bias"):

@@ -1,6 +1,6 @@
-"""Run the box tower of RetinaNet only around the positive anchors.
+"""Run the box tower of a one-stage detector only around the positive anchors or points.
 
-The classification loss needs every anchor, the regression loss only the positive ones, a few hundred per batch. So the
+The classification loss needs every anchor, the losses of boxes only the positive ones, a few hundred per batch. So the
 classification tower runs on whole levels and the box tower on patches around the cells of the positive anchors, those
 of all levels as one batch. A patch is a square block of cells plus the receptive field of the tower around it. Each
 convolution shrinks it by one cell per side, and cells outside the level are set to zero before every convolution, as
@@ -41,34 +41,46 @@ class Blocks(NamedTuple):
 
 
 def deltas_at(head: RetinaNetRegressionHead, levels: Sequence[Tensor], anchors: Tensor, shapes: int) -> Tensor:
-    """Return the box offsets (P, 4) that `head` outputs for some anchors.
+    """Return the box offsets (P, 4) that `head` outputs for some anchors; see `outputs_at`."""
+    convolutions = [*(m for m in head.conv.modules() if isinstance(m, nn.Conv2d)), head.bbox_reg]
+    return outputs_at([(conv.weight, conv.bias) for conv in convolutions], levels, anchors, shapes)
+
+
+def outputs_at(
+    layers: Sequence[tuple[Tensor, Tensor]], levels: Sequence[Tensor], anchors: Tensor, shapes: int
+) -> Tensor:
+    """Return the outputs of some anchors after 3x3 convolutions with ReLU between them.
 
     Args:
+        layers: weight and bias of each convolution.
         levels: features (B, C, H, W) of each level, finest first.
         anchors: (P,) indices into the (B * N) anchors of the batch, ordered by image, level, row, column and shape.
         shapes: number of anchors per cell.
+
+    Returns:
+        (P, V), where the last convolution has `shapes` * V channels.
     """
-    convolutions = [*(m for m in head.conv.modules() if isinstance(m, nn.Conv2d)), head.bbox_reg]
-    margin = len(convolutions)  # each is 3x3
+    margin = len(layers)
+    values = len(layers[-1][0]) // shapes
     grids = [(level.shape[2], level.shape[3]) for level in levels]
     cells = len(levels[0]) * sum(rows * columns for rows, columns in grids)
     choices = [blocks_of(anchors, len(levels[0]), grids, shapes, side) for side in BLOCK_SIDES]
-    work = [_work(convolutions, blocks.side) * len(blocks.level) for blocks in choices]
+    work = [_work(layers, blocks.side) * len(blocks.level) for blocks in choices]
     cheapest = min(range(len(choices)), key=work.__getitem__)
-    if work[cheapest] > MAX_WORK * cells * sum(conv.weight.numel() for conv in convolutions):
-        outputs: Tensor = head(list(levels))
-        return outputs.reshape(-1, 4)[anchors]
+    if work[cheapest] > MAX_WORK * cells * sum(weight.numel() for weight, _ in layers):
+        whole = [_on_whole_level(layers, level).reshape(len(level), -1, values) for level in levels]
+        return torch.cat(whole, dim=1).reshape(-1, values)[anchors]
     blocks = choices[cheapest]
     x, inside = patches_of(levels, blocks, margin)
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         # For some small patches, oneDNN computes the bfloat16 gradient with reference kernels, 100 times slower.
         x, inside = x.float(), inside.float()
     with torch.autocast("cpu", enabled=False):
-        for layer, conv in enumerate(convolutions, start=1):
-            x = F.conv2d(x, conv.weight, conv.bias)
-            if layer < margin:
-                x = F.relu(x) * inside[:, :, layer:-layer, layer:-layer]
-    return x.permute(0, 2, 3, 1).reshape(-1, 4)[blocks.place]
+        for number, (weight, bias) in enumerate(layers, start=1):
+            x = F.conv2d(x, weight, bias)
+            if number < margin:
+                x = F.relu(x) * inside[:, :, number:-number, number:-number]
+    return x.permute(0, 2, 3, 1).reshape(-1, values)[blocks.place]
 
 
 def blocks_of(anchors: Tensor, images: int, grids: Sequence[tuple[int, int]], shapes: int, side: int) -> Blocks:
@@ -77,7 +89,7 @@ def blocks_of(anchors: Tensor, images: int, grids: Sequence[tuple[int, int]], sh
     Without anchors there is still one block, so that the tower always takes part in the autograd graph.
 
     Args:
-        anchors: (P,) indices, see `deltas_at`.
+        anchors: (P,) indices, see `outputs_at`.
         images: number of images in the batch.
         grids: rows and columns of each level.
     """
@@ -131,7 +143,15 @@ def patches_of(levels: Sequence[Tensor], blocks: Blocks, margin: int) -> tuple[T
     return torch.cat(parts).permute(0, 3, 1, 2) * inside, inside
 
 
-def _work(convolutions: Sequence[nn.Conv2d], side: int) -> int:
+def _on_whole_level(layers: Sequence[tuple[Tensor, Tensor]], level: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, channels of the last convolution)."""
+    *tower, last = layers
+    for weight, bias in tower:
+        level = F.relu(F.conv2d(level, weight, bias, padding=1))
+    return F.conv2d(level, *last, padding=1).permute(0, 2, 3, 1)
+
+
+def _work(layers: Sequence[tuple[Tensor, Tensor]], side: int) -> int:
     """Return the multiply-adds of one patch."""
-    sides = range(side + 2 * (len(convolutions) - 1), side - 1, -2)
-    return sum(s * s * conv.weight.numel() for s, conv in zip(sides, convolutions, strict=True))
+    sides = range(side + 2 * (len(layers) - 1), side - 1, -2)
+    return sum(s * s * weight.numel() for s, (weight, _) in zip(sides, layers, strict=True))

@@ -14,7 +14,7 @@ from tinydet.models.box_coder import decode
 from tinydet.spec import ModelSpec
 
 MAX_TOPK = 3840  # TensorRT's TopK takes k <= 3840 (NVIDIA/TensorRT#4244)
-EMPTY = -1e4  # logit of an empty slot, below any score floor and within FP16
+EMPTY = -1e4  # logit or score of an empty slot, below any score floor and within FP16
 
 
 class AnchorInference(nn.Module):
@@ -56,13 +56,18 @@ class AnchorInference(nn.Module):
 
 
 class BestBoxes(nn.Module):
-    """Keep the best K boxes of each tile by their logits, above the score floor."""
+    """Keep the best K boxes of each tile by their logits or scores, above the score floor.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    Args:
+        logits: whether boxes come with logits. They are compared before the sigmoid, so that the sigmoid is computed
+            for kept boxes only. False: they come with scores.
+    """
+
+    def __init__(self, spec: ModelSpec, *, logits: bool = True) -> None:
         super().__init__()
         self.slots = spec.max_detections
-        # Logits are compared before the sigmoid, so that the sigmoid is computed for kept boxes only.
-        self.floor = math.log(spec.score_floor / (1 - spec.score_floor))
+        self.logits = logits
+        self.floor = math.log(spec.score_floor / (1 - spec.score_floor)) if logits else spec.score_floor
 
     def candidates(self, logits: Tensor) -> Tensor:
         """(N, M) -> (N,) int32, how many are above the score floor."""
@@ -85,6 +90,6 @@ class BestBoxes(nn.Module):
         filled = kept > self.floor
         return (
             torch.where(filled.unsqueeze(2), best_boxes, 0.0),
-            torch.where(filled, kept.sigmoid(), 0.0),
+            torch.where(filled, kept.sigmoid() if self.logits else kept, 0.0),
             torch.where(filled, best_labels, -1),
         )

@@ -1,0 +1,75 @@
+"""Inference of detectors that predict from points, in fixed shapes: decode and keep the best boxes of a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinydet.geometry.points import PointDesign
+from tinydet.models.graphs.one_stage import EMPTY, BestBoxes
+from tinydet.spec import ModelSpec
+
+SMALLEST_SIDE = 1e-2  # pixels; smaller boxes are dropped, as torchvision does
+
+
+class PointInference(nn.Module):
+    """Decode in float32 and keep the best K boxes of each tile. Each point proposes its best class only.
+
+    The score of a box is the root of the probability of its class times that of its centerness: the order is that of
+    the product, and the scale that of a probability.
+
+    Args:
+        detector: module whose output has `logits` (N, P_level, C), `boxes` (N, P_level, 4) and `centerness`
+            (N, P_level) per level.
+        design: its points.
+        distances: for each level, converts raw box outputs (..., 4) to distances to left, top, right, bottom in pixels.
+    """
+
+    points: Tensor
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        design: PointDesign,
+        distances: Sequence[Callable[[Tensor], Tensor]],
+        spec: ModelSpec,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.distances = list(distances)
+        self.best = BestBoxes(spec, logits=False)
+        self.tile = spec.tile
+        levels = [torch.from_numpy(level) for level in design.points(spec.tile, spec.tile)]
+        self.level_sizes = [len(level) for level in levels]
+        self.register_buffer("points", torch.cat(levels))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, 3, T, T) normalized RGB -> boxes, scores, labels, candidates; see `Detector.inference`."""
+        outputs = self.detector(images)
+        boxes, scores, labels = [], [], []
+        candidates = torch.zeros(images.shape[0], dtype=torch.int32, device=images.device)
+        for logits, raw, centerness, points, distances in zip(
+            outputs.logits,
+            outputs.boxes,
+            outputs.centerness,
+            self.points.split(self.level_sizes),
+            self.distances,
+            strict=True,
+        ):
+            best, label = logits.float().max(dim=2)
+            score = (best.sigmoid() * centerness.float().sigmoid()).sqrt()
+            kept, index = score.topk(min(self.best.slots, score.shape[1]), dim=1)
+            sides = distances(raw.float().gather(1, index.unsqueeze(2).expand(-1, -1, 4)))
+            point = F.embedding(index, points)
+            box = torch.cat([point - sides[..., :2], point + sides[..., 2:]], dim=2).clamp(0, self.tile)
+            visible = (box[..., 2:] - box[..., :2]).amin(dim=2) >= SMALLEST_SIDE
+            shown = torch.where(visible, kept, EMPTY)
+            dropped = self.best.candidates(kept) - self.best.candidates(shown)
+            candidates = candidates + self.best.candidates(score) - dropped
+            boxes.append(box)
+            scores.append(shown)
+            labels.append(label.gather(1, index))
+        return (*self.best(boxes, scores, labels), candidates)
