@@ -1,0 +1,302 @@
+"""FCOS: its losses, its two configurations, and what torchvision's weights bring."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.models.detection import fcos_resnet50_fpn
+from torchvision.ops import sigmoid_focal_loss
+
+from tinydet.geometry.points import positive_points
+from tinydet.models.batch import Batch
+from tinydet.models.build import DetectorConfig, build_detector
+from tinydet.models.checkpoint import Checkpoint
+from tinydet.models.fcos import FCOS, FCOSP3P7, centerness_targets
+from tinydet.models.losses import focal_loss_by_level, total
+from tinydet.models.pretrained import initialize, read_source
+from tinydet.models.registry import detector_info
+from tinydet.train.config import TrainConfig
+from tinydet.train.defaults import choose_network
+
+NAMES = ("fcos", "fcos-p3p7")
+
+
+@functools.lru_cache(maxsize=4)
+def detector(name: str, **options: object) -> FCOS:
+    torch.manual_seed(0)
+    config = DetectorConfig("mobilenet_v2", 32, "frozen", 2, name,
+                            options={"head_convs": 2, "head_init": "he", **options})  # fmt: skip
+    return build_detector(config)
+
+
+def batch() -> Batch:
+    boxes = torch.tensor([[3.0, 4, 15, 20], [90, 60, 96, 64], [40, 40, 60, 52], [8.5, 16.5, 9.5, 17.5]])
+    return Batch(
+        torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)),
+        boxes,
+        torch.tensor([0, 1, 1, 0]),
+        torch.tensor([0, 0, 1, 1]),
+        torch.tensor([[0.0, 0, 16, 16]]),
+        torch.tensor([1]),
+        ((64, 96), (64, 96)),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_is_one_prediction_per_point(name: str) -> None:
+    network = detector(name)
+    with torch.no_grad():
+        outputs = network(torch.randn(2, 3, 64, 96))
+    points = [len(each) for each in network.design.points(64, 96)]
+    assert [tuple(x.shape) for x in outputs.logits] == [(2, count, 2) for count in points]
+    assert [tuple(x.shape) for x in outputs.boxes] == [(2, count, 4) for count in points]
+    assert [tuple(x.shape) for x in outputs.centerness] == [(2, count) for count in points]
+
+
+def expected_losses(network: FCOS, given: Batch) -> dict[str, float]:
+    """The losses by level from the outputs of all points, with a loop over the positive ones."""
+    logits, raw, centerness = (torch.cat(each, 1) for each in network(given.images))
+    counts = [len(each) for each in network.design.points(*given.size)]
+    points = np.concatenate(network.design.points(*given.size))
+    sizes = np.tile(given.size[::-1], (2, 1))
+    found = positive_points(network.design, given.boxes.numpy(), sizes, given.owner.numpy(),
+                            every_object=network.every_object)  # fmt: skip
+    targets, learned = torch.zeros_like(logits), torch.ones(2, len(points))
+    x, y = points.T
+    for (x1, y1, x2, y2), image in zip(given.regions.tolist(), given.region_owner.tolist(), strict=True):
+        learned[image, torch.from_numpy((x >= x1) & (x < x2) & (y >= y1) & (y < y2))] = 0
+    parts = {name: [0.0] * 5 for name in ("regression", "centerness")}
+    weights = 0.0
+    for point, level, number in zip(*(each.tolist() for each in found), strict=True):
+        image, place = divmod(point, len(points))
+        targets[image, place, given.labels[number]], learned[image, place] = 1, 1
+        left, top, right, bottom = network.distances(raw[image, place], network.head.scales[level],
+                                                     network.design.strides[level]).tolist()  # fmt: skip
+        x1, y1, x2, y2 = given.boxes[number].tolist()
+        px, py = points[place].tolist()
+        near, far = sorted((px - x1, x2 - px)), sorted((py - y1, y2 - py))
+        inside = near[0] > 0 and far[0] > 0
+        target = math.sqrt(near[0] / near[1] * far[0] / far[1]) if inside else 1.0  # outside only as an only point
+        width = min(px + right, x2) - max(px - left, x1)
+        height = min(py + bottom, y2) - max(py - top, y1)
+        shared = max(width, 0) * max(height, 0)
+        union = (left + right) * (top + bottom) + (x2 - x1) * (y2 - y1) - shared
+        if isinstance(network, FCOSP3P7):
+            loss = -math.log((shared + 1) / (union + 1))
+        else:
+            hull = (max(px + right, x2) - min(px - left, x1)) * (max(py + bottom, y2) - min(py - top, y1))
+            loss = 1 - shared / union + (hull - union) / hull
+        parts["regression"][level] += loss * target
+        parts["centerness"][level] += float(F.binary_cross_entropy_with_logits(centerness[image, place],
+                                                                               torch.tensor(target)))  # fmt: skip
+        weights += target
+    focal = (sigmoid_focal_loss(logits, targets) * learned[:, :, None]).sum((0, 2)).split(counts)
+    positives = len(found.points)
+    divisors = {"regression": weights, "centerness": positives}
+    losses = {f"{name}/{level}": value / divisors[name] for name, values in parts.items()
+              for level, value in zip(network.design.levels, values, strict=True)}  # fmt: skip
+    classes = positives + 2 if isinstance(network, FCOSP3P7) else positives
+    return losses | {f"classification/{level}": float(part.sum()) / classes
+                     for level, part in zip(network.design.levels, focal, strict=True)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_is_that_of_the_outputs_of_all_points(name: str) -> None:
+    network, given = detector(name), batch()
+    with torch.no_grad():
+        losses, expected = network.loss(given), expected_losses(network, given)
+    assert losses.keys() == expected.keys()
+    for key, value in losses.items():
+        assert value.dtype == torch.float32 and float(value) == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
+    assert expected["regression/" + network.design.levels[0]] > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("objects", [0, 1, 4])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_every_parameter_has_a_finite_gradient(name: str, objects: int, bfloat16: bool) -> None:
+    network, whole = detector(name).train(), batch()
+    network.zero_grad(set_to_none=True)
+    given = replace(whole, boxes=whole.boxes[:objects], labels=whole.labels[:objects], owner=whole.owner[:objects])
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        losses = network.loss(given)
+    total(losses).backward()
+    trained = {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
+    assert all(grad is not None and torch.isfinite(grad).all() for grad in trained.values())
+    for layer in ("bbox_reg", "bbox_ctrness"):
+        assert trained[f"head.regression_head.{layer}.weight"].any() == (objects > 0)
+    assert trained["head.classification_head.cls_logits.weight"].any()
+
+
+def test_an_object_without_a_point_is_learned_unless_switched_off() -> None:
+    given = batch()
+    learned = detector("fcos").matches(given)
+    assert set(learned.objects.tolist()) == {0, 1, 2, 3}
+    assert set(detector("fcos", every_object=False).matches(given).objects.tolist()) == {0, 1, 2}
+    plain = set(detector("fcos-p3p7").matches(given).objects.tolist())
+    assert 3 not in plain and set(detector("fcos-p3p7", every_object=True).matches(given).objects.tolist()) == plain | {
+        3
+    }
+    center = (learned.distances[learned.objects == 3] < 0).any()
+    assert center  # the nearest point is outside of the object
+
+
+def test_the_center_region_can_be_switched_off_and_on() -> None:
+    sampled, whole = detector("fcos"), detector("fcos", center_radius=0.0)
+    assert sampled.design.radius == 1.5 and whole.design.radius is None
+    assert len(whole.matches(batch()).positive) > len(sampled.matches(batch()).positive)
+    assert detector("fcos-p3p7").design.radius is None
+
+
+def test_centerness_is_one_at_the_only_point_outside_of_an_object() -> None:
+    distances = torch.tensor([[5.0, 3, 5, 3], [2, 3, 8, 3], [-1, 2, 3, 2], [4, 2, -2, 2], [3, 3, -1, 3]])
+    targets = centerness_targets(distances, torch.tensor([0, 0, 0, 1, 1]), 3)
+    # The first object has points inside, so the one outside is worth almost nothing; the second has none inside.
+    expected = [1, 0.5, math.sqrt(0.01 / 3), math.sqrt(0.01 / 4), 1]
+    torch.testing.assert_close(targets, torch.tensor(expected))
+
+
+def test_group_norm_has_32_groups_or_as_many_as_divide_the_channels() -> None:
+    for channels, groups in ((32, 32), (48, 16), (7, 1)):
+        with torch.device("meta"):
+            built = FCOSP3P7("mobilenet_v2", 1, channels=channels)
+        norms = [m for m in built.head.modules() if isinstance(m, torch.nn.GroupNorm)]
+        assert len(norms) == 8 and {norm.num_groups for norm in norms} == {groups}
+    with torch.device("meta"):
+        assert not any(isinstance(m, torch.nn.GroupNorm) for m in FCOS("mobilenet_v2", 1).head.modules())
+
+
+class TorchvisionFCOS(FCOSP3P7):
+    """The mixture of torchvision: group norm, centerness on the box tower, distances in strides."""
+
+    centerness_on_class_tower = False
+    exponential = False
+
+
+@functools.lru_cache(maxsize=1)
+def torchvision_fcos() -> torch.nn.Module:
+    torch.manual_seed(0)
+    network = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, image_mean=[0.0] * 3,
+                                image_std=[1.0] * 3).eval()  # fmt: skip
+    for parameter in (*network.head.parameters(), *network.backbone.fpn.parameters()):
+        torch.nn.init.normal_(parameter, std=0.05)
+    return network
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    torch.save(torchvision_fcos().state_dict(), tmp_path / "coco.pth")
+    return str(tmp_path / "coco.pth")
+
+
+@torch.no_grad()
+def test_the_network_is_that_of_torchvision_under_its_traits() -> None:
+    theirs, ours = torchvision_fcos(), TorchvisionFCOS("resnet50", 91).eval()
+    ours.backbone.body.load_state_dict(theirs.backbone.body.state_dict())
+    for i in range(3):
+        ours.fpn.inner[i].load_state_dict(theirs.backbone.fpn.inner_blocks[i][0].state_dict())
+        ours.fpn.layer[i].load_state_dict(theirs.backbone.fpn.layer_blocks[i][0].state_dict())
+    ours.fpn.top.load_state_dict(theirs.backbone.fpn.extra_blocks.state_dict())
+    ours.head.load_state_dict({**theirs.head.state_dict(), "scales": torch.ones(5)})
+    images = torch.randn(1, 3, 64, 96)
+    wanted = theirs.head(list(theirs.backbone(images).values()))
+    found = ours(images)
+    torch.testing.assert_close(torch.cat(found.logits, 1), wanted["cls_logits"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.cat(found.centerness, 1), wanted["bbox_ctrness"][..., 0], rtol=1e-4, atol=1e-4)
+    strides = torch.cat([torch.full((each.shape[1], 1), float(stride))
+                         for each, stride in zip(found.boxes, ours.design.strides, strict=True)])  # fmt: skip
+    distances = ours.distances(torch.cat(found.boxes, 1), 1.0, strides)
+    torch.testing.assert_close(distances, wanted["bbox_regression"] * strides, rtol=1e-4, atol=1e-3)
+
+
+def test_torchvision_weights_fit_the_plain_one_but_for_boxes_and_centerness(weights: str) -> None:
+    source, theirs = read_source(weights, "fcos-p3p7"), torchvision_fcos()
+    assert source.architecture is not None and source.architecture.detector == "fcos-p3p7"
+    built = build_detector(DetectorConfig("resnet50", 256, classes=2, detector="fcos-p3p7"))
+    fresh = {name: value.clone() for name, value in built.state_dict().items()}
+    report = "\n".join(initialize(built, source, ("person", "zebra")))
+    assert "randomly initialized: head, head.regression_head.bbox_ctrness, head.regression_head.bbox_reg" in report
+    state, head = built.state_dict(), theirs.head.state_dict()
+    for name, value in head.items():
+        if ".conv." in name:
+            assert torch.equal(state[f"head.{name}"], value)
+    rows = [1, 24]  # person and zebra among COCO's 91 names
+    layer = "classification_head.cls_logits.weight"
+    assert torch.equal(state[f"head.{layer}"], head[layer][rows])
+    for name in ("head.regression_head.bbox_reg.weight", "head.regression_head.bbox_ctrness.weight", "head.scales"):
+        assert torch.equal(state[name], fresh[name])
+    assert torch.equal(state["fpn.top.p7.weight"], theirs.backbone.fpn.extra_blocks.p7.weight)
+
+
+def test_into_the_adaptive_one_go_backbone_and_pyramid_only(weights: str) -> None:
+    built = build_detector(DetectorConfig("resnet50", 256, classes=2, detector="fcos"))
+    fresh = {name: value.clone() for name, value in built.state_dict().items()}
+    initialize(built, read_source(weights, "fcos"), ("person", "zebra"))
+    state, theirs = built.state_dict(), torchvision_fcos()
+    assert all(torch.equal(state[name], fresh[name]) for name in fresh if name.startswith("head."))
+    assert torch.equal(state["fpn.layer.1.weight"], theirs.backbone.fpn.layer_blocks[0][0].weight)
+    assert torch.equal(state["fpn.layer.0.weight"], fresh["fpn.layer.0.weight"])  # P2 is new
+    assert torch.equal(state["backbone.body.layer4.2.conv3.weight"], theirs.backbone.body.layer4[2].conv3.weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_overlapping_boxes_are_suppressed_at_the_threshold_of_fcos(name: str) -> None:
+    config = DetectorConfig("mobilenet_v2", 16, detector=name)
+    assert Checkpoint(config, {}, ("person",), (1,), 640).spec().nms_iou == detector_info(name).nms_iou == 0.6
+    other = DetectorConfig("mobilenet_v2", 16)
+    assert Checkpoint(other, {}, ("person",), (1,), 640).spec().nms_iou == 0.5
+
+
+def test_the_released_rates_are_the_defaults() -> None:
+    for name, lr, clip_norm in (("fcos", 0.005, 35.0), ("fcos-p3p7", 0.0025, 0.0)):
+        filled, _ = choose_network(TrainConfig(detector=name, preset="paper"), device="cpu")
+        assert (filled.lr, filled.clip_norm, filled.batch) == (lr, clip_norm, 2)
+        assert choose_network(TrainConfig(detector=name, preset="small"), device="cpu")[0].options["head_convs"] == 2
+
+
+def cases(shared: Path, kind: str) -> list[dict]:
+    found = [json.loads(path.read_text()) for path in sorted((shared / "cases" / "detectors").glob("*.json"))]
+    found = [case for case in found if case["kind"] == kind]
+    if not found:
+        pytest.skip(f"needs the cases {kind} of shared/cases/detectors")
+    return found
+
+
+def test_the_numeric_cases_of_losses(shared: Path) -> None:
+    for case in cases(shared, "fcos_loss"):
+        given, expected = case["input"], case["expected"]
+        positive = torch.tensor([i for i, label in enumerate(given["label"]) if label is not None])
+        labels = torch.tensor([label for label in given["label"] if label is not None])
+        logits = torch.tensor(given["logits"])[None]
+        predicted, target = (torch.tensor(given[name])[positive] for name in ("ltrb", "ltrb_target"))
+        centerness = centerness_targets(target, torch.arange(len(positive)), len(positive))
+        focal = focal_loss_by_level([logits], positive, labels, positive[:0])
+        logit = torch.tensor(given["centerness_logit"])[positive]
+        close = functools.partial(pytest.approx, rel=case["tolerance"], abs=case["tolerance"])
+        assert float(focal) == close(expected["focal_sum"])
+        assert centerness.tolist() == close(expected["centerness_targets"])
+        for name, rule in (("fcos-p3p7", "released"), ("fcos", "adapted")):
+            network, wanted = detector(name), expected[rule]
+            count = network.class_count(torch.tensor(float(len(positive))), torch.tensor(float(given["images"])))
+            assert float(focal / count) == close(wanted["classification"])
+            boxes = (network.box_loss(predicted, target) * centerness).sum() / centerness.sum()
+            assert float(boxes) == close(wanted["regression"])
+            assert float(F.binary_cross_entropy_with_logits(logit, centerness)) == close(wanted["centerness"])
+
+
+def test_the_numeric_cases_of_decoding(shared: Path) -> None:
+    for case in cases(shared, "fcos_decode"):
+        given, expected = case["input"], case["expected"]
+        raw, points = torch.tensor(given["raw"]), torch.tensor(given["points"])
+        for name, key in (("fcos-p3p7", "boxes_released"), ("fcos", "boxes_adapted")):
+            sides = detector(name).distances(raw, given["scale"], given["stride"])
+            boxes = torch.cat([points - sides[:, :2], points + sides[:, 2:]], dim=1)
+            torch.testing.assert_close(boxes, torch.tensor(expected[key]).float(), rtol=1e-4, atol=1e-4)
