@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torchvision.models.detection import fcos_resnet50_fpn
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.resnet import resnet18
+from torchvision.ops import FrozenBatchNorm2d, sigmoid_focal_loss
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from tinydet.geometry.points import positive_points
 from tinydet.models.batch import Batch
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
-from tinydet.models.fcos import FCOS, FCOSP3P7, centerness_targets
+from tinydet.models.fcos import FCOS, FCOSP3P7, FCOSHead, centerness_targets
 from tinydet.models.losses import focal_loss_by_level, total
 from tinydet.models.pretrained import initialize, read_source
 from tinydet.models.registry import detector_info
@@ -141,12 +145,44 @@ def test_an_object_without_a_point_is_learned_unless_switched_off() -> None:
     learned = detector("fcos").matches(given)
     assert set(learned.objects.tolist()) == {0, 1, 2, 3}
     assert set(detector("fcos", every_object=False).matches(given).objects.tolist()) == {0, 1, 2}
-    plain = set(detector("fcos-p3p7").matches(given).objects.tolist())
-    assert 3 not in plain and set(detector("fcos-p3p7", every_object=True).matches(given).objects.tolist()) == plain | {
-        3
-    }
-    center = (learned.distances[learned.objects == 3] < 0).any()
-    assert center  # the nearest point is outside of the object
+    plain = [set(detector("fcos-p3p7", every_object=each).matches(given).objects.tolist()) for each in (False, True)]
+    assert plain == [{0, 2}, {0, 1, 2, 3}]
+    assert (learned.distances[learned.objects == 3] < 0).any()  # the nearest point is outside of the object
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_by_rank_the_points_with_the_most_similar_squares_learn_an_object(name: str) -> None:
+    network, given = detector(name, assign="nwd", assign_rank=3), batch()
+    matches = network.matches(given)
+    assert torch.bincount(matches.objects).tolist() == [3, 3, 3, 3]
+    assert (len(matches.ignored) > 0) == (name == "fcos")  # no object is like the squares of P3, of 91 pixels
+    points = torch.cat([torch.from_numpy(each) for each in network.design.points(64, 96)])
+    sides = torch.tensor([shapes[0][0] for shapes in network.design.squares().shapes])
+    level = torch.repeat_interleave(torch.arange(5), torch.tensor([len(x) for x in network.design.points(64, 96)]))
+    for number, (box, image) in enumerate(zip(given.boxes, given.owner.tolist(), strict=True)):
+        shift = ((points - (box[:2] + box[2:]) / 2) ** 2).sum(1)
+        sizes = ((sides[level][:, None] - (box[2:] - box[:2])) ** 2).sum(1) / 4
+        mine = matches.positive[matches.objects == number]
+        assert (mine // len(points) == image).all()
+        best = (shift + sizes).sort()[0][:3]  # the distance of Wasserstein; similarity falls with it
+        torch.testing.assert_close((shift + sizes)[mine % len(points)].sort()[0], best)
+        assert torch.equal(matches.level[matches.objects == number], level[mine % len(points)])
+    assert torch.isfinite(total(network.loss(given)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"assign": "nwd"}, "assign nwd: say how many points learn each object with assign_rank, such as 3"),
+        ({"assign_rank": 3}, "are for similarities; choose one with assign, such as nwd"),
+        ({"assign_background": 0.2}, "are for similarities; choose one with assign, such as nwd"),
+    ],
+)
+def test_a_similarity_goes_with_a_rank(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(detector="fcos", options=options)
+    with pytest.raises(ValueError, match="assign: expected one of iou, nwd, rfd, dotd, got 'points'"):
+        TrainConfig(detector="retinanet", options={"assign": "points"})
 
 
 def test_the_center_region_can_be_switched_off_and_on() -> None:
@@ -165,13 +201,12 @@ def test_centerness_is_one_at_the_only_point_outside_of_an_object() -> None:
 
 
 def test_group_norm_has_32_groups_or_as_many_as_divide_the_channels() -> None:
-    for channels, groups in ((32, 32), (48, 16), (7, 1)):
-        with torch.device("meta"):
-            built = FCOSP3P7("mobilenet_v2", 1, channels=channels)
-        norms = [m for m in built.head.modules() if isinstance(m, torch.nn.GroupNorm)]
+    for channels, groups in ((64, 32), (48, 16), (7, 1)):
+        head = FCOSHead(channels, 1, 5, 4, group_norm=True)
+        norms = [module for module in head.modules() if isinstance(module, torch.nn.GroupNorm)]
         assert len(norms) == 8 and {norm.num_groups for norm in norms} == {groups}
-    with torch.device("meta"):
-        assert not any(isinstance(m, torch.nn.GroupNorm) for m in FCOS("mobilenet_v2", 1).head.modules())
+        head.classification_head.conv(torch.zeros(1, channels, 2, 2))
+    assert not any(isinstance(module, torch.nn.GroupNorm) for module in detector("fcos").head.modules())
 
 
 class TorchvisionFCOS(FCOSP3P7):
@@ -184,10 +219,12 @@ class TorchvisionFCOS(FCOSP3P7):
 @functools.lru_cache(maxsize=1)
 def torchvision_fcos() -> torch.nn.Module:
     torch.manual_seed(0)
-    network = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, image_mean=[0.0] * 3,
-                                image_std=[1.0] * 3).eval()  # fmt: skip
-    for parameter in (*network.head.parameters(), *network.backbone.fpn.parameters()):
-        torch.nn.init.normal_(parameter, std=0.05)
+    returned = {f"layer{i}": str(i - 2) for i in (2, 3, 4)}
+    body = resnet18(norm_layer=FrozenBatchNorm2d)
+    backbone = BackboneWithFPN(body, returned, [128, 256, 512], 64, extra_blocks=LastLevelP6P7(64, 64))
+    network = torchvision.models.detection.FCOS(backbone, num_classes=91).eval()
+    for parameter in (*network.head.parameters(), *backbone.fpn.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)
     return network
 
 
@@ -199,7 +236,7 @@ def weights(tmp_path: Path) -> str:
 
 @torch.no_grad()
 def test_the_network_is_that_of_torchvision_under_its_traits() -> None:
-    theirs, ours = torchvision_fcos(), TorchvisionFCOS("resnet50", 91).eval()
+    theirs, ours = torchvision_fcos(), TorchvisionFCOS("resnet18", 91, channels=64).eval()
     ours.backbone.body.load_state_dict(theirs.backbone.body.state_dict())
     for i in range(3):
         ours.fpn.inner[i].load_state_dict(theirs.backbone.fpn.inner_blocks[i][0].state_dict())
@@ -220,7 +257,7 @@ def test_the_network_is_that_of_torchvision_under_its_traits() -> None:
 def test_torchvision_weights_fit_the_plain_one_but_for_boxes_and_centerness(weights: str) -> None:
     source, theirs = read_source(weights, "fcos-p3p7"), torchvision_fcos()
     assert source.architecture is not None and source.architecture.detector == "fcos-p3p7"
-    built = build_detector(DetectorConfig("resnet50", 256, classes=2, detector="fcos-p3p7"))
+    built = build_detector(DetectorConfig("resnet18", 64, classes=2, detector="fcos-p3p7"))
     fresh = {name: value.clone() for name, value in built.state_dict().items()}
     report = "\n".join(initialize(built, source, ("person", "zebra")))
     assert "randomly initialized: head, head.regression_head.bbox_ctrness, head.regression_head.bbox_reg" in report
@@ -237,14 +274,25 @@ def test_torchvision_weights_fit_the_plain_one_but_for_boxes_and_centerness(weig
 
 
 def test_into_the_adaptive_one_go_backbone_and_pyramid_only(weights: str) -> None:
-    built = build_detector(DetectorConfig("resnet50", 256, classes=2, detector="fcos"))
+    built = build_detector(DetectorConfig("resnet18", 64, classes=2, detector="fcos"))
     fresh = {name: value.clone() for name, value in built.state_dict().items()}
     initialize(built, read_source(weights, "fcos"), ("person", "zebra"))
     state, theirs = built.state_dict(), torchvision_fcos()
     assert all(torch.equal(state[name], fresh[name]) for name in fresh if name.startswith("head."))
     assert torch.equal(state["fpn.layer.1.weight"], theirs.backbone.fpn.layer_blocks[0][0].weight)
     assert torch.equal(state["fpn.layer.0.weight"], fresh["fpn.layer.0.weight"])  # P2 is new
-    assert torch.equal(state["backbone.body.layer4.2.conv3.weight"], theirs.backbone.body.layer4[2].conv3.weight)
+    assert torch.equal(state["backbone.body.layer4.1.conv2.weight"], theirs.backbone.body["layer4"][1].conv2.weight)
+
+
+@pytest.mark.slow
+def test_the_published_architecture_is_recognized_and_fits(tmp_path: Path) -> None:
+    torch.save(fcos_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), tmp_path / "coco.pth")
+    source = read_source(str(tmp_path / "coco.pth"), "fcos-p3p7")
+    assert source.architecture is not None
+    assert (source.architecture.detector, source.architecture.backbone, source.architecture.channels) == (
+        "fcos-p3p7", "resnet50", 256)  # fmt: skip
+    for name in NAMES:
+        initialize(build_detector(DetectorConfig("resnet50", 256, detector=name)), source, ("person",))
 
 
 @pytest.mark.parametrize("name", NAMES)

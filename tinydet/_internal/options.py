@@ -73,8 +73,10 @@ def add_options(
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         flag = flag_of(field)
-        if flag in parser._option_string_actions:
-            continue  # shared by two detectors
+        if (shared := parser._option_string_actions.get(flag)) is not None:  # by two detectors, which check its value
+            if shared.choices is not None:
+                shared.choices = tuple(dict.fromkeys([*shared.choices, *field.metadata["choices"]]))
+            continue
         shown = (defaults or {}).get(field.name, _shown(field.default))
         help_text = field.metadata["help"].replace("%(default)s", shown)
         if types_of[field.name] is bool:

@@ -33,6 +33,7 @@ class Detector(nn.Module):
         design: levels, strides and names of the fused edges; with anchors where the detector has them.
         first_level: index of the first of C2..C5 that the pyramid takes.
         background: whether row 0 of the class layers is the background.
+        own_tensors: beginnings of names of tensors that the weights of a detector of another kind do not initialize.
     """
 
     backbone: Backbone
@@ -40,6 +41,7 @@ class Detector(nn.Module):
     design: Pyramid
     first_level: ClassVar[int] = 0
     background: ClassVar[bool] = False
+    own_tensors: ClassVar[tuple[str, ...]] = ()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of one batch as named scalars; their sum is minimized.

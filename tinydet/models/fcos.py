@@ -20,15 +20,24 @@ from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from tinydet.geometry.points import PointDesign, positive_points
+from tinydet.models.assign.build import build_assigner
 from tinydet.models.assign.max_iou import ignored_by_regions
 from tinydet.models.backbone_registry import build_backbone
-from tinydet.models.batch import Batch
+from tinydet.models.batch import Batch, anchors_of
 from tinydet.models.detector import Detector, ForeignWeights
 from tinydet.models.distributed import sum_over_processes
 from tinydet.models.fpn import FPN
 from tinydet.models.graphs.points import PointInference
 from tinydet.models.losses import focal_loss_by_level
-from tinydet.models.options import FCOS_P3P7_POINTS, FCOS_POINTS, Fusion, HeadInit, Norm, center_radius_of
+from tinydet.models.options import (
+    FCOS_P3P7_POINTS,
+    FCOS_POINTS,
+    Fusion,
+    HeadInit,
+    Norm,
+    PointAssignment,
+    center_radius_of,
+)
 from tinydet.models.sparse_head import outputs_at
 from tinydet.spec import LARGEST_TILE, ModelSpec
 
@@ -53,12 +62,14 @@ class PointMatches(NamedTuple):
         level: (P,) number of the level of each.
         objects: (P,) index of the object into the boxes of the batch.
         distances: (P, 4) from the point to left, top, right and bottom side, in pixels; negative where it is outside.
+        ignored: (I,) flat indices of points that learn nothing, not even that they are background.
     """
 
     positive: Tensor
     level: Tensor
     objects: Tensor
     distances: Tensor
+    ignored: Tensor
 
 
 class FCOSHead(nn.Module):
@@ -84,6 +95,8 @@ class FCOS(Detector):
         alpha, fusion: see `FPN`.
         norm: see `Backbone`.
         head_convs, head_init: as in `RetinaNet`.
+        assign, assign_rank, assign_background: "points": by the rule of `PointDesign`. Else the similarity of objects
+            with the squares of the points decides, see `build_assigner`.
         center_radius: half the side of the center region in strides; 0: the whole box. See `PointDesign`.
         every_object: give an object without a point its nearest one. See `positive_points`.
     """
@@ -91,6 +104,7 @@ class FCOS(Detector):
     design: PointDesign = FCOS_POINTS
     group_norm: ClassVar[bool] = False
     centerness_on_class_tower: ClassVar[bool] = False
+    own_tensors: ClassVar[tuple[str, ...]] = ("head.",)  # those of another configuration have other inputs or units
     exponential: ClassVar[bool] = False  # predict the logarithm of a distance in pixels, not the distance in strides
 
     def __init__(
@@ -104,12 +118,16 @@ class FCOS(Detector):
         norm: Norm = "frozen",
         head_convs: int = 4,
         head_init: HeadInit = "paper",
+        assign: PointAssignment = "points",
+        assign_rank: int = 0,
+        assign_background: float | None = None,
         center_radius: float = 1.5,
         every_object: bool = True,
     ) -> None:
         super().__init__()
         self.design = center_radius_of(self.design, center_radius)
         self.every_object = every_object
+        self.assigner = None if assign == "points" else build_assigner(assign, assign_rank, assign_background)
         self.backbone = build_backbone(backbone, norm=norm)
         features = self.backbone.channels[self.first_level :]
         self.fpn = FPN(features, channels, alpha, fusion=fusion, top=self.extra_levels(channels))
@@ -154,7 +172,8 @@ class FCOS(Detector):
         """See `Detector`. Boxes and centerness are learned by positive points only."""
         size, device = batch.size, batch.images.device
         matches = self.matches(batch)
-        ignored = ignored_by_regions(batch.regions, batch.region_owner, self.design.squares(), size)
+        regions = ignored_by_regions(batch.regions, batch.region_owner, self.design.squares(), size)
+        ignored = torch.cat([matches.ignored, regions])
         logits, raw, centerness = self.predict(self.levels(batch.images), matches.positive)
         with torch.autocast(device.type, enabled=False):
             strides = torch.tensor(self.design.strides, dtype=torch.float32, device=device)
@@ -181,19 +200,23 @@ class FCOS(Detector):
 
     def matches(self, batch: Batch) -> PointMatches:
         """Return which points of the batch learn which objects."""
-        height, width = batch.size
-        found = positive_points(
-            self.design,
-            batch.boxes.cpu().numpy(),
-            np.tile((width, height), (len(batch.images), 1)),
-            batch.owner.cpu().numpy(),
-            every_object=self.every_object,
-        )
-        positive, level, objects = (torch.from_numpy(each).to(batch.boxes.device) for each in found)
-        points = points_of(self.design, batch.size, batch.boxes.device)
+        (height, width), device = batch.size, batch.boxes.device
+        points = points_of(self.design, batch.size, device)
+        if self.assigner is None:
+            sizes = np.tile((width, height), (len(batch.images), 1))
+            boxes, owner = batch.boxes.cpu().numpy(), batch.owner.cpu().numpy()
+            found = positive_points(self.design, boxes, sizes, owner, every_object=self.every_object)
+            positive, level, objects = (torch.from_numpy(each).to(device) for each in found)
+            ignored = positive[:0]
+        else:
+            squares = self.design.squares()
+            anchors = anchors_of(squares, batch.size, device)
+            positive, objects, ignored = self.assigner(batch.boxes, batch.owner, squares, anchors, batch.size)
+            counts = self.design.grids((width, height))[0].prod(axis=1)
+            level = torch.bucketize(positive % len(points), torch.from_numpy(counts.cumsum()).to(device), right=True)
         point, box = points[positive % len(points)], batch.boxes[objects]
         distances = torch.cat([point - box[:, :2], box[:, 2:] - point], dim=1)
-        return PointMatches(positive, level, objects, distances)
+        return PointMatches(positive, level, objects, distances, ignored)
 
     def predict(self, levels: Sequence[Tensor], positive: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return the logits of every point, and box outputs (P, 4) and centerness logits (P,) of the positive ones.
@@ -212,7 +235,8 @@ class FCOS(Detector):
 
     def box_loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Return the loss (P,) of boxes given by their distances (P, 4) in pixels: 1 - GIoU."""
-        return generalized_box_iou_loss(_boxes_of(predicted), _boxes_of(target))
+        loss: Tensor = generalized_box_iou_loss(_boxes_of(predicted), _boxes_of(target))
+        return loss
 
     def class_count(self, positives: Tensor, images: Tensor) -> Tensor:
         """Return what the sum of the class loss is divided by: the positive points, at least 1."""

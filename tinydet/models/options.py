@@ -72,7 +72,7 @@ class AssignOptions:
     assign: Assignment = option(
         "iou",
         "similarity that decides which anchors learn which objects; nwd, rfd and dotd do not vanish for objects of a "
-        "few pixels (default: %(default)s)",
+        "few pixels (default: %(default)s; FCOS: points)",
         choices=ASSIGNMENTS,
     )
     assign_rank: int = option(
@@ -140,8 +140,8 @@ class FCOSOptions(HeadOptions, AssignOptions):
 
     assign: PointAssignment = option(  # type: ignore[assignment]
         "points",
-        "points: a point learns the object around it, as published; iou, nwd, rfd, dotd: the squares of the points that "
-        "are most similar to an object learn it, as many as --assign-rank says (default: %(default)s)",
+        "points: a point learns the object around it, as published; iou, nwd, rfd, dotd: each object is learned by the "
+        "points whose squares are most similar to it, as many as --assign-rank says (default: %(default)s)",
         choices=("points", *ASSIGNMENTS),
     )
     center_radius: float = option(
@@ -171,9 +171,7 @@ class FCOSOptions(HeadOptions, AssignOptions):
 class FCOSP3P7Options(FCOSOptions):
     """Options of FCOS on P3..P7."""
 
-    center_radius: float = option(
-        0.0, "as for fcos (default: %(default)s)", metavar="R", parse=number(0, 1000)
-    )
+    center_radius: float = option(0.0, "as for fcos (default: %(default)s)", metavar="R", parse=number(0, 1000))
     every_object: bool = option(
         False, "let the nearest point learn an object that contains no point of the grid (default: it is not learned)"
     )

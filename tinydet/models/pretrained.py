@@ -100,11 +100,13 @@ def initialize(detector: Detector, source: Source, classes: Sequence[str]) -> li
         f"{layer}.{part}": groups for layer, groups in detector.class_layers().items() for part in ("weight", "bias")
     }
     names = (BACKGROUND, *classes) if detector.background else tuple(classes)
+    same_kind = source.architecture is not None and detector_info(source.architecture.detector).load() is type(detector)
+    skipped = ("fpn.alpha", "fpn.attention", *(() if same_kind else detector.own_tensors))
     copied: dict[str, Tensor] = {}
     shared: set[str] = set()
     for key, fresh in ours.items():
         trained = found.get(key)
-        if trained is None or key.startswith(("fpn.alpha", "fpn.attention")):
+        if trained is None or key.startswith(skipped):
             continue
         if key in rows:
             before, after = rows[key]

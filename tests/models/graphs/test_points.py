@@ -78,7 +78,7 @@ def test_boxes_without_extent_are_dropped_and_not_counted() -> None:
 def test_the_floor_is_that_of_the_score_not_of_the_class(floor: float) -> None:
     fixed = Fixed()
     _, scores, labels, candidates = run(fixed, max_detections=400, score_floor=floor)
-    score = (torch.cat(fixed.outputs.logits, 1).amax(2).sigmoid() * torch.cat(fixed.outputs.centerness, 1).sigmoid())
+    score = torch.cat(fixed.outputs.logits, 1).amax(2).sigmoid() * torch.cat(fixed.outputs.centerness, 1).sigmoid()
     assert torch.equal(candidates, (score.sqrt() > floor).sum(1).int())
     assert torch.equal((labels >= 0).sum(1).int(), candidates)
     assert (scores[labels >= 0] > floor).all()
