@@ -144,8 +144,10 @@ def test_an_object_without_a_point_is_learned_unless_switched_off() -> None:
     given = batch()
     learned = detector("fcos").matches(given)
     assert set(learned.objects.tolist()) == {0, 1, 2, 3}
-    assert set(detector("fcos", every_object=False).matches(given).objects.tolist()) == {0, 1, 2}
-    plain = [set(detector("fcos-p3p7", every_object=each).matches(given).objects.tolist()) for each in (False, True)]
+    assert set(detector("fcos", without_point="none").matches(given).objects.tolist()) == {0, 1, 2}
+    plain = [
+        set(detector("fcos-p3p7", without_point=each).matches(given).objects.tolist()) for each in ("none", "nearest")
+    ]
     assert plain == [{0, 2}, {0, 1, 2, 3}]
     assert (learned.distances[learned.objects == 3] < 0).any()  # the nearest point is outside of the object
 

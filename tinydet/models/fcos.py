@@ -36,6 +36,7 @@ from tinydet.models.options import (
     HeadInit,
     Norm,
     PointAssignment,
+    WithoutPoint,
     center_radius_of,
 )
 from tinydet.models.sparse_head import outputs_at
@@ -98,7 +99,7 @@ class FCOS(Detector):
         assign, assign_rank, assign_background: "points": by the rule of `PointDesign`. Else the similarity of objects
             with the squares of the points decides, see `build_assigner`.
         center_radius: half the side of the center region in strides; 0: the whole box. See `PointDesign`.
-        every_object: give an object without a point its nearest one. See `positive_points`.
+        without_point: "nearest" gives an object without a point the nearest one, see `positive_points`.
     """
 
     design: PointDesign = FCOS_POINTS
@@ -122,11 +123,11 @@ class FCOS(Detector):
         assign_rank: int = 0,
         assign_background: float | None = None,
         center_radius: float = 1.5,
-        every_object: bool = True,
+        without_point: WithoutPoint = "nearest",
     ) -> None:
         super().__init__()
         self.design = center_radius_of(self.design, center_radius)
-        self.every_object = every_object
+        self.every_object = without_point == "nearest"
         self.assigner = None if assign == "points" else build_assigner(assign, assign_rank, assign_background)
         self.backbone = build_backbone(backbone, norm=norm)
         features = self.backbone.channels[self.first_level :]
@@ -267,9 +268,15 @@ class FCOSP3P7(FCOS):
     exponential: ClassVar[bool] = True
 
     def __init__(
-        self, backbone: str, classes: int, *, center_radius: float = 0.0, every_object: bool = False, **options: Any
+        self,
+        backbone: str,
+        classes: int,
+        *,
+        center_radius: float = 0.0,
+        without_point: WithoutPoint = "none",
+        **options: Any,
     ) -> None:
-        super().__init__(backbone, classes, center_radius=center_radius, every_object=every_object, **options)
+        super().__init__(backbone, classes, center_radius=center_radius, without_point=without_point, **options)
 
     def extra_levels(self, channels: int) -> ExtraFPNBlock:
         """P6 and P7, two convolutions on P5."""

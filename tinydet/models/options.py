@@ -25,6 +25,7 @@ HeadInit = Literal["paper", "he"]
 RoIAlignRule = Literal["torchvision", "aligned"]
 Assignment = Literal["iou", "nwd", "rfd", "dotd"]
 ASSIGNMENTS: tuple[Assignment, ...] = get_args(Assignment)
+WithoutPoint = Literal["nearest", "none"]
 PointAssignment = Literal["points", "iou", "nwd", "rfd", "dotd"]
 MAX_RANK = 100
 SIMILARITY_THRESHOLDS = (0.7, 0.3)  # of nwd, rfd and dotd, as in the code released with NWD
@@ -72,7 +73,7 @@ class AssignOptions:
     assign: Assignment = option(
         "iou",
         "similarity that decides which anchors learn which objects; nwd, rfd and dotd do not vanish for objects of a "
-        "few pixels (default: %(default)s; FCOS: points)",
+        "few pixels (default: iou; FCOS: points)",
         choices=ASSIGNMENTS,
     )
     assign_rank: int = option(
@@ -151,9 +152,11 @@ class FCOSOptions(HeadOptions, AssignOptions):
         metavar="R",
         parse=number(0, 1000),
     )
-    every_object: bool = option(
-        True,
-        "leave objects that contain no point of the grid unlearned (default: each is learned by its nearest point)",
+    without_point: WithoutPoint = option(
+        "nearest",
+        "nearest: an object that no point would learn is learned by its nearest point; none: it is not learned "
+        "(default: nearest; fcos-p3p7: none)",
+        choices=("nearest", "none"),
     )
 
     def __post_init__(self) -> None:
@@ -172,9 +175,7 @@ class FCOSP3P7Options(FCOSOptions):
     """Options of FCOS on P3..P7."""
 
     center_radius: float = option(0.0, "as for fcos (default: %(default)s)", metavar="R", parse=number(0, 1000))
-    every_object: bool = option(
-        False, "let the nearest point learn an object that contains no point of the grid (default: it is not learned)"
-    )
+    without_point: WithoutPoint = option("none", "as for fcos (default: %(default)s)", choices=("nearest", "none"))
 
 
 @dataclass(frozen=True)
