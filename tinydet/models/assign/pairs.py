@@ -68,13 +68,12 @@ def kth_similarity(
         column = _first_cell(center[:, 0], design.offset, level.stride, level.columns, width)
         within = torch.arange(height * width, device=boxes.device)
         y, x = row[:, None] + torch.div(within, width, rounding_mode="floor"), column[:, None] + within % width
-        cell = (y * level.columns + x).flatten() * len(level.shapes) + level.start
-        repeated = boxes.repeat_interleave(len(within), dim=0)
-        for shape in range(len(level.shapes)):
-            found = similarity.pairs(repeated, anchors[cell + shape]).view(len(boxes), len(within))
-            highest = torch.cat([highest, found], dim=1)
-            if highest.shape[1] > rank:
-                highest = highest.topk(rank, dim=1).values
+        cell = (y * level.columns + x) * len(level.shapes) + level.start
+        index = (cell[:, :, None] + torch.arange(len(level.shapes), device=boxes.device)).flatten(1)
+        repeated = boxes.repeat_interleave(index.shape[1], dim=0)
+        found = similarity.pairs(repeated, anchors[index.flatten()]).view(index.shape)
+        highest = torch.cat([highest, found], dim=1)
+        highest = highest.topk(min(rank, highest.shape[1]), dim=1).values
     return highest.amin(dim=1)
 
 
