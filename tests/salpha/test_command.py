@@ -59,8 +59,15 @@ def test_options_reach_the_statistics(tmp_path: Path, capsys: pytest.CaptureFixt
     expected = statistics_of(people, counting, **options, alpha_range=(0.5, 0.6)).to_json()
     for key in ("counts", "alpha_raw", "alpha", "boxes", "images", "warnings"):
         assert found[key] == expected[key]
-    how = {"detector": "faster_rcnn", "options": {}, "anchors": "tinydet", "alpha_range": [0.5, 0.6], **options}
-    assert found["rule"] == {**how, "count": "anchor", "counted": counting.statistic.text}
+    how = {
+        "detector": "faster_rcnn",
+        "options": {"assign": "iou"},
+        "anchors": "tinydet",
+        "alpha_range": [0.5, 0.6],
+        **options,
+    }
+    counted = {"count": "anchor", "counted": counting.statistic.text, "alpha_range": [0.5, 0.6]}
+    assert found["rule"] == {**how, **counted}
     assert found["source"] == "a.json"
     assert f"in {found['images']} tiles" in capsys.readouterr().out
 

@@ -80,14 +80,19 @@ def test_warnings_name_empty_levels_and_clamped_factors() -> None:
 
 
 def test_a_note_says_when_no_edge_has_alpha_as_counted() -> None:
+    note = "on every edge: no ratio of objects is within 0.2..2, so the counts do not say how much to fuse"
     for clamped in ((1000, 40, 2, 0, 0), (1000, 0, 0, 0, 0), (0, 1000, 0, 0, 0), (1, 9, 90, 900, 0)):
-        assert "alpha is clamped on every edge: nearly all objects are on one side" in warnings_of(*clamped)
+        assert note in warnings_of(*clamped)
         assert FusionStatistics(clamped, 1, 1, 0.0).to_json()["clamped_on_every_edge"] is True
     for counted in ((1000, 40, 30, 0, 0), (0, 0, 0, 0, 0), (1000, 200, 2, 0, 0)):
-        assert "every edge" not in warnings_of(*counted).replace("on every edge: the objects", "")
+        assert note not in warnings_of(*counted)
         assert FusionStatistics(counted, 1, 1, 0.0).to_json()["clamped_on_every_edge"] is False
-    points = FusionStatistics((900, 45, 4, 0), 100, 1, 0.0, ("P3", "P4", "P5", "P6+P7"), "anchor", unit="points")
-    assert "nearly all points are on one side" in "\n".join(points.notes)
+    assert "alpha is at its lower limit on every edge" in warnings_of(1000, 40, 2, 0, 0)
+    assert "starts at P2" not in warnings_of(1000, 40, 2, 0, 0)
+    coarse = FusionStatistics((900, 45, 4, 0), 100, 1, 0.0, ("P3", "P4", "P5", "P6+P7"), "anchor", unit="point")
+    notes = "\n".join(coarse.notes)
+    assert "no ratio of points is within" in notes and "a detector that starts at P2, such as fcos" in notes
+    assert "use a small alpha" in notes and "use S-alpha" not in notes
 
 
 def test_an_edge_with_fewer_than_twenty_objects_gets_a_warning() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -92,6 +92,15 @@ def information_to_stderr() -> None:
 def in_command() -> bool:
     """Return whether a command is running, rather than a program that uses the library."""
     return any(isinstance(handler, Console) for handler in LOGGER.handlers)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a phrase.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def plural(count: int, noun: str, form: str = "") -> str:

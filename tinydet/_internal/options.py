@@ -56,18 +56,24 @@ def flag_of(field: dataclasses.Field[Any]) -> str:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, options: type[Any], *, group: str = "", defaults: Mapping[str, str] | None = None
+    parser: argparse.ArgumentParser,
+    options: type[Any],
+    *,
+    group: str = "",
+    defaults: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
 ) -> None:
     """Add one flag per field of the dataclass `options`; a flag that was not given is absent from the namespace.
 
     Args:
         group: heading for fields that name none.
         defaults: text for `%(default)s` by field, where the default is decided later.
+        only: names of the fields; None: all.
     """
     groups = {each.title: each for each in parser._action_groups}
     types_of = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
-        if "help" not in field.metadata:
+        if "help" not in field.metadata or (only is not None and field.name not in only):
             continue
         title = field.metadata["group"] or group
         if title not in groups:
@@ -92,6 +98,20 @@ def add_options(
             default=argparse.SUPPRESS,
             help=help_text,
         )
+
+
+def option_words(options: type[Any], values: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line that set fields of the dataclass `options` to `values`."""
+    words: list[str] = []
+    for field in dataclasses.fields(options):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if isinstance(value, bool):
+            words += [flag_of(field)] if value != field.default else []
+        else:
+            words += [flag_of(field), join_names(value) if isinstance(value, tuple) else str(value)]
+    return words
 
 
 def check_values(values: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tinydet._internal.arguments import quoted
-from tinydet._internal.options import check_values
+from tinydet._internal.console import listed
+from tinydet._internal.options import check_values, flag_of
 from tinydet._internal.plugins import check_same_file
 from tinydet.geometry.anchors import AnchorSizes, Pyramid
 from tinydet.models.options import (
@@ -48,13 +49,15 @@ class LevelStatistic:
             (M, 4) xyxy in input pixels; sizes: (I, 2) width and height of every image; image_index: (M,) image of each
             box; options: all options of the detector by name.
         text: what is counted, for reports, such as "objects by the level that learns them".
-        unit: plural noun for what is counted.
+        reason: a sentence that says why this is what the detector learns, for `tinydet salpha`.
+        unit: noun for one of them.
         options: names of the detector's options that change the counts; they are flags of `tinydet salpha`.
     """
 
     counts: LevelCounts
     text: str
-    unit: str = "objects"
+    reason: str = ""
+    unit: str = "object"
     options: tuple[str, ...] = ()
 
     def checked(self, found: ArrayLike, levels: Sequence[str]) -> tuple[int, ...]:
@@ -222,6 +225,24 @@ def detector_info(name: str) -> DetectorInfo:
             "it with --plugin FILE.py"
         )
     return DETECTORS[name]
+
+
+def check_option_names(name: str, given: Iterable[str]) -> None:
+    """Check that a detector has these options.
+
+    Raises:
+        ValueError: the detector is unknown, or has no such option. Names the flag and the detectors that have it.
+    """
+    if not (foreign := sorted(set(given) - set(detector_info(name).option_names))):
+        return
+    owners = {owner: info for owner, info in DETECTORS.items() if foreign[0] in info.option_names}
+    if not owners:
+        raise ValueError(f"no detector has an option {foreign[0]!r}")
+    fields = dataclasses.fields(next(iter(owners.values())).options)
+    flag = flag_of(next(each for each in fields if each.name == foreign[0]))
+    raise ValueError(
+        f"{flag} is not an option of {name}, but of {listed(list(owners))}; leave it out, or choose another --detector"
+    )
 
 
 def detector_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

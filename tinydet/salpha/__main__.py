@@ -17,12 +17,12 @@ from tinydet._internal.plugins import add_plugin_option
 from tinydet.data.coco import Dataset
 from tinydet.data.dataset_arguments import add_data_arguments, data_path, source_of
 from tinydet.data.source import builtin_source
-from tinydet.geometry.anchors import AnchorDesign, Pyramid
+from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.registry import DETECTORS
 from tinydet.runtime.plan import OVERLAP
 from tinydet.salpha.dataset import statistics_of
-from tinydet.salpha.detectors import counting_of
+from tinydet.salpha.detectors import Counting, add_counted_options, counting_from
 from tinydet.salpha.factors import ALPHA_RANGE, FusionStatistics
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    counting = counting_of(options.detector, rule=options.count, layout=options.anchors)
+    counting, _ = counting_from(options, rule=options.count, layout=options.anchors)
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile; without it whole images are counted")
     overlap = OVERLAP if options.overlap is None else options.overlap
@@ -68,21 +68,23 @@ def _run(options: argparse.Namespace) -> int:
     how = [options.detector, *(f"{name} {counting.options[name]}" for name in counting.statistic.options)]
     if isinstance(counting.design, AnchorDesign):
         how.insert(1, f"{options.anchors} anchors")
-    print(*_report(dataset, statistics, counting.design, ", ".join(how), options.tile), sep="\n")
+    print(*_report(dataset, statistics, counting, ", ".join(how), options.tile), sep="\n")
     return 0
 
 
 def _report(
-    dataset: Dataset, statistics: FusionStatistics, design: Pyramid, how: str, tile: int | None
+    dataset: Dataset, statistics: FusionStatistics, counting: Counting, how: str, tile: int | None
 ) -> Iterator[str]:
     """Lines of a readable report: counts by level and factors by edge, finest first."""
     inputs = plural(statistics.images, "tile" if tile else "image", ",")
     yield f"{dataset.source}: {plural(statistics.boxes, 'object', ',')} ({_listed(dataset.classes)}) in {inputs}"
     yield f"{statistics.text[:1].upper()}{statistics.text[1:]} ({how}):"
+    if reason := counting.statistic.reason:
+        yield f"{reason[:1].upper()}{reason[1:]}."
     yield ""
-    yield f"level  stride  {statistics.unit:>9}   share"
+    yield f"level  stride  {statistics.unit + 's':>9}   share"
     total = max(sum(statistics.counts), 1)
-    strides = design.strides[: len(statistics.levels)]
+    strides = counting.design.strides[: len(statistics.levels)]
     for level, stride, count in zip(statistics.levels, strides, statistics.counts, strict=True):
         yield f"{level:<5}  {stride:>6}  {count:>9,}  {count / total:6.1%}"
     yield ""
@@ -126,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         help="anchor layout: tinydet (unrounded, centered), torchvision, or released (the paper authors' code); "
         "default: tinydet",
     )
+    add_counted_options(parser)
     add_categories(parser, "count")
     parser.add_argument(
         "--count",

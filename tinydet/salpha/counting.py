@@ -16,27 +16,37 @@ from tinydet.geometry.boxes import iou_from_areas, overlap_length
 from tinydet.geometry.cells import nearest_cell
 from tinydet.salpha.inputs import Inputs, check_inputs
 from tinydet.salpha.parity import best_anchors, rounding_tolerance
+from tinydet.salpha.similar import most_similar
 
 _CHUNK = 8192  # Boxes at a time: the arrays of one chunk stay in a core's cache.
 
 
 def count_levels(
-    boxes: ArrayLike, sizes: ArrayLike, design: AnchorDesign, *, image_index: ArrayLike | None = None
+    boxes: ArrayLike,
+    sizes: ArrayLike,
+    design: AnchorDesign,
+    *,
+    image_index: ArrayLike | None = None,
+    similarity: str = "iou",
 ) -> tuple[int, ...]:
     """Count the objects of each level, finest first (Algorithm 1).
 
     There is no IoU threshold, and anchors may extend beyond the image. The counts equal those of torchvision's float32
-    `box_iou` and `argmax` over all anchors.
+    `box_iou` and `argmax` over all anchors; with another similarity see `tinydet.salpha.similar`.
 
     Args:
         boxes: (M, 4) xyxy in pixels of the network's input. They are rounded to float32, as a network sees them.
         sizes: (I, 2) width and height of every input image, or (2,) for one image.
         image_index: (M,) index into `sizes` for each box; None for one image.
+        similarity: of an object and an anchor, a key of `tinydet.geometry.similarity.SIMILARITIES`.
 
     Raises:
         ValueError: for arrays of other shapes, invalid boxes, or an image that is too small for any anchor.
     """
     inputs = check_inputs(boxes, sizes, image_index, design)
+    if similarity != "iou":
+        level, _ = most_similar(inputs, design, similarity)
+        return tuple(np.bincount(level, minlength=len(design.levels)).tolist())
     ious = best_ious(inputs, design)
     level = ious.argmax(axis=0)
     # Float32 may order levels differently if their IoUs are nearly equal: for 8 of the 343,204 boxes of VisDrone train.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tinydet._internal.console import plural
 from tinydet.models.registry import CountRule
 
 ALPHA_RANGE = (0.2, 2.0)  # Not in the paper; the authors' code clamps so. Empty levels would give 0 or inf.
@@ -47,7 +48,7 @@ class FusionStatistics:
     count: CountRule = "gt"
     alpha_range: tuple[float, float] = ALPHA_RANGE
     text: str = "objects by the level of their best anchor"
-    unit: str = "objects"
+    unit: str = "object"
 
     def __post_init__(self) -> None:
         if len(self.levels) != len(self.counts):
@@ -78,11 +79,12 @@ class FusionStatistics:
             )
         edge, (finer, deeper) = pairs[0]
         if finer + deeper < FEW_OBJECTS:
-            few = f"alpha is based on only {_plural(finer + deeper, self.unit)} of {edge}, fewer than {FEW_OBJECTS}"
+            few = f"alpha is based on only {plural(finer + deeper, self.unit)} of {edge}, fewer than {FEW_OBJECTS}"
             return AlphaAdvice(False, f"{few}; use alpha = 1")
-        return AlphaAdvice(
-            True, "raw alpha <= 1 on every edge: the objects are tiny for this detector; use S-alpha (--salpha)"
-        )
+        tiny = "raw alpha <= 1 on every edge: the objects are tiny for this detector"
+        if self.clamped:
+            return AlphaAdvice(True, f"{tiny}; use a small alpha, such as the limits that S-alpha takes (--salpha)")
+        return AlphaAdvice(True, f"{tiny}; use S-alpha (--salpha)")
 
     @property
     def clamped(self) -> bool:
@@ -160,30 +162,26 @@ def _edge_counts(counts: Sequence[int]) -> list[tuple[int, int]]:
 def _warnings(statistics: FusionStatistics) -> Iterator[str]:
     empty = [level for level, count in zip(statistics.levels, statistics.counts, strict=True) if level and not count]
     if empty:
-        yield f"no {statistics.unit} on {', '.join(empty)}"
+        yield f"no {statistics.unit}s on {', '.join(empty)}"
     low, high = statistics.alpha_range
     unit = statistics.unit
     for edge, raw, alpha, (finer, deeper) in zip(
         statistics.edges, statistics.alpha_raw, statistics.alpha, _edge_counts(statistics.counts), strict=True
     ):
         if not finer + deeper:
-            yield f"{edge}: no {unit} on either side (0/0), so alpha = {alpha:.3g} by convention"
+            yield f"{edge}: no {unit}s on either side (0/0), so alpha = {alpha:.3g} by convention"
         elif finer + deeper < FEW_OBJECTS:
-            yield f"{edge}: alpha is based on only {_plural(finer + deeper, unit)}, fewer than {FEW_OBJECTS}"
+            yield f"{edge}: alpha is based on only {plural(finer + deeper, unit)}, fewer than {FEW_OBJECTS}"
         if raw is None and deeper:
-            yield f"{edge}: no {unit} on the finer side ({deeper}/0), so alpha is the upper bound, {alpha:.3g}"
+            yield f"{edge}: no {unit}s on the finer side ({deeper}/0), so alpha is the upper bound, {alpha:.3g}"
         elif raw is not None and raw != alpha:
             yield f"{edge}: raw alpha {raw:.3g} is outside {low:g}..{high:g} and was clamped to {alpha:.3g}"
     if statistics.clamped:
+        where = "at its lower limit" if all(alpha == low for alpha in statistics.alpha) else "clamped"
+        another = "" if statistics.levels[0] == "P2" else ", or a detector that starts at P2, such as fcos"
         yield (
-            f"alpha is clamped on every edge: nearly all {unit} are on one side of each, so their ratio does not say "
-            f"how much to fuse, and alpha is its limit {low:g} or {high:g} (or 1 for 0/0); choose alpha yourself "
-            "(--alpha, by tinydet sweep), other limits (--alpha-range), or a detector whose levels divide these "
-            "objects, such as fcos instead of fcos-p3p7"
+            f"alpha is {where} on every edge: no ratio of {unit}s is within {low:g}..{high:g}, so the counts do not "
+            "say how much to fuse; choose alpha yourself (--alpha, by a sweep), other limits (--alpha-range)" + another
         )
     if not statistics.advice.salpha:
         yield statistics.advice.text
-
-
-def _plural(count: int, unit: str) -> str:
-    return f"{count:,} {unit.removesuffix('s') if count == 1 else unit}"

@@ -22,6 +22,7 @@ from tinydet.geometry.anchors import AnchorDesign, LevelGrid
 from tinydet.geometry.boxes import iou_by_coordinates
 from tinydet.geometry.cells import nearest_cell
 from tinydet.salpha.inputs import Inputs, check_inputs
+from tinydet.salpha.similar import most_similar
 
 
 class BestAnchors(NamedTuple):
@@ -57,17 +58,25 @@ def best_anchors(
 
 
 def count_distinct_anchors(
-    boxes: ArrayLike, sizes: ArrayLike, design: AnchorDesign, *, image_index: ArrayLike | None = None
+    boxes: ArrayLike,
+    sizes: ArrayLike,
+    design: AnchorDesign,
+    *,
+    image_index: ArrayLike | None = None,
+    similarity: str = "iou",
 ) -> tuple[int, ...]:
     """Count the anchors of each level that are the best of at least one object, as the authors' code does.
 
     An anchor counts once per image, however many objects share it. Arguments and errors are those of
     `tinydet.salpha.counting.count_levels`.
     """
-    best = best_anchors(boxes, sizes, design, image_index=image_index)
-    image = np.zeros(len(best.anchor), np.int64) if image_index is None else np.asarray(image_index, np.int64)
-    _, first = np.unique(image * (best.anchor.max(initial=0) + 1) + best.anchor, return_index=True)
-    return tuple(np.bincount(best.level[first], minlength=len(design.levels)).tolist())
+    if similarity == "iou":
+        level, _, anchor = best_anchors(boxes, sizes, design, image_index=image_index)
+    else:
+        level, anchor = most_similar(check_inputs(boxes, sizes, image_index, design), design, similarity)
+    image = np.zeros(len(anchor), np.int64) if image_index is None else np.asarray(image_index, np.int64)
+    _, first = np.unique(image * (anchor.max(initial=0) + 1) + anchor, return_index=True)
+    return tuple(np.bincount(level[first], minlength=len(design.levels)).tolist())
 
 
 def released_clipping(

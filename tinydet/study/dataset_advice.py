@@ -7,7 +7,7 @@ share of objects that have an anchor with an IoU high enough to be a positive in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.console import plural
+from tinydet._internal.options import option_words
 from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset, read_pixels
 from tinydet.data.source import DataSource
-from tinydet.geometry.anchors import AnchorDesign
+from tinydet.geometry.anchors import AnchorDesign, Pyramid
 from tinydet.geometry.tiles import TileGrid
+from tinydet.models.registry import detector_info
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.salpha.parity import best_anchors
 from tinydet.study.dataset_measures import DatasetMeasures
@@ -51,12 +53,13 @@ class Advice:
         return {"value": self.value, "reason": self.reason}
 
 
-def advise(measures: DatasetMeasures, design: AnchorDesign) -> list[Advice]:
-    """Recommend tile, overlap, scale and anchors; an empty list if there are no objects."""
+def advise(measures: DatasetMeasures, design: Pyramid) -> list[Advice]:
+    """Recommend tile, overlap and, for a design with anchors, scale and anchors; an empty list without objects."""
     if not len(measures.sizes):
         return []
     overlap = advise_overlap(measures)
-    return [advise_tile(measures, overlap.value), overlap, *advise_matching(measures, design)]
+    matching = advise_matching(measures, design) if isinstance(design, AnchorDesign) else []
+    return [advise_tile(measures, overlap.value), overlap, *matching]
 
 
 def advise_alpha(statistics: FusionStatistics, init: str) -> Advice:
@@ -125,12 +128,14 @@ def training_command(
     *,
     holds_out: bool,
     detector: str,
+    options: Mapping[str, Any],
     categories: Sequence[str] | None,
 ) -> str:
     """Return the command that trains as advised, for pasting into a shell.
 
     Args:
         holds_out: whether it holds out a share of the images for validation.
+        options: of the detector, as given.
     """
     value = {setting.setting: setting.value for setting in advice}
     words: list[str | Path] = ["train"]
@@ -142,6 +147,7 @@ def training_command(
         words += ["--category", name]
     if detector != DETECTOR:
         words += ["--detector", detector]
+    words += option_words(detector_info(detector).options, options)
     words += ["--tile", str(value["tile"]), "--overlap", str(value["overlap"])]
     words += ["--salpha"] if value["alpha"] == "S-alpha" else []
     words += ["--init", value["init"]] if value["init"] != "none" else []

@@ -10,7 +10,7 @@ import numpy as np
 from tinydet._internal.atomic import atomic_path
 from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
-from tinydet.geometry.anchors import AnchorDesign
+from tinydet.geometry.anchors import AnchorDesign, Pyramid
 from tinydet.runtime.captions import plot_labels
 from tinydet.study.dataset_measures import RANGES, DatasetMeasures
 
@@ -19,7 +19,7 @@ _LEVEL_COLORS = ("#440154", "#3b528b", "#21918c", "#5ec962", "#d4b106")  # fines
 _BAR = "#31688e"
 
 
-def write_plots(measures: DatasetMeasures, design: AnchorDesign, folder: Path) -> list[Path]:
+def write_plots(measures: DatasetMeasures, design: Pyramid, folder: Path) -> list[Path]:
     """Write sizes.png, shapes.png, density.png and levels.png to `folder`, which is created if it does not exist.
 
     Returns:
@@ -47,7 +47,7 @@ def write_plots(measures: DatasetMeasures, design: AnchorDesign, folder: Path) -
     return paths
 
 
-def _sizes(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
+def _sizes(axes: Any, measures: DatasetMeasures, design: Pyramid) -> None:
     left, right = axes
     counts, edges = measures.size_histogram()
     middles = np.sqrt(edges[:-1] * edges[1:])
@@ -61,8 +61,9 @@ def _sizes(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     left.set(ylabel="objects", title="object size")
     ordered = np.sort(measures.sizes)
     right.plot(ordered, np.arange(1, len(ordered) + 1) / len(ordered), color="black")
-    smallest = min(w * h for shapes in design.shapes for w, h in shapes) ** 0.5
-    right.axvline(smallest, color="#d93025", linewidth=1, label=f"smallest anchor: {smallest:.3g} px")
+    if isinstance(design, AnchorDesign):
+        smallest = min(w * h for shapes in design.shapes for w, h in shapes) ** 0.5
+        right.axvline(smallest, color="#d93025", linewidth=1, label=f"smallest anchor: {smallest:.3g} px")
     median = float(np.median(measures.sizes))
     right.axvline(median, color=_BAR, linewidth=1, linestyle="--", label=f"median object: {median:.3g} px")
     right.legend(fontsize=7)
@@ -73,33 +74,37 @@ def _sizes(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
         axis.grid(alpha=0.3)
 
 
-def _shapes(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
+def _shapes(axes: Any, measures: DatasetMeasures, design: Pyramid) -> None:
     left, right = axes
     sides = measures.boxes[:, 2:] - measures.boxes[:, :2]
     low, high = np.maximum(sides.min(axis=0), 0.5), sides.max(axis=0) * 1.05
     bins = [np.geomspace(a, max(b, a * 1.1), 60) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
     drawn = left.hist2d(sides[:, 0], sides[:, 1], bins=bins, cmin=1, cmap="viridis", norm="log")
     left.figure.colorbar(drawn[3], ax=left, label="objects")
-    for level, shapes, color in zip(design.levels, design.shapes, _anchor_colors(design), strict=True):
+    shapes_of = design.shapes if isinstance(design, AnchorDesign) else ()
+    for level, shapes, color in zip(design.levels, shapes_of, _anchor_colors(design), strict=False):
         left.scatter(*zip(*shapes, strict=True), marker="+", color=color, linewidth=1.2, label=f"anchors of {level}")
-    left.set(xscale="log", yscale="log", xlabel="width, px", ylabel="height, px", title="sizes of objects and anchors")
+    title = "sizes of objects and anchors" if shapes_of else "sizes of objects"
+    left.set(xscale="log", yscale="log", xlabel="width, px", ylabel="height, px", title=title)
     for axis, (a, b) in zip((left.xaxis, left.yaxis), zip(low.tolist(), high.tolist(), strict=True), strict=True):
         _plain_ticks(axis, a, max(b, 130))
-    left.legend(fontsize=6, loc="lower right")
+    if shapes_of:
+        left.legend(fontsize=6, loc="lower right")
     logs = np.log2(measures.ratios)
     span = max(float(np.abs(np.quantile(logs, (0.002, 0.998))).max()), 0.5)
     right.hist(logs.clip(-span, span), bins=np.linspace(-span, span, 49), color=_BAR)
-    ratios = sorted({round(h / w, 6) for shapes in design.shapes for w, h in shapes})
+    ratios = sorted({round(h / w, 6) for shapes in shapes_of for w, h in shapes})
     for ratio in ratios:
         right.axvline(np.log2(ratio), color="#d93025", linewidth=1, label="anchors" if ratio == ratios[0] else None)
     ticks = np.arange(np.ceil(-span), np.floor(span) + 1)
     right.set_xticks(ticks, [f"1/{2**-t:g}" if t < 0 else f"{2**t:g}" for t in ticks])
-    right.legend(fontsize=7)
+    if ratios:
+        right.legend(fontsize=7)
     right.set(xlabel="height / width", ylabel="objects", title="aspect ratio")
     right.grid(alpha=0.3)
 
 
-def _density(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
+def _density(axes: Any, measures: DatasetMeasures, design: Pyramid) -> None:
     left, right = axes
     highest = int(measures.per_image.max())
     bins = np.arange(-0.5, highest + 1.5) if highest <= 60 else np.linspace(0, highest + 1, 61)
@@ -117,13 +122,13 @@ def _density(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None
     right.set(xlabel="x / image width", ylabel="y / image height", title="positions of objects", ylim=(1, 0))
 
 
-def _levels(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
+def _levels(axes: Any, measures: DatasetMeasures, design: Pyramid) -> None:
     left, right = axes
     fusion = measures.fusion
     total = max(sum(fusion.counts), 1)
     bars = left.bar(fusion.levels, fusion.counts, color=_LEVEL_COLORS[: len(fusion.levels)])
     left.bar_label(bars, [f"{count:,}\n{count / total:.1%}" for count in fusion.counts], fontsize=8)
-    left.set(ylabel="objects", title="objects by the level of their best anchor", ylim=(0, max(fusion.counts) * 1.15))
+    left.set(ylabel=f"{fusion.unit}s", title=fusion.text, ylim=(0, max(fusion.counts) * 1.15))
     raw = [np.nan if value is None else value for value in fusion.alpha_raw]
     places = np.arange(len(fusion.edges))
     right.bar(places - 0.2, raw, 0.4, color="#d0d0d0", label="raw α")
@@ -136,7 +141,7 @@ def _levels(axes: Any, measures: DatasetMeasures, design: AnchorDesign) -> None:
     right.legend(fontsize=7)
 
 
-def _anchor_colors(design: AnchorDesign) -> list[str]:
+def _anchor_colors(design: Pyramid) -> list[str]:
     return [("#d93025", "#e8743b", "#ff00aa", "#a142f4", "#000000")[n % 5] for n in range(len(design.levels))]
 
 

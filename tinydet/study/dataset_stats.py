@@ -14,9 +14,9 @@ from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.console import plural
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.dataset_arguments import add_data_arguments, source_of
-from tinydet.models.registry import DETECTORS, anchors_of
+from tinydet.models.registry import DETECTORS
 from tinydet.salpha.dataset import statistics_of
-from tinydet.salpha.detectors import counting_of
+from tinydet.salpha.detectors import add_counted_options, counting_from
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.study.dataset_advice import (
     Advice,
@@ -45,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detector",
         choices=tuple(DETECTORS),
         default="retinanet",
-        help="detector whose anchors are used (default: retinanet)",
+        help="detector whose levels and anchors are used (default: retinanet)",
     )
+    add_counted_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measures to this file (default: none)")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write plots as PNG to this folder (default: none)")
 
@@ -60,8 +61,8 @@ def _run(args: argparse.Namespace) -> int:
     source = source_of(args, prefer=("train",))
     dataset = source.load(categories=args.categories)
     check_output_files((args.json,), (dataset.source,))
-    counting = counting_of(args.detector)
-    design = anchors_of(args.detector).design()
+    counting, given = counting_from(args)
+    design = counting.design
     measures = measure_dataset(dataset, counting)
     advice = advise(measures, design)
     value = {setting.setting: setting.value for setting in advice}
@@ -78,13 +79,13 @@ def _run(args: argparse.Namespace) -> int:
             advise_epochs(training, tile, overlap, len(dataset.images)),
         ]
         command = training_command(
-            source, advice, holds_out=holds_out, detector=args.detector, categories=args.categories
+            source, advice, holds_out=holds_out, detector=args.detector, options=given, categories=args.categories
         )
     print(*_report(measures, advice, tiled), sep="\n")
     if command:
         print(f"\ntrain with: {command}")
     if args.json is not None:
-        written: dict[str, Any] = {**measures.to_json(), "detector": args.detector}
+        written: dict[str, Any] = {**measures.to_json(), "detector": args.detector, "options": given}
         written["salpha_on_tiles"] = tiled.to_json() if tiled is not None else None
         written["train_command"] = command or None
         written["advice"] = {setting.setting: setting.to_json() for setting in advice}
@@ -133,7 +134,7 @@ def _report(measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionSt
     levels = ", ".join(
         f"{level} {count:,} ({count / total:.1%})" for level, count in zip(fusion.levels, fusion.counts, strict=True)
     )
-    yield f"levels     {levels}"
+    yield f"levels     {levels}: {fusion.text}"
     assert tiled is not None
     yield f"alpha      {_alpha(tiled)} (finest first) on tiles of {advice[0].value} px, which --salpha computes"
     yield f"           {_alpha(fusion)} on whole images"

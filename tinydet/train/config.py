@@ -28,14 +28,15 @@ from tinydet._internal.arguments import (
     threads,
     whole,
 )
-from tinydet._internal.options import add_options, check_values, declared, flag_of, option, option_table
+from tinydet._internal.console import listed
+from tinydet._internal.options import add_options, check_values, declared, option, option_table
 from tinydet._internal.outputs import check_folder
 from tinydet._internal.parser import Parser
 from tinydet._internal.plugins import add_plugin_option
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.backbone_registry import check_backbone
 from tinydet.models.options import FUSIONS, NORMS, TORCHVISION_BACKBONES, Fusion
-from tinydet.models.registry import DETECTORS, detector_info, detector_options
+from tinydet.models.registry import DETECTORS, check_option_names, detector_info, detector_options
 from tinydet.salpha.factors import ALPHA_RANGE
 
 if TYPE_CHECKING:
@@ -408,16 +409,7 @@ class TrainConfig:
             raise ValueError(f"options: expected a dict of option names and values, got {quoted(self.options)}")
         if self.detector is None and self.init:  # the weights decide
             return
-        if foreign := sorted(self.options.keys() - set(detector_info(self.network).option_names)):
-            owners = {name: info for name, info in DETECTORS.items() if foreign[0] in info.option_names}
-            if not owners:
-                raise ValueError(f"no detector has an option {foreign[0]!r}")
-            fields = dataclasses.fields(next(iter(owners.values())).options)
-            flag = flag_of(next(each for each in fields if each.name == foreign[0]))
-            raise ValueError(
-                f"{flag} is not an option of {self.network}, but of {_listed(list(owners))}; leave it out, or choose "
-                "another --detector"
-            )
+        check_option_names(self.network, self.options)
         checked = detector_options(self.network, self.options)
         object.__setattr__(self, "options", {name: checked[name] for name in self.options})
 
@@ -564,7 +556,7 @@ def parser() -> Parser:
         help="train on this category, by its exact name; can be repeated",
     )
     for options, owners in _detector_options().items():
-        labels = _listed([DETECTORS[name].label for name in owners])
+        labels = listed([DETECTORS[name].label for name in owners])
         names = DETECTORS[owners[0]].option_names
         add_options(parser, options, group=labels, defaults=_preset_defaults(names))
     return parser
@@ -589,7 +581,7 @@ def options_table() -> str:
     ]
     for options, owners in _detector_options().items():
         defaults = _preset_defaults(DETECTORS[owners[0]].option_names)
-        title = _listed([f"`{name}`" for name in owners])
+        title = listed([f"`{name}`" for name in owners])
         parts.append(f"### Options of {title}\n\n{option_table(options, defaults)}")
     return "\n".join(parts)
 
@@ -602,11 +594,6 @@ def _detector_options() -> dict[type[Any], list[str]]:
             if dataclasses.is_dataclass(options) and declared(options):
                 owners.setdefault(options, []).append(name)
     return owners
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return names as a phrase: "A, B and C"."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _preset_defaults(names: Sequence[str] | None = None) -> dict[str, str]:
