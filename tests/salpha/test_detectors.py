@@ -14,8 +14,9 @@ from coco_files import write_coco
 
 from tinydet.__main__ import main as tinydet
 from tinydet.geometry.anchors import Pyramid
+from tinydet.models.level_statistics import LevelStatistic
 from tinydet.models.options import option
-from tinydet.models.registry import DETECTORS, DetectorInfo, LevelStatistic, register_detector
+from tinydet.models.registry import DETECTORS, DetectorInfo, register_detector
 from tinydet.salpha.__main__ import main as salpha
 from tinydet.salpha.detectors import anchor_counting, counting_of
 from tinydet.salpha.inputs import Inputs

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from tinydet._internal.arguments import quoted
 from tinydet._internal.console import listed
 from tinydet._internal.options import check_values, flag_of
 from tinydet._internal.plugins import check_same_file
 from tinydet.geometry.anchors import AnchorSizes, Pyramid
+from tinydet.models.level_statistics import CountRule, LevelStatistic
 from tinydet.models.options import (
     FASTER_RCNN_ANCHORS,
     FCOS_P3P7_POINTS,
@@ -35,45 +33,6 @@ from tinydet.spec import NMS_ROUNDS
 
 if TYPE_CHECKING:
     from tinydet.models.detector import Detector
-
-CountRule = Literal["gt", "anchor"]
-LevelCounts = Callable[[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], Mapping[str, Any]], ArrayLike]
-
-
-@dataclass(frozen=True)
-class LevelStatistic:
-    """What S-alpha counts on each level of a detector.
-
-    Attributes:
-        counts: (boxes, sizes, image_index, options) -> one whole number per level of the pyramid, finest first. boxes:
-            (M, 4) xyxy in input pixels; sizes: (I, 2) width and height of every image; image_index: (M,) image of each
-            box; options: all options of the detector by name.
-        text: what is counted, for reports, such as "objects by the level that learns them".
-        reason: a sentence that says why this is what the detector learns, for `tinydet salpha`.
-        unit: noun for one of them.
-        options: names of the detector's options that change the counts; they are flags of `tinydet salpha`.
-    """
-
-    counts: LevelCounts
-    text: str
-    reason: str = ""
-    unit: str = "object"
-    options: tuple[str, ...] = ()
-
-    def checked(self, found: ArrayLike, levels: Sequence[str]) -> tuple[int, ...]:
-        """Return what `counts` returned as integers.
-
-        Raises:
-            ValueError: it is not one whole number of at least 0 per level.
-        """
-        counts = np.asarray(found)
-        if counts.shape != (len(levels),) or counts.dtype.kind not in "iu" or (counts < 0).any():
-            raise ValueError(
-                f"`counts` of {self.text!r} must return one whole number of at least 0 for each of "
-                f"{', '.join(levels)}, not {counts.dtype} {counts.tolist()}"
-            )
-        return tuple(counts.tolist())
-
 
 @dataclass(frozen=True)
 class DetectorInfo:

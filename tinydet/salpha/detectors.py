@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from tinydet._internal.arguments import quoted
 from tinydet._internal.options import add_options, flag_of
 from tinydet.geometry.anchors import AnchorDesign, Layout, Pyramid
+from tinydet.models.level_statistics import CountRule, LevelStatistic
 from tinydet.models.registry import (
     DETECTORS,
-    CountRule,
     DetectorInfo,
-    LevelStatistic,
     check_option_names,
     detector_info,
     detector_options,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinydet._internal.console import plural
-from tinydet.models.registry import CountRule
+from tinydet.models.level_statistics import CountRule
 
 ALPHA_RANGE = (0.2, 2.0)  # Not in the paper; the authors' code clamps so. Empty levels would give 0 or inf.
 FEW_OBJECTS = 20  # A ratio of two counts with a smaller sum is too uncertain to rely on.
