@@ -23,7 +23,8 @@ def count_ranked(
     """Count the anchors of each level that are among the `rank` most similar ones of at least one object.
 
     Of equally similar anchors the first ones count; anchors of similarity 0 do not. An anchor of several objects counts
-    once.
+    once. These are the anchors that training by rank makes positive, except for the one that an object gets there in
+    exchange for `rank` anchors which are all more similar to others.
 
     For one shape, similarity falls with the distance of the centers on each axis. So the anchor that is i-th in its row
     and k-th in its column, counted from the nearest, has i * k anchors that are at least as similar, itself included,

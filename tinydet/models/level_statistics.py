@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tinydet.geometry.points import PointDesign, count_points
 from tinydet.geometry.ranked import count_ranked
+from tinydet.models.options import center_radius_of
 
 CountRule = Literal["gt", "anchor"]
 LevelCounts = Callable[[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], Mapping[str, Any]], ArrayLike]
@@ -60,8 +60,8 @@ def point_statistics(design: PointDesign) -> dict[CountRule, LevelStatistic]:
     ) -> tuple[int, ...]:
         if options["assign"] != "points":
             return count_ranked(design.squares(), boxes, sizes, index, options["assign_rank"], options["assign"])
-        chosen = dataclasses.replace(design, radius=options["center_radius"] or None)
-        return count_points(chosen, boxes, sizes, index, every_object=options["every_object"])
+        chosen = center_radius_of(design, options["center_radius"])
+        return count_points(chosen, boxes, sizes, index, every_object=options["without_point"] == "nearest")
 
     def objects(boxes: NDArray[np.float64], *_: Any) -> NDArray[np.intp]:
         return np.bincount(design.level_of(boxes), minlength=len(design.levels))
@@ -70,9 +70,9 @@ def point_statistics(design: PointDesign) -> dict[CountRule, LevelStatistic]:
         "anchor": LevelStatistic(
             points,
             "positive points by level",
-            "the loss of a level is a sum over the points that learn an object, so an object counts with all its points",
+            "the loss of a level sums over the points that learn an object, so an object counts with all its points",
             "point",
-            ("assign", "assign_rank", "center_radius", "every_object"),
+            ("assign", "assign_rank", "center_radius", "without_point"),
         ),
         "gt": LevelStatistic(
             objects,

@@ -16,7 +16,7 @@ from tinydet._internal.console import listed
 from tinydet._internal.options import check_values, flag_of
 from tinydet._internal.plugins import check_same_file
 from tinydet.geometry.anchors import AnchorSizes, Pyramid
-from tinydet.models.level_statistics import CountRule, LevelStatistic
+from tinydet.models.level_statistics import CountRule, LevelStatistic, point_statistics
 from tinydet.models.options import (
     FASTER_RCNN_ANCHORS,
     FCOS_P3P7_POINTS,
@@ -33,6 +33,7 @@ from tinydet.spec import NMS_ROUNDS
 
 if TYPE_CHECKING:
     from tinydet.models.detector import Detector
+
 
 @dataclass(frozen=True)
 class DetectorInfo:
@@ -129,6 +130,7 @@ DETECTORS: dict[str, DetectorInfo] = {
         load=_fcos,
         options=FCOSOptions,
         pyramid=FCOS_POINTS,
+        statistics=point_statistics(FCOS_POINTS),
         recipe={"paper": {"clip_norm": 35.0}, **_THIN_HEAD},
         coco_weights="FCOS_ResNet50_FPN_Weights.COCO_V1",
         nms_iou=0.6,
@@ -138,6 +140,7 @@ DETECTORS: dict[str, DetectorInfo] = {
         load=_fcos_p3p7,
         options=FCOSP3P7Options,
         pyramid=FCOS_P3P7_POINTS,
+        statistics=point_statistics(FCOS_P3P7_POINTS),
         recipe={"paper": {"lr": 0.0025}, **_THIN_HEAD},
         coco_weights="FCOS_ResNet50_FPN_Weights.COCO_V1",
         nms_iou=0.6,
