@@ -58,6 +58,7 @@ class GridBranch(nn.Module):
         for i in range(BRANCH_CONVS):
             conv = nn.Conv2d(width if i else channels, width, 3, stride=1 if i else 2, padding=1)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
             layers += [conv, nn.GroupNorm(POINTS * NORM_GROUPS_PER_POINT, width), nn.ReLU(inplace=True)]
         self.convs = nn.Sequential(*layers)
@@ -68,6 +69,7 @@ class GridBranch(nn.Module):
         self.deconv2 = nn.ConvTranspose2d(width, POINTS, 4, stride=2, padding=1, groups=POINTS)
         for deconv, bias in ((self.deconv1, 0.0), (self.deconv2, -math.log((1 - POINT_PRIOR) / POINT_PRIOR))):
             nn.init.normal_(deconv.weight, std=0.001)
+            assert deconv.bias is not None
             nn.init.constant_(deconv.bias, bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
