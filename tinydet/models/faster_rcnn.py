@@ -384,8 +384,9 @@ def _targets(batch: Batch) -> list[dict[str, Any]]:
             "boxes": batch.boxes[batch.owner == i],
             "labels": batch.labels[batch.owner == i] + 1,
             "regions": batch.regions[batch.region_owner == i],
+            "size": size,
         }
-        for i in range(len(batch.sizes))
+        for i, size in enumerate(batch.sizes)
     ]
 
 
