@@ -21,6 +21,7 @@ FULL = ModelSpec(
     nms_iou=1.0,
     nms_in_graph=True,
     nms_rounds=12,
+    grid_rois=150,
     pad=(0, 255, 7),
     stretch=(0.0, 100.0),
     alpha=(0.374, 0.391, 0.2),
@@ -102,6 +103,8 @@ def test_an_invalid_document_is_refused_by_its_source(text: str) -> None:
         ("nms_iou", 0.0),
         ("nms_iou", 1.1),
         ("nms_rounds", -1),
+        ("grid_rois", -1),
+        ("grid_rois", 1001),  # more than max_detections
         ("pad", (0, 0)),
         ("pad", (0, 0, 256)),
         ("stretch", (99.5, 0.5)),

@@ -22,6 +22,7 @@ STRETCH = (0.5, 99.5)  # percentiles
 LARGEST_TILE = 1 << 14  # pixels; more is an error, and would not fit in memory
 LARGEST = 1 << 16  # batch, detections and rounds, likewise
 NMS_ROUNDS = 16  # default of a two-stage detector
+GRID_ROIS = 100  # default of Grid R-CNN
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ModelSpec:
         nms_in_graph: whether the graph applies `nms_iou`; if not, the runtime does.
         nms_rounds: rounds of suppression among the proposals of a two-stage detector, in the graph. If above 0, the
             model has the output `unconverged`, which is 0 when the rounds were enough.
+        grid_rois: number of RoIs of a tile that the grid branch of Grid R-CNN runs on, which is the most boxes it finds
+            there; 0 for other detectors.
         pad: RGB value of pixels outside the scene (the training mean, which normalizes to zero).
         stretch: percentiles of a scene that map to 0 and 255 if its pixels are wider than 8 bits.
         alpha: fusion factors used in training, finest first. They are already folded into the weights.
@@ -62,6 +65,7 @@ class ModelSpec:
     nms_iou: float = 0.5
     nms_in_graph: bool = False
     nms_rounds: int = 0
+    grid_rois: int = 0
     pad: tuple[int, int, int] = PAD_VALUE
     stretch: tuple[float, float] = STRETCH
     alpha: tuple[float, ...] = ()
@@ -93,6 +97,7 @@ class ModelSpec:
             ("score_floor", 0 <= self.score_floor < 1, "at least 0 and below 1"),
             ("object_sizes", 0 <= sizes[0] <= sizes[1] <= sizes[2] < math.inf, "three increasing sizes in pixels"),
             ("nms_rounds", 0 <= self.nms_rounds <= LARGEST, f"0 to {LARGEST}"),
+            ("grid_rois", 0 <= self.grid_rois <= self.max_detections, f"0 to max_detections ({self.max_detections})"),
             ("nms_iou", 0 < self.nms_iou <= 1, "above 0 and at most 1"),
             ("pad", rgb, "three values from 0 to 255"),
             ("stretch", rising, "two increasing percentiles"),
@@ -100,6 +105,11 @@ class ModelSpec:
         ):
             if not holds:
                 raise ValueError(f"{field_name} must be {rule}, not {getattr(self, field_name)!r}")
+
+    @property
+    def boxes_per_tile(self) -> int:
+        """The most boxes that the model returns for a tile; more slots than these stay empty."""
+        return self.grid_rois or self.max_detections
 
     def to_json(self) -> str:
         """Serialize as strict JSON, with the format version."""

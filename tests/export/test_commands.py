@@ -314,7 +314,16 @@ def test_an_invalid_checkpoint_is_a_one_line_error(
     assert sorted(p.name for p in tmp_path.iterdir()) == ([] if kind == "missing" else ["bad.pth"])
 
 
-@pytest.mark.parametrize("options", [["--tile", "128"], ["--max-detections", "5"]])
+def test_rois_of_a_grid_branch_are_refused_for_detectors_without_one(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model.onnx"
+    assert main(["export", "onnx", str(checkpoint), "--output", str(output), "--grid-rois", "5"]) == 2
+    assert "--grid-rois is for Grid R-CNN; retinanet has no grid branch" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [["--tile", "128"], ["--max-detections", "5"], ["--grid-rois", "5"]])
 def test_the_shape_of_an_onnx_file_cannot_be_changed(
     options: list[str], brightness_onnx: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

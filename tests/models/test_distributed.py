@@ -87,10 +87,11 @@ def test_a_process_that_fails_ends_the_run_with_its_error(squares: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_train_faster_rcnn(squares: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("detector", ["faster_rcnn", "grid_rcnn"])
+def test_two_processes_train_a_two_stage_detector(detector: str, squares: Path, tmp_path: Path) -> None:
     output = tmp_path / "model.pth"
     at = QUICK.index("--head-convs")  # an option of RetinaNet only
     flags = [*QUICK[:at], *QUICK[at + 2 :], "--no-tensorboard", "--output", str(output)]
-    done = torchrun("--detector", "faster_rcnn", "--data", str(squares), *flags)
+    done = torchrun("--detector", detector, "--data", str(squares), *flags)
     assert done.returncode == 0, done.stderr
     assert load_checkpoint(output).progress["step"] == 6

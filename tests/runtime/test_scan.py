@@ -112,6 +112,9 @@ def test_tiles_with_more_objects_than_slots_are_counted_as_saturated(white_squar
     full = detect_scene(white_squares(max_detections=3), scene, ScanOptions(overlap=8))
     assert full.saturated == full.tiles
     assert detect_scene(white_squares(max_detections=50), scene, ScanOptions(overlap=8)).saturated == 0
+    # A model may fill fewer slots than it has.
+    few = detect_scene(white_squares(max_detections=50, grid_rois=3), scene, ScanOptions(overlap=8))
+    assert (few.saturated, few.cut) == (full.saturated, full.cut)
     # Only boxes below the requested score were cut.
     assert detect_scene(white_squares(max_detections=3), scene, ScanOptions(overlap=8, score=0.9)).saturated == 0
 

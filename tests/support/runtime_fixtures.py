@@ -50,7 +50,7 @@ class WhiteSquares:
             _, _, found, _ = cv2.connectedComponentsWithStats((image[..., 0] > 200).astype(np.uint8))
             found = sorted(found[1:].tolist(), key=lambda row: -row[4])
             candidates[i] = len(found)
-            for k, (x, y, width, height, _) in enumerate(found[:slots]):
+            for k, (x, y, width, height, _) in enumerate(found[: self.spec.boxes_per_tile]):
                 boxes[i, k] = x, y, x + width, y + height
                 scores[i, k] = min(0.5 + width * height / 1000, 0.999)
                 labels[i, k] = int(max(width, height) >= 2 * min(width, height))

@@ -158,7 +158,7 @@ def detect_dataset(
         seconds,
         tuple(notes),
         unconverged,
-        slots=backend.spec.max_detections,
+        slots=backend.spec.boxes_per_tile,
         cuts=cuts,
     )
 
@@ -192,7 +192,7 @@ def _lost(found: DatasetDetections, scores: Scores) -> list[str]:
     rise = "" if gain is None else f": AP50 may be up to {100 * gain:.1f} points too low"
     return [
         f"{found.saturated} of {found.tiles} tiles had more boxes than the model's {found.slots} slots{rise}; "
-        "export with more (--max-detections)"
+        "export with more (--max-detections; Grid R-CNN: --grid-rois)"
     ]
 
 

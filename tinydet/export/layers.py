@@ -23,15 +23,23 @@ def layers_of(graph: GraphProto) -> dict[str, list[str]]:
 
 def convertible_nodes(graph: GraphProto, kept: Collection[str]) -> set[str]:
     """Return the names of the nodes that may lose precision: the layers except `kept`, and what lies between
-    convolutions. Nodes after the last convolution, which decode boxes, are not among them."""
-    chosen = {name for layer, names in layers_of(graph).items() if layer not in kept for name in names}
+    convolutions. Nodes that decode boxes are not among them: those after the last convolution, and those between the
+    choice of the best proposals and the next layer, which pools their features.
+    """
+    layers = layers_of(graph)
+    chosen = {name for layer, names in layers.items() if layer not in kept for name in names}
     source = source_layers(graph)
+    decoded: set[str] = set()  # values that depend on a choice of the best, without a layer in between
+    layer_nodes = {name for names in layers.values() for name in names}
+    for node in graph.node:
+        if node.op_type == "TopK" or (node.name not in layer_nodes and decoded & set(node.input)):
+            decoded.update(node.output)
     needed: set[str] = set()  # values that a later convolution depends on
     for node in reversed(graph.node):
-        if node.op_type == "Conv" or needed & set(node.output):
+        if node.op_type == "Conv" or (needed - decoded) & set(node.output):
             needed.update(node.input)
     for node in graph.node:
-        if node.op_type in (*LAYER_TYPES, "Shape", "Cast", "Constant") or not needed & set(node.output):
+        if node.op_type in (*LAYER_TYPES, "Shape", "Cast", "Constant") or not (needed - decoded) & set(node.output):
             continue
         layer = next((source[name] for name in node.input if name in source), None)
         if layer is not None and layer not in kept:

@@ -104,7 +104,11 @@ def export_checkpoint(
     name = checkpoint.detector.detector
     if args.nms_rounds and not detector_info(name).nms_rounds:
         raise ValueError(f"{model}: --nms-rounds is for two-stage detectors; {name} has no proposals")
-    spec = checkpoint.spec(tile=args.tile, max_batch=batch, max_detections=args.max_detections or 1000)
+    if args.grid_rois and not detector_info(name).grid_rois:
+        raise ValueError(f"{model}: --grid-rois is for Grid R-CNN; {name} has no grid branch")
+    spec = checkpoint.spec(
+        tile=args.tile, max_batch=batch, max_detections=args.max_detections, grid_rois=args.grid_rois
+    )
     spec = replace(spec, nms_rounds=args.nms_rounds or spec.nms_rounds)
     chosen = choose_data(spec, args, own_data_of_checkpoint(checkpoint, model), args.precision)
     with show_steps("exporting"):
@@ -131,6 +135,8 @@ def export_checkpoint(
     say(f"output        up to {plural(spec.max_detections, 'box')} per tile; classes: {', '.join(spec.classes)}")
     if spec.nms_rounds:
         say(f"proposals     suppressed in {spec.nms_rounds} rounds, enough for every tile that was compared")
+    if spec.grid_rois:
+        say(f"grid branch   on the best {plural(spec.grid_rois, 'proposal')} of a tile")
     alpha = ", ".join(f"{a:.3g}" for a in spec.alpha) or "computed from the features (attention)"
     say(f"alpha         {alpha}; operators added by it: {report.operators_added}")
     for edge in report.deleted_edges:
@@ -202,8 +208,8 @@ def convert_precision(
 
 def refuse_shape_options(args: argparse.Namespace) -> None:
     """Raise ValueError for options that an ONNX file has already fixed."""
-    if args.tile or args.max_detections or args.nms_rounds:
+    if args.tile or args.max_detections or args.nms_rounds or args.grid_rois:
         raise ValueError(
-            f"{args.model}: --tile, --max-detections and --nms-rounds are fixed in an ONNX file; export the checkpoint "
-            "again with other values"
+            f"{args.model}: --tile, --max-detections, --nms-rounds and --grid-rois are fixed in an ONNX file; export "
+            "the checkpoint again with other values"
         )

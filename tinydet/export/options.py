@@ -8,7 +8,7 @@ from pathlib import Path
 from tinydet._internal.arguments import fraction, positive_int, whole
 from tinydet.export.int8 import METHODS
 from tinydet.export.verify import MAX_DROP
-from tinydet.spec import NMS_ROUNDS, PRECISIONS
+from tinydet.spec import GRID_ROIS, NMS_ROUNDS, PRECISIONS
 
 
 def add_shape_options(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +24,21 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
         type=whole(1, 3840),
         metavar="K",
         help="largest number of boxes per tile, up to 3840; for Faster R-CNN also at most proposals times classes "
-        "(default: 1000)",
+        "(default: 1000; Grid R-CNN: --grid-rois)",
     )
     parser.add_argument(
         "--nms-rounds",
         type=whole(1, 1000),
         metavar="N",
-        help="Faster R-CNN: rounds of suppression among the proposals; the export fails if they are not enough "
+        help="two-stage detectors: rounds of suppression among the proposals; the export fails if they are not enough "
         f"(default: {NMS_ROUNDS})",
+    )
+    parser.add_argument(
+        "--grid-rois",
+        type=whole(1, 1000),
+        metavar="N",
+        help="Grid R-CNN: proposals per tile that the grid branch runs on, at most --max-detections; the time of the "
+        f"branch is proportional to it (default: {GRID_ROIS})",
     )
 
 

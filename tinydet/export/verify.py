@@ -104,7 +104,7 @@ def verify(
         ValueError: the models differ in tile size, classes, slots or score floor, or an image cannot be read.
     """
     ours, theirs = candidate.spec, reference.spec
-    for name in ("tile", "classes", "max_detections", "score_floor"):
+    for name in ("tile", "classes", "max_detections", "grid_rois", "score_floor"):
         if getattr(ours, name) != getattr(theirs, name):
             raise ValueError(
                 f"{name} is {getattr(ours, name)} in one model and {getattr(theirs, name)} in the other, so their "
@@ -148,7 +148,7 @@ def verify(
         reference=f"{reference.name}, {theirs.precision}",
         tolerance=tolerance,
         parity=parity,
-        saturated=bool((expected["crowded tile"].candidates > ours.max_detections).any()),
+        saturated=bool((expected["crowded tile"].candidates > ours.boxes_per_tile).any()),
         precision=precision,
         max_drop=max_drop,
         images=scored_images,

@@ -60,7 +60,12 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = load_checkpoint(reference_path)
         own = own_data_of_checkpoint(checkpoint, reference_path)
         ours = candidate.spec
-        spec = checkpoint.spec(tile=ours.tile, max_batch=ours.max_batch, max_detections=ours.max_detections)
+        spec = checkpoint.spec(
+            tile=ours.tile,
+            max_batch=ours.max_batch,
+            max_detections=ours.max_detections,
+            grid_rois=ours.grid_rois or None,
+        )
         reference = TorchBackend(checkpoint.build(), spec)
     else:
         reference = open_model(reference_path, REFERENCE_BACKEND if reference_path.suffix == ".onnx" else "auto")

@@ -141,7 +141,7 @@ def _remarks(tally: Tally, spec: ModelSpec) -> Iterator[str]:
         which = f"boxes that score below {_above(tiles.cut)} may be lost" if tiles.cut > 0 else "some boxes are lost"
         remark = (
             f"  A saturated tile has more boxes, before overlapping ones are removed, than the model's "
-            f"{spec.max_detections} slots; {which}. Raise --score"
+            f"{spec.boxes_per_tile} slots; {which}. Raise --score"
         )
         tile = spec.tile // 2 // 32 * 32
         if tile >= 64:

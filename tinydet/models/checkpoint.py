@@ -130,9 +130,28 @@ class Checkpoint:
         detector.load_state_dict(self.weights)
         return detector.eval()
 
-    def spec(self, *, tile: int | None = None, max_batch: int = 16, max_detections: int = 1000) -> ModelSpec:
-        """Return the spec of a deployed form of this detector; `tile` None: the training tile."""
+    def spec(
+        self,
+        *,
+        tile: int | None = None,
+        max_batch: int = 16,
+        max_detections: int | None = None,
+        grid_rois: int | None = None,
+    ) -> ModelSpec:
+        """Return the spec of a deployed form of this detector.
+
+        Args:
+            tile: None: the training tile.
+            max_detections: None: 1000, or for a detector with a grid branch `grid_rois`.
+            grid_rois: None: the detector's default, but no more than `max_detections`.
+
+        Raises:
+            ValueError: the detector has no grid branch, or `grid_rois` is above `max_detections`.
+        """
         info = detector_info(self.detector.detector)
+        if grid_rois and not info.grid_rois:
+            raise ValueError(f"grid_rois is for Grid R-CNN; {self.detector.detector} has no grid branch")
+        rois = grid_rois or min(info.grid_rois, max_detections or info.grid_rois)
         return ModelSpec(
             classes=self.classes,
             category_ids=self.category_ids,
@@ -140,9 +159,10 @@ class Checkpoint:
             backbone=self.detector.backbone,
             tile=tile or self.tile,
             max_batch=max_batch,
-            max_detections=max_detections,
+            max_detections=max_detections or rois or 1000,
             nms_iou=info.nms_iou,
             nms_rounds=info.nms_rounds,
+            grid_rois=rois,
             pad=self.pixels.pad,
             stretch=self.stretch,
             alpha=self.alpha,

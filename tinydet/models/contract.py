@@ -123,6 +123,7 @@ def _check_inference(
         tile=TILE,
         max_detections=10,
         nms_rounds=detector_info(config.detector).nms_rounds,
+        grid_rois=min(10, detector_info(config.detector).grid_rois),
     )
     with _step(name, "inference(spec)", code), torch.no_grad():
         graph = InferenceGraph(detector, spec).to(device)

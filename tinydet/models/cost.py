@@ -18,6 +18,8 @@ from tinydet.models.detector import Detector
 def multiply_adds(detector: Detector, size: tuple[int, int]) -> dict[str, int]:
     """Count the multiply-adds of one image of `size` (height, width) in convolutions and linear layers.
 
+    Transposed convolutions count as well.
+
     Returns:
         Counts of "backbone", "pyramid", "head LEVEL" for layers that run once per level, and "box head" for layers that
         run on proposals.
@@ -25,12 +27,14 @@ def multiply_adds(detector: Detector, size: tuple[int, int]) -> dict[str, int]:
     model = copy.deepcopy(detector).to("meta").eval()
     costs: dict[str, list[int]] = {}
 
-    def record(name: str, module: nn.Conv2d | nn.Linear, output: Tensor) -> None:
-        costs.setdefault(name, []).append(output.numel() * module.weight[0].numel())
+    def record(name: str, weight: Tensor, values: Tensor) -> None:
+        costs.setdefault(name, []).append(values.numel() * weight[0].numel())
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
+            module.register_forward_hook(lambda module, _, output, name=name: record(name, module.weight, output))
+        elif isinstance(module, nn.ConvTranspose2d):  # its weights begin with the input channels
+            module.register_forward_hook(lambda module, inputs, _, name=name: record(name, module.weight, inputs[0]))
     with torch.no_grad():
         model.run_layers(torch.empty(1, 3, *size, device="meta"))
     levels = model.design.levels

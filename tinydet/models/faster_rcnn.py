@@ -70,11 +70,16 @@ class Candidates(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """Sampled proposals of one tile: (R, 4) xyxy, (R,) labels (0: background), (R, 4) the object of each positive."""
+    """Sampled proposals of one tile: (R, 4) xyxy, (R,) labels (0: background), (R, 4) the object of each positive.
+
+    Attributes:
+        size: height and width of the tile before padding.
+    """
 
     boxes: Tensor
     labels: Tensor
     objects: Tensor
+    size: tuple[int, int]
 
 
 class FasterRCNN(Detector):
@@ -194,7 +199,7 @@ class FasterRCNN(Detector):
         labels = torch.cat([each.labels for each in sampled])
         if not len(labels):
             # Zero, with a zero gradient for every parameter: other processes may have proposals.
-            nothing = torch.stack([p.sum() for p in self.roi_heads.parameters()]).sum() * 0
+            nothing = no_loss(self.roi_heads)
             return {"classification": nothing, "regression": nothing}
         logits, deltas = self.roi_heads.box_predictor(self.box_features(features, sampled, size))
         positive = torch.where(labels > 0)[0]
@@ -222,7 +227,7 @@ class FasterRCNN(Detector):
             chosen = self.draw(candidates)
             drawn = candidates.boxes[chosen]
             matched = objects[candidates.object_index[chosen]] if len(objects) else torch.zeros_like(drawn)
-            sampled.append(Proposals(drawn, candidates.labels[chosen], matched))
+            sampled.append(Proposals(drawn, candidates.labels[chosen], matched, target["size"]))
         return sampled
 
     def draw(self, candidates: Candidates) -> Tensor:
@@ -247,6 +252,11 @@ class FasterRCNN(Detector):
     def from_torchvision(weights: dict[str, Tensor]) -> ForeignWeights | None:
         scores = weights.get("roi_heads.box_predictor.cls_score.bias")
         return None if scores is None else ForeignWeights(weights, len(scores), FasterRCNN.first_level)
+
+
+def no_loss(module: nn.Module) -> Tensor:
+    """Return 0, with a zero gradient for every parameter of a module."""
+    return torch.stack([p.sum() for p in module.parameters()]).sum() * 0
 
 
 def smooth_l1(predicted: Tensor, encoded: Tensor) -> Tensor:
@@ -374,8 +384,9 @@ def _targets(batch: Batch) -> list[dict[str, Any]]:
             "boxes": batch.boxes[batch.owner == i],
             "labels": batch.labels[batch.owner == i] + 1,
             "regions": batch.regions[batch.region_owner == i],
+            "size": size,
         }
-        for i in range(len(batch.sizes))
+        for i, size in enumerate(batch.sizes)
     ]
 
 

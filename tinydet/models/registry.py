@@ -29,7 +29,7 @@ from tinydet.models.options import (
     NoOptions,
     RetinaNetOptions,
 )
-from tinydet.spec import NMS_ROUNDS
+from tinydet.spec import GRID_ROIS, NMS_ROUNDS
 
 if TYPE_CHECKING:
     from tinydet.models.detector import Detector
@@ -51,6 +51,7 @@ class DetectorInfo:
         coco_weights: name of the torchvision weights enum with published COCO weights, `ENUM.MEMBER`.
         nms_iou: default of `ModelSpec.nms_iou`.
         nms_rounds: rounds of suppression among proposals in the exported graph; 0 for a detector without proposals.
+        grid_rois: RoIs of a tile that a grid branch runs on in the exported graph; 0 for a detector without one.
     """
 
     label: str
@@ -63,6 +64,7 @@ class DetectorInfo:
     coco_weights: str = ""
     nms_iou: float = 0.5
     nms_rounds: int = 0
+    grid_rois: int = 0
 
     @property
     def design(self) -> Pyramid:
@@ -102,6 +104,12 @@ def _faster_rcnn() -> type[Detector]:
     from tinydet.models.faster_rcnn import FasterRCNN
 
     return FasterRCNN
+
+
+def _grid_rcnn() -> type[Detector]:
+    from tinydet.models.grid_rcnn import GridRCNN
+
+    return GridRCNN
 
 
 _THIN_HEAD = {"small": {"head_convs": 2, "head_init": "he"}}
@@ -154,6 +162,17 @@ DETECTORS: dict[str, DetectorInfo] = {
         recipe={"paper": {"lr": 0.01}},  # the released Faster R-CNN learns at twice the rate of RetinaNet
         coco_weights="FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
         nms_rounds=NMS_ROUNDS,
+    ),
+    "grid_rcnn": DetectorInfo(
+        label="Grid R-CNN",
+        load=_grid_rcnn,
+        options=FasterRCNNOptions,
+        pyramid=FASTER_RCNN_ANCHORS,
+        anchors=FASTER_RCNN_ANCHORS,
+        recipe={"paper": {"lr": 0.01}},  # no configuration was released; this is the one of Faster R-CNN
+        coco_weights="FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
+        nms_rounds=NMS_ROUNDS,
+        grid_rois=GRID_ROIS,
     ),
 }
 BUILT_IN = tuple(DETECTORS)

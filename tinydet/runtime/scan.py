@@ -411,11 +411,12 @@ class _SceneStream(Generic[T]):
             part = None if outputs is None or first == last else _rows(outputs, first, last)
             first = last
             if segment.tiles or segment.empty or segment.filtered:
-                record = _record(part, segment, task.scan.plan, pass_index)
+                slots = min(backend.spec.boxes_per_tile, 0 if part is None else part.scores.shape[1])
+                record = _record(part, segment, task.scan.plan, pass_index, slots)
                 if task.scan.journal is not None:
                     task.scan.journal.append(record)
                 unconverged = 0 if part is None else int(part.unconverged.sum())
-                cut = -np.inf if part is None else _cut(part)
+                cut = -np.inf if part is None else _cut(part, slots)
                 task.ready.append(_TileRun(record, busy * len(segment.tiles), unconverged, cut))
             if segment.error is not None:
                 task.ready.append(segment.error)
@@ -492,9 +493,9 @@ def _rows(outputs: TileOutputs, first: int, last: int) -> TileOutputs:
     return TileOutputs(**{name: array[first:last] for name, array in outputs._asdict().items()})
 
 
-def _cut(outputs: TileOutputs) -> float:
+def _cut(outputs: TileOutputs, slots: int) -> float:
     """Return the score of the last box of the tiles that had more boxes than slots, the highest; -inf without any."""
-    lowest = outputs.scores[:, -1:][outputs.candidates > outputs.scores.shape[1]]
+    lowest = outputs.scores[:, slots - 1][outputs.candidates > slots]
     return float(lowest.max(initial=-np.inf))
 
 
@@ -522,7 +523,7 @@ def _stitch(stitcher: Stitcher, run: _TileRun) -> BatchResult:
     )
 
 
-def _record(outputs: TileOutputs | None, segment: Segment, plan: ScanPlan, pass_index: int) -> BatchRecord:
+def _record(outputs: TileOutputs | None, segment: Segment, plan: ScanPlan, pass_index: int, slots: int) -> BatchRecord:
     """Convert the outputs of tiles to scene pixels, without boxes in the padding or below the score."""
     tiling, score = plan.passes[pass_index], plan.options.score
     tiles, empty, filtered = (
@@ -531,8 +532,7 @@ def _record(outputs: TileOutputs | None, segment: Segment, plan: ScanPlan, pass_
     record = BatchRecord(tiles, empty, filtered, pass_index=pass_index)
     if outputs is None:
         return record
-    slots = outputs.scores.shape[1]
-    saturated = int(((outputs.candidates > slots) & (outputs.scores[:, -1] >= score)).sum())
+    saturated = int(((outputs.candidates > slots) & (outputs.scores[:, slots - 1] >= score)).sum())
     which, slot = np.nonzero((outputs.labels >= 0) & (outputs.scores >= score))
     if not len(which):
         return dataclasses.replace(record, saturated=saturated)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def cluster_nms(boxes: Tensor, valid: Tensor, iou: float, rounds: int) -> tuple[Tensor, Tensor]:
+def cluster_nms(
+    boxes: Tensor, valid: Tensor, iou: float, rounds: int, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return what greedy suppression keeps, if the rounds are enough.
 
     In each round a box is kept unless a better box that the previous round kept overlaps it by more than `iou`. The
@@ -21,6 +23,7 @@ def cluster_nms(boxes: Tensor, valid: Tensor, iou: float, rounds: int) -> tuple[
     Args:
         boxes: (N, M, 4) xyxy, best first.
         valid: (N, M) bool, which of them exist; the others suppress nothing and are not kept.
+        labels: (N, M) class of each; boxes suppress those of their class only. None: one class.
 
     Returns:
         (N, M) bool, the kept boxes; (N,) int32, how many the last round still changed: 0 proves the result.
@@ -32,6 +35,8 @@ def cluster_nms(boxes: Tensor, valid: Tensor, iou: float, rounds: int) -> tuple[
     area = (x1 - x0) * (y1 - y0)
     rank = torch.arange(boxes.shape[1], device=boxes.device)
     better = rank[:, None] > rank  # the column is better than the row
+    if labels is not None:
+        better = better & (labels[:, :, None] == labels[:, None])
     suppresses = ((common / (area[:, :, None] + area[:, None] - common) > iou) & better).float()
     kept = before = valid
     for _ in range(rounds):

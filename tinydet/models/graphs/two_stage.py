@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinydet.geometry.anchors import Pyramid
 from tinydet.models.box_coder import decode
 from tinydet.models.graphs.cluster_nms import cluster_nms
 from tinydet.models.graphs.one_stage import MAX_TOPK
@@ -20,27 +21,25 @@ SMALLEST_DETECTION = 1e-2
 NEVER = -1e4  # below any objectness
 
 
-class TwoStageInference(nn.Module):
-    """Proposals, RoIAlign and box head of a Faster R-CNN; no shape depends on the image.
+class ProposalInference(nn.Module):
+    """Proposals of a tile and the output of the box head for each, in fixed shapes.
 
-    The outputs are those of torchvision's inference before its last suppression: every class of every proposal is a
-    candidate, and the best K are kept. Overlapping boxes are left to the runtime, which suppresses exactly, per tile
-    and class, and two models can be compared without rounding turning one suppressed neighbor into another. Suppression
-    among the proposals is part of the network: see `cluster_nms`.
+    Suppression among the proposals is part of the network: see `cluster_nms`.
 
     Args:
         detector: a `FasterRCNN` made for this purpose; the layout of its first fully connected layer is changed.
 
-    Raises:
-        ValueError: the spec asks for more than the detector has or runtimes can keep.
-    """
+    Attributes:
+        proposals: number of proposals of a tile; classes: without the background; slots: boxes that are returned.
 
-    class_of: Tensor
+    Raises:
+        ValueError: the spec has no rounds of suppression.
+    """
 
     def __init__(self, detector: Any, spec: ModelSpec) -> None:
         super().__init__()
         if spec.nms_rounds < 1:
-            raise ValueError(f"nms_rounds must be 1 or more for Faster R-CNN, got {spec.nms_rounds}")
+            raise ValueError(f"nms_rounds must be 1 or more for a detector with proposals, got {spec.nms_rounds}")
         self.detector = detector
         self.slots, self.tile, self.score_floor, self.rounds = (
             spec.max_detections,
@@ -57,54 +56,13 @@ class TwoStageInference(nn.Module):
         self.proposals = min(rpn.post_nms_top_n(), sum(self.kept_of_level))
         head = self.detector.roi_heads
         self.classes = head.box_predictor.cls_score.out_features - 1
-        most = min(MAX_TOPK, self.proposals * self.classes)
-        if not 0 < self.slots <= most:
-            raise ValueError(
-                f"max_detections must be 1..{most} ({self.proposals} proposals of {self.classes} classes, and "
-                f"TensorRT's TopK takes {MAX_TOPK}), got {self.slots}"
-            )
         align = head.box_roi_pool
-        self.align = GatheredRoIAlign(
-            spec.tile,
-            first_level=design.strides[0].bit_length() - 1,
-            levels=len(align.featmap_names),
-            size=align.output_size[0],
-            sampling=align.sampling_ratio,
-            canonical_scale=align.canonical_scale,
-            canonical_level=align.canonical_level,
-            aligned=getattr(align, "aligned", False),
-        )
+        self.align = gathered(align, design, spec.tile)
         # Pooled features are channels last; the first layer is reordered accordingly, which saves a transpose.
         first = head.box_head.fc6
         bins = align.output_size[0] * align.output_size[1]
         first.weight = nn.Parameter(
             first.weight.unflatten(1, (-1, bins)).transpose(1, 2).flatten(1).contiguous(), requires_grad=False
-        )
-        self.register_buffer("class_of", torch.arange(self.classes, dtype=torch.int32).repeat(self.proposals))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(N, 3, T, T) normalized RGB -> the outputs of `Detector.inference`.
-
-        The last one, unconverged (N,) int32, counts proposals whose suppression the last round still changed.
-        """
-        levels = list(self.detector.pyramid(images).values())
-        proposals, exists, unconverged = self._propose(levels)
-        logits, deltas = self.detector.roi_heads.box_predictor(self._box_features(levels, proposals))
-        shape = (-1, self.proposals, self.classes)
-        scores = logits.float().softmax(dim=1)[:, 1:].reshape(shape)  # 0 is the background
-        boxes = decode(deltas.float()[:, 4:].reshape(*shape, 4), proposals.unsqueeze(2)).clamp(0.0, float(self.tile))
-        valid = (scores > self.score_floor) & exists.unsqueeze(2) & _wide(boxes, SMALLEST_DETECTION)
-        candidates = valid.flatten(1).sum(dim=1, dtype=torch.int32)
-        kept, index = torch.where(valid, scores, -1.0).flatten(1).topk(self.slots, dim=1)
-        filled = kept > 0
-        best = boxes.flatten(1, 2).gather(1, index.unsqueeze(2).expand(-1, -1, 4))
-        labels = self.class_of.index_select(0, index.flatten()).view_as(index)
-        return (
-            torch.where(filled.unsqueeze(2), best, 0.0),
-            torch.where(filled, kept, 0.0),
-            torch.where(filled, labels, -1),
-            candidates,
-            unconverged,
         )
 
     def _box_features(self, levels: list[Tensor], proposals: Tensor) -> Tensor:
@@ -126,7 +84,7 @@ class TwoStageInference(nn.Module):
             offsets = offsets.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
             anchors = F.embedding(index, getattr(self, f"anchors{i}"))
             decoded = decode(offsets, anchors, PROPOSAL_CODER_WEIGHTS).clamp(0.0, float(self.tile))
-            kept, changed = cluster_nms(decoded, _wide(decoded, SMALLEST_PROPOSAL), rpn.nms_thresh, self.rounds)
+            kept, changed = cluster_nms(decoded, wide(decoded, SMALLEST_PROPOSAL), rpn.nms_thresh, self.rounds)
             boxes.append(decoded)
             logits.append(torch.where(kept, best, NEVER))
             unconverged = unconverged + changed
@@ -135,7 +93,70 @@ class TwoStageInference(nn.Module):
         return chosen, best > NEVER, unconverged
 
 
-def _wide(boxes: Tensor, smallest: float) -> Tensor:
+class TwoStageInference(ProposalInference):
+    """Proposals, RoIAlign and box head of a Faster R-CNN; no shape depends on the image.
+
+    The outputs are those of torchvision's inference before its last suppression: every class of every proposal is a
+    candidate, and the best K are kept. Overlapping boxes are left to the runtime, which suppresses exactly, per tile
+    and class, and two models can be compared without rounding turning one suppressed neighbor into another.
+
+    Raises:
+        ValueError: the spec asks for more than the detector has or runtimes can keep.
+    """
+
+    class_of: Tensor
+
+    def __init__(self, detector: Any, spec: ModelSpec) -> None:
+        super().__init__(detector, spec)
+        most = min(MAX_TOPK, self.proposals * self.classes)
+        if not 0 < self.slots <= most:
+            raise ValueError(
+                f"max_detections must be 1..{most} ({self.proposals} proposals of {self.classes} classes, and "
+                f"TensorRT's TopK takes {MAX_TOPK}), got {self.slots}"
+            )
+        self.register_buffer("class_of", torch.arange(self.classes, dtype=torch.int32).repeat(self.proposals))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(N, 3, T, T) normalized RGB -> the outputs of `Detector.inference`.
+
+        The last one, unconverged (N,) int32, counts proposals whose suppression the last round still changed.
+        """
+        levels = list(self.detector.pyramid(images).values())
+        proposals, exists, unconverged = self._propose(levels)
+        logits, deltas = self.detector.roi_heads.box_predictor(self._box_features(levels, proposals))
+        shape = (-1, self.proposals, self.classes)
+        scores = logits.float().softmax(dim=1)[:, 1:].reshape(shape)  # 0 is the background
+        boxes = decode(deltas.float()[:, 4:].reshape(*shape, 4), proposals.unsqueeze(2)).clamp(0.0, float(self.tile))
+        valid = (scores > self.score_floor) & exists.unsqueeze(2) & wide(boxes, SMALLEST_DETECTION)
+        candidates = valid.flatten(1).sum(dim=1, dtype=torch.int32)
+        kept, index = torch.where(valid, scores, -1.0).flatten(1).topk(self.slots, dim=1)
+        filled = kept > 0
+        best = boxes.flatten(1, 2).gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+        labels = self.class_of.index_select(0, index.flatten()).view_as(index)
+        return (
+            torch.where(filled.unsqueeze(2), best, 0.0),
+            torch.where(filled, kept, 0.0),
+            torch.where(filled, labels, -1),
+            candidates,
+            unconverged,
+        )
+
+
+def gathered(align: Any, design: Pyramid, tile: int) -> GatheredRoIAlign:
+    """Return the `GatheredRoIAlign` that pools as `align`, a `MultiScaleRoIAlign`, does on square tiles."""
+    return GatheredRoIAlign(
+        tile,
+        first_level=design.strides[0].bit_length() - 1,
+        levels=len(align.featmap_names),
+        size=align.output_size[0],
+        sampling=align.sampling_ratio,
+        canonical_scale=align.canonical_scale,
+        canonical_level=align.canonical_level,
+        aligned=getattr(align, "aligned", False),
+    )
+
+
+def wide(boxes: Tensor, smallest: float) -> Tensor:
     """Whether both sides of each box are at least `smallest` pixels."""
     sides = boxes[..., 2:] - boxes[..., :2]
     return (sides[..., 0] >= smallest) & (sides[..., 1] >= smallest)
