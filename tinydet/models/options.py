@@ -203,6 +203,13 @@ class FasterRCNNOptions(AssignOptions):
     )
 
 
+@dataclass(frozen=True)
+class LibraRCNNOptions(FasterRCNNOptions):
+    """Options of Libra R-CNN: those of Faster R-CNN, with the reference's own default."""
+
+    straddling: bool = option(True, "do not train on anchors that cross the border of the tile")
+
+
 _RETINANET_SIZES = tuple(octaves(base) for base in (8.0, 16.0, 32.0, 64.0, 128.0))
 _RETINANET_RATIOS = (0.5, 1.0, 2.0)
 RETINANET_ANCHORS = AnchorSizes(sizes=_RETINANET_SIZES, ratios=_RETINANET_RATIOS)

@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
     counting = counting_of(args.detector)
     design = anchors_of(args.detector).design()
     measures = measure_dataset(dataset, counting)
-    advice = advise(measures, design)
+    advice = advise(measures, design, detector_info(args.detector))
     value = {setting.setting: setting.value for setting in advice}
     tiled: FusionStatistics | None = None
     command = ""
