@@ -14,7 +14,7 @@ from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.console import plural
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.dataset_arguments import add_data_arguments, source_of
-from tinydet.models.registry import DETECTORS, anchors_of
+from tinydet.models.registry import DETECTORS, anchors_of, detector_info
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.detectors import counting_of
 from tinydet.salpha.factors import FusionStatistics
