@@ -185,7 +185,8 @@ class FasterRCNNOptions(AssignOptions):
     iou_thresholds: ClassVar[tuple[float, float]] = (0.7, 0.3)
 
     straddling: bool = option(
-        False, "also train on anchors that cross the border of the tile, as torchvision does (default: ignore them)"
+        False, "also train on anchors that cross the border of the tile, as torchvision does (default: ignore them; "
+        "Libra R-CNN trains on them)"
     )
     roi_rule: RoIAlignRule = option(
         "torchvision",
@@ -205,7 +206,7 @@ class FasterRCNNOptions(AssignOptions):
 
 @dataclass(frozen=True)
 class LibraRCNNOptions(FasterRCNNOptions):
-    """Options of Libra R-CNN: those of Faster R-CNN, with the reference's own default."""
+    """Options of Libra R-CNN: those of Faster R-CNN, with another default."""
 
     straddling: bool = option(True, "do not train on anchors that cross the border of the tile")
 
