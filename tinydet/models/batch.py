@@ -15,7 +15,7 @@ from torch import Tensor
 from tinydet.data.samples import Sample, pad_together
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.backbone import PixelNorm
-from tinydet.models.registry import TILE_MULTIPLE
+from tinydet.models.options import TILE_MULTIPLE
 
 
 @dataclass(frozen=True)

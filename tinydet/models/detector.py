@@ -10,7 +10,7 @@ from tinydet.geometry.anchors import Pyramid
 from tinydet.models.backbone import Backbone
 from tinydet.models.batch import Batch
 from tinydet.models.fpn import PlainFPN
-from tinydet.models.registry import TILE_MULTIPLE
+from tinydet.models.options import TILE_MULTIPLE
 from tinydet.spec import ModelSpec
 
 

@@ -105,9 +105,10 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape. Logits and softmax are computed in float32."""
-        # (B, 1 head, H * W, C)
+        # (B, 1 head, H * W, C); torch's kernels that do not store the matrix of logits need contiguous channels
         query, key, value = (
-            conv(x).float().flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.theta, self.phi, self.g)
+            conv(x).float().flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+            for conv in (self.theta, self.phi, self.g)
         )
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)

@@ -22,6 +22,7 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 Fusion = Literal["fixed", "one", "three", "channel", "attention"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 HeadInit = Literal["paper", "he"]
+TILE_MULTIPLE = 32  # pixels; the stride of C5, so that every fused level is exactly twice the next
 RoIAlignRule = Literal["torchvision", "aligned"]
 Assignment = Literal["iou", "nwd", "rfd", "dotd"]
 ASSIGNMENTS: tuple[Assignment, ...] = get_args(Assignment)
@@ -185,8 +186,9 @@ class FasterRCNNOptions(AssignOptions):
     iou_thresholds: ClassVar[tuple[float, float]] = (0.7, 0.3)
 
     straddling: bool = option(
-        False, "also train on anchors that cross the border of the tile, as torchvision does (default: ignore them; "
-        "Libra R-CNN trains on them)"
+        False,
+        "also train on anchors that cross the border of the tile, as torchvision does (default: ignore them; "
+        "Libra R-CNN trains on them)",
     )
     roi_rule: RoIAlignRule = option(
         "torchvision",

@@ -24,6 +24,7 @@ from tinydet.models.options import (
     FCOS_POINTS,
     RETINANET_ANCHORS,
     RETINANET_P3P7_ANCHORS,
+    TILE_MULTIPLE,
     FasterRCNNOptions,
     FCOSOptions,
     FCOSP3P7Options,
@@ -36,7 +37,6 @@ from tinydet.spec import NMS_ROUNDS
 if TYPE_CHECKING:
     from tinydet.models.detector import Detector
 
-TILE_MULTIPLE = 32  # the stride of C5, so that every fused level is exactly twice the next
 SMALLEST_TILE = 64
 
 CountRule = Literal["gt", "anchor"]
