@@ -91,9 +91,9 @@ def attention_factors(detector: Detector, tiles: TrainingTiles) -> Tensor:
         for i in track(range(len(tiles)), "tile", "factors"):
             factors.append([])
             # One tile at a time: padding to the size of another tile would change the means that attention computes.
-            features = detector.backbone(
-                collate([tiles.sample(i, seed=0, epoch=0)], cpu, detector.backbone.pixels).images
-            )
+            sample = tiles.sample(i, seed=0, epoch=0)
+            batch = collate([sample], cpu, detector.backbone.pixels, multiple=detector.tile_multiple)
+            features = detector.backbone(batch.images)
             detector.fpn(features[-len(detector.fpn.inner) :])  # a pyramid that starts at P3 does not use C2
     finally:
         for hook in hooks:

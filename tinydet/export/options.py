@@ -17,7 +17,8 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
         "--tile",
         type=whole(64, 8192),
         metavar="PIXELS",
-        help="side of the square input in pixels, a multiple of 32 from 64 to 8192 (default: as trained)",
+        help="side of the square input in pixels, a multiple of 32 from 64 to 8192, for Libra R-CNN of 64 "
+        "(default: as trained)",
     )
     parser.add_argument(
         "--max-detections",

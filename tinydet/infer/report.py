@@ -143,7 +143,7 @@ def _remarks(tally: Tally, spec: ModelSpec) -> Iterator[str]:
             f"  A saturated tile has more boxes, before overlapping ones are removed, than the model's "
             f"{spec.boxes_per_tile} slots; {which}. Raise --score"
         )
-        tile = spec.tile // 2 // 32 * 32
+        tile = spec.tile // 2 // 64 * 64  # suits every detector
         if tile >= 64:
             smaller = tinydet_command("export", "onnx", "CHECKPOINT.pth", "--tile", str(tile))
             remark += f", or export the checkpoint for smaller tiles: {smaller}"

@@ -15,8 +15,7 @@ from torch import Tensor
 from tinydet.data.samples import Sample, pad_together
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.backbone import PixelNorm
-
-PAD_MULTIPLE = 32  # the stride of C5, so that every level is exactly twice the next
+from tinydet.models.options import TILE_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,16 @@ def collate(
     device: torch.device,
     norm: PixelNorm,
     layout: torch.memory_format = torch.channels_last,
+    *,
+    multiple: int = TILE_MULTIPLE,
 ) -> Batch:
     """Collate samples into one batch on `device`; tiles are padded at the right and bottom with the mean color.
 
     Args:
         norm: of the backbone, `Backbone.pixels`.
+        multiple: of the sides after padding, `Detector.tile_multiple`.
     """
-    pixels = torch.from_numpy(pad_together([s.pixels for s in samples], norm.pad, PAD_MULTIPLE)).to(device)
+    pixels = torch.from_numpy(pad_together([s.pixels for s in samples], norm.pad, multiple)).to(device)
     mean, std = (torch.tensor(value, device=device).view(1, 3, 1, 1) for value in norm)
     images = pixels.permute(0, 3, 1, 2).float().contiguous(memory_format=layout).sub_(mean).div_(std)
     labels = torch.from_numpy(np.concatenate([s.labels for s in samples])).to(device)

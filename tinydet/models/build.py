@@ -70,7 +70,8 @@ def build_detector(config: DetectorConfig, alpha: Sequence[float] | None = None)
     Raises:
         ValueError: unknown detector, backbone or option.
     """
-    return detector_info(config.detector).load()(
+    info = detector_info(config.detector)
+    detector = info.load()(
         config.backbone,
         config.classes,
         channels=config.channels,
@@ -79,3 +80,5 @@ def build_detector(config: DetectorConfig, alpha: Sequence[float] | None = None)
         norm=config.norm,
         **config.options,
     )
+    detector.tile_multiple = info.tile_multiple
+    return detector

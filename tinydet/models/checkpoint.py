@@ -115,8 +115,7 @@ class Checkpoint:
         spec.to_json().encode()  # a text with an unpaired surrogate cannot be written
         if self.detector.classes != len(spec.classes):
             raise ValueError(f"the detector has {self.detector.classes} classes, and {len(spec.classes)} are named")
-        if spec.tile % 32:
-            raise ValueError(f"tile must be a multiple of 32, not {spec.tile}")
+        detector_info(spec.detector).check_tile(spec.tile)
         with torch.device("meta"):
             expected = build_detector(self.detector).state_dict()
         for name in {**expected, **self.weights}:

@@ -28,7 +28,7 @@ from tinydet.runtime.backends import TileOutputs
 from tinydet.runtime.backends.contract import check_outputs, output_shapes
 from tinydet.spec import ModelSpec
 
-TILE = 128  # pixels
+TILE = 128  # pixels, or more if the detector's tiles are multiples of a larger number
 STRIDES = (4, 8, 16, 32)
 HINT = 'see "The contract" in docs/extending.md'
 
@@ -115,19 +115,20 @@ def _check_losses(detector: Detector, name: str, device: torch.device, code: Seq
 def _check_inference(
     detector: Detector, config: DetectorConfig, name: str, device: torch.device, code: Sequence[object]
 ) -> None:
+    tile = detector_info(config.detector).fit_tile(TILE)
     spec = ModelSpec(
         classes=tuple(f"class {i}" for i in range(config.classes)),
         category_ids=tuple(range(config.classes)),
         detector=config.detector,
         backbone=config.backbone,
-        tile=TILE,
+        tile=tile,
         max_detections=10,
         nms_rounds=detector_info(config.detector).nms_rounds,
         grid_rois=min(10, detector_info(config.detector).grid_rois),
     )
     with _step(name, "inference(spec)", code), torch.no_grad():
         graph = InferenceGraph(detector, spec).to(device)
-        outputs: object = graph(torch.zeros(2, TILE, TILE, 3, dtype=torch.uint8, device=device))
+        outputs: object = graph(torch.zeros(2, tile, tile, 3, dtype=torch.uint8, device=device))
     names = list(output_shapes(spec))
     if not isinstance(outputs, tuple | list) or [isinstance(each, Tensor) for each in outputs] != [True] * len(names):
         found = f"{len(outputs)} values" if isinstance(outputs, tuple | list) else quoted(outputs)
@@ -148,7 +149,7 @@ def _batch(objects: int, detector: Detector, device: torch.device) -> Batch:
     pixels = np.full((TILE, TILE, 3), 128, np.uint8)
     labels = np.zeros(objects, np.int64)
     samples = [Sample(pixels, boxes, labels, nothing), Sample(pixels, nothing, labels[:0], nothing)]
-    return collate(samples, device, detector.backbone.pixels)
+    return collate(samples, device, detector.backbone.pixels, multiple=detector.tile_multiple)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from tinydet.geometry.anchors import Pyramid
 from tinydet.models.backbone import Backbone
 from tinydet.models.batch import Batch
 from tinydet.models.fpn import PlainFPN
+from tinydet.models.options import TILE_MULTIPLE
 from tinydet.spec import ModelSpec
 
 
@@ -32,6 +33,7 @@ class Detector(nn.Module):
         fpn: the pyramid; `build_detector` and the exporter replace or fold its alpha.
         design: levels, strides and names of the fused edges; with anchors where the detector has them.
         first_level: index of the first of C2..C5 that the pyramid takes.
+        tile_multiple: of its registry row, set by `build_detector`; batches are padded to it.
         background: whether row 0 of the class layers is the background.
         own_tensors: beginnings of names of tensors that the weights of a detector of another kind do not initialize.
     """
@@ -39,6 +41,7 @@ class Detector(nn.Module):
     backbone: Backbone
     fpn: PlainFPN
     design: Pyramid
+    tile_multiple: int = TILE_MULTIPLE
     first_level: ClassVar[int] = 0
     background: ClassVar[bool] = False
     own_tensors: ClassVar[tuple[str, ...]] = ()

@@ -22,6 +22,7 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 Fusion = Literal["fixed", "one", "three", "channel", "attention"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 HeadInit = Literal["paper", "he"]
+TILE_MULTIPLE = 32  # pixels; the stride of C5, so that every fused level is exactly twice the next
 RoIAlignRule = Literal["torchvision", "aligned"]
 Assignment = Literal["iou", "nwd", "rfd", "dotd"]
 ASSIGNMENTS: tuple[Assignment, ...] = get_args(Assignment)
@@ -185,7 +186,9 @@ class FasterRCNNOptions(AssignOptions):
     iou_thresholds: ClassVar[tuple[float, float]] = (0.7, 0.3)
 
     straddling: bool = option(
-        False, "also train on anchors that cross the border of the tile, as torchvision does (default: ignore them)"
+        False,
+        "also train on anchors that cross the border of the tile, as torchvision does (default: ignore them; "
+        "Libra R-CNN trains on them)",
     )
     roi_rule: RoIAlignRule = option(
         "torchvision",
@@ -201,6 +204,13 @@ class FasterRCNNOptions(AssignOptions):
         metavar="PX",
         parse=side,
     )
+
+
+@dataclass(frozen=True)
+class LibraRCNNOptions(FasterRCNNOptions):
+    """Options of Libra R-CNN: those of Faster R-CNN, with another default."""
+
+    straddling: bool = option(True, "do not train on anchors that cross the border of the tile")
 
 
 _RETINANET_SIZES = tuple(octaves(base) for base in (8.0, 16.0, 32.0, 64.0, 128.0))

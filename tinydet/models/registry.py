@@ -23,9 +23,11 @@ from tinydet.models.options import (
     FCOS_POINTS,
     RETINANET_ANCHORS,
     RETINANET_P3P7_ANCHORS,
+    TILE_MULTIPLE,
     FasterRCNNOptions,
     FCOSOptions,
     FCOSP3P7Options,
+    LibraRCNNOptions,
     NoOptions,
     RetinaNetOptions,
 )
@@ -33,6 +35,8 @@ from tinydet.spec import GRID_ROIS, NMS_ROUNDS
 
 if TYPE_CHECKING:
     from tinydet.models.detector import Detector
+
+SMALLEST_TILE = 64
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class DetectorInfo:
         nms_iou: default of `ModelSpec.nms_iou`.
         nms_rounds: rounds of suppression among proposals in the exported graph; 0 for a detector without proposals.
         grid_rois: RoIs of a tile that a grid branch runs on in the exported graph; 0 for a detector without one.
+        tile_multiple: sides of tiles are multiples of it, in pixels; batches are padded to it. A multiple of 32.
     """
 
     label: str
@@ -65,6 +70,7 @@ class DetectorInfo:
     nms_iou: float = 0.5
     nms_rounds: int = 0
     grid_rois: int = 0
+    tile_multiple: int = TILE_MULTIPLE
 
     @property
     def design(self) -> Pyramid:
@@ -74,6 +80,31 @@ class DetectorInfo:
     @property
     def option_names(self) -> tuple[str, ...]:
         return tuple(each.name for each in dataclasses.fields(self.options))
+
+    def fit_tile(self, side: int) -> int:
+        """Return the smallest tile of at least `side` pixels.
+
+        >>> DETECTORS["retinanet"].fit_tile(600)
+        608
+        """
+        return max(-(-side // self.tile_multiple), -(-SMALLEST_TILE // self.tile_multiple)) * self.tile_multiple
+
+    def check_tile(self, tile: int, name: str = "tile") -> None:
+        """Raise ValueError, with the sizes that fit, if the detector does not take tiles of this side.
+
+        Args:
+            name: of the option or field.
+        """
+        above = self.fit_tile(tile)
+        if tile == above:
+            return
+        below = above - self.tile_multiple
+        near = f"the nearest are {below} and {above}" if below >= SMALLEST_TILE else f"the nearest is {above}"
+        of_whom = "" if self.tile_multiple == TILE_MULTIPLE else f" for {self.label}"
+        raise ValueError(
+            f"{name} must be a multiple of {self.tile_multiple}{of_whom} and at least {self.fit_tile(1)}, got {tile}; "
+            f"{near}"
+        )
 
 
 def _retinanet() -> type[Detector]:
@@ -106,12 +137,19 @@ def _faster_rcnn() -> type[Detector]:
     return FasterRCNN
 
 
+def _libra_rcnn() -> type[Detector]:
+    from tinydet.models.libra_rcnn import LibraRCNN
+
+    return LibraRCNN
+
+
 def _grid_rcnn() -> type[Detector]:
     from tinydet.models.grid_rcnn import GridRCNN
 
     return GridRCNN
 
 
+_TWO_STAGE = {"paper": {"lr": 0.01}}  # the released Faster R-CNN learns at twice the rate of RetinaNet
 _THIN_HEAD = {"small": {"head_convs": 2, "head_init": "he"}}
 
 DETECTORS: dict[str, DetectorInfo] = {
@@ -159,9 +197,20 @@ DETECTORS: dict[str, DetectorInfo] = {
         options=FasterRCNNOptions,
         pyramid=FASTER_RCNN_ANCHORS,
         anchors=FASTER_RCNN_ANCHORS,
-        recipe={"paper": {"lr": 0.01}},  # the released Faster R-CNN learns at twice the rate of RetinaNet
+        recipe=_TWO_STAGE,
         coco_weights="FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
         nms_rounds=NMS_ROUNDS,
+    ),
+    "libra_rcnn": DetectorInfo(
+        label="Libra R-CNN",
+        load=_libra_rcnn,
+        options=LibraRCNNOptions,
+        pyramid=FASTER_RCNN_ANCHORS,
+        anchors=FASTER_RCNN_ANCHORS,
+        recipe=_TWO_STAGE,
+        coco_weights="FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
+        nms_rounds=NMS_ROUNDS,
+        tile_multiple=64,  # the stride of P6
     ),
     "grid_rcnn": DetectorInfo(
         label="Grid R-CNN",
@@ -169,7 +218,7 @@ DETECTORS: dict[str, DetectorInfo] = {
         options=FasterRCNNOptions,
         pyramid=FASTER_RCNN_ANCHORS,
         anchors=FASTER_RCNN_ANCHORS,
-        recipe={"paper": {"lr": 0.01}},  # no configuration was released; this is the one of Faster R-CNN
+        recipe=_TWO_STAGE,  # no configuration was released; this is the one of Faster R-CNN
         coco_weights="FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
         nms_rounds=NMS_ROUNDS,
         grid_rois=GRID_ROIS,
@@ -185,10 +234,14 @@ def register_detector(name: str, info: DetectorInfo) -> None:
 
     Raises:
         ValueError: the name is that of a detector of tinydet or of another file, or not made of letters, digits, `_`
-            and `-`.
+            and `-`; or the row has a wrong `tile_multiple`.
     """
     if name in BUILT_IN or not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"detector {quoted(name)}: the name is taken, or is not made of letters, digits, _ and -")
+    if info.tile_multiple < TILE_MULTIPLE or info.tile_multiple % TILE_MULTIPLE:
+        raise ValueError(
+            f"detector {quoted(name)}: tile_multiple must be a multiple of {TILE_MULTIPLE}, got {info.tile_multiple}"
+        )
     if name in DETECTORS:
         check_same_file(f"detector {quoted(name)}", DETECTORS[name].load, info.load)
     DETECTORS[name] = info

@@ -22,7 +22,7 @@ from tinydet.data.coco import Dataset, read_pixels
 from tinydet.data.source import DataSource
 from tinydet.geometry.anchors import AnchorDesign, Pyramid
 from tinydet.geometry.tiles import TileGrid
-from tinydet.models.registry import detector_info
+from tinydet.models.registry import DETECTORS, DetectorInfo, detector_info
 from tinydet.salpha.factors import FusionStatistics
 from tinydet.salpha.parity import best_anchors
 from tinydet.study.dataset_measures import DatasetMeasures
@@ -38,7 +38,7 @@ MIN_GAIN = 0.02  # smallest gain in the share of matched objects for which a def
 _SAMPLE = 4000  # number of objects to match; the standard error of a share is below one percent
 VALIDATION_SHARE = 0.2  # of the images, if there is no validation split
 _GRAY_IMAGES = 3  # images that are read
-_STEP = 32  # tile and overlap are multiples of this, in pixels
+_STEP = 32  # the overlap is a multiple of this, in pixels
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Advice:
         return {"value": self.value, "reason": self.reason}
 
 
-def advise(measures: DatasetMeasures, design: Pyramid) -> list[Advice]:
+def advise(measures: DatasetMeasures, design: Pyramid, detector: DetectorInfo = DETECTORS[DETECTOR]) -> list[Advice]:
     """Recommend tile, overlap and, for a design with anchors, scale and anchors; an empty list without objects."""
     if not len(measures.sizes):
         return []
     overlap = advise_overlap(measures)
     matching = advise_matching(measures, design) if isinstance(design, AnchorDesign) else []
-    return [advise_tile(measures, overlap.value), overlap, *matching]
+    return [advise_tile(measures, overlap.value, detector), overlap, *matching]
 
 
 def advise_alpha(statistics: FusionStatistics, init: str) -> Advice:
@@ -168,29 +168,30 @@ def advise_overlap(measures: DatasetMeasures) -> Advice:
     return Advice("overlap", overlap, reason)
 
 
-def advise_tile(measures: DatasetMeasures, overlap: int) -> Advice:
+def advise_tile(measures: DatasetMeasures, overlap: int, detector: DetectorInfo = DETECTORS[DETECTOR]) -> Advice:
     """Recommend a single tile if every image fits into 640 pixels, else the tile size with the fewest pixels to run.
 
     The default of 640 is kept if it needs at most 10 % more pixels than the best size of `TILES`.
     """
     largest = int(measures.image_sizes.max())
     if largest <= DEFAULT_TILE:
-        tile = math.ceil(largest / _STEP) * _STEP
+        tile = detector.fit_tile(largest)
         reason = f"every image fits into one tile: no side is longer than {largest} px, so there are no seams"
         return Advice("tile", tile, reason)
     sizes, images = np.unique(measures.image_sizes, axis=0, return_counts=True)
     pixels = float((sizes.prod(axis=1) * images).sum())
     costs: dict[int, float] = {}
-    for tile in TILES:
+    for tile in map(detector.fit_tile, TILES):
         if overlap <= tile / 2:
             tiles = [len(TileGrid(width, height, tile, overlap)) for width, height in sizes.tolist()]
             costs[tile] = float((np.array(tiles) * images).sum()) * tile**2 / pixels
     if not costs:
         reason = f"the overlap of {overlap} px needs tiles of at least twice that size; consider a smaller scale"
-        return Advice("tile", math.ceil(2 * overlap / _STEP) * _STEP, reason)
+        return Advice("tile", detector.fit_tile(2 * overlap), reason)
     best = min(costs, key=costs.__getitem__)
-    if DEFAULT_TILE in costs and costs[DEFAULT_TILE] <= costs[best] * 1.1:
-        best = DEFAULT_TILE
+    usual = detector.fit_tile(DEFAULT_TILE)
+    if usual in costs and costs[usual] <= costs[best] * 1.1:
+        best = usual
     listed = ", ".join(f"{tile}: {cost:.2f}" for tile, cost in costs.items())
     reason = f"pixels run per image pixel with an overlap of {overlap} px, by tile size: {listed}"
     return Advice("tile", best, reason)

@@ -14,7 +14,7 @@ from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.console import plural
 from tinydet._internal.outputs import check_output_files
 from tinydet.data.dataset_arguments import add_data_arguments, source_of
-from tinydet.models.registry import DETECTORS
+from tinydet.models.registry import DETECTORS, detector_info
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.detectors import add_counted_options, counting_from
 from tinydet.salpha.factors import FusionStatistics
@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     counting, given = counting_from(args)
     design = counting.design
     measures = measure_dataset(dataset, counting)
-    advice = advise(measures, design)
+    advice = advise(measures, design, detector_info(args.detector))
     value = {setting.setting: setting.value for setting in advice}
     tiled: FusionStatistics | None = None
     command = ""

@@ -78,7 +78,8 @@ def _measure(
     tiles = TrainingTiles(dataset, checkpoint.tile, overlap, flip=False)
     chosen = np.linspace(0, len(tiles) - 1, min(args.tiles, len(tiles))).round().astype(int).tolist()
     cpu = torch.device("cpu")
-    batches = [collate([tiles.sample(i, seed=0, epoch=0)], cpu, detector.backbone.pixels) for i in chosen]
+    samples = [tiles.sample(i, seed=0, epoch=0) for i in chosen]
+    batches = [collate([each], cpu, detector.backbone.pixels, multiple=detector.tile_multiple) for each in samples]
     strengths = np.stack([measure(detector, (a, a, a), batches) for a in track(args.alpha, "alpha")])
     own = measure(detector, None, batches)
     result = _result(args.alpha, strengths, checkpoint.alpha, own, detector.design.levels, len(batches))

@@ -164,7 +164,8 @@ class TrainConfig:
     )
     tile: int | None = option(
         None,
-        "side in pixels of the tiles that images are cut into, a multiple of 32 (default: that of --init, else 640)",
+        "side in pixels of the tiles that images are cut into, a multiple of 32, for Libra R-CNN of 64 (default: that "
+        "of --init, else 640)",
         group="data",
         metavar="PX",
         parse=side,
@@ -504,10 +505,7 @@ class TrainConfig:
             raise ValueError("attention computes alpha from the features and starts at 1; leave --salpha out")
         if self.recipe == "tinyperson" and self.preset not in (None, "paper"):
             raise ValueError(f"--recipe tinyperson uses the preset paper; leave --preset {self.preset} out")
-        if self.tile is not None and (self.tile % 32 or self.tile < 64):
-            raise ValueError(
-                f"--tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {self.tile}"
-            )
+        self.check_tile()
         for flag, path in (("--output", self.output), ("--json", self.json)):
             if path is not None and path.is_dir():
                 raise ValueError(f"{path} is a folder; {flag} names a file")
@@ -524,6 +522,11 @@ class TrainConfig:
             raise ValueError("--sigma-power initializes the pyramid, --init loads a trained one; choose one")
         if self.detector or not self.init:
             self.check_alpha()
+
+    def check_tile(self) -> None:
+        """Raise ValueError if the detector does not take tiles of this size."""
+        if self.tile is not None:
+            detector_info(self.network).check_tile(self.tile, "--tile")
 
     def check_alpha(self) -> None:
         """Raise ValueError if `alpha` has another number of values than the detector has fused edges."""

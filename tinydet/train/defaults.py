@@ -44,7 +44,7 @@ def choose_network(
         chosen |= {"backbone": start.backbone, "channels": start.channels}
         options |= start.options if start.detector == detector else {}
         tile = start.tile if start.tile and config.recipe is None else tile
-    tile = config.tile or tile
+    tile = config.tile or info.fit_tile(tile)
     overlap = start.overlap if start is not None and start.tile == tile and start.overlap is not None else OVERLAP
     given = {name: value for name in PRESETS[preset] if (value := getattr(config, name)) is not None}
     no_weights = config.init or (config.built_in and preset == "small")
@@ -59,6 +59,7 @@ def choose_network(
         "weights_backbone": config.weights_backbone or ("none" if no_weights else "default"),
     }
     filled = dataclasses.replace(config, **values)
+    filled.check_tile()
     filled.check_alpha()
     lines = [f"preset {preset}: {why}"] if why else []
     if start is not None:

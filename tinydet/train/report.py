@@ -196,7 +196,7 @@ def seconds_per_step(trainer: Trainer) -> float:
     seconds = []
     for _ in range(3):  # the first includes setting up kernels
         begun = time.perf_counter()
-        batch = collate(samples, trainer.device, trainer.pixels, trainer.layout)
+        batch = collate(samples, trainer.device, trainer.pixels, trainer.layout, multiple=probe.tile_multiple)
         with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.autocast):
             losses = probe.loss(batch)
         total(losses).backward()

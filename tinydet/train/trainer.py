@@ -288,7 +288,7 @@ class Trainer:
 
     def loss(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Return the losses of one batch of tiles: this process's share of them."""
-        batch = collate(samples, self.device, self.pixels, self.layout)
+        batch = collate(samples, self.device, self.pixels, self.layout, multiple=self.detector.tile_multiple)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return cast(dict[str, torch.Tensor], self.objective(batch))
 

@@ -10,6 +10,7 @@ from tinydet.models.backbone import Backbone
 from tinydet.models.detector import Detector
 from tinydet.models.folding import fold_alpha
 from tinydet.models.fpn import FPN
+from tinydet.models.registry import detector_info
 from tinydet.spec import ModelSpec
 
 
@@ -23,15 +24,12 @@ class InferenceGraph(nn.Module):
             factors depend on the image, is always kept.
 
     Raises:
-        ValueError: the tile does not suit the pyramid, or the spec does not suit the detector.
+        ValueError: the tile or another value of the spec does not suit the detector.
     """
 
     def __init__(self, detector: Detector, spec: ModelSpec, *, fold: bool = True) -> None:
         super().__init__()
-        if spec.tile % 32 or spec.tile < 64:
-            raise ValueError(
-                f"the tile must be a multiple of 32 (the coarsest fused level) and at least 64, got {spec.tile}"
-            )
+        detector_info(spec.detector).check_tile(spec.tile, "the tile")
         ready = copy.deepcopy(detector).eval().requires_grad_(False)
         if fold and isinstance(ready.fpn, FPN) and ready.fpn.fusion != "attention":
             ready.fpn = fold_alpha(ready.fpn)
