@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,23 +91,38 @@ def brightness_onnx(brightness_model: Any, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tiny_backbone() -> Iterator[None]:
+    """The backbone of the exported detector."""
+    if importlib.util.find_spec("torch") is None:
+        yield
+        return
+    import toy_detector
+
+    with toy_detector.tiny_backbone():
+        yield
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained detector that gives as many detections as a trained one."""
     torch = pytest.importorskip("torch")
+    import toy_detector
+
     from tinydet.models.build import DetectorConfig, build_detector
     from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 
     torch.manual_seed(3)
-    config = DetectorConfig("mobilenet_v2", channels=64, norm="batch", classes=2, options={"head_convs": 1})
-    detector = build_detector(config, (0.368, 0.387, 0.367))
+    config = DetectorConfig("tiny", channels=32, norm="batch", classes=2, options={"head_convs": 1})
+    with toy_detector.tiny_backbone():
+        detector = build_detector(config, (0.368, 0.387, 0.367))
     for layer in detector.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
     with torch.no_grad():
         detector.train()(torch.randn(2, 3, 128, 128))  # sets the batch norm statistics
-    torch.nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=0.05)
-    torch.nn.init.constant_(detector.head.classification_head.cls_logits.bias, -3.0)
+    torch.nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=0.3)
+    torch.nn.init.constant_(detector.head.classification_head.cls_logits.bias, -2.5)
     torch.nn.init.normal_(detector.head.regression_head.bbox_reg.weight, std=0.05)
     path = tmp_path_factory.mktemp("checkpoint") / "model.pth"
     save_checkpoint(Checkpoint(config, detector.state_dict(), ("person", "car"), (1, 3), tile=128), path)
@@ -136,12 +153,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path, scene: Path) -> Exported:
+    import toy_detector
+
     from tinydet.__main__ import main
 
     out, err = io.StringIO(), io.StringIO()
     arguments = ["--target", "rtx", "--batch", "1,2,4", "--max-detections", "300", "--images", str(scene)]
     arguments += ["--precision", "fp32"]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with toy_detector.tiny_backbone(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["export", "engine", str(checkpoint), *arguments])
     return Exported(code, checkpoint.parent, out.getvalue(), err.getvalue())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tinydet.models.backbone_registry import BACKBONES
@@ -16,3 +18,13 @@ COMMANDS = _BLOCK.replace("\\\n", "").splitlines()
 exec(compile(SOURCE, str(PAGE), "exec"), globals())
 ROW, TINY = DETECTORS.pop("toy"), BACKBONES.pop("tiny")
 Toy = ROW.load()
+
+
+@contextlib.contextmanager
+def tiny_backbone() -> Iterator[None]:
+    """Register `tiny` while the block runs: nine convolutions, for tests of what surrounds the network."""
+    BACKBONES["tiny"] = TINY
+    try:
+        yield
+    finally:
+        BACKBONES.pop("tiny", None)

@@ -197,11 +197,18 @@ def conventional_operators(fpn: PlainFPN) -> Counter[str]:
     """Count the operators of a conventional pyramid with the levels of `fpn`, by type."""
     channels = [first_convolution(block).in_channels for block in fpn.inner]
     conventional = PlainFPN(channels, first_convolution(fpn.layer[0]).out_channels, top=copy.deepcopy(fpn.top))
+    layers = str(conventional)
+    if layers in _OPERATORS_OF_PYRAMIDS:
+        return _OPERATORS_OF_PYRAMIDS[layers]
     sides = [32 >> i for i in range(len(channels))]
     levels = tuple(torch.zeros((2, c, side, side)) for c, side in zip(channels, sides, strict=True))
     outputs = [f"P{i}" for i in range(len(conventional(levels)))]
     graph = trace(_Pyramid(conventional.eval()), levels, [f"C{i}" for i in range(len(levels))], outputs)
-    return Counter(node.op_type for node in graph.graph.node)
+    _OPERATORS_OF_PYRAMIDS[layers] = Counter(node.op_type for node in graph.graph.node)
+    return _OPERATORS_OF_PYRAMIDS[layers]
+
+
+_OPERATORS_OF_PYRAMIDS: dict[str, Counter[str]] = {}  # by their layers, because tracing takes a second
 
 
 def operators_added(pyramid: Counter[str], conventional: Counter[str], deleted_edges: int, kept_edges: int = 0) -> int:

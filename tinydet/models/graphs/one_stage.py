@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class AnchorInference(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, 3, T, T) normalized RGB -> boxes, scores, labels, candidates; see `Detector.inference`."""
         outputs = self.detector(images)
-        boxes, logits, labels = [], [], []
+        codes, logits, labels = [], [], []
         candidates = torch.zeros(images.shape[0], dtype=torch.int32, device=images.device)
         for level_logits, deltas, anchors in zip(
             outputs.logits, outputs.deltas, self.anchors.split(self.level_sizes), strict=True
@@ -49,10 +49,15 @@ class AnchorInference(nn.Module):
             logits.append(kept)
             labels.append(label.gather(1, index))
             index = index.unsqueeze(2).expand(-1, -1, 4)
-            boxes.append(
-                decode(deltas.float().gather(1, index), anchors.expand(images.shape[0], -1, -1).gather(1, index))
-            )
-        return (*self.best(boxes, logits, labels), candidates)
+            anchors = anchors.expand(images.shape[0], -1, -1)
+            codes.append(torch.cat([deltas.float().gather(1, index), anchors.gather(1, index)], dim=2))
+        # Only the boxes that are kept are decoded; a decoder for each level would add 170 nodes.
+        return (*self.best(codes, logits, labels, decode=_decode_codes), candidates)
+
+
+def _decode_codes(codes: Tensor) -> Tensor:
+    """Deltas and the anchor that they belong to, (N, K, 8) -> boxes (N, K, 4)."""
+    return decode(codes[..., :4], codes[..., 4:])
 
 
 class BestBoxes(nn.Module):
@@ -74,13 +79,25 @@ class BestBoxes(nn.Module):
         return (logits > self.floor).to(torch.int32).sum(dim=1, dtype=torch.int32)
 
     def forward(
-        self, boxes: Sequence[Tensor], logits: Sequence[Tensor], labels: Sequence[Tensor]
+        self,
+        boxes: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        *,
+        decode: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Parts of (N, M_i, 4), (N, M_i), (N, M_i) -> boxes (N, K, 4), scores (N, K) and labels (N, K) int32."""
+        """Parts of (N, M_i, 4), (N, M_i), (N, M_i) -> boxes (N, K, 4), scores (N, K) and labels (N, K) int32.
+
+        Args:
+            decode: converts codes (N, K, D) to boxes; `boxes` are then parts of (N, M_i, D).
+        """
         every = torch.cat(list(logits), dim=1)
         slots = min(self.slots, every.shape[1])
         kept, index = every.topk(slots, dim=1)
-        best_boxes = torch.cat(list(boxes), dim=1).gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+        codes = torch.cat(list(boxes), dim=1)
+        best_boxes = codes.gather(1, index.unsqueeze(2).expand(-1, -1, codes.shape[2]))
+        if decode is not None:
+            best_boxes = decode(best_boxes)
         best_labels = torch.cat(list(labels), dim=1).gather(1, index).to(torch.int32)
         if slots < self.slots:  # a small tile has fewer boxes than slots
             missing = self.slots - slots
