@@ -130,7 +130,7 @@ def test_a_run_that_diverges_says_so_in_its_json(here: Path, squares: Path, caps
         (["--alpha", "1,2,3", "--detector", "retinanet-p3p7"], "2 fused edges (P4->P3, P5->P4)"),
         (
             ["--detector", "faster_rcnn", "--head-convs", "2"],
-            "--head-convs is not an option of faster_rcnn, but of retinanet and retinanet-p3p7",
+            "--head-convs is not an option of faster_rcnn, but of retinanet",
         ),
         (["--roi-align", "aligned"], "--roi-align is not an option of retinanet, but of faster_rcnn"),
         (["--output", "."], "--output"),

@@ -138,9 +138,13 @@ def _report(
 ) -> Iterator[str]:
     counted = [key for key in ours if not key.startswith("fpn.alpha") and not key.endswith("num_batches_tracked")]
     yield f"{len([key for key in counted if key in copied])} of {len(counted)} tensors of {source.name}"
-    fresh_layers = sorted({key.rpartition(".")[0] for key in counted if key not in copied})
+    copied_layers = {key.rpartition(".")[0] for key in counted if key in copied}
+    fresh_layers = sorted({key.rpartition(".")[0] for key in counted if key not in copied} - copied_layers)
+    alone = [key for key in counted if key not in copied and key.rpartition(".")[0] in copied_layers]
     if fresh_layers:
         yield f"randomly initialized: {', '.join(fresh_layers)}"
+    if alone:
+        yield f"initialized as without --init: {', '.join(alone)}"
     fresh_classes = [name for name in names if name not in shared and name != BACKGROUND]
     if shared - {BACKGROUND} and fresh_classes:
         yield f"classes it does not know, randomly initialized: {', '.join(fresh_classes)}"

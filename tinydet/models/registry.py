@@ -27,6 +27,7 @@ from tinydet.models.options import (
     FasterRCNNOptions,
     FCOSOptions,
     FCOSP3P7Options,
+    HeadOptions,
     LibraRCNNOptions,
     NoOptions,
     RetinaNetOptions,
@@ -119,6 +120,12 @@ def _retinanet_p3p7() -> type[Detector]:
     return RetinaNetP3P7
 
 
+def _free_anchor() -> type[Detector]:
+    from tinydet.models.free_anchor import FreeAnchor
+
+    return FreeAnchor
+
+
 def _fcos() -> type[Detector]:
     from tinydet.models.fcos import FCOS
 
@@ -169,6 +176,15 @@ DETECTORS: dict[str, DetectorInfo] = {
         pyramid=RETINANET_P3P7_ANCHORS,
         anchors=RETINANET_P3P7_ANCHORS,
         recipe=_THIN_HEAD,
+        coco_weights="RetinaNet_ResNet50_FPN_Weights.COCO_V1",
+    ),
+    "free_anchor": DetectorInfo(
+        label="FreeAnchor",
+        load=_free_anchor,
+        options=HeadOptions,
+        pyramid=RETINANET_ANCHORS,
+        anchors=RETINANET_ANCHORS,
+        recipe={"paper": {"lr": 0.0025}, **_THIN_HEAD},  # the released FreeAnchor learns at half the rate of RetinaNet
         coco_weights="RetinaNet_ResNet50_FPN_Weights.COCO_V1",
     ),
     "fcos": DetectorInfo(
