@@ -37,8 +37,8 @@ LIBRARIES = (
 )
 
 
-def main() -> int:
-    options = parse()
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
     torch = "checkpoints" in options.kind or any("checkpoints" in name for name in options.case)
     folder = options.failures
     with temporary_folder() as place:
@@ -74,7 +74,7 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--failures", type=Path, default=Path("build/fuzz"), metavar="DIR",
                         help="folder for the files of cases that fail (default: build/fuzz)")  # fmt: skip
     parser.add_argument("--verbose", action="store_true", help="print every command and its messages")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     options.kind = options.kind or list(KINDS)
     return options
 

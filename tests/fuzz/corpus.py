@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -239,15 +238,24 @@ class Corpus:
         self.files["model.engine"] = b"ftrt" + bytes(400)
 
     def _run(self, *argv: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "tinydet", *argv],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(self.folder)},
-        )
-        if done.returncode:
-            raise RuntimeError(f"{argv}: {done.stderr}")
+        """Run a command in the folder, in this process: starting an interpreter takes longer than the command."""
+        from tinydet.__main__ import main
+
+        before, cache = Path.cwd(), os.environ.get("XDG_CACHE_HOME")
+        os.chdir(self.folder)
+        os.environ["XDG_CACHE_HOME"] = str(self.folder)
+        output = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                code = main(list(argv))
+        finally:
+            os.chdir(before)
+            if cache is None:
+                del os.environ["XDG_CACHE_HOME"]
+            else:
+                os.environ["XDG_CACHE_HOME"] = cache
+        if code:
+            raise RuntimeError(f"{argv}: {output.getvalue()}")
 
     def _journals(self) -> None:
         """The outputs and journals of finished runs, in a folder as the cases have it; a filter of empty tiles."""
