@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_detector import TINY
 from torch import nn
+from toy_detector import TINY
 
 from tinydet.models.backbone_registry import BACKBONES
 from tinydet.models.build import DetectorConfig, build_detector
@@ -30,7 +30,7 @@ def detector_of(name: str) -> Detector:
     detector = build_detector(DetectorConfig("tiny", 64, "group", 2, name), ALPHA[:edges])
     for parameter in detector.parameters():
         if parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter)
+            nn.init.kaiming_normal_(parameter, nonlinearity="linear")
     return detector.eval()
 
 
@@ -39,13 +39,13 @@ def test_the_graph_finds_the_same_with_alpha_folded(name: str) -> None:
     detector = detector_of(name)
     spec = ModelSpec(
         classes=("a", "b"), category_ids=(1, 2), detector=name, backbone="tiny", tile=TILE, max_detections=20,
-        nms_rounds=DETECTORS[name].nms_rounds,
+        score_floor=0.001, nms_rounds=DETECTORS[name].nms_rounds, grid_rois=min(20, DETECTORS[name].grid_rois),
     )  # fmt: skip
     images = torch.randint(0, 256, (1, TILE, TILE, 3), dtype=torch.uint8)
     with torch.no_grad():
         boxes, scores, labels, *_ = InferenceGraph(detector, spec, fold=False)(images)
         folded_boxes, folded_scores, folded_labels, *_ = InferenceGraph(detector, spec)(images)
-    assert (scores > spec.score_floor).any() and scores.std() > 1e-3
+    assert (scores > spec.score_floor).any() and scores.std() > 1e-4
     torch.testing.assert_close(folded_scores, scores, rtol=0, atol=2e-6)
     torch.testing.assert_close(folded_boxes, boxes, rtol=0, atol=2e-6 * TILE)
     assert torch.equal(folded_labels, labels)
