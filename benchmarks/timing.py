@@ -44,11 +44,18 @@ def settled(times: Sequence[float]) -> bool:
 
 
 def interleaved(
-    sides: Mapping[Side, Callable[[], object]], *, runs: int = RUNS, seconds: float = SECONDS
+    sides: Mapping[Side, Callable[[], object]],
+    *,
+    runs: int = RUNS,
+    seconds: float = SECONDS,
+    clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[Side, list[float]]:
     """Run the sides in turns of five until each has `runs` times or has used `seconds`, with at least two turns.
 
     The first run of a turn is not counted, because the threads of the previous side may still be spinning.
+
+    Args:
+        clock: in nanoseconds; `time.process_time_ns` measures CPU time, which other processes hardly affect.
 
     Returns:
         The times of each side in milliseconds.
@@ -61,17 +68,17 @@ def interleaved(
         if not waiting:
             return times
         for name in waiting:
-            turn = [milliseconds(sides[name]) for _ in range(TURN)]
+            turn = [milliseconds(sides[name], clock) for _ in range(TURN)]
             times[name] += turn[1:]
             used[name] += sum(turn)
         turns += 1
 
 
-def milliseconds(run: Callable[[], object]) -> float:
+def milliseconds(run: Callable[[], object], clock: Callable[[], int] = time.perf_counter_ns) -> float:
     """Time one run."""
-    began = time.perf_counter_ns()
+    began = clock()
     run()
-    return (time.perf_counter_ns() - began) / 1e6
+    return (clock() - began) / 1e6
 
 
 def summary(times: Sequence[float], *, draws: int = 2000) -> dict[str, float | int | list[float]]:

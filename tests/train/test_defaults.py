@@ -43,6 +43,17 @@ def test_the_device_chooses_the_preset_and_the_reason_names_the_other_one(
     assert config.preset == other and "preset" not in reasons
 
 
+def test_the_preset_nano_has_a_detector_of_its_own_unless_another_is_given(squares: Path) -> None:
+    config, _ = chosen("--preset", "nano", "--alpha", "0.5", data=squares)
+    assert (config.detector, config.channels, config.given_alpha) == ("retinanet-p3p7", 32, (0.5, 0.5))
+    assert config.options.items() >= {"head_convs": 2, "head_init": "he"}.items()
+    assert chosen("--preset", "nano", "--detector", "retinanet", data=squares)[0].detector == "retinanet"
+    with pytest.raises(ValueError, match="retinanet-p3p7 has 2 fused edges"):
+        config_of(["--preset", "nano", "--alpha", "0.5,0.4,0.3"]).resolve()
+    of_weights, _ = chosen("--preset", "nano", "--init", "old.pth", data=squares, start=OLD)
+    assert (of_weights.detector, of_weights.preset) == ("faster_rcnn", "nano")
+
+
 def test_fewer_tiles_never_get_fewer_epochs_and_large_datasets_get_those_of_the_paper() -> None:
     epochs = [epochs_of(tiles) for tiles in range(1, 1000)]
     assert epochs == sorted(epochs, reverse=True)

@@ -157,7 +157,7 @@ def _grid_rcnn() -> type[Detector]:
 
 
 _TWO_STAGE = {"paper": {"lr": 0.01}}  # the released Faster R-CNN learns at twice the rate of RetinaNet
-_THIN_HEAD = {"small": {"head_convs": 2, "head_init": "he"}}
+_THIN_HEAD = {preset: {"head_convs": 2, "head_init": "he"} for preset in ("small", "nano")}
 
 DETECTORS: dict[str, DetectorInfo] = {
     "retinanet": DetectorInfo(

@@ -49,12 +49,16 @@ SMALL_AUGMENT = ("photometric",)  # of small datasets; measured in docs/training
 DETECTOR, TILE, OVERLAP = "retinanet", 640, 128
 PAPER_EPOCHS = 12
 
-# Defaults that belong together. Detectors override some of them, see `DetectorInfo.recipe`.
+# The detector of a preset, where it is another one than DETECTOR.
+PRESET_DETECTORS = {"nano": "retinanet-p3p7"}
+# Other defaults that belong together. Detectors override some of them, see `DetectorInfo.recipe`.
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' RetinaNet recipe.
     "paper": {"backbone": "resnet50", "channels": 256, "batch": 2, "lr": 0.005, "clip_norm": 0.0},
     # For CPUs and first tries: a thin pyramid and head, because P2 is three quarters of the work.
     "small": {"backbone": "mobilenet_v2", "channels": 64, "batch": 4, "lr": 0.02, "clip_norm": 10.0},
+    # For fast inference on CPUs: without P2, and so thin that the backbone is most of the work.
+    "nano": {"backbone": "mobilenet_v2", "channels": 32, "batch": 4, "lr": 0.02, "clip_norm": 10.0},
 }
 
 
@@ -246,14 +250,15 @@ class TrainConfig:
     detector: str | None = option(
         None,
         f"network: {', '.join(f'{name} ({info.label})' for name, info in DETECTORS.items())} (default: that of --init, "
-        f"else {DETECTOR})",
+        f"else {DETECTOR}; {', '.join(f'{preset}: {name}' for preset, name in PRESET_DETECTORS.items())})",
         group="model",
         choices=DETECTORS.keys(),  # a view, so that a detector that registers itself later is accepted
     )
     preset: str | None = option(
         None,
-        "paper: ResNet-50, 256 channels, the authors' recipe; small: MobileNetV2, 64 channels, for CPUs "
-        "(default: that of --init, else paper on a GPU, small on a CPU and for the built-in dataset)",
+        "paper: ResNet-50, 256 channels, the authors' recipe; small: MobileNetV2, 64 channels, for CPUs; nano: "
+        "MobileNetV2, 32 channels, without the finest level, for fast inference (default: that of --init, else paper "
+        "on a GPU, small on a CPU and for the built-in dataset)",
         group="model",
         choices=tuple(PRESETS),
     )
@@ -417,7 +422,7 @@ class TrainConfig:
     @property
     def network(self) -> str:
         """Name of the detector."""
-        return self.detector or DETECTOR
+        return self.detector or PRESET_DETECTORS.get(self.preset or "", DETECTOR)
 
     @property
     def built_in(self) -> bool:

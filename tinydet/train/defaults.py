@@ -13,7 +13,7 @@ from typing import Any
 from tinydet._internal.console import plural
 from tinydet.models.options import Architecture
 from tinydet.models.registry import detector_info
-from tinydet.train.config import DETECTOR, OVERLAP, PAPER_EPOCHS, PRESETS, SMALL_AUGMENT, TILE, TrainConfig
+from tinydet.train.config import OVERLAP, PAPER_EPOCHS, PRESETS, SMALL_AUGMENT, TILE, TrainConfig
 
 # A dataset is small if the paper's epochs are fewer steps than this, in tiles: 500 steps of the preset small.
 SMALL_TILE_VIEWS = 2000
@@ -33,7 +33,7 @@ def choose_network(
         ValueError: an option contradicts the weights of `init`.
     """
     _check_start(config, start)
-    detector = config.detector or (start.detector if start else DETECTOR)
+    detector = config.detector or (start.detector if start else config.network)
     preset, why = _preset(config, device, start)
     info = detector_info(detector)
     recipe = {**PRESETS[preset], **info.recipe.get(preset, {})}
@@ -47,7 +47,7 @@ def choose_network(
     tile = config.tile or info.fit_tile(tile)
     overlap = start.overlap if start is not None and start.tile == tile and start.overlap is not None else OVERLAP
     given = {name: value for name in PRESETS[preset] if (value := getattr(config, name)) is not None}
-    no_weights = config.init or (config.built_in and preset == "small")
+    no_weights = config.init or (config.built_in and preset != "paper")
     values: dict[str, Any] = {
         **{name: chosen[name] for name in PRESETS[preset]},
         **given,
@@ -125,8 +125,8 @@ def _preset(config: TrainConfig, device: str, start: Architecture | None) -> tup
     if config.built_in:
         return "small", "the built-in dataset (--preset paper chooses ResNet-50)"
     if start is not None:
-        known = {values["backbone"]: name for name, values in PRESETS.items()}
-        if preset := start.preset if start.preset in PRESETS else known.get(start.backbone):
+        known = (name for name, values in PRESETS.items() if values["backbone"] == start.backbone)
+        if preset := start.preset if start.preset in PRESETS else next(known, None):
             return preset, f"that of {config.init}"
     if device == "cpu":
         return "small", "it trains on a CPU (--preset paper is for GPUs and takes many times longer)"

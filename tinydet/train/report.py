@@ -97,7 +97,7 @@ def plan_lines(
     if trainer.schedule.patience:
         stop = plural(trainer.schedule.patience, "validation")
         yield _row("", f"less if it stops early, after {stop} without a better AP50")
-    if minutes > LONG_MINUTES and config.preset != "small":
+    if minutes > LONG_MINUTES and config.preset == "paper":
         yield _row("", f"to train many times faster than with {config.preset}: --preset small")
     elif minutes > LONG_MINUTES and (shorter := int(epochs * LONG_MINUTES / minutes)):
         yield _row("", f"to train for about an hour: --epochs {shorter}")

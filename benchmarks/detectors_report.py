@@ -1,0 +1,140 @@
+"""The tables of `detectors.py`: made from the records of its runs, written between marks in docs/detectors.md."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinydet._internal.atomic import write_text
+from tinydet.models.registry import DETECTORS
+from tinydet.study.trials import Record, last, read_records
+
+BEGIN, END = "<!-- {}: written by benchmarks/detectors.py --report -->", "<!-- end of {} -->"
+RULES = {"own": "own", "nwd": "NWD rank"}
+STRIDE = 640 - 128  # pixels from tile to tile of a large scene
+SCORES = {"AP50": "AP50", "AP50-tiny": "AP50 tiny", "AP75": "AP75", "MR50-tiny": "MR50 tiny"}
+
+
+def write_report(results: Path, docs: Path) -> list[Path]:
+    """Replace the tables in docs/detectors.md; return the files that were written."""
+    path = docs / "detectors.md"
+    page = path.read_text(encoding="utf-8")
+    for name in TABLES:
+        page = replaced(page, name, table_text(name, results))
+    write_text(path, page)
+    return [path]
+
+
+def table_text(name: str, results: Path) -> str:
+    """Return a table as Markdown, or a sentence where nothing is recorded yet."""
+    lines = [*TABLES[name](results)]
+    return "\n".join(lines) if len(lines) > 2 else "Not measured yet."
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """Return a page with another text between the marks of that name.
+
+    >>> page = "a\\n<!-- t: written by benchmarks/detectors.py --report -->\\nold\\n<!-- end of t -->\\nb"
+    >>> replaced(page, "t", "new").splitlines()[3]
+    'new'
+    """
+    begin, end = BEGIN.format(name), END.format(name)
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"the page lacks the marks {begin} and {end}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+
+
+def scores_table(results: Path) -> Iterator[str]:
+    """Yield the lines of the table of scores, the best AP50 first; a mean and a range where there are several seeds."""
+    costs = read_json(results / "detectors_cost.json").get("costs", {})
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in read_records(results / "detectors.jsonl"):
+        key = record["key"]
+        groups.setdefault((key["network"], key["assign"], key["alpha"]), []).append(record)
+    yield f"| detector | assignment | α | {' | '.join(SCORES.values())} | seeds | training |"
+    yield "| --- | --- | --- |" + " --: |" * (len(SCORES) + 2)
+
+    def order(item: tuple[tuple[str, str, str], list[Record]]) -> float:
+        return -statistics.mean(last(record, "AP50") or 0.0 for record in item[1])
+
+    for (network, assign, alpha), records in sorted(groups.items(), key=order):
+        values = [spread([last(record, name) for record in records]) for name in SCORES]
+        factors = ", ".join(f"{a:.2f}" for a in records[0]["alpha"])
+        chosen = f"S ({factors})" if alpha == "S" else "1"
+        cost = costs[f"{network} {assign}"]
+        minutes = statistics.mean(record["cpu_seconds"] for record in records) / 60
+        yield (
+            f"| {label(network)} | {RULES[assign]} | {chosen} | {' | '.join(values)} | {len(records)} | "
+            f"{cost['epochs']} epochs, {minutes:.0f} min |"
+        )
+
+
+def costs_table(results: Path) -> Iterator[str]:
+    """Yield the lines of the table of speed and size, the fastest network first."""
+    costs = read_json(results / "detectors_cost.json").get("costs", {})
+    speeds = read_json(results / "detectors_speed.json").get("networks", {})
+    sizes = {r["key"]["network"]: r["megabytes"] for r in read_records(results / "detectors.jsonl") if "megabytes" in r}
+    yield "| detector | tiles/s | ms: median, 5 % to 95 % | GMAC | MB | parameters | training, CPU ms per tile |"
+    yield "| --- |" + " --: |" * 6
+    by_network: dict[str, Any] = {}
+    for name, cost in costs.items():
+        by_network.setdefault(name.rpartition(" ")[0], cost)
+    for network in sorted(speeds, key=lambda n: -speeds[n]["tiles_per_second"]):
+        times, cost = speeds[network]["milliseconds"], by_network[network]
+        yield (
+            f"| {label(network)} | {speeds[network]['tiles_per_second']:.1f} | {times['median']:.0f}, "
+            f"{times['p5']:.0f} to {times['p95']:.0f} | {cost['gmac']:.1f} | {sizes[network]:.1f} | "
+            f"{cost['million_parameters']:.1f} M | {1000 * cost['cpu_seconds_per_tile']:.0f} |"
+        )
+
+
+def scales_table(results: Path) -> Iterator[str]:
+    """Yield the lines of the table of enlarged frames, with the CPU time of a large scene."""
+    speeds = read_json(results / "detectors_speed.json").get("networks", {})
+    yield f"| detector | assignment | α | `--scale` | {' | '.join(SCORES.values())} | CPU s per megapixel |"
+    yield "| --- | --- | --- | --: |" + " --: |" * (len(SCORES) + 1)
+    for row in read_json(results / "detectors_scale.json").get("scores", {}).values():
+        tiles = 1e6 * row["scale"] ** 2 / STRIDE**2
+        seconds = tiles * speeds[row["network"]]["milliseconds"]["median"] / 1000
+        values = " | ".join(f"{100 * row[name]:.1f}" for name in SCORES)
+        yield (
+            f"| {label(row['network'])} | {RULES[row['assign']]} | {row['alpha']} | {row['scale']:g} | {values} | "
+            f"{seconds:.2f} |"
+        )
+
+
+def spread(values: Sequence[float | None], show: Callable[[float], str] = lambda v: f"{100 * v:.1f}") -> str:
+    """Format a score in percent; of several seeds the mean and the range; a dash where a training diverged.
+
+    >>> spread([0.5]), spread([0.5, 0.52]), spread([0.5, None])
+    ('50.0', '51.0 (50.0–52.0)', '–')
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return "–"
+    if len(known) == 1:
+        return show(known[0])
+    return f"{show(statistics.mean(known))} ({show(min(known))}–{show(max(known))})"
+
+
+def label(network: str) -> str:
+    """Return the name of a network for a reader."""
+    return DETECTORS[network].label if network in DETECTORS else f"`--preset {network}`"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a result file; a missing one is empty."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
+    "scores": scores_table,
+    "costs": costs_table,
+    "scales": scales_table,
+}
