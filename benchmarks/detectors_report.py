@@ -1,4 +1,4 @@
-"""The tables of `detectors.py`: made from the records of its runs, written between marks in docs/detectors.md."""
+"""The tables of `detectors.py`, made from the records of its runs and written between marks in docs and README."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ SCORES = {"AP50": "AP50", "AP50-tiny": "AP50 tiny", "AP75": "AP75", "MR50-tiny":
 
 
 def write_report(results: Path, docs: Path) -> list[Path]:
-    """Replace the tables in docs/detectors.md; return the files that were written."""
-    path = docs / "detectors.md"
-    page = path.read_text(encoding="utf-8")
-    for name in TABLES:
-        page = replaced(page, name, table_text(name, results))
-    write_text(path, page)
-    return [path]
+    """Replace the tables in docs/detectors.md and, where the README has marks, there; return the written files."""
+    paths = [docs / "detectors.md", *(path for path in [docs.parent / "README.md"] if path.exists())]
+    for path in paths:
+        page = path.read_text(encoding="utf-8")
+        for name in TABLES:
+            if BEGIN.format(name) in page:
+                page = replaced(page, name, table_text(name, results))
+        write_text(path, page)
+    return paths
 
 
 def table_text(name: str, results: Path) -> str:
@@ -108,6 +110,26 @@ def scales_table(results: Path) -> Iterator[str]:
         )
 
 
+def best_table(results: Path) -> Iterator[str]:
+    """Yield the lines of a short table: each network at its best, with speed and size, the best AP50 first."""
+    speeds = read_json(results / "detectors_speed.json").get("networks", {})
+    best: dict[str, Record] = {}
+    for record in read_records(results / "detectors.jsonl"):
+        network, known = record["key"]["network"], best.get(record["key"]["network"])
+        score = last(record, "AP50")
+        if score is not None and record["key"]["seed"] == 0 and (known is None or score > (last(known, "AP50") or 0.0)):
+            best[network] = record
+    yield "| detector | assignment | α | AP50 | AP50 tiny | tiles/s | MB |"
+    yield "| --- | --- | --- |" + " --: |" * 4
+    for network, record in sorted(best.items(), key=lambda item: -(last(item[1], "AP50") or 0.0)):
+        values = " | ".join(f"{100 * (last(record, name) or 0.0):.1f}" for name in ("AP50", "AP50-tiny"))
+        speed = f"{speeds[network]['tiles_per_second']:.1f}" if network in speeds else "–"
+        yield (
+            f"| {label(network)} | {RULES[record['key']['assign']]} | {record['key']['alpha']} | {values} | {speed} | "
+            f"{record['megabytes']:.1f} |"
+        )
+
+
 def spread(values: Sequence[float | None], show: Callable[[float], str] = lambda v: f"{100 * v:.1f}") -> str:
     """Format a score in percent; of several seeds the mean and the range; a dash where a training diverged.
 
@@ -137,4 +159,5 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "scores": scores_table,
     "costs": costs_table,
     "scales": scales_table,
+    "best": best_table,
 }
