@@ -18,8 +18,10 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import resnet18
 from torchvision.ops import FrozenBatchNorm2d, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from toy_detector import TINY
 
 from tinydet.geometry.points import positive_points
+from tinydet.models.backbone_registry import BACKBONES
 from tinydet.models.batch import Batch
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
@@ -27,7 +29,7 @@ from tinydet.models.fcos import FCOS, FCOSP3P7, FCOSHead, centerness_targets
 from tinydet.models.losses import focal_loss_by_level, total
 from tinydet.models.pretrained import initialize, read_source
 from tinydet.models.registry import detector_info
-from tinydet.train.config import TrainConfig
+from tinydet.train import TrainConfig, train
 from tinydet.train.defaults import choose_network
 
 NAMES = ("fcos", "fcos-p3p7")
@@ -202,12 +204,12 @@ def test_centerness_is_one_at_the_only_point_outside_of_an_object() -> None:
     torch.testing.assert_close(targets, torch.tensor(expected))
 
 
-def test_group_norm_has_32_groups_or_as_many_as_divide_the_channels() -> None:
-    for channels, groups in ((64, 32), (48, 16), (7, 1)):
+def test_group_norm_has_32_groups_or_fewer_that_also_work_on_a_level_of_one_cell() -> None:
+    for channels, groups in ((64, 32), (48, 16), (32, 16), (7, 1)):
         head = FCOSHead(channels, 1, 5, 4, group_norm=True)
         norms = [module for module in head.modules() if isinstance(module, torch.nn.GroupNorm)]
         assert len(norms) == 8 and {norm.num_groups for norm in norms} == {groups}
-        head.classification_head.conv(torch.zeros(1, channels, 2, 2))
+        head.train().classification_head.conv(torch.zeros(1, channels, 1, 1))
     assert not any(isinstance(module, torch.nn.GroupNorm) for module in detector("fcos").head.modules())
 
 
@@ -284,6 +286,18 @@ def test_into_the_adaptive_one_go_backbone_and_pyramid_only(weights: str) -> Non
     assert torch.equal(state["fpn.layer.1.weight"], theirs.backbone.fpn.layer_blocks[0][0].weight)
     assert torch.equal(state["fpn.layer.0.weight"], fresh["fpn.layer.0.weight"])  # P2 is new
     assert torch.equal(state["backbone.body.layer4.1.conv2.weight"], theirs.backbone.body["layer4"][1].conv2.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_to_find_squares(name: str, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny", TINY)
+    trained = train(TrainConfig(detector=name, data=squares, val=squares, tile=96, overlap=32, alpha=0.5,
+                                output=tmp_path / "model.pth", preset="small", backbone="tiny",
+                                weights_backbone="none", norm="group", channels=32, precision="fp32", epochs=16,
+                                augment=(), validate_every=16, lr=0.04, clip_norm=1.0,
+                                tensorboard=False))  # fmt: skip
+    assert trained.history[-1]["AP50"] > 0.3
 
 
 @pytest.mark.slow

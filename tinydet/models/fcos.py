@@ -78,7 +78,7 @@ class FCOSHead(nn.Module):
 
     def __init__(self, channels: int, classes: int, levels: int, convolutions: int, *, group_norm: bool) -> None:
         super().__init__()
-        norm = functools.partial(nn.GroupNorm, math.gcd(channels, GROUPS)) if group_norm else nn.Identity
+        norm = functools.partial(nn.GroupNorm, groups_of(channels)) if group_norm else nn.Identity
         towers = {"num_anchors": 1, "num_convs": convolutions, "norm_layer": norm}
         self.classification_head = FCOSClassificationHead(channels, num_classes=classes, **towers)
         self.regression_head = FCOSRegressionHead(channels, **towers)
@@ -257,8 +257,7 @@ class FCOSP3P7(FCOS):
     """FCOS with the paper's configuration: group norm, centerness on the class tower, distances as exp(scale * x).
 
     The class loss is divided by positive points and images, and boxes are learned by -ln of their IoU, where
-    intersection and union gain one pixel each. The group norms have 32 groups, or the greatest common divisor of
-    32 and `channels`.
+    intersection and union gain one pixel each. See `groups_of` for the groups of the norms.
     """
 
     design = FCOS_P3P7_POINTS
@@ -306,6 +305,18 @@ class FCOSP3P7(FCOS):
         new = ("head.regression_head.bbox_reg.", "head.regression_head.bbox_ctrness.")
         taken = {name: value for name, value in weights.items() if not name.startswith(new)}
         return ForeignWeights(taken, len(weights["head.classification_head.cls_logits.bias"]), FCOSP3P7.first_level)
+
+
+def groups_of(channels: int) -> int:
+    """Return the number of groups of a group norm: 32, or fewer that divide the channels, of two or more each.
+
+    A group of one channel has a single value on a level of one cell, which has no variance.
+
+    >>> groups_of(256), groups_of(64), groups_of(32), groups_of(48), groups_of(7)
+    (32, 32, 16, 16, 1)
+    """
+    groups = math.gcd(channels, GROUPS)
+    return groups if groups < channels else max(channels // 2, 1)
 
 
 @functools.lru_cache(maxsize=8)
