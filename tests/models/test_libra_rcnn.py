@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tinydet.export.onnx_file import trace, write_onnx
 from tinydet.models.backbone import PixelNorm
 from tinydet.models.batch import Batch, collate
 from tinydet.models.build import DetectorConfig, build_detector
-from tinydet.models.checkpoint import Checkpoint
+from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.faster_rcnn import Candidates, FasterRCNN
 from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.models.libra_rcnn import (
@@ -33,6 +34,7 @@ from tinydet.models.libra_rcnn import (
     draw_positives,
 )
 from tinydet.models.losses import total
+from tinydet.models.registry import DETECTORS, register_detector
 
 CPU = torch.device("cpu")
 
@@ -454,3 +456,31 @@ def test_batches_are_padded_to_multiples_of_64() -> None:
     sample = Sample(np.zeros((96, 130, 3), np.uint8), nothing, np.zeros(0, np.int64), nothing)
     batch = collate([sample], CPU, PixelNorm(), multiple=detector.tile_multiple)
     assert batch.size == (128, 192) and batch.sizes == ((96, 130),)
+
+
+def test_commands_refuse_other_tiles_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tinydet.__main__ import main
+
+    config = DetectorConfig("mobilenet_v2", channels=8, detector="libra_rcnn")
+    save_checkpoint(Checkpoint(config, libra().state_dict(), ("person",), (1,), tile=128), tmp_path / "model.pth")
+    rule = "--tile must be a multiple of 64 for Libra R-CNN and at least 64, got 672; the nearest are 640 and 704"
+    for words in (["train", "--detector", "libra_rcnn"], ["export", "onnx", str(tmp_path / "model.pth")]):
+        assert main([*words, "--tile", "672"]) == 2
+        assert capsys.readouterr().err.strip().endswith(f"error: {rule}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pth"]
+
+
+@pytest.mark.parametrize(("multiple", "side", "tile"), [(32, 1, 64), (32, 600, 608), (64, 608, 640), (96, 1, 96),
+                                                        (96, 640, 672)])  # fmt: skip
+def test_default_tiles_are_rounded_up_to_those_of_the_detector(multiple: int, side: int, tile: int) -> None:
+    info = replace(DETECTORS["retinanet"], tile_multiple=multiple)
+    assert info.fit_tile(side) == tile
+    info.check_tile(tile)
+    with pytest.raises(ValueError, match="tile must be a multiple"):
+        info.check_tile(tile + 16)
+
+
+def test_a_plugin_whose_tiles_are_no_multiple_of_the_stride_of_c5_is_refused() -> None:
+    info = replace(DETECTORS["retinanet"], tile_multiple=48)
+    with pytest.raises(ValueError, match="detector 'my': tile_multiple must be a multiple of 32, got 48"):
+        register_detector("my", info)

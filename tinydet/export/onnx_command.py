@@ -104,6 +104,8 @@ def export_checkpoint(
     name = checkpoint.detector.detector
     if args.nms_rounds and not detector_info(name).nms_rounds:
         raise ValueError(f"{model}: --nms-rounds is for two-stage detectors; {name} has no proposals")
+    if args.tile:
+        detector_info(name).check_tile(args.tile, "--tile")
     if args.grid_rois and not detector_info(name).grid_rois:
         raise ValueError(f"{model}: --grid-rois is for Grid R-CNN; {name} has no grid branch")
     spec = checkpoint.spec(
