@@ -106,6 +106,28 @@ def test_the_loss_is_that_of_both_heat_maps_over_the_cells_of_the_trained_rois(m
     torch.testing.assert_close(found, GRID_WEIGHT * wanted)
 
 
+def test_shares_of_two_processes_add_up_to_the_loss_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = grid_rcnn_of().eval()
+    rois = torch.tensor([[8.0, 9, 22, 20], [40, 41, 49, 60], [4, 5, 12, 30], [30, 31, 44, 39]])
+    tiles = [Proposals(part, torch.ones(len(part)), part + 1, (96, 64)) for part in rois.split([3, 1])]
+
+    def positives(sampled: list[Proposals]) -> tuple[torch.Tensor, ...]:
+        owner = torch.cat([torch.full((len(each.boxes),), i) for i, each in enumerate(sampled)])
+        return torch.cat([each.boxes for each in sampled]), torch.cat([each.objects for each in sampled]), owner
+
+    monkeypatch.setattr(grid_rcnn, "trained_rois", positives)
+    features = detector.pyramid(torch.randn(2, 3, 96, 64))
+    whole = detector._grid_loss(features, tiles, (96, 64))
+    monkeypatch.setattr(grid_rcnn, "process_count", lambda: 2)
+    monkeypatch.setattr(grid_rcnn, "sum_over_processes", lambda count: count * 0 + len(rois))
+    parts = [
+        detector._grid_loss({k: v[i : i + 1] for k, v in features.items()}, [tile], (96, 64)) / 2
+        for i, tile in enumerate(tiles)
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+    assert parts[0] > 2 * parts[1]  # three of the four RoIs
+
+
 def test_positives_are_moved_and_scaled_by_up_to_fifteen_percent_within_their_tile() -> None:
     torch.manual_seed(0)
     boxes = torch.tensor([[100.0, 200, 120, 240]]).expand(2000, 4)
