@@ -19,7 +19,7 @@ speed   tiles of 640 pixels per second of CPU time of each exported network in O
 scale   scores of RetinaNet with S-alpha and of the best combination on frames enlarged by 1.5 and 2.
 
 A combination that does not exist is listed with the reason. Each finished training is a line of
-RESULTS/detectors.jsonl. An interrupted training resumes. Takes about ten CPU hours, two trainings at a time with one
+RESULTS/detectors.jsonl. An interrupted training resumes. Takes about seven CPU hours, two trainings at a time with one
 thread each.
 """
 
@@ -432,7 +432,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"these networks, assignments and alphas only: {', '.join(names)} (default: all)")  # fmt: skip
     add("--list", action="store_true", help="list the combinations and what is recorded, then stop")
     add("--report", action="store_true", help="write the tables of the recorded runs, then stop")
-    add("--epochs", type=positive_int, default=7, metavar="N",
+    add("--epochs", type=positive_int, default=5, metavar="N",
         help="epochs of RetinaNet that make the CPU time of each training (default: %(default)s)")  # fmt: skip
     add("--jobs", type=positive_int, default=2, help="training runs at a time, sharing the CPU cores (default: 2)")
     add("--budget", type=float, metavar="MINUTES", help="start no training after this many minutes (default: no limit)")
