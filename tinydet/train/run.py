@@ -306,7 +306,7 @@ def transform_of(config: TrainConfig) -> Transform | None:
 
 
 def count_objects(config: TrainConfig, train: Dataset, tiles: TrainingTiles) -> FusionStatistics:
-    """Count objects per level (Algorithm 1) on the tiles that the network will see, before any augmentation."""
+    """Count what each level learns on the tiles that the network will see, before any augmentation."""
     counting = counting_of(config.network, config.options)
     tile, overlap = tiles_of(config)
     if config.recipe == "tinyperson":
@@ -331,7 +331,7 @@ def choose_alpha(
     start = source.checkpoint if source else None
     edges = len(config.edges)
     if statistics is not None:
-        alpha, text = tuple(statistics.alpha), "S-alpha: computed from the training boxes (Algorithm 1)"
+        alpha, text = tuple(statistics.alpha), f"S-alpha: computed from the training boxes ({statistics.text})"
         if config.scale_match is not None:
             text += ", before Scale Match resizes them"
     elif config.given_alpha is not None:
