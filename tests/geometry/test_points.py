@@ -169,6 +169,20 @@ def test_a_dense_crowd_needs_no_matrix_of_objects_and_points() -> None:
     assert sum(counts) > 5000 and peak < 40e6 < 5000 * 34100 / 4  # bytes; a mask of all pairs has 170e6
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_counts_do_not_depend_on_how_many_images_are_counted_at_a_time(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(5)
+    sizes, index = [(160, 96), (64, 64), (96, 200)], generator.integers(0, 3, 40)
+    boxes = np.concatenate([random_boxes(generator, "multiples of 4", (150, 100)) for _ in range(4)])[:40]
+    for every_object in (False, True):
+        whole = positive_points(FCOS_POINTS, boxes, sizes, index, every_object=every_object)
+        monkeypatch.setattr("tinydet.geometry.points.CHUNK", chunk)
+        counts = count_points(FCOS_POINTS, boxes, sizes, index, every_object=every_object)
+        assert counts == tuple(np.bincount(whole.level, minlength=5).tolist())
+
+
 def test_without_objects_there_are_no_positive_points() -> None:
     for every_object in (False, True):
         assert count_points(FCOS_POINTS, np.zeros((0, 4)), (64, 64), every_object=every_object) == (0, 0, 0, 0, 0)

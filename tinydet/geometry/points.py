@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from tinydet.geometry.anchors import AnchorDesign, Pyramid
 
 Range = tuple[float, float]
+CHUNK = 10_000  # boxes, at least one image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +148,24 @@ def count_points(
     *,
     every_object: bool = False,
 ) -> tuple[int, ...]:
-    """Return the number of points of each level that learn an object, finest first; see `positive_points`."""
-    positive = positive_points(design, boxes, sizes, image_index, every_object=every_object)
-    return tuple(np.bincount(positive.level, minlength=len(design.levels)).tolist())
+    """Return the number of points of each level that learn an object, finest first; see `positive_points`.
+
+    Images are counted a few at a time, so the memory does not grow with a dataset.
+    """
+    corners, sides = _boxes(boxes), np.asarray(sizes, np.int64).reshape(-1, 2)
+    image = np.zeros(len(corners), np.int64) if image_index is None else np.asarray(image_index, np.int64)
+    order = np.argsort(image, kind="stable")  # of equal areas the first object still wins
+    ends = image[order].searchsorted(np.arange(len(sides)), side="right")
+    counts = np.zeros(len(design.levels), np.int64)
+    first = 0
+    while first < len(order):
+        last = int(ends[image[order[min(first + CHUNK, len(order)) - 1]]])  # whole images
+        chosen = order[first:last]
+        images, index = np.unique(image[chosen], return_inverse=True)
+        found = positive_points(design, corners[chosen], sides[images], index, every_object=every_object)
+        counts += np.bincount(found.level, minlength=len(counts))
+        first = last
+    return tuple(counts.tolist())
 
 
 def _boxes(boxes: ArrayLike) -> NDArray[np.float64]:
