@@ -1,6 +1,16 @@
-"""The anchors that are among the K most similar ones of some object, without the matrix of all pairs. numpy only."""
+"""The K most similar anchors of each object, without the matrix of all pairs. numpy only.
+
+For one anchor shape, similarity falls with the distance of the centers on each axis. So the anchor that is i-th in its
+row and k-th in its column, counted from the nearest, has i * k anchors that are at least as similar, itself included,
+and only those with i * k up to K are compared: for K = 1 one per shape and level.
+
+`tinydet.salpha.parity` has a stricter rule for the one anchor of highest IoU: bit for bit the float32 result of other
+code.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,8 +18,53 @@ from numpy.typing import NDArray
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.similarity import SIMILARITIES
 
-_PAIRS = 1 << 20  # compared at a time
-_DECIMALS = 9  # similarities that agree in these are equal
+EQUAL = 1e-9  # relative difference of similarities, and of distances in cells, below which they are equal
+_DECIMALS = 9  # of distances in cells that are equal, likewise
+_PAIRS = 1 << 18  # compared at a time
+
+
+class RankedAnchors(NamedTuple):
+    """The K most similar anchors of each of M objects, best first; of equally similar ones the first.
+
+    Attributes:
+        level: (M, K) number of the level, 0 is the finest.
+        anchor: (M, K) index into the concatenated `grid_anchors` of the object's image.
+        similarity: (M, K) from 0 to 1; -inf where the image has fewer anchors.
+    """
+
+    level: NDArray[np.intp]
+    anchor: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+
+
+def ranked_anchors(
+    design: AnchorDesign,
+    boxes: NDArray[np.float64],
+    sizes: NDArray[np.int64],
+    image_index: NDArray[np.int64],
+    rank: int,
+    similarity: str,
+) -> RankedAnchors:
+    """Return the `rank` most similar anchors of each object, over all anchors of all levels of its image.
+
+    Anchors that contain a box have the same IoU with it at different distances. Of these the nearest are found, not the
+    first.
+
+    Args:
+        boxes: (M, 4) xyxy in pixels of their image.
+        sizes: (I, 2) width and height of every image.
+        image_index: (M,) image of each box.
+        similarity: a key of `SIMILARITIES`.
+    """
+    nth = np.array([(i, k) for i in range(rank) for k in range(rank) if (i + 1) * (k + 1) <= rank]).T
+    step = max(_PAIRS // (nth.shape[1] * sum(map(len, design.shapes))), 1)
+    parts = [RankedAnchors(np.empty((0, rank), np.intp), np.empty((0, rank), np.int64), np.empty((0, rank)))]
+    # The similarities of boxes of no extent may be undefined or infinitely small: any anchor is as good.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for start in range(0, len(boxes), step):
+            size = sizes[image_index[start : start + step]]
+            parts.append(_of_chunk(design, boxes[start : start + step], size, nth, rank, similarity))
+    return RankedAnchors(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def count_ranked(
@@ -22,45 +77,37 @@ def count_ranked(
 ) -> tuple[int, ...]:
     """Count the anchors of each level that are among the `rank` most similar ones of at least one object.
 
-    Of equally similar anchors the first ones count; anchors of similarity 0 do not. An anchor of several objects counts
-    once. These are the anchors that training by rank makes positive, except for the one that an object gets there in
-    exchange for `rank` anchors which are all more similar to others.
-
-    For one shape, similarity falls with the distance of the centers on each axis. So the anchor that is i-th in its row
-    and k-th in its column, counted from the nearest, has i * k anchors that are at least as similar, itself included,
-    and only those with i * k up to `rank` are compared.
-
-    Args:
-        boxes: (M, 4) xyxy in pixels of their image.
-        sizes: (I, 2) width and height of every image.
-        image_index: (M,) image of each box.
-        similarity: a key of `SIMILARITIES`.
+    Anchors of similarity 0 do not count, and an anchor of several objects counts once. These are the anchors that
+    training by rank makes positive, except for the one that an object gets there in exchange for `rank` anchors which
+    are all more similar to others. Arguments are those of `ranked_anchors`.
     """
-    nth = np.array([(i, k) for i in range(rank) for k in range(rank) if (i + 1) * (k + 1) <= rank]).T
-    step = max(_PAIRS // (nth.shape[1] * sum(map(len, design.shapes))), 1)
-    chosen = [np.zeros((2, 0), np.int64)]
-    for start in range(0, len(boxes), step):
-        image = image_index[start : start + step]
-        anchor = _best(design, boxes[start : start + step], sizes[image], nth, rank, similarity)
-        found = np.stack([np.broadcast_to(image[:, None], anchor.shape), anchor])
-        chosen.append(found[:, anchor >= 0])
-    image, anchor = np.unique(np.concatenate(chosen, axis=1), axis=1)
-    last = np.cumsum(_anchors(design, sizes), axis=1)  # (I, levels)
-    level = (anchor[:, None] >= last[image]).sum(axis=1)
-    return tuple(np.bincount(level, minlength=len(design.levels)).tolist())
+    found = ranked_anchors(design, boxes, sizes, image_index, rank, similarity)
+    similar = found.similarity > 0
+    image = np.broadcast_to(image_index[:, None], similar.shape)
+    return count_distinct(found.level[similar], found.anchor[similar], image[similar], len(design.levels))
 
 
-def _best(
+def count_distinct(
+    level: NDArray[np.intp], anchor: NDArray[np.int64], image_index: NDArray[np.int64], levels: int
+) -> tuple[int, ...]:
+    """Count anchors by level, each once per image. The arrays are parallel; `anchor` is counted within its image."""
+    _, first = np.unique(image_index * (anchor.max(initial=0) + 1) + anchor, return_index=True)
+    return tuple(np.bincount(level[first], minlength=levels).tolist())
+
+
+def _of_chunk(
     design: AnchorDesign,
     boxes: NDArray[np.float64],
     sizes: NDArray[np.int64],
-    nth: NDArray[np.int64],
+    nth: NDArray[np.intp],
     rank: int,
     similarity: str,
-) -> NDArray[np.int64]:
-    """Return the `rank` best anchors of each box in the order of all anchors of its image: (m, rank), -1 for none."""
-    starts = np.cumsum(_anchors(design, sizes), axis=1) - _anchors(design, sizes)
-    anchors, similarities = [], []
+) -> RankedAnchors:
+    """`ranked_anchors` of (m, 4) boxes in images of `sizes` (m, 2). `nth`: (2, T) column and row, by nearness."""
+    if design.inclusive:
+        boxes = boxes + np.array([0, 0, 1, 1])
+    similarities, anchors, levels = [], [], []
+    first_of_level = np.zeros((len(boxes), 1), np.int64)
     for level, shapes in enumerate(design.shapes):
         grid = design.level_grid(sizes[:, 1], sizes[:, 0], level)
         first = design.offset * design.strides[level]
@@ -68,33 +115,37 @@ def _best(
         row, outside_y = _nearest(boxes[:, 1::2].mean(axis=1), first, grid.stride_y, grid.rows, rank)
         column, row, outside = column[:, nth[0]], row[:, nth[1]], outside_x[:, nth[0]] | outside_y[:, nth[1]]
         center = first + np.stack([column * grid.stride_x[:, None], row * grid.stride_y[:, None]] * 2, axis=2)
+        cell = row * grid.columns[:, None] + column
         for number, (width, height) in enumerate(shapes):
             half = np.array([width, height]) / 2
-            with np.errstate(divide="ignore", invalid="ignore"):
-                value = SIMILARITIES[similarity](boxes[:, None], center + np.concatenate([-half, half]))
-            similarities.append(np.where(outside, -1.0, np.nan_to_num(value, nan=0.0)).round(_DECIMALS))
-            cell = row * grid.columns[:, None] + column
-            anchors.append(starts[:, level, None] + cell * len(shapes) + number)
-    anchor, value = np.concatenate(anchors, axis=1), np.concatenate(similarities, axis=1)
-    order = np.lexsort((anchor, -value), axis=1)[:, :rank]
-    best = np.take_along_axis(np.where(value > 0, anchor, -1), order, axis=1)
-    return np.asarray(best, np.int64)
+            value = SIMILARITIES[similarity](boxes[:, None], center + np.concatenate([-half, half]))
+            similarities.append(np.where(outside, -np.inf, np.nan_to_num(value, nan=0.0)))
+            anchors.append(first_of_level + cell * len(shapes) + number)
+            levels += [level] * nth.shape[1]
+        first_of_level = first_of_level + (grid.rows * grid.columns * len(shapes))[:, None]
+    anchor, remaining = np.concatenate(anchors, axis=1), np.concatenate(similarities, axis=1)
+    chosen = np.empty((len(boxes), rank), np.intp)
+    value = np.empty((len(boxes), rank))
+    for number in range(rank):
+        highest = remaining.max(axis=1)
+        equal = remaining >= (highest * (1 - EQUAL))[:, None]
+        best = np.where(equal, anchor, np.iinfo(np.int64).max).argmin(axis=1)
+        remaining[np.arange(len(boxes)), best] = -np.inf
+        chosen[:, number], value[:, number] = best, highest
+    return RankedAnchors(np.asarray(levels)[chosen], np.take_along_axis(anchor, chosen, axis=1), value)
 
 
 def _nearest(
     center: NDArray[np.float64], first: float, stride: NDArray[np.int64], cells: NDArray[np.int64], rank: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the `rank` cells of one axis nearest to each center, nearest first: (m, rank), and which do not exist."""
+    """Return the `rank` cells of one axis nearest to each center, and which of them do not exist: (m, rank) each.
+
+    The nearest is first, and of two equally near ones the lower.
+    """
     place = (center - first) / stride
-    nearest = np.clip(np.round(place), 0, cells - 1)
-    cell = nearest[:, None] + np.arange(-rank, rank + 1)
+    nearest = np.clip(np.ceil(place - 0.5 - EQUAL), 0, np.maximum(cells - 1, 0))
+    cell = nearest[:, None] + np.arange(1 - rank, rank)
     outside = (cell < 0) | (cell >= cells[:, None])
-    order = np.argsort(np.where(outside, np.inf, np.abs(cell - place[:, None])), axis=1, kind="stable")[:, :rank]
+    distance = np.where(outside, np.inf, np.abs(cell - place[:, None]).round(_DECIMALS))
+    order = np.argsort(distance, axis=1, kind="stable")[:, :rank]
     return np.take_along_axis(cell, order, axis=1).astype(np.int64), np.take_along_axis(outside, order, axis=1)
-
-
-def _anchors(design: AnchorDesign, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number of anchors of each level for images of `sizes` (I, 2): (I, levels)."""
-    grids = [design.level_grid(sizes[:, 1], sizes[:, 0], level) for level in range(len(design.levels))]
-    counts = [grid.rows * grid.columns * len(shapes) for grid, shapes in zip(grids, design.shapes, strict=True)]
-    return np.stack(counts, axis=1)

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.boxes import iou_from_areas, overlap_length
 from tinydet.geometry.cells import nearest_cell
+from tinydet.geometry.ranked import ranked_anchors
 from tinydet.salpha.inputs import Inputs, check_inputs
 from tinydet.salpha.parity import best_anchors, rounding_tolerance
-from tinydet.salpha.similar import most_similar
 
 _CHUNK = 8192  # Boxes at a time: the arrays of one chunk stay in a core's cache.
 
@@ -32,7 +32,7 @@ def count_levels(
     """Count the objects of each level, finest first (Algorithm 1).
 
     There is no IoU threshold, and anchors may extend beyond the image. The counts equal those of torchvision's float32
-    `box_iou` and `argmax` over all anchors; with another similarity see `tinydet.salpha.similar`.
+    `box_iou` and `argmax` over all anchors; with another similarity see `tinydet.geometry.ranked`.
 
     Args:
         boxes: (M, 4) xyxy in pixels of the network's input. They are rounded to float32, as a network sees them.
@@ -45,8 +45,8 @@ def count_levels(
     """
     inputs = check_inputs(boxes, sizes, image_index, design)
     if similarity != "iou":
-        level, _ = most_similar(inputs, design, similarity)
-        return tuple(np.bincount(level, minlength=len(design.levels)).tolist())
+        best = ranked_anchors(design, *inputs, 1, similarity).level[:, 0]
+        return tuple(np.bincount(best, minlength=len(design.levels)).tolist())
     ious = best_ious(inputs, design)
     level = ious.argmax(axis=0)
     # Float32 may order levels differently if their IoUs are nearly equal: for 8 of the 343,204 boxes of VisDrone train.

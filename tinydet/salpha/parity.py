@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from tinydet.geometry.anchors import AnchorDesign, LevelGrid
 from tinydet.geometry.boxes import iou_by_coordinates
 from tinydet.geometry.cells import nearest_cell
+from tinydet.geometry.ranked import count_distinct, ranked_anchors
 from tinydet.salpha.inputs import Inputs, check_inputs
-from tinydet.salpha.similar import most_similar
 
 
 class BestAnchors(NamedTuple):
@@ -70,13 +70,13 @@ def count_distinct_anchors(
     An anchor counts once per image, however many objects share it. Arguments and errors are those of
     `tinydet.salpha.counting.count_levels`.
     """
+    inputs = check_inputs(boxes, sizes, image_index, design)
     if similarity == "iou":
         level, _, anchor = best_anchors(boxes, sizes, design, image_index=image_index)
     else:
-        level, anchor = most_similar(check_inputs(boxes, sizes, image_index, design), design, similarity)
-    image = np.zeros(len(anchor), np.int64) if image_index is None else np.asarray(image_index, np.int64)
-    _, first = np.unique(image * (anchor.max(initial=0) + 1) + anchor, return_index=True)
-    return tuple(np.bincount(level[first], minlength=len(design.levels)).tolist())
+        found = ranked_anchors(design, *inputs, 1, similarity)
+        level, anchor = found.level[:, 0], found.anchor[:, 0]
+    return count_distinct(level, anchor, inputs.image_index, len(design.levels))
 
 
 def released_clipping(
