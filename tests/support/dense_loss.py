@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tinydet.models.assign.max_iou import MaxIoUAssigner, ignored_by_regions
+from tinydet.models.assign.ignore_regions import ignored_by_regions
+from tinydet.models.assign.max_iou import MaxIoUAssigner
 from tinydet.models.batch import Batch, anchors_of
 from tinydet.models.losses import retinanet_loss
 from tinydet.models.retinanet import HeadOutputs, RetinaNet

@@ -24,7 +24,7 @@ from torchvision.ops.poolers import LevelMapper
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.assign import Assigner
 from tinydet.models.assign.build import build_assigner
-from tinydet.models.assign.max_iou import ignored_by_regions
+from tinydet.models.assign.ignore_regions import ignored_by_regions
 from tinydet.models.backbone_registry import build_backbone
 from tinydet.models.batch import Batch, anchors_of
 from tinydet.models.detector import Detector, ForeignWeights

@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from tinydet.geometry.points import PointDesign, positive_points
 from tinydet.models.assign.build import build_assigner
-from tinydet.models.assign.max_iou import ignored_by_regions
+from tinydet.models.assign.ignore_regions import ignored_by_regions
 from tinydet.models.backbone_registry import build_backbone
 from tinydet.models.batch import Batch, anchors_of
 from tinydet.models.detector import Detector, ForeignWeights

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinydet.geometry.anchors import AnchorDesign
-from tinydet.models.assign.max_iou import ignored_by_regions
+from tinydet.models.assign.ignore_regions import ignored_by_regions
 from tinydet.models.assign.pairs import best_pairs
 from tinydet.models.assign.similarity import IoU
 from tinydet.models.batch import Batch, anchors_of

@@ -8,7 +8,8 @@ from designs import RETINANET, torchvision_design
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from tinydet.models.assign.max_iou import MaxIoUAssigner, ignored_by_regions
+from tinydet.models.assign.ignore_regions import ignored_by_regions
+from tinydet.models.assign.max_iou import MaxIoUAssigner
 
 HEIGHT, WIDTH = 192, 256
 NONE = torch.empty((0, 4))
