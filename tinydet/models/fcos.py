@@ -40,6 +40,7 @@ from tinydet.models.options import (
     center_radius_of,
 )
 from tinydet.models.sparse_head import outputs_at
+from tinydet.models.towers import initialize_towers
 from tinydet.spec import LARGEST_TILE, ModelSpec
 
 GROUPS = 32  # of the group norms
@@ -95,7 +96,8 @@ class FCOS(Detector):
         channels: width of the pyramid and of the head; 256 in the paper.
         alpha, fusion: see `FPN`.
         norm: see `Backbone`.
-        head_convs, head_init: as in `RetinaNet`.
+        head_convs: 3x3 convolutions in each tower; 4 in the paper.
+        head_init: see `initialize_towers`.
         assign, assign_rank, assign_background: "points": by the rule of `PointDesign`. Else the similarity of objects
             with the squares of the points decides, see `build_assigner`.
         center_radius: half the side of the center region in strides; 0: the whole box. See `PointDesign`.
@@ -133,11 +135,7 @@ class FCOS(Detector):
         features = self.backbone.channels[self.first_level :]
         self.fpn = FPN(features, channels, alpha, fusion=fusion, top=self.extra_levels(channels))
         self.head = FCOSHead(channels, classes, len(self.design.levels), head_convs, group_norm=self.group_norm)
-        if head_init == "he":
-            for branch in (self.head.classification_head, self.head.regression_head):
-                for layer in branch.conv:
-                    if isinstance(layer, nn.Conv2d):
-                        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        initialize_towers(head_init, self.head.classification_head.conv, self.head.regression_head.conv)
 
     def extra_levels(self, channels: int) -> ExtraFPNBlock:
         """P6, subsampled from P5."""

@@ -31,6 +31,7 @@ from tinydet.models.options import (
     RetinaNetOptions,
 )
 from tinydet.models.sparse_head import deltas_at
+from tinydet.models.towers import initialize_towers
 from tinydet.spec import ModelSpec
 
 
@@ -48,8 +49,7 @@ class RetinaNet(Detector):
         classes: number of classes. There is no background channel: it would double the logits of a single class.
         channels: width of the pyramid and of the head; 256 in the paper.
         head_convs: 3x3 convolutions in each of the two towers; 4 in the paper.
-        head_init: initialization of the towers. "paper": N(0, 0.01), made for 256 channels; four thin layers of it pass
-            almost no signal for hundreds of steps. "he": keeps the variance from layer to layer.
+        head_init: see `initialize_towers`.
         alpha, fusion: see `FPN`.
         norm: see `Backbone`.
         assign, assign_rank, assign_background: see `AssignOptions`.
@@ -85,9 +85,7 @@ class RetinaNet(Detector):
         )
         for branch in (self.head.classification_head, self.head.regression_head):
             branch.conv = branch.conv[:head_convs]  # torchvision builds four
-            for layer in branch.conv.modules():
-                if isinstance(layer, nn.Conv2d) and head_init == "he":
-                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        initialize_towers(head_init, self.head.classification_head.conv, self.head.regression_head.conv)
 
     def extra_levels(self, channels: int) -> ExtraFPNBlock:
         """P6, subsampled from P5."""
