@@ -28,6 +28,13 @@ def test_the_box_head_of_faster_rcnn_runs_on_every_proposal() -> None:
     assert counts["head P2"] == 16 * 16 * (8 * 8 * 9 + 8 * 3 + 8 * 12)
 
 
+def test_the_balanced_pyramid_of_libra_is_part_of_the_pyramid() -> None:
+    configs = (DetectorConfig("mobilenet_v2", channels=8, detector=name) for name in ("libra_rcnn", "faster_rcnn"))
+    libra, faster = (multiply_adds(build_detector(each), (64, 64)) for each in configs)
+    assert libra.pop("pyramid") - faster.pop("pyramid") == 4 * 8 * 8 * 4 * 4  # four 1x1 convolutions on the grid of P4
+    assert libra == faster
+
+
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_the_memory_estimate_agrees_with_the_tensors_saved_for_backward(norm: str) -> None:
     detector = build_detector(DetectorConfig("mobilenet_v2", channels=16, norm=norm, options={"head_convs": 1})).train()

@@ -25,6 +25,7 @@ def multiply_adds(detector: Detector, size: tuple[int, int]) -> dict[str, int]:
         run on proposals.
     """
     model = copy.deepcopy(detector).to("meta").eval()
+    parts = {"backbone": "backbone", **dict.fromkeys(model.pyramid_modules, "pyramid")}
     costs: dict[str, list[int]] = {}
 
     def record(name: str, weight: Tensor, values: Tensor) -> None:
@@ -40,7 +41,7 @@ def multiply_adds(detector: Detector, size: tuple[int, int]) -> dict[str, int]:
     levels = model.design.levels
     counts: Counter[str] = Counter()
     for name, calls in costs.items():
-        part = {"backbone": "backbone", "fpn": "pyramid", "bfp": "pyramid"}.get(name.partition(".")[0], "box head")
+        part = parts.get(name.partition(".")[0], "box head")
         if part == "box head" and len(calls) == len(levels):  # a head that all levels share, finest first
             counts.update({f"head {level}": cost for level, cost in zip(levels, calls, strict=True)})
         else:

@@ -32,6 +32,7 @@ class Detector(nn.Module):
         backbone: gives C2..C5.
         fpn: the pyramid; `build_detector` and the exporter replace or fold its alpha.
         design: levels, strides and names of the fused edges; with anchors where the detector has them.
+        pyramid_modules: names of the attributes that together compute the levels from C2..C5, for reports of cost.
         first_level: index of the first of C2..C5 that the pyramid takes.
         tile_multiple: of its registry row, set by `build_detector`; batches are padded to it.
         background: whether row 0 of the class layers is the background.
@@ -42,6 +43,7 @@ class Detector(nn.Module):
     fpn: PlainFPN
     design: Pyramid
     tile_multiple: int = TILE_MULTIPLE
+    pyramid_modules: ClassVar[tuple[str, ...]] = ("fpn",)
     first_level: ClassVar[int] = 0
     background: ClassVar[bool] = False
     own_tensors: ClassVar[tuple[str, ...]] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,8 @@ class LibraRCNN(FasterRCNN):
     Attributes:
         bfp: the balanced feature pyramid.
     """
+
+    pyramid_modules: ClassVar[tuple[str, ...]] = ("fpn", "bfp")
 
     def __init__(
         self, backbone: str, classes: int, *, channels: int = 256, straddling: bool = True, **options: Any
