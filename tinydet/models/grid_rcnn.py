@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from tinydet.models.distributed import process_count, sum_over_processes
 from tinydet.models.faster_rcnn import ROI_SAMPLING, FasterRCNN, Proposals, TileDetections, no_loss
 from tinydet.models.graphs.grid import GRID_NMS, GridInference
-from tinydet.models.graphs.two_stage import SMALLEST_DETECTION
+from tinydet.models.graphs.one_stage import SMALLEST_DETECTION
 from tinydet.models.grid_branch import BRANCH_ROI_SIZE, GridBranch, GridDecoder, grid_targets
 from tinydet.spec import GRID_ROIS, ModelSpec
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinydet.models.graphs.cluster_nms import cluster_nms
-from tinydet.models.graphs.two_stage import SMALLEST_DETECTION, ProposalInference, gathered, wide
+from tinydet.models.graphs.one_stage import SMALLEST_DETECTION
+from tinydet.models.graphs.two_stage import ProposalInference, gathered, wide
 from tinydet.models.grid_branch import GridDecoder
 from tinydet.spec import ModelSpec
 

@@ -14,6 +14,7 @@ from tinydet.models.box_coder import decode
 from tinydet.spec import ModelSpec
 
 MAX_TOPK = 3840  # TensorRT's TopK takes k <= 3840 (NVIDIA/TensorRT#4244)
+SMALLEST_DETECTION = 1e-2  # pixels; thinner boxes are dropped, as in torchvision
 EMPTY = -1e4  # logit or score of an empty slot, below any score floor and within FP16
 
 

@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinydet.geometry.points import PointDesign
-from tinydet.models.graphs.one_stage import EMPTY, BestBoxes
+from tinydet.models.graphs.one_stage import EMPTY, SMALLEST_DETECTION, BestBoxes
 from tinydet.spec import ModelSpec
-
-SMALLEST_SIDE = 1e-2  # pixels; smaller boxes are dropped, as torchvision does
 
 
 class PointInference(nn.Module):
@@ -65,7 +63,7 @@ class PointInference(nn.Module):
             sides = distances(raw.float().gather(1, index.unsqueeze(2).expand(-1, -1, 4)))
             point = F.embedding(index, points)
             box = torch.cat([point - sides[..., :2], point + sides[..., 2:]], dim=2).clamp(0, self.tile)
-            visible = (box[..., 2:] - box[..., :2]).amin(dim=2) >= SMALLEST_SIDE
+            visible = (box[..., 2:] - box[..., :2]).amin(dim=2) >= SMALLEST_DETECTION
             shown = torch.where(visible, kept, EMPTY)
             dropped = self.best.candidates(kept) - self.best.candidates(shown)
             candidates = candidates + self.best.candidates(score) - dropped

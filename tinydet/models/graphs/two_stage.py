@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from tinydet.geometry.anchors import Pyramid
 from tinydet.models.box_coder import decode
 from tinydet.models.graphs.cluster_nms import cluster_nms
-from tinydet.models.graphs.one_stage import MAX_TOPK
+from tinydet.models.graphs.one_stage import MAX_TOPK, SMALLEST_DETECTION
 from tinydet.models.graphs.roi_align import GatheredRoIAlign
 from tinydet.spec import ModelSpec
 
 PROPOSAL_CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # torchvision's and the authors' code's
 SMALLEST_PROPOSAL = 1e-3  # pixels; thinner boxes are dropped after clipping, as in torchvision
-SMALLEST_DETECTION = 1e-2
 NEVER = -1e4  # below any objectness
 
 
