@@ -314,12 +314,19 @@ def test_an_invalid_checkpoint_is_a_one_line_error(
     assert sorted(p.name for p in tmp_path.iterdir()) == ([] if kind == "missing" else ["bad.pth"])
 
 
-def test_rois_of_a_grid_branch_are_refused_for_detectors_without_one(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "rule"),
+    [
+        ("--grid-rois", "--grid-rois is for Grid R-CNN; retinanet has no grid branch"),
+        ("--nms-rounds", "--nms-rounds is for two-stage detectors; retinanet has no proposals"),
+    ],
+)
+def test_options_of_other_detectors_are_refused(
+    option: str, rule: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "model.onnx"
-    assert main(["export", "onnx", str(checkpoint), "--output", str(output), "--grid-rois", "5"]) == 2
-    assert "--grid-rois is for Grid R-CNN; retinanet has no grid branch" in capsys.readouterr().err
+    assert main(["export", "onnx", str(checkpoint), "--output", str(output), option, "5"]) == 2
+    assert capsys.readouterr().err == f"tinydet export onnx: error: {checkpoint}: {rule}\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from tinydet._internal.arguments import batch_size
@@ -101,17 +100,18 @@ def export_checkpoint(
     from tinydet.export.onnx_file import write_onnx
 
     checkpoint = load_checkpoint(model)
-    name = checkpoint.detector.detector
-    if args.nms_rounds and not detector_info(name).nms_rounds:
-        raise ValueError(f"{model}: --nms-rounds is for two-stage detectors; {name} has no proposals")
     if args.tile:
-        detector_info(name).check_tile(args.tile, "--tile")
-    if args.grid_rois and not detector_info(name).grid_rois:
-        raise ValueError(f"{model}: --grid-rois is for Grid R-CNN; {name} has no grid branch")
-    spec = checkpoint.spec(
-        tile=args.tile, max_batch=batch, max_detections=args.max_detections, grid_rois=args.grid_rois
-    )
-    spec = replace(spec, nms_rounds=args.nms_rounds or spec.nms_rounds)
+        detector_info(checkpoint.detector.detector).check_tile(args.tile, "--tile")
+    try:
+        spec = checkpoint.spec(
+            tile=args.tile,
+            max_batch=batch,
+            max_detections=args.max_detections,
+            nms_rounds=args.nms_rounds,
+            grid_rois=args.grid_rois,
+        )
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from error
     chosen = choose_data(spec, args, own_data_of_checkpoint(checkpoint, model), args.precision)
     with show_steps("exporting"):
 

@@ -135,32 +135,36 @@ class Checkpoint:
         tile: int | None = None,
         max_batch: int = 16,
         max_detections: int | None = None,
+        nms_rounds: int | None = None,
         grid_rois: int | None = None,
     ) -> ModelSpec:
         """Return the spec of a deployed form of this detector.
 
         Args:
             tile: None: the training tile.
-            max_detections: None: 1000, or for a detector with a grid branch `grid_rois`.
+            max_detections: None: that of `ModelSpec`, or for a detector with a grid branch `grid_rois`.
+            nms_rounds: None: the detector's default.
             grid_rois: None: the detector's default, but no more than `max_detections`.
 
         Raises:
-            ValueError: the detector has no grid branch, or `grid_rois` is above `max_detections`.
+            ValueError: the detector has no proposals or no grid branch, or `grid_rois` is above `max_detections`.
         """
-        info = detector_info(self.detector.detector)
+        name, info = self.detector.detector, detector_info(self.detector.detector)
+        if nms_rounds and not info.nms_rounds:
+            raise ValueError(f"--nms-rounds is for two-stage detectors; {name} has no proposals")
         if grid_rois and not info.grid_rois:
-            raise ValueError(f"grid_rois is for Grid R-CNN; {self.detector.detector} has no grid branch")
+            raise ValueError(f"--grid-rois is for Grid R-CNN; {name} has no grid branch")
         rois = grid_rois or min(info.grid_rois, max_detections or info.grid_rois)
         return ModelSpec(
             classes=self.classes,
             category_ids=self.category_ids,
-            detector=self.detector.detector,
+            detector=name,
             backbone=self.detector.backbone,
             tile=tile or self.tile,
             max_batch=max_batch,
-            max_detections=max_detections or rois or 1000,
+            max_detections=max_detections or rois or ModelSpec.max_detections,
             nms_iou=info.nms_iou,
-            nms_rounds=info.nms_rounds,
+            nms_rounds=nms_rounds or info.nms_rounds,
             grid_rois=rois,
             pad=self.pixels.pad,
             stretch=self.stretch,
