@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -20,7 +22,8 @@ from tinydet._internal.shell import tinydet_command
 from tinydet.models.backbone_registry import BACKBONES, register_backbone
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tinydet.models.registry import DETECTORS, register_detector
+from tinydet.models.detector import Detector
+from tinydet.models.registry import DETECTORS, DetectorInfo, register_detector
 
 PLUGIN = "tinydet_plugin_my_detector"
 
@@ -49,6 +52,15 @@ def forget() -> None:
 def run(line: str) -> int:
     torch.manual_seed(0)
     return main(shlex.split(line)[1:])
+
+
+def test_the_page_lists_every_member_of_a_detector_and_every_field_of_its_row() -> None:
+    text = PAGE.read_text(encoding="utf-8").partition("## The contract of a detector")[2]
+    documented = set(re.findall(r"^\| `(\w+)", text, re.M))
+    row = {each.name for each in dataclasses.fields(DetectorInfo)}
+    set_by_the_builder = {"tile_multiple"}
+    members = {*vars(Detector)["__annotations__"], *(name for name in vars(Detector) if not name.startswith("_"))}
+    assert row | (members - set_by_the_builder - {"backbone", "fpn"}) <= documented
 
 
 @pytest.mark.slow
