@@ -47,7 +47,7 @@ from tinydet.__main__ import main as tinydet
 from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
-from tinydet.models.registry import DETECTORS, detector_info
+from tinydet.models.registry import detector_info
 from tinydet.study.trials import Trial, Trials, describe, last, read_records
 
 TILES = ("--tile", "256", "--overlap", "0", "--no-empty-tiles")
@@ -155,11 +155,8 @@ def combinations() -> list[Combination]:
 def absent(combination: Combination) -> str:
     """Return why a combination does not exist; an empty string: it does."""
     detector = NETWORKS[combination.network].detector
-    if detector not in DETECTORS:
-        return "tinydet does not have this detector yet"
-    if combination.assign == NWD and "assign" not in detector_info(detector).option_names:
-        return "it has no --assign: it learns its own assignment" if detector == "free_anchor" else "it has no --assign"
-    return ""
+    has_rules = "assign" in detector_info(detector).option_names
+    return "" if combination.assign == OWN or has_rules else "it has no --assign, but an assignment of its own"
 
 
 def selected(combination: Combination, only: Sequence[str]) -> bool:

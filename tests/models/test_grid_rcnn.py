@@ -33,45 +33,21 @@ def grid_rcnn_of(config: DetectorConfig = CONFIG) -> GridRCNN:
     return built
 
 
-def batch_of(
-    boxes: list[list[float]], regions: list[list[float]] | None = None, size: tuple[int, int] = (96, 64)
-) -> Batch:
+def batch_of(boxes: list[list[float]], size: tuple[int, int] = (96, 64)) -> Batch:
     """A tile with the boxes, of alternating classes, and one without."""
     pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     full = np.array(boxes, np.float32).reshape(-1, 4)
-    ignored = np.array(regions or [], np.float32).reshape(-1, 4)
     return collate([
-        Sample(pixels, full, np.arange(len(full), dtype=np.int64) % 2, ignored),
-        Sample(pixels[:64], NOTHING, np.zeros(0, np.int64), ignored),
+        Sample(pixels, full, np.arange(len(full), dtype=np.int64) % 2, NOTHING),
+        Sample(pixels[:64], NOTHING, np.zeros(0, np.int64), NOTHING),
     ], CPU, PixelNorm())  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("boxes", "regions"),
-    [
-        ([[8, 9, 22, 21], [40, 40, 48, 60]], None),
-        ([], None),
-        ([[62.5, 94.5, 63.5, 95.5]], None),
-        ([], [[-9, -9, 99, 99]]),
-        ([[8, 9, 22, 21]], [[-9, -9, 99, 99]]),
-    ],
-    ids=["objects", "none", "one of 1 px", "only ignore regions", "object in an ignore region"],
-)
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_losses_are_finite_and_every_parameter_has_a_gradient(
-    boxes: list[list[float]], regions: list[list[float]] | None, bfloat16: bool
-) -> None:
-    detector = grid_rcnn_of(DetectorConfig("mobilenet_v2", channels=8, classes=2, norm="batch", detector="grid_rcnn"))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        losses = detector.train().loss(batch_of(boxes, regions))
+@pytest.mark.parametrize("boxes", [[], [[8, 9, 22, 21]]], ids=["no object", "one"])
+def test_only_objects_teach_the_branch(boxes: list[list[float]]) -> None:
+    losses = grid_rcnn_of().train().loss(batch_of(boxes))
     assert list(losses) == ["objectness", "proposal_regression", "classification", "grid"]
-    assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
     assert (losses["grid"] > 0) == bool(boxes)
-    total(losses).backward()
-    trained = {name: p.grad for name, p in detector.named_parameters() if p.requires_grad}
-    assert all(each is not None and each.isfinite().all() for each in trained.values())
-    learned = {name for name, each in trained.items() if name.startswith("grid_branch") and each.any()}
-    assert bool(learned) == bool(boxes)
 
 
 def test_the_same_seed_gives_the_same_losses_and_gradients() -> None:

@@ -33,7 +33,6 @@ from tinydet.models.libra_rcnn import (
     draw_negatives,
     draw_positives,
 )
-from tinydet.models.losses import total
 from tinydet.models.registry import DETECTORS, register_detector
 
 CPU = torch.device("cpu")
@@ -349,26 +348,8 @@ def test_with_weights_of_faster_rcnn_it_starts_as_faster_rcnn_on_the_averaged_py
         np.testing.assert_allclose(found[name][0].numpy(), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("objects", [[], [[20.0, 20, 32, 34], [40, 8, 41, 9]]], ids=["no object", "one of 1 px"])
-def test_every_parameter_has_a_finite_gradient(objects: list[list[float]]) -> None:
-    detector = libra().train()
-    nn.init.normal_(detector.bfp.refine.out.weight, std=0.1)
-    torch.manual_seed(1)
-    losses = detector.loss(batch_of(objects))
-    total(losses).backward()
-    assert all(bool(torch.isfinite(value)) for value in losses.values())
-    for name, parameter in detector.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    assert detector.bfp.refine.theta.weight.grad.any()
-
-
 def test_anchors_across_the_border_are_trained_unless_told_otherwise() -> None:
     assert libra().rpn.straddling and not libra(straddling=False).rpn.straddling
-
-
-def graph_input(side: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(3).integers(0, 256, (2, side, side, 3), dtype=np.uint8))
 
 
 def trained() -> LibraRCNN:
@@ -385,19 +366,6 @@ def trained() -> LibraRCNN:
 def spec_of(tile: int, slots: int = 100) -> Any:
     config = DetectorConfig("mobilenet_v2", channels=8, detector="libra_rcnn")
     return Checkpoint(config, {}, ("person",), (1,), tile=tile).spec(max_batch=2, max_detections=slots)
-
-
-@torch.no_grad()
-def test_folding_alpha_changes_nothing_behind_the_balanced_pyramid() -> None:
-    detector, spec = trained(), spec_of(64)
-    folded, unfolded = (InferenceGraph(detector, spec, fold=fold) for fold in (True, False))
-    assert not hasattr(folded.network.detector.fpn, "alpha")
-    images = torch.randn(1, 3, 64, 64)
-    for one, other in zip(*(each.network.detector.pyramid(images).values() for each in (folded, unfolded)),
-                          strict=True):  # fmt: skip
-        assert float((one - other).norm() / other.norm()) < 2e-6
-    for one, other in zip(folded(graph_input(64)), unfolded(graph_input(64)), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
 def test_the_exported_pyramid_gives_torchs_outputs_with_one_attention_and_no_adaptive_pooling() -> None:
