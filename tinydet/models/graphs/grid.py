@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from tinydet.models.graphs.one_stage import SMALLEST_DETECTION
 from tinydet.models.graphs.two_stage import ProposalInference, gathered, wide
 from tinydet.models.grid_branch import GridDecoder
 from tinydet.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from tinydet.models.grid_rcnn import GridRCNN
 
 GRID_NMS = 0.3
 
@@ -32,7 +35,9 @@ class GridInference(ProposalInference):
         ValueError: the spec has no or too many RoIs, or no rounds of suppression.
     """
 
-    def __init__(self, detector: Any, spec: ModelSpec) -> None:
+    detector: GridRCNN
+
+    def __init__(self, detector: GridRCNN, spec: ModelSpec) -> None:
         super().__init__(detector, spec)
         if not 0 < spec.grid_rois <= self.proposals:
             raise ValueError(f"grid_rois must be 1..{self.proposals} (the proposals of a tile), got {spec.grid_rois}")

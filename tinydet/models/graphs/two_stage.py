@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,11 @@ from tinydet.models.graphs.cluster_nms import cluster_nms
 from tinydet.models.graphs.one_stage import MAX_TOPK, SMALLEST_DETECTION
 from tinydet.models.graphs.roi_align import GatheredRoIAlign
 from tinydet.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torchvision.ops import MultiScaleRoIAlign
+
+    from tinydet.models.faster_rcnn import FasterRCNN
 
 PROPOSAL_CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # torchvision's and the authors' code's
 SMALLEST_PROPOSAL = 1e-3  # pixels; thinner boxes are dropped after clipping, as in torchvision
@@ -35,7 +40,7 @@ class ProposalInference(nn.Module):
         ValueError: the spec has no rounds of suppression.
     """
 
-    def __init__(self, detector: Any, spec: ModelSpec) -> None:
+    def __init__(self, detector: FasterRCNN, spec: ModelSpec) -> None:
         super().__init__()
         if spec.nms_rounds < 1:
             raise ValueError(f"nms_rounds must be 1 or more for a detector with proposals, got {spec.nms_rounds}")
@@ -105,7 +110,7 @@ class TwoStageInference(ProposalInference):
 
     class_of: Tensor
 
-    def __init__(self, detector: Any, spec: ModelSpec) -> None:
+    def __init__(self, detector: FasterRCNN, spec: ModelSpec) -> None:
         super().__init__(detector, spec)
         most = min(MAX_TOPK, self.proposals * self.classes)
         if not 0 < self.slots <= most:
@@ -141,8 +146,8 @@ class TwoStageInference(ProposalInference):
         )
 
 
-def gathered(align: Any, design: Pyramid, tile: int) -> GatheredRoIAlign:
-    """Return the `GatheredRoIAlign` that pools as `align`, a `MultiScaleRoIAlign`, does on square tiles."""
+def gathered(align: MultiScaleRoIAlign, design: Pyramid, tile: int) -> GatheredRoIAlign:
+    """Return the `GatheredRoIAlign` that pools as `align` does on square tiles."""
     return GatheredRoIAlign(
         tile,
         first_level=design.strides[0].bit_length() - 1,
