@@ -95,7 +95,7 @@ def free_anchor_loss(
     levels: Sequence[str],
     bag: int = BAG,
 ) -> dict[str, Tensor]:
-    """Loss of the bags / objects, and of the background / (objects * bag), both counted over all processes.
+    """Return the loss of the bags / objects, and of the background / (objects * bag), counted over all processes.
 
     Args:
         logits: (B, N_level, C) of each level, finest first; `deltas`: (B, N_level, 4).
