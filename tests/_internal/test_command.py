@@ -325,10 +325,11 @@ def test_a_command_suggests_the_plugins_that_it_names_and_no_others(tmp_path: Pa
 
     @command("train", plugins=True)
     def main(argv: Sequence[str] | None = None) -> int:
-        suggested.append("--plugin" in tinydet_command("evaluate", Path("model.pth")))
+        for words in (("evaluate", Path("model.pth")), ("train", "--data", "here"), ("salpha", "--detector", "mine")):
+            suggested.append("--plugin" in tinydet_command(*words))
         return 0
 
     words = ["--plugin", str(tmp_path / "named.py")]
     for argv in (words, [], words):  # the third finds the file imported already
         assert main(argv) == 0
-    assert suggested == [True, False, True]
+    assert suggested == [True] * 3 + [False] * 3 + [True] * 3

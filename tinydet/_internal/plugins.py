@@ -43,8 +43,12 @@ def _imported(text: str) -> Path:
 
 
 def plugin_options(*words: str | Path) -> list[str | Path]:
-    """Return the `--plugin` options that a suggested command needs: those of this command, if it opens a checkpoint."""
-    if words[:1] == ("infer",) or not any(str(word).endswith(".pth") for word in words):
+    """Return the `--plugin` options that a suggested command needs.
+
+    They are those of this command, if the suggested one trains, names a detector or opens a checkpoint.
+    """
+    needed = words[:1] == ("train",) or any(word == "--detector" or str(word).endswith(".pth") for word in words)
+    if words[:1] == ("infer",) or not needed:
         return []
     return [part for path in _NAMED.values() for part in (FLAG, path)]
 
