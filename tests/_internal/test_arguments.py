@@ -89,6 +89,13 @@ def test_an_invalid_argument_is_refused_and_quoted(parse: Callable[[str], Any], 
         assert quoted(text) in str(refused.value) or "'yolo'" in str(refused.value)
 
 
+@pytest.mark.parametrize(("text", "suggested"), [("50%", True), ("0,5", True), ("0", False), ("100", False)])
+def test_a_suggested_number_is_one_that_is_allowed(text: str, suggested: bool) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        number(0, 1, above=True, below=True)(text)
+    assert ("did you mean 0.5?" in str(refused.value)) == suggested == ("did you mean" in str(refused.value))
+
+
 @pytest.mark.parametrize("value", [1, 64.0, np.float32(0.5), np.int64(2)])
 def test_a_number_given_in_python_is_checked_by_the_rule_of_the_command(value: Any) -> None:
     assert check_number("scale", value, scale) == float(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tinydet._internal.command import Main, command
+from tinydet._internal.shell import tinydet_command
 
 
 def failing(error: BaseException, name: str = "infer") -> Main:
@@ -316,3 +317,19 @@ def test_an_error_of_a_plugin_is_one_line_with_its_place(tmp_path: Path, capsys:
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit('bye')\n")
     assert main(["--plugin", str(tmp_path / "leaves.py")]) == 2
     assert "leaves.py, line 2: SystemExit: bye" in capsys.readouterr().err
+
+
+def test_a_command_suggests_the_plugins_that_it_names_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "named.py").write_text("")
+    suggested = []
+
+    @command("train", plugins=True)
+    def main(argv: Sequence[str] | None = None) -> int:
+        for words in (("evaluate", Path("model.pth")), ("train", "--data", "here"), ("salpha", "--detector", "mine")):
+            suggested.append("--plugin" in tinydet_command(*words))
+        return 0
+
+    words = ["--plugin", str(tmp_path / "named.py")]
+    for argv in (words, [], words):  # the third finds the file imported already
+        assert main(argv) == 0
+    assert suggested == [True] * 3 + [False] * 3 + [True] * 3

@@ -46,7 +46,7 @@ def forget() -> None:
     DETECTORS.pop("toy", None)
     BACKBONES.pop("tiny", None)
     sys.modules.pop(PLUGIN, None)
-    plugins._IMPORTED.clear()
+    plugins._NAMED.clear()
 
 
 def run(line: str) -> int:

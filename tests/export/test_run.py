@@ -59,6 +59,7 @@ def test_an_engine_is_built_with_its_batches(files: tuple[Path, Path]) -> None:
         ({"images": "one.png"}, "images: expected a list, got 'one.png'"),
         ({"max_drop": 2.0}, "max_drop: expected a number"),
         ({}, "is already an ONNX file; use --precision fp16 or int8"),
+        ({"precision": "fp16", "output": "other.onnx"}, "is converted to .*model.fp16.onnx, so leave --output out"),
         ({"precision": "fp16", "tile": 128}, "fixed in an ONNX file"),
     ],
 )

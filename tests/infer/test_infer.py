@@ -55,6 +55,11 @@ def test_by_default_results_and_a_drawing_are_written_next_to_the_scene(scene: P
     assert "no tiles saturated" in said
 
 
+def test_a_model_of_small_tiles_needs_no_overlap_option(scene: Path, model: Path, capsys) -> None:
+    assert main(["--image", str(scene), "--tile", "64"]) == 0  # as `export` prints it
+    assert "tiles of 64, overlap 32" in capsys.readouterr().out
+
+
 def test_only_the_named_outputs_are_written(scene: Path, model: Path, tmp_path: Path) -> None:
     assert run("--image", scene, "--output", tmp_path / "dets.json", "--image-id", 42) == 0
     assert boxes(tmp_path / "dets.json") == sorted(BOXES)

@@ -159,15 +159,18 @@ def test_by_rank_the_points_with_the_most_similar_squares_learn_an_object(name: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"assign": "nwd"}, "assign nwd: say how many points learn each object with assign_rank, such as 3"),
-        ({"assign_rank": 3}, "are for similarities; choose one with assign, such as nwd"),
-        ({"assign_background": 0.2}, "are for similarities; choose one with assign, such as nwd"),
+        (
+            {"assign": "nwd"},
+            "fcos: --assign nwd needs the number of points that learn each object, such as",
+        ),
+        ({"assign_rank": 3}, "are for similarities; choose one with --assign, such as nwd"),
+        ({"assign_background": 0.2}, "are for similarities; choose one with --assign, such as nwd"),
     ],
 )
 def test_a_similarity_goes_with_a_rank(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(detector="fcos", options=options)
-    with pytest.raises(ValueError, match="assign: expected one of iou, nwd, rfd, dotd, got 'points'"):
+    with pytest.raises(ValueError, match="retinanet: assign: expected one of iou, nwd, rfd, dotd, got 'points'"):
         TrainConfig(detector="retinanet", options={"assign": "points"})
 
 

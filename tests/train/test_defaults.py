@@ -12,6 +12,7 @@ from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from tinydet.models.detector import Detector
 from tinydet.models.options import Architecture
 from tinydet.models.pretrained import read_source
+from tinydet.models.registry import detector_options
 from tinydet.spec import ModelSpec
 from tinydet.train import TrainConfig, train
 from tinydet.train.config import PRESETS, SMALL_AUGMENT, config_of
@@ -103,6 +104,23 @@ def test_options_that_are_given_win_over_those_of_init(squares: Path) -> None:
     assert (config.detector, config.channels, config.tile, config.overlap) == ("retinanet", 64, 320, 128)
     assert config.options.items() >= {"head_convs": 1, "head_init": "he"}.items()
     assert "as given: detector retinanet instead of faster_rcnn, channels 64 instead of 32" in reasons
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "libra_rcnn"])
+def test_another_similarity_does_not_inherit_rank_and_threshold_of_init(squares: Path, detector: str) -> None:
+    options = {**detector_options(detector, {"assign": "nwd", "assign_rank": 3, "assign_background": 0.9})}
+    start = Architecture(detector, "mobilenet_v2", 32, options)
+    config, _ = chosen("--init", "old.pth", data=squares, start=start)
+    assert config.options == options
+    default = detector_options(detector, {})
+    config, _ = chosen("--init", "old.pth", "--assign", default["assign"], data=squares, start=start)
+    assert config.options == default | {name: config.options[name] for name in default if "head" in name}
+
+
+def test_the_options_of_another_detector_are_not_said_to_be_those_of_init(squares: Path) -> None:
+    start = Architecture("fcos", "mobilenet_v2", 32, detector_options("fcos", {}))
+    _, reasons = chosen("--init", "old.pth", "--detector", "fcos-p3p7", data=squares, start=start)
+    assert "assign" not in reasons and "detector fcos-p3p7 instead of fcos" in reasons
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,15 @@ def test_a_run_does_not_resume_with_other_data(squares: Path, tmp_path: Path) ->
         second.resume()
 
 
+def test_a_run_that_does_not_resume_with_another_option_of_the_detector_names_it(squares: Path, tmp_path: Path) -> None:
+    runs = [trainer(squares, tmp_path / "model.pth") for _ in range(2)]
+    for run, assign in zip(runs, ("iou", "nwd"), strict=True):
+        run.checkpoint.config.update(lr=0.01, options={"assign": assign, "head_convs": 1})
+    runs[0].save_state()
+    with pytest.raises(ValueError, match="a run with another assign; resume with the options of that run"):
+        runs[1].resume()
+
+
 @pytest.mark.parametrize(("key", "resumes"), [("path", True), ("names", False)])
 def test_a_run_resumes_when_its_data_have_moved_but_not_with_other_validation_images(
     squares: Path, tmp_path: Path, key: str, resumes: bool

@@ -54,10 +54,13 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
     lower = f"above {low:g}" if above else f"from {low:g}"
     upper = f"to {high:g}" if not (above or below) else f"and below {high:g}" if below else f"and up to {high:g}"
 
+    def allowed(value: float) -> bool:
+        inside = math.isfinite(value) and low <= value <= high
+        return inside and not (above and value == low) and not (below and value == high)
+
     def parse(text: str) -> float:
         value = _float(text)
-        inside = math.isfinite(value) and low <= value <= high
-        if not inside or (above and value == low) or (below and value == high):
+        if not allowed(value):
             raise ArgumentTypeError(f"expected a number {lower} {upper}, got {quoted(text)}{meant(text, value)}")
         return value
 
@@ -65,7 +68,7 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
         """Return a suggestion for a share in percent, or for a number with a decimal comma."""
         percent = _float(text.strip().removesuffix("%")) if high <= 1 else math.nan
         for guess in (_float(text.replace(",", ".")) if math.isnan(value) else math.nan, percent / 100):
-            if math.isfinite(guess) and low <= guess <= high:
+            if allowed(guess):
                 return f"; did you mean {guess:g}?"
         return ""
 

@@ -14,7 +14,7 @@ from tinydet._internal.console import show_messages
 from tinydet._internal.errors import is_outside_error, reason
 from tinydet._internal.extras import check_opencv
 from tinydet._internal.names import mask_secrets, printable
-from tinydet._internal.plugins import import_plugins, plugin_fault
+from tinydet._internal.plugins import import_plugins, plugin_fault, plugins_of_this_command
 
 
 class Main(Protocol):
@@ -38,6 +38,7 @@ def command(name: str, *, plugins: bool = False) -> Callable[[Main], Main]:
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
+        @plugins_of_this_command()
         def run(argv: Sequence[str] | None = None) -> int:
             try:
                 try:

@@ -6,10 +6,11 @@ Only this option imports a file. Nothing inside a checkpoint, an image or an ann
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tinydet._internal.errors import line_in, reason
@@ -17,7 +18,7 @@ from tinydet._internal.input_files import check_file
 
 FLAG = "--plugin"
 _MODULE = "tinydet_plugin_"  # followed by the name of the file
-_IMPORTED: dict[str, Path] = {}  # resolved path -> as it was named
+_NAMED: dict[str, Path] = {}  # files of the running command: resolved path -> as it was named
 
 
 def add_plugin_option(parser: argparse._ActionsContainer) -> None:
@@ -42,10 +43,25 @@ def _imported(text: str) -> Path:
 
 
 def plugin_options(*words: str | Path) -> list[str | Path]:
-    """Return the `--plugin` options that a suggested command needs: those of this process, if it opens a checkpoint."""
-    if words[:1] == ("infer",) or not any(str(word).endswith(".pth") for word in words):
+    """Return the `--plugin` options that a suggested command needs.
+
+    They are those of this command, if the suggested one trains, names a detector or opens a checkpoint.
+    """
+    needed = words[:1] == ("train",) or any(word == "--detector" or str(word).endswith(".pth") for word in words)
+    if words[:1] == ("infer",) or not needed:
         return []
-    return [part for path in _IMPORTED.values() for part in (FLAG, path)]
+    return [part for path in _NAMED.values() for part in (FLAG, path)]
+
+
+@contextlib.contextmanager
+def plugins_of_this_command() -> Iterator[None]:
+    """Forget at the end which files were named, so that the next command of this process does not suggest them."""
+    before = dict(_NAMED)
+    try:
+        yield
+    finally:
+        _NAMED.clear()
+        _NAMED.update(before)
 
 
 def import_plugins(argv: Sequence[str]) -> None:
@@ -75,6 +91,7 @@ def import_file(path: Path) -> None:
     if path.suffix != ".py":
         raise ValueError(f"{FLAG} {path}: expected a Python file, NAME.py")
     name, place = f"{_MODULE}{path.stem}", str(path.resolve())
+    _NAMED[place] = path
     if getattr(sys.modules.get(name), "__file__", None) == place:
         return
     spec = importlib.util.spec_from_file_location(name, place)
@@ -83,12 +100,11 @@ def import_file(path: Path) -> None:
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
     sys.modules[name] = module  # dataclasses look their module up here
-    _IMPORTED[place] = path
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         message = plugin_fault(error) or f"{FLAG} {path}: {type(error).__name__}: {reason(error)}"
-        del sys.modules[name], _IMPORTED[place]
+        del sys.modules[name], _NAMED[place]
         raise ValueError(message) from error
 
 
@@ -105,10 +121,10 @@ def check_same_file(what: str, before: object, now: object) -> None:
 
 def plugin_fault(error: BaseException) -> str | None:
     """Return an exception that passed through an imported file as one line with its place; None: it did not."""
-    place = line_in(error, _IMPORTED.keys())
+    place = line_in(error, _NAMED.keys())
     if place is None:
         return None
     return (
-        f"{FLAG} {_IMPORTED[place[0]]}, line {place[1]}: {type(error).__name__}: {reason(error)}; "
+        f"{FLAG} {_NAMED[place[0]]}, line {place[1]}: {type(error).__name__}: {reason(error)}; "
         "TINYDET_TRACEBACK=1 shows the traceback"
     )

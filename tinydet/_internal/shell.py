@@ -41,8 +41,8 @@ def tinydet_command(*words: str | Path) -> str:
     `tinydet` on the path.
 
     Args:
-        words: the command, such as "infer" or "export", "engine"; then its arguments. The `--plugin` of this process is
-            added where the command opens a checkpoint.
+        words: the command, such as "infer" or "export", "engine"; then its arguments. The `--plugin` of the running
+            command is added where this one needs it.
 
     >>> tinydet_command("export", "onnx", Path("my models/m 1.pth"), "--tile", "640")
     "tinydet export onnx 'my models/m 1.pth' --tile 640"

@@ -36,7 +36,7 @@ from tinydet.data.output_folder import JPEG_QUALITY, ImageWriter, choose_output,
 from tinydet.data.samples import Cut, Truncated, clip_to_tile, objects_and_regions
 from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import MORE_TILES, MOST_TILES, Tile, TileGrid, check_tile_count
-from tinydet.runtime.plan import OVERLAP
+from tinydet.runtime.plan import OVERLAP, default_overlap
 from tinydet.runtime.scenes.window import Corner
 
 SUB_IMAGE = (640, 512)  # width and height of the benchmark's tiles, pixels
@@ -190,7 +190,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlap",
         type=overlap,
         metavar="PIXELS",
-        help=f"pixels that neighboring tiles share (default: {SUB_OVERLAP[0]}, or {OVERLAP} with --grid tinydet)",
+        help=f"pixels that neighboring tiles share (default: {SUB_OVERLAP[0]}; with --grid tinydet {OVERLAP}, at most "
+        "half a tile)",
     )
     parser.add_argument(
         "--max-tiles",
@@ -237,7 +238,7 @@ def _cut(document: Document, args: argparse.Namespace) -> dict[str, Any]:
         tile, height = args.tile or (TILE, TILE)
         if tile != height:
             raise ValueError(f"tiles of --grid tinydet are square, got {tile}x{height}; use --grid benchmark")
-        overlap = OVERLAP if args.overlap is None else args.overlap
+        overlap = default_overlap(tile) if args.overlap is None else args.overlap
         truncated: Truncated = args.truncated or "ignore"
 
         def tiles(width: int, height: int) -> tuple[Tile, ...]:

@@ -74,8 +74,13 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification
     check_file(model)
     find_data(args.data)
     if model.suffix == ".onnx":
-        if args.output or args.precision == "fp32":
+        if args.precision == "fp32":
             raise ValueError(f"{model} is already an ONNX file; use --precision fp16 or int8 to convert it")
+        if args.output:
+            raise ValueError(
+                f"--output names the ONNX file of a checkpoint; {model} is converted to "
+                f"{model.with_suffix(f'.{args.precision}.onnx')}, so leave --output out"
+            )
         refuse_shape_options(args)
         chosen = choose_data(read_onnx(model).spec, args, own_data_of_report(model), args.precision)
         output, verification = convert_precision(model, args.precision, args, chosen, report)

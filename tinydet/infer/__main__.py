@@ -46,7 +46,7 @@ from tinydet.infer.summary import summary_written
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.bundled import BUNDLED, DEFAULT, FOLDER, model_path
 from tinydet.runtime.options import ScanOptions
-from tinydet.runtime.plan import OVERLAP
+from tinydet.runtime.plan import OVERLAP, default_overlap
 from tinydet.runtime.read_ahead import READERS
 from tinydet.runtime.scenes.sources import Source, find_sources
 from tinydet.runtime.stitch import MERGES
@@ -144,8 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("tiles").add_argument
     add("--tile", type=or_auto(side), default="auto", metavar="PX", help="stop unless the model was exported for"
         " tiles of PX pixels (default: auto, accept any)")  # fmt: skip
-    add("--overlap", type=or_auto(overlap), default=OVERLAP, metavar="PX", help="let neighboring tiles share PX pixels;"
-        f" auto fits the model's largest objects (default: {OVERLAP})")  # fmt: skip
+    add("--overlap", type=or_auto(overlap), metavar="PX", help="let neighboring tiles share PX pixels; auto fits"
+        f" the model's largest objects (default: {OVERLAP}, at most half a tile)")  # fmt: skip
     add("--scale", type=or_auto(scale), default=1.0, metavar="F", help="resize the scene by the factor F before"
         " tiling; auto computes F from --object-size (default: 1)")  # fmt: skip
     add("--object-size", type=_object_size, metavar="SIZE", help="side of a typical object in the scene for --scale"
@@ -216,7 +216,8 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
 def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
     spec = backend.spec
     contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty else None
-    overlap = choose_overlap(spec) if args.overlap == "auto" else args.overlap
+    overlap = default_overlap(spec.tile) if args.overlap is None else args.overlap
+    overlap = choose_overlap(spec) if overlap == "auto" else overlap
     scale = None if args.scale == "auto" else args.scale
     if scale is None and args.object_size is None:
         raise ValueError(

@@ -148,15 +148,15 @@ class FCOSOptions(HeadOptions, AssignOptions):
     )
     center_radius: float = option(
         1.5,
-        "only points less than R strides from the center of an object, in x and in y, learn it; 0: all points inside "
-        "of its box (default: 1.5; fcos-p3p7: 0)",
+        "by --assign points, only points less than R strides from the center of an object, in x and in y, learn it; 0: "
+        "all points inside of its box (default: 1.5; fcos-p3p7: 0)",
         metavar="R",
         parse=number(0, 1000),
     )
     without_point: WithoutPoint = option(
         "nearest",
-        "nearest: an object that no point would learn is learned by its nearest point; none: it is not learned "
-        "(default: nearest; fcos-p3p7: none)",
+        "nearest: an object that no point would learn by --assign points is learned by its nearest point; none: it is "
+        "not learned (default: nearest; fcos-p3p7: none)",
         choices=("nearest", "none"),
     )
 
@@ -164,11 +164,13 @@ class FCOSOptions(HeadOptions, AssignOptions):
         super().__post_init__()
         if self.assign == "points" and (self.assign_rank or self.assign_background is not None):
             raise ValueError(
-                "assign_rank and assign_background are for similarities; choose one with assign, such as nwd, or leave "
-                "them out"
+                "--assign-rank and --assign-background are for similarities; choose one with --assign, such as nwd, or "
+                "leave them out"
             )
         if self.assign != "points" and not self.assign_rank:
-            raise ValueError(f"assign {self.assign}: say how many points learn each object with assign_rank, such as 3")
+            raise ValueError(
+                f"--assign {self.assign} needs the number of points that learn each object, such as --assign-rank 3"
+            )
 
 
 @dataclass(frozen=True)

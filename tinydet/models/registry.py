@@ -304,8 +304,11 @@ def detector_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     info = detector_info(name)
     if foreign := sorted(given.keys() - set(info.option_names)):
         raise ValueError(f"{name} has no option {foreign[0]!r}; it has: {', '.join(info.option_names) or 'none'}")
-    options = info.options(**given)
-    check_values(options)
+    try:
+        options = info.options(**given)
+        check_values(options)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     return dataclasses.asdict(options)
 
 

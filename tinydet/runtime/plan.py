@@ -13,7 +13,7 @@ from tinydet.runtime.coarse import choose_coarse_pass
 from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
 
-OVERLAP = 128  # pixels of the model's input; the default overlap
+OVERLAP = 128  # pixels of the model's input; the default overlap of tiles that are at least twice as large
 
 
 class Sized(Protocol):
@@ -93,7 +93,7 @@ def plan_scan(scene: Sized, spec: ModelSpec, options: ScanOptions) -> ScanPlan:
     Raises:
         ValueError: the overlap or the scale does not fit the model's tile, or there are more than `max_tiles` tiles.
     """
-    overlap = min(OVERLAP, spec.tile // 2) if options.overlap is None else options.overlap
+    overlap = default_overlap(spec.tile) if options.overlap is None else options.overlap
     full = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=options.scale)
     options = dataclasses.replace(options, overlap=overlap)
     coarse, warning = options.coarse, ""
@@ -108,6 +108,15 @@ def plan_scan(scene: Sized, spec: ModelSpec, options: ScanOptions) -> ScanPlan:
     what = f"{scene.width}x{scene.height} pixels at scale {options.scale:g}"
     check_tile_count(plan.tiles, options.max_tiles, what=what, remedy=MORE_TILES)
     return plan
+
+
+def default_overlap(tile: int) -> int:
+    """Return the default overlap of tiles of this side: at most half of it.
+
+    >>> default_overlap(640), default_overlap(128)
+    (128, 64)
+    """
+    return min(OVERLAP, tile // 2)
 
 
 def plan_tiles(width: int, height: int, *, tile: int, overlap: int = OVERLAP, scale: float = 1.0) -> Tiling:

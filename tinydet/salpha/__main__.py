@@ -20,7 +20,7 @@ from tinydet.data.source import builtin_source
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.registry import DETECTORS
-from tinydet.runtime.plan import OVERLAP
+from tinydet.runtime.plan import OVERLAP, default_overlap
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.detectors import Counting, add_counted_options, counting_from
 from tinydet.salpha.factors import ALPHA_RANGE, FusionStatistics
@@ -37,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     counting, _ = counting_from(options, rule=options.count, layout=options.anchors)
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile; without it whole images are counted")
-    overlap = OVERLAP if options.overlap is None else options.overlap
+    overlap = default_overlap(options.tile or 0) if options.overlap is None else options.overlap
     path = data_path(options)
     source = builtin_source("train") if path is None else source_of(options, prefer=("train",))
     dataset = source.load(categories=options.categories)
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         "--overlap",
         type=overlap,
         metavar="PX",
-        help=f"minimum overlap of neighboring tiles in pixels, needs --tile (default: {OVERLAP})",
+        help=f"minimum overlap of neighboring tiles in pixels, needs --tile (default: {OVERLAP}, at most half a tile)",
     )
     parser.add_argument(
         "--max-tiles",

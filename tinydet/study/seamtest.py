@@ -284,8 +284,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--merge", nargs="+", choices=MERGES, default=["seam"], metavar="NAME",
         help=f"merge methods to compare: {', '.join(MERGES)} (default: seam)")  # fmt: skip
     add("--agnostic", action="store_true", help="merge boxes of different classes (default: only within a class)")
-    add("--overlap", type=overlap, default=OVERLAP, metavar="PX", help="overlap of the tiles, in pixels; more than the"
-        f" size of an object (default: {OVERLAP})")  # fmt: skip
+    add("--overlap", type=overlap, metavar="PX", help="overlap of the tiles, in pixels; more than the size of an object"
+        f" (default: {OVERLAP}, at most half a tile)")  # fmt: skip
     add("--score", type=share, default=0.3, metavar="S", help="minimum score of the compared boxes (default: 0.3)")
     add("--scale", type=scale, default=1.0, metavar="F", help="resize factor of the scene; 0.5 halves it (default: 1)")
     add("--batch", type=batch_size, default=4, metavar="N", help="tiles per run of the model (default: 4)")

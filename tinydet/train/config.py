@@ -564,9 +564,9 @@ def parser() -> Parser:
         help="train on this category, by its exact name; can be repeated",
     )
     for options, owners in _detector_options().items():
-        labels = listed([DETECTORS[name].label for name in owners])
+        title = f"options of {listed(owners)}"
         names = DETECTORS[owners[0]].option_names
-        add_options(parser, options, group=labels, defaults=_preset_defaults(names))
+        add_options(parser, options, group=title, defaults=_preset_defaults(names))
     return parser
 
 
@@ -613,7 +613,9 @@ def _preset_defaults(names: Sequence[str] | None = None) -> dict[str, str]:
             overrides = {key: info.recipe.get(preset, {}).get(name) for key, info in DETECTORS.items()}
             if name in values:
                 parts.append(f"{preset}: {values[name]}")
-                parts += [f"{preset} with {key}: {value}" for key, value in overrides.items() if value is not None]
+                for other in dict.fromkeys(value for value in overrides.values() if value is not None):
+                    owners = [key for key, value in overrides.items() if value == other]
+                    parts.append(f"{preset} with {listed(owners)}: {other}")
             else:
                 own = next((value for value in overrides.values() if value is not None), None)
                 base = next(getattr(info.options(), name) for info in DETECTORS.values() if name in info.option_names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from tinydet._internal.console import plural
@@ -42,7 +43,7 @@ def choose_network(
     tile = TILE
     if start is not None:
         chosen |= {"backbone": start.backbone, "channels": start.channels}
-        options |= start.options if start.detector == detector else {}
+        options |= _inherited(start, config.options) if start.detector == detector else {}
         tile = start.tile if start.tile and config.recipe is None else tile
     tile = config.tile or info.fit_tile(tile)
     overlap = start.overlap if start is not None and start.tile == tile and start.overlap is not None else OVERLAP
@@ -118,6 +119,12 @@ def _check_start(config: TrainConfig, start: Architecture | None) -> None:
         )
 
 
+def _inherited(start: Architecture, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the weights, without the rank and the threshold of another `assign` than the given one."""
+    others = given.get("assign", start.options.get("assign")) != start.options.get("assign")
+    return {name: value for name, value in start.options.items() if not (others and name.startswith("assign_"))}
+
+
 def _preset(config: TrainConfig, device: str, start: Architecture | None) -> tuple[str, str]:
     """Return the preset and why; no reason if it was given."""
     if config.preset or config.recipe:
@@ -142,7 +149,6 @@ def _network_line(given: TrainConfig, filled: TrainConfig, start: Architecture) 
         for name, value in own.items()
         if value is not None and value != getattr(filled, name)
     ]
-    taken += [
-        f"{name} {filled.options[name]}" for name, value in start.options.items() if filled.options.get(name) == value
-    ]
+    if filled.detector == start.detector:
+        taken += [f"{name} {value}" for name, value in start.options.items() if filled.options.get(name) == value]
     return f"from {given.init}: {', '.join(taken)}" + (f"; as given: {', '.join(other)}" if other else "")

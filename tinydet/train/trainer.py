@@ -472,10 +472,14 @@ def log_name(output: Path, logdir: Path | None) -> str:
 
 
 def _without_places(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration without the places of the data, which may have moved; of validation data, which images."""
+    """Return a configuration, options of the detector among the others, without the places of the data.
+
+    Those may have moved; of validation data, which images counts.
+    """
     val = config.get("val_data")
     names = {"val_data": val.get("names")} if isinstance(val, dict) else {}
-    return {name: value for name, value in config.items() if name != "train_data"} | names
+    options = config.get("options") or {}
+    return {**config, **options, **names, "options": None, "train_data": None}
 
 
 def resume_path(output: Path) -> Path:
