@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from designs import torchvision_design
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -17,6 +18,7 @@ from torchvision.ops import box_iou, roi_align
 from torchvision_graph import TorchvisionGraph
 
 from tinydet.data.samples import Sample
+from tinydet.models import faster_rcnn, grid_rcnn
 from tinydet.models.backbone import PixelNorm
 from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import Batch, anchors_of, collate
@@ -310,3 +312,57 @@ def test_a_checkpoint_is_trained_and_evaluated(
     assert main(["train", *flags, "--data", str(squares), *quick]) == 0
     assert "Faster R-CNN" in capsys.readouterr().out
     assert main(["evaluate", "--model", "model.pth", "--data", str(squares)]) == 0
+
+
+def tiles_of(images: Tensor, boxes: list[Tensor], regions: list[Tensor]) -> Batch:
+    def joined(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return torch.cat(parts), torch.repeat_interleave(torch.tensor([len(each) for each in parts]))
+
+    (objects, owner), (ignored, region_owner) = joined(boxes), joined(regions)
+    labels = torch.zeros(len(objects), dtype=torch.long)
+    return Batch(images, objects, labels, owner, ignored, region_owner, ((64, 64),) * len(images))
+
+
+@pytest.mark.parametrize("ignored", [32.0, 64.0], ids=["half a tile", "a tile"])
+@pytest.mark.parametrize("name", ["faster_rcnn", "libra_rcnn", "grid_rcnn"])
+def test_shares_of_processes_with_different_numbers_of_samples_add_up_to_the_whole_batch(
+    name: str, ignored: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    detector = build_detector(DetectorConfig("mobilenet_v2", channels=8, detector=name)).eval()
+    assert isinstance(detector, FasterRCNN)
+    monkeypatch.setattr(detector.rpn, "fg_bg_sampler", lambda all: ([x == 1 for x in all], [x == 0 for x in all]))
+    monkeypatch.setattr(detector, "draw", lambda candidates: torch.arange(len(candidates.boxes)))
+    monkeypatch.setattr(grid_rcnn, "jittered", lambda boxes, size: boxes)
+    boxes = [torch.tensor([[10.0, 10, 22, 24], [40, 40, 52, 50]]), torch.zeros(0, 4)]
+    regions, images = [torch.zeros(0, 4), torch.tensor([[0.0, 0, 64, ignored]])], torch.randn(2, 3, 64, 64)
+    own = [tiles_of(images[i : i + 1], boxes[i : i + 1], regions[i : i + 1]) for i in range(2)]
+
+    def losses(batch: Batch, sums: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        for module in (faster_rcnn, grid_rcnn):
+            monkeypatch.setattr(module, "sum_over_processes", sums)
+        return detector.loss(batch)
+
+    counts: list[list[Tensor]] = [[], []]
+    for batch, of_process in zip(own, counts, strict=True):
+        losses(batch, lambda count, of=of_process: (of.append(count), count)[1])
+    totals = [a + b for a, b in zip(*counts, strict=True)]  # both processes sum as many values
+    shares = []
+    for batch in own:
+        left = iter(totals)
+        shares.append(losses(batch, lambda _, left=left: next(left)))
+    for loss, value in losses(tiles_of(images, boxes, regions), lambda count: count).items():
+        torch.testing.assert_close(shares[0][loss] + shares[1][loss], value, rtol=1e-5, atol=1e-6, msg=loss)
+
+
+def test_the_best_overlaps_of_a_crowd_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    corners = torch.rand(90, 2) * 60
+    boxes = torch.cat([corners, corners + 2 + 12 * torch.rand(90, 2)], dim=1).round()
+    monkeypatch.setattr(faster_rcnn, "IOU_PAIRS", 100)
+    pairs = []
+    monkeypatch.setattr(faster_rcnn, "box_iou", lambda a, b: (pairs.append(len(a) * len(b)), box_iou(a, b))[1])
+    found = faster_rcnn._best_overlap(boxes, boxes[:40])
+    for one, other in zip(found, box_iou(boxes[:40], boxes).max(dim=0), strict=True):
+        assert torch.equal(one, other)
+    assert max(pairs) <= 100

@@ -28,7 +28,7 @@ from tinydet.models.assign.ignore_regions import ignored_by_regions
 from tinydet.models.backbone_registry import build_backbone
 from tinydet.models.batch import Batch, anchors_of
 from tinydet.models.detector import Detector, ForeignWeights
-from tinydet.models.distributed import process_count
+from tinydet.models.distributed import sum_over_processes
 from tinydet.models.fpn import FPN
 from tinydet.models.graphs.two_stage import TwoStageInference
 from tinydet.models.options import FASTER_RCNN_ANCHORS, Assignment, FasterRCNNOptions, Fusion, Norm, RoIAlignRule
@@ -42,6 +42,7 @@ ROI_IOU, ROI_SAMPLES, ROI_POSITIVES = 0.5, 512, 0.25
 ROI_LEVELS = ("P2", "P3", "P4", "P5")
 ROI_SIZE, ROI_SAMPLING = 7, 2
 SMOOTH_L1_BETA = 1 / 9
+IOU_PAIRS = 1 << 20  # of proposals and objects compared at a time
 
 # (P, 4) predicted and (P, 4) encoded boxes of the positives -> their loss, summed
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
@@ -179,24 +180,24 @@ class FasterRCNN(Detector):
         """See `Detector`. Sampled anchors and proposals are drawn from torch's generator.
 
         As in RetinaNet, an anchor or proposal centered in an ignore region is not background. The losses are means over
-        samples, so each of several processes contributes its mean divided by their number.
+        the samples of all processes.
         """
         features = self.pyramid(batch.images)
         targets = _targets(batch)
         proposals, losses = self.rpn.propose(batch, features)
         proposals = [_outside_regions(p, t["regions"], t["boxes"]) for p, t in zip(proposals, targets, strict=True)]
-        losses |= self.head_losses(features, self.sample_proposals(proposals, targets), batch.size)
-        return {name: value / process_count() for name, value in losses.items()}
+        return losses | self.head_losses(features, self.sample_proposals(proposals, targets), batch.size)
 
     def head_losses(
         self, features: dict[str, Tensor], sampled: list[Proposals], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Return the losses of what follows the proposals, means over samples.
+        """Return the losses of what follows the proposals, means over the samples of all processes.
 
         Args:
             size: height and width of the padded tiles, from which RoIAlign derives the strides.
         """
         labels = torch.cat([each.labels for each in sampled])
+        share = share_of_samples(labels)
         if not len(labels):
             # Zero, with a zero gradient for every parameter: other processes may have proposals.
             nothing = no_loss(self.roi_heads)
@@ -207,8 +208,8 @@ class FasterRCNN(Detector):
         boxes, objects = (torch.cat([getattr(each, name) for each in sampled]) for name in ("boxes", "objects"))
         encoded = self.roi_heads.box_coder.encode_single(objects[positive], boxes[positive])
         return {
-            "classification": F.cross_entropy(logits, labels),
-            "regression": self.box_loss(predicted, encoded) / labels.numel(),
+            "classification": F.cross_entropy(logits, labels) * share,
+            "regression": self.box_loss(predicted, encoded) / labels.numel() * share,
         }
 
     def box_features(self, features: dict[str, Tensor], sampled: list[Proposals], size: tuple[int, int]) -> Tensor:
@@ -252,6 +253,15 @@ class FasterRCNN(Detector):
     def from_torchvision(weights: dict[str, Tensor]) -> ForeignWeights | None:
         scores = weights.get("roi_heads.box_predictor.cls_score.bias")
         return None if scores is None else ForeignWeights(weights, len(scores), FasterRCNN.first_level)
+
+
+def share_of_samples(samples: Tensor) -> Tensor:
+    """Return which share of the samples of all processes these are, by which this process's mean counts.
+
+    Every process has to call it, including those without a sample, for which the result is undefined if none has one.
+    """
+    count = torch.tensor(float(len(samples)), device=samples.device)
+    return count / sum_over_processes(count)
 
 
 def no_loss(module: nn.Module) -> Tensor:
@@ -314,13 +324,14 @@ class _ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         labels, objects = self.assign_anchors(batch, anchors[0])
         positive, negative = (torch.where(torch.cat(masks))[0] for masks in self.fg_bg_sampler(list(labels)))
         sampled = torch.cat([positive, negative])
+        share = share_of_samples(sampled)
         if not len(sampled):  # only ignore regions: a mean of nothing is NaN
             return proposals, {"objectness": logits.sum() * 0, "proposal_regression": offsets.sum() * 0}
         encoded = self.box_coder.encode_single(batch.boxes[objects[positive]], anchors[0][positive % len(anchors[0])])
         of_objectness = F.binary_cross_entropy_with_logits(logits.flatten()[sampled], labels.flatten()[sampled])
         return proposals, {
-            "objectness": of_objectness,
-            "proposal_regression": smooth_l1(offsets[positive], encoded) / len(sampled),
+            "objectness": of_objectness * share,
+            "proposal_regression": smooth_l1(offsets[positive], encoded) / len(sampled) * share,
         }
 
     def assign_anchors(self, batch: Batch, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -373,8 +384,17 @@ def _match(boxes: Tensor, objects: Tensor, labels: Tensor) -> Candidates:
     if not len(objects):
         nothing = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         return Candidates(boxes, nothing, boxes.new_zeros(len(boxes)), nothing)
-    best_iou, index = box_iou(objects, boxes).max(dim=0)
+    best_iou, index = _best_overlap(boxes, objects)
     return Candidates(boxes, torch.where(best_iou >= ROI_IOU, labels[index], 0), best_iou, index)
+
+
+def _best_overlap(boxes: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest IoU of each of (R, 4) boxes with (M, 4) objects, M > 0, and the object that has it, (R,) each.
+
+    Compares at most about `IOU_PAIRS` pairs at a time: 3000 objects and 2000 proposals would need half a gigabyte.
+    """
+    parts = [box_iou(objects, part).max(dim=0) for part in boxes.split(max(1, IOU_PAIRS // len(objects)))]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 def _targets(batch: Batch) -> list[dict[str, Any]]:
@@ -394,7 +414,7 @@ def _outside_regions(proposals: Tensor, regions: Tensor, boxes: Tensor) -> Tenso
     """Proposals that are not centered in an ignore region, or that overlap an object well enough to learn it."""
     kept = ~_centered_in(proposals, regions)
     if len(boxes) and not bool(kept.all()):
-        kept |= box_iou(boxes, proposals).amax(dim=0) >= ROI_IOU
+        kept |= _best_overlap(proposals, boxes)[0] >= ROI_IOU
     return proposals[kept]
 
 

@@ -11,7 +11,14 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from tinydet.models.distributed import process_count, sum_over_processes
-from tinydet.models.faster_rcnn import ROI_SAMPLING, FasterRCNN, Proposals, TileDetections, no_loss
+from tinydet.models.faster_rcnn import (
+    ROI_SAMPLING,
+    FasterRCNN,
+    Proposals,
+    TileDetections,
+    no_loss,
+    share_of_samples,
+)
 from tinydet.models.graphs.grid import GRID_NMS, GridInference
 from tinydet.models.graphs.one_stage import SMALLEST_DETECTION
 from tinydet.models.grid_branch import BRANCH_ROI_SIZE, GridBranch, GridDecoder, grid_targets
@@ -84,9 +91,10 @@ class GridRCNN(FasterRCNN):
         self, features: dict[str, Tensor], sampled: list[Proposals], size: tuple[int, int]
     ) -> dict[str, Tensor]:
         labels = torch.cat([each.labels for each in sampled])
+        share = share_of_samples(labels)
         if len(labels):
             logits = self.roi_heads.box_predictor(self.box_features(features, sampled, size))
-            classification = F.cross_entropy(logits, labels)
+            classification = F.cross_entropy(logits, labels) * share
         else:
             classification = no_loss(self.roi_heads)  # other processes may have proposals
         return {"classification": classification, "grid": self._grid_loss(features, sampled, size)}
@@ -104,8 +112,8 @@ class GridRCNN(FasterRCNN):
             F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
             for logits in self.grid_branch.training_logits(pooled)
         ]
-        # A mean over the RoIs of all processes; `loss` divides by their number.
-        return GRID_WEIGHT * process_count() * (losses[0] + losses[1]) / (count * targets[0].numel())
+        # A mean over the RoIs of all processes.
+        return GRID_WEIGHT * (losses[0] + losses[1]) / (count * targets[0].numel())
 
     def inference(self, spec: ModelSpec) -> nn.Module:
         return GridInference(self, spec)

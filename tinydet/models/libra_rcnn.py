@@ -197,8 +197,11 @@ def _resize(source: Tensor, grid: Tensor, *, finer: bool) -> Tensor:
         return source
     if finer and height % rows == width % columns == 0:
         return F.interpolate(source, scale_factor=(height // rows, width // columns), mode="nearest")
-    if finer:
-        return F.interpolate(source, size=(height, width), mode="nearest")
+    if finer:  # floor(i * rows / height) in whole numbers; F.interpolate rounds, so that (14 -> 46) is wrong in one row
+        row, column = (
+            torch.arange(to, device=source.device) * of // to for of, to in ((rows, height), (columns, width))
+        )
+        return source[:, :, row][:, :, :, column]
     if rows % height == columns % width == 0:
         return F.max_pool2d(source, (rows // height, columns // width))
     return F.adaptive_max_pool2d(source, (height, width))
