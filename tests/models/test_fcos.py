@@ -159,12 +159,9 @@ def test_by_rank_the_points_with_the_most_similar_squares_learn_an_object(name: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"assign": "nwd"},
-            "fcos: --assign nwd needs the number of points that learn each object, such as",
-        ),
-        ({"assign_rank": 3}, "are for similarities; choose one with --assign, such as nwd"),
-        ({"assign_background": 0.2}, "are for similarities; choose one with --assign, such as nwd"),
+        ({"assign": "nwd"}, "--assign nwd needs the number of points that learn each object, such as --assign-rank 3"),
+        ({"assign_rank": 3}, "--assign points uses neither --assign-rank nor --assign-background"),
+        ({"assign_background": 0.2}, "leave them out, or choose a similarity, such as --assign nwd"),
     ],
 )
 def test_a_similarity_goes_with_a_rank(options: dict[str, object], message: str) -> None:

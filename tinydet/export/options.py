@@ -17,15 +17,15 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
         "--tile",
         type=whole(64, 8192),
         metavar="PIXELS",
-        help="side of the square input in pixels, a multiple of 32 from 64 to 8192, for Libra R-CNN of 64 "
-        "(default: as trained)",
+        help="side of the square input in pixels, from 64 to 8192, a multiple of 32 (Libra R-CNN: 64) (default: as "
+        "trained)",
     )
     parser.add_argument(
         "--max-detections",
         type=whole(1, 3840),
         metavar="K",
-        help="largest number of boxes per tile, up to 3840; for Faster R-CNN also at most proposals times classes "
-        "(default: 1000; Grid R-CNN: --grid-rois)",
+        help="largest number of boxes per tile, up to 3840; for Faster R-CNN and Libra R-CNN also at most proposals "
+        "times classes (default: 1000; Grid R-CNN: --grid-rois)",
     )
     parser.add_argument(
         "--nms-rounds",
@@ -38,8 +38,8 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
         "--grid-rois",
         type=whole(1, 1000),
         metavar="N",
-        help="Grid R-CNN: proposals per tile that the grid branch runs on, at most --max-detections; the time of the "
-        f"branch is proportional to it (default: {GRID_ROIS})",
+        help="Grid R-CNN: run the grid branch on the best N proposals of each tile, the most boxes that it can return; "
+        f"the time of the branch is proportional to N; at most --max-detections (default: {GRID_ROIS})",
     )
 
 

@@ -77,9 +77,9 @@ def count_ranked(
 ) -> tuple[int, ...]:
     """Count the anchors of each level that are among the `rank` most similar ones of at least one object.
 
-    Anchors of similarity 0 do not count, and an anchor of several objects counts once. These are the anchors that
-    training by rank makes positive, except for the one that an object gets there in exchange for `rank` anchors which
-    are all more similar to others. Arguments are those of `ranked_anchors`.
+    Anchors of similarity 0 do not count, and an anchor of several objects counts once. These are the positive anchors
+    of training by rank, with one exception: there, an object that loses all its anchors to more similar objects gets one
+    that is still free. Arguments are those of `ranked_anchors`.
     """
     found = ranked_anchors(design, boxes, sizes, image_index, rank, similarity)
     similar = found.similarity > 0

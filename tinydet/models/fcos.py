@@ -327,8 +327,8 @@ def points_of(design: PointDesign, size: tuple[int, int], device: torch.device) 
 def centerness_targets(distances: Tensor, objects: Tensor, count: int) -> Tensor:
     """Return the centerness (P,): 1 at the center of an object, 0 at its sides.
 
-    A point outside of its object is as close to the nearest side as possible. But if an object has no point inside, its
-    nearest one has the target 1: it is the only one that can find the object.
+    For a point outside its object, the distance to a side that it lies beyond counts as `OUTSIDE`. But if no point is
+    inside an object, its nearest point has the target 1: no other can find the object.
 
     Args:
         distances: (P, 4), see `PointMatches`; `objects`: (P,) index of each point's object, below `count`.

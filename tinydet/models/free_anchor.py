@@ -1,7 +1,8 @@
 """FreeAnchor: RetinaNet that learns which anchors of a bag find their object (Zhang et al., NeurIPS 2019).
 
 No threshold assigns anchors. The bag of an object holds the anchors that overlap it most, and the loss asks that at
-least one of them both classifies and locates it. An anchor is background as far as its predicted box finds no object.
+least one of them both classifies and locates it. An anchor is background to the extent that its predicted box finds no
+object.
 The network, its anchors and its inference are RetinaNet's.
 """
 
@@ -141,7 +142,7 @@ def free_anchor_loss(
 def bag_losses(logits: Tensor, deltas: Tensor, encoded: Tensor) -> Tensor:
     """Return -ln of the probability of each bag: the mean of its anchors' m, weighted with 1 / (1 - m).
 
-    m is the product of the class score and of exp(-weighted smooth L1). All is computed as logarithms: anchors far from
+    m is the product of the class score and exp(-weighted smooth L1). Logarithms are used throughout: anchors far from
     a tiny object have an m of 1e-30 and less.
 
     Args:
@@ -168,7 +169,7 @@ def background_losses(logits: Tensor, found: Tensor) -> Tensor:
 
 @torch.no_grad()
 def found_probability(predicted: Tensor, boxes: Tensor, labels: Tensor, owner: Tensor, classes: int) -> Tensor:
-    """Return how far each predicted box finds an object of each class: 1 the best box of an object, 0 IoU <= `FOUND`.
+    """Return to what extent each predicted box finds an object of each class: 1 for its best box, 0 if IoU <= `FOUND`.
 
     Args:
         predicted: (B, N, 4) boxes of all anchors, xyxy in input pixels, not clipped.

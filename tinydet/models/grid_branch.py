@@ -48,7 +48,7 @@ class GridBranch(nn.Module):
 
     Attributes:
         convs: eight 3x3 convolutions, each with group normalization and ReLU; the first halves the resolution.
-        first_order, second_order: take in features of neighboring points, and of their neighbors.
+        first_order, second_order: add the features of neighboring points, then of their neighbors.
     """
 
     def __init__(self, channels: int) -> None:

@@ -73,7 +73,7 @@ class BalancedFeaturePyramid(nn.Module):
     finer one by their nearest cell.
 
     Attributes:
-        refine: changes the mean map, (B, C, H, W) -> the same shape; an identity at first.
+        refine: refines the mean map, (B, C, H, W) -> the same shape; initially an identity.
     """
 
     def __init__(self, channels: int) -> None:
@@ -152,7 +152,8 @@ def draw_positives(positive: Tensor, object_index: Tensor, wanted: int) -> Tenso
 def draw_negatives(negative: Tensor, best_iou: Tensor, wanted: int) -> Tensor:
     """Draw at most `wanted` of the background candidates, about as many from each of three bins of IoU.
 
-    Those without overlap only fill up. The bins divide the range from 0 to the largest IoU of all candidates.
+    Those without overlap are drawn only if there are too few others. The bins divide the range from 0 to the largest
+    IoU of all candidates.
 
     Args:
         negative: (Q,) indices of the background candidates.
@@ -171,7 +172,7 @@ def draw_negatives(negative: Tensor, best_iou: Tensor, wanted: int) -> Tensor:
 
 
 class AnchorSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
-    """torchvision's sampler of anchors, with at most five background anchors for each positive, or in all."""
+    """torchvision's sampler of anchors, with at most five background anchors for each positive, or five without one."""
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """(A,) labels of each tile, 1 positive, 0 background, -1 ignored -> (A,) masks of the sampled ones."""

@@ -73,20 +73,21 @@ class AssignOptions:
 
     assign: Assignment = option(
         "iou",
-        "similarity that decides which anchors learn which objects; nwd, rfd and dotd do not vanish for objects of a "
-        "few pixels (default: iou; FCOS: points)",
+        "similarity that decides which anchors, or points of FCOS, learn which objects; nwd, rfd and dotd do not "
+        "vanish for objects of a few pixels (default: iou; FCOS: points, its published rule)",
         choices=ASSIGNMENTS,
     )
     assign_rank: int = option(
         0,
-        "train the K most similar anchors of each object; 0: all above a threshold (default: %(default)s)",
+        "each object is learned by the K anchors or points most similar to it; 0: by all anchors above a threshold "
+        "(default: %(default)s)",
         metavar="K",
         parse=whole(0, MAX_RANK),
     )
     assign_background: float | None = option(
         None,
-        "anchors less similar than T to every object are background, and other anchors that learn no object are "
-        "ignored (default: 0.3; RetinaNet by IoU threshold: 0.4)",
+        "anchors whose similarity to every object is below T are background; the others that learn no object are "
+        "ignored (default: 0.3; RetinaNet with iou and no rank: 0.4)",
         metavar="T",
         parse=number(0, 1, above=True),
     )
@@ -142,14 +143,14 @@ class FCOSOptions(HeadOptions, AssignOptions):
 
     assign: PointAssignment = option(  # type: ignore[assignment]
         "points",
-        "points: a point learns the object around it, as published; iou, nwd, rfd, dotd: each object is learned by the "
-        "points whose squares are most similar to it, as many as --assign-rank says (default: %(default)s)",
+        "points: each point learns the smallest object that it is inside, as published; iou, nwd, rfd, dotd: each "
+        "object is learned by the --assign-rank points whose squares are most similar to it (default: %(default)s)",
         choices=("points", *ASSIGNMENTS),
     )
     center_radius: float = option(
         1.5,
         "by --assign points, only points less than R strides from the center of an object, in x and in y, learn it; 0: "
-        "all points inside of its box (default: 1.5; fcos-p3p7: 0)",
+        "all points inside its box (default: 1.5; fcos-p3p7: 0)",
         metavar="R",
         parse=number(0, 1000),
     )
@@ -164,8 +165,8 @@ class FCOSOptions(HeadOptions, AssignOptions):
         super().__post_init__()
         if self.assign == "points" and (self.assign_rank or self.assign_background is not None):
             raise ValueError(
-                "--assign-rank and --assign-background are for similarities; choose one with --assign, such as nwd, or "
-                "leave them out"
+                "--assign points uses neither --assign-rank nor --assign-background; leave them out, or choose a "
+                "similarity, such as --assign nwd"
             )
         if self.assign != "points" and not self.assign_rank:
             raise ValueError(

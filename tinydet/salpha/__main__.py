@@ -118,8 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--detector",
         choices=tuple(DETECTORS),
         default="retinanet",
-        help="detector whose levels are counted: by its anchors or, without anchors, by its own rule (default: "
-        "retinanet)",
+        help="detector whose levels are counted, by the rule that decides what each level learns (default: retinanet)",
     )
     parser.add_argument(
         "--anchors",
@@ -133,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--count",
         choices=("gt", "anchor"),
-        help="gt counts objects; anchor counts distinct best anchors, as the authors' code does, or the positive "
-        "points of a detector without anchors (default: gt, without anchors anchor)",
+        help="gt counts objects; anchor counts distinct best anchors, as the authors' code does, or for FCOS the "
+        "points that learn an object (default: gt; FCOS: anchor)",
     )
     parser.add_argument(
         "--alpha-range",

@@ -83,7 +83,7 @@ class FusionStatistics:
             return AlphaAdvice(False, f"{few}; use alpha = 1")
         tiny = "raw alpha <= 1 on every edge: the objects are tiny for this detector"
         if self.clamped:
-            return AlphaAdvice(True, f"{tiny}; use a small alpha, such as the limits that S-alpha takes (--salpha)")
+            return AlphaAdvice(True, f"{tiny}; use a small alpha; --salpha sets its limits")
         return AlphaAdvice(True, f"{tiny}; use S-alpha (--salpha)")
 
     @property
@@ -178,10 +178,10 @@ def _warnings(statistics: FusionStatistics) -> Iterator[str]:
             yield f"{edge}: raw alpha {raw:.3g} is outside {low:g}..{high:g} and was clamped to {alpha:.3g}"
     if statistics.clamped:
         where = "at its lower limit" if all(alpha == low for alpha in statistics.alpha) else "clamped"
-        another = "" if statistics.levels[0] == "P2" else ", or a detector that starts at P2, such as fcos"
+        another = "" if statistics.levels[0] == "P2" else ", or take a detector that starts at P2, such as fcos"
         yield (
             f"alpha is {where} on every edge: no ratio of {unit}s is within {low:g}..{high:g}, so the counts do not "
-            "say how much to fuse; choose alpha yourself (--alpha, by a sweep), other limits (--alpha-range)" + another
+            "say how much to fuse; choose alpha by a sweep (--alpha), set other limits (--alpha-range)" + another
         )
     if not statistics.advice.salpha:
         yield statistics.advice.text

@@ -168,7 +168,7 @@ class TrainConfig:
     )
     tile: int | None = option(
         None,
-        "side in pixels of the tiles that images are cut into, a multiple of 32, for Libra R-CNN of 64 (default: that "
+        "side in pixels of the tiles that images are cut into, a multiple of 32 (Libra R-CNN: 64) (default: that "
         "of --init, else 640)",
         group="data",
         metavar="PX",

@@ -150,5 +150,6 @@ def _network_line(given: TrainConfig, filled: TrainConfig, start: Architecture) 
         if value is not None and value != getattr(filled, name)
     ]
     if filled.detector == start.detector:
-        taken += [f"{name} {value}" for name, value in start.options.items() if filled.options.get(name) == value]
+        options = {name: value for name, value in start.options.items() if value is not None}
+        taken += [f"{name} {value}" for name, value in options.items() if filled.options.get(name) == value]
     return f"from {given.init}: {', '.join(taken)}" + (f"; as given: {', '.join(other)}" if other else "")

@@ -49,11 +49,10 @@ def give_one_to_each(
 ) -> Owners:
     """Give each object that has no anchor its most similar free one, the most similar pair first.
 
-    An object whose `MOST_TRIED` most similar anchors are all taken gets none: as many objects lie in its place.
+    An object whose `MOST_TRIED` most similar anchors are all taken gets none: that many objects are in the same place.
 
     Args:
-        wanting: (M,) whether an object is to have an anchor.
-        The others are those of `Assigner`.
+        wanting: (M,) whether an object should have an anchor. The other arguments are those of `Assigner`.
     """
     has = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     has[owners.objects] = True
@@ -69,7 +68,7 @@ def give_one_to_each(
         given = _one_each(Pairs(pairs.objects[free], flat[free], pairs.similarity[free]))
         if len(given.objects) == len(without) or rank == most:
             break
-        rank *= 4  # an object took part with all that it needed unless it is without one, so all are tried again
+        rank *= 4  # an object without an anchor may want one that another was given, so all are tried again
     joined = Owners(
         torch.cat([owners.anchors, given.anchors]),
         torch.cat([owners.objects, without[given.objects]]),

@@ -25,9 +25,9 @@ IOU = IoU()
 
 @dataclass(frozen=True)
 class MaxIoUAssigner:
-    """An anchor learns its most similar object from `foreground` on, or if it is the best anchor of an object.
+    """An anchor learns its most similar object if the similarity is at least `foreground`, or if it is its best anchor.
 
-    Of several such objects it learns the first. Between the thresholds it is ignored, below `background` it is
+    Of equally similar objects it learns the first. Between the thresholds it is ignored; below `background` it is
     background.
 
     Attributes:

@@ -21,7 +21,7 @@ GRID_NMS = 0.3
 
 
 class GridInference(ProposalInference):
-    """Proposals, their classes, suppression, and the grid branch on the best `grid_rois`; no plugin.
+    """Classify proposals, suppress overlapping ones, and run the grid branch on the best `grid_rois`.
 
     Each proposal has its best class only. Suppression among proposals of a class is part of the network, because the
     branch is too expensive for all of them. Detections are ordered, and dropped below the score floor, by the class
