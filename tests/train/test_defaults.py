@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,12 @@ def test_the_options_of_another_detector_are_not_said_to_be_those_of_init(square
     start = Architecture("fcos", "mobilenet_v2", 32, detector_options("fcos", {}))
     _, reasons = chosen("--init", "old.pth", "--detector", "fcos-p3p7", data=squares, start=start)
     assert "assign" not in reasons and "detector fcos-p3p7 instead of fcos" in reasons
+
+
+def test_an_option_without_a_value_is_not_listed(squares: Path) -> None:
+    start = dataclasses.replace(OLD, options={"assign": "nwd", "assign_rank": 2, "assign_background": None})
+    _, kept = chosen("--init", "old.pth", data=squares, start=start)
+    assert "assign nwd, assign_rank 2" in kept and "None" not in kept
 
 
 @pytest.mark.parametrize(
