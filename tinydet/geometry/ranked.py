@@ -78,8 +78,8 @@ def count_ranked(
     """Count the anchors of each level that are among the `rank` most similar ones of at least one object.
 
     Anchors of similarity 0 do not count, and an anchor of several objects counts once. These are the positive anchors
-    of training by rank, with one exception: there, an object that loses all its anchors to more similar objects gets one
-    that is still free. Arguments are those of `ranked_anchors`.
+    of training by rank, with one exception: there, an object that loses all its anchors to more similar objects gets
+    one that is still free. Arguments are those of `ranked_anchors`.
     """
     found = ranked_anchors(design, boxes, sizes, image_index, rank, similarity)
     similar = found.similarity > 0
