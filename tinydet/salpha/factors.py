@@ -83,7 +83,7 @@ class FusionStatistics:
             return AlphaAdvice(False, f"{few}; use alpha = 1")
         tiny = "raw alpha <= 1 on every edge: the objects are tiny for this detector"
         if self.clamped:
-            return AlphaAdvice(True, f"{tiny}; use a small alpha; --salpha sets its limits")
+            return AlphaAdvice(True, f"{tiny}; use a small alpha, such as the limit that --salpha sets")
         return AlphaAdvice(True, f"{tiny}; use S-alpha (--salpha)")
 
     @property
