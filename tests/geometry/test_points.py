@@ -183,6 +183,16 @@ def test_counts_do_not_depend_on_how_many_images_are_counted_at_a_time(
         assert counts == tuple(np.bincount(whole.level, minlength=5).tolist())
 
 
+def test_images_without_objects_and_boxes_in_any_order_are_counted() -> None:
+    generator = np.random.default_rng(6)
+    index = generator.permutation(np.repeat([0, 2, 2, 5], 3))
+    boxes = random_boxes(generator, "any", (96, 96))
+    sizes = [(96, 96), (8, 8), (64, 200), (96, 96), (32, 32), (120, 90)]
+    alone = [count_points(FCOS_POINTS, boxes[index == n], sizes[n], every_object=True) for n in range(6)]
+    together = count_points(FCOS_POINTS, boxes, sizes, index, every_object=True)
+    assert together == tuple(np.sum(alone, axis=0)) and sum(together) >= 12
+
+
 def test_without_objects_there_are_no_positive_points() -> None:
     for every_object in (False, True):
         assert count_points(FCOS_POINTS, np.zeros((0, 4)), (64, 64), every_object=every_object) == (0, 0, 0, 0, 0)
