@@ -100,9 +100,13 @@ def test_recorded_assignments_come_out(shared: Path) -> None:
             found = assigner(boxes, torch.zeros(len(boxes), dtype=torch.long), design, anchors, (height, width))
             owners = dict(zip(found.positive.tolist(), found.objects.tolist(), strict=True))
             recorded = dict(wanted["positive"])
-            assert owners.keys() == recorded.keys(), name
-            assert found.ignored.tolist() == wanted["ignored"], name
-            assert len(anchors) - len(owners) - len(wanted["ignored"]) == wanted["background"]
-            for anchor in [each for each in owners if owners[each] != recorded[each]]:
-                rivals = similarity.pairs(boxes[[owners[anchor], recorded[anchor]]], anchors[[anchor, anchor]])
-                assert rivals[0] >= rivals[1], (name, anchor)
+            differing = owners.keys() ^ recorded.keys()
+            for anchor in differing:  # as similar as another one of the object: float32 does not see that they tie
+                object_ = {**recorded, **owners}[anchor]
+                rivals = [each for each in recorded if recorded[each] == object_ and each != anchor]
+                values = similarity.pairs(boxes[[object_] * (1 + len(rivals))], anchors[[anchor, *rivals]])
+                assert torch.isclose(values[1:], values[0], rtol=3e-6, atol=0).any(), (name, anchor)
+            assert set(found.ignored.tolist()) ^ set(wanted["ignored"]) <= differing, name
+            for anchor in [each for each in owners.keys() & recorded.keys() if owners[each] != recorded[each]]:
+                claims = similarity.pairs(boxes[[owners[anchor], recorded[anchor]]], anchors[[anchor, anchor]])
+                assert claims[0] >= claims[1], (name, anchor)
