@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
+from detector_cases import cases_of
 
 from tinydet.geometry.similarity import SIMILARITIES, dotd, nwd, rfd, simd, simd_factors
 
 BOX = np.array([10.0, 10.0, 18.0, 18.0])
 
 
-def case(shared: Path, kind: str) -> dict:
-    path = shared / "cases" / "detectors" / f"{kind}.json"
-    if not path.is_file():
-        pytest.skip(f"{path} is absent")
-    document: dict = json.loads(path.read_text())
-    return document
-
-
 def test_recorded_values_come_out(shared: Path) -> None:
-    document = case(shared, "metrics")
-    given = document["input"]
-    objects, priors = (np.array(given[name], float) for name in ("objects", "priors"))
-    factors = (given["simd_m"], given["simd_n"])
-    functions = {
-        **SIMILARITIES,
-        "nwd": lambda one, two: nwd(one, two, given["nwd_constant"]),
-        "dotd": lambda one, two: dotd(one, two, given["dotd_constant"]),
-        "simd": lambda one, two: simd(one, two, factors),
-    }
-    assert functions.keys() == document["expected"].keys()
-    for name, function in functions.items():
-        wanted = np.array(document["expected"][name])
-        np.testing.assert_allclose(function(objects[:, None], priors), wanted, atol=document["tolerance"])
+    for case in cases_of(shared, "metrics"):
+        given = case["input"]
+        objects, priors = (np.array(given[name], float) for name in ("objects", "priors"))
+        functions = {
+            **SIMILARITIES,
+            "nwd": functools.partial(nwd, scale=given["nwd_constant"]),
+            "dotd": functools.partial(dotd, scale=given["dotd_constant"]),
+            "simd": functools.partial(simd, factors=(given["simd_m"], given["simd_n"])),
+        }
+        assert functions.keys() == case["expected"].keys()
+        for name, function in functions.items():
+            wanted = np.array(case["expected"][name])
+            np.testing.assert_allclose(function(objects[:, None], priors), wanted, atol=case["tolerance"])
 
 
 def test_recorded_factors_come_out(shared: Path) -> None:
-    document = case(shared, "simd_constants")
-    images = [(np.array(each["objects"], float), np.array(each["anchors"], float)) for each in document["input"]]
-    wanted = (document["expected"]["m"], document["expected"]["n"])
-    assert simd_factors(images) == pytest.approx(wanted, abs=document["tolerance"])
+    for case in cases_of(shared, "simd_constants"):
+        images = [
+            (np.array(each["objects"], float).reshape(-1, 4), np.array(each["anchors"], float).reshape(-1, 4))
+            for each in case["input"]
+        ]
+        wanted = (case["expected"]["m"], case["expected"]["n"])
+        assert simd_factors(images) == pytest.approx(wanted, abs=case["tolerance"])
 
 
 def test_factors_weigh_pairs_not_images_and_need_one() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from detector_cases import cases_of
 from torchvision.models.detection import fcos_resnet50_fpn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import resnet18
@@ -19,15 +19,17 @@ from torchvision.ops import FrozenBatchNorm2d, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from toy_detector import TINY
 
-from tinydet.geometry.points import positive_points
+from tinydet.geometry.points import PointDesign, positive_points
 from tinydet.models.backbone_registry import BACKBONES
 from tinydet.models.batch import Batch
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint
-from tinydet.models.fcos import FCOS, FCOSP3P7, FCOSHead, centerness_targets
+from tinydet.models.fcos import FCOS, FCOSP3P7, FCOSHead, PointOutputs, centerness_targets
+from tinydet.models.graphs.points import PointInference
 from tinydet.models.losses import focal_loss_by_level, total
 from tinydet.models.pretrained import initialize, read_source
 from tinydet.models.registry import detector_info
+from tinydet.spec import ModelSpec
 from tinydet.train import TrainConfig, train
 from tinydet.train.defaults import choose_network
 
@@ -308,19 +310,31 @@ def test_the_released_rates_are_the_defaults() -> None:
         assert choose_network(TrainConfig(detector=name, preset="small"), device="cpu")[0].options["head_convs"] == 2
 
 
-def cases(shared: Path, kind: str) -> list[dict]:
-    found = [json.loads(path.read_text()) for path in sorted((shared / "cases" / "detectors").glob("*.json"))]
-    found = [case for case in found if case["kind"] == kind]
-    if not found:
-        pytest.skip(f"needs the cases {kind} of shared/cases/detectors")
-    return found
+def test_the_numeric_cases_of_targets(shared: Path) -> None:
+    for case in cases_of(shared, "fcos_targets"):
+        positives = case["expected"]["positives"]
+        if not positives:
+            continue
+        column = {
+            name: torch.tensor([p[name] for p in positives]) for name in ("point", "object", "centerness", "ltrb")
+        }
+        boxes, point, objects = torch.tensor(case["input"]["boxes"]).float(), column["point"].float(), column["object"]
+        distances = torch.cat([point - boxes[objects, :2], boxes[objects, 2:] - point], dim=1)
+        close = functools.partial(torch.testing.assert_close, rtol=case["tolerance"], atol=case["tolerance"])
+        close(distances, column["ltrb"].float())
+        close(centerness_targets(distances, objects, len(boxes)), column["centerness"])
+        if case["input"]["divide_by_stride"]:
+            strides = dict(zip(case["input"]["levels"], case["input"]["strides"], strict=True))
+            stride = torch.tensor([strides[p["level"]] for p in positives])[:, None]
+            regression = torch.tensor([p["regression"] for p in positives])
+            close(detector("fcos").distances(regression, 1.0, stride), distances)
 
 
 def test_the_numeric_cases_of_losses(shared: Path) -> None:
-    for case in cases(shared, "fcos_loss"):
+    for case in cases_of(shared, "fcos_loss"):
         given, expected = case["input"], case["expected"]
-        positive = torch.tensor([i for i, label in enumerate(given["label"]) if label is not None])
-        labels = torch.tensor([label for label in given["label"] if label is not None])
+        positive = torch.tensor([i for i, label in enumerate(given["label"]) if label is not None]).long()
+        labels = torch.tensor([label for label in given["label"] if label is not None]).long()
         logits = torch.tensor(given["logits"])[None]
         predicted, target = (torch.tensor(given[name])[positive] for name in ("ltrb", "ltrb_target"))
         centerness = centerness_targets(target, torch.arange(len(positive)), len(positive))
@@ -333,16 +347,57 @@ def test_the_numeric_cases_of_losses(shared: Path) -> None:
             network, wanted = detector(name), expected[rule]
             count = network.class_count(torch.tensor(float(len(positive))), torch.tensor(float(given["images"])))
             assert float(focal / count) == close(wanted["classification"])
-            boxes = (network.box_loss(predicted, target) * centerness).sum() / centerness.sum()
+            boxes = (network.box_loss(predicted, target) * centerness).sum() / centerness.sum().clamp(min=1e-6)
             assert float(boxes) == close(wanted["regression"])
-            assert float(F.binary_cross_entropy_with_logits(logit, centerness)) == close(wanted["centerness"])
+            centered = F.binary_cross_entropy_with_logits(logit, centerness, reduction="sum") / max(len(positive), 1)
+            assert float(centered) == close(wanted["centerness"])
 
 
 def test_the_numeric_cases_of_decoding(shared: Path) -> None:
-    for case in cases(shared, "fcos_decode"):
+    for case in cases_of(shared, "fcos_decode"):
         given, expected = case["input"], case["expected"]
         raw, points = torch.tensor(given["raw"]), torch.tensor(given["points"])
         for name, key in (("fcos-p3p7", "boxes_released"), ("fcos", "boxes_adapted")):
             sides = detector(name).distances(raw, given["scale"], given["stride"])
             boxes = torch.cat([points - sides[:, :2], points + sides[:, 2:]], dim=1)
             torch.testing.assert_close(boxes, torch.tensor(expected[key]).float(), rtol=1e-4, atol=1e-4)
+
+
+class Fixed(torch.nn.Module):
+    """Outputs that are given."""
+
+    def __init__(self, outputs: PointOutputs) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, images: torch.Tensor) -> PointOutputs:
+        return self.outputs
+
+
+def test_the_numeric_cases_of_scores(shared: Path) -> None:
+    for case in cases_of(shared, "fcos_decode"):
+        given, stride = case["input"], case["input"]["stride"]
+        points = torch.tensor(given["points"])
+        side = -(-(int(points.max()) // stride + 1) * stride // 64) * 64  # of a tile
+        design = PointDesign(levels=("P",), strides=(stride,), ranges=((-1, math.inf),), unfused=0)
+        cell = (points[:, 1] // stride) * -(-side // stride) + points[:, 0] // stride
+        count = len(design.points(side, side)[0])
+        logits = torch.full((1, count, len(given["logits"][0])), -20.0)
+        raw, centerness = torch.zeros(1, count, 4), torch.zeros(1, count)
+        logits[0, cell], raw[0, cell] = torch.tensor(given["logits"]), torch.tensor(given["raw"])
+        centerness[0, cell] = torch.tensor(given["centerness_logit"])
+        decode = functools.partial(detector("fcos-p3p7").distances, scale=given["scale"], stride=stride)
+        classes = range(1, logits.shape[2] + 1)
+        spec = ModelSpec(tuple(map(str, classes)), tuple(classes), "fcos", "tiny", tile=side, score_floor=0.01)
+        graph = PointInference(Fixed(PointOutputs([logits], [raw], [centerness])), design, [decode], spec)
+        _, scores, labels, _ = graph(torch.zeros(1, 3, side, side))
+        inside = torch.tensor(case["expected"]["boxes_released"]).clamp(0, side)
+        shown = (inside[:, 2:] - inside[:, :2]).amin(dim=1) >= 0.01
+        last = {int(each): number for number, each in enumerate(cell)}  # a cell may be listed twice
+        rows = [number for number in last.values() if shown[number]]
+        best = [(max(case["expected"]["score_root"][row]), max(enumerate(given["logits"][row]), key=lambda x: x[1])[0])
+                for row in rows]  # fmt: skip
+        wanted = sorted((each for each in best if each[0] > 0.01), reverse=True)
+        found = [(score, label) for score, label in zip(scores[0].tolist(), labels[0].tolist(), strict=True) if score]
+        assert [label for _, label in found] == [label for _, label in wanted]
+        assert [score for score, _ in found] == pytest.approx([score for score, _ in wanted], abs=case["tolerance"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from designs import DESIGNS, RETINANET
+from detector_cases import cases_of
 from torch import Tensor
 
 from tinydet.models import free_anchor
 from tinydet.models.batch import Batch, anchors_of
+from tinydet.models.box_coder import decode
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.free_anchor import (
@@ -29,8 +30,6 @@ from tinydet.models.free_anchor import (
 )
 from tinydet.models.losses import total
 from tinydet.models.pretrained import initialize, read_source
-
-CASES = ("filler", "nothing", "one_class")
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -88,24 +87,26 @@ def stacked(values: list[np.ndarray], width: int, dtype: torch.dtype = torch.flo
     return torch.from_numpy(np.concatenate(values).reshape(-1, width)).to(dtype)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_numeric_cases_are_reproduced(shared: Path, name: str) -> None:
-    path = shared / "cases" / "detectors" / f"free_anchor_{name}.json"
-    if not path.is_file():
-        pytest.skip(f"needs {path}")
-    case = json.loads(path.read_text())
-    given: dict[str, Any] = {
-        key: torch.tensor(case["input"][key], dtype=torch.float32) for key in ("anchors", "logits", "deltas", "boxes")
-    }
-    labels, boxes, k = torch.tensor(case["input"]["labels"]).long(), given["boxes"].reshape(-1, 4), case["input"]["bag"]
-    owner = torch.zeros_like(labels)
-    bags = torch.tensor(case["expected"]["bags"]).long().reshape(-1, k)
-    losses = free_anchor_loss(
-        [given["logits"][None]], [given["deltas"][None]], given["anchors"], bags, boxes, labels, owner,
-        labels[:0], ["P2"], k,
-    )  # fmt: skip
-    for part, wanted in (("bags", "positive_loss"), ("background", "negative_loss")):
-        assert float(losses[f"{part}/P2"]) == pytest.approx(case["expected"][wanted], rel=1e-5, abs=1e-6)
+def test_the_numeric_cases_are_reproduced(shared: Path) -> None:
+    for case in cases_of(shared, "free_anchor"):
+        given: dict[str, Any] = {
+            key: torch.tensor(case["input"][key], dtype=torch.float32)
+            for key in ("anchors", "logits", "deltas", "boxes")
+        }
+        labels, k = torch.tensor(case["input"]["labels"]).long(), case["input"]["bag"]
+        boxes, owner = given["boxes"].reshape(-1, 4), torch.zeros_like(labels)
+        bags = torch.tensor(case["expected"]["bags"]).long().reshape(-1, k)
+        losses = free_anchor_loss(
+            [given["logits"][None]], [given["deltas"][None]], given["anchors"], bags, boxes, labels, owner,
+            labels[:0], ["P2"], k,
+        )  # fmt: skip
+        for part, wanted in (("bags", "positive_loss"), ("background", "negative_loss")):
+            tolerance = case["tolerance"]
+            assert float(losses[f"{part}/P2"]) == pytest.approx(case["expected"][wanted], rel=tolerance, abs=tolerance)
+        found = found_probability(
+            decode(given["deltas"], given["anchors"])[None], boxes, labels, owner, given["logits"].shape[1]
+        )
+        np.testing.assert_allclose(found[0], np.array(case["expected"]["box_prob"]), atol=1e-4)
 
 
 def crowd(generator: np.random.Generator, count: int, side: int, classes: int) -> tuple[np.ndarray, np.ndarray]:

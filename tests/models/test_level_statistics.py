@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from detector_cases import cases_of, point_design
 
 from tinydet.data.samples import Sample
-from tinydet.geometry.points import PointDesign
 from tinydet.models.batch import collate
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.level_statistics import point_statistics
@@ -20,16 +20,18 @@ from tinydet.salpha.factors import raw_alpha
 
 
 def test_the_numeric_cases(shared: Path) -> None:
-    case = json.loads((shared / "cases" / "detectors" / "salpha_points.json").read_text())
-    given, expected = case["input"], case["expected"]
-    ranges = tuple((low, np.inf if high is None else high) for low, high in given["ranges"])
-    design = PointDesign(levels=tuple(given["levels"]), strides=tuple(given["strides"]), ranges=ranges)
-    options = {"assign": "points", "center_radius": given["centre_sampling_radius"], "without_point": "none"}
-    boxes, sizes = np.array(given["boxes"]), np.array([given["size"][::-1]])
-    for rule, statistic in point_statistics(design).items():
-        counts = statistic.counts(boxes, sizes, np.zeros(len(boxes), int), options)
-        assert statistic.checked(counts, design.levels) == tuple(expected[rule]["counts"])
-        assert raw_alpha(np.asarray(counts).tolist()) == pytest.approx(expected[rule]["raw"], abs=case["tolerance"])
+    for case in cases_of(shared, "salpha_points"):
+        given, expected = case["input"], case["expected"]
+        design = replace(point_design(given), radius=None)
+        options = {"assign": "points", "center_radius": given["centre_sampling_radius"] or 0, "without_point": "none"}
+        boxes, sizes = np.array(given["boxes"]), np.array([given["size"][::-1]])
+        for rule, statistic in point_statistics(design).items():
+            counts = statistic.counts(boxes, sizes, np.zeros(len(boxes), int), options)
+            assert statistic.checked(counts, design.levels) == tuple(expected[rule]["counts"])
+            first = len(design.levels) - design.unfused
+            of_edges = (*np.asarray(counts[:first]).tolist(), int(sum(counts[first:])))
+            for ratio, wanted in zip(raw_alpha(of_edges), expected[rule]["raw"], strict=True):
+                assert ratio == (None if wanted is None else pytest.approx(wanted, abs=case["tolerance"]))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ of all objects and all points is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from tinydet.geometry.anchors import AnchorDesign, Pyramid
 
 Range = tuple[float, float]
 CHUNK = 10_000  # boxes, at least one image
+_REACH = 2  # cells around an object in which its nearest points are first looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +129,15 @@ def positive_points(
     cells = grids.prod(axis=2)
     starts = np.concatenate([[0], cells.ravel().cumsum()])[:-1].reshape(cells.shape)  # (I, levels)
     area = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
-    found = [_candidates(design, corners, grids[image, level], level) for level in range(len(design.levels))]
-    objects = np.concatenate([pair[0] for pair in found])
+    smallest_first = np.argsort(area, kind="stable")
+    ordered, image_of = corners[smallest_first], image[smallest_first]
+    found = [_candidates(design, ordered, grids[image_of, level], level) for level in range(len(design.levels))]
+    place = np.concatenate([pair[0] for pair in found])
     level = np.repeat(np.arange(len(found)), [len(pair[0]) for pair in found])
-    index = starts[image[objects], level] + np.concatenate([pair[1] for pair in found])
-    order = np.lexsort((objects, area[objects], index))
-    index, first = np.unique(index[order], return_index=True)
-    chosen = order[first]
-    positive = PositivePoints(index, level[chosen], objects[chosen])
+    # All candidates of a point are of one level, where they are ordered by area, and `unique` returns the first.
+    index = starts[image_of[place], level] + np.concatenate([pair[1] for pair in found])
+    index, first = np.unique(index, return_index=True)
+    positive = PositivePoints(index, level[first], smallest_first[place[first]])
     return _with_nearest(design, positive, corners, area, image, grids, starts) if every_object else positive
 
 
@@ -175,36 +176,37 @@ def _boxes(boxes: ArrayLike) -> NDArray[np.float64]:
 def _candidates(
     design: PointDesign, boxes: NDArray[np.float64], grid: NDArray[np.int64], level: int
 ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Return object and cell of all pairs in which a point of a level may learn an object.
+    """Return object and cell of all pairs in which a point of a level may learn an object, ordered by object.
 
     Args:
         grid: (M, 2) rows and columns of the level in the image of each object.
     """
     stride, (low, high) = design.strides[level], design.ranges[level]
-    near, far = boxes[:, :2], boxes[:, 2:]
+    left_top, right_bottom = boxes[:, :2], boxes[:, 2:]
+    near, far = left_top, right_bottom
     if design.radius is not None:
         center = (near + far) / 2
         near = np.maximum(near, center - design.radius * stride)
         far = np.minimum(far, center + design.radius * stride)
-    limits = grid[:, ::-1] - 1
-    # A point farther than `high` from a side is of another level, so large objects need no large window here.
-    nearest = np.maximum(near, boxes[:, 2:] - high)
-    farthest = np.minimum(far, boxes[:, :2] + high)
-    first = np.floor((nearest - stride // 2) / stride).clip(0, None)
-    last = np.minimum(np.ceil((farthest - stride // 2) / stride), limits)
-    extent = (last - first + 1).clip(0, None).astype(np.int64)  # (M, 2) columns and rows of the window
+    # On each axis the points that are inside, and not farther than `high` from a side, are consecutive.
+    first = np.floor((np.maximum(near, right_bottom - high) - stride // 2) / stride).clip(0, None)
+    last = np.minimum(np.ceil((np.minimum(far, left_top + high) - stride // 2) / stride), grid[:, ::-1] - 1)
+    first_point, last_point = first * stride + stride // 2, last * stride + stride // 2
+    first += (first_point <= near) | (right_bottom - first_point > high)
+    last -= (last_point >= far) | (last_point - left_top > high)
+    extent = (last - first + 1).clip(0, None).astype(np.int64)  # (M, 2) columns and rows
     count = extent.prod(axis=1)
     objects = np.repeat(np.arange(len(boxes)), count)
-    within = np.arange(len(objects)) - np.repeat(count.cumsum() - count, count)
-    steps = np.stack([within % extent[objects, 0], within // extent[objects, 0]], axis=1)
-    cell = first[objects].astype(np.int64) + steps
-    point = (cell * stride + stride // 2).astype(np.float64)
-    distances = np.concatenate([point - boxes[objects, :2], boxes[objects, 2:] - point], axis=1)
-    largest = distances.max(axis=1, initial=-np.inf)
-    positive = (distances > 0).all(axis=1) & (low <= largest) & (largest <= high)
-    positive &= ((point > near[objects]) & (point < far[objects])).all(axis=1)
-    objects, cell = objects[positive], cell[positive]
-    return objects, cell[:, 1] * grid[objects, 1] + cell[:, 0]
+    row, column = np.divmod(np.arange(len(objects)) - (count.cumsum() - count)[objects], extent[objects, 0])
+    row += first[objects, 1].astype(np.int64)
+    column += first[objects, 0].astype(np.int64)
+    cell = row * grid[objects, 1] + column
+    if low <= 0:  # every distance inside of a box is positive
+        return objects, cell
+    x, y = column * stride + stride // 2, row * stride + stride // 2
+    x1, y1, x2, y2 = boxes[objects].T
+    large = np.maximum(np.maximum(x - x1, x2 - x), np.maximum(y - y1, y2 - y)) >= low
+    return objects[large], cell[large]
 
 
 def _with_nearest(
@@ -220,60 +222,80 @@ def _with_nearest(
     points_of = np.bincount(positive.objects, minlength=len(boxes))
     without = np.flatnonzero(points_of == 0)
     without = without[np.argsort(area[without], kind="stable")]
+    if not len(without):
+        return positive
     levels = design.level_of(boxes)
+    strides = np.asarray(design.strides, np.int64)
+    largest = grids[image, levels].max(axis=1)  # side of the level in cells
+
+    def nearest(objects: NDArray[np.intp], reach: int) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the points around each object, nearest first, and the object that learns each by the rule or -1."""
+        level = levels[objects]
+        points = _nearest_points(boxes[objects], strides[level], grids[image[objects], level], reach)
+        points = np.where(points < 0, -1, points + starts[image[objects], level][:, None])
+        place = np.searchsorted(known, points)
+        learns = known[place] == points
+        owners = np.full(points.shape, -1)
+        owners[learns] = positive.objects[place[learns]]
+        return points.tolist(), owners.tolist()
+
+    known = np.append(positive.points, np.iinfo(np.int64).max)  # the last ends searches for points behind the others
     added: dict[int, int] = {}  # point -> object
-    for each in without.tolist():
-        level, of_image = int(levels[each]), int(image[each])
-        stride, (rows, columns) = design.strides[level], grids[of_image, level].tolist()
-        center = (boxes[each, :2] + boxes[each, 2:]) / 2
-        for reach in _doubling(max(rows, columns)):
-            x, y = (_near(center[axis], stride, (columns, rows)[axis], reach) for axis in (0, 1))
-            distance = np.hypot(
-                (x * stride + stride // 2 - center[0])[None, :], (y * stride + stride // 2 - center[1])[:, None]
-            ).ravel()
-            index = starts[of_image, level] + (y[:, None] * columns + x[None, :]).ravel()
-            complete = len(index) == rows * columns
-            # Points that are closer than this cannot be outside of the window.
-            order = np.argsort(distance, kind="stable")
-            order = order if complete else order[distance[order] < (reach + 0.5) * stride]
-            free = (point for point in index[order].tolist() if point not in added)
-            if (point := _first_free(free, positive, points_of)) is not None:
-                added[point] = each
-                break
+    spare = (points_of - 1).tolist()  # points that each object can lose
+    for each, points, owners in zip(without.tolist(), *nearest(without, _REACH), strict=True):
+        reach = _REACH
+        while (point := _first_free(points, owners, added, spare)) < 0 and reach < largest[each]:
+            reach *= 2
+            (points,), (owners,) = nearest(np.array([each]), reach)
+        if point >= 0:
+            added[point] = each
     kept = ~np.isin(positive.points, list(added))
-    given = list(added.values())
-    points = np.concatenate([positive.points[kept], np.array(list(added), np.int64)])
-    level_of = np.concatenate([positive.level[kept], levels[np.array(given, np.intp)]])
-    objects = np.concatenate([positive.objects[kept], np.array(given, np.intp)])
-    order = np.argsort(points)
-    return PositivePoints(points[order], level_of[order], objects[order])
+    given = np.array(list(added.values()), np.intp)
+    joined = PositivePoints(
+        np.concatenate([positive.points[kept], np.array(list(added), np.int64)]),
+        np.concatenate([positive.level[kept], levels[given]]),
+        np.concatenate([positive.objects[kept], given]),
+    )
+    order = np.argsort(joined.points)
+    return PositivePoints(*(column[order] for column in joined))
 
 
-def _first_free(points: Iterable[int], positive: PositivePoints, points_of: NDArray[np.intp]) -> int | None:
-    """Return the first point that learns nothing, or an object with other points, which then has one fewer."""
-    for point in points:
-        place = int(np.searchsorted(positive.points, point))
-        if place == len(positive.points) or positive.points[place] != point:
+def _first_free(points: list[int], owners: list[int], added: dict[int, int], spare: list[int]) -> int:
+    """Return the first point that learns nothing, or an object with other points, which then has one fewer; or -1."""
+    for point, owner in zip(points, owners, strict=True):
+        if point < 0:
+            break
+        if point in added:
+            continue
+        if owner < 0:
             return point
-        if points_of[owner := positive.objects[place]] > 1:
-            points_of[owner] -= 1
+        if spare[owner] > 0:
+            spare[owner] -= 1
             return point
-    return None
+    return -1
 
 
-def _near(center: float, stride: int, cells: int, reach: int) -> NDArray[np.int64]:
-    """Return the cells of one axis at most `reach` cells from the one nearest to `center`."""
-    nearest = min(max(round((center - stride // 2) / stride), 0), cells - 1)
-    return np.arange(max(nearest - reach, 0), min(nearest + reach, cells - 1) + 1)
+def _nearest_points(
+    boxes: NDArray[np.float64], stride: NDArray[np.int64], grid: NDArray[np.int64], reach: int
+) -> NDArray[np.int64]:
+    """Return the cells of one level nearest to the center of each box, nearest first: (K, N), at the end -1 for none.
 
+    Only cells are returned that are nearer than all that are more than `reach` cells away, on either axis, from the
+    nearest one. If none is that far away, all cells of the level are returned.
 
-def _doubling(largest: int) -> list[int]:
-    """Return 2, 4, 8, … up to the first that is at least `largest`.
-
-    >>> _doubling(10)
-    [2, 4, 8, 16]
+    Args:
+        stride: (K,) of the level of each box; `grid`: (K, 2) its rows and columns.
     """
-    reaches = [2]
-    while reaches[-1] < largest:
-        reaches.append(2 * reaches[-1])
-    return reaches
+    center, cells = (boxes[:, :2] + boxes[:, 2:]) / 2, grid[:, ::-1]
+    half, stride = (stride // 2)[:, None], stride[:, None]
+    middle = ((center - half) / stride).round().clip(0, cells - 1).astype(np.int64)
+    cell = middle[:, :, None] + np.arange(-reach, reach + 1)  # (K, 2, S): columns and rows
+    inside = (cell >= 0) & (cell < cells[:, :, None])
+    away = cell * stride[:, :, None] + half[:, :, None] - center[:, :, None]
+    distance = np.hypot(away[:, 0, None, :], away[:, 1, :, None])  # (K, rows, columns)
+    whole = np.asarray(((middle <= reach) & (middle + reach >= cells - 1)).all(axis=1))
+    known = inside[:, 0, None, :] & inside[:, 1, :, None]
+    known &= whole[:, None, None] | (distance < (reach + 0.5) * stride[:, :, None])
+    index = cell[:, 1, :, None] * cells[:, 0, None, None] + cell[:, 0, None, :]
+    order = np.where(known, distance, np.inf).reshape(len(boxes), -1).argsort(axis=1, kind="stable")
+    return np.take_along_axis(np.where(known, index, -1).reshape(order.shape), order, axis=1)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from designs import FASTER_RCNN, RETINANET
+from detector_cases import cases_of
 
+from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.assign import Assigner
 from tinydet.models.assign.build import build_assigner
+from tinydet.models.assign.hierarchical import HierarchicalAssigner
 from tinydet.models.assign.max_iou import MaxIoUAssigner
 from tinydet.models.assign.rank import RankAssigner
-from tinydet.models.assign.similarity import NWD, RFD, DotD, IoU, SimD
+from tinydet.models.assign.similarity import NWD, RFD, SIMILARITIES, DotD, IoU, SimD
 from tinydet.models.faster_rcnn import FasterRCNN
 from tinydet.models.options import AssignOptions, FasterRCNNOptions, RetinaNetOptions
 from tinydet.models.registry import detector_options
@@ -65,28 +68,45 @@ def test_an_invalid_value_is_named_with_its_rule(option: str, value: object, rul
         detector_options("retinanet", {option: value})
 
 
-CASES: dict[str, tuple[Assigner, str]] = {
-    "nwd_threshold_faster_rcnn": (MaxIoUAssigner(0.7, 0.3, NWD(), minimum=0.3), "faster_rcnn"),
-    "dotd_threshold_faster_rcnn": (MaxIoUAssigner(0.7, 0.3, DotD(), minimum=0.3), "faster_rcnn"),
-    "simd_threshold_faster_rcnn": (MaxIoUAssigner(0.7, 0.3, SimD((6.13, 4.59)), minimum=0.3), "faster_rcnn"),
-    "simd_threshold_best_of_every_object_faster_rcnn": (MaxIoUAssigner(0.7, 0.3, SimD((6.13, 4.59))), "faster_rcnn"),
-    "nwd_rank2_faster_rcnn": (build_assigner("nwd", 2), "faster_rcnn"),
-    "nwd_rank3_retinanet": (build_assigner("nwd", 3), "retinanet"),
+SIMD = SimD((6.13, 4.59))
+FIELDS = (35.0, 91.0, 267.0, 427.0, 555.0)  # theoretical receptive fields of P2 to P6 in ResNet-50
+SQUARES = AnchorDesign(shapes=tuple(((field / 2, field / 2),) for field in FIELDS))
+RULES: dict[str, tuple[Assigner, AnchorDesign]] = {
+    "threshold_faster_rcnn": (MaxIoUAssigner(0.7, 0.3, minimum=0.3), FASTER_RCNN),
+    "threshold_best_of_every_object_faster_rcnn": (MaxIoUAssigner(0.7, 0.3), FASTER_RCNN),
+    "threshold_retinanet": (MaxIoUAssigner(0.5, 0.4, minimum=0.4), RETINANET),
+    "threshold_best_of_every_object_retinanet": (MaxIoUAssigner(0.5, 0.4), RETINANET),
+    "rank1_faster_rcnn": (RankAssigner(IoU(), 1, ties=True, every_object=False), FASTER_RCNN),
+    "rank2_faster_rcnn": (RankAssigner(IoU(), 2, ties=True, every_object=False), FASTER_RCNN),
+    "rank3_faster_rcnn": (RankAssigner(IoU(), 3, ties=True, every_object=False), FASTER_RCNN),
+    "rank2_retinanet": (RankAssigner(IoU(), 2, ties=True, every_object=False), RETINANET),
+    "rank3_retinanet": (RankAssigner(IoU(), 3, ties=True, every_object=False), RETINANET),
+    "hierarchical_points": (HierarchicalAssigner(), SQUARES),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_recorded_assignments_come_out(name: str, shared: Path) -> None:
-    path = shared / "cases" / "detectors" / "assignment.json"
-    if not path.is_file():
-        pytest.skip(f"{path} is absent")
-    case = json.loads(path.read_text())
-    assigner, detector = CASES[name]
-    design = {"retinanet": RETINANET, "faster_rcnn": FASTER_RCNN}[detector]
-    height, width = case["input"]["size"]
-    boxes = torch.tensor(case["input"]["boxes"])
-    anchors = torch.cat([torch.from_numpy(level) for level in design.grid_anchors(height, width)])
-    found = assigner(boxes, torch.zeros(len(boxes), dtype=torch.long), design, anchors, (height, width))
-    wanted = case["expected"][name]
-    assert torch.stack([found.positive, found.objects], dim=1).tolist() == wanted["positive"]
-    assert found.ignored.tolist() == wanted["ignored"]
+def test_recorded_assignments_come_out(shared: Path) -> None:
+    """Where objects compete for an anchor, the recorded rule gives it to the later one; here the more similar one."""
+    for case in cases_of(shared, "assignment"):
+        height, width = case["input"]["size"]
+        boxes = torch.tensor(case["input"]["boxes"], dtype=torch.float32)
+        for name, wanted in case["expected"].items():
+            measure, rule = name.split("_", 1)
+            similarity = {**SIMILARITIES, "simd": SIMD}[measure]
+            assigner, design = RULES[rule]
+            if rule != "hierarchical_points":
+                assigner = replace(assigner, similarity=similarity)
+            anchors = torch.cat([torch.from_numpy(level) for level in design.grid_anchors(height, width)])
+            found = assigner(boxes, torch.zeros(len(boxes), dtype=torch.long), design, anchors, (height, width))
+            owners = dict(zip(found.positive.tolist(), found.objects.tolist(), strict=True))
+            recorded = dict(wanted["positive"])
+            differing = owners.keys() ^ recorded.keys()
+            for anchor in differing:  # as similar as another one of the object: float32 does not see that they tie
+                object_ = {**recorded, **owners}[anchor]
+                rivals = [each for each in recorded if recorded[each] == object_ and each != anchor]
+                values = similarity.pairs(boxes[[object_] * (1 + len(rivals))], anchors[[anchor, *rivals]])
+                assert torch.isclose(values[1:], values[0], rtol=3e-6, atol=0).any(), (name, anchor)
+            assert set(found.ignored.tolist()) ^ set(wanted["ignored"]) <= differing, name
+            for anchor in [each for each in owners.keys() & recorded.keys() if owners[each] != recorded[each]]:
+                claims = similarity.pairs(boxes[[owners[anchor], recorded[anchor]]], anchors[[anchor, anchor]])
+                assert claims[0] >= claims[1], (name, anchor)
