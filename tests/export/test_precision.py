@@ -182,6 +182,50 @@ def test_a_converted_model_is_described_as_fp16_and_verified(model: Any, images:
         convert(made.path, tmp_path / "again.onnx", "int8", images)
 
 
+def attending(model: Any) -> Any:
+    """The model with attention of the planes to themselves, and its norm, between the first two layers."""
+    graph = model.graph
+    constants = {
+        "rows": [0, 3, -1],
+        "map": [0, 3, 64, 64],
+        "scale": np.ones(3, np.float32),
+        "b": np.zeros(3, np.float32),
+    }
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(each), name) for name, each in constants.items())
+    at = next(i for i, node in enumerate(graph.node) if node.name == "deep")
+    graph.node[at].input[0] = "normal"
+    for node in reversed(
+        [
+            helper.make_node("Reshape", ["sum", "rows"], ["flat_sum"], name="flat_sum"),
+            helper.make_node("Transpose", ["flat_sum"], ["turned"], name="turned", perm=[0, 2, 1]),
+            helper.make_node("MatMul", ["flat_sum", "turned"], ["logits"], name="logits"),
+            helper.make_node("Softmax", ["logits"], ["shares"], name="shares", axis=-1),
+            helper.make_node("MatMul", ["shares", "flat_sum"], ["attended"], name="attended"),
+            helper.make_node("Reshape", ["attended", "map"], ["refined"], name="refined"),
+            helper.make_node("InstanceNormalization", ["refined", "scale", "b"], ["normal"], name="normal"),
+        ]
+    ):
+        graph.node.insert(at, node)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def test_attention_and_the_statistics_of_norms_stay_fp32(model: Any) -> None:
+    """Logits of 4096 products with values up to 500 are far beyond FP16, and so are sums over a map."""
+    half = to_fp16(attending(model))
+    onnx.checker.check_model(half, full_check=True)
+    types = types_of(half)
+    assert {types[name] for name in ("logits", "shares", "attended", "normal")} == {TensorProto.FLOAT}
+    assert {types[name] for name in ("first", "sum", "flat_sum", "refined", "deep")} == {TensorProto.FLOAT16}
+
+
+def test_int8_leaves_the_layers_around_attention_in_fp32(model: Any, images: list[Path], tmp_path: Path) -> None:
+    source = written(attending(model), tmp_path / "model.onnx")
+    quantized = to_int8(onnx.load(str(source)), calibrate(source, images, read_onnx(source).spec, "max"))
+    weights = {node.input[0] for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
+    assert HEAD in weights and not {FIRST, DEEP} & weights
+
+
 # ----------------------------------------------------------------------------------------------------------- INT8
 
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinydet._internal.extras import needs_extra
-from tinydet.export.layers import convertible_nodes
+from tinydet.export.layers import convertible_nodes, layers_around_attention
 from tinydet.export.verify import middle_tile
 from tinydet.runtime.backends.onnx_runtime import FATAL_ONLY
 from tinydet.spec import ModelSpec
@@ -67,7 +67,8 @@ def calibrate(source: Path, images: Iterable[Path], spec: ModelSpec, method: Met
 def to_int8(model: ModelProto, ranges: Any, kept: Collection[str] = ()) -> ModelProto:
     """Return a copy with Q/DQ nodes around its layers and the sums between convolutions.
 
-    Quantization is symmetric, with one scale per channel for weights and one per tensor for activations.
+    Quantization is symmetric, with one scale per channel for weights and one per tensor for activations. The layers
+    before and after attention stay FP32, because an exponential follows: steps of its logits become factors.
 
     Args:
         ranges: activation ranges, see `calibrate`.
@@ -79,7 +80,7 @@ def to_int8(model: ModelProto, ranges: Any, kept: Collection[str] = ()) -> Model
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     copy = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    chosen = convertible_nodes(copy.graph, kept)
+    chosen = convertible_nodes(copy.graph, {*kept, *layers_around_attention(copy.graph)})
     names = [node.name for node in copy.graph.node if node.name in chosen and node.op_type in QUANTIZED_TYPES]
     if not names:
         return copy

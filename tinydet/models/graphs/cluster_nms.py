@@ -38,9 +38,10 @@ def cluster_nms(
     if labels is not None:
         better = better & (labels[:, :, None] == labels[:, None])
     suppresses = ((common / (area[:, :, None] + area[:, None] - common) > iou) & better).float()
-    kept = before = valid
+    exists = valid.float().unsqueeze(2)
+    kept = before = exists
     for _ in range(rounds):
         before = kept
         # A sum of ones: exact in any precision that can count to M.
-        kept = valid & (suppresses @ before.float().unsqueeze(2) < 0.5).squeeze(2)
-    return kept, (kept != before).sum(dim=1, dtype=torch.int32)
+        kept = torch.where(suppresses @ before < 0.5, exists, 0.0)
+    return kept.squeeze(2) > 0, (kept != before).sum(dim=(1, 2), dtype=torch.int32)

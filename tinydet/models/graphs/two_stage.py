@@ -78,22 +78,25 @@ class ProposalInference(nn.Module):
     def _propose(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (N, R, 4) xyxy in tile pixels, best first; (N, R) which exist; (N,) how many did not settle."""
         rpn = self.detector.rpn
-        boxes, logits = [], []
-        unconverged = torch.zeros(levels[0].shape[0], dtype=torch.int32, device=levels[0].device)
+        logits, codes, anchors = [], [], []
         for i, (objectness, deltas) in enumerate(zip(*rpn.head(levels), strict=True)):
             # Cells, then the shapes of a cell: the order of the anchors.
             flat = objectness.permute(0, 2, 3, 1).flatten(1)
             offsets = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
             best, index = flat.topk(self.kept_of_level[i], dim=1)
-            offsets = offsets.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
-            anchors = F.embedding(index, getattr(self, f"anchors{i}"))
-            decoded = decode(offsets, anchors, PROPOSAL_CODER_WEIGHTS).clamp(0.0, float(self.tile))
-            kept, changed = cluster_nms(decoded, wide(decoded, SMALLEST_PROPOSAL), rpn.nms_thresh, self.rounds)
-            boxes.append(decoded)
-            logits.append(torch.where(kept, best, NEVER))
+            logits.append(best)
+            codes.append(offsets.gather(1, index.unsqueeze(2).expand(-1, -1, 4)))
+            anchors.append(F.embedding(index, getattr(self, f"anchors{i}")))
+        boxes = decode(torch.cat(codes, dim=1), torch.cat(anchors, dim=1), PROPOSAL_CODER_WEIGHTS)
+        boxes = boxes.clamp(0.0, float(self.tile))
+        unconverged = torch.zeros(boxes.shape[0], dtype=torch.int32, device=boxes.device)
+        parts = [part.split(self.kept_of_level, dim=1) for part in (boxes, wide(boxes, SMALLEST_PROPOSAL))]
+        for i, (level, valid) in enumerate(zip(*parts, strict=True)):
+            kept, changed = cluster_nms(level, valid, rpn.nms_thresh, self.rounds)
+            logits[i] = torch.where(kept, logits[i], NEVER)
             unconverged = unconverged + changed
         best, index = torch.cat(logits, dim=1).topk(self.proposals, dim=1)
-        chosen = torch.cat(boxes, dim=1).gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+        chosen = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         return chosen, best > NEVER, unconverged
 
 
