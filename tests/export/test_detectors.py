@@ -31,14 +31,15 @@ from tinydet.runtime.backends import open_model
 
 TILE = 64
 PROPOSALS = 30  # of a tile, so that few rounds of suppression are enough
-# Rows for the slow tests, because an export takes many seconds, with the reason why the default run can do without.
+# Rows for the slow tests, because an export takes 10 to 30 seconds, with the reason why the default run can do without.
 SLOW = {
     "retinanet": "the other tests of this folder export it and build it",
     "retinanet-p3p7": "RetinaNet's graph with other levels",
     "free_anchor": "RetinaNet's graph, see the last test",
     "fcos": "the graph of fcos-p3p7 without its norms",
-    "faster_rcnn": "the graph of Grid R-CNN up to the box head",
+    "faster_rcnn": "tests/models traces its proposals and its head and runs them",
     "libra_rcnn": "Faster R-CNN's graph behind a pyramid that tests/models traces",
+    "grid_rcnn": "Faster R-CNN's graph before a branch that tests/models traces",
 }
 ROWS = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in DETECTORS]
 
