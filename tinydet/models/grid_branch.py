@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE = 3  # points per side of the grid
@@ -21,7 +22,6 @@ BRANCH_ROI_SIZE = 14  # cells per side of the pooled features
 BRANCH_CONVS = 8
 NORM_GROUPS_PER_POINT = 4  # 36 groups in all
 POINT_PRIOR = 0.01  # probability of a cell before training
-LOWEST_LOGIT = -60.0  # its sigmoid is still above 0 in float32, so that no three weights sum to 0
 
 NEIGHBORS: tuple[tuple[int, ...], ...] = tuple(
     tuple(q for q in range(POINTS) if abs(p // SIDE - q // SIDE) + abs(p % SIDE - q % SIDE) == 1) for p in range(POINTS)
@@ -174,13 +174,12 @@ class GridDecoder(nn.Module):
     def forward(self, logits: Tensor, rois: Tensor) -> Tensor:
         """(R, 9, 28, 28) logits and (R, 4) RoIs xyxy -> (R, 4) boxes xyxy in the frame of the RoIs, not clipped."""
         best, index = logits.float().flatten(2).max(dim=2)
-        weight = best.clamp(min=LOWEST_LOGIT).sigmoid().unflatten(1, (SIDE, SIDE))  # (R, column, row)
+        log_weight = F.logsigmoid(best).unflatten(1, (SIDE, SIDE))  # (R, column, row); a probability may round to 0
         column = self.columns.index_select(0, index.flatten()).view_as(best) + self.first_column
         row = self.rows.index_select(0, index.flatten()).view_as(best) + self.first_row
         x0, y0, x1, y1 = rois.float().unsqueeze(2).unbind(1)
         width, height = x1 - x0, y1 - y0
         x = (column / PART * width + (x0 - width / 2)).unflatten(1, (SIDE, SIDE))
         y = (row / PART * height + (y0 - height / 2)).unflatten(1, (SIDE, SIDE))
-        columns, rows = weight.sum(dim=2), weight.sum(dim=1)
-        at_column, at_row = (weight * x).sum(dim=2) / columns, (weight * y).sum(dim=1) / rows
+        at_column, at_row = (log_weight.softmax(dim=2) * x).sum(dim=2), (log_weight.softmax(dim=1) * y).sum(dim=1)
         return torch.stack([at_column[:, 0], at_row[:, 0], at_column[:, 2], at_row[:, 2]], dim=1)
