@@ -128,7 +128,7 @@ def test_boxes_are_finite_and_not_inverted_whatever_the_logits_are() -> None:
 def test_a_roi_trained_on_its_object_decodes_to_it() -> None:
     rois = torch.tensor([[10.0, 10, 22, 26], [30, 40, 38, 45]])
     boxes = torch.tensor([[11.0, 12, 21, 25], [29.5, 41, 37, 45.5]])
-    # The plus of a target is five equal cells, of which the first is one row above the center.
+    # The five cells of a target are equal, and the first is one row above the center: smoothing puts the peak there.
     peaks = F.avg_pool2d(grid_targets(rois, boxes), 3, 1, 1) + grid_targets(rois, boxes)
     found = GridDecoder()((20 * peaks).float(), rois)
     cells = (rois[:, 2:] - rois[:, :2]).repeat(1, 2) / 28

@@ -61,7 +61,8 @@ class Candidates(NamedTuple):
 
     Attributes:
         labels: (R,) classes, 0 is the background.
-        best_iou: (R,) the largest IoU with an object, and `object_index` of which; 0 in a tile without objects.
+        best_iou: (R,) largest IoU with any object; 0 in a tile without objects.
+        object_index: (R,) index of the object with that IoU; 0 in a tile without objects.
     """
 
     boxes: Tensor
