@@ -108,6 +108,7 @@ def test_a_file_without_boxes_gives_alpha_one(tmp_path: Path, capsys: pytest.Cap
     [
         (["--overlap", "64"], "--overlap needs --tile"),
         (["--tile", "64", "--overlap", "128"], "overlap must be at least 0 and smaller than the tile of 64, got 128"),
+        (["--detector", "libra_rcnn", "--tile", "96"], "--tile must be a multiple of 64 for Libra R-CNN"),
         (["--alpha-range", "2,1"], "0 <= LOW <= HIGH"),
         (["--categories", "dog"], "person, car"),
         (["--json", f"{__file__}/salpha.json"], "is a file, not a folder"),

@@ -52,8 +52,10 @@ def test_the_preset_nano_has_a_detector_of_its_own_unless_another_is_given(squar
     assert chosen("--preset", "nano", "--detector", "retinanet", data=squares)[0].detector == "retinanet"
     with pytest.raises(ValueError, match="retinanet-p3p7 has 2 fused edges"):
         config_of(["--preset", "nano", "--alpha", "0.5,0.4,0.3"]).resolve()
-    of_weights, _ = chosen("--preset", "nano", "--init", "old.pth", data=squares, start=OLD)
-    assert (of_weights.detector, of_weights.preset) == ("faster_rcnn", "nano")
+    start = Architecture("faster_rcnn", "mobilenet_v2", 64, {"straddling": True})
+    from_weights, reasons = chosen("--preset", "nano", "--init", "old.pth", data=squares, start=start)
+    assert (from_weights.detector, from_weights.channels) == ("retinanet-p3p7", 32)
+    assert "detector retinanet-p3p7 instead of faster_rcnn, channels 32 instead of 64" in reasons
 
 
 def test_fewer_tiles_never_get_fewer_epochs_and_large_datasets_get_those_of_the_paper() -> None:

@@ -19,7 +19,7 @@ from tinydet.data.dataset_arguments import add_data_arguments, data_path, source
 from tinydet.data.source import builtin_source
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.geometry.tiles import MOST_TILES
-from tinydet.models.registry import DETECTORS
+from tinydet.models.registry import DETECTORS, detector_info
 from tinydet.runtime.plan import OVERLAP, default_overlap
 from tinydet.salpha.dataset import statistics_of
 from tinydet.salpha.detectors import Counting, add_counted_options, counting_from
@@ -37,6 +37,8 @@ def _run(options: argparse.Namespace) -> int:
     counting, _ = counting_from(options, rule=options.count, layout=options.anchors)
     if options.overlap is not None and options.tile is None:
         raise ValueError("--overlap needs --tile; without it whole images are counted")
+    if options.tile is not None:
+        detector_info(options.detector).check_tile(options.tile, "--tile")
     overlap = default_overlap(options.tile or 0) if options.overlap is None else options.overlap
     path = data_path(options)
     source = builtin_source("train") if path is None else source_of(options, prefer=("train",))

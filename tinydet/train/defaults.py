@@ -14,7 +14,15 @@ from typing import Any
 from tinydet._internal.console import plural
 from tinydet.models.options import Architecture
 from tinydet.models.registry import detector_info
-from tinydet.train.config import OVERLAP, PAPER_EPOCHS, PRESETS, SMALL_AUGMENT, TILE, TrainConfig
+from tinydet.train.config import (
+    OVERLAP,
+    PAPER_EPOCHS,
+    PRESET_DETECTORS,
+    PRESETS,
+    SMALL_AUGMENT,
+    TILE,
+    TrainConfig,
+)
 
 # A dataset is small if the paper's epochs are fewer steps than this, in tiles: 500 steps of the preset small.
 SMALL_TILE_VIEWS = 2000
@@ -34,7 +42,8 @@ def choose_network(
         ValueError: an option contradicts the weights of `init`.
     """
     _check_start(config, start)
-    detector = config.detector or (start.detector if start else config.network)
+    whole = config.preset in PRESET_DETECTORS  # a preset that names a network; only the backbone's weights fit it
+    detector = config.detector or (start.detector if start and not whole else config.network)
     preset, why = _preset(config, device, start)
     info = detector_info(detector)
     recipe = {**PRESETS[preset], **info.recipe.get(preset, {})}
@@ -42,7 +51,7 @@ def choose_network(
     chosen = dict(recipe)
     tile = TILE
     if start is not None:
-        chosen |= {"backbone": start.backbone, "channels": start.channels}
+        chosen |= {"backbone": start.backbone} | ({} if whole else {"channels": start.channels})
         options |= _inherited(start, config.options) if start.detector == detector else {}
         tile = start.tile if start.tile and config.recipe is None else tile
     tile = config.tile or info.fit_tile(tile)
