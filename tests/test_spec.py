@@ -28,6 +28,10 @@ FULL = ModelSpec(
     alpha_source="counted on 1570 boxes",
     object_sizes=(3.5, 12.0, 40.25),
     precision="int8",
+    thresholds=(0.25, 1.0),
+    operating_point="precision >= 0.9 on 20 images",
+    calibration=((1.5, -0.25), (0.5, 2.0)),
+    calibration_source="fitted on 20 images",
     onnx_sha256="ab" * 32,
     engine={"flavour": "rtx", "version": "1.7.1.116", "nested": {"targets": ["SM86", "SM89"]}},
     versions={"torch": "2.14.1", "onnx": "1.23.2"},
@@ -110,6 +114,12 @@ def test_an_invalid_document_is_refused_by_its_source(text: str) -> None:
         ("stretch", (99.5, 0.5)),
         ("stretch", (0.0, 101.0)),
         ("precision", "fp64"),
+        ("thresholds", (0.5, 0.5)),  # one class
+        ("thresholds", (-0.1,)),
+        ("thresholds", (1.1,)),
+        ("calibration", ((1.0, 0.0), (1.0, 0.0))),
+        ("calibration", ((0.0, 0.5),)),  # constant: all scores would tie
+        ("calibration", ((-1.0, 0.5),)),
     ],
 )
 def test_an_invalid_value_is_refused_by_its_field(field: str, value: Any) -> None:

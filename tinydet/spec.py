@@ -49,6 +49,12 @@ class ModelSpec:
         alpha_source: how the fusion factors were chosen.
         object_sizes: sqrt(w*h) of the training objects at percentiles 1, 50 and 99, in input pixels.
         precision: fp32, fp16 or int8, as in the graph.
+        thresholds: for each class, the score of the graph from which on a detection counts with `--score auto`; empty if
+            none are stored.
+        operating_point: what these thresholds were chosen for, and on which data; for display only.
+        calibration: for each class, slope and offset of `runtime.score_calibration`, which turns scores of the graph
+            into probabilities; empty for scores as they are.
+        calibration_source: which data these were fitted on; for display only.
         onnx_sha256: hash of the ONNX file that an engine was built from.
         engine: flavor, version and target of an engine; empty for an ONNX file.
         versions: versions of the packages that exported the model.
@@ -72,6 +78,10 @@ class ModelSpec:
     alpha_source: str = ""
     object_sizes: tuple[float, float, float] | None = None
     precision: str = "fp32"
+    thresholds: tuple[float, ...] = ()
+    operating_point: str = ""
+    calibration: tuple[tuple[float, float], ...] = ()
+    calibration_source: str = ""
     onnx_sha256: str | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -88,6 +98,8 @@ class ModelSpec:
         rgb = len(self.pad) == 3 and all(0 <= value <= 255 for value in self.pad)
         rising = len(self.stretch) == 2 and 0 <= self.stretch[0] < self.stretch[1] <= 100
         sizes = self.object_sizes or (0, 0, 0)
+        shares = len(self.thresholds) in (0, n) and all(0 <= each <= 1 for each in self.thresholds)
+        monotone = len(self.calibration) in (0, n) and all(map(_is_increasing_line, self.calibration))
         for field_name, holds, rule in (
             ("classes", named, "one or more names"),
             ("category_ids", ids, f"one id below 2**63 for each of the {n} classes"),
@@ -101,6 +113,8 @@ class ModelSpec:
             ("nms_iou", 0 < self.nms_iou <= 1, "above 0 and at most 1"),
             ("pad", rgb, "three values from 0 to 255"),
             ("stretch", rising, "two increasing percentiles"),
+            ("thresholds", shares, f"none, or a score from 0 to 1 for each of the {n} classes"),
+            ("calibration", monotone, f"none, or a slope above 0 and an offset for each of the {n} classes"),
             ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ):
             if not holds:
@@ -131,3 +145,7 @@ class ModelSpec:
                 f"{source}: model description of format {values['format']!r:.20}, this tinydet reads {FORMAT}; {remedy}"
             )
         return checked(cls, values, source=source, what="model description", remedy=remedy)
+
+
+def _is_increasing_line(line: tuple[float, float]) -> bool:
+    return len(line) == 2 and 0 < line[0] < math.inf and math.isfinite(line[1])

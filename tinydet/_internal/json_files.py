@@ -134,7 +134,8 @@ def _lists_as_tuples(hint: Any) -> Any:
     from pydantic import Strict
 
     if typing.get_origin(hint) is tuple:
-        return Annotated[hint, Strict(False)]
+        items = tuple(each if each is ... else _lists_as_tuples(each) for each in typing.get_args(hint))
+        return Annotated[tuple[items], Strict(False)]  # type: ignore[valid-type]
     if isinstance(hint, types.UnionType):
         return Union[tuple(_lists_as_tuples(each) for each in typing.get_args(hint))]  # noqa: UP007
     return hint
