@@ -7,7 +7,7 @@
 
 The data are the persons of HIT-UAV, thermal drone frames of 640 x 512 pixels: 400 frames to train on, 100 to score. All
 networks have MobileNetV2, pretrained on ImageNet, and a pyramid of 64 channels (`--preset small`; `nano`: the preset of
-that name), and train on tiles of 256 pixels with at least one person. Five stages:
+that name), and train on tiles of 256 pixels with at least one person. Six stages:
 
 cost    CPU time of a training step of each network, in turns with RetinaNet's. It decides the number of epochs: those
         that take as much CPU time as --epochs epochs of RetinaNet. So each network gets a complete learning rate
@@ -17,6 +17,8 @@ train   one seed of each combination. The last weights are kept, exported to ONN
 seeds   two more seeds of the four best combinations and of RetinaNet with S-alpha.
 speed   tiles of 640 pixels per second of CPU time of each exported network in OpenVINO, FP32, one thread, in turns.
 scale   scores of RetinaNet with S-alpha and of the best combination on frames enlarged by 1.5 and 2.
+precision   conversion of each network with S-alpha to FP16, and of FCOS and FreeAnchor to INT8, with AP before and
+        after on 50 frames, and a TensorRT-RTX engine of each file.
 
 A combination that does not exist is listed with the reason. Each finished training is a line of
 RESULTS/detectors.jsonl. An interrupted training resumes. Takes about seven CPU hours, two trainings at a time with one
@@ -61,6 +63,8 @@ BEST = 4  # combinations that get more seeds
 ROUNDS, STEPS = 5, 4  # of the stage cost
 SPEED_RUNS = 60
 SCALES = (1.0, 1.5, 2.0)
+INT8 = ("fcos", "free_anchor")  # networks that are also converted to INT8
+CONVERTED_ON = 50  # frames
 
 
 class Network(NamedTuple):
@@ -142,6 +146,8 @@ def run(chosen: Sequence[Combination], args: argparse.Namespace) -> None:
         measure_speeds(args)
     if complete and args.stage in ("all", "scale"):
         measure_scales(args)
+    if complete and args.stage in ("all", "precision"):
+        measure_precisions(dict.fromkeys(c.network for c in chosen), args)
     if not complete:
         print("Time limit reached. Run the same command again to resume.")
 
@@ -419,11 +425,60 @@ def measure_scales(args: argparse.Namespace) -> None:
     write_json(args.results / "detectors_scale.json", content)
 
 
+def measure_precisions(networks: Iterable[str], args: argparse.Namespace) -> None:
+    """Convert the exported networks, where that is not recorded yet; record AP before and after, and build engines.
+
+    A conversion that verification rejects is recorded with its code.
+    """
+    path = args.results / "detectors_precision.json"
+    found: dict[str, Any] = json.loads(path.read_text())["files"] if path.exists() else {}
+    for network in networks:
+        costs = measure_costs([(network, OWN)], args)
+        graph = args.work / f"{trial(Combination(network, OWN, 'S'), SEED, costs, args).name}.onnx"
+        for precision in ("fp32", "fp16", *(["int8"] if network in INT8 else [])):
+            name = f"{network} {precision}"
+            if name in found or not graph.exists():
+                continue
+            file = graph.with_suffix(f".{precision}.onnx") if precision != "fp32" else graph
+            began = time.process_time()
+            code = 0
+            if precision != "fp32":
+                data = ("--data", args.data / "hituav-val", "--limit", CONVERTED_ON)
+                calibration = ("--calibration", args.data / "hituav-train" / "images") if precision == "int8" else ()
+                words = ["export", "onnx", graph, "--precision", precision, *data, *calibration]
+                code = tinydet([str(word) for word in words])
+            row: dict[str, Any] = {"network": network, "precision": precision, "code": code}
+            row["conversion_cpu_seconds"] = round(time.process_time() - began, 1)
+            if code == 0:
+                if precision != "fp32":
+                    report = json.loads(file.with_suffix(".verify.json").read_text())
+                    compared = report["parity"].values()
+                    row |= {
+                        "AP": report["precision"],
+                        "images": report["images"],
+                        "kept_in_fp32": report["kept_in_fp32"],
+                        "detections": sum(part["detections"] for part in compared),
+                        "unmatched": sum(part["unmatched"] for part in compared),
+                    }
+                row |= {"megabytes": round(file.stat().st_size / 1e6, 2), **engine_of(file, precision)}
+            found[name] = row
+            stamp = {"command": "python benchmarks/detectors.py --stage precision", **environment()}
+            write_json(path, {**stamp, "files": found})
+
+
+def engine_of(file: Path, precision: str) -> dict[str, float]:
+    """Build an engine with TensorRT-RTX; return size and seconds."""
+    engine = file.with_suffix(".engine")
+    checked("export", "engine", file, "--target", "rtx", "--precision", precision, "--output", engine)
+    built = json.loads(engine.with_suffix(".json").read_text())["engine"]
+    return {"engine_megabytes": round(built["bytes"] / 1e6, 2), "engine_seconds": round(built["seconds"], 1)}
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     names = (*NETWORKS, OWN, NWD, *ALPHAS)
-    add("--stage", choices=("all", "cost", "train", "seeds", "speed", "scale"), default="all",
+    add("--stage", choices=("all", "cost", "train", "seeds", "speed", "scale", "precision"), default="all",
         help="run one stage only (default: all)")  # fmt: skip
     add("--only", default="", metavar="A,B",
         help=f"these networks, assignments and alphas only: {', '.join(names)} (default: all)")  # fmt: skip

@@ -110,6 +110,29 @@ def scales_table(results: Path) -> Iterator[str]:
         )
 
 
+def precisions_table(results: Path) -> Iterator[str]:
+    """Yield the lines of the table of converted files: AP in percent before and after, and engines."""
+    yield (
+        "| detector | precision | AP50: before, after | AP50 tiny: before, after | unmatched | layers kept in FP32 | "
+        "ONNX, MB | engine, MB | build, s |"
+    )
+    yield "| --- | --- |" + " --: |" * 7
+    for row in read_json(results / "detectors_precision.json").get("files", {}).values():
+        title = f"{label(row['network'])} | {row['precision'].upper()}"
+        if row["code"]:
+            yield f"| {title} | not within the tolerance |" + " – |" * 6
+            continue
+        compared = "– | – | – | –"
+        if "AP" in row:
+            pairs = (", ".join(f"{100 * value:.1f}" for value in row["AP"][size]) for size in ("all", "tiny"))
+            share = f"{row['unmatched']} of {row['detections']}"
+            compared = f"{' | '.join(pairs)} | {share} | {len(row['kept_in_fp32'])}"
+        yield (
+            f"| {title} | {compared} | {row['megabytes']:.1f} | {row['engine_megabytes']:.1f} | "
+            f"{row['engine_seconds']:.1f} |"
+        )
+
+
 def best_table(results: Path) -> Iterator[str]:
     """Yield the lines of a short table: each network at its best, with speed and size, the best AP50 first."""
     speeds = read_json(results / "detectors_speed.json").get("networks", {})
@@ -159,5 +182,6 @@ TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "scores": scores_table,
     "costs": costs_table,
     "scales": scales_table,
+    "precisions": precisions_table,
     "best": best_table,
 }
