@@ -15,6 +15,7 @@ FULL = ModelSpec(
     detector="retinanet",
     backbone="mobilenet_v2",
     tile=512,
+    tile_multiple=64,
     max_batch=8,
     max_detections=300,
     score_floor=0.0,

@@ -33,7 +33,8 @@ class ModelSpec:
         classes: class names; a label is an index into them.
         category_ids: the COCO category id of each class, as in the training annotations.
         detector, backbone: names, for display only.
-        tile: side of the square input in pixels.
+        tile: side of the square input in pixels; the default one of a model that takes several.
+        tile_multiple: the model takes tiles of any multiple of it, in pixels; 0: of `tile` only.
         max_batch: largest batch that the model accepts.
         max_detections: K, the number of detection slots per tile.
         score_floor: the graph drops boxes with a lower score.
@@ -56,7 +57,7 @@ class ModelSpec:
             into probabilities; empty for scores as they are.
         calibration_source: which data these were fitted on; for display only.
         onnx_sha256: hash of the ONNX file that an engine was built from.
-        engine: flavor, version and target of an engine; empty for an ONNX file.
+        engine: flavor, version, target and tiles of an engine; empty for an ONNX file.
         versions: versions of the packages that exported the model.
     """
 
@@ -65,6 +66,7 @@ class ModelSpec:
     detector: str
     backbone: str
     tile: int
+    tile_multiple: int = 0
     max_batch: int = 16
     max_detections: int = 1000
     score_floor: float = 0.05
@@ -100,10 +102,14 @@ class ModelSpec:
         sizes = self.object_sizes or (0, 0, 0)
         shares = len(self.thresholds) in (0, n) and all(0 <= each <= 1 for each in self.thresholds)
         monotone = len(self.calibration) in (0, n) and all(map(_is_increasing_line, self.calibration))
+        step, tiles = self.tile_multiple, self.engine.get("tiles", [self.tile])
+        tiles = tiles if isinstance(tiles, list) and tiles else [0]
         for field_name, holds, rule in (
             ("classes", named, "one or more names"),
             ("category_ids", ids, f"one id below 2**63 for each of the {n} classes"),
             ("tile", 1 <= self.tile <= LARGEST_TILE, f"1 to {LARGEST_TILE} pixels"),
+            ("tile_multiple", step == 0 or (step > 0 and self.tile % step == 0), f"0, or divide {self.tile}, the tile"),
+            ("engine", all(isinstance(tile, int) and 1 <= tile <= LARGEST_TILE for tile in tiles), "of valid tiles"),
             ("max_batch", 1 <= self.max_batch <= LARGEST, f"1 to {LARGEST}"),
             ("max_detections", 1 <= self.max_detections <= LARGEST, f"1 to {LARGEST}"),
             ("score_floor", 0 <= self.score_floor < 1, "at least 0 and below 1"),
@@ -119,6 +125,11 @@ class ModelSpec:
         ):
             if not holds:
                 raise ValueError(f"{field_name} must be {rule}, not {getattr(self, field_name)!r}")
+
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        """The tiles that an engine was built for; of other models the default one."""
+        return tuple(self.engine.get("tiles", (self.tile,)))
 
     @property
     def boxes_per_tile(self) -> int:

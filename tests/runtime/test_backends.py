@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runtime_fixtures import SPEC
 
 from tinydet.runtime.backends import choose_model, onnx_runtime, open_model
 from tinydet.runtime.backends.onnx_runtime import BoundTensors, has_gpu_provider
@@ -112,14 +113,44 @@ def test_auto_falls_back_to_the_cpu_if_cuda_does_not_load(
     assert options.get_session_config_entry("session.disable_quant_qdq") == "1"
 
 
-def test_the_tensorrt_profile_covers_the_batch_sizes_of_the_model(make_onnx: Callable, tmp_path: Path) -> None:
-    import onnxruntime
-
-    assert onnx_runtime._profile(onnxruntime, make_onnx(tmp_path / "model.onnx")) == {
+def test_the_tensorrt_profile_covers_the_batch_sizes_of_the_model() -> None:
+    assert onnx_runtime._profile(SPEC) == {
         "profile_min_shapes": "images:1x64x64x3",
         "profile_opt_shapes": "images:4x64x64x3",
         "profile_max_shapes": "images:4x64x64x3",
     }
+
+
+@pytest.mark.parametrize("backend", ["onnx-cpu", "openvino"])
+def test_a_model_of_any_tile_is_opened_for_one(backend: str, make_onnx: Callable, tmp_path: Path) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="needs tinydet[openvino]")
+    path = make_onnx(tmp_path / "model.onnx", spec=dataclasses.replace(SPEC, tile_multiple=32))
+    assert open_model(path, backend, threads=1).spec.tile == 64
+    opened = open_model(path, backend, tile=96, threads=1)
+    assert opened.spec.tile == 96 and opened.spec.tile_multiple == 32
+    images = np.zeros((1, 96, 96, 3), np.uint8)
+    images[0, 80:88, 88:96] = 255
+    found = opened.run(images)
+    assert found.boxes[0, 0].tolist() == [88, 80, 96, 88] and found.candidates.tolist() == [1]
+    with pytest.raises(ValueError, match=r"\(N, 96, 96, 3\)"):
+        opened.run(np.zeros((1, 64, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"any multiple of 32 pixels, not 100; the nearest: 96 and 128"):
+        open_model(path, backend, tile=100)
+    with pytest.raises(ValueError, match="a number of pixels from 1"):
+        open_model(path, backend, tile=0)
+
+
+@pytest.mark.parametrize("backend", ["onnx-cpu", "openvino"])
+def test_a_model_of_one_tile_names_it_and_the_way_to_others(backend: str, make_onnx: Callable, tmp_path: Path) -> None:
+    """Files of earlier versions."""
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="needs tinydet[openvino]")
+    path = make_onnx(tmp_path / "old.onnx")
+    assert open_model(path, backend, tile=64, threads=1).spec.tile == 64
+    with pytest.raises(ValueError, match=r"old.onnx takes only tiles of 64, not 128; export .* export onnx") as refused:
+        open_model(path, backend, tile=128)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32, 3), (1, 3, 64, 64), (9, 64, 64, 3)])

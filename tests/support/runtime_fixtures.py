@@ -67,7 +67,8 @@ def write_onnx(
 ) -> Path:
     """Write an ONNX file that finds white cells of 8x8 pixels. The arguments can make it foreign or faulty.
 
-    If the spec has rounds of NMS, the output `unconverged` equals `candidates`.
+    If the spec has rounds of NMS, the output `unconverged` equals `candidates`. If it has a multiple of tiles, height
+    and width are free.
     """
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto as Type
@@ -88,6 +89,9 @@ def write_onnx(
         "last": np.array([3], np.int64),
     }
     node = helper.make_node
+    boxes = [node("Gather", ["table", "index"], ["boxes"])]
+    if spec.tile_multiple:
+        boxes = _boxes_of_any_tile(node, constants)
     nodes = [
         node("Cast", ["images"], ["pixels"], to=Type.FLOAT),
         node("ReduceMean", ["pixels", "last"], ["gray"], keepdims=0),
@@ -96,7 +100,7 @@ def write_onnx(
         node("Reshape", ["pooled", "flat"], ["values"]),
         node("Div", ["values", "white"], ["probability"]),
         node("TopK", ["probability", "k"], ["scores", "index"], axis=1),
-        node("Gather", ["table", "index"], ["boxes"]),
+        *boxes,
         node("Greater", ["scores", "floor"], ["good"]),
         node("Where", ["good", "first", "none"], [labels]),
         node("Greater", ["probability", "floor"], ["passed"]),
@@ -110,7 +114,7 @@ def write_onnx(
     graph = helper.make_graph(
         nodes,
         "cells",
-        [info("images", Type.UINT8, ["N", spec.tile, spec.tile, 3])],
+        [info("images", Type.UINT8, ["N", *(["height", "width"] if spec.tile_multiple else [spec.tile] * 2), 3])],
         [
             info("boxes", Type.FLOAT, ["N", k, 4]),
             info("scores", Type.FLOAT, ["N", k]),
@@ -126,6 +130,23 @@ def write_onnx(
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
+
+
+def _boxes_of_any_tile(node: Callable[..., Any], constants: dict[str, Any]) -> list[Any]:
+    """Return the nodes that compute the boxes of `index`, and add their constants."""
+    del constants["table"]
+    constants |= {"two": np.array([2], np.int64), "side": np.int64(8), "corners": np.array([0, 0, 8, 8], np.float32)}
+    return [
+        node("Shape", ["pooled"], ["columns"], start=3, end=4),
+        node("Mod", ["index", "columns"], ["column"]),
+        node("Div", ["index", "columns"], ["row"]),
+        node("Unsqueeze", ["column", "two"], ["x"]),
+        node("Unsqueeze", ["row", "two"], ["y"]),
+        node("Concat", ["x", "y", "x", "y"], ["cell"], axis=2),
+        node("Mul", ["cell", "side"], ["pixel"]),
+        node("Cast", ["pixel"], ["corner"], to=1),
+        node("Add", ["corner", "corners"], ["boxes"]),
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -508,13 +508,21 @@ class _Input:
         )
 
 
-def load(path: Path | str | None = None, *, backend: str = "auto", threads: int | None = None, **options: Any) -> Model:
+def load(
+    path: Path | str | None = None,
+    *,
+    backend: str = "auto",
+    tile: int | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> Model:
     """Open an exported model.
 
     Args:
         path: `model.onnx` or `model.engine`, or the name of a bundled model; None for the first
             of `model.engine` and `model.onnx` in the current folder that runs here.
         backend: what runs the model; "auto" takes the fastest backend that works here.
+        tile: side of the tiles in pixels, as the model sees them; None for the model's default. See `open_model`.
         threads: CPU threads; None for all that are usable.
         options: fields of `ScanOptions`: overlap, scale, score (default: 0.3), batch, merge, agnostic, coarse, readers.
 
@@ -522,7 +530,7 @@ def load(path: Path | str | None = None, *, backend: str = "auto", threads: int 
         ValueError, OSError, ModuleNotFoundError: as `open_model`; ValueError also for an option that is out of range.
     """
     checked = ScanOptions(score=SCORE).changed(options)  # before the model: it takes seconds to open
-    return Model(open_model(None if path is None else Path(path), backend, threads=threads), checked)
+    return Model(open_model(None if path is None else Path(path), backend, tile=tile, threads=threads), checked)
 
 
 @overload

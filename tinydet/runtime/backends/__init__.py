@@ -64,7 +64,9 @@ class Choice:
     passed_over: tuple[str, ...]
 
 
-def open_model(path: Path | None = None, backend: str = "auto", *, threads: int | None = None) -> Backend:
+def open_model(
+    path: Path | None = None, backend: str = "auto", *, tile: int | None = None, threads: int | None = None
+) -> Backend:
     """Open an exported model; without a path, the first in the current folder that runs.
 
     Args:
@@ -72,15 +74,17 @@ def open_model(path: Path | None = None, backend: str = "auto", *, threads: int 
         backend: one of BACKENDS. "auto" is the fastest that works here: TensorRT for an engine; for an ONNX file, ONNX
             Runtime on an NVIDIA GPU, else OpenVINO if installed, else ONNX Runtime on the CPU. "onnx" is ONNX Runtime,
             on the GPU if possible.
+        tile: side of the tiles in pixels; None for the model's default (`ModelSpec.tile`). An ONNX file takes any
+            multiple of its `ModelSpec.tile_multiple`, an engine the tiles that it was built for.
         threads: CPU threads; None for all that this process may use.
 
     Raises:
-        ValueError: the file is not an exported model, or not for this backend.
+        ValueError: the file is not an exported model, not for this backend, or does not take this tile.
         OSError: the file is missing, or needs hardware that this machine lacks.
         ModuleNotFoundError: the backend needs a package that is not installed.
     """
     if path is None:
-        return choose_model(backend, threads=threads).backend
+        return choose_model(backend, tile=tile, threads=threads).backend
     path = model_path(path)
     kind = _file_kind(path)
     if backend not in BACKENDS:
@@ -91,17 +95,19 @@ def open_model(path: Path | None = None, backend: str = "auto", *, threads: int 
             f"{path} is for the backend {kind}, not {backend}; make the other file: {_export_command(wanted)}"
         )
     if kind == "onnx":
-        return _open_onnx(path, backend, threads)
+        return _open_onnx(path, backend, tile, threads)
     from tinydet.runtime.backends.tensorrt import open_engine
 
     try:
-        return open_engine(path)
+        return open_engine(path, tile=tile)
     except RuntimeError as error:
         raise OSError(f"{path} cannot run here: {error}") from error
 
 
-def choose_model(backend: str = "auto", *, threads: int | None = None, folder: Path = Path()) -> Choice:
-    """Open the first of `model.engine` and `model.onnx` in a folder that can run on this machine.
+def choose_model(
+    backend: str = "auto", *, tile: int | None = None, threads: int | None = None, folder: Path = Path()
+) -> Choice:
+    """Open the first of `model.engine` and `model.onnx` in a folder that can run on this machine with this tile.
 
     Raises:
         FileNotFoundError: the folder has no model for this backend.
@@ -114,7 +120,7 @@ def choose_model(backend: str = "auto", *, threads: int | None = None, folder: P
         if not path.is_file() or _kind_for(backend) not in ("auto", _file_kind(path)):
             continue
         try:
-            return Choice(open_model(path, backend, threads=threads), path, tuple(passed_over))
+            return Choice(open_model(path, backend, tile=tile, threads=threads), path, tuple(passed_over))
         except (ValueError, OSError, ImportError) as error:
             passed_over.append(_sentence(path, error))
     if passed_over:
@@ -126,13 +132,13 @@ def choose_model(backend: str = "auto", *, threads: int | None = None, folder: P
     )
 
 
-def _open_onnx(path: Path, backend: str, threads: int | None) -> Backend:
+def _open_onnx(path: Path, backend: str, tile: int | None, threads: int | None) -> Backend:
     from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend, has_gpu_provider
 
     if backend == "auto":
         with contextlib.suppress(ImportError):  # OpenVINO may be installed
             if has_gpu_provider():
-                opened = OnnxRuntimeBackend(path, threads=threads)
+                opened = OnnxRuntimeBackend(path, tile=tile, threads=threads)
                 if opened.on_gpu:  # False if CUDA or cuDNN could not be loaded
                     return opened
     if backend == "auto" or backend.startswith("openvino"):
@@ -141,6 +147,7 @@ def _open_onnx(path: Path, backend: str, threads: int | None) -> Backend:
         try:
             return OpenVINOBackend(
                 path,
+                tile=tile,
                 threads=threads,
                 mode="latency" if backend == "openvino-latency" else "throughput",
                 precision="bf16" if backend == "openvino-bf16" else "f32",
@@ -150,7 +157,7 @@ def _open_onnx(path: Path, backend: str, threads: int | None) -> Backend:
                 raise
     provider = backend.partition("-")[2] if backend.startswith("onnx-") else "auto"
     try:
-        return OnnxRuntimeBackend(path, provider=provider, threads=threads)
+        return OnnxRuntimeBackend(path, tile=tile, provider=provider, threads=threads)
     except ModuleNotFoundError as error:
         if backend != "auto" or error.name != "onnxruntime":
             raise

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet._internal.arguments import quoted
 from tinydet._internal.shell import tinydet_command
-from tinydet.spec import ModelSpec
+from tinydet.spec import LARGEST_TILE, ModelSpec
 
 INPUT = "images"  # (N, T, T, 3) uint8 RGB
 OUTPUT_TYPES: dict[str, type[Any]] = {
@@ -53,6 +56,35 @@ class Backend(Protocol):
     def run(self, images: NDArray[np.uint8]) -> TileOutputs:
         """Run the model on tiles (N, T, T, 3), uint8 RGB, with N up to `spec.max_batch`."""
         ...
+
+
+def spec_for_tile(spec: ModelSpec, tile: int | None, path: Path) -> ModelSpec:
+    """Return the spec of a model that is opened for tiles of `tile` pixels; None: its default tile.
+
+    Args:
+        path: of the model, for the message.
+
+    Raises:
+        ValueError: the model does not take tiles of this size. Names those that it takes, and the way to others.
+    """
+    if tile is None or tile in spec.tiles:
+        return dataclasses.replace(spec, tile=tile or spec.tile)
+    if isinstance(tile, bool) or not isinstance(tile, int) or not 1 <= tile <= LARGEST_TILE:
+        raise ValueError(f"the tile is a number of pixels from 1 to {LARGEST_TILE}, got {quoted(tile)}")
+    if step := spec.tile_multiple:
+        if tile % step == 0:
+            return dataclasses.replace(spec, tile=tile)
+        near = " and ".join(str(each) for each in (tile // step * step, -(-tile // step) * step) if each)
+        raise ValueError(f"{path} takes tiles of any multiple of {step} pixels, not {tile}; the nearest: {near}")
+    known = ", ".join(map(str, spec.tiles))
+    if spec.engine:
+        sizes = ",".join(map(str, sorted({*spec.tiles, tile})))
+        command = tinydet_command("export", "engine", path.with_suffix(".onnx"), "--tile", sizes)
+        raise ValueError(f"{path} was built for tiles of {known}, not {tile}; build it for {tile} too: {command}")
+    command = tinydet_command("export", "onnx", path.with_suffix(".pth"))
+    raise ValueError(
+        f"{path} takes only tiles of {known}, not {tile}; export it again, for tiles of any size: {command}"
+    )
 
 
 def output_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

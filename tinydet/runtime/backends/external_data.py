@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinydet._internal.input_files import read_file
+from tinydet.runtime.backends.protobuf import fields
 
 # For each message of onnx.proto, the fields that can contain tensors: number -> message.
 _FIELDS = {
@@ -22,7 +23,6 @@ _FIELDS = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _DEEPEST = 100  # nested messages
 
 
@@ -51,47 +51,12 @@ def _locations(message: memoryview, kind: str, depth: int = 0) -> Iterator[str]:
     if depth > _DEEPEST:
         raise ValueError("nested too deeply")
     known = _FIELDS[kind]
-    for number, content in _fields(message):
+    for number, content in fields(message):
         if number not in known:
             continue
         if known[number] == "entry":
-            entry = dict(_fields(content))
+            entry = dict(fields(content))
             if bytes(entry.get(1, b"")) == b"location":
                 yield bytes(entry.get(2, b"")).decode()
         else:
             yield from _locations(content, known[number], depth + 1)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield number and content of the fields of a message that are messages, texts or bytes."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        match key & 7:
-            case wire if wire == _VARINT:
-                _, position = _varint(message, position)
-            case wire if wire in (_FIXED64, _FIXED32):
-                position += 8 if wire == _FIXED64 else 4
-            case wire if wire == _BYTES:
-                length, position = _varint(message, position)
-                if position + length > len(message):
-                    raise ValueError("truncated")
-                yield key >> 3, message[position : position + length]
-                position += length
-            case _:
-                raise ValueError("not a protocol buffer")
-    if position > len(message):
-        raise ValueError("truncated")
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("not a protocol buffer")

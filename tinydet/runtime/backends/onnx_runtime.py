@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 
 from tinydet._internal import arguments
 from tinydet._internal.arguments import check_number
-from tinydet._internal.errors import name_failures
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.threads import allow_spinning
 from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.external_data import check_external_data
-from tinydet.runtime.backends.onnx_spec import checked_spec
-from tinydet.spec import METADATA_KEY, ModelSpec
+from tinydet.runtime.backends.onnx_spec import OnnxFile, read_onnx_file
+from tinydet.spec import ModelSpec
 
 FATAL_ONLY = 4  # ONNX Runtime's log severity: errors become exceptions, and need not be printed too
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
@@ -47,15 +46,19 @@ logger = logging.getLogger("tinydet.runtime")
 class OnnxRuntimeBackend:
     """An exported model in ONNX Runtime; `run` may be called from several threads."""
 
-    def __init__(self, path: Path, *, provider: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, tile: int | None = None, provider: str = "auto", threads: int | None = None
+    ) -> None:
         """
         Args:
             path: an ONNX file that tinydet exported.
+            tile: side of the tiles in pixels; None for the model's default. It is fixed when the model is loaded, so
+                that what depends on it (anchors) is computed once.
             provider: one of PROVIDERS, which must work here; "auto" is CUDA if it works, else the CPU.
             threads: CPU threads of one run; None for all that this process may use.
 
         Raises:
-            ValueError: the file is damaged, or was not exported by tinydet.
+            ValueError: the file is damaged, was not exported by tinydet, or does not take this tile.
             ModuleNotFoundError: the provider is not installed.
             OSError: the file is missing or unreadable, or the provider does not work here.
         """
@@ -64,12 +67,15 @@ class OnnxRuntimeBackend:
         if provider not in ("auto", *PROVIDERS):
             raise ValueError(f"the provider is one of auto, {', '.join(PROVIDERS)}, got {provider!r}")
         check_external_data(Path(path))
+        file = read_onnx_file(Path(path), tile)
         onnxruntime = _import()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = threads or _usable_cores()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning())))
-        wanted = _providers(onnxruntime, provider, options, Path(path))
+        for axis in file.tile_axes:
+            options.add_free_dimension_override_by_name(axis, file.spec.tile)
+        wanted = _providers(onnxruntime, provider, options, file)
         if wanted != [PROVIDERS["cpu"]]:
             self._session = _session(onnxruntime, path, options, wanted)
         # With "auto", a session whose CUDA or cuDNN did not load runs on the CPU without an error.
@@ -78,7 +84,10 @@ class OnnxRuntimeBackend:
             # VNNI and overflow: scores fell to a third of the correct value. OpenVINO is the fast backend for INT8.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
             self._session = _session(onnxruntime, path, options, [PROVIDERS["cpu"]])
-        self.spec = _spec(path, self._session)
+        inputs = self._session.get_inputs()
+        types = {node.name: node.type for node in (*inputs, *self._session.get_outputs())}
+        file.check(types, inputs[0].shape if inputs else [])
+        self.spec = file.spec
         active = self._first_provider
         if provider not in ("auto", "rtx") and active != PROVIDERS[provider]:
             raise OSError(
@@ -191,14 +200,14 @@ def installed_builds() -> list[str]:
     return found
 
 
-def _providers(onnxruntime: Any, provider: str, options: Any, path: Path) -> list[Any]:
+def _providers(onnxruntime: Any, provider: str, options: Any, file: OnnxFile) -> list[Any]:
     """Return the providers for a session, best first. TensorRT-RTX is a plug-in and is added to `options` instead."""
     cpu, cuda = PROVIDERS["cpu"], PROVIDERS["cuda"]
     if provider == "cpu" or (provider == "auto" and not has_gpu_provider()):
         return [cpu]
     if not _has_nvidia_gpu():
         raise OSError(f"the provider {provider} needs an NVIDIA GPU with its driver; there is none here")
-    cache = str(path.resolve().parent)
+    cache = str(file.path.resolve().parent)
     if provider == "rtx":
         with needs_extra("rtx-provider"):
             import onnxruntime_ep_nv_tensorrt_rtx as plugin
@@ -208,7 +217,7 @@ def _providers(onnxruntime: Any, provider: str, options: Any, path: Path) -> lis
         devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
         if not devices:
             raise OSError("TensorRT-RTX finds no GPU that it supports (Ampere or newer); use --backend onnx-cuda")
-        profile = {f"nv_{name}": shape for name, shape in _profile(onnxruntime, path).items()}
+        profile = {f"nv_{name}": shape for name, shape in _profile(file.spec).items()}
         options.add_provider_for_devices(devices[:1], {"nv_runtime_cache_path": cache, **profile})
         return []
     if PROVIDERS[provider if provider != "auto" else "cuda"] not in onnxruntime.get_available_providers():
@@ -218,30 +227,18 @@ def _providers(onnxruntime: Any, provider: str, options: Any, path: Path) -> lis
     if provider == "tensorrt":
         engines: dict[str, Any] = {"trt_engine_cache_enable": True, "trt_engine_cache_path": cache}
         engines["trt_timing_cache_enable"] = True
-        engines |= {f"trt_{name}": shape for name, shape in _profile(onnxruntime, path).items()}
+        engines |= {f"trt_{name}": shape for name, shape in _profile(file.spec).items()}
         return [(PROVIDERS["tensorrt"], engines), cuda, cpu]
     return [cuda, cpu]
 
 
-def _profile(onnxruntime: Any, path: Path) -> dict[str, str]:
+def _profile(spec: ModelSpec) -> dict[str, str]:
     """Return the smallest, usual and largest input shape, as options of the TensorRT providers.
 
     Without them the providers rebuild the engine for each new batch size.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = FATAL_ONLY
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # only metadata is read
-    spec = _spec(path, _session(onnxruntime, path, options, [PROVIDERS["cpu"]]))
     sizes = {"min": 1, "opt": min(8, spec.max_batch), "max": spec.max_batch}
     return {f"profile_{name}_shapes": f"{INPUT}:{n}x{spec.tile}x{spec.tile}x3" for name, n in sizes.items()}
-
-
-def _spec(path: Path, session: Any) -> ModelSpec:
-    with name_failures(path, "read", "export the model again"):
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    inputs = session.get_inputs()
-    types = {node.name: node.type for node in (*inputs, *session.get_outputs())}
-    return checked_spec(path, text, types, inputs[0].shape if inputs else [])
 
 
 def _usable_cores() -> int:

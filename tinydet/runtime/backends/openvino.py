@@ -21,12 +21,10 @@ from numpy.typing import NDArray
 
 from tinydet._internal import arguments
 from tinydet._internal.arguments import check_number
-from tinydet._internal.errors import name_failures
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.external_data import check_external_data
-from tinydet.runtime.backends.onnx_spec import checked_spec
-from tinydet.spec import METADATA_KEY, ModelSpec
+from tinydet.runtime.backends.onnx_spec import OnnxFile, read_onnx_file
 
 Mode = Literal["throughput", "latency"]
 Precision = Literal["f32", "bf16"]
@@ -47,6 +45,7 @@ class OpenVINOBackend:
         self,
         path: Path,
         *,
+        tile: int | None = None,
         threads: int | None = None,
         mode: Mode = "throughput",
         precision: Precision = "f32",
@@ -55,19 +54,21 @@ class OpenVINOBackend:
         """
         Args:
             path: an ONNX file that tinydet exported.
+            tile: side of the tiles in pixels, which the model is compiled for; None for the model's default.
             threads: CPU threads of all streams together; None for all that this process may use.
             mode: "throughput" runs several tiles at once, each on a few cores; "latency" runs one at a time on all.
             precision: of the layers that are not INT8.
             cache: folder for compiled models, which open faster the next time; None for the user's cache folder.
 
         Raises:
-            ValueError: the file is damaged, or was not exported by tinydet.
+            ValueError: the file is damaged, was not exported by tinydet, or does not take this tile.
             ModuleNotFoundError: OpenVINO is not installed.
             OSError: the file is missing or unreadable, or the processor has no bfloat16.
         """
         if threads is not None:
             threads = check_number("threads", threads, arguments.threads)
         check_external_data(Path(path))
+        file = read_onnx_file(Path(path), tile)
         with needs_extra("openvino"):
             import openvino
             import openvino.frontend
@@ -81,7 +82,8 @@ class OpenVINOBackend:
             model = reader.convert(reader.load(str(path)))
         except Exception as error:  # its exception classes are private
             raise ValueError(f"{path}: not a valid ONNX file ({_reason(error)}); export the model again") from error
-        self.spec = _spec(path, model)
+        self.spec = file.spec
+        _check(file, model)
         self._openvino = openvino
         hints: dict[str, Any] = {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
@@ -155,15 +157,12 @@ def _finish(outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -
     return request
 
 
-def _spec(path: Path, model: Any) -> ModelSpec:
-    """Read the ModelSpec, which OpenVINO keeps as run-time information of the framework."""
-    key = ["framework", METADATA_KEY]
-    with name_failures(path, "read", "export the model again"):
-        text = model.get_rt_info(key).astype(str) if model.has_rt_info(key) else None
+def _check(file: OnnxFile, model: Any) -> None:
+    """Check that the graph matches its description; axes that are free for the tile will be fixed."""
     types = {node.get_any_name(): _type_name(node) for node in (*model.inputs, *model.outputs)}
-    dimensions = model.inputs[0].partial_shape if model.inputs else ()
-    shape = [None if size.is_dynamic else size.get_length() for size in dimensions]
-    return checked_spec(path, text, types, shape)
+    axes = model.inputs[0].partial_shape if model.inputs else ()
+    free = file.spec.tile if file.spec.tile_multiple else None
+    file.check(types, [free if axis.is_dynamic else axis.get_length() for axis in axes])
 
 
 def _type_name(node: Any) -> str:

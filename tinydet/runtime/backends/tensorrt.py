@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import read_file
 from tinydet._internal.shell import tinydet_command
-from tinydet.runtime.backends.contract import INPUT, TileOutputs, check_tiles, output_shapes
+from tinydet.runtime.backends.contract import INPUT, TileOutputs, check_tiles, output_shapes, spec_for_tile
 from tinydet.runtime.backends.engine_runner import DTYPES, EngineRunner, Execution, checked
 from tinydet.spec import ModelSpec
 
@@ -105,14 +105,15 @@ class TensorRTBackend:
         return runner
 
 
-def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:
+def open_engine(path: Path, spec: ModelSpec | None = None, *, tile: int | None = None) -> TensorRTBackend:
     """Load the engine at `path`.
 
     Args:
         spec: its description; None to read it from the `.json` of the same name (`model.engine`, `model.json`).
+        tile: side of the tiles in pixels, one of those that the engine was built for; None for the first of them.
 
     Raises:
-        ValueError: the file is not an engine, or does not match its description.
+        ValueError: the file is not an engine, does not match its description, or was not built for this tile.
         ModuleNotFoundError: the TensorRT flavor that built the engine is not installed.
         OSError: there is no NVIDIA GPU, or the engine was built for another GPU, version or system.
     """
@@ -121,7 +122,7 @@ def open_engine(path: Path, spec: ModelSpec | None = None) -> TensorRTBackend:
     flavour = plan_flavour(plan)
     if flavour is None:
         raise ValueError(f"{path} is not a TensorRT engine: it begins with {plan[:4]!r}, expected {list(MAGIC)}")
-    spec = spec or _description(path, plan, flavour)
+    spec = spec_for_tile(spec or _description(path, plan, flavour), tile, path)
     product = PRODUCTS[flavour]
 
     cudart = import_cudart(flavour)
