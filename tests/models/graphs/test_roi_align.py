@@ -15,7 +15,7 @@ RULES = {"torchvision": MultiScaleRoIAlign, "aligned": AlignedRoIAlign}
 
 
 def gathered(aligned: bool, canonical_scale: float) -> GatheredRoIAlign:
-    return GatheredRoIAlign(TILE, first_level=2, levels=4, size=7, sampling=2, canonical_scale=canonical_scale,
+    return GatheredRoIAlign(first_level=2, levels=4, size=7, sampling=2, canonical_scale=canonical_scale,
                             canonical_level=4, aligned=aligned)  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tinydet.models.graphs.cluster_nms import cluster_nms
 from tinydet.models.graphs.one_stage import SMALLEST_DETECTION
+from tinydet.models.graphs.tile_shape import clipped
 from tinydet.models.graphs.two_stage import ProposalInference, gathered, wide
 from tinydet.models.grid_branch import GridDecoder
 from tinydet.spec import ModelSpec
@@ -42,7 +43,7 @@ class GridInference(ProposalInference):
         if not 0 < spec.grid_rois <= self.proposals:
             raise ValueError(f"grid_rois must be 1..{self.proposals} (the proposals of a tile), got {spec.grid_rois}")
         self.rois = spec.grid_rois
-        self.align_rois = gathered(detector.grid_roi_pool, detector.design, spec.tile)
+        self.align_rois = gathered(detector.grid_roi_pool, detector.design)
         self.decode = GridDecoder()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -52,7 +53,7 @@ class GridInference(ProposalInference):
         all proposals or among those of a class.
         """
         levels = list(self.detector.pyramid(images).values())
-        proposals, exists, unconverged = self._propose(levels)
+        proposals, exists, unconverged = self._propose(images, levels)
         logits = self.detector.roi_heads.box_predictor(self._box_features(levels, proposals))
         classes = logits.float().softmax(dim=1)[:, 1:]  # 0 is the background
         scores, labels = classes.reshape(-1, self.proposals, self.classes).max(dim=2)
@@ -70,7 +71,7 @@ class GridInference(ProposalInference):
         filled = scores > 0
         empty = self.slots - self.rois
         return (
-            F.pad(torch.where(filled.unsqueeze(2), boxes.clamp(0.0, float(self.tile)), 0.0), (0, 0, 0, empty)),
+            F.pad(torch.where(filled.unsqueeze(2), clipped(boxes, images), 0.0), (0, 0, 0, empty)),
             F.pad(torch.where(filled, scores, 0.0), (0, empty)),
             F.pad(torch.where(filled, labels, -1), (0, empty), value=-1),
             candidates,

@@ -37,13 +37,13 @@ class InferenceGraph(nn.Module):
         self.network = ready.inference(spec)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(N, T, T, 3) uint8 RGB -> the outputs of `Detector.inference`."""
+        """(N, H, W, 3) uint8 RGB, sides multiples of the detector's -> the outputs of `Detector.inference`."""
         outputs: tuple[Tensor, ...] = self.network(self.pixels(images))
         return outputs
 
 
 class Pixels(nn.Module):
-    """(N, T, T, 3) uint8 RGB -> (N, 3, T, T) normalized as the backbone expects."""
+    """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) normalized as the backbone expects."""
 
     mean: Tensor
     std: Tensor

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from tinydet.geometry.anchors import AnchorDesign
 from tinydet.models.box_coder import decode
+from tinydet.models.graphs.tile_shape import Priors, best
 from tinydet.spec import ModelSpec
 
 MAX_TOPK = 3840  # TensorRT's TopK takes k <= 3840 (NVIDIA/TensorRT#4244)
 SMALLEST_DETECTION = 1e-2  # pixels; thinner boxes are dropped, as in torchvision
-EMPTY = -1e4  # logit or score of an empty slot, below any score floor and within FP16
 
 
 class AnchorInference(nn.Module):
@@ -26,32 +26,25 @@ class AnchorInference(nn.Module):
         design: its anchors.
     """
 
-    anchors: Tensor
-
     def __init__(self, detector: nn.Module, design: AnchorDesign, spec: ModelSpec) -> None:
         super().__init__()
         self.detector = detector
         self.best = BestBoxes(spec)
-        levels = [torch.from_numpy(level) for level in design.grid_anchors(spec.tile, spec.tile)]
-        self.level_sizes = [len(level) for level in levels]
-        self.register_buffer("anchors", torch.cat(levels))
+        self.priors = Priors(design)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, 3, T, T) normalized RGB -> boxes, scores, labels, candidates; see `Detector.inference`."""
         outputs = self.detector(images)
         codes, logits, labels = [], [], []
         candidates = torch.zeros(images.shape[0], dtype=torch.int32, device=images.device)
-        for level_logits, deltas, anchors in zip(
-            outputs.logits, outputs.deltas, self.anchors.split(self.level_sizes), strict=True
-        ):
-            best, label = level_logits.float().max(dim=2)
-            candidates = candidates + self.best.candidates(best)
-            kept, index = best.topk(min(self.best.slots, best.shape[1]), dim=1)
+        for level_logits, deltas, anchors in zip(outputs.logits, outputs.deltas, self.priors(images), strict=True):
+            scored, label = level_logits.float().max(dim=2)
+            candidates = candidates + self.best.candidates(scored)
+            kept, index = best(scored, self.best.slots)
             logits.append(kept)
             labels.append(label.gather(1, index))
-            index = index.unsqueeze(2).expand(-1, -1, 4)
-            anchors = anchors.expand(images.shape[0], -1, -1)
-            codes.append(torch.cat([deltas.float().gather(1, index), anchors.gather(1, index)], dim=2))
+            chosen = deltas.float().gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+            codes.append(torch.cat([chosen, F.embedding(index, anchors)], dim=2))
         # Only the boxes that are kept are decoded; a decoder for each level would add 170 nodes.
         return (*self.best(codes, logits, labels, decode=_decode_codes), candidates)
 
@@ -92,19 +85,12 @@ class BestBoxes(nn.Module):
         Args:
             decode: converts codes (N, K, D) to boxes; `boxes` are then parts of (N, M_i, D).
         """
-        every = torch.cat(list(logits), dim=1)
-        slots = min(self.slots, every.shape[1])
-        kept, index = every.topk(slots, dim=1)
+        kept, index = best(torch.cat(list(logits), dim=1), self.slots)
         codes = torch.cat(list(boxes), dim=1)
         best_boxes = codes.gather(1, index.unsqueeze(2).expand(-1, -1, codes.shape[2]))
         if decode is not None:
             best_boxes = decode(best_boxes)
         best_labels = torch.cat(list(labels), dim=1).gather(1, index).to(torch.int32)
-        if slots < self.slots:  # a small tile has fewer boxes than slots
-            missing = self.slots - slots
-            kept = F.pad(kept, (0, missing), value=EMPTY)
-            best_boxes = F.pad(best_boxes, (0, 0, 0, missing))
-            best_labels = F.pad(best_labels, (0, missing))
         filled = kept > self.floor
         return (
             torch.where(filled.unsqueeze(2), best_boxes, 0.0),

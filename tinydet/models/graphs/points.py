@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinydet.geometry.points import PointDesign
-from tinydet.models.graphs.one_stage import EMPTY, SMALLEST_DETECTION, BestBoxes
+from tinydet.models.graphs.one_stage import SMALLEST_DETECTION, BestBoxes
+from tinydet.models.graphs.tile_shape import EMPTY, Priors, best, clipped
 from tinydet.spec import ModelSpec
 
 
@@ -26,8 +27,6 @@ class PointInference(nn.Module):
         distances: for each level, converts raw box outputs (..., 4) to distances to left, top, right, bottom in pixels.
     """
 
-    points: Tensor
-
     def __init__(
         self,
         detector: nn.Module,
@@ -39,10 +38,7 @@ class PointInference(nn.Module):
         self.detector = detector
         self.distances = list(distances)
         self.best = BestBoxes(spec, logits=False)
-        self.tile = spec.tile
-        levels = [torch.from_numpy(level) for level in design.points(spec.tile, spec.tile)]
-        self.level_sizes = [len(level) for level in levels]
-        self.register_buffer("points", torch.cat(levels))
+        self.priors = Priors(design)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, 3, T, T) normalized RGB -> boxes, scores, labels, candidates; see `Detector.inference`."""
@@ -53,16 +49,16 @@ class PointInference(nn.Module):
             outputs.logits,
             outputs.boxes,
             outputs.centerness,
-            self.points.split(self.level_sizes),
+            self.priors(images),
             self.distances,
             strict=True,
         ):
-            best, label = logits.float().max(dim=2)
-            score = (best.sigmoid() * centerness.float().sigmoid()).sqrt()
-            kept, index = score.topk(min(self.best.slots, score.shape[1]), dim=1)
+            logit, label = logits.float().max(dim=2)
+            score = (logit.sigmoid() * centerness.float().sigmoid()).sqrt()
+            kept, index = best(score, self.best.slots)
             sides = distances(raw.float().gather(1, index.unsqueeze(2).expand(-1, -1, 4)))
             point = F.embedding(index, points)
-            box = torch.cat([point - sides[..., :2], point + sides[..., 2:]], dim=2).clamp(0, self.tile)
+            box = clipped(torch.cat([point - sides[..., :2], point + sides[..., 2:]], dim=2), images)
             visible = (box[..., 2:] - box[..., :2]).amin(dim=2) >= SMALLEST_DETECTION
             shown = torch.where(visible, kept, EMPTY)
             dropped = self.best.candidates(kept) - self.best.candidates(shown)

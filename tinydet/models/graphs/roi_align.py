@@ -23,7 +23,6 @@ class GatheredRoIAlign(nn.Module):
     multiplied.
 
     Args:
-        tile: side of the square input in pixels.
         first_level: number of the finest level, whose stride is 2 ** first_level; each further level is half as fine.
         levels: number of levels.
         size: bins per side.
@@ -32,16 +31,14 @@ class GatheredRoIAlign(nn.Module):
         aligned: False: as torchvision's detectors pool, half a cell off, and no box smaller than a cell.
     """
 
-    sides: Tensor
+    finer: Tensor
     scales: Tensor
-    widths: Tensor
     starts: Tensor
     smallest_areas: Tensor
     places: Tensor
 
     def __init__(
         self,
-        tile: int,
         *,
         first_level: int,
         levels: int,
@@ -54,11 +51,11 @@ class GatheredRoIAlign(nn.Module):
         super().__init__()
         self.size, self.taps, self.aligned = size, 2 * sampling, aligned
         numbers = range(first_level, first_level + levels)
-        sides = [tile >> number for number in numbers]
-        self.cells = sum(side * side for side in sides)  # of one image
-        self.register_buffer("sides", torch.tensor(sides, dtype=torch.float32))
-        self.register_buffer("widths", torch.tensor(sides))
-        self.register_buffer("starts", torch.tensor([sum(s * s for s in sides[:i]) for i in range(levels)]))
+        # Cells of each level per cell of the coarsest, along an axis; and in all finer levels together.
+        finer = [1 << (levels - 1 - i) for i in range(levels)]
+        self.register_buffer("finer", torch.tensor(finer))
+        self.register_buffer("starts", torch.tensor([sum(f * f for f in finer[:i]) for i in range(levels)]))
+        self.all_cells = sum(f * f for f in finer)
         self.register_buffer("scales", torch.tensor([2.0**-number for number in numbers]))
         # floor(canonical_level + log2(side / canonical_scale) + epsilon), as bounds on the area, without a division.
         bounds = [canonical_scale * 2.0 ** (number - canonical_level - LEVEL_EPSILON) for number in numbers[1:]]
@@ -67,15 +64,21 @@ class GatheredRoIAlign(nn.Module):
         self.register_buffer("places", (samples + 0.5) / (size * sampling))  # relative position along a box
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """(N, C, side, side) of each level, finest first; (N, R, 4) xyxy in tile pixels -> (N, R, size, size, C)."""
+        """(N, C, rows, columns) of each level, finest first; (N, R, 4) xyxy in tile pixels -> (N, R, size, size, C).
+
+        Each level has twice the rows and columns of the next.
+        """
         table = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1).flatten(0, 1)
+        rows_of_coarsest, columns_of_coarsest = features[-1].shape[2:]
+        heights, widths = self.finer * rows_of_coarsest, self.finer * columns_of_coarsest
+        area = rows_of_coarsest * columns_of_coarsest
         x0, y0, x1, y1 = boxes.unbind(-1)
         level = ((x1 - x0) * (y1 - y0)).unsqueeze(-1).ge(self.smallest_areas).sum(dim=-1)
-        columns, of_columns = self._taps(x0, x1, level)
-        rows, of_rows = self._taps(y0, y1, level)
-        image = torch.arange(boxes.shape[0], device=boxes.device) * self.cells
-        first = (image.unsqueeze(1) + _look_up(self.starts, level))[:, :, None, None]
-        rows = first + rows * _look_up(self.widths, level)[:, :, None, None]
+        columns, of_columns = self._taps(x0, x1, level, widths)
+        rows, of_rows = self._taps(y0, y1, level, heights)
+        image = torch.arange(boxes.shape[0], device=boxes.device) * (self.all_cells * area)
+        first = (image.unsqueeze(1) + _look_up(self.starts * area, level))[:, :, None, None]
+        rows = first + rows * _look_up(widths, level)[:, :, None, None]
         pooled = torch.zeros((), device=boxes.device)
         for row, of_row in zip(rows.unbind(-1), of_rows.unbind(-1), strict=True):
             for column, of_column in zip(columns.unbind(-1), of_columns.unbind(-1), strict=True):
@@ -84,9 +87,13 @@ class GatheredRoIAlign(nn.Module):
                 pooled = pooled + cells.float() * weight.unsqueeze(4)
         return pooled
 
-    def _taps(self, low: Tensor, high: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cells that make up each bin along one axis, and their weights: (N, R, size, taps) each."""
-        scale, side = _look_up(self.scales, level), _look_up(self.sides, level).unsqueeze(2)
+    def _taps(self, low: Tensor, high: Tensor, level: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cells that make up each bin along one axis, and their weights: (N, R, size, taps) each.
+
+        Args:
+            sides: (levels,) cells of each level along the axis.
+        """
+        scale, side = _look_up(self.scales, level), _look_up(sides.float(), level).unsqueeze(2)
         offset = 0.5 if self.aligned else 0.0
         start, end = low * scale - offset, high * scale - offset
         extent = end - start if self.aligned else (end - start).clamp(min=1.0)

@@ -13,6 +13,7 @@ from tinydet.models.box_coder import decode
 from tinydet.models.graphs.cluster_nms import cluster_nms
 from tinydet.models.graphs.one_stage import MAX_TOPK, SMALLEST_DETECTION
 from tinydet.models.graphs.roi_align import GatheredRoIAlign
+from tinydet.models.graphs.tile_shape import EMPTY, Priors, best, clipped
 from tinydet.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 PROPOSAL_CODER_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # torchvision's and the authors' code's
 SMALLEST_PROPOSAL = 1e-3  # pixels; thinner boxes are dropped after clipping, as in torchvision
-NEVER = -1e4  # below any objectness
 
 
 class ProposalInference(nn.Module):
@@ -45,23 +45,15 @@ class ProposalInference(nn.Module):
         if spec.nms_rounds < 1:
             raise ValueError(f"nms_rounds must be 1 or more for a detector with proposals, got {spec.nms_rounds}")
         self.detector = detector
-        self.slots, self.tile, self.score_floor, self.rounds = (
-            spec.max_detections,
-            spec.tile,
-            spec.score_floor,
-            spec.nms_rounds,
-        )
-        design = self.detector.design
-        anchors = design.grid_anchors(spec.tile, spec.tile)
-        for i, level in enumerate(anchors):
-            self.register_buffer(f"anchors{i}", torch.from_numpy(level))
-        rpn = self.detector.rpn
-        self.kept_of_level = [min(rpn.pre_nms_top_n(), len(level)) for level in anchors]
-        self.proposals = min(rpn.post_nms_top_n(), sum(self.kept_of_level))
+        self.slots, self.score_floor, self.rounds = spec.max_detections, spec.score_floor, spec.nms_rounds
+        design, rpn = self.detector.design, self.detector.rpn
+        self.priors = Priors(design)
+        self.kept_of_level = rpn.pre_nms_top_n()
+        self.proposals = min(rpn.post_nms_top_n(), self.kept_of_level * len(design.levels))
         head = self.detector.roi_heads
         self.classes = head.box_predictor.cls_score.out_features - 1
         align = head.box_roi_pool
-        self.align = gathered(align, design, spec.tile)
+        self.align = gathered(align, design)
         # Pooled features are channels last; the first layer is reordered accordingly, which saves a transpose.
         first = head.box_head.fc6
         bins = align.output_size[0] * align.output_size[1]
@@ -75,29 +67,29 @@ class ProposalInference(nn.Module):
         hidden: Tensor = self.detector.roi_heads.box_head(pooled.flatten(0, 1))
         return hidden
 
-    def _propose(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _propose(self, images: Tensor, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (N, R, 4) xyxy in tile pixels, best first; (N, R) which exist; (N,) how many did not settle."""
         rpn = self.detector.rpn
         logits, codes, anchors = [], [], []
-        for i, (objectness, deltas) in enumerate(zip(*rpn.head(levels), strict=True)):
+        for objectness, deltas, of_level in zip(*rpn.head(levels), self.priors(images), strict=True):
             # Cells, then the shapes of a cell: the order of the anchors.
             flat = objectness.permute(0, 2, 3, 1).flatten(1)
             offsets = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
-            best, index = flat.topk(self.kept_of_level[i], dim=1)
-            logits.append(best)
+            kept, index = best(flat, self.kept_of_level)
+            logits.append(kept)
             codes.append(offsets.gather(1, index.unsqueeze(2).expand(-1, -1, 4)))
-            anchors.append(F.embedding(index, getattr(self, f"anchors{i}")))
-        boxes = decode(torch.cat(codes, dim=1), torch.cat(anchors, dim=1), PROPOSAL_CODER_WEIGHTS)
-        boxes = boxes.clamp(0.0, float(self.tile))
+            anchors.append(F.embedding(index, of_level))
+        boxes = clipped(decode(torch.cat(codes, dim=1), torch.cat(anchors, dim=1), PROPOSAL_CODER_WEIGHTS), images)
         unconverged = torch.zeros(boxes.shape[0], dtype=torch.int32, device=boxes.device)
-        parts = [part.split(self.kept_of_level, dim=1) for part in (boxes, wide(boxes, SMALLEST_PROPOSAL))]
-        for i, (level, valid) in enumerate(zip(*parts, strict=True)):
-            kept, changed = cluster_nms(level, valid, rpn.nms_thresh, self.rounds)
-            logits[i] = torch.where(kept, logits[i], NEVER)
+        valid = (torch.cat(logits, dim=1) > EMPTY) & wide(boxes, SMALLEST_PROPOSAL)
+        parts = [part.split(self.kept_of_level, dim=1) for part in (boxes, valid)]
+        for i, (level, exists) in enumerate(zip(*parts, strict=True)):
+            settled, changed = cluster_nms(level, exists, rpn.nms_thresh, self.rounds)
+            logits[i] = torch.where(settled, logits[i], EMPTY)
             unconverged = unconverged + changed
-        best, index = torch.cat(logits, dim=1).topk(self.proposals, dim=1)
+        kept, index = torch.cat(logits, dim=1).topk(self.proposals, dim=1)
         chosen = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
-        return chosen, best > NEVER, unconverged
+        return chosen, kept > EMPTY, unconverged
 
 
 class TwoStageInference(ProposalInference):
@@ -129,19 +121,19 @@ class TwoStageInference(ProposalInference):
         The last one, unconverged (N,) int32, counts proposals whose suppression the last round still changed.
         """
         levels = list(self.detector.pyramid(images).values())
-        proposals, exists, unconverged = self._propose(levels)
+        proposals, exists, unconverged = self._propose(images, levels)
         logits, deltas = self.detector.roi_heads.box_predictor(self._box_features(levels, proposals))
         shape = (-1, self.proposals, self.classes)
         scores = logits.float().softmax(dim=1)[:, 1:].reshape(shape)  # 0 is the background
-        boxes = decode(deltas.float()[:, 4:].reshape(*shape, 4), proposals.unsqueeze(2)).clamp(0.0, float(self.tile))
+        boxes = clipped(decode(deltas.float()[:, 4:].reshape(*shape, 4), proposals.unsqueeze(2)), images)
         valid = (scores > self.score_floor) & exists.unsqueeze(2) & wide(boxes, SMALLEST_DETECTION)
         candidates = valid.flatten(1).sum(dim=1, dtype=torch.int32)
         kept, index = torch.where(valid, scores, -1.0).flatten(1).topk(self.slots, dim=1)
         filled = kept > 0
-        best = boxes.flatten(1, 2).gather(1, index.unsqueeze(2).expand(-1, -1, 4))
+        chosen = boxes.flatten(1, 2).gather(1, index.unsqueeze(2).expand(-1, -1, 4))
         labels = self.class_of.index_select(0, index.flatten()).view_as(index)
         return (
-            torch.where(filled.unsqueeze(2), best, 0.0),
+            torch.where(filled.unsqueeze(2), chosen, 0.0),
             torch.where(filled, kept, 0.0),
             torch.where(filled, labels, -1),
             candidates,
@@ -149,10 +141,9 @@ class TwoStageInference(ProposalInference):
         )
 
 
-def gathered(align: MultiScaleRoIAlign, design: Pyramid, tile: int) -> GatheredRoIAlign:
-    """Return the `GatheredRoIAlign` that pools as `align` does on square tiles."""
+def gathered(align: MultiScaleRoIAlign, design: Pyramid) -> GatheredRoIAlign:
+    """Return the `GatheredRoIAlign` that pools as `align` does."""
     return GatheredRoIAlign(
-        tile,
         first_level=design.strides[0].bit_length() - 1,
         levels=len(align.featmap_names),
         size=align.output_size[0],
