@@ -330,12 +330,20 @@ def test_options_of_other_detectors_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options", [["--tile", "128"], ["--max-detections", "5"], ["--grid-rois", "5"]])
+@pytest.mark.parametrize("options", [["--max-detections", "5"], ["--grid-rois", "5"]])
 def test_the_shape_of_an_onnx_file_cannot_be_changed(
     options: list[str], brightness_onnx: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "engine", str(brightness_onnx), *options]) == 2
     assert "fixed in an ONNX file" in capsys.readouterr().err
+
+
+def test_an_onnx_file_of_one_tile_becomes_an_engine_for_it_only(
+    brightness_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "engine", str(brightness_onnx), "--tile", "64,128"]) == 2
+    assert "model.onnx takes only tiles of 64, not 128; export it again" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 @pytest.mark.parametrize("sizes", ["8", "1,2", "8,1,16", "0,1,2", "a,b,c", "1,2,3,4"])

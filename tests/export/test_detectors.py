@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from tinydet.export.parity import TOLERANCES, Tolerance
 from tinydet.export.precision import Conversion, convert
 from tinydet.export.verify import verify
 from tinydet.models.build import DetectorConfig, build_detector
-from tinydet.models.checkpoint import Checkpoint, save_checkpoint
+from tinydet.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tinydet.models.detector import Detector
 from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.models.registry import DETECTORS
@@ -119,6 +120,33 @@ def test_the_graph_has_no_plugin_and_finds_what_torch_finds(row: Row) -> None:
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
 
 
+def test_the_file_takes_any_tile_and_has_no_table_of_one(row: Row) -> None:
+    """The export has compared it with torch on tiles of another size."""
+    assert row.report.spec.tile_multiple == DETECTORS[row.name].tile_multiple
+    assert row.report.parity.tiles == 8
+    model = onnx.load(str(row.onnx))
+    weights = sum(math.prod(constant.dims) for constant in model.graph.initializer)
+    parameters = sum(value.numel() for value in load_checkpoint(row.folder / "model.pth").weights.values())
+    assert weights < parameters + 500
+    sizes = [axis.dim_param for axis in model.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes[1:3] == ["height", "width"]
+
+
+def test_what_depends_on_the_tile_is_computed_when_the_file_is_opened(row: Row, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    for axis in ("height", "width"):
+        options.add_free_dimension_override_by_name(axis, 128)
+    onnxruntime.InferenceSession(str(row.onnx), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(str(tmp_path / "optimized.onnx")).graph.node
+    batches = [node for node in nodes if node.op_type == "Range"]
+    assert len(batches) <= 1  # RoIAlign counts the images of a batch
+    assert not [node for node in nodes if any(name.endswith("_first") for name in node.input)]
+
+
 def test_openvino_agrees_in_both_precisions(
     row: Row, half: Conversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +157,9 @@ def test_openvino_agrees_in_both_precisions(
         found = verify(reference, model, [row.scene], tolerance=tolerance(row, model.spec.precision))
         assert found.passed, (path.name, found.faults)
         assert sum(parity.detections for parity in found.parity.values()) > PROPOSALS
+        both = [open_model(path, backend, tile=128) for backend in ("onnx-cpu", "openvino")]
+        found = verify(both[0], both[1], [row.scene], tolerance=tolerance(row, model.spec.precision))
+        assert found.passed, (path.name, found.faults)
 
 
 def test_half_precision_passes_and_keeps_no_layer(half: Conversion) -> None:
@@ -137,8 +168,12 @@ def test_half_precision_passes_and_keeps_no_layer(half: Conversion) -> None:
 
 def test_an_engine_is_built(row: Row, half: Conversion, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13, which builds engines without a GPU")
-    spec = write_engine(half.path, tmp_path / "model.engine", target="rtx", batch=(1, 1, 2))
+    tiles = (128, 64)
+    spec = write_engine(half.path, tmp_path / "model.engine", target="rtx", batch=(1, 1, 2), tiles=tiles)
     assert spec.precision == "fp16" and spec.detector == row.name
+    assert spec.engine["tiles"] == [128, 64] and (spec.tile, spec.tile_multiple) == (128, 0)
+    assert spec.engine["tensors"]["images"] == "UINT8 (-1, -1, -1, 3)"
+    assert spec.engine["tensors"]["boxes"] == f"FLOAT (-1, {PROPOSALS}, 4)"
     assert (tmp_path / "model.engine").read_bytes().startswith(b"vtrt")
 
 

@@ -134,7 +134,7 @@ def test_an_engine_that_cannot_run_here_is_skipped_with_the_reason(scene: Path, 
     [
         (
             ["--tile", "512"],
-            "takes tiles of 64, not 512. Export it for 512: tinydet export onnx model.pth --tile 512",
+            "takes only tiles of 64, not 512; export it again, for any tile: tinydet export onnx model.pth",
         ),
         (["--model", "gone.onnx"], "--model gone.onnx does not exist; export one: tinydet export onnx model.pth"),
         (["--model", "scene.png"], "scene.png: not a valid ONNX file"),

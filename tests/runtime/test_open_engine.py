@@ -70,6 +70,26 @@ def test_a_matching_engine_is_opened_and_runs(installed: types.ModuleType, files
     assert engine.contexts[0].how.cuda_graph_strategy == "whole graph"
 
 
+@pytest.mark.parametrize(("magic", "flavour"), [(b"vtrt", "rtx"), (b"ftrt", "tensorrt")])
+def test_an_engine_for_several_tiles_is_opened_for_one_of_them(
+    installed: types.ModuleType, files: Path, driver: Driver, magic: bytes, flavour: str
+) -> None:
+    write(files, magic, flavour=flavour, tiles=[8, 16])
+    installed.__dict__["engine"] = Engine(driver, (8, 16))
+    assert open_model(files).spec.tile == 8
+    for side in (16, 8):
+        backend = open_model(files, tile=side)
+        assert backend.spec.tile == side
+        for count in (3, 3, 1):
+            images = tiles(count, seed=count, side=side)
+            assert_equal(backend.run(images), brightest(images))
+    with pytest.raises(ValueError, match=r"was built for tiles of 8, 16, not 24; build it for 24 too: .*8,16,24"):
+        open_model(files, tile=24)
+    installed.__dict__["engine"] = Engine(driver, (8, 12))
+    with pytest.raises(ValueError, match=r"profile 1 of the engine takes \(1, 12, 12, 3\).* tiles of 16"):
+        open_model(files, tile=16)
+
+
 def test_cuda_graphs_are_captured_by_us_for_tensorrt_but_not_for_rtx(
     installed: types.ModuleType, files: Path, engine: Engine, driver: Driver
 ) -> None:

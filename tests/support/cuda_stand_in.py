@@ -191,11 +191,13 @@ class Engine:
     smallest = 1
     device_memory_size_v2 = 1000
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, tiles: tuple[int, ...] = (TILE,)) -> None:
         self.driver = driver
+        self.tiles = tiles
         self.contexts: list[Context] = []
+        side = tiles[0] if len(tiles) == 1 else -1
         self.tensors = {
-            "images": ("UINT8", (-1, TILE, TILE, 3)),
+            "images": ("UINT8", (-1, side, side, 3)),
             "boxes": ("FLOAT", (-1, SLOTS, 4)),
             "scores": ("FLOAT", (-1, SLOTS)),
             "labels": ("INT32", (-1, SLOTS)),
@@ -212,10 +214,10 @@ class Engine:
         return self.tensors[name][1]
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [(n, TILE, TILE, 3) for n in (self.smallest, 4, 12)]
+        return [(n, self.tiles[profile], self.tiles[profile], 3) for n in (self.smallest, 4, 12)]
 
     def create_execution_context(self, how: Any) -> Context:
-        self.contexts.append(Context(self.driver, how))
+        self.contexts.append(Context(self.driver, how, self.tiles))
         return self.contexts[-1]
 
     def create_runtime_config(self) -> Any:
@@ -232,8 +234,9 @@ class Context:
     capturable = True
     spoils = True  # whether a refused capture invalidates the whole capture
 
-    def __init__(self, driver: Driver, how: Any) -> None:
+    def __init__(self, driver: Driver, how: Any, tiles: tuple[int, ...]) -> None:
         self.driver = driver
+        self.tiles, self.profile = tiles, 0
         self.how = how
         self.scratch: int | None = None
         self.addresses: dict[str, int] = {}
@@ -245,6 +248,11 @@ class Context:
         assert where == "device" and ctypes.sizeof(block) >= size == Engine.device_memory_size_v2
         self.scratch = address
 
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert stream in self.driver.streams and not self.captured
+        self.profile = profile
+        return profile < len(self.tiles)
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert self.driver.memory[address][0] == "device"
         self.addresses[name] = address
@@ -254,7 +262,7 @@ class Context:
         assert name == "images" and not self.captured
         self.batches.append(shape[0])
         self.ran = False
-        return shape[1:] == (TILE, TILE, 3)
+        return shape[1:] == (self.tiles[self.profile], self.tiles[self.profile], 3)
 
     def infer_shapes(self) -> list[str]:
         return []
@@ -274,7 +282,7 @@ class Context:
 
     def _run(self) -> None:
         batch = self.batches[-1]
-        images = self._view("images", np.uint8, (batch, TILE, TILE, 3))
+        images = self._view("images", np.uint8, (batch, *(2 * [self.tiles[self.profile]]), 3))
         for name, output in zip(output_shapes(SPEC), brightest(images), strict=False):
             self._view(name, output.dtype, output.shape)[:] = output
 
@@ -288,7 +296,7 @@ def brightest(images: NDArray[np.uint8]) -> TileOutputs:
     """The outputs of the engine: one box per pixel, brightest first."""
     levels = images.max(3).reshape(len(images), -1).astype(np.float32)
     order = np.argsort(-levels, 1, kind="stable")[:, :SLOTS]
-    y, x = np.divmod(order, TILE)
+    y, x = np.divmod(order, images.shape[2])
     scores = np.take_along_axis(levels, order, 1) / 255
     boxes = np.stack([x, y, x + 1, y + 1], 2).astype(np.float32)
     return TileOutputs(
@@ -296,8 +304,8 @@ def brightest(images: NDArray[np.uint8]) -> TileOutputs:
     )
 
 
-def tiles(count: int, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (count, TILE, TILE, 3), dtype=np.uint8)
+def tiles(count: int, seed: int = 0, side: int = TILE) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
 def assert_equal(ours: TileOutputs, theirs: TileOutputs) -> None:

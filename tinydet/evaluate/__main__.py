@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinydet._internal.arguments import add_categories, overlap, positive_int, scale, share
+from tinydet._internal.arguments import add_categories, or_auto, overlap, positive_int, scale, share, side
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.console import plural
@@ -122,11 +122,13 @@ def _check_drawable(truth: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
+    from tinydet.runtime.auto_tile import AutoTile
     from tinydet.runtime.options import ScanOptions
 
     data = _data(args)
     check_output_files((args.json, args.precision, args.save_detections), (data.source.annotations,))
-    evaluation = prepare(args.model or DEFAULT_MODEL, data, categories=args.categories, device=args.device)
+    tile = AutoTile(args.overlap) if args.tile == "auto" else args.tile
+    evaluation = prepare(args.model or DEFAULT_MODEL, data, categories=args.categories, device=args.device, tile=tile)
     print("\n".join(evaluation.describe(args.limit)))
     with Bar(len(evaluation.dataset.images[: args.limit]), "image", "evaluate") as bar:
         found = evaluation.detect(
@@ -179,7 +181,7 @@ def _check(args: argparse.Namespace) -> None:
         instead = " in place of --data" if args.gt is None and args.data is not None else ""
         raise ValueError(f"results need both --gt and --detections; add {missing}{instead}")
     if args.gt is not None:
-        model_options = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
+        model_options = ("model", "data", "annotations", "merge", "limit", "tile", "device", "save_detections")
         if given := [name for name in model_options if getattr(args, name) is not None]:
             flag = "--" + given[0].replace("_", "-")
             raise ValueError(
@@ -256,6 +258,13 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_SCORE,
         metavar="S",
         help="drop detections below this score (default: %(default)s)",
+    )
+    model.add_argument(
+        "--tile",
+        type=or_auto(side),
+        metavar="PX",
+        help="side of tiles in pixels, a multiple of 32 or 64; auto chooses by object size, overlap and free memory "
+        "(default: the model's tile)",
     )
     model.add_argument(
         "--overlap",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tinydet.runtime.bundled import BUNDLED, model_path
 
 if TYPE_CHECKING:
     from tinydet.data.source import DataSource
-    from tinydet.runtime.backends import Backend
+    from tinydet.runtime.backends import Backend, TileChoice
 
 BUILTIN = "builtin"  # the value of --data for the built-in scenes
 NAME_DATA = f"name the data to score on: --data DIR, or --data {BUILTIN} for the built-in scenes"
@@ -90,30 +91,35 @@ def checkpoint_of(model: Path) -> Path:
     return path
 
 
-def open_for_scoring(model: Path, device: str | None) -> Backend:
+def open_for_scoring(model: Path, device: str | None, tile: TileChoice = None) -> Backend:
     """Open a checkpoint with torch, any other model with a backend of the runtime.
 
     A checkpoint keeps more boxes of a tile than its export does, see `scoring_spec`.
 
     Args:
         device: of torch, for a checkpoint only; None for the CPU.
+        tile: side of the tiles, see `open_model`; of a checkpoint any that its detector takes.
 
     Raises:
-        ValueError: the model cannot be used, or a device is given for an exported model.
+        ValueError: the model cannot be used, does not take the tile, or a device is given for an exported model.
     """
     if model.suffix == ".pth":
         from tinydet.models.backend import TorchBackend  # imports torch, which only a checkpoint needs
         from tinydet.models.checkpoint import load_checkpoint
         from tinydet.models.device import torch_device
+        from tinydet.models.registry import detector_info
+        from tinydet.runtime.backends.contract import spec_for_tile
 
         usable = torch_device("cpu" if device is None else device)
         checkpoint = load_checkpoint(model)
-        return TorchBackend(checkpoint.build(), scoring_spec(checkpoint.spec()), device=str(usable))
+        multiple = detector_info(checkpoint.detector.detector).tile_multiple
+        spec = spec_for_tile(dataclasses.replace(checkpoint.spec(), tile_multiple=multiple), tile, model)
+        return TorchBackend(checkpoint.build(), scoring_spec(spec), device=str(usable))
     if device is not None:
         raise ValueError(f"--device is for a checkpoint (.pth); {model} runs where its runtime can")
     from tinydet.runtime.backends import open_model
 
-    return open_model(model_path(model))
+    return open_model(model_path(model), tile=tile)
 
 
 def check_builtin_classes(model: Path, classes: Sequence[str], builtin: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tinydet.data.coco import Dataset
     from tinydet.data.source import DataSource
     from tinydet.runtime import Model
-    from tinydet.runtime.backends import Backend
+    from tinydet.runtime.backends import Backend, TileChoice
     from tinydet.runtime.options import ScanOptions
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def evaluate(
     corner_gt: str | Path | None = None,
     limit: int | None = None,
     device: str | None = None,
+    tile: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score a model on a dataset, or the detections of any framework, as `tinydet evaluate` does.
@@ -77,6 +78,7 @@ def evaluate(
         corner_gt: corner file of the benchmark, whose sub-images the model or the detections belong to.
         limit: run the model only on the first `limit` images; None for all.
         device: torch device of a checkpoint; None for the CPU.
+        tile: side of the tiles that a model file is opened for; None for the model's own.
         progress: called with 1 after each image; `tqdm.update` fits.
 
     Raises:
@@ -91,7 +93,7 @@ def evaluate(
     rules = choose_protocol(name, iod=iod, keep_uncertain=keep_uncertain, max_detections=max_detections)
     if is_results:
         belongs = {"images": images, "options": options, "sub_images": sub_images or None, "limit": limit}
-        if given := [key for key, value in {**belongs, "device": device}.items() if value is not None]:
+        if given := [key for key, value in {**belongs, "device": device, "tile": tile}.items() if value is not None]:
             raise ValueError(f"{given[0]} belongs to a model; detections are scored as they are")
         if data is None:
             raise ValueError("data: detections need the annotations to score them against")
@@ -99,7 +101,8 @@ def evaluate(
         return score_results(truth, model, rules, source=source, categories=categories, corner_gt=corner_gt)
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected a number of images, 1 or more, got {quoted(limit)}")
-    evaluation = prepare(model, find_data(model, data, images, split=split), categories=categories, device=device)
+    found_data = find_data(model, data, images, split=split)
+    evaluation = prepare(model, found_data, categories=categories, device=device, tile=tile)
     for line in evaluation.describe(limit):
         logger.info(line)
     found = evaluation.detect(options, sub_images=sub_images, corner_gt=corner_gt, limit=limit, progress=progress)
@@ -201,8 +204,12 @@ def prepare(
     *,
     categories: Sequence[str] | None = None,
     device: str | None = None,
+    tile: TileChoice = None,
 ) -> Evaluation:
     """Load the dataset, then open the model.
+
+    Args:
+        tile: to open a model file for, see `open_model`.
 
     Raises:
         ValueError, OSError, TypeError: as `evaluate`.
@@ -225,11 +232,13 @@ def prepare(
         )
     options = ScanOptions()
     if path is not None:
-        backend = open_for_scoring(Path(str(model)), device)
+        backend = open_for_scoring(Path(str(model)), device, tile)
     else:
         backend = cast("Backend", getattr(model, "backend", model))
         if not hasattr(backend, "run") or not hasattr(backend, "spec"):
             raise TypeError(f"model: expected a path, a model, a backend or a list of detections, got {quoted(model)}")
+        if tile is not None:
+            raise ValueError("tile is for a model file; a loaded model has its tile: load(…, tile=)")
         if device is not None:
             raise ValueError("device is for a checkpoint (.pth); a loaded model runs where it was opened")
         if isinstance(own := getattr(model, "options", None), ScanOptions):

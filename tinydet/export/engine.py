@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from tinydet._internal.atomic import atomic_path, claim, write_text
 from tinydet._internal.outputs import check_folder
-from tinydet.export.onnx_model import OnnxModel, description_path, read_onnx
+from tinydet.export.onnx_model import OnnxModel, description_path, fixed_size, read_onnx
 from tinydet.export.steps import step
 from tinydet.runtime.backends import tensorrt as backend
-from tinydet.runtime.backends.contract import INPUT
+from tinydet.runtime.backends.contract import INPUT, spec_for_tile
 from tinydet.runtime.backends.tensorrt import PRODUCTS, Flavour
 from tinydet.spec import ModelSpec
 
@@ -47,6 +47,7 @@ def write_engine(
     *,
     target: Target = "auto",
     batch: tuple[int, int, int] | None = None,
+    tiles: Sequence[int] = (),
     workspace: int | None = None,
     version_compatible: bool = False,
     hardware_compatible: bool = False,
@@ -59,6 +60,8 @@ def write_engine(
     Args:
         target: "auto" uses TensorRT if it finds a GPU, else TensorRT-RTX.
         batch: smallest, typical and largest batch; None for 1, 8 and the largest that the ONNX was exported for.
+        tiles: sides of the tiles that the engine takes, the default one first: one optimization profile each. None: the
+            default tile of the ONNX file. An engine for one tile is built from a graph of fixed size.
         workspace: limit of the scratch memory of layers on the GPU, in bytes; None for no limit.
         version_compatible: the engine also runs with newer TensorRT versions (slower).
         hardware_compatible: the engine runs on every GPU from Ampere on (slower).
@@ -79,6 +82,7 @@ def write_engine(
     sizes = batch or _default_batch(model.spec.max_batch)
     if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
         raise ValueError(f"batch sizes must be in ascending order from 1: smallest, typical, largest; got {sizes}")
+    sides = _checked_tiles(model, tiles)
     sidecar = description_path(output, ".engine")
     with (
         claim(output),
@@ -87,9 +91,10 @@ def write_engine(
         build = _Build(target)
         build.refuse_options(version_compatible, hardware_compatible, compute_capabilities, timing_cache)
         gpu = build.gpu(compute_capabilities)
-        build.parse(model)
+        build.parse(model, sides)
         config = build.configure(workspace, version_compatible, hardware_compatible, compute_capabilities)
-        build.set_batch(config, model.spec.tile, sizes)
+        for side in sides:
+            build.add_profile(config, side, sizes)
         if timing_cache is not None:
             build.use_timing_cache(config, timing_cache)
         started = time.monotonic()
@@ -98,6 +103,8 @@ def write_engine(
         temporary.write_bytes(plan)
         spec = replace(
             model.spec,
+            tile=sides[0],
+            tile_multiple=0,
             max_batch=sizes[2],
             onnx_sha256=model.sha256,
             engine={
@@ -106,6 +113,7 @@ def write_engine(
                 "gpu": gpu,
                 "platform": backend.platform_name(),
                 "batch": list(sizes),
+                "tiles": list(sides),
                 "version_compatible": version_compatible,
                 "hardware_compatible": hardware_compatible,
                 "onnx": onnx_path.name,
@@ -124,11 +132,21 @@ def write_engine(
     return spec
 
 
-def parse_only(onnx_path: Path, *, target: Target = "auto") -> ParsedGraph:
+def parse_only(onnx_path: Path, *, target: Target = "auto", tiles: Sequence[int] = ()) -> ParsedGraph:
     """Parse the graph with the parser of `target` without building an engine. Raises the errors of `write_engine`."""
     model = read_onnx(onnx_path)
+    sides = _checked_tiles(model, tiles)
     build = _Build(target)
-    return ParsedGraph(build.flavour, build.version, build.parse(model))
+    return ParsedGraph(build.flavour, build.version, build.parse(model, sides))
+
+
+def _checked_tiles(model: OnnxModel, tiles: Sequence[int]) -> tuple[int, ...]:
+    """Return the tiles without repetitions, by default the model's own.
+
+    Raises:
+        ValueError: the ONNX file does not take one of them.
+    """
+    return tuple(dict.fromkeys(spec_for_tile(model.spec, tile, model.path).tile for tile in tiles or (None,)))
 
 
 class _Build:
@@ -165,10 +183,14 @@ class _Build:
         if timing_cache is not None:
             raise ValueError("TensorRT-RTX does not time kernels while building, so it has no timing cache")
 
-    def parse(self, model: OnnxModel) -> int:
-        """Read the graph and return its number of layers."""
+    def parse(self, model: OnnxModel, tiles: Sequence[int]) -> int:
+        """Read the graph, for one tile or several, and return its number of layers."""
         network, parser = self._network, self._parser
-        if not parser.parse_from_file(str(model.path)):
+        if len(tiles) == 1 and model.spec.tile_multiple:
+            parsed = parser.parse(fixed_size(model.path, tiles[0]), str(model.path))
+        else:
+            parsed = parser.parse_from_file(str(model.path))
+        if not parsed:
             errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
             raise ValueError(
                 f"{PRODUCTS[self.flavour]} {self.version} does not accept {model.path}: {'; '.join(errors)}. "
@@ -197,12 +219,15 @@ class _Build:
             _target_rtx(trt, config, compute_capabilities)
         return config
 
-    def set_batch(self, config: Any, tile: int, batch: tuple[int, int, int]) -> None:
+    def add_profile(self, config: Any, tile: int, batch: tuple[int, int, int]) -> None:
+        """Add an optimization profile for one tile and a range of batch sizes."""
         builder = self._builder
         profile = builder.create_optimization_profile()
         profile.set_shape(INPUT, *((n, tile, tile, 3) for n in batch))
         if config.add_optimization_profile(profile) < 0:
-            raise ValueError(f"{PRODUCTS[self.flavour]} refuses the batch sizes {batch}: {self._errors()}")
+            raise ValueError(
+                f"{PRODUCTS[self.flavour]} refuses batches of {batch} tiles of {tile} pixels: {self._errors()}"
+            )
 
     def use_timing_cache(self, config: Any, path: Path) -> None:
         cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")

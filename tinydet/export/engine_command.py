@@ -19,13 +19,14 @@ from tinydet.export.steps import show_steps
 from tinydet.export.verification_images import VerificationImages, find_data, own_data_of_report
 from tinydet.export.verify import REFERENCE_BACKEND, Verification, report_paths, summarize, verify, write_report
 from tinydet.runtime.backends import open_model
+from tinydet.runtime.backends.contract import spec_for_tile
 from tinydet.runtime.backends.tensorrt import PRODUCTS, open_engine
 from tinydet.runtime.bundled import model_path
 from tinydet.spec import ModelSpec
 
 MEBIBYTE = 1 << 20
 
-EXAMPLES = ("model.onnx --target rtx --batch 1,8,16",)
+EXAMPLES = ("model.onnx --target rtx --batch 1,8,16", "model.onnx --tile 640,1024")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only check that the parser accepts the ONNX file; a checkpoint is exported first (default: build)",
     )
     parser.add_argument("--verbose", action="store_true", help="print the whole log of TensorRT (default: errors only)")
-    add_shape_options(parser)
+    add_shape_options(parser, several_tiles=True)
     add_precision_options(parser, None, "fp16, or the precision of the ONNX file if that is not fp32")
     add_verification_options(parser)
 
@@ -107,14 +108,17 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Path, ModelS
     find_data(args.data)
     output: Path = args.output or args.model.with_suffix(".engine")
     onnx_path = model
+    tiles: tuple[int, ...] = args.tile or ()
     chosen: VerificationImages | None = None
     if model.suffix != ".onnx":
         onnx_path = output.with_suffix(".onnx")
         largest = args.batch[2] if args.batch else 16
-        _, chosen = export_checkpoint(model, onnx_path, largest, args, report)
+        _, chosen = export_checkpoint(model, onnx_path, largest, args, report, tiles=tiles)
     else:
-        refuse_shape_options(args)
+        refuse_shape_options(args, tile=False)
     exported = read_onnx(onnx_path)
+    for tile in tiles:
+        spec_for_tile(exported.spec, tile, onnx_path)
     logging.getLogger("tinydet.tensorrt").setLevel(logging.DEBUG if args.verbose else logging.NOTSET)
     try:
         if args.dry_run:
@@ -135,7 +139,7 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Path, ModelS
 
 
 def _parse(onnx_path: Path, args: argparse.Namespace, report: Report) -> None:
-    parsed = parse_only(onnx_path, target=args.target)
+    parsed = parse_only(onnx_path, target=args.target, tiles=args.tile or ())
     product = f"{PRODUCTS[parsed.flavour]} {parsed.version}"
     report(f"{onnx_path}: the parser of {product} accepts it ({parsed.layers} layers); nothing was built")
 
@@ -155,7 +159,12 @@ def _build(
         except (OSError, ImportError, RuntimeError) as error:  # RuntimeError: the driver lacks a function
             reason = str(error).replace(str(plan), str(output))
             return
-        reference = open_model(onnx_path, REFERENCE_BACKEND)
+        reference = open_model(onnx_path, REFERENCE_BACKEND, tile=spec.tile)
+        at_other_tile = None
+        if len(spec.tiles) > 1:
+            other = spec.tiles[1]
+            same = open_model(onnx_path, REFERENCE_BACKEND, tile=other)
+            at_other_tile = same, open_engine(plan, spec, tile=other)
         with show_steps("verifying"):
             verification = verify(
                 reference,
@@ -166,6 +175,7 @@ def _build(
                 max_drop=args.max_drop,
                 source=chosen.source,
                 record=chosen.record(output.parent),
+                at_other_tile=at_other_tile,
             )
         if not verification.passed:
             raise ValueError(
@@ -178,6 +188,7 @@ def _build(
             output,
             target=args.target,
             batch=args.batch,
+            tiles=args.tile or (),
             workspace=args.workspace and args.workspace * MEBIBYTE,
             version_compatible=args.version_compatible,
             hardware_compatible=args.hardware_compatible,
@@ -190,6 +201,7 @@ def _build(
     report(f"wrote         {output}  {built['bytes'] / 1e6:.1f} MB, {spec.precision}, {built['seconds']:.1f} s")
     report(f"              {output.with_suffix('.json')}")
     report(f"built by      {product} for {gpu}")
+    report(f"tiles         {', '.join(map(str, built['tiles']))} pixels; for others build again with --tile")
     report(f"batch         {', '.join(map(str, built['batch']))} (smallest, typical, largest)")
     if verification is not None:
         write_report(verification, output)

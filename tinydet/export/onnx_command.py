@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tinydet._internal.arguments import batch_size
@@ -88,16 +88,22 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification
         output = args.output or args.model.with_suffix(".onnx")
         if output.exists() and output.samefile(model):
             raise ValueError(f"{output} is the checkpoint itself; name another output")
-        verification, chosen = export_checkpoint(model, output, args.batch, args, report)
+        verification, chosen = export_checkpoint(
+            model, output, args.batch, args, report, tiles=(args.tile,) if args.tile else ()
+        )
         if args.precision != "fp32":
             output, verification = convert_precision(output, args.precision, args, chosen, report)
     return output, verification
 
 
 def export_checkpoint(
-    model: Path, output: Path, batch: int, args: argparse.Namespace, say: Report
+    model: Path, output: Path, batch: int, args: argparse.Namespace, say: Report, *, tiles: Sequence[int]
 ) -> tuple[Verification, VerificationImages]:
-    """Export a checkpoint and report it; return its verification and the images to verify on."""
+    """Export a checkpoint and report it; return its verification and the images to verify on.
+
+    Args:
+        tiles: the default tile, and others that the file must take; empty for the training tile.
+    """
     with needs_extra("train,export"):
         from tinydet.models.backend import TorchBackend
         from tinydet.models.checkpoint import load_checkpoint
@@ -105,11 +111,11 @@ def export_checkpoint(
     from tinydet.export.onnx_file import write_onnx
 
     checkpoint = load_checkpoint(model)
-    if args.tile:
-        detector_info(checkpoint.detector.detector).check_tile(args.tile, "--tile")
+    for tile in tiles:
+        detector_info(checkpoint.detector.detector).check_tile(tile, "--tile")
     try:
         spec = checkpoint.spec(
-            tile=args.tile,
+            tile=tiles[0] if tiles else None,
             max_batch=batch,
             max_detections=args.max_detections,
             nms_rounds=args.nms_rounds,
@@ -139,6 +145,8 @@ def export_checkpoint(
     say(f"wrote         {output}  {size}, {report.seconds:.0f} s")
     say(f"              {output.with_suffix('.json')}")
     say(f"input         uint8 (N, {spec.tile}, {spec.tile}, 3), N up to {spec.max_batch}")
+    if spec.tile_multiple:
+        say(f"tile          {spec.tile} pixels by default; any multiple of {spec.tile_multiple}: infer --tile")
     say(f"output        up to {plural(spec.max_detections, 'box')} per tile; classes: {', '.join(spec.classes)}")
     if spec.nms_rounds:
         say(f"proposals     suppressed in {spec.nms_rounds} rounds, enough for every tile that was compared")
@@ -213,10 +221,15 @@ def convert_precision(
     return output, converted.verification
 
 
-def refuse_shape_options(args: argparse.Namespace) -> None:
-    """Raise ValueError for options that an ONNX file has already fixed."""
-    if args.tile or args.max_detections or args.nms_rounds or args.grid_rois:
+def refuse_shape_options(args: argparse.Namespace, *, tile: bool = True) -> None:
+    """Raise ValueError for options that an ONNX file has already fixed.
+
+    Args:
+        tile: whether `--tile` is one of them.
+    """
+    names = ("tile", "max_detections", "nms_rounds", "grid_rois")[0 if tile else 1 :]
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
+    if given:
         raise ValueError(
-            f"{args.model}: --tile, --max-detections, --nms-rounds and --grid-rois are fixed in an ONNX file; export "
-            "the checkpoint again with other values"
+            f"{args.model}: {given[0]} is fixed in an ONNX file; export the checkpoint again with another value"
         )

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,20 +28,25 @@ from tinydet.data.synthetic import render_scene
 from tinydet.export.onnx_model import description_path, graph_precision, read_onnx
 from tinydet.export.parity import TOLERANCES, Parity, compare
 from tinydet.export.steps import step
-from tinydet.export.verify import REFERENCE_BACKEND, Verification, write_report
+from tinydet.export.verify import REFERENCE_BACKEND, Verification, other_tile, write_report
 from tinydet.models.detector import Detector
 from tinydet.models.folding import FoldedFPN
 from tinydet.models.fpn import PlainFPN, first_convolution
 from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.models.graphs.one_stage import MAX_TOPK
+from tinydet.models.registry import BUILT_IN, detector_info
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
 from tinydet.runtime.scan import nms_not_converged
-from tinydet.spec import METADATA_KEY, ModelSpec
+from tinydet.spec import LARGEST_TILE, METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
+TILE_AXES = ("height", "width")  # names of the free axes of the input
+
 OPSET = 18  # supported since ONNX Runtime 1.14 and TensorRT 10.0
+
+logger = logging.getLogger(__name__)
 
 # Data-dependent shapes, control flow, or a plugin in some runtime: TensorRT, TensorRT-RTX and OpenVINO do not support
 # all of them.
@@ -101,8 +107,7 @@ def write_onnx(
     with claim(output), atomic_path(output) as temporary:
         step("tracing the detector")
         graph = InferenceGraph(detector, spec)
-        images = torch.zeros((2, spec.tile, spec.tile, 3), dtype=torch.uint8)  # a batch of 1 would become a constant
-        model = trace(graph, (images,), ("images",), tuple(output_shapes(spec)))
+        model, spec = trace_for_any_tile(graph, spec)
         scope, fpn = pyramid_of(graph)
         edges = detector.design.edges
         deleted = tuple(name for name, exists in zip(edges, fpn.edges, strict=True) if not exists)
@@ -153,13 +158,79 @@ def write_onnx(
     )
 
 
+def trace_for_any_tile(graph: InferenceGraph, spec: ModelSpec) -> tuple[ModelProto, ModelSpec]:
+    """Convert an inference graph to ONNX; return it and its spec.
+
+    Height and width are free. They are fixed to `spec.tile` for a detector of a plugin that depends on it.
+    """
+    multiple = detector_info(spec.detector).tile_multiple
+    # Two sizes that differ, and a batch that is not 1, because equal sizes and 1 would become constants.
+    sides = (2 * multiple, 3 * multiple)
+    names = ("images",), tuple(output_shapes(spec))
+    free = {i: multiple * torch.export.Dim(name, min=2, max=LARGEST_TILE // multiple)
+            for i, name in enumerate(TILE_AXES, 1)}  # fmt: skip
+    try:
+        model = trace(graph, (torch.zeros((2, *sides, 3), dtype=torch.uint8),), *names, free)
+    except torch.onnx.errors.OnnxExporterError as error:
+        if spec.detector in BUILT_IN:
+            raise
+        logger.warning(
+            f"{spec.detector}: its graph depends on spec.tile, so the file takes tiles of {spec.tile} only; compute "
+            "what depends on the tile from the shape of the images in inference(spec): docs/extending.md"
+        )
+        logger.debug("not exported for any tile: %s", error)
+        images = torch.zeros((2, spec.tile, spec.tile, 3), dtype=torch.uint8)
+        return trace(graph, (images,), *names), spec
+    for axis, name in zip(model.graph.input[0].type.tensor_type.shape.dim[1:3], TILE_AXES, strict=True):
+        axis.dim_param = name
+    del model.graph.value_info[:]  # in terms of other names
+    free_sizes_of_batch(model.graph)
+    return model, replace(spec, tile_multiple=multiple)
+
+
+def free_sizes_of_batch(graph: GraphProto) -> None:
+    """Make the sizes that a graph reads from its values independent of the batch, except the batch itself.
+
+    ONNX Runtime computes a size when it loads a model, and all that follows from it, only if no other size of the
+    value is unknown, and the batch is. So sizes are read from the first item of a batch.
+    """
+    with needs_extra("export"):
+        from onnx import helper
+    firsts: set[str] = set()
+    nodes = []
+    for node in graph.node:
+        starts = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "Shape" and "start" in starts and starts["start"].i >= 1:
+            value, first = node.input[0], f"{node.input[0]}_first"
+            if value not in firsts:
+                firsts.add(value)
+                nodes.append(helper.make_node("Gather", [value, "first_of_batch"], [first], f"{first}_item", axis=0))
+            node.input[0] = first
+            for attribute in starts.values():
+                attribute.i -= 1
+        nodes.append(node)
+    if firsts:
+        graph.initializer.append(helper.make_tensor("first_of_batch", 7, [], [0]))
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
 def trace(
-    module: torch.nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str]
+    module: torch.nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    free: Mapping[int, Any] | None = None,
 ) -> ModelProto:
-    """Convert a module to ONNX with a dynamic batch axis for each input."""
+    """Convert a module to ONNX with a dynamic batch axis for each input.
+
+    Args:
+        free: further dynamic axes, as dimensions of `torch.export`.
+    """
     with needs_extra("export"):
         import onnxscript  # noqa: F401 - torch needs it; imported here for a clear error message
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    shapes = tuple({0: torch.export.Dim("batch"), **(free or {})} for _ in inputs)
     variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations within torch itself
@@ -262,24 +333,33 @@ def lint(model: ModelProto, spec: ModelSpec) -> list[str]:
 
 
 def _parity_of(path: Path, graph: torch.nn.Module, spec: ModelSpec) -> Parity:
-    """Compare ONNX Runtime with torch on one synthetic scene, and on a batch of noise, a scene and an empty tile."""
-    tile = spec.tile
-    scenes = [render_scene(tile, tile, seed=seed)[0] for seed in (7, 8)]
-    noise = np.random.default_rng(0).integers(0, 256, (tile, tile, 3), dtype=np.uint8)
-    empty = np.full((tile, tile, 3), spec.pad, np.uint8)
-    images = np.stack([scenes[0], noise, scenes[1], empty])
-    batches = [images[:1], images[1:]] if spec.max_batch >= 3 else [image[None] for image in images]
+    """Compare ONNX Runtime with torch on one synthetic scene, and on a batch of noise, a scene and an empty tile.
 
-    def outputs(run: Callable[[NDArray[np.uint8]], TileOutputs]) -> TileOutputs:
-        return TileOutputs(*(np.concatenate(part) for part in zip(*map(run, batches), strict=True)))
+    A model for any tile is compared on tiles of another size, too.
+    """
+    nms_iou = spec.nms_iou if spec.nms_rounds else None
 
     @torch.inference_mode()
     def run_torch(tiles: NDArray[np.uint8]) -> TileOutputs:
         return TileOutputs(*(output.numpy() for output in graph(torch.from_numpy(tiles))))
 
-    nms_iou = spec.nms_iou if spec.nms_rounds else None
-    run_onnx = open_model(path, REFERENCE_BACKEND).run
-    return compare(outputs(run_torch), outputs(run_onnx), spec.score_floor, nms_iou=nms_iou)
+    found: list[tuple[TileOutputs, TileOutputs]] = []
+    for tile in (spec.tile, other_tile(spec)) if spec.tile_multiple else (spec.tile,):
+        batches = _tiles_to_compare(replace(spec, tile=tile))
+        run_onnx = open_model(path, REFERENCE_BACKEND, tile=tile).run
+        found += [(run_torch(batch), run_onnx(batch)) for batch in batches]
+    ours, theirs = (TileOutputs(*map(np.concatenate, zip(*each, strict=True))) for each in zip(*found, strict=True))
+    return compare(ours, theirs, spec.score_floor, nms_iou=nms_iou)
+
+
+def _tiles_to_compare(spec: ModelSpec) -> list[NDArray[np.uint8]]:
+    """Return batches of synthetic tiles."""
+    tile = spec.tile
+    scenes = [render_scene(tile, tile, seed=seed)[0] for seed in (7, 8)]
+    noise = np.random.default_rng(0).integers(0, 256, (tile, tile, 3), dtype=np.uint8)
+    empty = np.full((tile, tile, 3), spec.pad, np.uint8)
+    images = np.stack([scenes[0], noise, scenes[1], empty])
+    return [images[:1], images[1:]] if spec.max_batch >= 3 else [image[None] for image in images]
 
 
 class _Pyramid(torch.nn.Module):
@@ -296,7 +376,8 @@ class _Pyramid(torch.nn.Module):
 def _contract_faults(graph: GraphProto, spec: ModelSpec) -> list[str]:
     """Return what differs from the inputs and outputs of an exported model."""
     kinds = {np.float32: "FLOAT", np.int32: "INT32"}
-    expected = {"images": f"UINT8 (N, {spec.tile}, {spec.tile}, 3)"} | {
+    height, width = TILE_AXES if spec.tile_multiple else (spec.tile, spec.tile)
+    expected = {"images": f"UINT8 (N, {height}, {width}, 3)"} | {
         name: f"{kinds[OUTPUT_TYPES[name]]} ({', '.join(['N', *map(str, shape)])})"
         for name, shape in output_shapes(spec).items()
     }
@@ -312,7 +393,10 @@ def _type_and_shape(value: ValueInfoProto) -> str:
     with needs_extra("export"):
         from onnx import TensorProto
     kind = value.type.tensor_type
-    sizes = [str(d.dim_value) if d.HasField("dim_value") else "N" for d in kind.shape.dim]
+    names = {"batch": "N"}
+    sizes = [
+        str(d.dim_value) if d.HasField("dim_value") else names.get(d.dim_param, d.dim_param) for d in kind.shape.dim
+    ]
     return f"{TensorProto.DataType.Name(kind.elem_type)} ({', '.join(sizes)})"
 
 

@@ -64,6 +64,17 @@ def read_onnx(path: Path) -> OnnxModel:
     return OnnxModel(path, spec, hashlib.sha256(content).hexdigest(), weights, precision)
 
 
+def fixed_size(path: Path, tile: int) -> bytes:
+    """Return the content of an ONNX file whose height and width are free, for tiles of one size."""
+    with needs_extra("export"):
+        import onnx
+    model = onnx.load(str(path), load_external_data=False)
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[1:3]:
+        axis.dim_value = tile
+    content: bytes = model.SerializeToString()
+    return content
+
+
 def graph_precision(graph: GraphProto) -> tuple[dict[str, int], str]:
     """Return the number of constants of a graph by type, and its precision.
 

@@ -10,16 +10,31 @@ from tinydet.export.int8 import METHODS
 from tinydet.export.verify import MAX_DROP
 from tinydet.spec import GRID_ROIS, NMS_ROUNDS, PRECISIONS
 
+SIDE = whole(64, 8192)
 
-def add_shape_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that are fixed when a checkpoint is exported to ONNX."""
-    parser.add_argument(
-        "--tile",
-        type=whole(64, 8192),
-        metavar="PIXELS",
-        help="side of the square input in pixels, from 64 to 8192, a multiple of 32 (Libra R-CNN: 64) (default: as "
-        "trained)",
-    )
+
+def add_shape_options(parser: argparse.ArgumentParser, *, several_tiles: bool = False) -> None:
+    """Add the options that are fixed when a checkpoint is exported to ONNX.
+
+    Args:
+        several_tiles: whether `--tile` names all tiles that an engine takes, else the default tile of an ONNX file.
+    """
+    if several_tiles:
+        parser.add_argument(
+            "--tile",
+            type=tiles,
+            metavar="A,B",
+            help="sides of the square input in pixels that the engine takes, each from 64 to 8192 and a multiple of 32 "
+            "(Libra R-CNN: 64), the default first; one optimization profile each (default: the tile of the model)",
+        )
+    else:
+        parser.add_argument(
+            "--tile",
+            type=SIDE,
+            metavar="PIXELS",
+            help="default side of the square input in pixels, from 64 to 8192, a multiple of 32 (Libra R-CNN: 64); the "
+            "file takes any such tile (default: as trained)",
+        )
     parser.add_argument(
         "--max-detections",
         type=whole(1, 3840),
@@ -41,6 +56,15 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
         help="Grid R-CNN: run the grid branch on the best N proposals of each tile, the most boxes that it can return; "
         f"the time of the branch is proportional to N; at most --max-detections (default: {GRID_ROIS})",
     )
+
+
+def tiles(text: str) -> tuple[int, ...]:
+    """Parse sides of tiles separated by commas, without repetitions.
+
+    >>> tiles("640,1024,640")
+    (640, 1024)
+    """
+    return tuple(dict.fromkeys(SIDE(part) for part in text.split(",")))
 
 
 def add_precision_options(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:

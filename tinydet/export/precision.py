@@ -31,6 +31,7 @@ from tinydet.export.verify import (
     REFERENCE_BACKEND,
     Verification,
     middle_tile,
+    other_tile,
     precision_by_size,
     run_in_batches,
     verify,
@@ -135,6 +136,8 @@ def convert(
 
         def check(kept: Collection[str], limit: int | None) -> Verification:
             write(kept)
+            other = other_tile(exported.spec) if exported.spec.tile_multiple else None
+            both = [open_model(path, REFERENCE_BACKEND, tile=other) for path in (source, temporary) if other]
             return verify(
                 reference,
                 open_model(temporary, REFERENCE_BACKEND),
@@ -146,6 +149,7 @@ def convert(
                 tolerance=TOLERANCES[precision],
                 source=origin,
                 record=record,
+                at_other_tile=(both[0], both[1]) if both else None,
             )
 
         def sensitivity_of(converted: Collection[str]) -> float:

@@ -84,7 +84,7 @@ def build_engine(
     hardware_compatible: bool = False,
     compute_capability: Sequence[str] | None = None,
     timing_cache: str | Path | None = None,
-    tile: int | None = None,
+    tile: int | Sequence[int] | None = None,
     max_detections: int | None = None,
     nms_rounds: int | None = None,
     grid_rois: int | None = None,
@@ -99,7 +99,7 @@ def build_engine(
     """Build a TensorRT or TensorRT-RTX engine from a checkpoint or an ONNX file, and verify it if it can run here.
 
     The arguments are the options of `tinydet export engine`, which docs/export.md explains; None: the command's
-    default. `batch` is the smallest, typical and largest batch.
+    default. `batch` is the smallest, typical and largest batch; `tile` one or several sides of tiles.
 
     Raises:
         ValueError: an argument is out of range, the model cannot be used, or the engine failed verification.

@@ -86,6 +86,7 @@ def verify(
     tolerance: Tolerance | None = None,
     source: str = "",
     record: Mapping[str, Any] | None = None,
+    at_other_tile: tuple[Backend, Backend] | None = None,
 ) -> Verification:
     """Compare `candidate` with `reference`.
 
@@ -99,6 +100,7 @@ def verify(
             lower precision than the model.
         source: where the images come from, for the report; empty for the annotation file or their number.
         record: fields that are added to the report.
+        at_other_tile: both models again, opened for another tile, to compare their detections on such tiles too.
 
     Raises:
         ValueError: the models differ in tile size, classes, slots or score floor, or an image cannot be read.
@@ -130,6 +132,16 @@ def verify(
         parity[f"all of them, batch {size}"] = compare(
             _selected(all_expected, order), outputs, ours.score_floor, tolerance, nms_iou=nms_iou
         )
+    if at_other_tile is not None:
+        known, converted = at_other_tile
+        for kind, tiles in verification_tiles(known, images).items():
+            parity[f"{kind} of {known.spec.tile} px, batch 1"] = compare(
+                run_in_batches(known, tiles, 1),
+                run_in_batches(converted, tiles, 1),
+                ours.score_floor,
+                tolerance,
+                nms_iou=nms_iou,
+            )
     faults = [fault for what, found in parity.items() for fault in _parity_faults(what, found, tolerance, ours)]
 
     precision: dict[str, tuple[float, float]] = {}
@@ -158,6 +170,15 @@ def verify(
         nms_iou=nms_iou,
         record=record or {},
     )
+
+
+def other_tile(spec: ModelSpec) -> int:
+    """Return the side of other tiles that a model for any tile is compared on: half of its own, or twice.
+
+    >>> [other_tile(ModelSpec(("a",), (1,), "d", "b", tile=t, tile_multiple=64)) for t in (640, 192, 128, 64)]
+    [320, 64, 64, 128]
+    """
+    return spec.tile // 2 // spec.tile_multiple * spec.tile_multiple or 2 * spec.tile
 
 
 def verification_tiles(reference: Backend, images: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:

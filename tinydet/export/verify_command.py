@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,24 @@ from tinydet._internal.json_files import read_json
 from tinydet.export.options import add_verification_options
 from tinydet.export.parity import TOLERANCES
 from tinydet.export.steps import show_steps
-from tinydet.export.verification_images import choose_images, find_data, own_data_of_checkpoint, own_data_of_report
+from tinydet.export.verification_images import (
+    OwnData,
+    choose_images,
+    find_data,
+    own_data_of_checkpoint,
+    own_data_of_report,
+)
 from tinydet.export.verify import (
     CONVERSION_FIELDS,
     REFERENCE_BACKEND,
     format_report,
+    other_tile,
     report_paths,
     verify,
     write_report,
 )
 from tinydet.runtime.backends import BACKENDS, Backend, open_model
+from tinydet.spec import ModelSpec
 
 EXAMPLES = ("model.engine --reference model.onnx --data beach-val",)
 
@@ -30,7 +39,8 @@ EXAMPLES = ("model.engine --reference model.onnx --data beach-val",)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Repeat the verification of an export: compare the detections on real, empty and crowded tiles in batches of "
-        "1, 3 and the largest, and AP by object size. Exit code 1 if the model fails. Needs no torch unless the "
+        "1, 3 and the largest, and AP by object size; and the detections on tiles of another size, if the model takes "
+        "several. Exit code 1 if the model fails. Needs no torch unless the "
         "reference is a checkpoint."
     )
     parser.add_argument("model", type=Path, metavar="model.onnx|model.engine", help="the model to verify")
@@ -52,24 +62,11 @@ def run(args: argparse.Namespace) -> int:
     find_data(args.data)
     reference_path: Path = args.reference or _reference_of(model)
     candidate = open_model(model, args.backend)
-    reference: Backend
-    if reference_path.suffix == ".pth":
-        with needs_extra("train,export"):
-            from tinydet.models.backend import TorchBackend
-            from tinydet.models.checkpoint import load_checkpoint
-        checkpoint = load_checkpoint(reference_path)
-        own = own_data_of_checkpoint(checkpoint, reference_path)
-        ours = candidate.spec
-        spec = checkpoint.spec(
-            tile=ours.tile,
-            max_batch=ours.max_batch,
-            max_detections=ours.max_detections,
-            grid_rois=ours.grid_rois or None,
-        )
-        reference = TorchBackend(checkpoint.build(), spec)
-    else:
-        reference = open_model(reference_path, REFERENCE_BACKEND if reference_path.suffix == ".onnx" else "auto")
-        own = own_data_of_report(reference_path)
+    reference, own = _open_reference(reference_path, candidate.spec)
+    at_other_tile = None
+    if other := _other_tile(candidate.spec):
+        same = _open_reference(reference_path, replace(candidate.spec, tile=other))[0]
+        at_other_tile = same, open_model(model, args.backend, tile=other)
     chosen = choose_images(candidate.spec.classes, args.images, args.data, own, limit=args.limit)
     bfloat16 = args.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
     with claim(*report_paths(model)), show_steps("verifying"):
@@ -83,10 +80,36 @@ def run(args: argparse.Namespace) -> int:
             record=chosen.record(model.parent),
             max_drop=args.max_drop,
             tolerance=TOLERANCES["fp16"] if bfloat16 else None,
+            at_other_tile=at_other_tile,
         )
     print(format_report(verification))
     print("wrote " + " and ".join(map(str, write_report(verification, model, _conversion_fields(model)))))
     return 0 if verification.passed else 1
+
+
+def _open_reference(path: Path, spec: ModelSpec) -> tuple[Backend, OwnData]:
+    """Open the model that a model with this spec was made from, for the same tile; return it and its data."""
+    if path.suffix != ".pth":
+        backend = REFERENCE_BACKEND if path.suffix == ".onnx" else "auto"
+        return open_model(path, backend, tile=spec.tile), own_data_of_report(path)
+    with needs_extra("train,export"):
+        from tinydet.models.backend import TorchBackend
+        from tinydet.models.checkpoint import load_checkpoint
+    checkpoint = load_checkpoint(path)
+    same = checkpoint.spec(
+        tile=spec.tile,
+        max_batch=spec.max_batch,
+        max_detections=spec.max_detections,
+        grid_rois=spec.grid_rois or None,
+    )
+    return TorchBackend(checkpoint.build(), same), own_data_of_checkpoint(checkpoint, path)
+
+
+def _other_tile(spec: ModelSpec) -> int | None:
+    """Return another tile that the model takes; None if there is none."""
+    if spec.tile_multiple:
+        return other_tile(spec)
+    return next((tile for tile in spec.tiles if tile != spec.tile), None)
 
 
 def _reference_of(model: Path) -> Path:

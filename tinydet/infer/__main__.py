@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from tinydet._internal.arguments import (
     batch_size,
@@ -43,8 +42,9 @@ from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import summary_written
+from tinydet.runtime.auto_tile import AutoTile
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
-from tinydet.runtime.bundled import BUNDLED, DEFAULT, FOLDER, model_path
+from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import OVERLAP, default_overlap
 from tinydet.runtime.read_ahead import READERS
@@ -53,7 +53,6 @@ from tinydet.runtime.stitch import MERGES
 from tinydet.runtime.writers import FORMATS
 
 SKIPPED = 3  # exit code
-TILE_STEP, MIN_TILE = 32, 64  # pixels; `tinydet export` accepts multiples of the one from the other up
 EXAMPLES = (
     "scene.jpg",
     "flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/",
@@ -142,8 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=batch_size, default=4, metavar="N", help="run up to N tiles at once (default: 4)")
     add("--threads", type=threads, metavar="N", help="run the model on N CPU threads (default: all that are usable)")
     add = parser.add_argument_group("tiles").add_argument
-    add("--tile", type=or_auto(side), default="auto", metavar="PX", help="stop unless the model was exported for"
-        " tiles of PX pixels (default: auto, accept any)")  # fmt: skip
+    add("--tile", type=or_auto(side), metavar="PX", help="cut the scene into tiles of PX pixels: a multiple of 32 or"
+        " 64 for ONNX files, one of its tiles for an engine; auto chooses by object size, overlap and free memory"
+        " (default: the model's tile)")  # fmt: skip
     add("--overlap", type=or_auto(overlap), metavar="PX", help="let neighboring tiles share PX pixels; auto fits"
         f" the model's largest objects (default: {OVERLAP}, at most half a tile)")  # fmt: skip
     add("--scale", type=or_auto(scale), default=1.0, metavar="F", help="resize the scene by the factor F before"
@@ -235,6 +235,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
             readers=args.readers,
             max_tiles=args.max_tiles,
         ),
+        tile=spec.tile,
         auto_scale=scale is None,
         object_size=args.object_size or "",
         gsd=args.gsd,
@@ -254,8 +255,10 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
     """Open the model that the options ask for, and report which one it is.
 
     Raises:
-        ValueError, OSError, ImportError: there is no such model, it cannot run here, or its tile is not `--tile`.
+        ValueError, OSError, ImportError: there is no such model, it cannot run here, or it does not take `--tile`.
     """
+    overlap = args.overlap if isinstance(args.overlap, int) else None
+    tile = AutoTile(overlap, batch=args.batch) if args.tile == "auto" else args.tile
     if args.model is not None:
         path = model_path(args.model)
         if not path.exists():
@@ -265,7 +268,7 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
                 f"{did_you_mean(str(path), BUNDLED) or did_you_mean_path(path)}"
             )
         check_file(path, "name an exported model")
-        backend = open_model(path, args.backend, threads=args.threads)
+        backend = open_model(path, args.backend, tile=tile, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
         export = f"; to use model.pth: {tinydet_command('export', 'onnx', 'model.pth')}"
         logger.info(
@@ -273,13 +276,12 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
             f"{export if Path('model.pth').exists() else ''}"
         )
         path = model_path(DEFAULT)
-        backend = open_model(path, args.backend, threads=args.threads)
+        backend = open_model(path, args.backend, tile=tile, threads=args.threads)
     else:
-        choice = choose_model(args.backend, threads=args.threads)
+        choice = choose_model(args.backend, tile=tile, threads=args.threads)
         path, backend = choice.path, choice.backend
         for reason in choice.passed_over:
             logger.info(f"Not used: {reason}")
-    _check_tile(args.tile, path, backend)
     logger.info(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
     return path, backend
 
@@ -322,20 +324,6 @@ def _calibrate(args: argparse.Namespace) -> int:
         f"  {contrast_filter_path(path)}"
     )
     return 0
-
-
-def _check_tile(tile: int | Literal["auto"], path: Path, backend: Backend) -> None:
-    """Raise ValueError if the model was exported for another tile than the user expects."""
-    if tile == "auto" or tile == backend.spec.tile:
-        return
-    if tile < MIN_TILE or tile % TILE_STEP:
-        advice = f"A tile must be a multiple of {TILE_STEP} pixels and at least {MIN_TILE}"
-    else:
-        form = "engine" if path.suffix == ".engine" else "onnx"
-        checkpoint = path.stem if path.parent == FOLDER else "model.pth"
-        command = tinydet_command("export", form, checkpoint, "--tile", str(tile))
-        advice = f"Export it for {tile}: {command}"
-    raise ValueError(f"{path} takes tiles of {backend.spec.tile}, not {tile}. {advice}")
 
 
 def _object_size(text: str) -> str:

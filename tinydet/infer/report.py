@@ -144,7 +144,9 @@ def _remarks(tally: Tally, spec: ModelSpec) -> Iterator[str]:
             f"{spec.boxes_per_tile} slots; {which}. Raise --score"
         )
         tile = spec.tile // 2 // 64 * 64  # suits every detector
-        if tile >= 64:
+        if tile >= 64 and spec.tile_multiple:
+            remark += f", or take smaller tiles: --tile {tile}"
+        elif tile >= 64:
             smaller = tinydet_command("export", "onnx", "CHECKPOINT.pth", "--tile", str(tile))
             remark += f", or export the checkpoint for smaller tiles: {smaller}"
         yield remark

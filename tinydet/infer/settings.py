@@ -19,6 +19,7 @@ class Settings:
 
     Attributes:
         options: how a scene is scanned.
+        tile: side of the tiles that the model was opened for, in pixels.
         auto_scale: choose the scale of each scene from `object_size`, in place of the scale in `options`.
         object_size: side of a typical object, see `auto_options.object_pixels`.
         gsd: meters per pixel; None for the ground sample distance that a scene states.
@@ -32,6 +33,7 @@ class Settings:
     """
 
     options: ScanOptions
+    tile: int = 0
     auto_scale: bool = False
     object_size: str = ""
     gsd: float | None = None
@@ -71,6 +73,7 @@ class Settings:
         return {
             "gps": self.gps,
             "bands": self.bands,
+            "tile": self.tile,
             "overlap": self.options.overlap,
             "score": self.options.score,
             "merge": self.options.merge,

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, NoReturn, cast, overload
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, cast, overload
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,6 +20,7 @@ from tinydet._internal.arguments import quoted
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import public_location
 from tinydet._internal.progress import Progress
+from tinydet.runtime.auto_tile import AutoTile
 from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.drawing import draw
 from tinydet.runtime.image_output import MAX_SIDE, SUGGESTED, check_image_path, longest_side, save_image
@@ -512,7 +513,7 @@ def load(
     path: Path | str | None = None,
     *,
     backend: str = "auto",
-    tile: int | None = None,
+    tile: int | Literal["auto"] | None = None,
     threads: int | None = None,
     **options: Any,
 ) -> Model:
@@ -522,7 +523,9 @@ def load(
         path: `model.onnx` or `model.engine`, or the name of a bundled model; None for the first
             of `model.engine` and `model.onnx` in the current folder that runs here.
         backend: what runs the model; "auto" takes the fastest backend that works here.
-        tile: side of the tiles in pixels, as the model sees them; None for the model's default. See `open_model`.
+        tile: side of the tiles in pixels, as the model sees them; None for the model's default. "auto" chooses it from
+            the object size, the overlap and the free memory. An exported ONNX file takes any multiple of 32 or 64
+            (`ModelSpec.tile_multiple`), an engine the tiles that it was built for.
         threads: CPU threads; None for all that are usable.
         options: fields of `ScanOptions`: overlap, scale, score (default: 0.3), batch, merge, agnostic, coarse, readers.
 
@@ -530,7 +533,8 @@ def load(
         ValueError, OSError, ModuleNotFoundError: as `open_model`; ValueError also for an option that is out of range.
     """
     checked = ScanOptions(score=SCORE).changed(options)  # before the model: it takes seconds to open
-    return Model(open_model(None if path is None else Path(path), backend, tile=tile, threads=threads), checked)
+    chosen = AutoTile(checked.overlap, batch=checked.batch) if tile == "auto" else tile
+    return Model(open_model(None if path is None else Path(path), backend, tile=chosen, threads=threads), checked)
 
 
 @overload

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tinydet._internal.arguments import batch_size, overlap, scale, share, threads
+from tinydet._internal.arguments import batch_size, or_auto, overlap, scale, share, side, threads
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
 from tinydet._internal.parser import Parser
 from tinydet._internal.progress import Bar, Progress
 from tinydet.geometry.nms import conflicts
 from tinydet.geometry.tiles import COARSEST_CELL, TileGrid
+from tinydet.runtime.auto_tile import AutoTile
 from tinydet.runtime.backends import BACKENDS, Backend, TileOutputs, open_model
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.options import ScanOptions
@@ -102,7 +103,8 @@ def _run(args: argparse.Namespace) -> int:
     rows, failed = [], False
     with open_scene(args.image) as probe:  # before the model: a wrong path is reported immediately
         print(f"{probe.name}: {probe.width}x{probe.height}")
-    replay = _Replay(open_model(args.model, args.backend, threads=args.threads))
+    tile = AutoTile(args.overlap, batch=args.batch) if args.tile == "auto" else args.tile
+    replay = _Replay(open_model(args.model, args.backend, tile=tile, threads=args.threads))
     options = ScanOptions(args.overlap, args.scale, args.score, args.batch, agnostic=args.agnostic)
     with open_scene(args.image, stretch=replay.spec.stretch) as scene:
         views = shifted_views(scene, replay.spec, options)
@@ -284,6 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--merge", nargs="+", choices=MERGES, default=["seam"], metavar="NAME",
         help=f"merge methods to compare: {', '.join(MERGES)} (default: seam)")  # fmt: skip
     add("--agnostic", action="store_true", help="merge boxes of different classes (default: only within a class)")
+    add("--tile", type=or_auto(side), metavar="PX", help="side of the tiles in pixels; auto chooses by object size,"
+        " overlap and free memory (default: the model's tile)")  # fmt: skip
     add("--overlap", type=overlap, metavar="PX", help="overlap of the tiles, in pixels; more than the size of an object"
         f" (default: {OVERLAP}, at most half a tile)")  # fmt: skip
     add("--score", type=share, default=0.3, metavar="S", help="minimum score of the compared boxes (default: 0.3)")

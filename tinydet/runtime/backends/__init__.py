@@ -13,6 +13,7 @@ from tinydet._internal.shell import tinydet_command
 from tinydet.runtime.backends.contract import (
     OUTPUT_TYPES,
     Backend,
+    TileChoice,
     TileOutputs,
     check_outputs,
     check_tiles,
@@ -26,6 +27,7 @@ __all__ = [
     "OUTPUT_TYPES",
     "Backend",
     "Choice",
+    "TileChoice",
     "TileOutputs",
     "check_outputs",
     "check_tiles",
@@ -65,7 +67,7 @@ class Choice:
 
 
 def open_model(
-    path: Path | None = None, backend: str = "auto", *, tile: int | None = None, threads: int | None = None
+    path: Path | None = None, backend: str = "auto", *, tile: TileChoice = None, threads: int | None = None
 ) -> Backend:
     """Open an exported model; without a path, the first in the current folder that runs.
 
@@ -74,8 +76,9 @@ def open_model(
         backend: one of BACKENDS. "auto" is the fastest that works here: TensorRT for an engine; for an ONNX file, ONNX
             Runtime on an NVIDIA GPU, else OpenVINO if installed, else ONNX Runtime on the CPU. "onnx" is ONNX Runtime,
             on the GPU if possible.
-        tile: side of the tiles in pixels; None for the model's default (`ModelSpec.tile`). An ONNX file takes any
-            multiple of its `ModelSpec.tile_multiple`, an engine the tiles that it was built for.
+        tile: side of the tiles in pixels; None for the model's default (`ModelSpec.tile`); or a function that chooses
+            it, such as `AutoTile`. An ONNX file takes any multiple of its `ModelSpec.tile_multiple`, an engine the
+            tiles that it was built for.
         threads: CPU threads; None for all that this process may use.
 
     Raises:
@@ -105,7 +108,7 @@ def open_model(
 
 
 def choose_model(
-    backend: str = "auto", *, tile: int | None = None, threads: int | None = None, folder: Path = Path()
+    backend: str = "auto", *, tile: TileChoice = None, threads: int | None = None, folder: Path = Path()
 ) -> Choice:
     """Open the first of `model.engine` and `model.onnx` in a folder that can run on this machine with this tile.
 
@@ -132,7 +135,7 @@ def choose_model(
     )
 
 
-def _open_onnx(path: Path, backend: str, tile: int | None, threads: int | None) -> Backend:
+def _open_onnx(path: Path, backend: str, tile: TileChoice, threads: int | None) -> Backend:
     from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend, has_gpu_provider
 
     if backend == "auto":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +22,9 @@ OUTPUT_TYPES: dict[str, type[Any]] = {
     "candidates": np.int32,
     "unconverged": np.int32,
 }
+
+
+TileChoice = int | None | Callable[[ModelSpec], int]  # what `open_model` takes as the tile; see `spec_for_tile`
 
 
 class TileOutputs(NamedTuple):
@@ -58,16 +62,19 @@ class Backend(Protocol):
         ...
 
 
-def spec_for_tile(spec: ModelSpec, tile: int | None, path: Path) -> ModelSpec:
-    """Return the spec of a model that is opened for tiles of `tile` pixels; None: its default tile.
+def spec_for_tile(spec: ModelSpec, tile: TileChoice, path: Path) -> ModelSpec:
+    """Return the spec of a model that is opened for tiles of `tile` pixels.
 
     Args:
+        tile: None: the default tile of the model. A function chooses one for the model.
         path: of the model, for the message.
 
     Raises:
         ValueError: the model does not take tiles of this size. Names those that it takes, and the way to others.
     """
-    if tile is None or tile in spec.tiles:
+    if callable(tile):
+        tile = tile(spec)
+    if tile is None or (tile in spec.tiles and not isinstance(tile, bool)):
         return dataclasses.replace(spec, tile=tile or spec.tile)
     if isinstance(tile, bool) or not isinstance(tile, int) or not 1 <= tile <= LARGEST_TILE:
         raise ValueError(f"the tile is a number of pixels from 1 to {LARGEST_TILE}, got {quoted(tile)}")

@@ -63,13 +63,23 @@ class EngineRunner:
         cudart: the runtime module of cuda-python.
         shapes: shapes of the inputs and outputs without the batch axis.
         capacity: the largest batch.
+        profile: number of the engine's optimization profile for this tile.
 
     Raises:
         OSError: CUDA or TensorRT failed.
     """
 
-    def __init__(self, cudart: Any, execution: Execution, shapes: dict[str, tuple[int, ...]], capacity: int) -> None:
+    def __init__(
+        self,
+        cudart: Any,
+        execution: Execution,
+        shapes: dict[str, tuple[int, ...]],
+        capacity: int,
+        *,
+        profile: int = 0,
+    ) -> None:
         self.cudart = cudart
+        self.profile = profile
         self.execution = execution
         self.outputs = [name for name in shapes if name != INPUT]
         self.host: dict[str, NDArray[Any]] = {}
@@ -136,6 +146,9 @@ class EngineRunner:
                 raise OSError("TensorRT made no execution context: the GPU's memory is used up; close other programs")
             if self.scratch:
                 context.set_device_memory(self.scratch, self.execution.scratch)
+            # Profile 0 is that of a new context.
+            if self.profile and not context.set_optimization_profile_async(self.profile, int(self.stream)):
+                raise OSError(f"TensorRT refused profile {self.profile} of the engine; build the engine again")
             for name, address in self.device.items():
                 if not context.set_tensor_address(name, address):
                     raise OSError(f"TensorRT refused the buffer of {name!r}")

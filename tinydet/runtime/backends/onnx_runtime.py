@@ -26,7 +26,7 @@ from tinydet._internal import arguments
 from tinydet._internal.arguments import check_number
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.threads import allow_spinning
-from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
+from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileChoice, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.runtime.backends.onnx_spec import OnnxFile, read_onnx_file
 from tinydet.spec import ModelSpec
@@ -47,7 +47,7 @@ class OnnxRuntimeBackend:
     """An exported model in ONNX Runtime; `run` may be called from several threads."""
 
     def __init__(
-        self, path: Path, *, tile: int | None = None, provider: str = "auto", threads: int | None = None
+        self, path: Path, *, tile: TileChoice = None, provider: str = "auto", threads: int | None = None
     ) -> None:
         """
         Args:

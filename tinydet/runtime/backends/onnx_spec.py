@@ -12,7 +12,7 @@ import numpy as np
 from tinydet._internal.errors import name_failures
 from tinydet._internal.input_files import read_file
 from tinydet._internal.shell import tinydet_command
-from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, output_shapes, spec_for_tile
+from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileChoice, output_shapes, spec_for_tile
 from tinydet.runtime.backends.protobuf import fields
 from tinydet.spec import METADATA_KEY, ModelSpec
 
@@ -59,7 +59,7 @@ class OnnxFile:
             )
 
 
-def read_onnx_file(path: Path, tile: int | None = None) -> OnnxFile:
+def read_onnx_file(path: Path, tile: TileChoice = None) -> OnnxFile:
     """Read the description of an ONNX file.
 
     Args:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tinydet._internal import arguments
 from tinydet._internal.arguments import check_number
 from tinydet._internal.extras import needs_extra
-from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileOutputs, check_tiles, output_shapes
+from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileChoice, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.runtime.backends.onnx_spec import OnnxFile, read_onnx_file
 
@@ -45,7 +45,7 @@ class OpenVINOBackend:
         self,
         path: Path,
         *,
-        tile: int | None = None,
+        tile: TileChoice = None,
         threads: int | None = None,
         mode: Mode = "throughput",
         precision: Precision = "f32",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import read_file
 from tinydet._internal.shell import tinydet_command
-from tinydet.runtime.backends.contract import INPUT, TileOutputs, check_tiles, output_shapes, spec_for_tile
+from tinydet.runtime.backends.contract import INPUT, TileChoice, TileOutputs, check_tiles, output_shapes, spec_for_tile
 from tinydet.runtime.backends.engine_runner import DTYPES, EngineRunner, Execution, checked
 from tinydet.spec import ModelSpec
 
@@ -61,10 +61,17 @@ class TensorRTBackend:
         self._execution = execution
         self._keep = keep  # after the engine, as attributes are freed in this order
         self._cudart = cudart
-        smallest, _, largest = (int(shape[0]) for shape in engine.get_tensor_profile_shape(INPUT, 0))
+        self._profile = spec.tiles.index(spec.tile)
+        shapes = engine.get_tensor_profile_shape(INPUT, self._profile)
+        smallest, _, largest = (int(shape[0]) for shape in shapes)
         if largest < spec.max_batch:
             raise ValueError(
                 f"the engine takes up to {largest} tiles, its description says {spec.max_batch}: build it again"
+            )
+        if tuple(shapes[0][1:3]) != (spec.tile, spec.tile):
+            raise ValueError(
+                f"profile {self._profile} of the engine takes {tuple(shapes[0])}, its description says tiles of "
+                f"{spec.tile}: build it again"
             )
         self._smallest = smallest
         self._shapes = _checked_shapes(engine, spec)
@@ -100,12 +107,14 @@ class TensorRTBackend:
     def _runner(self) -> EngineRunner:
         runner: EngineRunner | None = getattr(self._runners, "runner", None)
         if runner is None:
-            runner = EngineRunner(self._cudart, self._execution, self._shapes, self.spec.max_batch)
+            runner = EngineRunner(
+                self._cudart, self._execution, self._shapes, self.spec.max_batch, profile=self._profile
+            )
             self._runners.runner = runner
         return runner
 
 
-def open_engine(path: Path, spec: ModelSpec | None = None, *, tile: int | None = None) -> TensorRTBackend:
+def open_engine(path: Path, spec: ModelSpec | None = None, *, tile: TileChoice = None) -> TensorRTBackend:
     """Load the engine at `path`.
 
     Args:
@@ -281,7 +290,9 @@ def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
 
 def _checked_shapes(engine: Any, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Return the shapes of inputs and outputs without the batch axis, after checking the engine against `spec`."""
-    expected: dict[str, tuple[int, ...]] = {INPUT: (spec.tile, spec.tile, 3), **output_shapes(spec)}
+    shapes: dict[str, tuple[int, ...]] = {INPUT: (spec.tile, spec.tile, 3), **output_shapes(spec)}
+    side = spec.tile if len(spec.tiles) == 1 else -1  # -1: of several tiles
+    expected = {**shapes, INPUT: (side, side, 3)}
     names = {"uint8": "UINT8", "float32": "FLOAT", "int32": "INT32"}
     wanted = {
         name: f"{names[DTYPES[name].name]} (N{''.join(f', {n}' for n in shape)})" for name, shape in expected.items()
@@ -293,4 +304,4 @@ def _checked_shapes(engine: Any, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         found[name] = f"{engine.get_tensor_dtype(name).name} (N{''.join(f', {n}' for n in shape)})"
     if found != wanted:
         raise ValueError(f"the engine's inputs and outputs are {found}, expected {wanted}: build it again")
-    return expected
+    return shapes
