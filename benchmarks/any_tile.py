@@ -3,9 +3,9 @@
     python benchmarks/any_tile.py --model model.pth --tiles 320 640 1024
 
 The detector is exported once for any tile and once for each tile with a graph of fixed size, whose anchors are
-constants. Both are opened for the tile and run in turns on the same random tiles, in every backend for CPUs. The time is
-CPU time, which other processes hardly affect. The peak memory of a new process that runs a batch is measured for each
-tile, and the bytes per pixel that follow from it. Written to benchmarks/results/any_tile.json.
+constants. Both are opened for the tile and run in turns on the same random tiles, in every backend for CPUs. The time
+is CPU time, which other processes hardly affect. The peak memory of a new process that runs a batch is measured for
+each tile, and the bytes per pixel that follow from it. Written to benchmarks/results/any_tile.json.
 """
 
 from __future__ import annotations

@@ -60,6 +60,31 @@ def test_a_model_of_small_tiles_needs_no_overlap_option(scene: Path, model: Path
     assert "tiles of 64, overlap 32" in capsys.readouterr().out
 
 
+def test_the_tile_of_a_model_is_chosen(scene: Path, make_onnx: Callable, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = dataclasses.replace(open_model(make_onnx(tmp_path / "m.onnx"), "onnx").spec, object_sizes=(2, 4, 8))
+    make_onnx(tmp_path / "model.onnx", spec=dataclasses.replace(sizes, tile_multiple=32))
+    for tile, said in ((96, "2x2 = 4 tiles of 96"), ("auto", "3x2 = 6 tiles of 96"), (None, "tiles of 64")):
+        words = ["--image", scene, "--output", "found.json", *(("--tile", tile) if tile else ())]
+        assert run(*words, overlap=10 if tile == "auto" else 0) == 0
+        assert boxes(tmp_path / "found.json") == sorted(BOXES)
+        text = capsys.readouterr().out
+        assert said in text and ("--tile auto: 96 pixels" in text) == (tile == "auto")
+    assert run("--image", scene, "--tile", 100) == 2
+    assert "any multiple of 32 pixels, not 100; the nearest: 96 and 128" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_only_with_its_own_tile(scene: Path, make_onnx: Callable, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    spec = open_model(make_onnx(tmp_path / "m.onnx"), "onnx").spec
+    make_onnx(tmp_path / "model.onnx", spec=dataclasses.replace(spec, tile_multiple=32))
+    words = ["--image", scene, "--output", "found.json", "--resume"]
+    assert run(*words, "--tile", 64) == run(*words, "--tile", 64) == 0
+    assert "unchanged" in capsys.readouterr().out
+    assert run(*words, "--tile", 96) == 2
+    assert "belongs to a run with other settings (tile was 64)" in capsys.readouterr().err
+
+
 def test_only_the_named_outputs_are_written(scene: Path, model: Path, tmp_path: Path) -> None:
     assert run("--image", scene, "--output", tmp_path / "dets.json", "--image-id", 42) == 0
     assert boxes(tmp_path / "dets.json") == sorted(BOXES)

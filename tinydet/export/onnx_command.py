@@ -168,8 +168,8 @@ def export_checkpoint(
             f"largest difference: score {parity.score_difference:.1e}, box {parity.box_difference:.1e} px"
         )
     else:
-        tiles = plural(parity.tiles, "test tile")
-        say(f"vs torch      nothing to compare: no box above score {spec.score_floor} on {tiles}")
+        compared = plural(parity.tiles, "test tile")
+        say(f"vs torch      nothing to compare: no box above score {spec.score_floor} on {compared}")
     return report.verification, chosen
 
 

@@ -164,8 +164,9 @@ def trace_for_any_tile(graph: InferenceGraph, spec: ModelSpec) -> tuple[ModelPro
     Height and width are free. They are fixed to `spec.tile` for a detector of a plugin that depends on it.
     """
     multiple = detector_info(spec.detector).tile_multiple
-    # Two sizes that differ, and a batch that is not 1, because equal sizes and 1 would become constants.
-    sides = (2 * multiple, 3 * multiple)
+    # Sides that differ, a batch of two, and more than one cell on each level: equal sizes and 1 would become constants.
+    coarsest = graph.strides[-1]
+    sides = [-(-cells * coarsest // (2 * multiple)) * multiple for cells in (5, 7)]
     names = ("images",), tuple(output_shapes(spec))
     free = {i: multiple * torch.export.Dim(name, min=2, max=LARGEST_TILE // multiple)
             for i, name in enumerate(TILE_AXES, 1)}  # fmt: skip

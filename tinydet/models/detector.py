@@ -61,10 +61,10 @@ class Detector(nn.Module):
         """Return the module that is scored and exported, made of plain operators.
 
         Its input is (N, 3, H, W) normalized RGB, whose sides are multiples of `tile_multiple`. Anything that depends on
-        them is computed from the shape of the input, not from `spec.tile`. Its outputs are boxes (N, K, 4) float32 xyxy in tile pixels, scores
-        (N, K) descending, labels (N, K) int32 (-1 for an empty slot) and candidates (N,) int32, the boxes above
-        `spec.score_floor` before the cut to K; with `spec.nms_rounds` also unconverged (N,) int32. It may take over
-        modules of this detector, which is a copy made for the purpose, in eval mode and with alpha folded.
+        them is computed from the shape of the input, not from `spec.tile`. Its outputs are boxes (N, K, 4) float32 xyxy
+        in tile pixels, scores (N, K) descending, labels (N, K) int32 (-1 for an empty slot) and candidates (N,) int32,
+        the boxes above `spec.score_floor` before the cut to K; with `spec.nms_rounds` also unconverged (N,) int32. It
+        may take over modules of this detector, which is a copy made for the purpose, in eval mode, with alpha folded.
 
         Raises:
             ValueError: the spec does not suit the detector.

@@ -13,7 +13,7 @@ from tinydet.spec import ModelSpec
 ADDED = 0.25  # of the pixels of a scene: what the overlap of tiles may add to the work
 BYTES_PER_PIXEL = 1024  # of a tile, of all activations that exist at once; see benchmarks/any_tile.py
 MEMORY_SHARE = 0.5  # of the free memory
-LARGEST = 2048  # pixels; above it the overlap adds little
+SMALLEST, LARGEST = 320, 2048  # pixels; below, objects lack their surroundings; above, the overlap adds little
 DEFAULT_OVERLAP = 128  # pixels, of models that do not state the sizes of their objects
 
 logger = logging.getLogger("tinydet.runtime")
@@ -41,14 +41,16 @@ class AutoTile:
         needed = DEFAULT_OVERLAP if largest is None else math.ceil(largest + 3 * EDGE)
         overlap = needed if self.overlap is None else self.overlap
         if spec.tile_multiple:
-            tiles: Sequence[int] = range(spec.tile_multiple, max(LARGEST, spec.tile) + 1, spec.tile_multiple)
+            step = spec.tile_multiple
+            tiles: Sequence[int] = range(min(SMALLEST, spec.tile) // step * step, max(LARGEST, spec.tile) + 1, step)
+            choice = f"any multiple of {step}"
         else:
             tiles = sorted(spec.tiles)
+            choice = ", ".join(map(str, tiles)) if len(tiles) > 1 else "only this one"
         tile = choose_tile(tiles, overlap, self.memory // max(1, min(self.batch, spec.max_batch)))
         objects = "" if largest is None else f" for objects of up to {largest:.0f}"
-        choice = f"of {len(tiles)} tiles" if len(tiles) > 1 else "the only tile of this model"
         logger.info(
-            f"--tile auto: {tile} pixels, {choice}: tiles share {overlap} pixels{objects}, which adds "
+            f"--tile auto: {tile} pixels (the model takes {choice}): tiles share {overlap} pixels{objects}, which adds "
             f"{added(tile, overlap):.0%} to the work"
         )
         return tile

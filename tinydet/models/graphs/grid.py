@@ -52,8 +52,7 @@ class GridInference(ProposalInference):
         The last one, unconverged (N,) int32, counts proposals whose suppression the last round still changed, among
         all proposals or among those of a class.
         """
-        levels = list(self.detector.pyramid(images).values())
-        proposals, exists, unconverged = self._propose(images, levels)
+        proposals, exists, unconverged, levels = self._propose(images)
         logits = self.detector.roi_heads.box_predictor(self._box_features(levels, proposals))
         classes = logits.float().softmax(dim=1)[:, 1:]  # 0 is the background
         scores, labels = classes.reshape(-1, self.proposals, self.classes).max(dim=2)

@@ -23,6 +23,9 @@ class InferenceGraph(nn.Module):
         fold: fold alpha into the convolutions. False keeps the pyramid as trained, for comparison. Attention, whose
             factors depend on the image, is always kept.
 
+    Attributes:
+        strides: of the levels of the detector, finest first.
+
     Raises:
         ValueError: the tile or another value of the spec does not suit the detector.
     """
@@ -33,6 +36,7 @@ class InferenceGraph(nn.Module):
         ready = copy.deepcopy(detector).eval().requires_grad_(False)
         if fold and isinstance(ready.fpn, FPN) and ready.fpn.fusion != "attention":
             ready.fpn = fold_alpha(ready.fpn)
+        self.strides = ready.design.strides
         self.pixels = Pixels(ready.backbone)
         self.network = ready.inference(spec)
 

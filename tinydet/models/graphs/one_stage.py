@@ -34,10 +34,11 @@ class AnchorInference(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, 3, T, T) normalized RGB -> boxes, scores, labels, candidates; see `Detector.inference`."""
+        priors = self.priors(images)  # first: see `Priors.forward`
         outputs = self.detector(images)
         codes, logits, labels = [], [], []
         candidates = torch.zeros(images.shape[0], dtype=torch.int32, device=images.device)
-        for level_logits, deltas, anchors in zip(outputs.logits, outputs.deltas, self.priors(images), strict=True):
+        for level_logits, deltas, anchors in zip(outputs.logits, outputs.deltas, priors, strict=True):
             scored, label = level_logits.float().max(dim=2)
             candidates = candidates + self.best.candidates(scored)
             kept, index = best(scored, self.best.slots)

@@ -42,6 +42,7 @@ class PointInference(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, 3, T, T) normalized RGB -> boxes, scores, labels, candidates; see `Detector.inference`."""
+        priors = self.priors(images)  # first: see `Priors.forward`
         outputs = self.detector(images)
         boxes, scores, labels = [], [], []
         candidates = torch.zeros(images.shape[0], dtype=torch.int32, device=images.device)
@@ -49,7 +50,7 @@ class PointInference(nn.Module):
             outputs.logits,
             outputs.boxes,
             outputs.centerness,
-            self.priors(images),
+            priors,
             self.distances,
             strict=True,
         ):

@@ -38,7 +38,11 @@ class Priors(nn.Module):
             self.register_buffer(f"down{i}", stride * axes.float())
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> (rows * columns * A, 4 or 2) of each level; rows vary slowest, then columns."""
+        """(N, 3, H, W) -> (rows * columns * A, 4 or 2) of each level; rows vary slowest, then columns.
+
+        Call it before the network runs: an export then takes the sizes of feature maps, too, from here, and a runtime
+        that knows the size of the tile computes them when it loads the graph.
+        """
         found = []
         for i, stride in enumerate(self.strides):
             rows, columns = ((side + stride - 1) // stride for side in images.shape[2:])
@@ -78,5 +82,4 @@ def _first_cell(design: AnchorDesign | PointDesign, level: int) -> NDArray[np.fl
         if design.grid != "ceil":
             raise ValueError(f"a graph has the cells of padded convolutions, not those of the rule {design.grid!r}")
         return design.first_cell(level)
-    (first,) = design.points(1, 1)[level]
-    return first[None]
+    return design.points(1, 1)[level]

@@ -67,11 +67,16 @@ class ProposalInference(nn.Module):
         hidden: Tensor = self.detector.roi_heads.box_head(pooled.flatten(0, 1))
         return hidden
 
-    def _propose(self, images: Tensor, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (N, R, 4) xyxy in tile pixels, best first; (N, R) which exist; (N,) how many did not settle."""
+    def _propose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Return the proposals and the levels that they come from.
+
+        Boxes (N, R, 4) xyxy in tile pixels, best first; (N, R) which exist; (N,) how many did not settle.
+        """
+        priors = self.priors(images)  # first: see `Priors.forward`
+        levels = list(self.detector.pyramid(images).values())
         rpn = self.detector.rpn
         logits, codes, anchors = [], [], []
-        for objectness, deltas, of_level in zip(*rpn.head(levels), self.priors(images), strict=True):
+        for objectness, deltas, of_level in zip(*rpn.head(levels), priors, strict=True):
             # Cells, then the shapes of a cell: the order of the anchors.
             flat = objectness.permute(0, 2, 3, 1).flatten(1)
             offsets = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
@@ -89,7 +94,7 @@ class ProposalInference(nn.Module):
             unconverged = unconverged + changed
         kept, index = torch.cat(logits, dim=1).topk(self.proposals, dim=1)
         chosen = boxes.gather(1, index.unsqueeze(2).expand(-1, -1, 4))
-        return chosen, kept > EMPTY, unconverged
+        return chosen, kept > EMPTY, unconverged, levels
 
 
 class TwoStageInference(ProposalInference):
@@ -120,8 +125,7 @@ class TwoStageInference(ProposalInference):
 
         The last one, unconverged (N,) int32, counts proposals whose suppression the last round still changed.
         """
-        levels = list(self.detector.pyramid(images).values())
-        proposals, exists, unconverged = self._propose(images, levels)
+        proposals, exists, unconverged, levels = self._propose(images)
         logits, deltas = self.detector.roi_heads.box_predictor(self._box_features(levels, proposals))
         shape = (-1, self.proposals, self.classes)
         scores = logits.float().softmax(dim=1)[:, 1:].reshape(shape)  # 0 is the background

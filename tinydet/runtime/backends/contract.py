@@ -88,10 +88,9 @@ def spec_for_tile(spec: ModelSpec, tile: TileChoice, path: Path) -> ModelSpec:
         sizes = ",".join(map(str, sorted({*spec.tiles, tile})))
         command = tinydet_command("export", "engine", path.with_suffix(".onnx"), "--tile", sizes)
         raise ValueError(f"{path} was built for tiles of {known}, not {tile}; build it for {tile} too: {command}")
-    command = tinydet_command("export", "onnx", path.with_suffix(".pth"))
-    raise ValueError(
-        f"{path} takes only tiles of {known}, not {tile}; export it again, for tiles of any size: {command}"
-    )
+    checkpoint = path.with_suffix(".pth")
+    command = tinydet_command("export", "onnx", checkpoint if checkpoint.is_file() else "model.pth")
+    raise ValueError(f"{path} takes only tiles of {known}, not {tile}; export it again, for any tile: {command}")
 
 
 def output_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
