@@ -10,6 +10,7 @@ from tinydet.infer.auto_options import choose_scale, object_pixels
 from tinydet.infer.contrast_filter import ContrastFilter
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes import Scene
+from tinydet.runtime.score_calibration import score_thresholds
 from tinydet.spec import ModelSpec
 
 
@@ -66,13 +67,14 @@ class Settings:
             self.contrast_filter.check(spec.tile, options.scale, self.bands)
         return options
 
-    def identity(self) -> dict[str, Any]:
-        """Return everything that the results of a scene depend on, except model, scene and scale, as JSON values."""
+    def identity(self, spec: ModelSpec) -> dict[str, Any]:
+        """Return everything that the results of a scene depend on, except graph, scene and scale, as JSON values."""
         return {
             "gps": self.gps,
             "bands": self.bands,
             "overlap": self.options.overlap,
-            "score": self.options.score,
+            "score": score_thresholds(spec, self.options.score).tolist(),  # not in the hash of an engine
+            "calibration": [list(line) for line in spec.calibration],
             "merge": self.options.merge,
             "agnostic": self.options.agnostic,
             "skip": None if self.contrast_filter is None else dataclasses.asdict(self.contrast_filter),
