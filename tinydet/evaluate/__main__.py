@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinydet._internal.arguments import add_categories, overlap, positive_int, scale, share
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
@@ -38,7 +40,7 @@ from tinydet.evaluate.run import MODEL_PROTOCOL, RESULTS_PROTOCOL, find_data, pr
 from tinydet.evaluate.score import Scores
 from tinydet.evaluate.store import Target, check_classes, open_target, store, stored_spec
 from tinydet.runtime.bundled import BUNDLED
-from tinydet.runtime.score_calibration import describe_thresholds
+from tinydet.runtime.score_calibration import calibrate, describe_thresholds
 from tinydet.spec import ModelSpec
 
 DEFAULT_MODEL = Path("model.pth")
@@ -120,6 +122,13 @@ def _store(
         print(f"note: {note}")
     written = store(target, changed)
     print(f"stored in {', '.join(map(str, written))}")
+    table = scores.classes
+    if calibration is not None and table is not None and table.score is not None:
+        values = calibrate(
+            np.full(len(calibration.names), table.score), np.arange(len(calibration.names)), calibration.lines
+        )
+        now = ", ".join(f"{value:.3g} ({name})" for name, value in zip(calibration.names, values, strict=True))
+        print(f"its scores are calibrated now: the score {table.score:g} above has become {now}")
     if changed.thresholds:
         print(f"score auto: {describe_thresholds(changed)}")
         print(tinydet_command("infer", "--image", "scene.jpg", "--model", target.path, "--score", "auto"))

@@ -1,9 +1,9 @@
 """Operating points: score thresholds for a wanted precision, recall, F1 or rate of false alarms.
 
 Hits and false positives are those of the protocol in the size range `all` at IoU 0.5; ignored detections do not count.
-Confidence intervals are percentiles of a bootstrap over images, which knows that the objects of an image are alike. It
-gives an interval of no width where no detection is false, so those of precision and recall are widened to Wilson's
-score interval (1927), and those of false alarms to Byar's for a Poisson rate (Breslow and Day 1987). A threshold looks better on the images that it was
+Confidence intervals are percentiles of a bootstrap over images, because the objects of one image are alike. Where no
+detection is false, they would have no width, so those of precision and recall are widened to Wilson's score interval
+(1927), and those of false alarms to Byar's for a Poisson rate (Breslow and Day 1987). A threshold looks better on the images that it was
 chosen on than on others, so it is also measured by cross-fitting: chosen without a fold of the images, measured on it.
 """
 
@@ -184,8 +184,8 @@ class OperatingPoints:
             "iou": F1_IOU,
             "intervals": {
                 "level": LEVEL,
-                "method": "percentiles of a bootstrap over images, widened to the intervals of Wilson (precision, recall) "
-                "and Byar (false alarms)",
+                "method": "percentiles of a bootstrap over images, widened to the intervals of Wilson (precision, "
+                "recall) and Byar (false alarms)",
                 "resamples": RESAMPLES,
                 "seed": SEED,
             },
