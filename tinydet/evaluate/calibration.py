@@ -115,6 +115,8 @@ def fit_calibration(truth: GroundTruth, matcher: PrecisionMatcher) -> Calibratio
     images, results = len(truth.image_ids), matcher.results
     if images < 2:
         raise ValueError("--calibrate needs two images or more: some to fit on, others to measure the fit on")
+    if ((results.scores < 0) | (results.scores > 1)).any():
+        raise ValueError("--calibrate needs scores from 0 to 1, and some detections have others")
     outcome = matcher.outcome(SIZE, F1_IOU)
     counts = ~outcome.ignored
     names = tuple(name or str(id) for name, id in zip(truth.category_names, truth.category_ids, strict=True))
@@ -163,15 +165,17 @@ def fit_line(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> Line | 
     if min(hits, false) < FEWEST:
         return None
     target = np.where(correct, (hits + 1) / (hits + 2), 1 / (false + 2))
-    features = np.stack([logit(scores), np.ones(len(scores))])  # (2, N)
-    line = np.array([1.0, 0.0])
+    logits = logit(scores)
+    mean, spread = float(logits.mean()), float(logits.std())
+    if spread < 1e-9:
+        return None  # all scores are equal
+    features = np.stack([(logits - mean) / spread, np.ones(len(scores))])  # (2, N); standardized, for Newton's method
+    line = np.array([spread, mean])  # scores as they are
     loss = _loss(features, target, line)
     for _ in range(_MOST_STEPS):
         probability = sigmoid(line @ features)
         gradient = features @ (probability - target)
-        curvature = (features * (probability * (1 - probability))) @ features.T
-        if not np.isfinite(curvature).all() or np.linalg.cond(curvature) > 1e14:
-            return None  # all scores are equal
+        curvature = (features * np.maximum(probability * (1 - probability), 1e-9)) @ features.T
         step = np.linalg.solve(curvature, gradient)
         length = 1.0
         while (trial := _loss(features, target, line - length * step)) > loss and length > 1e-6:
@@ -179,7 +183,7 @@ def fit_line(scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> Line | 
         line, gain, loss = line - length * step, loss - trial, trial
         if gain < 1e-12 * max(loss, 1.0):
             break
-    slope, offset = line.tolist()
+    slope, offset = float(line[0]) / spread, float(line[1] - line[0] * mean / spread)
     return (slope, offset) if slope > 0 else None
 
 

@@ -3,8 +3,10 @@
 Hits and false positives are those of the protocol in the size range `all` at IoU 0.5; ignored detections do not count.
 Confidence intervals are percentiles of a bootstrap over images, because the objects of one image are alike. Where no
 detection is false, they would have no width, so those of precision and recall are widened to Wilson's score interval
-(1927), and those of false alarms to Byar's for a Poisson rate (Breslow and Day 1987). A threshold looks better on the images that it was
-chosen on than on others, so it is also measured by cross-fitting: chosen without a fold of the images, measured on it.
+(1927), and those of false alarms to Byar's for a Poisson rate (Breslow and Day 1987).
+
+A threshold looks better on the images that it was chosen on than on others, so it is also measured by cross-fitting:
+chosen without a fold of the images, and measured on that fold.
 """
 
 from __future__ import annotations
@@ -286,7 +288,7 @@ def choose_threshold(verdicts: Verdicts, wanted: Wanted, weights: Weights) -> fl
     highest, which keeps the fewest; for F1 the highest of the best ones. A threshold that finds no object reaches
     nothing.
     """
-    rate, last = _rates(verdicts, wanted, weights)
+    rate, scores = _rates(verdicts, wanted, weights)
     if wanted.value is None:
         good = np.flatnonzero(rate >= max(float(rate.max(initial=0)), ROUNDING) - ROUNDING)
     elif wanted.kind == "false-alarms":
@@ -296,7 +298,7 @@ def choose_threshold(verdicts: Verdicts, wanted: Wanted, weights: Weights) -> fl
     if not len(good) or (wanted.value is None and not rate.max() > 0):
         return None
     fewest = wanted.kind in ("f1", "recall")
-    return float(verdicts.scores[last[good[0 if fewest else -1]]])
+    return float(scores[good[0 if fewest else -1]])
 
 
 def measure(verdicts: Verdicts, score: float) -> Measured:
@@ -307,15 +309,16 @@ def measure(verdicts: Verdicts, score: float) -> Measured:
     )
 
 
-def _rates(verdicts: Verdicts, wanted: Wanted, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return (T,) the rate that `wanted` names with each distinct score as threshold, and the last detection of each.
+def _rates(verdicts: Verdicts, wanted: Wanted, weights: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (T,) the wanted rate at each distinct score of the images that count, and these scores, descending.
 
     A threshold that finds no object has the worst rate.
     """
-    scores = verdicts.scores
-    last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True][: len(scores)])  # a threshold cannot split a tie
     weight = weights[verdicts.image]
-    hits = np.cumsum(weight * verdicts.hit)[last].astype(np.float64)
+    some = weight > 0
+    scores, weight = verdicts.scores[some], weight[some]
+    last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True][: len(scores)])  # a threshold cannot split a tie
+    hits = np.cumsum(weight * verdicts.hit[some])[last].astype(np.float64)
     false = np.cumsum(weight)[last] - hits
     with np.errstate(invalid="ignore", divide="ignore"):
         if wanted.kind == "precision":
@@ -326,7 +329,7 @@ def _rates(verdicts: Verdicts, wanted: Wanted, weights: Weights) -> tuple[NDArra
             rate, worst = 2 * hits / (hits + false + weights @ verdicts.objects), 0.0
         else:
             rate, worst = false / (weights @ verdicts.megapixels), np.inf
-    return np.where(hits > 0, rate, worst), last
+    return np.where(hits > 0, rate, worst), scores[last]
 
 
 def _point(name: str, objects: int, images: int, verdicts: Verdicts, wanted: Wanted) -> Point:
@@ -350,11 +353,11 @@ def _point(name: str, objects: int, images: int, verdicts: Verdicts, wanted: Wan
 
 def _best(verdicts: Verdicts, wanted: Wanted, weights: Weights) -> tuple[float, float] | None:
     """Return the rate closest to the wanted one, and the highest threshold that reaches it."""
-    rate, last = _rates(verdicts, wanted, weights)
+    rate, scores = _rates(verdicts, wanted, weights)
     if not verdicts.hit.any():
         return None
     best = int(rate.argmin() if wanted.kind == "false-alarms" else rate.argmax())
-    return float(rate[best]), short_threshold(verdicts.scores, float(verdicts.scores[last[best]]))
+    return float(rate[best]), short_threshold(verdicts.scores, float(scores[best]))
 
 
 def _bootstrap(

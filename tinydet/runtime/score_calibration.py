@@ -19,7 +19,7 @@ from tinydet.spec import ModelSpec
 
 Line = tuple[float, float]  # slope, offset
 IDENTITY: Line = (1.0, 0.0)
-LIMITS = (2.0**-100, 1 - 2.0**-25)  # logits are finite, and all float32 scores between them stay distinct
+LIMITS = (2.0**-25, 1 - 2.0**-25)  # logits are finite, and all float32 scores between them stay distinct
 
 
 def logit(scores: NDArray[Any]) -> NDArray[np.float64]:
