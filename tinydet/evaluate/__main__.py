@@ -38,7 +38,7 @@ from tinydet.evaluate.report import (
 )
 from tinydet.evaluate.run import MODEL_PROTOCOL, RESULTS_PROTOCOL, find_data, prepare, score_results
 from tinydet.evaluate.score import Scores
-from tinydet.evaluate.store import Target, check_classes, open_target, store, stored_spec
+from tinydet.evaluate.store import Target, check_classes, description_of, open_target, store, stored_spec
 from tinydet.runtime.bundled import BUNDLED
 from tinydet.runtime.score_calibration import calibrate, describe_thresholds
 from tinydet.spec import ModelSpec
@@ -66,7 +66,10 @@ def _run(args: argparse.Namespace, target: Target | None) -> int:
     if args.gt is None:
         scores, spec = _score_model(args, protocol, target)
     else:
-        scores, spec = _score_results(args, protocol), None if target is None else target.spec
+        if target is not None:
+            spec = target.spec if args.model is None else description_of(args.model)
+            check_classes(target.spec, spec)
+        scores = _score_results(args, protocol)
     print(f"{protocol.name}: {protocol.summary}; percent")
     for text in _score_texts(scores, args):
         print(text)
@@ -116,7 +119,8 @@ def _store(
         name = f"{path.parent.name}/{path.name}" if path.is_file() else path.name
     data = f"{plural(len(scores.truth.image_ids), 'image')} of {name}, {scores.protocol.name}"
     if args.gt is not None and spec.calibration:
-        print(f"note: {target.source} is calibrated, and the detections are taken to have its calibrated scores")
+        made = args.model or target.path
+        print(f"note: {made} is calibrated, and the detections are taken to have its calibrated scores")
     changed, notes = stored_spec(target.spec, spec, points, calibration, data)
     for note in notes:
         print(f"note: {note}")
@@ -135,7 +139,7 @@ def _store(
 
 
 def _scored_model(args: argparse.Namespace) -> Path | None:
-    return None if args.gt is not None else args.model or DEFAULT_MODEL
+    return args.model if args.gt is not None else args.model or DEFAULT_MODEL
 
 
 def _score_texts(scores: Scores, args: argparse.Namespace) -> Iterator[str]:
@@ -258,6 +262,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"results need both --gt and --detections; add {missing}{instead}")
     if args.gt is not None:
         model_options = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
+        if args.store is not None:  # --model names the model that made the detections
+            model_options = model_options[1:]
         if given := [name for name in model_options if getattr(args, name) is not None]:
             flag = "--" + given[0].replace("_", "-")
             raise ValueError(
@@ -414,7 +420,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="store the thresholds and the calibration in this exported model, for `infer --score auto`; a new FILE "
-        "becomes a copy of --model (default: none)",
+        "becomes a copy of --model, which may also name the model that made --detections (default: none)",
     )
     output = parser.add_argument_group("output")
     output.add_argument(

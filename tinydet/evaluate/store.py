@@ -44,7 +44,7 @@ def open_target(path: Path, model: Path | None) -> Target:
 
     Args:
         path: an ONNX file or an engine.
-        model: the model that is scored; None for detections.
+        model: the model that is scored; None for detections of an unknown one.
 
     Raises:
         ValueError: it is not an exported model of tinydet, or there is nothing to copy.
@@ -58,21 +58,33 @@ def open_target(path: Path, model: Path | None) -> Target:
     source = path
     if not path.exists():
         if model is None:
-            raise ValueError(f"--store {path}: no such model; name the exported model that made the detections")
+            raise ValueError(
+                f"--store {path}: no such model; to copy the one that made the detections, name it with --model"
+            )
         source = model_path(model)
         if source.suffix in (".pth", ".pt"):
             export = tinydet_command("export", "onnx", model)
             raise ValueError(f"--store {path}: no such model; export the checkpoint first: {export}")
         if source.suffix != path.suffix:
             raise ValueError(f"--store {path} would be a copy of {source}; end its name in {source.suffix}")
-    if source.suffix == ".engine":
-        sidecar = source.with_suffix(".json")
-        return Target(path, source, ModelSpec.from_json(read_file(sidecar), source=sidecar))
-    if source.suffix != ".onnx":
-        raise ValueError(f"--store {path}: expected an exported model, .onnx or .engine")
-    if source != path:
+    if source != path and source.suffix == ".onnx":
         check_external_data(source)
-    return Target(path, source, _read_spec(source)[1])
+    return Target(path, source, description_of(source))
+
+
+def description_of(model: Path) -> ModelSpec:
+    """Return the description of an exported model, which is not run.
+
+    Raises:
+        ValueError, OSError, ModuleNotFoundError: as `open_target`.
+    """
+    path = model_path(model)
+    if path.suffix == ".engine":
+        sidecar = path.with_suffix(".json")
+        return ModelSpec.from_json(read_file(sidecar), source=sidecar)
+    if path.suffix != ".onnx":
+        raise ValueError(f"{model}: expected an exported model, .onnx or .engine")
+    return _read_spec(path)[1]
 
 
 def stored_spec(

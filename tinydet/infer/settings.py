@@ -10,7 +10,6 @@ from tinydet.infer.auto_options import choose_scale, object_pixels
 from tinydet.infer.contrast_filter import ContrastFilter
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes import Scene
-from tinydet.runtime.score_calibration import score_thresholds
 from tinydet.spec import ModelSpec
 
 
@@ -73,7 +72,8 @@ class Settings:
             "gps": self.gps,
             "bands": self.bands,
             "overlap": self.options.overlap,
-            "score": score_thresholds(spec, self.options.score).tolist(),  # not in the hash of an engine
+            # The thresholds and the calibration of an engine are in its description, not in the file that is hashed.
+            "score": list(spec.thresholds) if self.options.score == "auto" else self.options.score,
             "calibration": [list(line) for line in spec.calibration],
             "merge": self.options.merge,
             "agnostic": self.options.agnostic,
