@@ -29,6 +29,7 @@ from tinydet.evaluate.report import format_operating_points
 from tinydet.evaluate.score import Scores
 from tinydet.evaluate.tables import tabulate_ground_truth, tabulate_results
 
+INVALID = ("precision", "precision=", "precision=0", "precision=1.1", "precision=90%", "recall=nan", "recall=-1")
 WANTED = ("f1", "precision=0.5", "recall=0.4", "false-alarms=8")
 
 
@@ -292,9 +293,7 @@ def test_a_threshold_keeps_all_detections_of_one_score_or_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    " F1 f1=0.5 precision precision= precision=0 precision=1.1 precision=90% recall=nan recall=-1 false-alarms=-1 "
-    "false-alarms=inf false-alarms=1_0 ap=0.5".split(" "),
+    "text", ["", "F1", "f1=0.5", "ap=0.5", "false-alarms=-1", "false-alarms=inf", "false-alarms=1_0", *INVALID]
 )
 def test_another_operating_point_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="expected f1, precision=P or recall=R"):

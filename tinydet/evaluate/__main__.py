@@ -261,7 +261,7 @@ def _check(args: argparse.Namespace) -> None:
         instead = " in place of --data" if args.gt is None and args.data is not None else ""
         raise ValueError(f"results need both --gt and --detections; add {missing}{instead}")
     if args.gt is not None:
-        model_options = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
+        model_options: tuple[str, ...] = ("model", "data", "annotations", "merge", "limit", "device", "save_detections")
         if args.store is not None:  # --model names the model that made the detections
             model_options = model_options[1:]
         if given := [name for name in model_options if getattr(args, name) is not None]:

@@ -54,7 +54,7 @@ class Wanted:
         if self.value is None:
             return "best F1"
         if self.kind == "false-alarms":
-            return f"at most {self.value:g} false alarms per megapixel"
+            return f"at most {self.value:g} false alarm{'' if self.value == 1 else 's'} per megapixel"
         return f"{self.kind} >= {self.value:g}"
 
     @property

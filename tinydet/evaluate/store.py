@@ -123,7 +123,7 @@ def stored_spec(
         if others := [name for name in target.classes if name not in chosen]:
             if target.thresholds:
                 thresholds |= {name: target.thresholds[target.classes.index(name)] for name in others}
-                changes["operating_point"] += f" ({', '.join(chosen)}); others: {target.operating_point}"
+                changes["operating_point"] += f" ({', '.join(chosen)}; the others were stored earlier)"
                 which = "its older threshold stays" if len(others) == 1 else "their older thresholds stay"
             else:
                 which = f"the threshold of all classes together, {common:g}, is stored"
