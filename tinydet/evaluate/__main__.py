@@ -73,7 +73,11 @@ def _run(args: argparse.Namespace, target: Target | None) -> int:
     print(f"{protocol.name}: {protocol.summary}; percent")
     for text in _score_texts(scores, args):
         print(text)
-    points = None if args.operating_point is None else scores.operating_points(args.operating_point)
+    points = None
+    if args.operating_point is not None:
+        classes = 0 if scores.classes is None else len(scores.classes.scored)
+        with Bar(classes, "class", "thresholds") as bar:
+            points = scores.operating_points(args.operating_point, bar.update)
     calibration = scores.calibration() if args.calibrate else None
     if points is not None:
         print(f"\n{format_operating_points(points)}")

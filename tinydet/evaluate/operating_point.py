@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet._internal.arguments import quoted
+from tinydet._internal.progress import Progress
 from tinydet.evaluate.average_precision import PrecisionMatcher
 from tinydet.evaluate.classes import F1_IOU, count_objects, short_threshold
 from tinydet.evaluate.tables import GroundTruth
@@ -29,6 +30,7 @@ KINDS = ("f1", "precision", "recall", "false-alarms")
 SIZE = "all"  # size range in which thresholds are chosen
 LEVEL = 0.95  # of the confidence intervals
 RESAMPLES = 1000  # of the bootstrap
+MOST_RESAMPLED, FEWEST_RESAMPLES = 20_000_000, 200  # detections, for the interval of a threshold, which takes longer
 FOLDS = 5  # of the cross-fitting
 Z = 1.959964  # the normal quantile of (1 + LEVEL) / 2
 SEED = 0  # of both, so that the same detections give the same numbers
@@ -232,8 +234,13 @@ class Verdicts:
         )
 
 
-def operating_points(truth: GroundTruth, matcher: PrecisionMatcher, wanted: Wanted) -> OperatingPoints:
+def operating_points(
+    truth: GroundTruth, matcher: PrecisionMatcher, wanted: Wanted, progress: Progress | None = None
+) -> OperatingPoints:
     """Choose a threshold for each class with objects, and one for all of them together.
+
+    Args:
+        progress: called with 1 after each class.
 
     Raises:
         ValueError: false alarms per megapixel are wanted, and an image has no size.
@@ -251,6 +258,8 @@ def operating_points(truth: GroundTruth, matcher: PrecisionMatcher, wanted: Want
     for c in known:
         name, objects, images = counts[c]
         classes.append(_point(name, objects, images, class_verdicts(truth, matcher, [c]), wanted))
+        if progress is not None:
+            progress(1)
     images = len(np.unique(truth.image[~matcher.ignored(SIZE) & np.isin(truth.category, known)]))
     together = _point(
         "all classes", sum(counts[c][1] for c in known), images, class_verdicts(truth, matcher, known), wanted
@@ -370,13 +379,14 @@ def _bootstrap(
     unreached = {"recall": -np.inf, "f1": np.nan}.get(wanted.kind, np.inf)
     by_image = _by_image(verdicts, score)
     generator = np.random.default_rng(SEED)
-    thresholds = np.empty(RESAMPLES)
+    thresholds = np.full(RESAMPLES, np.nan)
     sums = np.empty((RESAMPLES, len(by_image)))
     for n in range(RESAMPLES):
         weights = np.bincount(generator.integers(images, size=images), minlength=images)
-        chosen = choose_threshold(verdicts, wanted, weights)
-        thresholds[n] = unreached if chosen is None else chosen
         sums[n] = [weights @ each for each in by_image]
+        if n < FEWEST_RESAMPLES or n * len(verdicts.scores) < MOST_RESAMPLED:
+            chosen = choose_threshold(verdicts, wanted, weights)
+            thresholds[n] = unreached if chosen is None else chosen
     low, high = _percentiles(thresholds) or (np.inf, np.inf)
     bounds = tuple(round(each, 4) if np.isfinite(each) else None for each in (low, high))
     hits, false, objects, megapixels = (float(each.sum()) for each in by_image)

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from tinydet._internal.console import plural
+from tinydet._internal.progress import Progress
 from tinydet.evaluate.average_precision import PrecisionMatcher, PrecisionResult, average_precision
 from tinydet.evaluate.calibration import Calibration, fit_calibration
 from tinydet.evaluate.classes import ClassTable, score_classes
@@ -64,8 +65,11 @@ class Scores:
             return None
         return confusion_matrix(self.truth, self.matcher, self.classes.score or 0.0)
 
-    def operating_points(self, wanted: str | Wanted) -> OperatingPoints:
+    def operating_points(self, wanted: str | Wanted, progress: Progress | None = None) -> OperatingPoints:
         """Choose score thresholds: "f1", "precision=0.9", "recall=0.8" or "false-alarms=0.1" per megapixel.
+
+        Args:
+            progress: called with 1 after each class.
 
         Raises:
             ValueError: another text, a protocol that does not measure AP, or images without a size.
@@ -75,7 +79,7 @@ class Scores:
                 wanted = parse_wanted(wanted)
             except ArgumentTypeError as error:
                 raise ValueError(f"wanted: {error}") from error
-        return operating_points(self.truth, self._matcher_of("operating point"), wanted)
+        return operating_points(self.truth, self._matcher_of("operating point"), wanted, progress)
 
     def calibration(self) -> Calibration:
         """Fit a calibration of the scores, and measure calibration errors.
