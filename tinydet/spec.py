@@ -50,8 +50,8 @@ class ModelSpec:
         alpha_source: how the fusion factors were chosen.
         object_sizes: sqrt(w*h) of the training objects at percentiles 1, 50 and 99, in input pixels.
         precision: fp32, fp16 or int8, as in the graph.
-        thresholds: for each class, the score of the graph from which on a detection counts with `--score auto`; empty if
-            none are stored.
+        thresholds: for each class, the score of the graph from which on a detection counts with `--score auto`; empty
+            if none are stored.
         operating_point: what these thresholds were chosen for, and on which data; for display only.
         calibration: for each class, slope and offset of `runtime.score_calibration`, which turns scores of the graph
             into probabilities; empty for scores as they are.

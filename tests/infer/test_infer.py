@@ -250,3 +250,55 @@ def test_the_script_in_a_checkout_needs_no_installation_and_no_torch(scene: Path
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert boxes(scene.with_name("scene.detections.json")) == sorted(BOXES)
+
+
+def test_score_auto_takes_the_thresholds_of_the_model_and_names_them(
+    scene: Path, make_onnx: Callable, tmp_path: Path, capsys
+) -> None:
+    from runtime_fixtures import SPEC
+
+    pixels = cv2.imread(str(scene))
+    pixels[64:72, 64:72] = 150  # score 0.59
+    cv2.imwrite(str(scene), pixels)
+    spec = dataclasses.replace(SPEC, detector="cells", nms_in_graph=True)
+    for thresholds, count in (((0.8, 0.8), 3), ((0.55, 0.8), 4)):
+        stored = dataclasses.replace(spec, thresholds=thresholds, operating_point="recall >= 0.9 on 3 images")
+        model = make_onnx(tmp_path / "model.onnx", spec=stored)
+        words = ["--image", scene, "--model", model, "--score", "auto", "--output", tmp_path / "found.json"]
+        assert run(*words) == 0
+        assert len(boxes(tmp_path / "found.json")) == count
+        said = capsys.readouterr().out
+        assert f"score auto: square >= {thresholds[0]:g}, bar >= 0.8 (recall >= 0.9 on 3 images)" in said
+        assert run(*words, "--resume") == 0
+        capsys.readouterr()
+    make_onnx(model, spec=dataclasses.replace(stored, thresholds=(0.7, 0.8)))
+    assert run(*words, "--resume") == 2  # the journal has boxes of other thresholds
+    assert "score was [0.55, 0.8]" in capsys.readouterr().err
+
+
+def test_score_auto_is_refused_for_a_model_without_thresholds(scene: Path, model: Path, capsys) -> None:
+    assert run("--image", scene, "--model", model, "--score", "auto", "--output", "found.json") == 2
+    error = capsys.readouterr().err
+    assert (
+        "--score auto: " in error and "model.onnx has no score thresholds. Give a number, or choose and store" in error
+    )
+    assert "--operating-point f1 --store" in error
+    assert not Path("found.json").exists()
+    with pytest.raises(SystemExit):
+        run("--image", scene, "--score", "best")
+    assert "0 to 1 or auto, got 'best'" in capsys.readouterr().err
+
+
+def test_the_score_floor_is_named_as_a_calibrated_score(
+    scene: Path, make_onnx: Callable, tmp_path: Path, capsys
+) -> None:
+    from runtime_fixtures import SPEC
+
+    spec = dataclasses.replace(SPEC, detector="cells", nms_in_graph=True, calibration=((1.0, 1.0), (2.0, 0.0)))
+    model = make_onnx(tmp_path / "model.onnx", spec=spec)
+    words = ["--image", scene, "--model", model, "--output", tmp_path / "found.json"]
+    assert run(*words, "--score", 0.05) == 0
+    # 0.05 becomes sigmoid(ln(1/19) + 1) and 1 / (1 + 19^2)
+    assert "drops detections with a score below 0.13 (square), 0.0028 (bar)" in capsys.readouterr().out
+    assert run(*words, "--score", 0.2) == 0
+    assert "drops detections" not in capsys.readouterr().out

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinydet._internal.arguments import add_categories, or_auto, overlap, positive_int, scale, share, side
 from tinydet._internal.atomic import claim, write_json
 from tinydet._internal.command import command
@@ -21,47 +23,127 @@ from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_rules import read_document
 from tinydet.data.image_paths import image_file
 from tinydet.data.layouts.layout import SPLITS
+from tinydet.evaluate.calibration import Calibration
 from tinydet.evaluate.diagnosis import diagnose
 from tinydet.evaluate.model_data import ModelData, checkpoint_of, existing_model
+from tinydet.evaluate.operating_point import OperatingPoints, parse_wanted
 from tinydet.evaluate.plots import write_plots
 from tinydet.evaluate.protocols import PROTOCOLS, Protocol, choose_protocol
-from tinydet.evaluate.report import format_classes, format_errors, format_scores
+from tinydet.evaluate.report import (
+    format_calibration,
+    format_classes,
+    format_errors,
+    format_operating_points,
+    format_scores,
+)
 from tinydet.evaluate.run import MODEL_PROTOCOL, RESULTS_PROTOCOL, find_data, prepare, score_results
 from tinydet.evaluate.score import Scores
+from tinydet.evaluate.store import Target, check_classes, description_of, open_target, store, stored_spec
 from tinydet.runtime.bundled import BUNDLED
+from tinydet.runtime.score_calibration import calibrate, describe_thresholds
+from tinydet.spec import ModelSpec
 
 DEFAULT_MODEL = Path("model.pth")
-DEFAULT_SCORE = 0.05
 
 
 @command("evaluate", plugins=True)
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     _check(args)
-    with claim(args.json, args.precision, args.save_detections), claim(args.plots, folder=True):
-        return _run(args)
+    target = None if args.store is None else open_target(args.store, _scored_model(args))
+    with claim(args.json, args.precision, args.save_detections, args.store), claim(args.plots, folder=True):
+        return _run(args, target)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, target: Target | None) -> int:
     protocol = choose_protocol(
         args.protocol or (MODEL_PROTOCOL if args.gt is None else RESULTS_PROTOCOL),
         iod=not args.no_iod,
         keep_uncertain=args.keep_uncertain,
         max_detections=args.max_detections,
     )
-    scores = _score_model(args, protocol) if args.gt is None else _score_results(args, protocol)
+    spec: ModelSpec | None = None
+    if args.gt is None:
+        scores, spec = _score_model(args, protocol, target)
+    else:
+        if target is not None:
+            spec = target.spec if args.model is None else description_of(args.model)
+            check_classes(target.spec, spec)
+        scores = _score_results(args, protocol)
     print(f"{protocol.name}: {protocol.summary}; percent")
     for text in _score_texts(scores, args):
         print(text)
+    points = None
+    if args.operating_point is not None:
+        classes = 0 if scores.classes is None else len(scores.classes.scored)
+        with Bar(classes, "class", "thresholds") as bar:
+            points = scores.operating_points(args.operating_point, bar.update)
+    calibration = scores.calibration() if args.calibrate else None
+    if points is not None:
+        print(f"\n{format_operating_points(points)}")
+    if calibration is not None:
+        print(f"\n{format_calibration(calibration)}")
     for note in scores.notes:
         print(f"note: {note}")
     if args.json:
-        write_json(args.json, scores.to_json())
+        values = scores.to_json()
+        values |= {} if points is None else {"operating_point": points.to_json()}
+        values |= {} if calibration is None else {"calibration": calibration.to_json()}
+        write_json(args.json, values)
     if args.precision:
         write_json(args.precision, scores.precision_json(), indent=None)
     if args.plots:
-        _plot(scores, args)
+        _plot(scores, calibration, args)
+    if target is not None and spec is not None:
+        _store(target, spec, points, calibration, scores, args)
+    elif points is not None and not points.missed:
+        model = "MODEL" if args.gt is not None else _exported(args.model or DEFAULT_MODEL)
+        infer = tinydet_command("infer", "--image", "scene.jpg", "--model", model, "--score", "auto")
+        print(f"to use these thresholds, add --store FILE, then: {infer}")
     return 0
+
+
+def _store(
+    target: Target,
+    spec: ModelSpec,
+    points: OperatingPoints | None,
+    calibration: Calibration | None,
+    scores: Scores,
+    args: argparse.Namespace,
+) -> None:
+    """Store thresholds and calibration in the model, and print what was stored.
+
+    Raises:
+        ValueError: a class does not reach the wanted value.
+    """
+    source = args.gt or args.data or args.annotations
+    name = "its validation set"
+    if source is not None:
+        path = source.resolve()
+        name = f"{path.parent.name}/{path.name}" if path.is_file() else path.name
+    data = f"{plural(len(scores.truth.image_ids), 'image')} of {name}, {scores.protocol.name}"
+    if args.gt is not None and spec.calibration:
+        made = args.model or target.path
+        print(f"note: {made} is calibrated, and the detections are taken to have its calibrated scores")
+    changed, notes = stored_spec(target.spec, spec, points, calibration, data)
+    for note in notes:
+        print(f"note: {note}")
+    written = store(target, changed)
+    print(f"stored in {', '.join(map(str, written))}")
+    table = scores.classes
+    if calibration is not None and table is not None and table.score is not None:
+        values = calibrate(
+            np.full(len(calibration.names), table.score), np.arange(len(calibration.names)), calibration.lines
+        )
+        now = ", ".join(f"{value:.3g} ({name})" for name, value in zip(calibration.names, values, strict=True))
+        print(f"its scores are calibrated now: the score {table.score:g} above has become {now}")
+    if changed.thresholds:
+        print(f"score auto: {describe_thresholds(changed)}")
+        print(tinydet_command("infer", "--image", "scene.jpg", "--model", target.path, "--score", "auto"))
+
+
+def _scored_model(args: argparse.Namespace) -> Path | None:
+    return args.model if args.gt is not None else args.model or DEFAULT_MODEL
 
 
 def _score_texts(scores: Scores, args: argparse.Namespace) -> Iterator[str]:
@@ -121,7 +203,7 @@ def _check_drawable(truth: dict[str, Any], args: argparse.Namespace) -> None:
             image_file(args.images, name)
 
 
-def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
+def _score_model(args: argparse.Namespace, protocol: Protocol, target: Target | None) -> tuple[Scores, ModelSpec]:
     from tinydet.runtime.auto_tile import AutoTile
     from tinydet.runtime.options import ScanOptions
 
@@ -129,10 +211,14 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
     check_output_files((args.json, args.precision, args.save_detections), (data.source.annotations,))
     tile = AutoTile(args.overlap) if args.tile == "auto" else args.tile
     evaluation = prepare(args.model or DEFAULT_MODEL, data, categories=args.categories, device=args.device, tile=tile)
+    spec = evaluation.backend.spec
+    if target is not None:
+        check_classes(target.spec, spec)
     print("\n".join(evaluation.describe(args.limit)))
+    score = evaluation.options.score if args.score is None else args.score
     with Bar(len(evaluation.dataset.images[: args.limit]), "image", "evaluate") as bar:
         found = evaluation.detect(
-            ScanOptions(args.overlap, args.scale, args.score, merge="nms" if args.merge == "nms" else "seam"),
+            ScanOptions(args.overlap, args.scale, score, merge="nms" if args.merge == "nms" else "seam"),
             sub_images=args.merge == "tinyperson",
             corner_gt=args.corner_gt,
             limit=args.limit,
@@ -144,14 +230,14 @@ def _score_model(args: argparse.Namespace, protocol: Protocol) -> Scores:
         f"{plural(len(found.detections), 'detection')}, {plural(found.tiles, 'tile')}, {found.seconds:.1f} s "
         f"({found.tiles / found.seconds:.1f} tiles/s)"
     )
-    return evaluation.score(found, protocol)
+    return evaluation.score(found, protocol), spec
 
 
-def _plot(scores: Scores, args: argparse.Namespace) -> None:
+def _plot(scores: Scores, calibration: Calibration | None, args: argparse.Namespace) -> None:
     diagnosis = None if scores.precision is None else diagnose(scores)
     if diagnosis is not None:
         print(format_errors(diagnosis))
-    paths = write_plots(scores, diagnosis, args.plots)
+    paths = write_plots(scores, diagnosis, args.plots, calibration)
     image_dir = args.images
     if args.gt is None and image_dir is None:
         image_dir = _data(args).source.image_dir
@@ -181,7 +267,11 @@ def _check(args: argparse.Namespace) -> None:
         instead = " in place of --data" if args.gt is None and args.data is not None else ""
         raise ValueError(f"results need both --gt and --detections; add {missing}{instead}")
     if args.gt is not None:
-        model_options = ("model", "data", "annotations", "merge", "limit", "tile", "device", "save_detections")
+        model_options: tuple[str, ...] = (
+            "model", "data", "annotations", "merge", "limit", "tile", "device", "save_detections"
+        )  # fmt: skip
+        if args.store is not None:  # --model names the model that made the detections
+            model_options = model_options[1:]
         if given := [name for name in model_options if getattr(args, name) is not None]:
             flag = "--" + given[0].replace("_", "-")
             raise ValueError(
@@ -197,12 +287,20 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.gt is not None and args.images is not None and args.plots is None:
         raise ValueError("--images shows results only with --plots; add it")
+    protocol = args.protocol or (MODEL_PROTOCOL if args.gt is None else RESULTS_PROTOCOL)
+    if PROTOCOLS[protocol].precision is None and (args.operating_point is not None or args.calibrate):
+        flag = "--calibrate" if args.operating_point is None else "--operating-point"
+        raise ValueError(
+            f"{flag} needs a protocol that measures AP, and {protocol} does not; choose another --protocol"
+        )
+    if args.store is not None and args.operating_point is None and not args.calibrate:
+        raise ValueError("--store keeps the result of --operating-point or --calibrate in a model; add one of them")
     if args.plots is not None:
         with needs_extra("plots"):
             import matplotlib  # noqa: F401 - fail now rather than after the work
     check_output_files(
         (args.json, args.precision, args.save_detections),
-        (args.gt, args.detections, args.corner_gt, args.annotations, args.model or DEFAULT_MODEL),
+        (args.gt, args.detections, args.corner_gt, args.annotations, args.model or DEFAULT_MODEL, args.store),
     )
     if args.gt is None:
         if args.model is None and not DEFAULT_MODEL.is_file():
@@ -255,9 +353,8 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--score",
         type=share,
-        default=DEFAULT_SCORE,
         metavar="S",
-        help="drop detections below this score (default: %(default)s)",
+        help="drop detections below this score (default: 0.05; of a calibrated model, 0)",
     )
     model.add_argument(
         "--tile",
@@ -320,6 +417,26 @@ def _parser() -> argparse.ArgumentParser:
         "--no-iod", action="store_true", help="switch off IoD, which ignores detections inside an ignored object"
     )
     scoring.add_argument("--keep-uncertain", action="store_true", help="count uncertain annotations as objects to find")
+    threshold = parser.add_argument_group("score threshold")
+    threshold.add_argument(
+        "--operating-point",
+        type=parse_wanted,
+        metavar="WHAT",
+        help="choose a score threshold for each class: f1 (the best), precision=P, recall=R, or false-alarms=F per "
+        "megapixel of the images (default: only the best mean F1)",
+    )
+    threshold.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="fit the scores to the share of correct detections, and measure the expected calibration error by size",
+    )
+    threshold.add_argument(
+        "--store",
+        type=Path,
+        metavar="FILE",
+        help="store the thresholds and the calibration in this exported model, for `infer --score auto`; a new FILE "
+        "becomes a copy of --model, which may also name the model that made --detections (default: none)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--json", type=Path, metavar="FILE", help="write the scores as JSON, as fractions (default: none)"

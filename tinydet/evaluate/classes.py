@@ -211,6 +211,17 @@ def best_threshold(curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float6
     return _short(float(scores[best + 1]) if best + 1 < len(scores) else -np.inf, float(scores[best]))
 
 
+def short_threshold(scores: NDArray[np.float64], score: float) -> float:
+    """Return a threshold in as few digits as possible that keeps the same detections as `score`.
+
+    Args:
+        scores: (N,) of the detections.
+        score: one of them.
+    """
+    lower = scores[scores < score]
+    return _short(float(lower.max(initial=-np.inf)), score)
+
+
 def _curves(truth: GroundTruth, matcher: PrecisionMatcher) -> list[ScoreCurve]:
     outcome, results = matcher.outcome("all", F1_IOU), matcher.results
     classes = len(truth.category_ids)

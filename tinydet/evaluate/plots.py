@@ -1,4 +1,5 @@
-"""Plot precision over recall, miss rate over false positives per image, scores by class, confusion, and errors by size.
+"""Plot precision over recall, miss rate over false positives per image, scores by class, confusion, errors by size, and
+the reliability of scores.
 
 The tables of classes and the confusion matrix are also written as CSV.
 """
@@ -17,10 +18,12 @@ from tinydet._internal.atomic import atomic_path
 from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet.evaluate.average_precision import FPPI_GRID, RECALLS
+from tinydet.evaluate.calibration import BINS, Calibration, expected_error
 from tinydet.evaluate.classes import METRICS, ClassTable
 from tinydet.evaluate.confusion import ConfusionMatrix
 from tinydet.evaluate.diagnosis import KINDS, Diagnosis
 from tinydet.evaluate.miss_rate import POINTS
+from tinydet.evaluate.operating_point import SIZE
 from tinydet.evaluate.score import Scores
 
 # From the smallest to the largest range, then their unions.
@@ -45,12 +48,15 @@ _KIND_COLORS = {
 }
 
 
-def write_plots(scores: Scores, diagnosis: Diagnosis | None, folder: Path) -> list[Path]:
+def write_plots(
+    scores: Scores, diagnosis: Diagnosis | None, folder: Path, calibration: Calibration | None = None
+) -> list[Path]:
     """Write a PNG file for each figure that the protocol has data for, and a CSV file for each table.
 
     Args:
         diagnosis: errors to plot by size; None to omit that figure.
         folder: output folder; created if missing.
+        calibration: reliability diagrams to draw; None to omit that figure.
 
     Returns:
         The files written.
@@ -81,6 +87,9 @@ def write_plots(scores: Scores, diagnosis: Diagnosis | None, folder: Path) -> li
     if diagnosis is not None:
         drawn["errors"], (left, right) = figure(2)
         _draw_errors(left, right, diagnosis)
+    if calibration is not None:
+        drawn["reliability"], axes = figure(3)
+        _draw_reliability(axes, calibration)
     if scores.classes is not None and scores.confusion is not None:
         rows, cells = len(scores.classes.classes), len(scores.confusion.names)
         drawn["classes"] = Figure(figsize=(7.5, 1.8 + 0.35 * (rows + 1)), layout="constrained")
@@ -262,6 +271,37 @@ def _draw_errors(left: Any, right: Any, diagnosis: Diagnosis) -> None:
         axis.set(title=f"{title} at IoU {diagnosis.iou:.2f}, score >= {diagnosis.score:.2f}", ylabel="count")
         axis.tick_params(axis="x", labelrotation=30)
         _legend(axis)
+
+
+def _draw_reliability(axes: Any, calibration: Calibration) -> None:
+    """Draw the share of correct detections over the score, before and after the calibration, and ECE by size."""
+    everything = calibration.by_size[SIZE]
+    for axis, filled, title, color in (
+        (axes[0], everything.before, "as detected", "#e8743b"),
+        (axes[1], everything.after, "calibrated, held out", "#31688e"),
+    ):
+        some = [(n, each) for n, each in enumerate(filled) if each.count]
+        axis.bar([(n + 0.5) / BINS for n, _ in some], [each.correct for _, each in some], 0.92 / BINS, color=color)
+        axis.plot([0, 1], [0, 1], color="#000000", linestyle="--", linewidth=1, label="score = share of correct")
+        axis.plot(
+            [each.score for _, each in some], [each.correct for _, each in some], "k.", label="mean score of a bin"
+        )
+        for n, each in some:
+            axis.text((n + 0.5) / BINS, each.correct + 0.015, each.count, ha="center", fontsize=6)
+        error = expected_error(filled)
+        axis.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="score", ylabel="share of correct detections")
+        axis.set_title(f"{title}: ECE {'-' if error is None else f'{100 * error:.1f} %'}", fontsize=10)
+        axis.grid(alpha=0.3)
+        _legend(axis)
+    sizes = {name: each for name, each in calibration.by_size.items() if each.detections}
+    places = np.arange(len(sizes))
+    for offset, after, label, color in ((-0.2, False, "as detected", "#e8743b"), (0.2, True, "calibrated", "#31688e")):
+        errors = [expected_error(each.after if after else each.before) or 0.0 for each in sizes.values()]
+        axes[2].bar(places + offset, [100 * error for error in errors], 0.4, label=label, color=color)
+    axes[2].set_xticks(places, list(sizes), rotation=30)
+    axes[2].set(ylabel="ECE, percent", title="by size")
+    axes[2].grid(alpha=0.3, axis="y")
+    _legend(axes[2])
 
 
 def short_name(name: str) -> str:

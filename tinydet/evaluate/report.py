@@ -6,8 +6,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tinydet._internal.console import plural
-from tinydet.evaluate.classes import METRICS, ClassTable, OperatingPoint
+from tinydet.evaluate.calibration import BINS, FEWEST, Calibration, expected_error
+from tinydet.evaluate.classes import F1_IOU, METRICS, ClassTable, OperatingPoint
 from tinydet.evaluate.diagnosis import KINDS, Diagnosis
+from tinydet.evaluate.operating_point import (
+    FOLDS,
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    Measured,
+    OperatingPoints,
+    Point,
+    Wanted,
+)
 from tinydet.evaluate.score import Scores
 
 # (size range, IoU threshold) as in Tables 3 and 4 of the paper, and all sizes in the last column.
@@ -92,6 +103,101 @@ def format_errors(diagnosis: Diagnosis) -> str:
     for kind in KINDS:
         lines.append(f"{kind:12}" + "".join(f"  {diagnosis.by_size[name][kind]:>{width}}" for name in names))
     return "\n".join(lines)
+
+
+def format_operating_points(points: OperatingPoints) -> str:
+    """Return a table of thresholds and what they achieve, with intervals, in percent; then the same by size."""
+    lines = [f"operating point: {points.wanted}, at IoU {F1_IOU:.2f}"]
+    held_out = ["held-out false/MP" if points.wanted.kind == "false-alarms" else "held-out P", "held-out R"]
+    rows = [["class", "objects", "score", "P", "R", "F1", "false/MP", *held_out]]
+    # The row of one threshold for all says nothing more about a single class.
+    for each in points.classes if len(points.classes) == 1 else (*points.classes, points.together):
+        score = "-" if each.score is None else f"{each.score:g}{_score_interval(each.score_interval)}"
+        cells = [
+            _with_interval(v, i, 100) for v, i in zip((each.measured or (None,) * 3)[:3], each.intervals, strict=False)
+        ]
+        alarms = _with_interval(None if each.measured is None else each.measured.false_alarms, each.intervals[3], 1)
+        apart = each.held_out or Measured(None, None, None, None)
+        first = _with_interval(apart.precision, None, 100)
+        if points.wanted.kind == "false-alarms":
+            first = _with_interval(apart.false_alarms, None, 1)
+        rows.append(
+            [each.name, str(each.objects), score, *cells, alarms, first, _with_interval(apart.recall, None, 100)]
+        )
+    lines.append(_aligned(rows))
+    if points.excluded:
+        lines.append(f"no threshold, because the ground truth has no objects of it: {', '.join(points.excluded)}")
+    lines += [_missed(each, points.wanted) for each in (*points.missed, points.together) if each.score is None]
+    if points.images < 2:
+        lines.append("no intervals and no held-out values: they need two images or more")
+    elif len(points.missed) < len(points.classes):
+        lines.append(f"[low, high]: {100 * LEVEL:g} % confidence, by {RESAMPLES} bootstrap resamples of the images")
+        folds = min(FOLDS, points.images)
+        lines.append(f"held-out: chosen without a part of the images and measured on it, over {folds} parts")
+    if len(points.missed) < len(points.classes):
+        sizes = {name: value for name, value in points.by_size.items() if value[0]}
+        lines.append(
+            _aligned(
+                [
+                    ["by size", *sizes],
+                    ["P", *(_with_interval(value.precision, None, 100) for _, value in sizes.values())],
+                    ["R", *(_with_interval(value.recall, None, 100) for _, value in sizes.values())],
+                    ["objects", *(str(objects) for objects, _ in sizes.values())],
+                ]
+            )
+        )
+    return "\n".join(lines)
+
+
+def format_calibration(calibration: Calibration) -> str:
+    """Return a table of calibration errors before and after the fit, in percent, and the lines that were fitted."""
+    folds = min(FOLDS, calibration.images)
+    columns = [*calibration.by_class.items(), *((n, e) for n, e in calibration.by_size.items() if e.detections)]
+    if len(calibration.by_class) == 1:
+        columns = columns[1:]
+    lines = [
+        f"calibration at IoU {F1_IOU:.2f}: expected calibration error (ECE) in percent, {BINS} bins",
+        _aligned(
+            [
+                ["", *(name for name, _ in columns)],
+                ["as detected", *(_with_interval(expected_error(each.before), None, 100) for _, each in columns)],
+                ["calibrated", *(_with_interval(expected_error(each.after), None, 100) for _, each in columns)],
+                ["detections", *(str(each.detections) for _, each in columns)],
+            ]
+        ),
+        f"calibrated: held out, fitted without a part of the images and measured on it, over {folds} parts",
+    ]
+    for name, (slope, offset) in zip(calibration.names, calibration.lines, strict=True):
+        shared = (
+            f" (of all classes: fewer than {FEWEST} correct or false detections)" if name in calibration.shared else ""
+        )
+        lines.append(
+            f"{name}: sigmoid({slope:.4g} * logit(score) {'-' if offset < 0 else '+'} {abs(offset):.4g}){shared}"
+        )
+    return "\n".join(lines)
+
+
+def _missed(point: Point, wanted: Wanted) -> str:
+    """Say that a class does not reach the wanted value, and what it reaches."""
+    if point.best is None:
+        return f"{point.name}: {wanted} is not reached: no detection finds an object"
+    value, score = point.best
+    reached = f"{value:.3g} per megapixel" if wanted.kind == "false-alarms" else f"{100 * value:.2f} %"
+    return f"{point.name}: {wanted} is not reached; the best is {reached}, at score >= {score:g}"
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None, factor: float) -> str:
+    digits = 2 if factor == 100 else 3
+    if value is None:
+        return "-"
+    if interval is None:
+        return f"{factor * value:.{digits}f}"
+    low, high = (f"{factor * bound:.{digits - 1}f}" for bound in interval)
+    return f"{factor * value:.{digits}f} [{low}, {high}]"
+
+
+def _score_interval(interval: Interval | None) -> str:
+    return "" if interval is None else f" [{', '.join('-' if b is None else f'{b:.3f}' for b in interval)}]"
 
 
 def _row(title: str, columns: list[tuple[str, float]], table: Any, value: Callable[[Any], float]) -> list[str]:

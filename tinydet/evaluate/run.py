@@ -24,7 +24,7 @@ from tinydet.evaluate.model_data import (
 )
 from tinydet.evaluate.protocols import Protocol, choose_protocol
 from tinydet.evaluate.score import Scores, score_detections
-from tinydet.evaluate.score_model import DatasetDetections, detect_dataset, score_dataset
+from tinydet.evaluate.score_model import DatasetDetections, detect_dataset, score_dataset, scoring_options
 from tinydet.evaluate.sub_images import corners_by_file, merge_sub_images
 
 if TYPE_CHECKING:
@@ -230,9 +230,9 @@ def prepare(
             f"{dataset.source} describes sub-images, and the benchmark scores whole images; give their annotations, "
             "and this file as --corner-gt"
         )
-    options = ScanOptions()
     if path is not None:
         backend = open_for_scoring(Path(str(model)), device, tile)
+        options = scoring_options(backend.spec)
     else:
         backend = cast("Backend", getattr(model, "backend", model))
         if not hasattr(backend, "run") or not hasattr(backend, "spec"):
@@ -241,6 +241,7 @@ def prepare(
             raise ValueError("tile is for a model file; a loaded model has its tile: load(…, tile=)")
         if device is not None:
             raise ValueError("device is for a checkpoint (.pth); a loaded model runs where it was opened")
+        options = scoring_options(backend.spec)
         if isinstance(own := getattr(model, "options", None), ScanOptions):
             options = dataclasses.replace(own, score=options.score)
     if isinstance(data, ModelData) and data.source.is_builtin:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from tinydet._internal.console import plural
+from tinydet._internal.progress import Progress
 from tinydet.evaluate.average_precision import PrecisionMatcher, PrecisionResult, average_precision
+from tinydet.evaluate.calibration import Calibration, fit_calibration
 from tinydet.evaluate.classes import ClassTable, score_classes
 from tinydet.evaluate.confusion import ConfusionMatrix, confusion_matrix
 from tinydet.evaluate.miss_rate import MissRateResult, miss_rate
+from tinydet.evaluate.operating_point import OperatingPoints, Wanted, operating_points, parse_wanted
 from tinydet.evaluate.protocols import Protocol, choose_protocol
 from tinydet.evaluate.tables import GroundTruth, Results, tabulate_ground_truth, tabulate_results
 
@@ -60,6 +64,37 @@ class Scores:
         if self.matcher is None or self.classes is None:
             return None
         return confusion_matrix(self.truth, self.matcher, self.classes.score or 0.0)
+
+    def operating_points(self, wanted: str | Wanted, progress: Progress | None = None) -> OperatingPoints:
+        """Choose score thresholds: "f1", "precision=0.9", "recall=0.8" or "false-alarms=0.1" per megapixel.
+
+        Args:
+            progress: called with 1 after each class.
+
+        Raises:
+            ValueError: another text, a protocol that does not measure AP, or images without a size.
+        """
+        if isinstance(wanted, str):
+            try:
+                wanted = parse_wanted(wanted)
+            except ArgumentTypeError as error:
+                raise ValueError(f"wanted: {error}") from error
+        return operating_points(self.truth, self._matcher_of("operating point"), wanted, progress)
+
+    def calibration(self) -> Calibration:
+        """Fit a calibration of the scores, and measure calibration errors.
+
+        Raises:
+            ValueError: a protocol that does not measure AP, one image, or too few detections.
+        """
+        return fit_calibration(self.truth, self._matcher_of("calibration"))
+
+    def _matcher_of(self, what: str) -> PrecisionMatcher:
+        if self.matcher is None:
+            raise ValueError(
+                f"{self.protocol.name} does not measure AP, which an {what} needs; choose another protocol"
+            )
+        return self.matcher
 
     def to_json(self) -> dict[str, Any]:
         """Return the scores as fractions: those of `sizes_json`, the classes and the confusion matrix.

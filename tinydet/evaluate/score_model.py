@@ -68,6 +68,16 @@ def scoring_spec(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(spec, max_detections=max(spec.max_detections, SCORING_SLOTS))
 
 
+def scoring_options(spec: ModelSpec) -> ScanOptions:
+    """Return the default options for scoring a model: as `ScanOptions`, but all detections of a calibrated model.
+
+    A calibrated score of 0.05 is another score of the graph, and would cut off detections that AP counts.
+    """
+    from tinydet.runtime.options import ScanOptions
+
+    return ScanOptions(score=0.0) if spec.calibration else ScanOptions()
+
+
 def evaluate_backend(
     backend: Backend,
     dataset: Dataset,
@@ -81,7 +91,7 @@ def evaluate_backend(
     The result has the keys of `tinydet evaluate --json`, see docs/evaluation.md.
 
     Args:
-        options: how to scan the images; None for the defaults of `ScanOptions`.
+        options: how to scan the images; None for those of `scoring_options`.
         protocol: a name in `PROTOCOLS`.
         progress: called with 1 after each image.
 
@@ -108,7 +118,7 @@ def detect_dataset(
     Classes are matched by name. Detections of a class that the dataset does not have are left out, with a note.
 
     Args:
-        options: how to scan the images; None for the defaults of `ScanOptions`.
+        options: how to scan the images; None for those of `scoring_options`.
         sub_images: run on each of the TinyPerson benchmark's sub-images as an image of its own, and merge them as the
             benchmark does.
         corners: the sub-images of each file, for `sub_images`; None for the benchmark's grid.
@@ -118,8 +128,8 @@ def detect_dataset(
     Raises:
         ValueError: no common class, an unreadable image, or one without sub-images in `corners`.
     """
-    from tinydet.runtime.options import ScanOptions
     from tinydet.runtime.scan import nms_not_converged
+    from tinydet.runtime.score_calibration import calibrate, score_thresholds
 
     categories, notes = match_classes(backend.spec.classes, dataset.classes, dataset.category_ids)
     known = np.array([category is not None for category in categories])
@@ -128,7 +138,10 @@ def detect_dataset(
     detections: list[dict[str, Any]] = []
     tiles = saturated = unconverged = 0
     cuts: dict[int, float] = {}
-    lowest = (options or ScanOptions()).score
+    options = options or scoring_options(backend.spec)
+    spec = backend.spec
+    thresholds = score_thresholds(spec, options.score)
+    lowest = calibrate(thresholds, np.arange(len(thresholds)), spec.calibration).min()
     start = time.perf_counter()
     for record, pieces, results in _scanned(backend, dataset, len(records), options, sub_images, corners):
         if (lost := max((result.cut for result in results), default=-np.inf)) >= lowest:

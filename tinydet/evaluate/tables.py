@@ -34,6 +34,7 @@ from tinydet.data.coco_entries import (
 from tinydet.data.coco_rules import FILE_NAME, TEXT, examine_sides, parent_categories
 
 COMPLETE = ("images", "categories", "annotations")  # lists of a COCO file
+LARGEST_SIDE = 1 << 31  # pixels
 FULLY_VISIBLE = 1 - 1e-12  # the evaluators' value for an object without visibility
 
 
@@ -44,6 +45,7 @@ class GroundTruth:
     Attributes:
         image_ids: ascending; includes images without objects.
         file_names: parallel to `image_ids`; empty if the file does not give one.
+        pixels: (I,) width * height of each image; NaN if the file does not give them.
         category_ids: ascending.
         category_names: parallel to `category_ids`.
         other_category_ids: ids of the file that are not selected.
@@ -63,6 +65,7 @@ class GroundTruth:
 
     image_ids: tuple[Any, ...]
     file_names: tuple[str, ...]
+    pixels: NDArray[np.float64]
     category_ids: tuple[Any, ...]
     category_names: tuple[str, ...]
     other_category_ids: tuple[Any, ...]
@@ -146,7 +149,9 @@ def tabulate_ground_truth(
     """
     report = raise_first(source)
     sections = read_sections(document, report)
-    names = _labels(Entries("images", sections["images"], report), "file_name", FILE_NAME, source)
+    images = Entries("images", sections["images"], report)
+    names = _labels(images, "file_name", FILE_NAME, source)
+    pixels = dict(zip(images.ids, _pixels(images).tolist(), strict=True))
     if image_ids is not None:
         wanted = set(image_ids)
         names = {id: name for id, name in names.items() if id in wanted}
@@ -193,6 +198,7 @@ def tabulate_ground_truth(
     return GroundTruth(
         image_ids=tuple(names),
         file_names=tuple(names.values()),
+        pixels=np.array([pixels[id] for id in names], np.float64),
         category_ids=tuple(chosen),
         category_names=tuple(chosen.values()),
         other_category_ids=tuple(id for id in known if id not in chosen),
@@ -389,6 +395,16 @@ def _check_types(
 def _other_type(id: Any) -> int | str | None:
     """Return an id that is text as a number, and one that is a number as text."""
     return whole_number(id) if isinstance(id, str) else str(int(id))
+
+
+def _pixels(images: Entries) -> NDArray[np.float64]:
+    """Return (I,) width * height; NaN where one is missing or not a number above 0, because scoring needs no size."""
+
+    def side(entry: Mapping[str, Any], key: str) -> float:
+        value = entry.get(key)
+        return float(value) if isinstance(value, int | float) and 0 < value < LARGEST_SIDE else np.nan
+
+    return np.array([side(entry, "width") * side(entry, "height") for entry in images.entries], np.float64)
 
 
 def _visible(entries: Entries, boxes: NDArray[np.float64], keys: Sequence[str]) -> NDArray[np.float64]:

@@ -49,6 +49,7 @@ from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import OVERLAP, default_overlap
 from tinydet.runtime.read_ahead import READERS
 from tinydet.runtime.scenes.sources import Source, find_sources
+from tinydet.runtime.score_calibration import describe_thresholds
 from tinydet.runtime.stitch import MERGES
 from tinydet.runtime.writers import FORMATS
 
@@ -159,8 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--calibrate-skip", action="store_true", help="measure on --annotations which tiles --skip-empty may skip,"
         " write MODEL.skip.json and exit")  # fmt: skip
     add = parser.add_argument_group("detections").add_argument
-    add("--score", type=share, default=0.3, metavar="S", help="drop detections that score below S, 0 to 1; use 0.05"
-        " to measure AP (default: 0.3)")  # fmt: skip
+    add("--score", type=or_auto(share), default=0.3, metavar="S", help="drop detections that score below S, 0 to 1;"
+        " auto takes the threshold of each class that `evaluate --store` put into the model; use 0.05 to measure AP"
+        " (default: 0.3)")  # fmt: skip
     add("--merge", choices=MERGES, default="seam", help="merge the detections of overlapping tiles by this method; all"
         " but seam are for comparison (default: seam)")  # fmt: skip
     add("--agnostic", action="store_true", help="merge overlapping boxes of different classes too (default: only of"
@@ -224,6 +226,15 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
             "--scale auto needs the size of a typical object in the scene: --object-size 24 (pixels) or "
             "--object-size 0.6m (meters)"
         )
+    if args.score == "auto":
+        if not spec.thresholds:
+            stored = path.name if path.parent == FOLDER else path
+            choose = tinydet_command("evaluate", "--model", args.model or path, "--data", "DATA")
+            raise ValueError(
+                f"--score auto: {path} has no score thresholds. Give a number, or choose and store them: "
+                f"{choose} --operating-point f1 --store {stored}"
+            )
+        logger.info(f"score auto: {describe_thresholds(spec)}")
     return Settings(
         ScanOptions(
             overlap,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tinydet._internal.console import plural
 from tinydet._internal.progress import duration
 from tinydet._internal.shell import tinydet_command
@@ -17,6 +19,7 @@ from tinydet.runtime.plan import ScanPlan
 from tinydet.runtime.scan import nms_not_converged
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.video import Video
+from tinydet.runtime.score_calibration import calibrate, score_thresholds
 from tinydet.spec import ModelSpec
 
 MOST_PLACES = 8  # lines about where the outputs are
@@ -44,10 +47,19 @@ def plan_lines(
         yield f"  first a coarse pass: {coarse}, for objects above {plan.min_side:.0f} pixels"
     if from_journal:
         yield f"  {from_journal} of {plan.tiles} tiles were finished by an earlier run"
-    if plan.options.score < spec.score_floor:
-        yield f"  The model itself drops detections with a score below {spec.score_floor}"
+    if (score_thresholds(spec, plan.options.score) < np.float32(spec.score_floor)).any():
+        yield f"  The model itself drops detections with a score below {_floors(spec)}"
     if plan.warning:
         yield f"  {plan.warning[0].upper()}{plan.warning[1:]}"
+
+
+def _floors(spec: ModelSpec) -> str:
+    """Return the score below which the graph drops detections, as scores of results, by class if they differ."""
+    if not spec.calibration:
+        return f"{spec.score_floor}"
+    classes = np.arange(len(spec.classes))
+    floors = calibrate(np.full(len(classes), spec.score_floor), classes, spec.calibration)
+    return ", ".join(f"{floor:.2g} ({name})" for name, floor in zip(spec.classes, floors, strict=True))
 
 
 def video_line(

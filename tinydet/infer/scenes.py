@@ -331,14 +331,15 @@ class InferenceRun:
             "bytes": size,
             "changed": changed,
             "scale": plan.options.scale,
-            **self._settings.identity(),
+            **self._settings.identity(self._spec),
         }
 
     def _identity(self, plan: RunPlan) -> dict[str, Any]:
         """Return what the shared files depend on."""
         sources = [job.source for job in plan.jobs if plan.shared]
         scenes = [[source.image_id, source.label, source.file_name, source.corner, source.state] for source in sources]
-        settings = {"formats": plan.formats, **self._settings.scale_identity(), **self._settings.identity()}
+        settings = {"formats": plan.formats, **self._settings.scale_identity()}
+        settings |= self._settings.identity(self._spec)
         identity: dict[str, Any] = json.loads(json.dumps({"model": self._hash, "scenes": scenes, **settings}))
         return identity
 

@@ -68,14 +68,16 @@ class Settings:
             self.contrast_filter.check(spec.tile, options.scale, self.bands)
         return options
 
-    def identity(self) -> dict[str, Any]:
-        """Return everything that the results of a scene depend on, except model, scene and scale, as JSON values."""
+    def identity(self, spec: ModelSpec) -> dict[str, Any]:
+        """Return everything that the results of a scene depend on, except graph, scene and scale, as JSON values."""
         return {
             "gps": self.gps,
             "bands": self.bands,
             "tile": self.tile,
             "overlap": self.options.overlap,
-            "score": self.options.score,
+            # The thresholds and the calibration of an engine are in its description, not in the file that is hashed.
+            "score": list(spec.thresholds) if self.options.score == "auto" else self.options.score,
+            "calibration": [list(line) for line in spec.calibration],
             "merge": self.options.merge,
             "agnostic": self.options.agnostic,
             "skip": None if self.contrast_filter is None else dataclasses.asdict(self.contrast_filter),

@@ -242,6 +242,9 @@ def _model(path: Path, sha256: str, backend: Backend) -> dict[str, Any]:
         "precision": spec.precision,
         "tile": spec.tile,
         "classes": list(spec.classes),
+        "thresholds": list(spec.thresholds),
+        "operating_point": spec.operating_point,
+        "calibration": [list(line) for line in spec.calibration],
         "backend": backend.name,
     }
 

@@ -32,6 +32,7 @@ from tinydet.runtime.plan import ScanPlan, Sized, plan_scan
 from tinydet.runtime.scan import ScanCounts, collect, scan
 from tinydet.runtime.scenes.video import Frame, LostStreamError, Video
 from tinydet.runtime.writers import SceneDetections, open_writers
+from tinydet.spec import ModelSpec
 
 logger = logging.getLogger("tinydet.infer")
 
@@ -55,7 +56,7 @@ def scan_video(
     with Video(job.source.location, every=settings.every, reconnect=settings.reconnect) as video, ExitStack() as stack:
         journal = None
         if job.journal is not None:
-            identity = _identity(job, video, model_hash, settings)
+            identity = _identity(job, video, model_hash, settings, backend.spec)
             journal = stack.enter_context(Journal(job.journal, identity, resume=settings.resume))
         limit = {} if settings.frames is None else {"--frames": str(settings.frames)}
         if journal is not None and journal.outputs == {**job.written(), **limit}:
@@ -247,7 +248,7 @@ def _table(path: Path | None) -> Iterator[Callable[[Sequence[object]], object]]:
         yield rows.writerow
 
 
-def _identity(job: Job, video: Video, model_hash: str, settings: Settings) -> dict[str, Any]:
+def _identity(job: Job, video: Video, model_hash: str, settings: Settings, spec: ModelSpec) -> dict[str, Any]:
     """Return what the frames in a journal depend on."""
     size, changed = job.source.state or (None, None)
     return {
@@ -257,5 +258,5 @@ def _identity(job: Job, video: Video, model_hash: str, settings: Settings) -> di
         "changed": changed,
         "every": settings.every,
         **settings.scale_identity(),
-        **settings.identity(),
+        **settings.identity(spec),
     }

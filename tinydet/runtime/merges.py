@@ -39,7 +39,7 @@ class Fused(NamedTuple):
     source: Indices
 
 
-def fuse(merge: str, corners: Boxes, scores: Scores, group: Indices, min_score: float = 0.0) -> Fused:
+def fuse(merge: str, corners: Boxes, scores: Scores, group: Indices, min_score: Scores | None = None) -> Fused:
     """Merge boxes within groups.
 
     Args:
@@ -47,7 +47,7 @@ def fuse(merge: str, corners: Boxes, scores: Scores, group: Indices, min_score: 
         corners: (N, 4) xyxy.
         scores: (N,) descending.
         group: (N,) boxes of different groups do not affect each other.
-        min_score: boxes whose new score is lower are dropped.
+        min_score: (N,) boxes whose new score is lower are dropped; None for none.
     """
     if merge == "nmm":
         return _non_maximum_merging(corners, scores, group)
@@ -63,7 +63,7 @@ def fuse(merge: str, corners: Boxes, scores: Scores, group: Indices, min_score: 
     fused_corners = np.concatenate([part.corners for part in parts])
     fused_scores = np.concatenate([part.scores for part in parts])
     source = np.concatenate([part.source for part in parts])
-    stays = fused_scores >= min_score
+    stays = np.ones(len(source), np.bool_) if min_score is None else fused_scores >= min_score[source]
     return Fused(fused_corners[stays], fused_scores[stays], source[stays])
 
 

@@ -33,6 +33,7 @@ from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError,
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
 from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream, path_of
 from tinydet.runtime.scenes.video import Video
+from tinydet.runtime.score_calibration import score_thresholds
 from tinydet.runtime.writers import CLASSES, SceneDetections, UnknownSuffixError, format_of, open_writer, write_classes
 from tinydet.runtime.writers.table import columns
 from tinydet.spec import ModelSpec
@@ -307,10 +308,11 @@ class Model:
             changes: fields of `ScanOptions` that replace those of `options`, for example `overlap=64`.
 
         Raises:
-            ValueError: an option is out of range.
+            ValueError: an option is out of range, or the score is "auto" and the model has no thresholds.
         """
         self.backend = backend
         self.options = (ScanOptions(score=SCORE) if options is None else options).changed(changes)
+        score_thresholds(self.spec, self.options.score)  # refuses "auto" if the model has no thresholds
 
     def __repr__(self) -> str:
         spec, classes = self.spec, ", ".join(self.spec.classes)
@@ -527,7 +529,8 @@ def load(
             the object size, the overlap and the free memory. An exported ONNX file takes any multiple of 32 or 64
             (`ModelSpec.tile_multiple`), an engine the tiles that it was built for.
         threads: CPU threads; None for all that are usable.
-        options: fields of `ScanOptions`: overlap, scale, score (default: 0.3), batch, merge, agnostic, coarse, readers.
+        options: fields of `ScanOptions`: overlap, scale, score (default: 0.3; "auto": the thresholds of the model),
+            batch, merge, agnostic, coarse, readers.
 
     Raises:
         ValueError, OSError, ModuleNotFoundError: as `open_model`; ValueError also for an option that is out of range.

@@ -35,7 +35,8 @@ class ScanOptions:
             lies whole inside at least one tile; larger ones are joined from their parts. None: 128, or half a tile if
             that is less.
         scale: resize factor of the scene; 0.5 halves it. Detections are in pixels of the original scene.
-        score: detections with a lower score are dropped.
+        score: detections with a lower score are dropped; "auto": lower than the threshold of their class that is stored
+            in the model. Of a calibrated model, it is the calibrated score.
         batch: tiles per run of the model; never more than the model accepts.
         merge: how boxes of several tiles become one. "seam" is the method of `stitch`; the others are for comparison.
         agnostic: boxes of different classes may be one object.
@@ -51,7 +52,7 @@ class ScanOptions:
 
     overlap: int | None = None
     scale: float = 1.0
-    score: float = 0.05
+    score: float | Literal["auto"] = 0.05
     batch: int = 4
     merge: Merge = "seam"
     agnostic: bool = False
@@ -62,7 +63,9 @@ class ScanOptions:
     def __post_init__(self) -> None:
         for name, rule in RULES.items():
             value = getattr(self, name)
-            if value is not None or name != "overlap":
+            if name == "score" and isinstance(value, str) and value != "auto":
+                raise ValueError(f"score: expected a number or 'auto', got {quoted(value)}")
+            if (value is not None or name != "overlap") and value != "auto":
                 object.__setattr__(self, name, check_number(name, value, rule))
         if not isinstance(self.agnostic, bool):
             raise ValueError(f"agnostic must be True or False, got {quoted(self.agnostic)}")

@@ -11,6 +11,7 @@ from tinydet._internal.arguments import SCALES
 from tinydet.geometry.tiles import MORE_TILES, TileGrid, check_tile_count
 from tinydet.runtime.coarse import choose_coarse_pass
 from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.score_calibration import score_thresholds
 from tinydet.spec import ModelSpec
 
 OVERLAP = 128  # pixels of the model's input; the default overlap of tiles that are at least twice as large
@@ -91,8 +92,10 @@ def plan_scan(scene: Sized, spec: ModelSpec, options: ScanOptions) -> ScanPlan:
     """Plan the passes of a model over a scene.
 
     Raises:
-        ValueError: the overlap or the scale does not fit the model's tile, or there are more than `max_tiles` tiles.
+        ValueError: the overlap or the scale does not fit the model's tile, there are more than `max_tiles` tiles, or
+            the model has no thresholds for the score "auto".
     """
+    score_thresholds(spec, options.score)  # refuses "auto" before the model runs
     overlap = default_overlap(spec.tile) if options.overlap is None else options.overlap
     full = plan_tiles(scene.width, scene.height, tile=spec.tile, overlap=overlap, scale=options.scale)
     options = dataclasses.replace(options, overlap=overlap)

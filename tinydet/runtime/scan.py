@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinydet._internal.progress import Progress
 from tinydet.runtime.backends import Backend, TileOutputs, check_outputs
@@ -24,9 +25,10 @@ from tinydet.runtime.coarse import larger_than
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import BatchRecord, RecordStore
 from tinydet.runtime.options import ScanOptions
-from tinydet.runtime.plan import ScanPlan, plan_scan
+from tinydet.runtime.plan import ScanPlan, Tiling, plan_scan
 from tinydet.runtime.read_ahead import ReadAhead, Segment, TileFilter, TileSet
 from tinydet.runtime.scenes import Scene
+from tinydet.runtime.score_calibration import calibrate, score_thresholds
 from tinydet.runtime.stitch import Stitcher
 from tinydet.spec import ModelSpec
 
@@ -48,7 +50,8 @@ class ScanCounts:
         busy: seconds in the backend.
         unconverged: proposals whose suppression in the graph did not converge, see `TileOutputs`; only of tiles that
             this run processed, not of tiles from a journal.
-        cut: the score from which on no box was lost for lack of slots; -inf if none was lost, see `saturated`. Only of
+        cut: the score from which on no box was lost for lack of slots; -inf if none was lost, see `saturated`. Of a
+            calibrated model, the calibrated score of the class for which it is highest. Only of
             tiles that this run processed.
     """
 
@@ -348,7 +351,7 @@ class _SceneStream(Generic[T]):
                 merge=plan.options.merge,
                 agnostic=plan.options.agnostic,
                 pixel=1 / tiling.scale,
-                score=plan.options.score,
+                score=score_thresholds(spec, plan.options.score),
                 coarse=large,
             )
             coarse_parts = []
@@ -357,7 +360,7 @@ class _SceneStream(Generic[T]):
                 if tiling is plan.coarse:  # the full pass yields these, unless it finds something better
                     coarse_parts.append(larger_than(result.detections, plan.min_side))
                     result = dataclasses.replace(result, detections=Detections.empty())
-                yield result
+                yield _calibrated(result, spec)
             large = Detections.concatenate(coarse_parts).by_score()
 
     def finish(self, task: _Task[T]) -> None:
@@ -412,7 +415,8 @@ class _SceneStream(Generic[T]):
             first = last
             if segment.tiles or segment.empty or segment.filtered:
                 slots = min(backend.spec.boxes_per_tile, 0 if part is None else part.scores.shape[1])
-                record = _record(part, segment, task.scan.plan, pass_index, slots)
+                thresholds = score_thresholds(backend.spec, task.scan.plan.options.score)
+                record = _record(part, segment, task.scan.plan.passes[pass_index], pass_index, slots, thresholds)
                 if task.scan.journal is not None:
                     task.scan.journal.append(record)
                 unconverged = 0 if part is None else int(part.unconverged.sum())
@@ -523,17 +527,40 @@ def _stitch(stitcher: Stitcher, run: _TileRun) -> BatchResult:
     )
 
 
-def _record(outputs: TileOutputs | None, segment: Segment, plan: ScanPlan, pass_index: int, slots: int) -> BatchRecord:
-    """Convert the outputs of tiles to scene pixels, without boxes in the padding or below the score."""
-    tiling, score = plan.passes[pass_index], plan.options.score
+def _calibrated(result: BatchResult, spec: ModelSpec) -> BatchResult:
+    """Return the result with calibrated scores, if the model has a calibration."""
+    if not spec.calibration:
+        return result
+    found = result.detections
+    classes = np.arange(len(spec.classes))
+    return dataclasses.replace(
+        result,
+        detections=dataclasses.replace(
+            found, scores=calibrate(found.scores, found.labels, spec.calibration).astype(np.float32)
+        ),
+        cut=float(calibrate(np.full(len(classes), result.cut), classes, spec.calibration).max())
+        if result.cut > -np.inf
+        else result.cut,
+    )
+
+
+def _record(
+    outputs: TileOutputs | None,
+    segment: Segment,
+    tiling: Tiling,
+    pass_index: int,
+    slots: int,
+    thresholds: NDArray[np.float32],
+) -> BatchRecord:
+    """Convert the outputs of tiles to scene pixels, without boxes in the padding or below the scores of their class."""
     tiles, empty, filtered = (
         np.array([tile.index for tile in group], np.int64) for group in (segment.tiles, segment.empty, segment.filtered)
     )
     record = BatchRecord(tiles, empty, filtered, pass_index=pass_index)
     if outputs is None:
         return record
-    saturated = int(((outputs.candidates > slots) & (outputs.scores[:, slots - 1] >= score)).sum())
-    which, slot = np.nonzero((outputs.labels >= 0) & (outputs.scores >= score))
+    saturated = int(((outputs.candidates > slots) & (outputs.scores[:, slots - 1] >= thresholds.min())).sum())
+    which, slot = np.nonzero((outputs.labels >= 0) & (outputs.scores >= thresholds[outputs.labels]))
     if not len(which):
         return dataclasses.replace(record, saturated=saturated)
     content = np.array(tiling.content_size * 2, np.float64)

@@ -55,7 +55,7 @@ class Stitcher:
         merge: Merge = "seam",
         agnostic: bool = False,
         pixel: float = 1.0,
-        score: float = 0.0,
+        score: float | NDArray[np.float32] = 0.0,
         coarse: Detections | None = None,
     ) -> None:
         """
@@ -66,10 +66,11 @@ class Stitcher:
             agnostic: boxes of different classes may be one object, and the best of them stays; otherwise classes do not
                 affect each other.
             pixel: side of a pixel of the model's input, in scene pixels.
-            score: boxes whose score "soft-nms" reduces below this are dropped.
+            score: boxes whose score "soft-nms" reduces below this are dropped; one value, or (C,) of each class.
             coarse: final detections of a coarse pass, in scene pixels.
         """
-        self._grid, self._nms_iou, self._merge, self._agnostic, self._score = grid, nms_iou, merge, agnostic, score
+        self._grid, self._nms_iou, self._merge, self._agnostic = grid, nms_iou, merge, agnostic
+        self._score = np.asarray(score, np.float32)
         self._edge, self._jitter = EDGE * pixel, JITTER * pixel
         self._missing = [grid.columns] * grid.rows
         self._rows: dict[int, list[Detections]] = {}
@@ -204,7 +205,8 @@ class Stitcher:
         np.maximum.at(bottom, group, pool.boxes[:, 3])
         final = bottom[group] <= horizon
         done = pool[final]
-        fused = fuse(self._merge, done.boxes, done.scores, group[final], self._score)
+        least = self._score[done.labels] if self._score.ndim else np.full(len(done), self._score)
+        fused = fuse(self._merge, done.boxes, done.scores, group[final], least)
         return replace(done[fused.source], boxes=fused.corners, scores=fused.scores), pool[~final]
 
     def _similar(self, pool: Detections) -> Pairs:

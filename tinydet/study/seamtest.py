@@ -171,7 +171,9 @@ def seam_test(
         progress: called with the number of tiles that were just finished.
     """
     options = views[0].plan.options
-    lower = dataclasses.replace(options, merge=merge, score=options.score / 2)
+    score = options.score
+    assert score != "auto"  # the option of this command is a number
+    lower = dataclasses.replace(options, merge=merge, score=score / 2)
     scans = []
     for view in views:
         plan = dataclasses.replace(view.plan, options=lower)
@@ -189,7 +191,7 @@ def seam_test(
         for view in views:
             at_seam |= _near_an_edge(found.boxes, view.plan.full.grid, view.origin, near)
         marked.append(at_seam)
-    return _compare(chosen[0], chosen[1], marked[0], marked[1], options.score, JITTER / options.scale, options.agnostic)
+    return _compare(chosen[0], chosen[1], marked[0], marked[1], score, JITTER / options.scale, options.agnostic)
 
 
 def _compare(
