@@ -1,0 +1,201 @@
+"""Follow objects through the frames of a video: give the detections of one object one number.
+
+The tracker is BoT-SORT (Aharon et al., 2022) as the package `trackers` implements it: a Kalman filter for each object,
+optimal assignment of detections to predicted boxes, a second assignment for weak detections, and compensation of the
+camera's motion. What differs here is for tiny objects and drones:
+
+- Boxes of a few pixels rarely overlap from frame to frame, so boxes are compared by the distance between them relative
+  to their size (`nearness`), not by IoU.
+- The motion of the camera is estimated on a reduced frame, at a cost that does not grow with the frame.
+- Predictions depend on the time between two frames, so skipped and dropped frames do not slow the objects down.
+- Objects of different classes never share a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydet._internal.extras import needs_extra
+from tinydet.runtime.detections import Detections
+from tinydet.runtime.scenes import Scene
+
+TRACK = "track"  # column of `Detections.data`
+NO_TRACK = -1  # in that column: the detection belongs to no track, or its track is not confirmed yet
+WEAK = 1 / 3  # of the minimum score; a detection from here up may continue a track but not start one
+LOST = 1.0  # seconds for which a track without detections is kept
+CONFIRMED = 2  # detections after which a track gets its number
+MOTION_SIDE = 960  # pixels; larger frames are reduced to this side to estimate the motion of the camera
+CORNERS = 600  # points that are followed from frame to frame to estimate it
+SPACING = 8  # pixels of the reduced frame between two points, so that one rich corner does not hold all of them
+MAX_ZOOM = 2.0  # between two frames; a larger estimate is an error
+SMALLEST = 4.0  # pixels; boxes are compared as if they were at least this large, because detectors are not more exact
+NEAR, NEAR_WEAK = 0.2, 0.4  # smallest nearness of two boxes of one object; of a weak detection and its track
+REFERENCE_RATE = 30.0  # frames per second for which BoT-SORT's noise constants were chosen
+
+Affine = NDArray[np.float64]  # (2, 3): x' = m[0, 0] x + m[0, 1] y + m[0, 2], and y' by the second row
+IDENTITY: Affine = np.eye(2, 3)
+
+
+def nearness(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:
+    """Compare boxes by exp(-W / s): W is the Wasserstein distance of Xu et al. (2022), s the geometric mean size.
+
+    Equal boxes have 1. For equal sizes W is the distance of the centers, so boxes next to each other have exp(-1).
+
+    >>> nearness(np.array([[0, 0, 8, 8]]), np.array([[0, 0, 8, 8], [8, 0, 16, 8]])).round(2).tolist()
+    [[1.0, 0.37]]
+
+    Args:
+        one: (N, 4) xyxy. two: (M, 4) xyxy.
+
+    Returns:
+        (N, M), 0 to 1.
+    """
+    a, b = (_gaussians(boxes) for boxes in (one, two))
+    squared = np.zeros((len(a), len(b)))
+    for k in range(4):
+        squared += (a[:, None, k] - b[None, :, k]) ** 2
+    sizes = [np.maximum(np.sqrt(np.maximum(4 * g[:, 2] * g[:, 3], 0)), SMALLEST) for g in (a, b)]
+    result: NDArray[np.float64] = np.exp(-np.sqrt(squared / (sizes[0][:, None] * sizes[1][None])))
+    return result
+
+
+class CameraMotion:
+    """Estimates how the image moves between consecutive frames, because the camera moves.
+
+    Corners are followed by sparse optical flow; the similarity (shift, rotation and zoom) that most of them agree on
+    is the motion, so moving objects do not affect it.
+
+    Raises:
+        ModuleNotFoundError: `trackers` is not installed.
+    """
+
+    def __init__(self) -> None:
+        with needs_extra("track"):
+            from trackers import CMC, CMCConfig
+        self._estimator = CMC(
+            CMCConfig(method="sparseOptFlow", downscale=1, sof_max_corners=CORNERS, sof_min_distance=SPACING)
+        )
+        self._size: tuple[int, int] | None = None
+
+    def update(self, scene: Scene) -> Affine:
+        """Return the map from pixels of the previous frame to pixels of this one.
+
+        If the motion cannot be estimated, it is the identity; if the frame has another size, the change of scale.
+        """
+        size = scene.width, scene.height
+        shrink = min(1.0, MOTION_SIDE / max(size))
+        reduced = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
+        pixels = scene.read(0, 0, *size, reduced)  # RGB in place of BGR weights the channels of the gray image otherwise
+        previous, self._size = self._size, size
+        if previous is not None and previous != size:
+            self._estimator.reset()
+        found = self._estimator.estimate(pixels).astype(np.float64)
+        if previous is not None and previous != size:
+            return np.array([[size[0] / previous[0], 0, 0], [0, size[1] / previous[1], 0]])
+        zoom = np.sqrt(abs(np.linalg.det(found[:, :2])))
+        if not np.isfinite(found).all() or not 1 / MAX_ZOOM <= zoom <= MAX_ZOOM:
+            return IDENTITY.copy()
+        to_reduced = np.diag([reduced[0] / size[0], reduced[1] / size[1]])
+        full = np.linalg.inv(to_reduced)
+        return np.hstack([full @ found[:, :2] @ to_reduced, full @ found[:, 2:]])
+
+
+class Tracker:
+    """Numbers the objects of one video, from 1 in the order of their appearance.
+
+    Raises:
+        ModuleNotFoundError: `trackers` is not installed.
+    """
+
+    def __init__(self) -> None:
+        with needs_extra("track"):
+            import supervision
+            from trackers import CMC, BaseIoU, BoTSORTTracker
+
+        class Nearness(BaseIoU):  # type: ignore[misc]
+            def _compute(self, boxes_1: NDArray[Any], boxes_2: NDArray[Any]) -> NDArray[np.float64]:
+                return nearness(boxes_1, boxes_2)
+
+        def new(*, first: bool) -> Any:
+            return BoTSORTTracker(
+                lost_track_buffer=round(LOST * 30),  # the package counts frames of 1/30 s
+                frame_rate=REFERENCE_RATE,
+                minimum_consecutive_frames=CONFIRMED,
+                instant_first_frame_activation=first,
+                # Detections are passed as 1 (strong) or 0.5 (weak), whatever the scale of the model's scores.
+                track_activation_threshold=0.75,
+                high_conf_det_threshold=0.75,
+                minimum_iou_threshold_first_assoc=NEAR,
+                minimum_iou_threshold_second_assoc=NEAR_WEAK,
+                minimum_iou_threshold_unconfirmed_assoc=NEAR,
+                enable_cmc=False,  # see `update`
+                iou=Nearness(),
+            )
+
+        self._new = new
+        self._detections, self._move = supervision.Detections, CMC.apply_batch
+        self._by_class: dict[int, Any] = {}
+        self._numbers: dict[tuple[int, int], int] = {}  # by class and the number that its tracker gave
+        self._count = 0
+        self._seconds: float | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of objects so far."""
+        return self._count
+
+    def update(
+        self, found: Detections, strong: NDArray[np.bool_], seconds: float, motion: Affine = IDENTITY
+    ) -> Detections:
+        """Return the detections of the next frame with their numbers in the column `track`, in the same order.
+
+        Weak detections that continue no track are left out. `NO_TRACK` marks strong ones that have no number yet: an
+        object gets its number with its second detection, or at once in the first frame.
+
+        Args:
+            found: detections of the frame, in its pixels.
+            strong: (N,) detections that may start a track.
+            seconds: time of the frame.
+            motion: of the camera, from the previous frame to this one.
+        """
+        first = self._seconds is None
+        # The time stamps of some sources repeat or run backwards.
+        self._seconds = seconds if self._seconds is None else max(seconds, self._seconds + 0.001)
+        numbers = np.full(len(found), NO_TRACK, np.int64)
+        for label in sorted({*self._by_class, *found.labels.tolist()}):
+            tracker = self._by_class.get(label)
+            if tracker is None:
+                tracker = self._by_class[label] = self._new(first=first)
+            which = np.flatnonzero(found.labels == label)
+            # Before the package predicts: moving a state and predicting it commute, as both are linear.
+            self._move(motion, tracker.tracks)
+            tracked = tracker.update(
+                self._detections(
+                    xyxy=found.boxes[which].astype(np.float64),
+                    confidence=np.where(strong[which], 1.0, 0.5),
+                    data={"index": which},
+                ),
+                timestamp=self._seconds,
+            )
+            if len(tracked):
+                numbers[tracked.data["index"]] = tracked.tracker_id
+            for i in which[numbers[which] >= 0].tolist():
+                key = label, int(numbers[i])
+                if key not in self._numbers:
+                    self._count += 1
+                    self._numbers[key] = self._count
+                numbers[i] = self._numbers[key]
+        alive = {(label, track.tracker_id) for label, tracker in self._by_class.items() for track in tracker.tracks}
+        self._numbers = {key: number for key, number in self._numbers.items() if key in alive}
+        kept = strong | (numbers != NO_TRACK)
+        return replace(found, data={**found.data, TRACK: numbers})[kept]
+
+
+def _gaussians(boxes: NDArray[Any]) -> NDArray[np.float64]:
+    """Return (N, 4): the center of each box, and half of its width and height, the scale of its Gaussian."""
+    boxes = np.asarray(boxes, np.float64)
+    return np.hstack([boxes[:, :2] + boxes[:, 2:], boxes[:, 2:] - boxes[:, :2]]) / 2
