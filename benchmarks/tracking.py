@@ -143,17 +143,17 @@ def track(
 ) -> tuple[dict[str, float], float]:
     """Track the objects of a video. Return the scores, and the seconds per frame of the tracker."""
     rng = np.random.default_rng(seed)
-    tracker, camera, seconds = Tracker(), CameraMotion(), 0.0
+    tracker, camera, seconds = Tracker([SCORE] * 2), CameraMotion(), 0.0
     results = []
     with Video(str(path)) as video:
         for frame in video:
             found = detect(truths[frame.index], rng, (video.width, video.height))
             if frame.index % every:
                 continue
-            start = time.perf_counter()
+            start = time.process_time()
             motion = camera.update(frame.scene) if compensate else IDENTITY
-            tracked = tracker.update(found, found.scores >= SCORE, frame.seconds, motion)
-            seconds += time.perf_counter() - start
+            tracked = tracker.update(found, frame.seconds, motion)
+            seconds += time.process_time() - start
             results.append((truths[frame.index], tracked[tracked.data[TRACK] >= 0]))
     return scores(results), seconds / len(results)
 
@@ -264,17 +264,17 @@ def cost(side: tuple[int, int], objects: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     ground = cv2.resize(_ground(rng)[0], (side[0] + 40, side[1]), interpolation=cv2.INTER_CUBIC)
     corner = rng.uniform(0, np.array(side) - 12, (objects, 2))
-    camera, tracker, times = CameraMotion(), Tracker(), []
+    camera, tracker, times = CameraMotion(), Tracker([SCORE]), []
     for t in range(12):
         scene = open_scene(np.ascontiguousarray(ground[:, 3 * t : 3 * t + side[0]]))
         moved = corner - [3 * t, 0] + rng.normal(0, 0.5, corner.shape)
         boxes = np.hstack([moved, moved + 8]).astype(np.float32)
         found = Detections(boxes, np.full(objects, 0.9, np.float32), np.zeros(objects, np.int32))
-        start = time.perf_counter()
+        start = time.process_time()
         motion = camera.update(scene)
-        middle = time.perf_counter()
-        tracker.update(found, found.scores >= SCORE, t / RATE, motion)
-        times.append((middle - start, time.perf_counter() - middle))
+        middle = time.process_time()
+        tracker.update(found, t / RATE, motion)
+        times.append((middle - start, time.process_time() - middle))
     motion_ms, tracks_ms = (1000 * np.median(times[2:], axis=0)).round(1).tolist()
     return {"width": side[0], "height": side[1], "objects": objects, "motion_ms": motion_ms, "tracks_ms": tracks_ms}
 
@@ -282,7 +282,9 @@ def cost(side: tuple[int, int], objects: int) -> dict[str, Any]:
 @command("benchmarks/tracking.py")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=positive_int, default=300, metavar="N", help="frames per flight (default: 300)")
+    parser.add_argument(
+        "--frames", type=positive_int, default=300, metavar="N", help="frames per flight (default: 300)"
+    )
     parser.add_argument("--seeds", type=positive_int, default=2, metavar="N", help="flights of each kind (default: 2)")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "tracking.json", metavar="FILE",
         help="write the results here (default: benchmarks/results/tracking.json)")  # fmt: skip

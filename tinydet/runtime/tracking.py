@@ -13,6 +13,7 @@ camera's motion. What differs here is for tiny objects and drones:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +22,13 @@ from numpy.typing import NDArray
 
 from tinydet._internal.extras import needs_extra
 from tinydet.runtime.detections import Detections
+from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes import Scene
+from tinydet.spec import ModelSpec
 
 TRACK = "track"  # column of `Detections.data`
 NO_TRACK = -1  # in that column: the detection belongs to no track, or its track is not confirmed yet
-WEAK = 1 / 3  # of the minimum score; a detection from here up may continue a track but not start one
+WEAK = 1 / 3  # of the minimum score of a class; a detection from here up may continue a track but not start one
 LOST = 1.0  # seconds for which a track without detections is kept
 CONFIRMED = 2  # detections after which a track gets its number
 MOTION_SIDE = 960  # pixels; larger frames are reduced to this side to estimate the motion of the camera
@@ -63,6 +66,22 @@ def nearness(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:
     return result
 
 
+def start_scores(spec: ModelSpec, options: ScanOptions) -> NDArray[np.float64]:
+    """Return the score of each class from which on a detection may start a track: (C,)."""
+    return np.full(len(spec.classes), float(options.score))
+
+
+def weak_score(spec: ModelSpec, options: ScanOptions) -> float:
+    """Return the minimum score of a scan that also finds the weak detections of tracks."""
+    return WEAK * float(start_scores(spec, options).min())
+
+
+def check_tracking() -> None:
+    """Raise ModuleNotFoundError if `trackers` is not installed. Call it before the work."""
+    with needs_extra("track"):
+        import trackers  # noqa: F401
+
+
 class CameraMotion:
     """Estimates how the image moves between consecutive frames, because the camera moves.
 
@@ -89,7 +108,9 @@ class CameraMotion:
         size = scene.width, scene.height
         shrink = min(1.0, MOTION_SIDE / max(size))
         reduced = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
-        pixels = scene.read(0, 0, *size, reduced)  # RGB in place of BGR weights the channels of the gray image otherwise
+        pixels = scene.read(
+            0, 0, *size, reduced
+        )  # RGB in place of BGR weights the channels of the gray image otherwise
         previous, self._size = self._size, size
         if previous is not None and previous != size:
             self._estimator.reset()
@@ -107,11 +128,19 @@ class CameraMotion:
 class Tracker:
     """Numbers the objects of one video, from 1 in the order of their appearance.
 
-    Raises:
-        ModuleNotFoundError: `trackers` is not installed.
+    Attributes:
+        counts: (C,) number of objects of each class so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scores: Sequence[float] | NDArray[Any]) -> None:
+        """
+        Args:
+            scores: for each class, the score from which on a detection may start a track. Weaker ones, down to `WEAK`
+                of this score, may continue a track.
+
+        Raises:
+            ModuleNotFoundError: `trackers` is not installed.
+        """
         with needs_extra("track"):
             import supervision
             from trackers import CMC, BaseIoU, BoTSORTTracker
@@ -136,21 +165,15 @@ class Tracker:
                 iou=Nearness(),
             )
 
+        self.counts = np.zeros(len(scores), np.int64)
+        self._scores = np.asarray(scores, np.float64)
         self._new = new
         self._detections, self._move = supervision.Detections, CMC.apply_batch
         self._by_class: dict[int, Any] = {}
         self._numbers: dict[tuple[int, int], int] = {}  # by class and the number that its tracker gave
-        self._count = 0
         self._seconds: float | None = None
 
-    @property
-    def count(self) -> int:
-        """Number of objects so far."""
-        return self._count
-
-    def update(
-        self, found: Detections, strong: NDArray[np.bool_], seconds: float, motion: Affine = IDENTITY
-    ) -> Detections:
+    def update(self, found: Detections, seconds: float, motion: Affine = IDENTITY) -> Detections:
         """Return the detections of the next frame with their numbers in the column `track`, in the same order.
 
         Weak detections that continue no track are left out. `NO_TRACK` marks strong ones that have no number yet: an
@@ -158,10 +181,11 @@ class Tracker:
 
         Args:
             found: detections of the frame, in its pixels.
-            strong: (N,) detections that may start a track.
             seconds: time of the frame.
             motion: of the camera, from the previous frame to this one.
         """
+        found = found[found.scores >= WEAK * self._scores[found.labels]]
+        strong = found.scores >= self._scores[found.labels]
         first = self._seconds is None
         # The time stamps of some sources repeat or run backwards.
         self._seconds = seconds if self._seconds is None else max(seconds, self._seconds + 0.001)
@@ -186,13 +210,36 @@ class Tracker:
             for i in which[numbers[which] >= 0].tolist():
                 key = label, int(numbers[i])
                 if key not in self._numbers:
-                    self._count += 1
-                    self._numbers[key] = self._count
+                    self.counts[label] += 1
+                    self._numbers[key] = int(self.counts.sum())
                 numbers[i] = self._numbers[key]
         alive = {(label, track.tracker_id) for label, tracker in self._by_class.items() for track in tracker.tracks}
         self._numbers = {key: number for key, number in self._numbers.items() if key in alive}
         kept = strong | (numbers != NO_TRACK)
         return replace(found, data={**found.data, TRACK: numbers})[kept]
+
+
+class VideoTracker:
+    """Numbers the objects of one video from its frames and their detections.
+
+    Attributes:
+        options: how to scan the frames.
+    """
+
+    def __init__(self, spec: ModelSpec, options: ScanOptions) -> None:
+        """
+        Args:
+            options: whose `score` is that of the detections that may start a track.
+
+        Raises:
+            ModuleNotFoundError: `trackers` is not installed.
+        """
+        self.options = replace(options, score=weak_score(spec, options))
+        self._tracker, self._camera = Tracker(start_scores(spec, options)), CameraMotion()
+
+    def update(self, scene: Scene, found: Detections, seconds: float) -> Detections:
+        """Return the detections of the next frame as `Tracker.update` does."""
+        return self._tracker.update(found, seconds, self._camera.update(scene))
 
 
 def _gaussians(boxes: NDArray[Any]) -> NDArray[np.float64]:
