@@ -151,7 +151,7 @@ def track(
             if frame.index % every:
                 continue
             start = time.process_time()
-            motion = camera.update(frame.scene) if compensate else IDENTITY
+            motion = camera.update(frame.scene, found.boxes) if compensate else IDENTITY
             tracked = tracker.update(found, frame.seconds, motion)
             seconds += time.process_time() - start
             results.append((truths[frame.index], tracked[tracked.data[TRACK] >= 0]))
@@ -271,7 +271,7 @@ def cost(side: tuple[int, int], objects: int) -> dict[str, Any]:
         boxes = np.hstack([moved, moved + 8]).astype(np.float32)
         found = Detections(boxes, np.full(objects, 0.9, np.float32), np.zeros(objects, np.int32))
         start = time.process_time()
-        motion = camera.update(scene)
+        motion = camera.update(scene, boxes)
         middle = time.process_time()
         tracker.update(found, t / RATE, motion)
         times.append((middle - start, time.process_time() - middle))

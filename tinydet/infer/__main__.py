@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
     if args.bands is not None and any(job.source.moving for job in plan.jobs):
         raise ValueError("--bands selects bands of a raster, and videos are always RGB; leave it out")
+    if not args.track and any(FORMATS[kind].tracked for kind in formats or ()):
+        raise ValueError("--format mot holds tracked objects; add --track")
     if args.track:
         for job in plan.jobs:
             if not job.source.moving:
@@ -183,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         " / (default: SCENE.detections.json next to each scene)")  # fmt: skip
     add("--format", type=names_from(FORMATS), action="extend", metavar="A,B", help="write these formats:"
         f" {', '.join(FORMATS)}; coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are"
-        " named like the images, with a classes.txt (default: by the suffix of --output, else coco)")  # fmt: skip
+        " named like the images, with a classes.txt; mot holds the objects of --track (default: by the suffix of --output, else coco)")  # fmt: skip
     add("--gps", action="store_true", help="place the detections of drone photos without georeference by their camera"
         " metadata, approximately: photos taken straight down (within 10 degrees), on flat ground")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"

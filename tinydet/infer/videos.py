@@ -102,7 +102,7 @@ class _Frames:
         from_journal: number of frames so far whose detections came from the journal.
         counts: counts of tiles of the frames that were scanned.
         static_tiles: reuses boxes from frame to frame; None if all tiles are run.
-        tracker: numbers the objects; None if they are not tracked.
+        tracker, camera: number the objects, and estimate the motion of the camera; None if objects are not tracked.
     """
 
     def __init__(self, backend: Backend, job: Job, video: Video, settings: Settings, journal: Journal | None) -> None:
@@ -113,7 +113,7 @@ class _Frames:
         self.static_tiles = None if settings.contrast_filter is None else StaticTiles(settings.contrast_filter)
         self.backend, self._journal = backend, journal
         self.tracker = Tracker(start_scores(backend.spec, settings.options)) if settings.track else None
-        self._camera = CameraMotion() if settings.track else None
+        self.camera = CameraMotion() if settings.track else None
         self._plans: dict[tuple[int, int, ScanOptions], ScanPlan] = {}
 
     def plan(self, frame: Sized, options: ScanOptions) -> ScanPlan:
@@ -139,10 +139,11 @@ class _Frames:
                 seconds = max(last.seconds, elapsed.total_seconds())
         for frame in self.video:
             stored = None if self.video.live else next(earlier, None)
-            motion = None if self._camera is None else self._camera.update(frame.scene)
             if stored is None:
                 clock = "" if frame.clock is None else frame.clock.isoformat(timespec="milliseconds")
-                record = FrameRecord(frame.index + index, frame.seconds + seconds, clock, self._detect(frame), motion)
+                boxes = self._detect(frame)
+                motion = None if self.camera is None else self.camera.update(frame.scene, boxes.boxes)
+                record = FrameRecord(frame.index + index, frame.seconds + seconds, clock, boxes, motion)
                 if self._journal is not None:
                     self._journal.append_frame(record)
                 yield self._tracked(record), frame
@@ -153,6 +154,8 @@ class _Frames:
                 )
             else:
                 self.from_journal += 1
+                if self.camera is not None:  # for the motion of the next frame
+                    self.camera.update(frame.scene, stored.detections.boxes)
                 yield self._tracked(stored), frame
 
     def _tracked(self, record: FrameRecord) -> FrameRecord:
@@ -242,6 +245,11 @@ def _write(
         f"{rate:.1f} frames/s; "
         f"{plural(video.dropped, 'frame')} dropped, {plural(video.reconnects, 'reconnect')}"
     )
+    if frames.camera is not None and frames.camera.failed:
+        progress.say(
+            f"  the motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}, whose ground has too few "
+            "features in common with the frame before; numbers may change there"
+        )
     if frames.from_journal:
         progress.say(f"  {frames.from_journal} frames were finished by an earlier run")
     tiles = frames.static_tiles

@@ -6,7 +6,8 @@ camera's motion. What differs here is for tiny objects and drones:
 
 - Boxes of a few pixels rarely overlap from frame to frame, so boxes are compared by the distance between them relative
   to their size (`nearness`), not by IoU.
-- The motion of the camera is estimated on a reduced frame, at a cost that does not grow with the frame.
+- The motion of the camera is estimated on a reduced frame without the detections, so its cost is bounded, and objects
+  that all move do not count as the camera.
 - Predictions depend on the time between two frames, so skipped and dropped frames do not slow the objects down.
 - Objects of different classes never share a number.
 """
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +36,10 @@ CONFIRMED = 2  # detections after which a track gets its number
 MOTION_SIDE = 960  # pixels; larger frames are reduced to this side to estimate the motion of the camera
 CORNERS = 600  # points that are followed from frame to frame to estimate it
 SPACING = 8  # pixels of the reduced frame between two points, so that one rich corner does not hold all of them
-MAX_ZOOM = 2.0  # between two frames; a larger estimate is an error
+QUALITY = 0.01  # of the weakest corner, relative to the strongest
+MARGIN = 2  # pixels of the reduced frame around a detection in which no corner is taken
+TOLERANCE = 1.5  # pixels of the reduced frame; a corner agrees with a motion that explains its place so exactly
+FEWEST, AGREEING = 8, 0.25  # corners, and the fraction of all corners, that must agree
 SMALLEST = 4.0  # pixels; boxes are compared as if they were at least this large, because detectors are not more exact
 NEAR, NEAR_WEAK = 0.2, 0.4  # smallest nearness of two boxes of one object; of a weak detection and its track
 REFERENCE_RATE = 30.0  # frames per second for which BoT-SORT's noise constants were chosen
@@ -85,44 +90,63 @@ def check_tracking() -> None:
 class CameraMotion:
     """Estimates how the image moves between consecutive frames, because the camera moves.
 
-    Corners are followed by sparse optical flow; the similarity (shift, rotation and zoom) that most of them agree on
-    is the motion, so moving objects do not affect it.
+    Corners are followed by sparse optical flow. The motion is the similarity (shift, rotation and zoom) that most of
+    them agree on. Detections are left out, so that the motion is that of the ground, also if only objects have contrast.
 
-    Raises:
-        ModuleNotFoundError: `trackers` is not installed.
+    Attributes:
+        failed: number of frames so far whose motion could not be estimated.
     """
 
     def __init__(self) -> None:
-        with needs_extra("track"):
-            from trackers import CMC, CMCConfig
-        self._estimator = CMC(
-            CMCConfig(method="sparseOptFlow", downscale=1, sof_max_corners=CORNERS, sof_min_distance=SPACING)
-        )
+        self.failed = 0
         self._size: tuple[int, int] | None = None
+        self._gray: NDArray[np.uint8] = np.zeros((1, 1), np.uint8)
+        self._corners: NDArray[np.float32] | None = None  # (P, 1, 2) in pixels of the reduced previous frame
 
-    def update(self, scene: Scene) -> Affine:
+    def update(self, scene: Scene, boxes: NDArray[Any]) -> Affine:
         """Return the map from pixels of the previous frame to pixels of this one.
 
         If the motion cannot be estimated, it is the identity; if the frame has another size, the change of scale.
+
+        Args:
+            scene: the frame.
+            boxes: (N, 4) xyxy of its detections.
         """
         size = scene.width, scene.height
         shrink = min(1.0, MOTION_SIDE / max(size))
         reduced = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
-        pixels = scene.read(
-            0, 0, *size, reduced
-        )  # RGB in place of BGR weights the channels of the gray image otherwise
+        gray = cv2.cvtColor(scene.read(0, 0, *size, reduced), cv2.COLOR_RGB2GRAY)
+        scale = np.array(reduced) / size
         previous, self._size = self._size, size
+        motion = IDENTITY.copy()
         if previous is not None and previous != size:
-            self._estimator.reset()
-        found = self._estimator.estimate(pixels).astype(np.float64)
-        if previous is not None and previous != size:
-            return np.array([[size[0] / previous[0], 0, 0], [0, size[1] / previous[1], 0]])
-        zoom = np.sqrt(abs(np.linalg.det(found[:, :2])))
-        if not np.isfinite(found).all() or not 1 / MAX_ZOOM <= zoom <= MAX_ZOOM:
-            return IDENTITY.copy()
-        to_reduced = np.diag([reduced[0] / size[0], reduced[1] / size[1]])
-        full = np.linalg.inv(to_reduced)
-        return np.hstack([full @ found[:, :2] @ to_reduced, full @ found[:, 2:]])
+            motion[:, :2] = np.diag(np.array(size) / previous)
+        elif previous is not None:
+            found = self._similarity(gray)
+            if found is None:
+                self.failed += 1
+            else:  # from pixels of the reduced frame to pixels of the frame
+                motion = np.hstack([found[:, :2] * scale / scale[:, None], found[:, 2:] / scale[:, None]])
+        ground = np.full(gray.shape, 255, np.uint8)
+        low, high = np.floor(boxes[:, :2] * scale) - MARGIN, np.ceil(boxes[:, 2:] * scale) + MARGIN
+        for x1, y1, x2, y2 in np.maximum(np.hstack([low, high]), 0).astype(int).tolist():
+            ground[y1:y2, x1:x2] = 0
+        corners: Any = cv2.goodFeaturesToTrack(gray, CORNERS, QUALITY, SPACING, mask=ground)
+        self._gray, self._corners = gray, corners
+        return motion
+
+    def _similarity(self, gray: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+        """Return the map (2, 3) from the previous reduced frame to this one; None if too few corners agree."""
+        if self._corners is None or len(self._corners) < FEWEST:
+            return None
+        moved, status, _ = cv2.calcOpticalFlowPyrLK(self._gray, gray, self._corners, None)  # type: ignore[call-overload]
+        seen = status.ravel() > 0
+        if seen.sum() < FEWEST:
+            return None
+        found, agree = cv2.estimateAffinePartial2D(self._corners[seen], moved[seen], ransacReprojThreshold=TOLERANCE)
+        if found is None or agree.sum() < max(FEWEST, AGREEING * len(self._corners)):
+            return None
+        return found
 
 
 class Tracker:
@@ -239,7 +263,7 @@ class VideoTracker:
 
     def update(self, scene: Scene, found: Detections, seconds: float) -> Detections:
         """Return the detections of the next frame as `Tracker.update` does."""
-        return self._tracker.update(found, seconds, self._camera.update(scene))
+        return self._tracker.update(found, seconds, self._camera.update(scene, found.boxes))
 
 
 def _gaussians(boxes: NDArray[Any]) -> NDArray[np.float64]:
