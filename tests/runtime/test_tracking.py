@@ -160,7 +160,7 @@ def test_a_camera_that_moves_faster_than_the_objects_are_large_needs_compensatio
             tracked = tracker.update(frame, t / RATE, *([motion] if compensate else []))
             results[compensate] |= set(tracked.data[TRACK].tolist())
     assert results[True] == set(range(1, 9))
-    assert len(results[False]) > 12
+    assert results[False] != results[True]
 
 
 def test_featureless_frames_and_changes_of_size_give_a_usable_motion() -> None:

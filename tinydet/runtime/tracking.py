@@ -31,7 +31,7 @@ from tinydet.spec import ModelSpec
 TRACK = "track"  # column of `Detections.data`
 NO_TRACK = -1  # in that column: the detection belongs to no track, or its track is not confirmed yet
 WEAK = 1 / 3  # of the minimum score of a class; a detection from here up may continue a track but not start one
-LOST = 1.0  # seconds for which a track without detections is kept
+LOST = 2.0  # seconds for which a track without detections is kept
 CONFIRMED = 2  # detections after which a track gets its number
 MOTION_SIDE = 960  # pixels; larger frames are reduced to this side to estimate the motion of the camera
 CORNERS = 600  # points that are followed from frame to frame to estimate it
@@ -115,7 +115,7 @@ class CameraMotion:
         size = scene.width, scene.height
         shrink = min(1.0, MOTION_SIDE / max(size))
         reduced = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
-        gray = cv2.cvtColor(scene.read(0, 0, *size, reduced), cv2.COLOR_RGB2GRAY)
+        gray: Any = cv2.cvtColor(scene.read(0, 0, *size, reduced), cv2.COLOR_RGB2GRAY)
         scale = np.array(reduced) / size
         previous, self._size = self._size, size
         motion = IDENTITY.copy()
@@ -146,7 +146,7 @@ class CameraMotion:
         found, agree = cv2.estimateAffinePartial2D(self._corners[seen], moved[seen], ransacReprojThreshold=TOLERANCE)
         if found is None or agree.sum() < max(FEWEST, AGREEING * len(self._corners)):
             return None
-        return found
+        return np.asarray(found, np.float64)
 
 
 class Tracker:
@@ -169,7 +169,7 @@ class Tracker:
             import supervision
             from trackers import CMC, BaseIoU, BoTSORTTracker
 
-        class Nearness(BaseIoU):  # type: ignore[misc]
+        class Nearness(BaseIoU):
             def _compute(self, boxes_1: NDArray[Any], boxes_2: NDArray[Any]) -> NDArray[np.float64]:
                 return nearness(boxes_1, boxes_2)
 
