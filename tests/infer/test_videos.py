@@ -241,7 +241,12 @@ def test_after_a_failure_the_message_names_the_journal(
     assert "out of memory" in captured.err
 
 
-def test_an_interrupted_stream_resumes_with_its_current_frame(folder: Path, runs: list[int], capsys) -> None:
+@pytest.mark.parametrize("track", [[], ["--track"]])
+def test_an_interrupted_stream_resumes_with_its_current_frame(
+    folder: Path, runs: list[int], track: list[str], capsys
+) -> None:
+    if track:
+        pytest.importorskip("trackers")
     data = write_clip(folder / "live.ts", format="mpegts").read_bytes()
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -254,8 +259,10 @@ def test_an_interrupted_stream_resumes_with_its_current_frame(folder: Path, runs
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     words = ("--image", f"tcp://127.0.0.1:{server.getsockname()[1]}", "--output", "live.json", "--reconnect", "0")
+    words = (*words, *track)
     with server:
         assert run(*words, "--resume") == 0
+        before = json.loads((folder / "live.json").read_text())["annotations"]
         (folder / "live.json").unlink()  # as if the run had ended before writing its files
         first = len(runs)
         assert run(*words, "--resume") == 0
@@ -266,6 +273,9 @@ def test_an_interrupted_stream_resumes_with_its_current_frame(folder: Path, runs
     assert rows == sorted(rows)
     assert len(dict(rows)) == len(rows)
     assert f"{first} frames were finished by an earlier run" in capsys.readouterr().out
+    after = json.loads((folder / "live.json").read_text())["annotations"]
+    assert after[: len(before)] == before  # also the numbers of the objects
+    assert ("track_id" in after[0]) == bool(track)
 
 
 def test_a_lost_stream_leaves_its_files_and_resuming_does_not_replace_its_video(folder: Path, capsys) -> None:

@@ -102,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for job in plan.jobs:
             if not job.source.moving:
                 raise ValueError(
-                    f"--track follows objects through a video or stream, and {job.source.label} is a still image; leave "
-                    "it out, or join the images to a video first (ffmpeg -i %06d.jpg frames.mp4)"
+                    f"--track follows objects through a video or stream, and {job.source.label} is a still image; "
+                    "leave it out, or join the images to a video first (ffmpeg -i %06d.jpg frames.mp4)"
                 )
         check_tracking()
     # Results that go to a device such as /dev/stdout must not be mixed with messages.
@@ -144,8 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--every", type=positive_int, default=1, metavar="N", help="scan every N-th frame of a video (default: 1)")
     add("--frames", type=positive_int, metavar="N", help="stop after scanning N frames of a video (default: at its"
         " end or on Ctrl-C)")  # fmt: skip
-    add("--track", action="store_true", help="give each object of a video or stream a number that it keeps from frame to"
-        " frame, also if the camera moves; weak detections, down to a third of --score, may continue a track")  # fmt: skip
+    add("--track", action="store_true", help="give each object of a video or stream a number that it keeps from frame"
+        " to frame, also if the camera moves; detections down to a third of --score may continue a track; requires"
+        " tinydet[track]")  # fmt: skip
     add("--reconnect", type=number(0, 1e6), default=30.0, metavar="S", help="keep trying to reopen a broken stream for"
         " S seconds (default: 30)")  # fmt: skip
     add = parser.add_argument_group("model").add_argument
@@ -185,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         " / (default: SCENE.detections.json next to each scene)")  # fmt: skip
     add("--format", type=names_from(FORMATS), action="extend", metavar="A,B", help="write these formats:"
         f" {', '.join(FORMATS)}; coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are"
-        " named like the images, with a classes.txt; mot holds the objects of --track (default: by the suffix of --output, else coco)")  # fmt: skip
+        " named like the images, with a classes.txt; mot holds the objects of --track (default: by the suffix of"
+        " --output, else coco)")  # fmt: skip
     add("--gps", action="store_true", help="place the detections of drone photos without georeference by their camera"
         " metadata, approximately: photos taken straight down (within 10 degrees), on flat ground")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"

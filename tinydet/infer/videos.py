@@ -159,7 +159,7 @@ class _Frames:
                 yield self._tracked(stored), frame
 
     def _tracked(self, record: FrameRecord) -> FrameRecord:
-        """Return the record with numbered objects. A journal holds all detections, so that a resumed run numbers alike."""
+        """Return the record with numbered objects. The journal has those without, so a resumed run numbers alike."""
         if self.tracker is None:
             return record
         motion = IDENTITY if record.motion is None else record.motion
@@ -247,8 +247,8 @@ def _write(
     )
     if frames.camera is not None and frames.camera.failed:
         progress.say(
-            f"  the motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}, whose ground has too few "
-            "features in common with the frame before; numbers may change there"
+            f"  the motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}, whose ground has too "
+            "few features in common with the frame before; numbers may change there"
         )
     if frames.from_journal:
         progress.say(f"  {frames.from_journal} frames were finished by an earlier run")

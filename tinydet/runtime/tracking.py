@@ -91,7 +91,7 @@ class CameraMotion:
     """Estimates how the image moves between consecutive frames, because the camera moves.
 
     Corners are followed by sparse optical flow. The motion is the similarity (shift, rotation and zoom) that most of
-    them agree on. Detections are left out, so that the motion is that of the ground, also if only objects have contrast.
+    them agree on. Detections are left out, so it is the motion of the ground, also if only objects have contrast.
 
     Attributes:
         failed: number of frames so far whose motion could not be estimated.
