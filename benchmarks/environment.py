@@ -12,7 +12,7 @@ from typing import Any
 
 PACKAGES = ("tinydet", "numpy", "torch", "torchvision", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino",
             "opencv-python", "pycocotools", "faster-coco-eval", "tensorrt-rtx-cu13", "tensorrt", "rasterio",
-            "sahi", "supervision")  # fmt: skip
+            "sahi", "supervision", "trackers", "trackeval", "av")  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -28,8 +28,8 @@ av = pytest.importorskip("av")
 COUNT = 10
 
 
-def write_clip(path: Path, rotation: int = 0, **options: object) -> Path:
-    """A white cell that moves right by 16 pixels every second frame."""
+def write_clip(path: Path, rotation: int = 0, *, smooth: bool = False, **options: object) -> Path:
+    """A white cell that moves right by 16 pixels every second frame, or by 8 in every frame."""
     with av.open(str(path), "w", **options) as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 128, 64, "yuv420p", 4_000_000
@@ -37,7 +37,8 @@ def write_clip(path: Path, rotation: int = 0, **options: object) -> Path:
             stream.set_display_rotation(rotation)
         for i in range(COUNT):
             pixels = np.zeros((64, 128, 3), np.uint8)
-            pixels[16:24, 16 * (i // 2) : 16 * (i // 2) + 8] = 255
+            x = 8 * i if smooth else 16 * (i // 2)
+            pixels[16:24, x : x + 8] = 255
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts = i
             container.mux(stream.encode(frame))
@@ -79,6 +80,62 @@ def test_a_video_gives_results_a_table_of_frames_and_an_annotated_video(folder: 
         ring = np.abs(bgr[14:26, :, ::-1].astype(int) - COLORS[0]).sum(-1) < 200
         assert abs(np.flatnonzero(ring.any(axis=0)).mean() - (16 * (i // 2) + 4)) < 8
     assert not capture.read()[0]
+
+
+def test_tracked_objects_have_their_numbers_in_every_output(folder: Path, capsys) -> None:
+    pytest.importorskip("trackers")
+    pq = pytest.importorskip("pyarrow.parquet")
+    write_clip(folder / "smooth.mp4", smooth=True)
+    words = ("--image", "smooth.mp4", "--track", "--summary", "run.json", "--draw", "out.mp4")
+    assert run(*words, "--output", "out.json", "--format", "coco,csv,parquet") == 0
+    assert "of 1 track in 10 frames" in capsys.readouterr().out
+    annotations = json.loads((folder / "out.json").read_text())["annotations"]
+    assert [row["track_id"] for row in annotations] == [1] * COUNT
+    with (folder / "out.csv").open(newline="") as file:
+        assert [row["track_id"] for row in csv.DictReader(file)] == ["1"] * COUNT
+    assert pq.read_table("out.parquet")["track_id"].to_pylist() == [1] * COUNT
+    assert json.loads((folder / "run.json").read_text())["scenes"][0]["tracks"] == {"square": 1, "bar": 0}
+    assert run(*words, "--output", "out.txt", "--format", "mot") == 0
+    lines = [line.split(",") for line in (folder / "out.txt").read_text().splitlines()]
+    assert [line[:6] for line in lines] == [
+        [str(i + 1), "1", f"{8 * i}.000", "16.000", "8.000", "8.000"] for i in range(COUNT)
+    ]
+    assert all(len(line) == 10 for line in lines)
+
+
+def test_the_annotated_video_shows_the_path_of_a_tracked_object(folder: Path) -> None:
+    pytest.importorskip("trackers")
+    write_clip(folder / "smooth.mp4", smooth=True)
+    assert run("--image", "smooth.mp4", "--draw", "plain.mp4") == 0
+    assert run("--image", "smooth.mp4", "--draw", "tracks.mp4", "--track") == 0
+    yellow = {}
+    for name in ("plain", "tracks"):
+        capture = cv2.VideoCapture(f"{name}.mp4")
+        *_, last = (bgr for ok, bgr in iter(capture.read, (False, None)))
+        yellow[name] = np.abs(last[20, :, ::-1].astype(int) - COLORS[0]).sum(-1) < 300  # the row of the centers
+    assert not yellow["plain"][24:60].any()  # behind the object, which is at x = 72
+    assert yellow["tracks"][24:60].mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["still.png", "--track"], "--track follows objects through a video or stream, and still.png is a still image"),
+        (["clip.mp4", "still.png", "--track", "--output", "found/"], "still.png is a still image"),
+        (["clip.mp4", "--output", "a.txt", "--format", "mot"], "--format mot holds tracked objects; add --track"),
+    ],
+)
+def test_tracking_of_still_images_is_refused_before_the_work(
+    folder: Path, words: list[str], message: str, capsys
+) -> None:
+    assert cv2.imwrite("still.png", np.zeros((64, 64), np.uint8))
+    before = sorted(folder.rglob("*"))
+    assert run("--image", *words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_only_named_outputs_are_written_and_an_upright_phone_video_stays_upright(folder: Path) -> None:
@@ -124,11 +181,15 @@ def test_a_damaged_video_in_a_folder_is_skipped_and_named(folder: Path, capsys) 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("track", [[], ["--track"]])
 def test_an_interrupted_video_resumes_and_a_second_run_changes_nothing(
-    folder: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, capsys
+    folder: Path, runs: list[int], track: list[str], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
+    if track:
+        pytest.importorskip("trackers")
     outputs = [folder / f"clip.detections.{suffix}" for suffix in ("json", "frames.csv", "mp4")]
-    assert run("--image", "clip.mp4") == 0
+    command = ("--image", "clip.mp4", *track)
+    assert run(*command) == 0
     expected = [path.read_bytes() for path in outputs]
     for path in outputs:
         path.unlink()
@@ -142,19 +203,19 @@ def test_an_interrupted_video_resumes_and_a_second_run_changes_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(OnnxRuntimeBackend, "run", stops)
-        assert run("--image", "clip.mp4", "--resume") == 130
+        assert run(*command, "--resume") == 130
     assert "6 frames are kept in clip.detections.journal; --resume continues" in capsys.readouterr().out
     assert not any(path.exists() for path in outputs)
-    assert run("--image", "clip.mp4", "--resume") == 0
+    assert run(*command, "--resume") == 0
     assert len(runs) == COUNT
     assert "6 frames were finished by an earlier run" in capsys.readouterr().out
     assert [path.read_bytes() for path in outputs] == expected
     changed = [path.stat().st_mtime_ns for path in outputs]
-    assert run("--image", "clip.mp4", "--resume") == 0
+    assert run(*command, "--resume") == 0
     assert "already complete" in capsys.readouterr().out
     assert len(runs) == COUNT
     assert [path.stat().st_mtime_ns for path in outputs] == changed
-    assert run("--image", "clip.mp4", "--resume", "--every", "2") == 2
+    assert run(*command, "--resume", "--every", "2") == 2
     assert "every was 1" in capsys.readouterr().err
 
 
@@ -180,7 +241,12 @@ def test_after_a_failure_the_message_names_the_journal(
     assert "out of memory" in captured.err
 
 
-def test_an_interrupted_stream_resumes_with_its_current_frame(folder: Path, runs: list[int], capsys) -> None:
+@pytest.mark.parametrize("track", [[], ["--track"]])
+def test_an_interrupted_stream_resumes_with_its_current_frame(
+    folder: Path, runs: list[int], track: list[str], capsys
+) -> None:
+    if track:
+        pytest.importorskip("trackers")
     data = write_clip(folder / "live.ts", format="mpegts").read_bytes()
     server = socket.create_server(("127.0.0.1", 0))
 
@@ -193,8 +259,10 @@ def test_an_interrupted_stream_resumes_with_its_current_frame(folder: Path, runs
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     words = ("--image", f"tcp://127.0.0.1:{server.getsockname()[1]}", "--output", "live.json", "--reconnect", "0")
+    words = (*words, *track)
     with server:
         assert run(*words, "--resume") == 0
+        before = json.loads((folder / "live.json").read_text())["annotations"]
         (folder / "live.json").unlink()  # as if the run had ended before writing its files
         first = len(runs)
         assert run(*words, "--resume") == 0
@@ -205,6 +273,9 @@ def test_an_interrupted_stream_resumes_with_its_current_frame(folder: Path, runs
     assert rows == sorted(rows)
     assert len(dict(rows)) == len(rows)
     assert f"{first} frames were finished by an earlier run" in capsys.readouterr().out
+    after = json.loads((folder / "live.json").read_text())["annotations"]
+    assert after[: len(before)] == before  # also the numbers of the objects
+    assert ("track_id" in after[0]) == bool(track)
 
 
 def test_a_lost_stream_leaves_its_files_and_resuming_does_not_replace_its_video(folder: Path, capsys) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 import resource
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +50,40 @@ def save(path: Path, *scenes: SceneDetections, kind: str | None = None) -> Path:
         for found in scenes:
             write(found)
     return path
+
+
+def tracked(found: SceneDetections, tracks: Sequence[int]) -> SceneDetections:
+    """A frame of a video with numbered objects."""
+    columns = {**found.detections.data, "track": np.asarray(tracks, np.int64)}
+    return replace(found, frame=found.image_id - 1, detections=replace(found.detections, data=columns))
+
+
+def test_a_detection_without_a_track_has_no_number_in_any_format(tmp_path: Path) -> None:
+    parquet, pyogrio = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyogrio")
+    scenes = [
+        tracked(scene("v#0", 1, 0, NORTH_UP), []),
+        tracked(scene("v#1", 2, 3, NORTH_UP), [12, -1, 5]),
+        tracked(scene("v#2", 3, 1, NORTH_UP), [-1]),
+    ]
+    files = {kind: save(tmp_path / f"{kind}{form.suffix}", *scenes, kind=kind) for kind, form in FORMATS.items()}
+    with files["csv"].open(newline="") as file:
+        assert [row["track_id"] for row in csv.DictReader(file)] == ["12", "", "5", ""]
+    column = parquet.read_table(files["parquet"])["track_id"]
+    assert str(column.type) == "int64"
+    assert column.to_pylist() == [12, None, 5, None]
+    for rows in (json.loads(files["coco"].read_text())["annotations"], json.loads(files["coco-results"].read_text())):
+        assert [row.get("track_id") for row in rows] == [12, None, 5, None]
+    features = json.loads(files["geojson"].read_text())["features"]
+    assert [feature["properties"]["track_id"] for feature in features] == [12, None, 5, None]
+    assert pyogrio.read_info(files["gpkg"])["features"] == 4
+    lines = [line.split(",") for line in files["mot"].read_text().splitlines()]
+    assert [line[:2] for line in lines] == [["2", "12"], ["2", "5"]]
+
+
+def test_tracks_are_required_for_the_format_mot_and_add_no_column_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"mot holds tracked objects of a video, and a\.png has none"):
+        save(tmp_path / "found.txt", scene("a.png", 1, 2), kind="mot")
+    assert "track" not in save(tmp_path / "found.csv", scene("a.png", 1, 2)).read_text()
 
 
 def test_coco_results_are_loaded_by_pycocotools(tmp_path: Path) -> None:
@@ -407,8 +441,11 @@ def test_any_text_in_a_name_gives_a_valid_file(kind: str, tmp_path: Path) -> Non
     pyogrio, parquet = pytest.importorskip("pyogrio"), pytest.importorskip("pyarrow.parquet")
     spec = replace(SPEC, classes=(ODD, "boat"))
     path = tmp_path / f"found{FORMATS[kind].suffix}"
+    found = scene(ODD, 1, 6, NORTH_UP)
+    if FORMATS[kind].tracked:
+        found = tracked(found, range(1, 7))
     with open_writer(path, spec, kind) as write:
-        write(scene(ODD, 1, 6, NORTH_UP))
+        write(found)
     content = path.read_bytes().decode(
         "utf-8", "strict" if path.suffix in (".json", ".geojson", ".csv", ".txt") else "ignore"
     )

@@ -51,6 +51,7 @@ from tinydet.runtime.read_ahead import READERS
 from tinydet.runtime.scenes.sources import Source, find_sources
 from tinydet.runtime.score_calibration import describe_thresholds
 from tinydet.runtime.stitch import MERGES
+from tinydet.runtime.tracking import check_tracking
 from tinydet.runtime.writers import FORMATS
 
 SKIPPED = 3  # exit code
@@ -60,6 +61,7 @@ EXAMPLES = (
     "flight/ --output labels/ --format yolo --summary run.json",
     "flight/ 'archive/**/*.tif' --overlap auto --scale auto --object-size 0.6m",
     "clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4",
+    "flight.mp4 --track --output flight.csv --draw flight.tracks.mp4",
     "rtsp://camera/pier --frames 1000 --output pier.json",
     "--annotations val.json --images val/ --score 0.05 --output results.json",
 )
@@ -94,6 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
     if args.bands is not None and any(job.source.moving for job in plan.jobs):
         raise ValueError("--bands selects bands of a raster, and videos are always RGB; leave it out")
+    if not args.track and any(FORMATS[kind].tracked for kind in formats or ()):
+        raise ValueError("--format mot holds tracked objects; add --track")
+    if args.track:
+        for job in plan.jobs:
+            if not job.source.moving:
+                raise ValueError(
+                    f"--track follows objects through a video or stream, and {job.source.label} is a still image; "
+                    "leave it out, or join the images to a video first (ffmpeg -i %06d.jpg frames.mp4)"
+                )
+        check_tracking()
     # Results that go to a device such as /dev/stdout must not be mixed with messages.
     if args.output is not None and is_device(Path(args.output)):
         information_to_stderr()
@@ -132,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--every", type=positive_int, default=1, metavar="N", help="scan every N-th frame of a video (default: 1)")
     add("--frames", type=positive_int, metavar="N", help="stop after scanning N frames of a video (default: at its"
         " end or on Ctrl-C)")  # fmt: skip
+    add("--track", action="store_true", help="give each object of a video or stream a number that it keeps from frame"
+        " to frame, also if the camera moves; detections down to a third of --score may continue a track; requires"
+        " tinydet[track]")  # fmt: skip
     add("--reconnect", type=number(0, 1e6), default=30.0, metavar="S", help="keep trying to reopen a broken stream for"
         " S seconds (default: 30)")  # fmt: skip
     add = parser.add_argument_group("model").add_argument
@@ -173,7 +188,8 @@ def _parser() -> argparse.ArgumentParser:
         " / (default: SCENE.detections.json next to each scene)")  # fmt: skip
     add("--format", type=names_from(FORMATS), action="extend", metavar="A,B", help="write these formats:"
         f" {', '.join(FORMATS)}; coco-results is the bare list of COCO results, yolo-conf has scores; YOLO labels are"
-        " named like the images, with a classes.txt (default: by the suffix of --output, else coco)")  # fmt: skip
+        " named like the images, with a classes.txt; mot holds the objects of --track (default: by the suffix of"
+        " --output, else coco)")  # fmt: skip
     add("--gps", action="store_true", help="place the detections of drone photos without georeference by their camera"
         " metadata, approximately: photos taken straight down (within 10 degrees), on flat ground")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
@@ -259,6 +275,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
         every=args.every,
         frames=args.frames,
         reconnect=args.reconnect,
+        track=args.track,
     )
 
 

@@ -30,6 +30,7 @@ class Settings:
         skip_unreadable: skip damaged scenes.
         verbose: report each of several scenes.
         every, frames, reconnect: of a video, see `Video`; the run stops after `frames`.
+        track: number the objects of a video, see `tracking`.
     """
 
     options: ScanOptions
@@ -46,6 +47,7 @@ class Settings:
     every: int = 1
     frames: int | None = None
     reconnect: float = 30.0
+    track: bool = False
 
     @property
     def needs_gsd(self) -> bool:

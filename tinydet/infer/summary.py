@@ -40,6 +40,7 @@ PACKAGES = {  # distributions that read images and run models, by the module tha
     "av": ("av",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
+    "trackers": ("trackers",),
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt-rtx-cu13",),
 }
@@ -53,12 +54,14 @@ class SceneCounts:
         width, height: of the scene in pixels.
         tally: counts of boxes and tiles.
         frames: number of frames of a video; None for an image.
+        tracks: number of objects of each class in a video; None if they were not tracked.
     """
 
     width: int
     height: int
     tally: Tally
     frames: int | None = None
+    tracks: list[int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values that `from_json` reads."""
@@ -71,7 +74,7 @@ class SceneCounts:
     def from_json(cls, value: dict[str, Any]) -> SceneCounts:
         """Return the counts that `to_json` described. Raise KeyError, TypeError or ValueError for other values."""
         tally = Tally(np.array(value["tally"]["by_class"], np.int64), ScanCounts(**value["tally"]["tiles"]))
-        return cls(value["width"], value["height"], tally, value["frames"])
+        return cls(value["width"], value["height"], tally, value["frames"], value.get("tracks"))
 
 
 def earlier_counts(journal: Journal) -> SceneCounts:
@@ -168,7 +171,10 @@ class RunSummary:
         # Of a video, the tiles of the frames that its last run scanned.
         entry |= {"tiles": tiles.tiles, "skipped_tiles": tiles.empty + tiles.filtered}
         entry |= {"saturated_tiles": tiles.saturated}
-        return {**entry, "detections": int(tally.by_class.sum()), "by_class": self._by_class(tally)}
+        entry |= {"detections": int(tally.by_class.sum()), "by_class": self._by_class(tally)}
+        if counts.tracks is not None:
+            entry["tracks"] = dict(zip(self._spec.classes, counts.tracks, strict=True))
+        return entry
 
     def _by_class(self, tally: Tally) -> dict[str, int]:
         return dict(zip(self._spec.classes, tally.by_class.tolist(), strict=True))

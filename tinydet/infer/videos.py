@@ -31,6 +31,7 @@ from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import ScanPlan, Sized, plan_scan
 from tinydet.runtime.scan import ScanCounts, collect, scan
 from tinydet.runtime.scenes.video import Frame, LostStreamError, Video
+from tinydet.runtime.tracking import IDENTITY, CameraMotion, Tracker, start_scores, weak_score
 from tinydet.runtime.writers import SceneDetections, open_writers
 from tinydet.spec import ModelSpec
 
@@ -102,6 +103,7 @@ class _Frames:
         from_journal: number of frames so far whose detections came from the journal.
         counts: counts of tiles of the frames that were scanned.
         static_tiles: reuses boxes from frame to frame; None if all tiles are run.
+        tracker, camera: number the objects, and estimate the motion of the camera; None if objects are not tracked.
     """
 
     def __init__(self, backend: Backend, job: Job, video: Video, settings: Settings, journal: Journal | None) -> None:
@@ -111,6 +113,8 @@ class _Frames:
         self.counts = ScanCounts()
         self.static_tiles = None if settings.contrast_filter is None else StaticTiles(settings.contrast_filter)
         self.backend, self._journal = backend, journal
+        self.tracker = Tracker(start_scores(backend.spec, settings.options)) if settings.track else None
+        self.camera = CameraMotion() if settings.track else None
         self._plans: dict[tuple[int, int, ScanOptions], ScanPlan] = {}
 
     def plan(self, frame: Sized, options: ScanOptions) -> ScanPlan:
@@ -129,7 +133,7 @@ class _Frames:
             for record in earlier:
                 first, last = first or record, record
                 self.from_journal += 1
-                yield record, None
+                yield self._tracked(record), None
             if first is not None and last is not None:  # time counts from the first frame of all runs
                 index = last.index + 1
                 elapsed = datetime.now().astimezone() - datetime.fromisoformat(first.clock)
@@ -138,10 +142,12 @@ class _Frames:
             stored = None if self.video.live else next(earlier, None)
             if stored is None:
                 clock = "" if frame.clock is None else frame.clock.isoformat(timespec="milliseconds")
-                record = FrameRecord(frame.index + index, frame.seconds + seconds, clock, self._detect(frame))
+                boxes = self._detect(frame)
+                motion = None if self.camera is None else self.camera.update(frame.scene, boxes.boxes)
+                record = FrameRecord(frame.index + index, frame.seconds + seconds, clock, boxes, motion)
                 if self._journal is not None:
                     self._journal.append_frame(record)
-                yield record, frame
+                yield self._tracked(record), frame
             elif stored.index != frame.index:
                 raise ValueError(
                     f"{self.video.name}: expected frame {stored.index} of the journal, got frame {frame.index}; "
@@ -149,11 +155,24 @@ class _Frames:
                 )
             else:
                 self.from_journal += 1
-                yield stored, frame
+                if self.camera is not None:  # for the motion of the next frame
+                    self.camera.update(frame.scene, stored.detections.boxes)
+                yield self._tracked(stored), frame
+
+    def _tracked(self, record: FrameRecord) -> FrameRecord:
+        """Return the record with numbered objects. The journal has those without, so a resumed run numbers alike."""
+        if self.tracker is None:
+            return record
+        motion = IDENTITY if record.motion is None else record.motion
+        tracked = self.tracker.update(record.detections, record.seconds, motion)
+        return dataclasses.replace(record, detections=tracked)
 
     def _detect(self, frame: Frame) -> Detections:
         scene, settings = frame.scene, self.settings
-        plan = self.plan(scene, settings.options_for(scene, self.backend.spec))
+        options = settings.options_for(scene, self.backend.spec)
+        if self.tracker is not None:
+            options = dataclasses.replace(options, score=weak_score(self.backend.spec, options))
+        plan = self.plan(scene, options)
         if self.static_tiles is not None:
             self.static_tiles.start_frame(scene, plan)
         results = scan(self.backend, scene, plan, tile_filter=settings.contrast_filter, journal=self.static_tiles)
@@ -204,7 +223,7 @@ def _write(
                         draw = stack.enter_context(open_video(job.drawing, size.width, size.height))
                     shown = max(record.seconds, shown + MIN_INTERVAL)  # some sources repeat a timestamp
                     with deferred_interrupt():
-                        draw(frame.scene, boxes, shown)
+                        draw(frame.scene, boxes, shown, record.motion)
                 progress.advance(1, frames.counts.tiles - tiles_before, len(boxes))
                 tiles_before = frames.counts.tiles
                 if settings.frames is not None and count >= settings.frames:
@@ -217,14 +236,21 @@ def _write(
             stopped = error
     elapsed = time.perf_counter() - start
     tally.tiles += frames.counts
-    counts = SceneCounts(video.width, video.height, tally, count)
+    tracks = None if frames.tracker is None else frames.tracker.counts.tolist()
+    counts = SceneCounts(video.width, video.height, tally, count, tracks)
     summary.add_scanned(job, counts, elapsed)
     progress.end()
     rate = (count - frames.from_journal) / elapsed
     progress.say(
-        f"  {plural(int(tally.by_class.sum()), 'detection')} in {plural(count, 'frame')}, {rate:.1f} frames/s; "
+        f"  {plural(int(tally.by_class.sum()), 'detection')}{_of_tracks(tracks)} in {plural(count, 'frame')}, "
+        f"{rate:.1f} frames/s; "
         f"{plural(video.dropped, 'frame')} dropped, {plural(video.reconnects, 'reconnect')}"
     )
+    if frames.camera is not None and frames.camera.failed:
+        progress.say(
+            f"  the motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}, whose ground has too "
+            "few features in common with the frame before; numbers may change there"
+        )
     if frames.from_journal:
         progress.say(f"  {frames.from_journal} frames were finished by an earlier run")
     tiles = frames.static_tiles
@@ -234,6 +260,10 @@ def _write(
                 f"  {skipped} of {tiles.tiles} tiles without {reason} were skipped ({skipped / tiles.tiles:.0%})"
             )
     return stopped, counts
+
+
+def _of_tracks(tracks: list[int] | None) -> str:
+    return "" if tracks is None else f" of {plural(sum(tracks), 'track')}"
 
 
 @contextmanager
@@ -257,6 +287,7 @@ def _identity(job: Job, video: Video, model_hash: str, settings: Settings, spec:
         "bytes": size,
         "changed": changed,
         "every": settings.every,
+        **({"track": True} if settings.track else {}),
         **settings.scale_identity(),
         **settings.identity(spec),
     }

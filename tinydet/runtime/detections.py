@@ -20,7 +20,8 @@ class Detections:
         scores: (N,) float32.
         labels: (N,) int32, index into the model's classes.
         data: further columns by name, each (N, ...). A scan sets `tile`, `pass` and `seam_distance`; see the properties
-            `tiles`, `passes` and `seam_distance`, which also cover detections without these columns.
+            `tiles`, `passes` and `seam_distance`, which also cover detections without these columns. Tracking sets
+            `track`, see `tracks`.
     """
 
     boxes: NDArray[Any]
@@ -82,6 +83,11 @@ class Detections:
         """
         return self._column("seam_distance", np.float32(np.inf))
 
+    @property
+    def tracks(self) -> NDArray[Any] | None:
+        """(N,) number of the tracked object, -1 for a detection without one; None if objects are not tracked."""
+        return self.data.get("track")
+
     def __len__(self) -> int:
         return len(self.scores)
 
@@ -96,7 +102,7 @@ class Detections:
         return self[np.lexsort((self.labels, x2, y2, x1, y1, self.tiles, self.passes, -self.scores))]
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Convert to COCO results.
+        """Convert to COCO results; those of a tracked object have its number as `track_id`.
 
         Args:
             category_ids: COCO category id of each class, in the order of the labels.
@@ -104,9 +110,13 @@ class Detections:
         corners = self.boxes.astype(np.float64)
         corners[:, 2:] -= corners[:, :2]
         categories = np.asarray(category_ids, np.int64)[self.labels].tolist() if len(self) else []
+        tracks = [-1] * len(self) if self.tracks is None else self.tracks.tolist()
         return [
             {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
-            for category, box, score in zip(categories, corners.tolist(), self.scores.tolist(), strict=True)
+            | ({} if track < 0 else {"track_id": track})
+            for category, box, score, track in zip(
+                categories, corners.tolist(), self.scores.tolist(), tracks, strict=True
+            )
         ]
 
     def _column(self, name: str, default: np.generic) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,6 +76,8 @@ def draw(
 def annotate(image: Image, detections: Detections, shrink: float = 1.0, names: Sequence[str] = ()) -> None:
     """Draw outlines and scores in place, on an image that shows the scene reduced by `shrink`.
 
+    Tracked objects have their number in place of the score.
+
     Args:
         names: of the classes, to write before the scores; empty for scores alone.
     """
@@ -85,6 +88,23 @@ def annotate(image: Image, detections: Detections, shrink: float = 1.0, names: S
     for box, label in zip(boxes.tolist(), detections.labels.tolist(), strict=True):
         outline(image, box, line, 2 * line, COLORS[label % len(COLORS)])
     _write_scores(image, boxes, detections, line, names)
+
+
+def draw_trails(image: Image, detections: Detections, paths: Sequence[NDArray[np.float64]]) -> None:
+    """Draw the paths of objects in place, in the colors of their classes; pixels of a detection stay as they are.
+
+    Args:
+        detections: in pixels of the image.
+        paths: of each detection, (P, 2) x and y in pixels of the image.
+    """
+    line = max(1, round(max(image.shape[:2]) / 2000))
+    boxes = np.clip(_pixel_boxes(detections.boxes), 0, None).tolist()
+    objects = [image[y1:y2, x1:x2].copy() for x1, y1, x2, y2 in boxes]
+    for path, label in zip(paths, detections.labels.tolist(), strict=True):
+        points = np.round(path * 16).astype(np.int32)  # cv2 takes fractions of a pixel as fixed-point numbers
+        cv2.polylines(image, [points], False, COLORS[label % len(COLORS)], line, cv2.LINE_AA, 4)
+    for (x1, y1, x2, y2), pixels in zip(boxes, objects, strict=True):
+        image[y1:y2, x1:x2] = pixels
 
 
 def outline(image: Image, box: list[int], inner: int, outer: int, color: tuple[int, int, int]) -> None:
@@ -118,6 +138,10 @@ def _write_scores(
     best = np.argsort(-detections.scores, kind="stable")[:MAX_SCORES]
     for i in best.tolist():
         text = f"{detections.scores[i]:.2f}"
+        if detections.tracks is not None:
+            if detections.tracks[i] < 0:
+                continue
+            text = str(detections.tracks[i])
         if names:
             text = f"{names[int(detections.labels[i])]} {text}"
         width, height = text_size(text, size)

@@ -97,12 +97,14 @@ class FrameRecord:
         index, seconds: as in `video.Frame`.
         clock: time at which a live source delivered the frame, in ISO 8601; else empty.
         detections: in pixels of the frame.
+        motion: (2, 3) of the camera since the previous frame, see `tracking`; None if objects are not tracked.
     """
 
     index: int
     seconds: float
     clock: str
     detections: Detections
+    motion: NDArray[np.float64] | None = None
 
     def to_bytes(self) -> bytes:
         clock, found = self.clock.encode(), self.detections
@@ -115,7 +117,8 @@ class FrameRecord:
             found.passes.astype(np.int32),
         )
         head = FRAME_HEAD.pack(self.index, self.seconds, len(clock), len(found))
-        return head + clock + b"".join(array.tobytes() for array in arrays)
+        motion = b"" if self.motion is None else self.motion.astype(np.float64).tobytes()
+        return head + clock + b"".join(array.tobytes() for array in arrays) + motion
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FrameRecord:
@@ -125,7 +128,9 @@ class FrameRecord:
         boxes = np.frombuffer(data, np.float32, 4 * count, position).reshape(-1, 4)
         rows = np.frombuffer(data, np.int32, 5 * count, position + boxes.nbytes).reshape(5, -1)
         columns = {"tile": rows[2], "pass": rows[4], "seam_distance": rows[3].view(np.float32)}
-        return cls(index, seconds, clock, Detections(boxes, rows[0].view(np.float32), rows[1], columns))
+        rest = data[position + boxes.nbytes + rows.nbytes :]
+        motion = np.frombuffer(rest, np.float64).reshape(2, 3) if rest else None
+        return cls(index, seconds, clock, Detections(boxes, rows[0].view(np.float32), rows[1], columns), motion)
 
 
 class RecordStore(Protocol):

@@ -32,8 +32,9 @@ from tinydet.runtime.scenes.footprint import footprint_of
 from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, georeference_of
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
 from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream, path_of
-from tinydet.runtime.scenes.video import Video
+from tinydet.runtime.scenes.video import RATE, Video
 from tinydet.runtime.score_calibration import score_thresholds
+from tinydet.runtime.tracking import TRACK, VideoTracker, check_tracking
 from tinydet.runtime.writers import CLASSES, SceneDetections, UnknownSuffixError, format_of, open_writer, write_classes
 from tinydet.runtime.writers.table import columns
 from tinydet.spec import ModelSpec
@@ -147,6 +148,11 @@ class Prediction(SceneDetections):
         return self.detections.labels
 
     @property
+    def tracks(self) -> NDArray[np.int64] | None:
+        """(N,) number of the object, the same in all frames; -1 for a detection without one. None without tracking."""
+        return self.detections.tracks
+
+    @property
     def class_names(self) -> NDArray[np.object_]:
         """(N,) names of the classes, so that `found[found.class_names == "car"]` selects one."""
         return np.array(self.spec.classes, object)[self.labels]
@@ -238,10 +244,12 @@ class Prediction(SceneDetections):
             import supervision
         found = self.detections
         data = {"tile": found.tiles, "pass": found.passes, "seam_distance": found.seam_distance, **found.data}
+        data.pop(TRACK, None)
         return supervision.Detections(
             xyxy=found.boxes.copy(),
             confidence=found.scores.copy(),
             class_id=found.labels.astype(int),
+            tracker_id=None if found.tracks is None else found.tracks.astype(int),
             data={
                 "class_name": np.asarray(self.class_names, str),
                 **{name: column.copy() for name, column in data.items()},
@@ -259,11 +267,14 @@ class Prediction(SceneDetections):
         found = self.detections
         corners = found.boxes.astype(np.float64) / ((self.width, self.height) * 2)
         corners[:, 2:] -= corners[:, :2]  # FiftyOne: left, top, width, height, as fractions of the image
-        rows = zip(self.class_names, corners.tolist(), found.scores.tolist(), found.tiles.tolist(), strict=True)
+        tracks = [-1] * len(found) if found.tracks is None else found.tracks.tolist()
+        rows = zip(self.class_names, corners.tolist(), found.scores.tolist(), found.tiles.tolist(), tracks, strict=True)
         return fiftyone.Detections(
             detections=[
-                fiftyone.Detection(label=name, bounding_box=box, confidence=score, tile=tile)
-                for name, box, score, tile in rows
+                fiftyone.Detection(
+                    label=name, bounding_box=box, confidence=score, index=None if track < 0 else track, tile=tile
+                )
+                for name, box, score, tile, track in rows
             ]
         )
 
@@ -377,7 +388,12 @@ class Model:
         return self._detect(scene, image_id, progress, gps=gps)
 
     def stream(
-        self, scenes: SceneLike | Iterable[SceneLike], *, gps: bool = False, **options: NoReturn
+        self,
+        scenes: SceneLike | Iterable[SceneLike],
+        *,
+        gps: bool = False,
+        track: bool = False,
+        **options: NoReturn,
     ) -> Iterator[Prediction]:
         """Detect the objects of one scene after the other. A scene is read when its prediction is requested.
 
@@ -385,45 +401,64 @@ class Model:
             scenes: each as for `detect`, or a folder, a pattern (`flight/**/*.tif`), a video file, a stream
                 (`rtsp://...`) or a webcam (`"0"`). Each frame of a video is a scene.
             gps: as for `detect`.
+            track: number the objects of each video, see `Prediction.tracks`. Images are the frames of one video, in
+                their order, 25 per second. Detections down to a third of the score are kept if they continue a track.
 
         Raises:
             ValueError, OSError, TypeError: as `detect`; also if a pattern matches nothing, or a stream breaks.
+            ModuleNotFoundError: `track` needs a package that is not installed.
         """
         _refuse("stream", options)
-        return self._stream(scenes, gps=gps)
+        if track:
+            check_tracking()
+        return self._stream(scenes, gps=gps, track=track)
 
-    def _stream(self, scenes: SceneLike | Iterable[SceneLike], *, gps: bool) -> Iterator[Prediction]:
+    def _stream(self, scenes: SceneLike | Iterable[SceneLike], *, gps: bool, track: bool) -> Iterator[Prediction]:
         if not _is_one(scenes) and (not isinstance(scenes, Iterable) or _is_foreign_array(scenes)):
             raise TypeError(f"scenes: expected {EXPECTED}, or several of these, got {_described(scenes)}")
+        new_tracker = (lambda: VideoTracker(self.spec, self.options)) if track else (lambda: None)
+        images = new_tracker()
         image_id = 1
         for scene in cast(Iterable[SceneLike], [scenes] if _is_one(scenes) else scenes):
             if isinstance(scene, PathLike):
                 scene = Path(scene)
             if not isinstance(scene, str | Path):
-                yield self._detect(scene, image_id, gps=gps)
+                yield self._detect(scene, image_id, gps=gps, tracker=images, seconds=image_id / RATE)
                 image_id += 1
                 continue
             for source in find_sources([scene]):
                 if source.moving:
+                    tracker = new_tracker()
                     with Video(source.location) as video:
                         for frame in video:
-                            prediction = self._detect(frame.scene, image_id)
+                            prediction = self._detect(frame.scene, image_id, tracker=tracker, seconds=frame.seconds)
                             name = f"{source.file_name}#{frame.index}"
                             yield dataclasses.replace(
                                 prediction, file_name=name, frame=frame.index, seconds=frame.seconds
                             )
                             image_id += 1
                 else:
-                    prediction = self._detect(source.path, image_id, gps=gps)
+                    prediction = self._detect(source.path, image_id, gps=gps, tracker=images, seconds=image_id / RATE)
                     yield dataclasses.replace(prediction, file_name=source.file_name)
                     image_id += 1
 
     def _detect(
-        self, scene: object, image_id: int, progress: Progress | None = None, *, gps: bool = False
+        self,
+        scene: object,
+        image_id: int,
+        progress: Progress | None = None,
+        *,
+        gps: bool = False,
+        tracker: VideoTracker | None = None,
+        seconds: float = 0.0,
     ) -> Prediction:
         entry = _Input(scene, self.spec, gps)
+        options = self.options if tracker is None else tracker.options
         with nullcontext(entry.open()) if isinstance(scene, Scene) else entry.open() as opened:
-            return entry.prediction(detect_scene(self.backend, opened, self.options, progress=progress), image_id)
+            result = detect_scene(self.backend, opened, options, progress=progress)
+            if tracker is not None:
+                result = dataclasses.replace(result, detections=tracker.update(opened, result.detections, seconds))
+            return entry.prediction(result, image_id)
 
 
 def _refuse(method: str, options: Mapping[str, object]) -> None:

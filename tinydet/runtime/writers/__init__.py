@@ -29,6 +29,7 @@ from tinydet.runtime.writers.text import (
     write_classes,
     write_coco,
     write_coco_results,
+    write_mot,
     write_yolo,
 )
 from tinydet.spec import ModelSpec
@@ -70,6 +71,7 @@ class Format(NamedTuple):
         one_scene: whether a file holds a single scene, as YOLO labels do. Their folder has a `classes.txt`.
         placed: whether it holds map coordinates rather than pixels.
         located: whether it holds longitude and latitude if a scene has them.
+        tracked: whether it holds tracked objects of a video only.
     """
 
     suffix: str
@@ -78,6 +80,7 @@ class Format(NamedTuple):
     one_scene: bool = False
     placed: bool = False
     located: bool = False
+    tracked: bool = False
 
 
 FORMATS = {
@@ -89,6 +92,7 @@ FORMATS = {
     "parquet": Format(".parquet", write_parquet, "the same columns as a typed table", located=True),
     "yolo": Format(".txt", write_yolo, "YOLO labels", one_scene=True),
     "yolo-conf": Format(".txt", partial(write_yolo, scores=True), "YOLO labels with scores", one_scene=True),
+    "mot": Format(".txt", write_mot, "tracks of a video in the format of MOTChallenge", tracked=True),
 }
 
 

@@ -128,7 +128,13 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
             with _gdal_errors(path, gdal_file):
                 if geometry_type == "Polygon" and any(len(polygons) > 1 for polygons in outlines):
                     promote()
-                save(gdal_file, [_wkb(polygons) for polygons in outlines], columns(found, spec), append=True)
+                table = columns(found, spec)  # without the column of tracks: frames of a video are on no map
+                save(
+                    gdal_file,
+                    [_wkb(polygons) for polygons in outlines],
+                    {name: table[name] for name in empty},
+                    append=True,
+                )
 
         empty = columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec)
         with _gdal_errors(path, gdal_file):

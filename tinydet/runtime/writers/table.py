@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
 
     `lon` and `lat` are those of the box center; NaN if it has none. `position_error` is their standard error in meters,
     if it is known. `camera_lon` and `camera_lat` are where the camera was. `seam_distance` is NaN if the tile has no
-    inner edge.
+    inner edge. Only tracked detections have the column `track_id`, masked where a detection has no track.
     """
     of = found.detections
     classes = np.array([encodable(name) for name in spec.classes], object)
@@ -77,6 +77,9 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
         error = found.georeference.position_errors(of.boxes)
     camera = (np.nan, np.nan) if found.camera_lon_lat is None else found.camera_lon_lat
     x1, y1, x2, y2 = of.boxes.T
+    tracks: dict[str, NDArray[Any]] = {}
+    if of.tracks is not None:
+        tracks["track_id"] = np.ma.masked_less(of.tracks.astype(np.int64), 0)
     return {
         "scene": np.full(len(of), found.scene, object),
         "image_id": np.full(len(of), found.image_id, np.int64),
@@ -95,28 +98,37 @@ def columns(found: SceneDetections, spec: ModelSpec) -> dict[str, NDArray[Any]]:
         "pass": of.passes,
         "tile": of.tiles,
         "seam_distance": np.where(np.isfinite(of.seam_distance), of.seam_distance, np.float32(np.nan)),
+        **tracks,
     }
 
 
 @contextmanager
 def write_csv(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """Write a CSV file with a header; NaN is left empty."""
-    header = list(columns(SceneDetections("", 0, 1, 1, Detections.empty()), spec))
+    """Write a CSV file with a header, the columns of the first scene; NaN is left empty."""
     with atomic_path(path, part=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(header)
+        has_header = False
 
         def write(found: SceneDetections) -> None:
+            nonlocal has_header
+            table = columns(found, spec)
+            if not has_header:
+                rows.writerow(table)
+                has_header = True
             # str() of a NumPy float32 is the shortest text that parses to the same float32.
-            texts = [[_text(value) for value in column] for column in columns(found, spec).values()]
-            rows.writerows(zip(*texts, strict=True))
+            rows.writerows(zip(*([_text(value) for value in column] for column in table.values()), strict=True))
 
         yield write
+        if not has_header:
+            write(_NOTHING)
 
 
 @contextmanager
 def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
-    """Write a Parquet file in row groups of at least ROW_GROUP rows; NaN becomes null."""
+    """Write a Parquet file in row groups of at least ROW_GROUP rows, with the columns of the first scene.
+
+    NaN becomes null.
+    """
     with needs_extra("tables"):
         import pyarrow
         import pyarrow.parquet
@@ -128,12 +140,12 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
             arrays[name] = pyarrow.array(column, type=kind, from_pandas=True)
         return pyarrow.table(arrays)
 
-    schema = table(SceneDetections("", 0, 1, 1, Detections.empty())).schema
     with (
         atomic_path(path, part=True) as temporary,
         temporary.open("wb") as sink,  # unlike a file of pyarrow's, it keeps the reason of an OSError
-        pyarrow.parquet.ParquetWriter(sink, schema) as file,
+        ExitStack() as stack,
     ):
+        file: Any = None
         pending: list[Any] = []
 
         def flush() -> None:
@@ -142,6 +154,9 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
             pending.clear()
 
         def write(found: SceneDetections) -> None:
+            nonlocal file
+            if file is None:
+                file = stack.enter_context(pyarrow.parquet.ParquetWriter(sink, table(found).schema))
             if not len(found.detections):
                 return
             pending.append(table(found))
@@ -149,6 +164,8 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
                 flush()
 
         yield write
+        if file is None:
+            write(_NOTHING)
         flush()
 
 
@@ -158,4 +175,7 @@ def encodable(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return "" if value != value else str(value)
+    return "" if value is np.ma.masked or value != value else str(value)
+
+
+_NOTHING = SceneDetections("", 0, 1, 1, Detections.empty())  # has the columns of any scene

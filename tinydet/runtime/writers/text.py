@@ -1,4 +1,4 @@
-"""Write detections as COCO files and as YOLO labels."""
+"""Write detections as COCO files, as YOLO labels, and as tracks of MOTChallenge."""
 
 from __future__ import annotations
 
@@ -99,6 +99,29 @@ def write_yolo(path: Path, spec: ModelSpec, *, scores: bool = False) -> Iterator
                 # Nine decimals resolve a thousandth of a pixel in a scene of 100 000 pixels.
                 fields = [str(label), *(f"{value:.9f}" for value in box), *([str(score)] if scores else [])]
                 file.write(" ".join(fields) + "\n")
+
+        yield write
+
+
+@contextmanager
+def write_mot(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
+    """Write the tracked objects of a video in the format of MOTChallenge and VisDrone-MOT, one line per box.
+
+    A line is frame from 1, track, left, top, width, height, score, category id, -1, -1.
+    """
+    with atomic_path(path, part=True) as temporary, temporary.open("w", encoding="utf-8") as file:
+
+        def write(found: SceneDetections) -> None:
+            of = found.detections
+            if found.frame is None or of.tracks is None:
+                raise ValueError(f"{path}: the format mot holds tracked objects of a video, and {found.scene} has none")
+            categories = np.asarray(spec.category_ids, np.int64)[of.labels].tolist()
+            corners = of.boxes.astype(np.float64)
+            corners[:, 2:] -= corners[:, :2]
+            for track, box, score, category in zip(of.tracks.tolist(), corners, of.scores, categories, strict=True):
+                if track >= 0:
+                    place = ",".join(f"{value:.3f}" for value in box)
+                    file.write(f"{found.frame + 1},{track},{place},{score},{category},-1,-1\n")
 
         yield write
 
