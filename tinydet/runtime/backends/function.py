@@ -70,7 +70,7 @@ class FunctionBackend:
         try:
             return _outputs([_parts(entry, i) for i, entry in enumerate(_entries(returned, count))], self.spec)
         except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
+            raise ValueError(f"{self.name}: {error}") from None
 
 
 def function_name(function: object) -> str:
@@ -210,20 +210,21 @@ def _parts(entry: Any, tile: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[A
         raise ValueError(f"{place}: expected (boxes, scores, labels) or rows (M, 6), got {_described(entry)}")
     boxes, scores, labels = (_array(value, f"{place}: {part}") for value, part in zip(parts, PARTS, strict=True))
     if not boxes.size:
-        boxes = boxes.reshape(-1, 4)
+        boxes = boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{place}: boxes: expected (M, 4), got {boxes.shape}")
     for part, values in (("scores", scores), ("labels", labels)):
-        if values.shape != (len(boxes),):
+        if values.shape != (len(boxes),) and (values.size or len(boxes)):
             raise ValueError(f"{place}: {part}: expected ({len(boxes)},), one for each box, got {values.shape}")
-    return boxes, scores, labels
+    return boxes, scores.reshape(-1), labels.reshape(-1)
 
 
 def _outputs(tiles: Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]], spec: ModelSpec) -> TileOutputs:
     """Check the values and put the boxes of each tile into slots, by descending score."""
     kept = [labels >= 0 for _, _, labels in tiles]
     triples = [tuple(values[good] for values in parts) for parts, good in zip(tiles, kept, strict=True)]
-    _check_values(*(np.concatenate(column) for column in zip(*triples, strict=True)), spec)
+    boxes, scores, labels = (np.concatenate(column) for column in zip(*triples, strict=True))
+    _check_values(boxes, scores, labels, spec)
     slots, most = 1, spec.max_detections
     chosen = []
     for boxes, scores, labels in triples:
