@@ -290,7 +290,7 @@ WRONG_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "numbers as names": ({"classes": [1], "tile": 64}, "classes.* must be a valid string, got 1"),
     "labels from 1": (
         {"classes": {1: "a"}, "tile": 64},
-        r"classes: expected the labels 0 to 0 .* got \[1\]; .*background",
+        r"expected the labels 0 to 0 .* got \[1\]; .*background",
     ),
     "a text as tile": ({"classes": ["a"], "tile": "64"}, "tile must be a valid integer, got '64'"),
     "no pixels": ({"classes": ["a"], "tile": 0}, "tile must be 1 to"),

@@ -530,7 +530,8 @@ def load(
             `model.onnx` in the current folder that runs here. Or a function from tiles (N, T, T, 3), uint8 RGB, to
             their boxes, scores and labels, in any form that `FunctionBackend` accepts. Or a backend.
         backend: what runs a model file; "auto" takes the fastest backend that works here.
-        tile: side of the tiles in pixels, as the model sees them; None for the default of a model file, see `open_model`.
+        tile: side of the tiles in pixels, as the model sees them; None for the default of a model file. See
+            `open_model`.
         threads: CPU threads of a model file; None for all that are usable.
         spec: of a function: a ModelSpec, or a dict of some of its fields.
         classes: of a function: class names, indexed by its labels, or a dict from label to name.
