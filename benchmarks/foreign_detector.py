@@ -133,7 +133,7 @@ def crops(data: Path, seed: int) -> Iterator[Sample]:
         pixels, boxes, labels = images[rng.integers(len(images))]
         height, width = pixels.shape[:2]
         if len(boxes) and rng.random() < 0.9:
-            x, y = boxes[rng.integers(len(boxes)), :2] - rng.integers(16, CROP - 32, 2)
+            x, y = boxes[rng.integers(len(boxes)), :2] - rng.integers(CROP // 16, CROP - CROP // 8, 2)
         else:
             x, y = rng.integers(0, [width - CROP + 1, height - CROP + 1])
         x, y = int(np.clip(x, 0, width - CROP)), int(np.clip(y, 0, height - CROP))

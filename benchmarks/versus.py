@@ -305,7 +305,7 @@ def hits(found: Boxes, objects: np.ndarray, classes: np.ndarray) -> dict[str, An
         if free[best] and iou[best] >= 0.5:
             free[best] = False
             continue
-        inside = np.where(same, intersection(box, objects) / area(box), 0)
+        inside = np.where(same, area(intersection(box, objects)) / area(box), 0)
         again += bool((((iou >= 0.3) | (inside >= 0.5)) & ~free).any())
     crowd = in_crowd(objects)
     return {
