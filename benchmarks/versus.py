@@ -14,6 +14,11 @@ of 4 (its default). They run in turns; each round starts with another tool. Time
 of the fastest rounds is reported besides the median, because other load on the machine disturbs them least. Models that
 are named again are measured again; the results of others are kept in the result file.
 
+`--foreign` takes a detector of another framework, trained by `benchmarks/foreign_detector.py`, and runs it through
+`tinydet.runtime.load` and through SAHI's adapter for torchvision: time, memory, recall in crowds, and boxes on objects
+that have one already, also for the same detector on each image alone, without tiles. An object is in a crowd if another
+one is nearer than its own size. Each tool runs in a process of its own, on one thread, one tile at a time.
+
 The overhead per tile and per box is then measured with a backend that returns random boxes instead of a model.
 
 Takes one to three minutes per model, and one minute for the overhead, on two cores with VNNI.
@@ -22,8 +27,10 @@ Takes one to three minutes per model, and one minute for the overhead, on two co
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,13 +43,13 @@ import cv2
 import numpy as np
 from environment import ROOT, environment
 from mosaic import layout, mosaic
-from other_tools import Boxes, Detect, Tool, available
+from other_tools import INSTALL, Boxes, Detect, Tool, available
 
 from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
 from tinydet.evaluate import evaluate_detections
-from tinydet.geometry.boxes import iou_of_pairs
+from tinydet.geometry.boxes import area, intersection, iou_of_pairs
 from tinydet.runtime import TileGrid
 from tinydet.runtime.backends import Backend, TileOutputs, open_model
 from tinydet.runtime.options import ScanOptions
@@ -70,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             result["models"][path.stem] = compare(path, scene, truth, args.rounds, tools)
             print(table(path.stem, result["models"][path.stem]), flush=True)
             write_json(args.output, result)
+    if args.foreign is not None:
+        result["foreign"] = compare_foreign(args.foreign, args.data, args.pictures, args.rounds)
+        print(foreign_table(result["foreign"]), flush=True)
+        write_json(args.output, result)
     if not args.no_overhead:
         result["beside_the_model"] = measure_overhead(args.side, args.rounds, tools)
         print(overhead_table(result["beside_the_model"]))
@@ -216,6 +227,115 @@ def measure_overhead(side: int, rounds: int, tools: Tools) -> dict[str, Any]:
     return result
 
 
+def compare_foreign(path: Path, data: Path, pictures: tuple[int, int], rounds: int) -> dict[str, Any]:
+    """Run a detector of another framework with tinydet and with SAHI, and on each image alone.
+
+    Raises:
+        CalledProcessError: a tool failed.
+    """
+    from foreign_detector import CLASSES, load_detector
+    from foreign_side import TOOLS
+
+    scene, truth = mosaic(data, *pictures)
+    known = {each["id"]: CLASSES.index(each["name"]) for each in truth["categories"] if each["name"] in CLASSES}
+    counted = [one for one in truth["annotations"] if one["category_id"] in known and not one["iscrowd"]]
+    boxes = np.array([one["bbox"] for one in counted], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = np.array([known[one["category_id"]] for one in counted])
+    result: dict[str, Any] = {**environment(), "scene": list(scene.shape[:2]), "objects": len(labels), "tile": 320,
+                              "in_crowds": int(in_crowd(boxes).sum()), "rounds": rounds, "tools": {}}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        image, output = Path(folder) / "scene.png", Path(folder) / "found.npz"
+        cv2.imwrite(str(image), scene[..., ::-1])
+        for tool in TOOLS:
+            if tool.startswith(SAHI) and importlib.util.find_spec("sahi") is None:
+                print(f"{tool} is skipped because SAHI is not installed ({INSTALL})")
+                continue
+            side = [sys.executable, str(ROOT / "benchmarks/foreign_side.py"), str(path), str(image), str(output)]
+            subprocess.run([*side, "--tool", tool, "--rounds", str(rounds), "--score", str(SCORE)], check=True)
+            with np.load(output) as found:
+                result["tools"][tool] = {
+                    "cpu_seconds": summary(found["cpu"].tolist()),
+                    "seconds": summary(found["seconds"].tolist()),
+                    "memory_mib": round(float(found["memory"]), 1),
+                    **hits((found["boxes"], found["scores"], found["labels"]), boxes, labels),
+                }
+    frames = one_by_one(load_detector(path), scene, pictures)
+    result["tools"]["each image alone, no tiles"] = hits(frames, boxes, labels)
+    return result
+
+
+def one_by_one(network: Any, scene: np.ndarray, pictures: tuple[int, int]) -> Boxes:
+    """Run a torchvision detector on each image of a mosaic."""
+    import torch
+
+    height, width = scene.shape[0] // pictures[1], scene.shape[1] // pictures[0]
+    parts = []
+    for y, x in ((y, x) for y in range(0, scene.shape[0], height) for x in range(0, scene.shape[1], width)):
+        image = torch.from_numpy(scene[y : y + height, x : x + width].copy()).permute(2, 0, 1) / 255
+        with torch.inference_mode():
+            found = network([image])[0]
+        good = found["scores"] >= SCORE
+        boxes = found["boxes"][good].numpy() + np.array([x, y, x, y], np.float32)
+        parts.append((boxes, found["scores"][good].numpy(), found["labels"][good].numpy()))
+    boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return boxes, scores, labels
+
+
+def in_crowd(boxes: np.ndarray) -> np.ndarray:
+    """Return which boxes (N, 4) have another one nearer than their own longer side, from edge to edge."""
+    gaps = np.maximum(boxes[:, None, :2] - boxes[None, :, 2:], boxes[None, :, :2] - boxes[:, None, 2:]).max(axis=2)
+    np.fill_diagonal(gaps, np.inf)
+    return gaps.min(axis=1, initial=np.inf) < (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
+
+
+def hits(found: Boxes, objects: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
+    """Match boxes with objects at an IoU of 0.5, by descending score.
+
+    Returns:
+        Recall, recall in crowds, and the number of other boxes on an object that has one already: with an IoU of 0.3
+        or more, or half inside it.
+    """
+    boxes, scores, labels = found
+    free, again = np.ones(len(objects), bool), 0
+    for i in np.argsort(-scores, kind="stable"):
+        box, same = boxes[i].astype(float), classes == labels[i]
+        iou = np.where(same, iou_of_pairs(box, objects), 0)
+        best = int(np.where(free, iou, 0).argmax())
+        if free[best] and iou[best] >= 0.5:
+            free[best] = False
+            continue
+        inside = np.where(same, area(intersection(box, objects)) / area(box), 0)
+        again += bool((((iou >= 0.3) | (inside >= 0.5)) & ~free).any())
+    crowd = in_crowd(objects)
+    return {
+        "boxes": len(scores),
+        "recall": round(float((~free).mean()), 4),
+        "recall_in_crowds": round(float((~free[crowd]).mean()), 4),
+        "duplicates": again,
+    }
+
+
+def foreign_table(result: dict[str, Any]) -> str:
+    """Format the results of a detector of another framework."""
+    height, width = result["scene"]
+    lines = [
+        f"\nforeign detector: {width}x{height} pixels, tiles of {result['tile']}, {result['objects']} objects, "
+        f"{result['in_crowds']} of them in crowds",
+        "| tool | CPU seconds | additional memory | recall | recall in crowds | boxes | duplicates |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for name, tool in result["tools"].items():
+        cost = (
+            f"{tool['cpu_seconds']['median']:.1f} | {tool['memory_mib']:.0f} MiB" if "memory_mib" in tool else "– | –"
+        )
+        lines.append(
+            f"| {name} | {cost} | {tool['recall']:.3f} | {tool['recall_in_crowds']:.3f} | {tool['boxes']} | "
+            f"{tool['duplicates']} |"
+        )
+    return "\n".join(lines)
+
+
 def average_precision(found: Boxes, truth: dict[str, Any], spec: ModelSpec) -> dict[str, float]:
     """Return AP50 of all objects and of tiny ones, averaged over the classes."""
     boxes, scores, labels = found
@@ -294,6 +414,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="FP32 models, each with NAME.int8.onnx next to it",
     )
+    add("--foreign", type=Path, metavar="FILE", help="detector trained by benchmarks/foreign_detector.py")
     add(
         "--data",
         type=Path,

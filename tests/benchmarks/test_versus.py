@@ -62,3 +62,36 @@ def test_random_boxes_have_the_requested_number_per_tile() -> None:
     outputs = RandomBoxes(64, 5).run(np.zeros((3, 64, 64, 3), np.uint8))
     assert ((outputs.labels == 0).sum(axis=1) == 5).all() and ((outputs.scores > 0.3) == (outputs.labels == 0)).all()
     assert (outputs.boxes[:, :5] >= 0).all() and (outputs.boxes[:, :5] <= 64).all()
+
+
+def test_a_box_on_an_object_that_has_one_is_a_duplicate_and_one_elsewhere_is_not() -> None:
+    from versus import hits
+
+    objects = np.array([[0, 0, 10, 10], [12, 0, 22, 10], [200, 200, 210, 210]], float)
+    classes = np.array([1, 1, 2])
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 4, 10], [100, 100, 110, 110], [200, 200, 210, 210]], float)
+    scores, labels = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([1, 1, 1, 1, 1])  # the last has the wrong class
+    assert hits((boxes, scores, labels), objects, classes) == {
+        "boxes": 5, "recall": 0.3333, "recall_in_crowds": 0.5, "duplicates": 2,
+    }  # fmt: skip
+    perfect = hits((objects, np.ones(3), classes), objects, classes)
+    assert (perfect["recall"], perfect["duplicates"]) == (1, 0)
+
+
+def test_an_object_is_in_a_crowd_if_another_is_nearer_than_its_size() -> None:
+    from versus import in_crowd
+
+    boxes = np.array([[0, 0, 10, 10], [19, 0, 24, 5], [40, 40, 50, 50]], float)  # 9 apart, sides 10 and 5
+    assert in_crowd(boxes).tolist() == [True, False, False]
+    assert in_crowd(boxes[:0]).tolist() == []
+
+
+def test_the_boxes_of_a_training_crop_are_on_its_objects(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign_detector = pytest.importorskip("foreign_detector")
+    monkeypatch.setattr(foreign_detector, "CROP", 24)
+    monkeypatch.setattr(foreign_detector, "CLASSES", ("background", "spot"))
+    samples = foreign_detector.crops(folder, seed=0)
+    for image, target in (next(samples) for _ in range(20)):
+        assert image.shape == (3, 24, 24) and (target["labels"] == 1).all()
+        for x1, y1, x2, y2 in target["boxes"].int().tolist():
+            assert (image[:, y1:y2, x1:x2] > image.min()).all()

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import importlib.util
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,14 +14,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from document_blocks import run_blocks
+from random_detectors import USE_SSD
 
 from tinydet.runtime import load
 from tinydet.runtime.model import SCORE
 from tinydet.runtime.options import ScanOptions
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "api.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.M | re.S)
-PACKAGES = re.compile(r"# needs: (.*)")
 
 
 def cells(seed: int) -> np.ndarray:
@@ -64,23 +63,16 @@ def test_the_table_lists_all_options_with_their_defaults() -> None:
         assert ast.literal_eval(text.strip("`")) == defaults[name]
 
 
-def test_every_block_runs_in_turn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+NETWORK = {"ultralytics", "transformers"}  # they download weights; test_foreign_packages.py runs their blocks
+
+
+def test_every_block_runs_in_turn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Blocks that need an optional package are skipped if it is not installed."""
-    names: dict[str, object] = {"__name__": "document"}
-    left_out, here = [], Path.cwd()
-    os.chdir(folder)
-    try:
-        for block in BLOCKS:
-            needed = PACKAGES.search(block)
-            packages = needed[1].split(", ") if needed else []
-            if missing := [name for name in packages if not importlib.util.find_spec(name)]:
-                left_out += missing
-                continue
-            exec(compile(block, str(DOCUMENT), "exec"), names)
-    finally:
-        os.chdir(here)
-    assert len(BLOCKS) >= 9
-    assert set(left_out) <= {"rasterio", "pyogrio", "pandas", "supervision", "fiftyone"}
+    monkeypatch.chdir(folder)
+    _, left_out = run_blocks(DOCUMENT.read_text(encoding="utf-8"), USE_SSD, leave_out=NETWORK)
+    assert left_out <= {"rasterio", "pyogrio", "pandas", "supervision", "fiftyone", "ultralytics", "transformers"}
     printed = capsys.readouterr().out
     assert re.search(r"^AP50 \d\.\d{3}, of tiny objects \d\.\d{3}$", printed, re.M)
     assert re.search(r"^[1-9]\d* objects in scene.png of 160x120 pixels$", printed, re.M)

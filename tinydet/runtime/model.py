@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, cast, overload
+from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeAlias, TypeGuard, cast, overload
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,6 +22,7 @@ from tinydet._internal.names import public_location
 from tinydet._internal.progress import Progress
 from tinydet.runtime.auto_tile import AutoTile
 from tinydet.runtime.backends import Backend, open_model
+from tinydet.runtime.backends.function import FunctionBackend, TileFunction, describe_function
 from tinydet.runtime.drawing import draw
 from tinydet.runtime.image_output import MAX_SIDE, SUGGESTED, check_image_path, longest_side, save_image
 from tinydet.runtime.options import ScanOptions
@@ -40,6 +41,8 @@ from tinydet.runtime.writers.table import columns
 from tinydet.spec import ModelSpec
 
 logger = logging.getLogger("tinydet.runtime")
+
+Detector: TypeAlias = "Model | Path | str | Backend | TileFunction"
 
 SCORE = 0.3  # default minimum score of a `Model`; the low default of `ScanOptions` is for measuring average precision
 
@@ -327,7 +330,8 @@ class Model:
 
     def __repr__(self) -> str:
         spec, classes = self.spec, ", ".join(self.spec.classes)
-        return f"Model({spec.detector} {spec.backbone}, tile {spec.tile}, {self.backend.name}: {classes})"
+        network = f"{spec.detector} {spec.backbone}".strip()
+        return f"Model({network}, tile {spec.tile}, {self.backend.name}: {classes})"
 
     @property
     def spec(self) -> ModelSpec:
@@ -547,51 +551,96 @@ class _Input:
 
 
 def load(
-    path: Path | str | None = None,
+    model: Path | str | Backend | TileFunction | None = None,
     *,
     backend: str = "auto",
     tile: int | Literal["auto"] | None = None,
     threads: int | None = None,
+    spec: ModelSpec | Mapping[str, Any] | None = None,
+    classes: Sequence[str] | Mapping[int, str] | None = None,
+    nms_iou: float | None = None,
     **options: Any,
 ) -> Model:
-    """Open an exported model.
+    """Open an exported model, or use a function or an object that finds the boxes of tiles.
 
     Args:
-        path: `model.onnx` or `model.engine`, or the name of a bundled model; None for the first
-            of `model.engine` and `model.onnx` in the current folder that runs here.
-        backend: what runs the model; "auto" takes the fastest backend that works here.
-        tile: side of the tiles in pixels, as the model sees them; None for the model's default. "auto" chooses it from
-            the object size, the overlap and the free memory. An exported ONNX file takes any multiple of 32 or 64
-            (`ModelSpec.tile_multiple`), an engine the tiles that it was built for.
-        threads: CPU threads; None for all that are usable.
+        model: `model.onnx` or `model.engine`, or the name of a bundled model; None for the first of `model.engine` and
+            `model.onnx` in the current folder that runs here. Or a function from tiles (N, T, T, 3), uint8 RGB, to
+            their boxes, scores and labels, in any form that `FunctionBackend` accepts. Or a backend.
+        backend: what runs a model file; "auto" takes the fastest backend that works here.
+        tile: side of the tiles in pixels, as the model sees them; None for the model's default. An exported ONNX file
+            takes any multiple of 32 or 64 (`ModelSpec.tile_multiple`), an engine the tiles that it was built for; for
+            both, "auto" chooses by the object size, the overlap and the free memory.
+        threads: CPU threads of a model file; None for all that are usable.
+        spec: of a function: a ModelSpec, or a dict of some of its fields.
+        classes: of a function: class names, indexed by its labels, or a dict from label to name.
+        nms_iou: of a function: two boxes of one class on one tile with a larger IoU are the same object. None if the
+            function has already suppressed such boxes.
         options: fields of `ScanOptions`: overlap, scale, score (default: 0.3; "auto": the thresholds of the model),
             batch, merge, agnostic, coarse, readers.
 
     Raises:
-        ValueError, OSError, ModuleNotFoundError: as `open_model`; ValueError also for an option that is out of range.
+        ValueError, OSError, ModuleNotFoundError: as `open_model`; ValueError also for an argument that is out of range,
+            or does not apply to this kind of model.
+        TypeError: `model` is something else.
     """
     checked = ScanOptions(score=SCORE).changed(options)  # before the model: it takes seconds to open
-    chosen = AutoTile(checked.overlap, batch=checked.batch) if tile == "auto" else tile
-    return Model(open_model(None if path is None else Path(path), backend, tile=chosen, threads=threads), checked)
+    described = {"spec": spec, "classes": classes, "nms_iou": nms_iou}
+    if model is None or isinstance(model, str | PathLike):
+        _refuse_for("a model file carries its own description", described)
+        chosen = AutoTile(checked.overlap, batch=checked.batch) if tile == "auto" else tile
+        return Model(open_model(None if model is None else Path(model), backend, tile=chosen, threads=threads), checked)
+    _refuse_for("the code decides what it runs on", {"backend": None if backend == "auto" else backend})
+    _refuse_for("the code chooses its threads", {"threads": threads})
+    if _is_backend(model):
+        _refuse_for("a backend carries its own `spec`", {**described, "tile": tile})
+        return Model(model, checked)
+    if isinstance(model, type):
+        raise TypeError(f"model: expected an object, got the class {model.__name__}; create one: {model.__name__}(...)")
+    if not callable(model):
+        raise TypeError(
+            "model: expected a path, a function from tiles to boxes, or a backend with a ModelSpec as `spec` and a "
+            f"method `run`, got {quoted(model)}"
+        )
+    if tile == "auto":
+        raise ValueError("tile='auto' is for a model file; give the side of the tiles that the function takes: tile=640")
+    function_spec = describe_function(model, spec, tile=tile, classes=classes, nms_iou=nms_iou)
+    return Model(FunctionBackend(model, function_spec), checked)
+
+
+def _refuse_for(reason: str, arguments: Mapping[str, object]) -> None:
+    """Raise ValueError for the first argument that was given."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name}={quoted(value)}: {reason}; leave this argument out")
+
+
+def _is_backend(value: object) -> TypeGuard[Backend]:
+    return (
+        not isinstance(value, type)
+        and isinstance(getattr(value, "spec", None), ModelSpec)
+        and callable(getattr(value, "run", None))
+        and isinstance(getattr(value, "name", None), str)
+    )
 
 
 @overload
-def detect(model: Model | Path | str, scene: SceneLike, **options: Any) -> Prediction: ...
+def detect(model: Detector, scene: SceneLike, **options: Any) -> Prediction: ...
 
 
 @overload
-def detect(model: Model | Path | str, scene: list[Any] | tuple[Any, ...], **options: Any) -> list[Prediction]: ...
+def detect(model: Detector, scene: list[Any] | tuple[Any, ...], **options: Any) -> list[Prediction]: ...
 
 
 def detect(
-    model: Model | Path | str, scene: SceneLike | list[Any] | tuple[Any, ...], **options: Any
+    model: Detector, scene: SceneLike | list[Any] | tuple[Any, ...], **options: Any
 ) -> Prediction | list[Prediction]:
     """Detect the objects of one scene or a list of scenes in one call. For more calls, `load` the model once.
 
     Args:
-        model: a model, or the path of one.
+        model: a loaded model, or anything that `load` takes.
         scene: as for `Model.detect`.
-        options: as for `load`; only if `model` is a path.
+        options: as for `load`; none for a loaded model.
     """
     if isinstance(model, Model):
         if options:
