@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -97,6 +97,7 @@ class RunSummary:
         images, videos, unchanged: number of images, of videos, and of those that an earlier run had completed.
         frames: number of frames of the videos.
         from_journal: number of tiles of the images that an earlier run had finished.
+        warnings: about all detections of the run.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -105,6 +106,7 @@ class RunSummary:
         self.skipped: list[str] = []
         self.total = Tally.of(len(spec.classes))
         self.images = self.videos = self.unchanged = self.frames = self.from_journal = 0
+        self.warnings: list[str] = []
         self._spec = spec
 
     @property
@@ -117,15 +119,25 @@ class RunSummary:
         """Files that hold one scene only."""
         return [path for entry in self.scenes for path in entry["outputs"]]
 
-    def add_scanned(self, job: Job, counts: SceneCounts, seconds: float, *, from_journal: int = 0) -> None:
+    def add_scanned(
+        self,
+        job: Job,
+        counts: SceneCounts,
+        seconds: float,
+        *,
+        from_journal: int = 0,
+        warnings: Sequence[str] = (),
+    ) -> None:
         """Add a scene or video that was scanned.
 
         Args:
             seconds: duration of the scan.
             from_journal: number of tiles that an earlier run had finished.
+            warnings: why its detections are not to be trusted.
         """
         self.from_journal += from_journal
-        self._add(job, {"status": "done", **self._count(counts), "seconds": round(seconds, 3)})
+        entry = {"status": "done", **self._count(counts), "seconds": round(seconds, 3), "warnings": [*warnings]}
+        self._add(job, entry)
 
     def add_unchanged(self, job: Job, counts: SceneCounts) -> None:
         """Add a scene that an earlier run completed, with the counts of that run."""
@@ -150,13 +162,16 @@ class RunSummary:
         total["not_finished"] = len(plan.jobs) - len(self.scenes)
         total["tiles"] = sum(entry.get("tiles", 0) for entry in self.scenes)
         total |= {"detections": int(self.total.by_class.sum()), "by_class": self._by_class(self.total)}
-        return {"scenes": self.scenes, "outputs": [*shared, *self.outputs], "total": total}
+        total |= {"doubtful": self.total.doubtful}
+        written = {"scenes": self.scenes, "outputs": [*shared, *self.outputs], "total": total}
+        return {**written, "warnings": self.warnings}
 
     def _count(self, counts: SceneCounts) -> dict[str, Any]:
         """Add counts to the totals. Return those of the scene as JSON values."""
         tally, tiles = counts.tally, counts.tally.tiles
         self.counts.append(counts)
         self.total.by_class += tally.by_class
+        self.total.doubtful += tally.doubtful
         self.total.tiles += tiles
         entry: dict[str, Any] = {"width": counts.width, "height": counts.height}
         if counts.frames is None:

@@ -18,6 +18,7 @@ from tinydet._internal.interrupt import deferred_interrupt
 from tinydet.infer.annotated_video import open_video
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Tally
+from tinydet.infer.domain_warnings import DomainWarnings
 from tinydet.infer.jobs import Job
 from tinydet.infer.progress import RunProgress
 from tinydet.infer.report import found, video_line
@@ -40,12 +41,21 @@ COLUMNS = ("image_id", "frame", "seconds", "clock", "detections")
 
 
 def scan_video(
-    backend: Backend, model_hash: str, job: Job, settings: Settings, summary: RunSummary, progress: RunProgress
+    backend: Backend,
+    model_hash: str,
+    job: Job,
+    settings: Settings,
+    summary: RunSummary,
+    progress: RunProgress,
+    warnings: DomainWarnings,
 ) -> None:
     """Process each frame as a scene. Image ids count all frames of the source, starting with the id of the job.
 
     Each frame's detections are written to the journal and to the files immediately. With `settings.resume`, frames in
     the journal are not run again; a live stream continues with its current frame.
+
+    Args:
+        warnings: shows how the first frame differs from the training images of the model.
 
     Raises:
         ValueError, OSError: the source cannot be read, or breaks (for a live stream, after its files were written); or
@@ -69,7 +79,7 @@ def scan_video(
             raise ValueError(
                 f"{job.drawing} shows the frames before the interruption and would be replaced; move it away"
             )
-        frames = _Frames(backend, job, video, settings, journal)
+        frames = _Frames(backend, job, video, settings, journal, warnings)
         count = frames.expected or 0
         seconds = seconds_per_batch(backend, settings.options.batch) if count > MANY else 0.0
         plan = None if settings.auto_scale else frames.plan(video, settings.options)
@@ -101,15 +111,26 @@ class _Frames:
         from_journal: number of frames so far whose detections came from the journal.
         counts: counts of tiles of the frames that were scanned.
         static_tiles: reuses boxes from frame to frame; None if all tiles are run.
+        unlike: how the first scanned frame differs from the training images of the model; empty if it does not.
     """
 
-    def __init__(self, backend: Backend, job: Job, video: Video, settings: Settings, journal: Journal | None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        job: Job,
+        video: Video,
+        settings: Settings,
+        journal: Journal | None,
+        warnings: DomainWarnings,
+    ) -> None:
         self.job, self.video, self.settings = job, video, settings
         self.expected = min((limit for limit in (video.frames, settings.frames) if limit), default=None)
         self.from_journal = 0
         self.counts = ScanCounts()
         self.static_tiles = None if settings.contrast_filter is None else StaticTiles(settings.contrast_filter)
         self.backend, self._journal = backend, journal
+        self.warnings, self.unlike = warnings, ""
+        self._is_first = True
         self._plans: dict[tuple[int, int, ScanOptions], ScanPlan] = {}
 
     def plan(self, frame: Sized, options: ScanOptions) -> ScanPlan:
@@ -153,6 +174,9 @@ class _Frames:
     def _detect(self, frame: Frame) -> Detections:
         scene, settings = frame.scene, self.settings
         plan = self.plan(scene, settings.options_for(scene, self.backend.spec))
+        if self._is_first:
+            self._is_first, self.unlike = False, self.warnings.check(scene, plan.options.scale)
+            self.warnings.show(self.unlike)
         if self.static_tiles is not None:
             self.static_tiles.start_frame(scene, plan)
         results = scan(self.backend, scene, plan, tile_filter=settings.contrast_filter, journal=self.static_tiles)
@@ -171,7 +195,8 @@ def _write(
     """
     job, video, settings = frames.job, frames.video, frames.settings
     stopped: KeyboardInterrupt | LostStreamError | None = None
-    count, tally, start = 0, Tally.of(len(frames.backend.spec.classes)), time.perf_counter()
+    tally = Tally.of(len(frames.backend.spec.classes), doubtful_below=frames.warnings.doubtful_below)
+    count, start = 0, time.perf_counter()
     with ExitStack() as stack:
         write = stack.enter_context(open_writers(job.results, frames.backend.spec, job.formats))
         draw, shown = None, -MIN_INTERVAL
@@ -217,7 +242,7 @@ def _write(
     elapsed = time.perf_counter() - start
     tally.tiles += frames.counts
     counts = SceneCounts(video.width, video.height, tally, count)
-    summary.add_scanned(job, counts, elapsed)
+    summary.add_scanned(job, counts, elapsed, warnings=[frames.unlike] if frames.unlike else [])
     progress.end()
     rate = (count - frames.from_journal) / elapsed
     progress.say(
