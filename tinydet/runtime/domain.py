@@ -97,6 +97,11 @@ def gsd_of(scene: Scene, camera: CameraMetadata | None) -> float | None:
         return None
 
 
+def suits(domain: Domain, *, in_color: bool) -> bool:
+    """Return whether a model was trained on images in color, or on gray ones; a model of both suits both."""
+    return domain.chroma[2] > COLOR if in_color else domain.chroma[0] <= COLOR
+
+
 def unlike_training(scene: Scene, spec: ModelSpec, *, gsd: float | None = None, scale: float = 1.0) -> str:
     """Say how a scene differs from the images that a model was trained on; an empty text if it does not, visibly.
 
@@ -156,10 +161,8 @@ def _windows(scene: Scene) -> list[tuple[int, int, int, int]]:
 
 def _look_differences(domain: Domain, look: Look) -> list[str]:
     found = []
-    if look.in_color and domain.chroma[2] <= COLOR:
-        found.append("it is in color, and they are gray")
-    if look.in_color is False and domain.chroma[0] > COLOR:
-        found.append("it is gray, and they are in color")
+    if look.in_color is not None and not suits(domain, in_color=look.in_color):
+        found.append("it is in color, and they are gray" if look.in_color else "it is gray, and they are in color")
     low, _, high = domain.brightness
     if look.brightness < low / BRIGHTNESS:
         found.append(f"it is darker (mean {look.brightness:.0f}, {low:.0f} to {high:.0f} in training)")
