@@ -74,9 +74,6 @@ class Domain:
         """
         if values is None:
             return None
-        if isinstance(values, dict) and isinstance(values.get("class_sizes"), list | tuple):
-            sizes = tuple(tuple(each) if isinstance(each, list) else each for each in values["class_sizes"])
-            values = {**values, "class_sizes": sizes}
         return checked(cls, values, source=source, what=f"{what}: domain", remedy=remedy)
 
 
@@ -178,7 +175,7 @@ class ModelSpec:
             ("stretch", rising, "two increasing percentiles"),
             ("thresholds", shares, f"none, or a score from 0 to 1 for each of the {n} classes"),
             ("calibration", monotone, f"none, or a slope above 0 and an offset for each of the {n} classes"),
-            ("domain", self.domain is None or len(self.domain.class_sizes) in (0, n), f"of {n} classes"),
+            ("domain", self.domain is None or len(self.domain.class_sizes) in (0, n), f"of {n} class{'es' * (n > 1)}"),
             ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ):
             if not holds:

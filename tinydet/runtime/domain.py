@@ -172,9 +172,8 @@ def _look_differences(domain: Domain, look: Look) -> list[str]:
         ("contrast", domain.contrast, look.contrast, CONTRAST),
         ("fine detail", domain.detail, look.detail, DETAIL),
     ):
-        if not low / factor <= value <= high * factor:
-            how = "less" if value < low else "more"
-            found.append(f"it has {how} {name} ({value:.1f}, {low:.1f} to {high:.1f} in training)")
+        if value > high * factor:  # on a scene with less, there is little to find
+            found.append(f"it has more {name} ({value:.1f}, {low:.1f} to {high:.1f} in training)")
     return found
 
 

@@ -72,8 +72,7 @@ def speed_text(measured: Mapping[str, Any]) -> str:
     speed = measured.get("speed")
     if not speed:
         return ""
-    threads = f"{speed['threads']} thread{'s' * (speed['threads'] > 1)}"
-    return f"{speed['tiles_per_second']:.3g} tiles/s of {speed['tile']} px ({threads} of {speed['device']})"
+    return f"{speed['tiles_per_second']:.3g} tiles/s of {speed['tile']} px on one core of {speed['device']}"
 
 
 def tables(measured: Mapping[str, Any]) -> Iterator[str]:
@@ -93,7 +92,7 @@ def tables(measured: Mapping[str, Any]) -> Iterator[str]:
         cells += [_fraction(values["AP"]["all"][iou]) for iou in ("0.25", "0.75")]
         yield f"| {name} ({values['objects']['all']}) | {' | '.join(cells)} |"
     yield ""
-    yield "What it misses at the score with the best F1, as objects that are missed of all:"
+    yield "Objects that it misses, of all objects, at the score with the best F1:"
     yield ""
     yield f"| class | score | {' | '.join(sizes)} | false detections per image |"
     yield f"| --- | --- |{' --- |' * (len(sizes) + 1)}"
@@ -103,9 +102,10 @@ def tables(measured: Mapping[str, Any]) -> Iterator[str]:
         false = sum(errors["all"][kind] for kind in FALSE) / measured["images"]
         yield f"| {name} | {values['score']:.2f} | {' | '.join(cells)} | {false:.2f} |"
     yield ""
-    yield f"{measured['bytes'] / 1e6:.1f} MB, {speed_text(measured)}, {measured['speed']['backend']}."
+    clock = measured["speed"]["clock"]
+    yield f"Speed, from the {clock}: {speed_text(measured)}. Size: {measured['bytes'] / 1e6:.1f} MB."
     yield ""
-    yield f"Measured with `{measured['command']}` on {measured['date'][:10]} ({measured['machine']['processor']})."
+    yield f"Measured with `{measured['command']}` on {measured['date'][:10]}."
 
 
 def summary(name: str, card: Card) -> dict[str, Any]:
