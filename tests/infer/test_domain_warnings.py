@@ -148,3 +148,10 @@ def test_scenes_that_cannot_be_read_choose_nothing(two_models: Path) -> None:
     Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
     assert choose_bundled(find_sources(["broken.png"]))[0] == "thermal"
     assert choose_bundled(find_sources(["broken.png", "scenes/red.png"]))[0] == "aerial"
+
+
+def test_a_resumed_run_reports_the_warnings_of_the_runs_before(folder: Path) -> None:
+    words = ("scenes", "--output", "a.json", "--summary", "s.json", "--resume")
+    before, after = ((run(*words), json.loads(Path("s.json").read_text()))[1]["scenes"] for _ in range(2))
+    assert [each["status"] for each in after] == ["unchanged"] * 3
+    assert [each["warnings"] for each in before] == [each["warnings"] for each in after] != [[], [], []]

@@ -290,9 +290,8 @@ class InferenceRun:
             save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
         for path in job.outputs:
             progress.say(f"  {path}")
-        counted = SceneCounts(scene.width, scene.height, tally)
-        unlike = [scan.unlike] if scan.unlike else []
-        self.summary.add_scanned(job, counted, seconds, from_journal=scan.from_journal, warnings=unlike)
+        counted = SceneCounts(scene.width, scene.height, tally, unlike=scan.unlike)
+        self.summary.add_scanned(job, counted, seconds, from_journal=scan.from_journal)
         progress.end()
         if isinstance(journal, Journal) and not shared:
             journal.finish(job.written(), counted.to_json())  # also without --resume: a later scene may be interrupted

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -53,25 +53,29 @@ class SceneCounts:
         width, height: of the scene in pixels.
         tally: counts of boxes and tiles.
         frames: number of frames of a video; None for an image.
+        unlike: how it differs from the training images of the model; empty if it does not.
     """
 
     width: int
     height: int
     tally: Tally
     frames: int | None = None
+    unlike: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values that `from_json` reads."""
         tiles = self.tally.tiles
         counts = {name: getattr(tiles, name) for name in ("tiles", "empty", "filtered", "saturated")}
         by_class = self.tally.by_class.tolist()
-        return {**dataclasses.asdict(self), "tally": {"by_class": by_class, "tiles": counts}}
+        tally = {"by_class": by_class, "tiles": counts, "doubtful": self.tally.doubtful}
+        return {**dataclasses.asdict(self), "tally": tally}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> SceneCounts:
         """Return the counts that `to_json` described. Raise KeyError, TypeError or ValueError for other values."""
-        tally = Tally(np.array(value["tally"]["by_class"], np.int64), ScanCounts(**value["tally"]["tiles"]))
-        return cls(value["width"], value["height"], tally, value["frames"])
+        counted = value["tally"]
+        tally = Tally(np.array(counted["by_class"], np.int64), ScanCounts(**counted["tiles"]), counted["doubtful"])
+        return cls(value["width"], value["height"], tally, value["frames"], value["unlike"])
 
 
 def earlier_counts(journal: Journal) -> SceneCounts:
@@ -119,25 +123,15 @@ class RunSummary:
         """Files that hold one scene only."""
         return [path for entry in self.scenes for path in entry["outputs"]]
 
-    def add_scanned(
-        self,
-        job: Job,
-        counts: SceneCounts,
-        seconds: float,
-        *,
-        from_journal: int = 0,
-        warnings: Sequence[str] = (),
-    ) -> None:
+    def add_scanned(self, job: Job, counts: SceneCounts, seconds: float, *, from_journal: int = 0) -> None:
         """Add a scene or video that was scanned.
 
         Args:
             seconds: duration of the scan.
             from_journal: number of tiles that an earlier run had finished.
-            warnings: why its detections are not to be trusted.
         """
         self.from_journal += from_journal
-        entry = {"status": "done", **self._count(counts), "seconds": round(seconds, 3), "warnings": [*warnings]}
-        self._add(job, entry)
+        self._add(job, {"status": "done", **self._count(counts), "seconds": round(seconds, 3)})
 
     def add_unchanged(self, job: Job, counts: SceneCounts) -> None:
         """Add a scene that an earlier run completed, with the counts of that run."""
@@ -183,7 +177,8 @@ class RunSummary:
         # Of a video, the tiles of the frames that its last run scanned.
         entry |= {"tiles": tiles.tiles, "skipped_tiles": tiles.empty + tiles.filtered}
         entry |= {"saturated_tiles": tiles.saturated}
-        return {**entry, "detections": int(tally.by_class.sum()), "by_class": self._by_class(tally)}
+        entry |= {"detections": int(tally.by_class.sum()), "by_class": self._by_class(tally)}
+        return {**entry, "warnings": [counts.unlike] if counts.unlike else []}
 
     def _by_class(self, tally: Tally) -> dict[str, int]:
         return dict(zip(self._spec.classes, tally.by_class.tolist(), strict=True))

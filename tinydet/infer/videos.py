@@ -241,8 +241,8 @@ def _write(
             stopped = error
     elapsed = time.perf_counter() - start
     tally.tiles += frames.counts
-    counts = SceneCounts(video.width, video.height, tally, count)
-    summary.add_scanned(job, counts, elapsed, warnings=[frames.unlike] if frames.unlike else [])
+    counts = SceneCounts(video.width, video.height, tally, count, frames.unlike)
+    summary.add_scanned(job, counts, elapsed)
     progress.end()
     rate = (count - frames.from_journal) / elapsed
     progress.say(
