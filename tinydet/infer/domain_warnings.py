@@ -25,7 +25,8 @@ class DomainWarnings:
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         self._spec, self._settings = spec, settings
-        self._threshold = settings.options.score
+        score = settings.options.score
+        self._threshold = min(spec.thresholds) if isinstance(score, str) else score  # "auto": those of the classes
         self.doubtful_below = doubtful_below(self._threshold)
         self._shown = 0
 
