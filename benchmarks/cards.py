@@ -65,8 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pages() -> dict[Path, list[str]]:
     """Return the lines that the cards give each page: its own card, and all of them in the README."""
     cards = {name: read_card(name) for name in BUNDLED}
-    found = {ROOT / "docs" / f"{name}.md": list(tables(card.measured)) for name, card in cards.items()}
+    found = {ROOT / "docs" / f"{name}.md": [*tables(card.measured), "", *limits(card)] for name, card in cards.items()}
     return {**found, ROOT / "README.md": list(overview(cards))}
+
+
+def limits(card: Card) -> Iterator[str]:
+    """Yield what a model cannot do, as a list in Markdown."""
+    yield "What it cannot do:"
+    yield ""
+    yield from (f"- {limit}" for limit in card.limits)
 
 
 def overview(cards: Mapping[str, Card]) -> Iterator[str]:
@@ -89,11 +96,16 @@ def replaced(page: Path, lines: Sequence[str]) -> str:
     text = page.read_text(encoding="utf-8")
     if not MEASURED.search(text):
         raise ValueError(f"{page} lacks the lines <!-- measured --> and <!-- end of measured -->; add them")
-    wrapped = [
-        part for line in lines for part in ([line] if line.startswith("|") else textwrap.wrap(line, 120) or [""])
-    ]
+    wrapped = [part for line in lines for part in wrap(line)]
     block = "\n".join(("", *wrapped, "", ""))
     return MEASURED.sub(lambda _: block, text)
+
+
+def wrap(line: str) -> list[str]:
+    """Return a line of Markdown as lines of at most 120 characters; a row of a table is one line."""
+    if not line or line.startswith("|"):
+        return [line]
+    return textwrap.wrap(line, 120, subsequent_indent="  " if line.startswith("- ") else "", break_on_hyphens=False)
 
 
 def measure(name: str, data: Path) -> dict[str, Any]:
