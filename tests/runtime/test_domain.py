@@ -168,6 +168,18 @@ def test_doubt_needs_many_detections_most_of_them_near_the_threshold() -> None:
     )
 
 
+@pytest.mark.parametrize(("suffix", "in_order"), [(".png", True), (".jpg", True), (".tif", False)])
+def test_a_raster_says_whether_it_is_decoded_from_its_start(tmp_path: Path, suffix: str, in_order: bool) -> None:
+    pytest.importorskip("rasterio")
+    from tinydet.runtime.scenes.raster import RasterScene
+
+    path = tmp_path / f"scene{suffix}"
+    cv2.imwrite(str(path), textured())
+    with RasterScene(path, (0.5, 99.5)) as scene:
+        assert scene.in_order == in_order
+        assert unlike_training(scene, spec_of(GRAY)) == ""
+
+
 # ---------------------------------------------------------------------------------------------------- real images
 
 
