@@ -5,7 +5,8 @@
 DIR contains hituav-train/ and hituav-val/ (HIT-UAV, CC BY 4.0, COCO folders). A RetinaNet with MobileNetV2 and S-alpha
 is trained to detect persons and cars; the best epoch on the validation set is kept. The checkpoint, with weights in
 half precision, and the FP16 ONNX file that passed verification are copied to tinydet/bundled/. The scores of the ONNX
-file on the validation set, by class and size, are written to benchmarks/results/bundle.json.
+file on the validation set, by class and size, are written to benchmarks/results/bundle.json. Afterwards, measure the
+model for its card: python benchmarks/cards.py thermal
 
 Takes about two hours on two cores. An interrupted training is resumed; a finished one is not repeated.
 """

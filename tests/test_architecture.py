@@ -49,6 +49,7 @@ LAYERS = (
     ("salpha", "never"),
     ("evaluate", "lazily"),
     ("infer", "never"),
+    ("zoo", "lazily"),
     ("train", "freely"),
     ("export", "freely"),
     ("study", "freely"),

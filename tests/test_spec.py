@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tinydet.spec import FORMAT, PRECISIONS, ModelSpec
+from tinydet.spec import FORMAT, PRECISIONS, Domain, ModelSpec
 
 SMALLEST = ModelSpec(classes=("person",), category_ids=(0,), detector="retinanet", backbone="resnet18", tile=640)
 FULL = ModelSpec(
@@ -28,6 +28,15 @@ FULL = ModelSpec(
     alpha=(0.374, 0.391, 0.2),
     alpha_source="counted on 1570 boxes",
     object_sizes=(3.5, 12.0, 40.25),
+    domain=Domain(
+        images=3,
+        chroma=(0.0, 1.0, 2.0),
+        brightness=(90.0, 100.0, 120.5),
+        contrast=(10.0, 20.0, 30.0),
+        detail=(1.0, 2.0, 3.0),
+        class_sizes=((3.0, 5.0, 9.0), (0.0, 0.0, 0.0)),
+        gsd=(0.01, 0.02, 0.05),
+    ),
     precision="int8",
     thresholds=(0.25, 1.0),
     operating_point="precision >= 0.9 on 20 images",
@@ -156,3 +165,25 @@ def test_what_json_cannot_express_is_refused_by_its_source(text: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_precision_is_accepted(precision: str) -> None:
     assert dataclasses.replace(SMALLEST, precision=precision).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("chroma", [2.0, 1.0, 3.0]),
+        ("class_sizes", [[1.0, 2.0]] * 2),
+        ("images", 0),
+        ("gsd", [0.1, 0.2]),
+        ("detail", "a"),
+    ],
+)
+def test_a_domain_that_is_no_domain_is_refused_by_name(field: str, value: Any) -> None:
+    values = json.loads(FULL.to_json())
+    values["domain"][field] = value
+    with pytest.raises(ValueError, match=rf"model\.json: .*domain.*{field}"):
+        ModelSpec.from_json(json.dumps(values), source="model.json")
+
+
+def test_the_sizes_of_a_domain_are_those_of_the_classes() -> None:
+    with pytest.raises(ValueError, match="domain must be of 1 class"):
+        dataclasses.replace(SMALLEST, domain=FULL.domain)

@@ -44,6 +44,7 @@ class Group(NamedTuple):
     start: tuple[str, ...]  # the sub-command to start with, and its arguments
     commands: Mapping[str, Entry]
     note: str = ""
+    default: str = ""  # the sub-command that runs without its name; empty: the help is shown
 
 
 COMMANDS: dict[str, Entry | Group] = {
@@ -80,6 +81,20 @@ COMMANDS: dict[str, Entry | Group] = {
         },
     ),
     "infer": Entry("tinydet.infer.__main__", "", "run an exported model on images, rasters and videos of any size"),
+    "models": Group(
+        "list the models that are bundled or at hand, and describe one",
+        ("show", "thermal"),
+        {
+            "list": Entry(
+                "tinydet.zoo.list_command", "", "list bundled models, those of a folder, and weights to start from"
+            ),
+            "show": Entry(
+                "tinydet.zoo.show_command", "", "show the card of a bundled model, or describe any model file"
+            ),
+        },
+        "Without a sub-command, `tinydet models` lists.",
+        default="list",
+    ),
     "data": Group(
         "convert, check and describe datasets; cut, erase and rescale them",
         ("check", "my/annotations.json", "--images", "my/images"),
@@ -149,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_in_group(group: str, entry: Group, words: list[str]) -> int:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
+    if entry.default and (not words or (words[0].startswith("-") and words[0] not in ("-h", "--help"))):
+        words = [entry.default, *words]
     name = _choose(group, entry.commands, words, lambda: _group_help(group, entry))
     if name is None:
         return 2

@@ -26,6 +26,58 @@ GRID_ROIS = 100  # default of Grid R-CNN
 
 
 @dataclass(frozen=True)
+class Domain:
+    """What the training images of a model look like; see `tinydet.runtime.domain`, which compares scenes with it.
+
+    Ranges are percentiles 5, 50 and 95 over the images, as the model sees them: 8 bits, after the stretch.
+
+    Attributes:
+        images: number of images that were measured.
+        chroma: how colorful an image is: percentile 90 of max(R, G, B) - min(R, G, B) over its pixels, 0 to 255.
+        brightness: mean gray value, 0 to 255.
+        contrast: standard deviation of the gray values.
+        detail: mean absolute Laplacian of the gray values.
+        class_sizes: for each class sqrt(w*h) of its training objects at percentiles 1, 50 and 99, in input pixels;
+            three zeros for a class without objects. Empty: unknown.
+        gsd: ground sample distance in meters per pixel, of the images that state one; None: none does.
+    """
+
+    images: int
+    chroma: tuple[float, float, float]
+    brightness: tuple[float, float, float]
+    contrast: tuple[float, float, float]
+    detail: tuple[float, float, float]
+    class_sizes: tuple[tuple[float, float, float], ...] = ()
+    gsd: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: names the field, the rule and the value.
+        """
+        if self.images < 1:
+            raise ValueError(f"images must be at least 1, not {self.images}")
+        ranges = {name: getattr(self, name) for name in ("chroma", "brightness", "contrast", "detail")}
+        ranges |= {"gsd": self.gsd or (0.0, 0.0, 0.0)}
+        ranges |= {f"class_sizes[{i}]": sizes for i, sizes in enumerate(self.class_sizes)}
+        for name, values in ranges.items():
+            if len(values) != 3 or not 0 <= values[0] <= values[1] <= values[2] < math.inf:
+                raise ValueError(f"{name} must be three increasing numbers from 0, not {values!r}")
+
+    @classmethod
+    def from_dict(cls, values: Any, *, source: Path | str, what: str, remedy: str) -> Domain | None:
+        """Return the domain that `dataclasses.asdict` described, None for None.
+
+        Raises:
+            ValueError: as `json_files.checked`.
+        """
+        if values is None:
+            return None
+        return checked(cls, values, source=source, what=f"{what}: domain", remedy=remedy)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What the runtime must know to prepare the input of an exported model and to interpret its outputs.
 
@@ -49,6 +101,7 @@ class ModelSpec:
         alpha: fusion factors used in training, finest first. They are already folded into the weights.
         alpha_source: how the fusion factors were chosen.
         object_sizes: sqrt(w*h) of the training objects at percentiles 1, 50 and 99, in input pixels.
+        domain: what the training images look like; None: unknown.
         precision: fp32, fp16 or int8, as in the graph.
         thresholds: for each class, the score of the graph from which on a detection counts with `--score auto`; empty
             if none are stored.
@@ -79,6 +132,7 @@ class ModelSpec:
     alpha: tuple[float, ...] = ()
     alpha_source: str = ""
     object_sizes: tuple[float, float, float] | None = None
+    domain: Domain | None = None
     precision: str = "fp32"
     thresholds: tuple[float, ...] = ()
     operating_point: str = ""
@@ -121,6 +175,7 @@ class ModelSpec:
             ("stretch", rising, "two increasing percentiles"),
             ("thresholds", shares, f"none, or a score from 0 to 1 for each of the {n} classes"),
             ("calibration", monotone, f"none, or a slope above 0 and an offset for each of the {n} classes"),
+            ("domain", self.domain is None or len(self.domain.class_sizes) in (0, n), f"of {n} class{'es' * (n > 1)}"),
             ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ):
             if not holds:
@@ -155,7 +210,9 @@ class ModelSpec:
             raise ValueError(
                 f"{source}: model description of format {values['format']!r:.20}, this tinydet reads {FORMAT}; {remedy}"
             )
-        return checked(cls, values, source=source, what="model description", remedy=remedy)
+        what = "model description"
+        values = {**values, "domain": Domain.from_dict(values.get("domain"), source=source, what=what, remedy=remedy)}
+        return checked(cls, values, source=source, what=what, remedy=remedy)
 
 
 def _is_increasing_line(line: tuple[float, float]) -> bool:

@@ -38,7 +38,9 @@ def test_every_block_runs_in_turn(
         exec(compile(block, str(DOCUMENT), "exec"), names)
     printed = capsys.readouterr().out
     assert len(BLOCKS) == 3 and "S-alpha" in printed
-    assert load_checkpoint(tmp_path / "model.pth").classes == ("square",)
+    checkpoint = load_checkpoint(tmp_path / "model.pth")
+    assert checkpoint.classes == ("square",)
+    assert checkpoint.domain is not None and checkpoint.spec().domain == checkpoint.domain
     if blocks == BLOCKS:
         assert "operators added by it: 0" in printed
         assert (tmp_path / "model.onnx").is_file() and (tmp_path / "model.json").is_file()

@@ -35,6 +35,7 @@ from tinydet._internal.shell import tinydet_command
 from tinydet._internal.suggestions import did_you_mean, did_you_mean_path
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.infer.auto_options import choose_overlap, object_pixels
+from tinydet.infer.bundled_choice import choose_bundled
 from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
@@ -44,7 +45,7 @@ from tinydet.infer.settings import Settings
 from tinydet.infer.summary import summary_written
 from tinydet.runtime.auto_tile import AutoTile
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
-from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
+from tinydet.runtime.bundled import BUNDLED, FOLDER, model_path
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import OVERLAP, default_overlap
 from tinydet.runtime.read_ahead import READERS
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Results that go to a device such as /dev/stdout must not be mixed with messages.
     if args.output is not None and is_device(Path(args.output)):
         information_to_stderr()
-    path, backend = _model(args)
+    path, backend = _model(args, [job.source for job in plan.jobs])
     settings = _settings(args, path, backend)
     model_hash = hash_file(path)
     run = InferenceRun(backend, model_hash, settings)
@@ -151,7 +152,8 @@ def _parser() -> argparse.ArgumentParser:
         " S seconds (default: 30)")  # fmt: skip
     add = parser.add_argument_group("model").add_argument
     add("--model", type=Path, metavar="FILE", help=f"run this exported model, or a bundled one: {', '.join(BUNDLED)}"
-        f" (default: {' or '.join(MODEL_FILES)} in the current folder, else {DEFAULT})")  # fmt: skip
+        f" (default: {' or '.join(MODEL_FILES)} in the current folder, else a bundled one, by the color of the"
+        " scenes)")  # fmt: skip
     add("--backend", choices=BACKENDS, default="auto", help="run the model with this backend (default: auto, the"
         " fastest that works here)")  # fmt: skip
     add("--batch", type=batch_size, default=4, metavar="N", help="run up to N tiles at once (default: 4)")
@@ -279,8 +281,11 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
     )
 
 
-def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
+def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, Backend]:
     """Open the model that the options ask for, and report which one it is.
+
+    Args:
+        sources: the scenes, whose color decides between the bundled models.
 
     Raises:
         ValueError, OSError, ImportError: there is no such model, it cannot run here, or it does not take `--tile`.
@@ -299,11 +304,13 @@ def _model(args: argparse.Namespace) -> tuple[Path, Backend]:
         backend = open_model(path, args.backend, tile=tile, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
         export = f"; to use model.pth: {tinydet_command('export', 'onnx', 'model.pth')}"
+        name, reason = choose_bundled(sources, args.bands)
+        others = " or ".join(f"--model {other}" for other in BUNDLED if other != name)
         logger.info(
-            f"No {' or '.join(MODEL_FILES)} here; using the bundled model `{DEFAULT}`: {BUNDLED[DEFAULT]}"
-            f"{export if Path('model.pth').exists() else ''}"
+            f"No {' or '.join(MODEL_FILES)} here; using the bundled model `{name}`: {BUNDLED[name]}"
+            f"{f' ({reason}; {others} overrides)' if others else ''}{export if Path('model.pth').exists() else ''}"
         )
-        path = model_path(DEFAULT)
+        path = model_path(name)
         backend = open_model(path, args.backend, tile=tile, threads=args.threads)
     else:
         choice = choose_model(args.backend, tile=tile, threads=args.threads)
@@ -318,7 +325,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     """Measure which tiles may be skipped, write the filter next to the model and print what it keeps and saves."""
     if args.annotations is None:
         raise ValueError("--calibrate-skip needs annotated images: --annotations val.json --images DIR")
-    path, backend = _model(args)
+    path, backend = _model(args, coco_sources(args.annotations, args.images))
     args.skip_empty = False  # the filter does not exist yet
     settings = _settings(args, path, backend)
     if settings.auto_scale:

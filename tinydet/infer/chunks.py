@@ -21,15 +21,19 @@ class Tally:
     Attributes:
         by_class: number of boxes of each class.
         tiles: counts of tiles.
+        doubtful: number of boxes that score close to the threshold.
+        doubtful_below: the score below which a box is doubtful.
     """
 
     by_class: NDArray[np.int64]
     tiles: ScanCounts = field(default_factory=ScanCounts)
+    doubtful: int = 0
+    doubtful_below: float = 0.0
 
     @classmethod
-    def of(cls, classes: int) -> Tally:
+    def of(cls, classes: int, *, doubtful_below: float = 0.0) -> Tally:
         """Return the counts before a scan with this number of classes."""
-        return cls(np.zeros(classes, np.int64))
+        return cls(np.zeros(classes, np.int64), doubtful_below=doubtful_below)
 
     def add(self, result: BatchResult | Detections) -> None:
         """Count the result of a batch, or detections alone."""
@@ -37,6 +41,7 @@ class Tally:
             self.tiles += result
             result = result.detections
         self.by_class += np.bincount(result.labels, minlength=len(self.by_class))
+        self.doubtful += int(np.count_nonzero(result.scores < self.doubtful_below))
 
 
 def chunks(

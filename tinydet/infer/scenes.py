@@ -23,6 +23,7 @@ from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import created_folders
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
+from tinydet.infer.domain_warnings import DomainWarnings
 from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan, hashes
 from tinydet.infer.progress import RunProgress
 from tinydet.infer.report import found, plan_lines, result_lines, summary_lines
@@ -76,6 +77,7 @@ class InferenceRun:
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
         self._unplaced = 0  # scenes whose longitude and latitude stay empty
+        self._warnings = DomainWarnings(backend.spec, settings)
         self.summary = RunSummary(backend.spec)
 
     def run(self, plan: RunPlan) -> list[str]:
@@ -96,6 +98,7 @@ class InferenceRun:
             with created_folders([*folders, *([] if plan.journals is None else [plan.journals])]):
                 self._run_jobs(plan, identity)
         finally:
+            self._warnings.end(self.summary)
             if self._unplaced > 1:
                 scenes = plural(len(plan.jobs), "scene")
                 logger.warning(f"lon and lat are left empty for {self._unplaced} of {scenes}; the first is named above")
@@ -124,7 +127,15 @@ class InferenceRun:
                         if moving:
                             for job in jobs:
                                 with self._skipping(job, plan, progress):
-                                    scan_video(self._backend, self._hash, job, self._settings, self.summary, progress)
+                                    scan_video(
+                                        self._backend,
+                                        self._hash,
+                                        job,
+                                        self._settings,
+                                        self.summary,
+                                        progress,
+                                        self._warnings,
+                                    )
                         else:
                             self._run_scenes(jobs, plan, shared, progress)
             except (KeyboardInterrupt, OSError, ValueError):
@@ -206,7 +217,8 @@ class InferenceRun:
                 if not plan.shared and journal.outputs == job.written():
                     raise _UnchangedScene(scene.name, earlier_counts(journal))
             known = 0 if journal is None else journal.tiles()
-            return _OpenScene(scene, scan_plan, journal, stack.pop_all().close, georeference, camera, known)
+            unlike = self._warnings.check(scene, options.scale, job.source.path)
+            return _OpenScene(scene, scan_plan, journal, stack.pop_all().close, georeference, camera, known, unlike)
 
     def _open_image(self, job: Job) -> Scene:
         source = job.source
@@ -253,6 +265,7 @@ class InferenceRun:
                 logger.info(line)
         elif plan.warning:
             warn_once(f"{plan.warning[0].upper()}{plan.warning[1:]}")
+        self._warnings.show(scan.unlike)
         start = time.perf_counter()
         progress.begin(scene.name, plan.tiles, "tile", known=scan.from_journal)
         try:
@@ -277,7 +290,7 @@ class InferenceRun:
             save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
         for path in job.outputs:
             progress.say(f"  {path}")
-        counted = SceneCounts(scene.width, scene.height, tally)
+        counted = SceneCounts(scene.width, scene.height, tally, unlike=scan.unlike)
         self.summary.add_scanned(job, counted, seconds, from_journal=scan.from_journal)
         progress.end()
         if isinstance(journal, Journal) and not shared:
@@ -287,7 +300,7 @@ class InferenceRun:
         self, job: Job, scan: _OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
     ) -> tuple[Tally, Best]:
         """Write the detections of a scene. Return the counts, and the detections to draw."""
-        tally, best = Tally.of(len(self._spec.classes)), Best()
+        tally, best = Tally.of(len(self._spec.classes), doubtful_below=self._warnings.doubtful_below), Best()
         draws = job.drawing is not None or job.crops is not None
 
         def observe(result: BatchResult) -> None:
@@ -362,11 +375,13 @@ class _OpenScene(SceneScan):
 
     Attributes:
         from_journal: number of tiles that an earlier run finished.
+        unlike: how it differs from the training images of the model; empty if it does not.
     """
 
     georeference: Georeference | None = None
     camera_lon_lat: tuple[float, float] | None = None
     from_journal: int = 0
+    unlike: str = ""
 
 
 class _UnchangedScene(Exception):

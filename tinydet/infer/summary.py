@@ -54,6 +54,7 @@ class SceneCounts:
         width, height: of the scene in pixels.
         tally: counts of boxes and tiles.
         frames: number of frames of a video; None for an image.
+        unlike: how it differs from the training images of the model; empty if it does not.
         tracks: number of objects of each class in a video; None if they were not tracked.
     """
 
@@ -61,6 +62,7 @@ class SceneCounts:
     height: int
     tally: Tally
     frames: int | None = None
+    unlike: str = ""
     tracks: list[int] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -68,13 +70,15 @@ class SceneCounts:
         tiles = self.tally.tiles
         counts = {name: getattr(tiles, name) for name in ("tiles", "empty", "filtered", "saturated")}
         by_class = self.tally.by_class.tolist()
-        return {**dataclasses.asdict(self), "tally": {"by_class": by_class, "tiles": counts}}
+        tally = {"by_class": by_class, "tiles": counts, "doubtful": self.tally.doubtful}
+        return {**dataclasses.asdict(self), "tally": tally}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> SceneCounts:
         """Return the counts that `to_json` described. Raise KeyError, TypeError or ValueError for other values."""
-        tally = Tally(np.array(value["tally"]["by_class"], np.int64), ScanCounts(**value["tally"]["tiles"]))
-        return cls(value["width"], value["height"], tally, value["frames"], value.get("tracks"))
+        counted = value["tally"]
+        tally = Tally(np.array(counted["by_class"], np.int64), ScanCounts(**counted["tiles"]), counted["doubtful"])
+        return cls(value["width"], value["height"], tally, value["frames"], value["unlike"], value["tracks"])
 
 
 def earlier_counts(journal: Journal) -> SceneCounts:
@@ -100,6 +104,7 @@ class RunSummary:
         images, videos, unchanged: number of images, of videos, and of those that an earlier run had completed.
         frames: number of frames of the videos.
         from_journal: number of tiles of the images that an earlier run had finished.
+        warnings: about all detections of the run.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -108,6 +113,7 @@ class RunSummary:
         self.skipped: list[str] = []
         self.total = Tally.of(len(spec.classes))
         self.images = self.videos = self.unchanged = self.frames = self.from_journal = 0
+        self.warnings: list[str] = []
         self._spec = spec
 
     @property
@@ -153,13 +159,16 @@ class RunSummary:
         total["not_finished"] = len(plan.jobs) - len(self.scenes)
         total["tiles"] = sum(entry.get("tiles", 0) for entry in self.scenes)
         total |= {"detections": int(self.total.by_class.sum()), "by_class": self._by_class(self.total)}
-        return {"scenes": self.scenes, "outputs": [*shared, *self.outputs], "total": total}
+        total |= {"doubtful": self.total.doubtful}
+        written = {"scenes": self.scenes, "outputs": [*shared, *self.outputs], "total": total}
+        return {**written, "warnings": self.warnings}
 
     def _count(self, counts: SceneCounts) -> dict[str, Any]:
         """Add counts to the totals. Return those of the scene as JSON values."""
         tally, tiles = counts.tally, counts.tally.tiles
         self.counts.append(counts)
         self.total.by_class += tally.by_class
+        self.total.doubtful += tally.doubtful
         self.total.tiles += tiles
         entry: dict[str, Any] = {"width": counts.width, "height": counts.height}
         if counts.frames is None:
@@ -174,7 +183,7 @@ class RunSummary:
         entry |= {"detections": int(tally.by_class.sum()), "by_class": self._by_class(tally)}
         if counts.tracks is not None:
             entry["tracks"] = dict(zip(self._spec.classes, counts.tracks, strict=True))
-        return entry
+        return {**entry, "warnings": [counts.unlike] if counts.unlike else []}
 
     def _by_class(self, tally: Tally) -> dict[str, int]:
         return dict(zip(self._spec.classes, tally.by_class.tolist(), strict=True))

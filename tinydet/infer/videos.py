@@ -18,6 +18,7 @@ from tinydet._internal.interrupt import deferred_interrupt
 from tinydet.infer.annotated_video import open_video
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Tally
+from tinydet.infer.domain_warnings import DomainWarnings
 from tinydet.infer.jobs import Job
 from tinydet.infer.progress import RunProgress
 from tinydet.infer.report import found, video_line
@@ -42,12 +43,21 @@ COLUMNS = ("image_id", "frame", "seconds", "clock", "detections")
 
 
 def scan_video(
-    backend: Backend, model_hash: str, job: Job, settings: Settings, summary: RunSummary, progress: RunProgress
+    backend: Backend,
+    model_hash: str,
+    job: Job,
+    settings: Settings,
+    summary: RunSummary,
+    progress: RunProgress,
+    warnings: DomainWarnings,
 ) -> None:
     """Process each frame as a scene. Image ids count all frames of the source, starting with the id of the job.
 
     Each frame's detections are written to the journal and to the files immediately. With `settings.resume`, frames in
     the journal are not run again; a live stream continues with its current frame.
+
+    Args:
+        warnings: shows how the first frame differs from the training images of the model.
 
     Raises:
         ValueError, OSError: the source cannot be read, or breaks (for a live stream, after its files were written); or
@@ -71,7 +81,7 @@ def scan_video(
             raise ValueError(
                 f"{job.drawing} shows the frames before the interruption and would be replaced; move it away"
             )
-        frames = _Frames(backend, job, video, settings, journal)
+        frames = _Frames(backend, job, video, settings, journal, warnings)
         count = frames.expected or 0
         seconds = seconds_per_batch(backend, settings.options.batch) if count > MANY else 0.0
         plan = None if settings.auto_scale else frames.plan(video, settings.options)
@@ -104,9 +114,18 @@ class _Frames:
         counts: counts of tiles of the frames that were scanned.
         static_tiles: reuses boxes from frame to frame; None if all tiles are run.
         tracker, camera: number the objects, and estimate the motion of the camera; None if objects are not tracked.
+        unlike: how the first scanned frame differs from the training images of the model; empty if it does not.
     """
 
-    def __init__(self, backend: Backend, job: Job, video: Video, settings: Settings, journal: Journal | None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        job: Job,
+        video: Video,
+        settings: Settings,
+        journal: Journal | None,
+        warnings: DomainWarnings,
+    ) -> None:
         self.job, self.video, self.settings = job, video, settings
         self.expected = min((limit for limit in (video.frames, settings.frames) if limit), default=None)
         self.from_journal = 0
@@ -115,6 +134,8 @@ class _Frames:
         self.backend, self._journal = backend, journal
         self.tracker = Tracker(start_scores(backend.spec, settings.options)) if settings.track else None
         self.camera = CameraMotion() if settings.track else None
+        self.warnings, self.unlike = warnings, ""
+        self._is_first = True
         self._plans: dict[tuple[int, int, ScanOptions], ScanPlan] = {}
 
     def plan(self, frame: Sized, options: ScanOptions) -> ScanPlan:
@@ -173,6 +194,9 @@ class _Frames:
         if self.tracker is not None:
             options = dataclasses.replace(options, score=weak_score(self.backend.spec, options))
         plan = self.plan(scene, options)
+        if self._is_first:
+            self._is_first, self.unlike = False, self.warnings.check(scene, plan.options.scale)
+            self.warnings.show(self.unlike)
         if self.static_tiles is not None:
             self.static_tiles.start_frame(scene, plan)
         results = scan(self.backend, scene, plan, tile_filter=settings.contrast_filter, journal=self.static_tiles)
@@ -191,7 +215,8 @@ def _write(
     """
     job, video, settings = frames.job, frames.video, frames.settings
     stopped: KeyboardInterrupt | LostStreamError | None = None
-    count, tally, start = 0, Tally.of(len(frames.backend.spec.classes)), time.perf_counter()
+    tally = Tally.of(len(frames.backend.spec.classes), doubtful_below=frames.warnings.doubtful_below)
+    count, start = 0, time.perf_counter()
     with ExitStack() as stack:
         write = stack.enter_context(open_writers(job.results, frames.backend.spec, job.formats))
         draw, shown = None, -MIN_INTERVAL
@@ -237,7 +262,7 @@ def _write(
     elapsed = time.perf_counter() - start
     tally.tiles += frames.counts
     tracks = None if frames.tracker is None else frames.tracker.counts.tolist()
-    counts = SceneCounts(video.width, video.height, tally, count, tracks)
+    counts = SceneCounts(video.width, video.height, tally, count, frames.unlike, tracks)
     summary.add_scanned(job, counts, elapsed)
     progress.end()
     rate = (count - frames.from_journal) / elapsed

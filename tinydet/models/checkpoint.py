@@ -26,7 +26,7 @@ from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.detector import Detector
 from tinydet.models.registry import detector_info
 from tinydet.models.tensor_files import read_tensors, unusable_tensor
-from tinydet.spec import ModelSpec
+from tinydet.spec import Domain, ModelSpec
 
 FORMAT = "tinydet-1"
 SMALLEST_STD = 1e-3  # of pixels in 0..255
@@ -42,6 +42,7 @@ class Checkpoint:
         classes: class names; `category_ids`: their COCO ids in the training annotations.
         tile: side of the training tiles in pixels.
         object_sizes: sqrt(w*h) of the training objects at percentiles 1, 50 and 99, in pixels.
+        domain: what the training images look like; None: unknown.
         stretch: percentiles used to stretch pixels of more than 8 bits.
         alpha_source: how alpha was chosen; `statistics`: the counts behind it, if any.
         config: the training configuration, and where its data were (`train_data`, `val_data`).
@@ -57,6 +58,7 @@ class Checkpoint:
     category_ids: tuple[int, ...]
     tile: int
     object_sizes: tuple[float, float, float] | None = None
+    domain: Domain | None = None
     stretch: tuple[float, float] = (0.5, 99.5)
     alpha_source: str = "1 everywhere (a conventional FPN)"
     statistics: dict[str, Any] | None = None
@@ -171,6 +173,7 @@ class Checkpoint:
             alpha=self.alpha,
             alpha_source=self.alpha_source,
             object_sizes=self.object_sizes,
+            domain=self.domain,
             versions=current_versions(),
         )
 
@@ -192,6 +195,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write atomically: a full disk or Ctrl-C leaves an older file unchanged."""
     values = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
     values["detector"] = checkpoint.detector.to_dict()
+    values["domain"] = None if checkpoint.domain is None else dataclasses.asdict(checkpoint.domain)
     values["versions"] = checkpoint.versions or current_versions()
     with atomic_path(path) as temporary:
         try:
@@ -217,6 +221,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     what, remedy = "checkpoint", "train again or name another file"
     values = {**values, "detector": DetectorConfig.from_dict(values.get("detector"), source=path)}
+    values["domain"] = Domain.from_dict(values.get("domain"), source=path, what=what, remedy=remedy)
     checkpoint = checked(Checkpoint, values, source=path, what=what, remedy=remedy)
     try:
         checkpoint.check()

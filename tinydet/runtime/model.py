@@ -23,12 +23,13 @@ from tinydet._internal.progress import Progress
 from tinydet.runtime.auto_tile import AutoTile
 from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.backends.function import FunctionBackend, TileFunction, describe_function
+from tinydet.runtime.domain import gsd_of, unlike_training
 from tinydet.runtime.drawing import draw
 from tinydet.runtime.image_output import MAX_SIDE, SUGGESTED, check_image_path, longest_side, save_image
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scan import SceneResult, detect_scene, detect_scenes
 from tinydet.runtime.scenes import EXPECTED, Image, Scene, SceneLike, open_scene
-from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.runtime.scenes.camera_metadata import CameraMetadata, read_camera
 from tinydet.runtime.scenes.footprint import footprint_of
 from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, georeference_of
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
@@ -75,11 +76,14 @@ class Prediction(SceneDetections):
         result: number of tiles, of saturated tiles, seconds; see `SceneResult`. Selections keep that of the scan.
         source: what the scene was read from, for `plot` and `crop`: a path, or pixels in memory. A frame of a video
             keeps its pixels.
+        warnings: how the scene differs from the training images of the model, see `tinydet.runtime.domain`; empty if it
+            does not.
     """
 
     spec: ModelSpec
     result: SceneResult
     source: SceneLike | None = None
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.detections)
@@ -327,6 +331,7 @@ class Model:
         self.backend = backend
         self.options = (ScanOptions(score=SCORE) if options is None else options).changed(changes)
         score_thresholds(self.spec, self.options.score)  # refuses "auto" if the model has no thresholds
+        self._has_warned = False
 
     def __repr__(self) -> str:
         spec, classes = self.spec, ", ".join(self.spec.classes)
@@ -382,11 +387,11 @@ class Model:
         """
         _refuse("detect", options)
         if isinstance(scene, list | tuple):
-            entries = [_Input(one, self.spec, gps, i) for i, one in enumerate(scene)]
+            entries = [_Input(one, self.spec, self.options.scale, gps, i) for i, one in enumerate(scene)]
             sources = [entry.open() if isinstance(entry.source, Scene) else entry.open for entry in entries]
             results = detect_scenes(self.backend, sources, self.options, progress=progress)
             return [
-                entry.prediction(result, id)
+                self._warned(entry.prediction(result, id))
                 for id, (entry, result) in enumerate(zip(entries, results, strict=True), image_id)
             ]
         return self._detect(scene, image_id, progress, gps=gps)
@@ -456,13 +461,21 @@ class Model:
         tracker: VideoTracker | None = None,
         seconds: float = 0.0,
     ) -> Prediction:
-        entry = _Input(scene, self.spec, gps)
+        entry = _Input(scene, self.spec, self.options.scale, gps)
         options = self.options if tracker is None else tracker.options
         with nullcontext(entry.open()) if isinstance(scene, Scene) else entry.open() as opened:
             result = detect_scene(self.backend, opened, options, progress=progress)
             if tracker is not None:
                 result = dataclasses.replace(result, detections=tracker.update(opened, result.detections, seconds))
-            return entry.prediction(result, image_id)
+        return self._warned(entry.prediction(result, image_id))
+
+    def _warned(self, prediction: Prediction) -> Prediction:
+        """Log the warnings of the first prediction that has any; all predictions carry their own."""
+        if prediction.warnings and not self._has_warned:
+            self._has_warned = True
+            for warning in prediction.warnings:
+                logger.warning(warning)
+        return prediction
 
 
 def _refuse(method: str, options: Mapping[str, object]) -> None:
@@ -476,13 +489,16 @@ class _Input:
     """One scene of a call: its type is checked at once, and it is opened later.
 
     Args:
+        scale: resize factor of the scan.
         index: in the list of scenes, which tells images in memory apart; None for a single scene.
 
     Attributes:
         source: what drawings are made from.
     """
 
-    def __init__(self, scene: object, spec: ModelSpec, gps: bool = False, index: int | None = None) -> None:
+    def __init__(
+        self, scene: object, spec: ModelSpec, scale: float, gps: bool = False, index: int | None = None
+    ) -> None:
         self._place = "" if index is None else f"[{index}]"
         if not _is_one(scene):
             raise TypeError(f"scene{self._place}: expected {EXPECTED}, or a list of these, got {_described(scene)}")
@@ -493,11 +509,12 @@ class _Input:
         if isinstance(scene, str | Path):
             _check_one_image(scene)
         self.source = cast(SceneLike, scene)
-        self._spec, self._gps = spec, gps
+        self._spec, self._scale, self._gps = spec, scale, gps
+        self._unlike = ""
         self._name = str(scene) if isinstance(scene, str | Path) else ""
         self._size = (0, 0)
         self._georeference: Georeference | None = None
-        self._camera_lon_lat: tuple[float, float] | None = None
+        self._camera: CameraMetadata | None = None
 
     def open(self) -> Scene:
         """Open the scene, and note its size and georeference.
@@ -514,6 +531,8 @@ class _Input:
         if self._name in ("array", "bytes", "file", "image"):
             self._name += self._place
         self._size = scene.width, scene.height
+        gsd = gsd_of(scene, self._camera)
+        self._unlike = unlike_training(scene, self._spec, gsd=gsd, scale=self._scale)
         return scene
 
     def _opened(self) -> Scene:
@@ -528,7 +547,7 @@ class _Input:
             if is_raster and isinstance(self.source, str | Path | Scene):
                 self._georeference = georeference_of(Path(self._name))
             if Path(self._name).is_file() and (camera := read_camera(Path(self._name))) is not None:
-                self._camera_lon_lat = camera.lon_lat
+                self._camera = camera
                 if self._gps and self._georeference is None:
                     try:
                         self._georeference = footprint_of(camera)
@@ -543,10 +562,11 @@ class _Input:
             *self._size,
             result.detections,
             self._georeference,
-            self._camera_lon_lat,
+            None if self._camera is None else self._camera.lon_lat,
             spec=self._spec,
             result=result,
             source=self.source,
+            warnings=(self._unlike,) if self._unlike else (),
         )
 
 

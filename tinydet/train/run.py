@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ import torch
 
 from tinydet._internal.atomic import claim, write_json
 from tinydet.data.coco import Dataset
+from tinydet.data.domain import measure_domain
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
 from tinydet.data.source import find_source
@@ -190,6 +191,8 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
         for line in cost_lines(trainer):
             report(line)
         return _trained(trainer)
+    if processes.first:  # which writes the checkpoint
+        trainer.checkpoint = replace(trainer.checkpoint, domain=measure_domain(train))
     try:
         trainer.fit()
     except KeyboardInterrupt as pressed:

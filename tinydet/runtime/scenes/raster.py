@@ -37,6 +37,7 @@ WIDE_BLOCK = 4096  # pixels; wider blocks would be decoded again by every additi
 RASTER_CACHE = 1 << 28  # bytes, enough for a row of tiles across 50 000 pixels; GDAL's default is 5 % of all memory
 # GDAL drivers whose files may omit blocks, or compress a uniform image to almost nothing.
 SPARSE = ("GTiff", "VRT", "HFA", "NITF", "GPKG", "MBTiles", "JP2", "JPEGXL", "AVIF", "HEIF", "ECW", "MrSID")
+IN_ORDER = ("PNG", "JPEG", "GIF", "BIGGIF", "WEBP")  # drivers that decode a file from its start
 PREVIEW = 32  # pixels; side of the thumbnail of the mask that is checked before the full window
 
 
@@ -90,7 +91,7 @@ class RasterScene(Scene):
             self._orientation = tags.orientation if tags.orientation > 1 else self._orientation
         self.width, self.height = (file.height, file.width) if self._orientation > 4 else (file.width, file.height)
         self._check_blocks()
-        self.gsd = ground_sample_distance(file)
+        self.gsd, self.in_order = ground_sample_distance(file), file.driver in IN_ORDER
         self._has_mask = any(rasterio.enums.MaskFlags.all_valid not in flags for flags in file.mask_flag_enums)
         self._bands = [1] if bands is None and is_white_zero(file) else self._select_bands(bands)
         self._coding = color_coding(file, self._bands, tags)

@@ -24,12 +24,14 @@ class Scene(ABC):
         name: for messages.
         width, height: in pixels.
         gsd: ground sample distance in meters per pixel; None if unknown.
+        in_order: whether a window can only be read by decoding everything above it, as in a JPEG or PNG file.
     """
 
     name: str
     width: int
     height: int
     gsd: float | None = None
+    in_order: bool = False
 
     def read(self, x: int, y: int, width: int, height: int, size: tuple[int, int] | None = None) -> Image:
         """Read a window as uint8 (height, width, 3) RGB, resized to `size` (width, height) if given.

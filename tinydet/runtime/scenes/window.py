@@ -24,7 +24,7 @@ class Window(Scene):
             raise ValueError(f"{scene.name} has {scene.width}x{scene.height} pixels, and no window at {corner}")
         self.name = f"{scene.name} {corner}"
         self.width, self.height = x2 - x1, y2 - y1
-        self.gsd = scene.gsd
+        self.gsd, self.in_order = scene.gsd, scene.in_order
         self._scene, self._corner, self._x, self._y, self._owner = scene, corner, x1, y1, owner
 
     def is_empty(self, x: int, y: int, width: int, height: int) -> bool:

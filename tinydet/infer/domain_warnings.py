@@ -1,0 +1,64 @@
+"""Warnings about scenes that differ from the training images of the model, and about doubtful scores."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from tinydet._internal.console import plural
+from tinydet.infer.settings import Settings
+from tinydet.infer.summary import RunSummary
+from tinydet.runtime.domain import doubt, doubtful_below, gsd_of, unlike_training
+from tinydet.runtime.scenes import Scene
+from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.spec import ModelSpec
+
+logger = logging.getLogger("tinydet.infer")
+
+
+class DomainWarnings:
+    """Names the first scene of a run that differs from the training images, and counts the others.
+
+    Attributes:
+        doubtful_below: the score below which a detection is doubtful.
+    """
+
+    def __init__(self, spec: ModelSpec, settings: Settings) -> None:
+        self._spec, self._settings = spec, settings
+        score = settings.options.score
+        self._threshold = min(spec.thresholds) if isinstance(score, str) else score  # "auto": those of the classes
+        self.doubtful_below = doubtful_below(self._threshold)
+        self._shown = 0
+
+    def check(self, scene: Scene, scale: float, path: Path | None = None) -> str:
+        """Say how a scene differs from the training images; an empty text if it does not.
+
+        Args:
+            scale: resize factor of its scan.
+            path: of its file, for the metadata of the camera.
+        """
+        if self._spec.domain is None:
+            return ""
+        gsd = self._settings.gsd
+        if gsd is None:
+            gsd = gsd_of(scene, None if path is None else read_camera(path))
+        return unlike_training(scene, self._spec, gsd=gsd, scale=scale)
+
+    def show(self, warning: str) -> None:
+        """Log the first of the warnings, and count the others."""
+        if warning and not self._shown:
+            logger.warning(warning)
+        self._shown += bool(warning)
+
+    def end(self, summary: RunSummary) -> None:
+        """Log how many scenes differ if there are several, and whether most detections are doubtful."""
+        if self._shown > 1:
+            scenes = plural(summary.images + summary.videos, "scene")
+            logger.warning(
+                f"{self._shown} of {scenes} are unlike the training images of the model; the first is named above, and "
+                "--summary FILE lists all"
+            )
+        total = summary.total
+        if warning := doubt(total.doubtful, int(total.by_class.sum()), self._threshold):
+            logger.warning(warning)
+            summary.warnings.append(warning)

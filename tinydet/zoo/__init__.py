@@ -1,0 +1,1 @@
+"""`tinydet models`: which models are bundled or at hand, what they find, and how well."""
