@@ -38,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "as its own framework runs it, and then works everywhere: infer, evaluate, seamtest, FP16, engines."
     )
     parser.add_argument(
-        "model", type=Path, metavar="FOREIGN.onnx", help="the exported detector: an ONNX file, or the .xml of an OpenVINO IR"
+        "model",
+        type=Path,
+        metavar="FOREIGN.onnx",
+        help="the exported detector: an ONNX file, or the .xml of an OpenVINO IR",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="file to write (default: FOREIGN.tinydet.onnx, or .xml for an IR)"
@@ -75,7 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="subtracted after that, in the order of its channels (default: by format)",
     )
     group.add_argument(
-        "--std", type=_three, metavar="A,B,C", help="divisors after that, in the order of its channels (default: by format)"
+        "--std",
+        type=_three,
+        metavar="A,B,C",
+        help="divisors after that, in the order of its channels (default: by format)",
     )
     group.add_argument("--color", choices=("rgb", "bgr"), help="order of its channels (default: by format)")
     group.add_argument("--layout", choices=("nchw", "nhwc"), help="order of its axes (default: by the input's shape)")
@@ -115,8 +121,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_verification_options(parser)
     width = max(map(len, FORMATS))
     parser.epilog = "\n".join(
-        ["formats:", *(f"  {name:{width}}  {each.title}" for name, each in FORMATS.items()), "", "docs/adopt.md explains"
-         " each."]  # fmt: skip
+        [
+            "formats:",
+            *(f"  {name:{width}}  {each.title}" for name, each in FORMATS.items()),
+            "",
+            "docs/adopt.md explains each.",
+        ]  # fmt: skip
     )
 
 
@@ -178,7 +188,9 @@ def _report_plan(plan: Plan, named_by: str) -> None:
     print(f"pixels        {plan.pixels}")
     side = f"{spec.tile}, or any multiple of {signature.multiple}" if signature.multiple else str(spec.tile)
     print(f"input         tiles of {side}, {plural(spec.max_batch, 'tile')} at a time")
-    suppression = "NMS in its graph, or none needed" if spec.nms_in_graph else f"NMS at IoU {spec.nms_iou:g} by the runtime"
+    suppression = (
+        "NMS in its graph, or none needed" if spec.nms_in_graph else f"NMS at IoU {spec.nms_iou:g} by the runtime"
+    )
     print(f"output        up to {plural(spec.max_detections, 'box')} per tile; {suppression}")
     if plan.limit is not None:
         print(f"              it returns at most {plan.limit}; a tile with as many is reported as saturated")
@@ -194,5 +206,7 @@ def _three(text: str) -> tuple[float, float, float]:
     if len(values) == 1:
         values *= 3
     if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"expected three numbers separated by commas, such as 0.485,0.456,0.406; got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected three numbers separated by commas, such as 0.485,0.456,0.406; got {text!r}"
+        )
     return values[0], values[1], values[2]

@@ -107,9 +107,9 @@ def make_plan(original: Original, options: Options) -> tuple[Plan, Description]:
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
-    side = _tile(path, signature, options.tile)
     if chosen.name == "yolox":  # its grid is a constant
         signature = replace(signature, multiple=0)
+    side = _tile(path, signature, options.tile)
     pixels = _pixels(chosen, description, options)
     limit = detection_limit(original, chosen, signature)
     slots = options.max_detections or min(SLOTS, limit or SLOTS)
@@ -122,6 +122,7 @@ def make_plan(original: Original, options: Options) -> tuple[Plan, Description]:
         detector=chosen.name,
         backbone=path.stem,
         tile=side,
+        tile_multiple=signature.multiple,
         max_batch=max_batch,
         max_detections=slots,
         score_floor=options.score_floor,
@@ -212,9 +213,7 @@ def write_adopted(original: Original, plan: Plan, path: Path) -> ModelSpec:
     with needs_extra("export"):
         import onnx
     _, precision = graph_precision(model.graph)
-    spec = replace(
-        plan.spec, precision=precision, versions={**plan.spec.versions, "onnx": onnx.__version__}
-    )
+    spec = replace(plan.spec, precision=precision, versions={**plan.spec.versions, "onnx": onnx.__version__})
     for key, value in ((METADATA_KEY, spec.to_json()), (RECORD_KEY, record)):
         model.metadata_props.add(key=key, value=value)
     path.write_bytes(model.SerializeToString())
@@ -274,6 +273,8 @@ def _record(original: Original, plan: Plan) -> dict[str, Any]:
 def _tile(path: Path, signature: Signature, wanted: int | None) -> int:
     """Return the side of the square tile: the input's, or its shorter side."""
     side = min(signature.height, signature.width)
+    if signature.multiple and side % signature.multiple:
+        raise ValueError(f"{path}: its tile must be a multiple of {signature.multiple}, not {side}; choose --tile")
     if wanted is None or wanted == side:
         return side
     size = f"{signature.height}x{signature.width}"

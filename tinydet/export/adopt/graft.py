@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 RENAMED = "original."  # prefix of foreign values whose names tinydet uses
 EMPTY_LABEL = -1
-BATCH = "N"
-IR_VERSION = 8  # of the grafts on their own
+BATCH, SIDES = "tinydet.batch", ("tinydet.height", "tinydet.width")  # free axes; no name of the original's
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def input_info(plan: Plan) -> ValueInfoProto:
     """Return the declaration of `images`."""
     with needs_extra("export"):
         from onnx import TensorProto, helper
-    side: Sequence[int | str] = ("H", "W") if plan.signature.multiple else (plan.spec.tile, plan.spec.tile)
+    side: Sequence[int | str] = SIDES if plan.signature.multiple else (plan.spec.tile, plan.spec.tile)
     return helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [_batch(plan), *side, 3])
 
 

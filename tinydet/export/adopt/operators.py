@@ -42,9 +42,7 @@ class Operators:
 
     def named(self, name: str, value: str) -> None:
         """Give a value the name of an output of the graph."""
-        self.nodes.append(
-            self._onnx.helper.make_node("Identity", [value], [name], name=f"{self._prefix}output.{name}")
-        )
+        self.nodes.append(self._onnx.helper.make_node("Identity", [value], [name], name=f"{self._prefix}output.{name}"))
 
     def constant(self, value: ArrayLike, dtype: Any = np.float32) -> str:
         name = f"{self._prefix}constant_{len(self.constants)}"

@@ -101,7 +101,9 @@ def _inputs(original: Original) -> tuple[Port, dict[str, str]]:
     if len(images) != 1:
         raise ValueError(f"expected one image input, found {len(images)}; its inputs are: {listed}")
     if unknown := [name for name, meaning in others.items() if not meaning]:
-        raise ValueError(f"it is unknown what its input {unknown[0]} means; export it without; its inputs are: {listed}")
+        raise ValueError(
+            f"it is unknown what its input {unknown[0]} means; export it without; its inputs are: {listed}"
+        )
     (image,) = images
     if image.dtype not in (*FLOATS, np.uint8):
         raise ValueError(f"its image input {image} is neither float nor uint8")

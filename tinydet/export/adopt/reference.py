@@ -72,6 +72,8 @@ class ReferenceBackend:
             kept = _framework_nms(corners, scores[best], classes[best], plan.spec.nms_iou)
             best, corners = [best[i] for i in kept], corners[kept]
         corners = corners.clip(0, spec.tile)
+        inside = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
+        best, corners = np.array(best, np.int64)[inside], corners[inside]
         result = _empty(spec, 1)
         n = len(best)
         result.boxes[0, :n], result.scores[0, :n], result.labels[0, :n] = corners, scores[best], classes[best]
@@ -88,16 +90,19 @@ class FinalBackend:
 
     def run(self, images: NDArray[np.uint8]) -> TileOutputs:
         raw = self._backend.run(images)
-        if self._nms_iou is None:
-            return raw._replace(boxes=raw.boxes.clip(0, self.spec.tile))
         result = _empty(self.spec, len(images))
         for i in range(len(images)):
-            filled = np.flatnonzero(raw.labels[i] >= 0)
-            boxes, scores, labels = raw.boxes[i][filled], raw.scores[i][filled], raw.labels[i][filled]
-            kept = suppress(boxes, scores, self._nms_iou, same=labels.astype(np.int64))
-            n = len(kept)
-            result.boxes[i, :n], result.scores[i, :n] = boxes[kept].clip(0, self.spec.tile), scores[kept]
-            result.labels[i, :n] = labels[kept]
+            kept = np.flatnonzero(raw.labels[i] >= 0)
+            boxes, scores, labels = raw.boxes[i][kept], raw.scores[i][kept], raw.labels[i][kept]
+            if self._nms_iou is not None:
+                kept = suppress(boxes, scores, self._nms_iou, same=labels.astype(np.int64))
+                boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+            boxes = boxes.clip(0, self.spec.tile)
+            inside = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+            n = int(inside.sum())
+            result.boxes[i, :n], result.scores[i, :n], result.labels[i, :n] = (
+                values[inside] for values in (boxes, scores, labels)
+            )
         result.candidates[:] = raw.candidates
         return result
 
