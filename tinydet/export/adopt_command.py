@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinydet._internal.arguments import batch_size, fraction, number, whole
+from tinydet._internal.arguments import batch_size, fraction, number, quoted, whole
 from tinydet._internal.arguments import floats as parse_floats
 from tinydet._internal.console import plural
 from tinydet._internal.input_files import check_file
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--classes",
         metavar="A,B|FILE|coco",
-        help="class names in the order of its labels, a file with one in each line, or coco for the 80 of COCO (default: "
-        "its metadata; coco for 80 or 91 class scores)",
+        help="class names in the order of its labels, a file with one in each line, or coco for the 80 of COCO "
+        "(default: its metadata; coco for 80 or 91 class scores)",
     )
     group.add_argument(
         "--first-label",
@@ -120,14 +120,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_verification_options(parser)
     width = max(map(len, FORMATS))
-    parser.epilog = "\n".join(
-        [
-            "formats:",
-            *(f"  {name:{width}}  {each.title}" for name, each in FORMATS.items()),
-            "",
-            "docs/adopt.md explains each.",
-        ]  # fmt: skip
-    )
+    rows = [f"  {name:{width}}  {each.title}" for name, each in FORMATS.items()]
+    parser.epilog = "\n".join(["formats:", *rows, "", "docs/adopt.md explains each."])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -188,15 +182,14 @@ def _report_plan(plan: Plan, named_by: str) -> None:
     print(f"pixels        {plan.pixels}")
     side = f"{spec.tile}, or any multiple of {signature.multiple}" if signature.multiple else str(spec.tile)
     print(f"input         tiles of {side}, {plural(spec.max_batch, 'tile')} at a time")
-    suppression = (
-        "NMS in its graph, or none needed" if spec.nms_in_graph else f"NMS at IoU {spec.nms_iou:g} by the runtime"
-    )
+    by_runtime = f"NMS at IoU {spec.nms_iou:g} by the runtime"
+    suppression = "NMS in its graph, or none needed" if spec.nms_in_graph else by_runtime
     print(f"output        up to {plural(spec.max_detections, 'box')} per tile; {suppression}")
     if plan.limit is not None:
         print(f"              it returns at most {plan.limit}; a tile with as many is reported as saturated")
     if plan.is_fixed_batch:
         print(
-            f"              its batch is fixed at {signature.batch}, so a single tile costs as much as {signature.batch}; "
+            f"              its batch is fixed at {signature.batch}, so one tile costs as much as {signature.batch}; "
             "export it with batch 1 or a dynamic batch to avoid that"
         )
 
@@ -206,7 +199,5 @@ def _three(text: str) -> tuple[float, float, float]:
     if len(values) == 1:
         values *= 3
     if len(values) != 3:
-        raise argparse.ArgumentTypeError(
-            f"expected three numbers separated by commas, such as 0.485,0.456,0.406; got {text!r}"
-        )
+        raise argparse.ArgumentTypeError(f"expected three numbers, such as 0.485,0.456,0.406; got {quoted(text)}")
     return values[0], values[1], values[2]

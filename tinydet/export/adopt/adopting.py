@@ -22,7 +22,7 @@ from tinydet._internal.json_files import parse_json
 from tinydet.export.adopt.classes import assign_labels
 from tinydet.export.adopt.described import Description, describe
 from tinydet.export.adopt.formats import FORMATS, recognize
-from tinydet.export.adopt.formats.format import Color, Format, Layout, Pixels, Signature
+from tinydet.export.adopt.formats.format import Color, Format, Layout, Pixels, Signature, pixels_of_json
 from tinydet.export.adopt.graft import Plan, adopted_graph
 from tinydet.export.adopt.limits import detection_limit
 from tinydet.export.adopt.openvino_ir import write_ir
@@ -249,7 +249,7 @@ def recorded_plan(metadata: Mapping[str, str], path: Path, spec: ModelSpec) -> t
     original = open_original(source)
     if original.sha256 != record["sha256"]:
         raise ValueError(f"{source}: not the file that {path} was adopted from; adopt it again")
-    pixels = Pixels(**{key: tuple(v) if isinstance(v, list) else v for key, v in record["pixels"].items()})
+    pixels = pixels_of_json(record["pixels"])
     signature = probe(original, tile=spec.tile, stride=record["multiple"] or None, layout=record["layout"])
     signature = replace(signature, multiple=record["multiple"])
     plan = Plan(FORMATS[record["format"]], signature, pixels, tuple(record["labels"]), record["limit"], spec)
@@ -283,9 +283,13 @@ def _tile(path: Path, signature: Signature, wanted: int | None) -> int:
 
 def _pixels(chosen: Format, description: Description, options: Options) -> Pixels:
     """Return how the original is fed: by options, else by its metadata, else as the format's framework does."""
-    pixels = description.pixels or chosen.pixels
-    given = {"scale": options.input_scale, "mean": options.mean, "std": options.std, "color": options.color}
-    return replace(pixels, **{key: value for key, value in given.items() if value is not None})
+    usual = description.pixels or chosen.pixels
+    return Pixels(
+        scale=options.input_scale or usual.scale,
+        mean=options.mean or usual.mean,
+        std=options.std or usual.std,
+        color=options.color or usual.color,
+    )
 
 
 def _rows(signature: Signature) -> int:

@@ -18,7 +18,7 @@ ENDS = ("NonMaxSuppression", "Conv", "Gemm", "MatMul")  # what lies before them 
 def detection_limit(original: Original, chosen: Format, signature: Signature) -> int | None:
     """Return the limit; None if the format has none, or the graph does not show it.
 
-    An output of fixed size is its limit. Of the others, the last Slice or TopK with a constant end before the scores is.
+    An output of fixed size is its limit. For the others it is the end of the last Slice or TopK before the scores.
     """
     if not chosen.limited:
         return None

@@ -57,7 +57,7 @@ def _before(plan: Plan) -> ModelProto:
     with needs_extra("export"):
         from onnx import helper
     op = Operators(OPSET, "tinydet.input.")
-    ports = [port for port in plan.signature.inputs]
+    ports = plan.signature.inputs
     feed(op, plan, {port.name: f"{FED}{port.name}" for port in ports})
     outputs = [
         helper.make_tensor_value_info(

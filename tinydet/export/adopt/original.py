@@ -75,8 +75,8 @@ def open_original(path: Path) -> Original:
     check_file(path)
     if path.suffix in CHECKPOINTS:
         raise ValueError(
-            f"{path}: a checkpoint, whose network only its own framework can build; export it to ONNX there, then adopt "
-            "the .onnx file"
+            f"{path}: a checkpoint, whose network only its own framework can build; export it to ONNX there, then "
+            "adopt the .onnx file"
         )
     if path.suffix in (".engine", ".plan"):
         raise ValueError(f"{path}: an engine cannot be changed; adopt the ONNX file that it was built from")
@@ -131,8 +131,8 @@ class OnnxOriginal(Original):
         own = {function.domain for function in self.model.functions}
         if foreign := sorted(domains - own):
             raise ValueError(
-                f"{self.path}: it has operators of {', '.join(foreign)}, which need a plugin; export it for ONNX Runtime "
-                "with standard operators only"
+                f"{self.path}: it has operators of {', '.join(foreign)}, which need a plugin; export it for ONNX "
+                "Runtime, with standard operators only"
             )
         if self.opset < OLDEST_OPSET:
             raise ValueError(

@@ -102,7 +102,7 @@ def _inputs(original: Original) -> tuple[Port, dict[str, str]]:
         raise ValueError(f"expected one image input, found {len(images)}; its inputs are: {listed}")
     if unknown := [name for name, meaning in others.items() if not meaning]:
         raise ValueError(
-            f"it is unknown what its input {unknown[0]} means; export it without; its inputs are: {listed}"
+            f"the meaning of its input {unknown[0]} is unknown; export it without; its inputs are: {listed}"
         )
     (image,) = images
     if image.dtype not in (*FLOATS, np.uint8):

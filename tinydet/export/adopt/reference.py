@@ -66,14 +66,13 @@ class ReferenceBackend:
         candidates = int(above.sum())
         if plan.limit is not None and candidates >= plan.limit:
             candidates += spec.max_detections + 1
-        best = [i for i in np.argsort(-scores, kind="stable") if above[i]][: spec.max_detections]
-        corners = boxes[best].astype(np.float64)
+        order = np.argsort(-scores, kind="stable")
+        best = order[above[order]][: spec.max_detections]
         if plan.format.nms_iou is not None:
-            kept = _framework_nms(corners, scores[best], classes[best], plan.spec.nms_iou)
-            best, corners = [best[i] for i in kept], corners[kept]
-        corners = corners.clip(0, spec.tile)
+            best = best[_framework_nms(boxes[best].astype(np.float64), scores[best], classes[best], plan.spec.nms_iou)]
+        corners = boxes[best].astype(np.float64).clip(0, spec.tile)
         inside = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
-        best, corners = np.array(best, np.int64)[inside], corners[inside]
+        best, corners = best[inside], corners[inside]
         result = _empty(spec, 1)
         n = len(best)
         result.boxes[0, :n], result.scores[0, :n], result.labels[0, :n] = corners, scores[best], classes[best]

@@ -99,7 +99,7 @@ def _read_sized(arrays: Arrays, signature: Signature) -> Found:
 
 RT_DETR = Format(
     name="rt-detr",
-    title="RT-DETR, D-FINE and DEIM as their repositories export them: images, orig_target_sizes to labels, boxes, scores",
+    title="RT-DETR, D-FINE and DEIM of their own repositories: images and orig_target_sizes to labels, boxes, scores",
     matches=_is_sized,
     columns=lambda signature: None,
     decode=_decode_sized,

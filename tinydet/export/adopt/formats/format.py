@@ -44,6 +44,13 @@ class Pixels:
         return text
 
 
+def pixels_of_json(values: Mapping[str, Any]) -> Pixels:
+    """Return the pixels that `dataclasses.asdict` wrote as JSON."""
+    mean, std = (tuple(map(float, values[key])) for key in ("mean", "std"))
+    color: Color = "bgr" if values["color"] == "bgr" else "rgb"
+    return Pixels(float(values["scale"]), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), color)
+
+
 IMAGENET = Pixels(255.0, IMAGENET_MEAN, IMAGENET_STD)
 
 
