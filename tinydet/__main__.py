@@ -72,6 +72,11 @@ COMMANDS: dict[str, Entry | Group] = {
                 "compare an exported model with the one that it was made from",
                 plugins=True,
             ),
+            "adopt": Entry(
+                "tinydet.export.adopt_command",
+                "",
+                "make a tinydet model of another framework's exported detector",
+            ),
             "freeze": Entry(
                 "tinydet.export.freeze_command",
                 "",

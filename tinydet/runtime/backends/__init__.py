@@ -72,7 +72,8 @@ def open_model(
     """Open an exported model; without a path, the first in the current folder that runs.
 
     Args:
-        path: an ONNX file, a TensorRT engine with its `.json` in the same folder, or the name of a bundled model.
+        path: an ONNX file, a TensorRT engine with its `.json` in the same folder, the `.xml` of an adopted OpenVINO IR,
+            or the name of a bundled model.
         backend: one of BACKENDS. "auto" is the fastest that works here: TensorRT for an engine; for an ONNX file, ONNX
             Runtime on an NVIDIA GPU, else OpenVINO if installed, else ONNX Runtime on the CPU. "onnx" is ONNX Runtime,
             on the GPU if possible.
@@ -93,10 +94,14 @@ def open_model(
     if backend not in BACKENDS:
         raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")
     wanted = _kind_for(backend)
-    if wanted not in ("auto", kind):
+    if kind == "openvino" and backend != "auto" and not backend.startswith("openvino"):
+        raise ValueError(f"{path} is an OpenVINO IR, which only OpenVINO runs; use --backend openvino")
+    if kind != "openvino" and wanted not in ("auto", kind):
         raise ValueError(
             f"{path} is for the backend {kind}, not {backend}; make the other file: {_export_command(wanted)}"
         )
+    if kind == "openvino":
+        return _open_openvino(path, backend, tile, threads)
     if kind == "onnx":
         return _open_onnx(path, backend, tile, threads)
     from tinydet.runtime.backends.tensorrt import open_engine
@@ -145,16 +150,8 @@ def _open_onnx(path: Path, backend: str, tile: TileChoice, threads: int | None) 
                 if opened.on_gpu:  # False if CUDA or cuDNN could not be loaded
                     return opened
     if backend == "auto" or backend.startswith("openvino"):
-        from tinydet.runtime.backends.openvino import OpenVINOBackend
-
         try:
-            return OpenVINOBackend(
-                path,
-                tile=tile,
-                threads=threads,
-                mode="latency" if backend == "openvino-latency" else "throughput",
-                precision="bf16" if backend == "openvino-bf16" else "f32",
-            )
+            return _open_openvino(path, backend, tile, threads)
         except (ImportError, OSError):
             if backend != "auto":
                 raise
@@ -171,19 +168,33 @@ def _open_onnx(path: Path, backend: str, tile: TileChoice, threads: int | None) 
         ) from error
 
 
+def _open_openvino(path: Path, backend: str, tile: int | None, threads: int | None) -> Backend:
+    from tinydet.runtime.backends.openvino import OpenVINOBackend
+
+    return OpenVINOBackend(
+        path,
+        tile=tile,
+        threads=threads,
+        mode="latency" if backend == "openvino-latency" else "throughput",
+        precision="bf16" if backend == "openvino-bf16" else "f32",
+    )
+
+
 def _kind_for(backend: str) -> str:
     """Return the kind of file that a backend runs: "tensorrt", "onnx", or "auto" for either."""
     return backend if backend in ("auto", "tensorrt") else "onnx"
 
 
 def _file_kind(path: Path) -> str:
-    """Return "tensorrt" or "onnx", from the first bytes of a file or else its suffix."""
+    """Return "tensorrt", "openvino" (an IR) or "onnx", from the first bytes of a file or else its suffix."""
     head = b""
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(4)
     if head in (b"ftrt", b"vtrt") or path.suffix in (".engine", ".plan"):
         return "tensorrt"
+    if path.suffix == ".xml":
+        return "openvino"
     if path.suffix in (".pth", ".pt"):
         export = tinydet_command("export", "onnx", path)
         raise ValueError(f"{path} is a training checkpoint; export it first: {export}")

@@ -22,9 +22,20 @@ from numpy.typing import NDArray
 from tinydet._internal import arguments
 from tinydet._internal.arguments import check_number
 from tinydet._internal.extras import needs_extra
-from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileChoice, TileOutputs, check_tiles, output_shapes
+from tinydet._internal.input_files import check_file
+from tinydet._internal.shell import tinydet_command
+from tinydet.runtime.backends.contract import (
+    INPUT,
+    OUTPUT_TYPES,
+    TileChoice,
+    TileOutputs,
+    check_tiles,
+    output_shapes,
+    spec_for_tile,
+)
 from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.runtime.backends.onnx_spec import OnnxFile, read_onnx_file
+from tinydet.spec import METADATA_KEY, ModelSpec
 
 Mode = Literal["throughput", "latency"]
 Precision = Literal["f32", "bf16"]
@@ -53,7 +64,7 @@ class OpenVINOBackend:
     ) -> None:
         """
         Args:
-            path: an ONNX file that tinydet exported.
+            path: an ONNX file that tinydet exported, or the `.xml` of an OpenVINO IR that it adopted.
             tile: side of the tiles in pixels, which the model is compiled for; None for the model's default.
             threads: CPU threads of all streams together; None for all that this process may use.
             mode: "throughput" runs several tiles at once, each on a few cores; "latency" runs one at a time on all.
@@ -67,8 +78,14 @@ class OpenVINOBackend:
         """
         if threads is not None:
             threads = check_number("threads", threads, arguments.threads)
-        check_external_data(Path(path))
-        file = read_onnx_file(Path(path), tile)
+        path = Path(path)
+        is_ir = path.suffix == ".xml"
+        if is_ir:
+            check_file(path)
+            check_file(path.with_suffix(".bin"), "the weights of an OpenVINO IR must be next to its .xml")
+        else:
+            check_external_data(path)
+            file = read_onnx_file(path, tile)
         with needs_extra("openvino"):
             import openvino
             import openvino.frontend
@@ -77,11 +94,14 @@ class OpenVINOBackend:
             raise OSError(f"{core.get_property(DEVICE, 'FULL_DEVICE_NAME')} has no bfloat16; use --backend openvino")
         if (folder := _cache_folder(cache)) is not None:
             core.set_property({"CACHE_DIR": str(folder)})
-        reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")  # other front ends print errors
+        reader = openvino.frontend.FrontEndManager().load_by_framework("ir" if is_ir else "onnx")  # others print errors
         try:
             model = reader.convert(reader.load(str(path)))
         except Exception as error:  # its exception classes are private
-            raise ValueError(f"{path}: not a valid ONNX file ({_reason(error)}); export the model again") from error
+            kind = "OpenVINO IR" if is_ir else "ONNX file"
+            raise ValueError(f"{path}: not a valid {kind} ({_reason(error)}); export the model again") from error
+        if is_ir:
+            file = _read_ir(path, model, tile)
         self.spec = file.spec
         _check(file, model)
         self._openvino = openvino
@@ -155,6 +175,16 @@ def _finish(outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -
         values[i] = request.get_tensor(name).data[0]
     running.popleft()
     return request
+
+
+def _read_ir(path: Path, model: Any, tile: int | None) -> OnnxFile:
+    """Return what an OpenVINO IR says about itself, in the place where OpenVINO keeps the metadata of ONNX files."""
+    key = ["framework", METADATA_KEY]
+    if not model.has_rt_info(key):
+        adopt = tinydet_command("export", "adopt", path)
+        raise ValueError(f"{path} is not a model of tinydet; make one of it: {adopt}")
+    spec = ModelSpec.from_json(model.get_rt_info(key).astype(str), source=path)
+    return OnnxFile(path, spec_for_tile(spec, tile, path), ())
 
 
 def _check(file: OnnxFile, model: Any) -> None:

@@ -1,0 +1,143 @@
+"""Run the original as its own framework does: preprocessing and postprocessing in numpy, NMS included.
+
+It shares no code with the grafts, so that a verification against it shows their mistakes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinydet.export.adopt.graft import Plan
+from tinydet.export.adopt.original import Original
+from tinydet.export.adopt.probe import extra_value
+from tinydet.geometry.nms import suppress
+from tinydet.runtime.backends import Backend, TileOutputs
+from tinydet.spec import ModelSpec
+
+
+class ReferenceBackend:
+    """The untouched original with its framework's preprocessing and postprocessing, as a backend.
+
+    Its detections are final: clipped to the tile, and after NMS where the framework applies one.
+    """
+
+    def __init__(self, original: Original, plan: Plan) -> None:
+        self.spec = final_spec(plan.spec)
+        self.name = f"{original.path.name} as {plan.format.name} runs it"
+        self._original, self._plan = original, plan
+        self._ports = {port.name: port for port in original.inputs}
+
+    def run(self, images: NDArray[np.uint8]) -> TileOutputs:
+        """Run the model on tiles (N, T, T, 3), uint8 RGB, one after the other."""
+        return _stacked([self._run_one(image) for image in images])
+
+    def _run_one(self, image: NDArray[np.uint8]) -> TileOutputs:
+        plan, signature, spec = self._plan, self._plan.signature, self.spec
+        count = signature.batch or 1
+        height, width = (image.shape[:2]) if signature.multiple else (signature.height, signature.width)
+        canvas = np.empty((height, width, 3), np.uint8)
+        canvas[:] = spec.pad
+        canvas[: image.shape[0], : image.shape[1]] = image
+        pixels = canvas[:, :, ::-1] if plan.pixels.color == "bgr" else canvas
+        mean, std = np.array(plan.pixels.mean, np.float32), np.array(plan.pixels.std, np.float32)
+        normalized = (pixels.astype(np.float32) / np.float32(plan.pixels.scale) - mean) / std
+        if signature.layout == "nchw":
+            normalized = np.moveaxis(normalized, 2, 0)
+        batch = np.repeat(normalized[None], count, axis=0).astype(signature.image.dtype)
+        feeds: dict[str, NDArray[Any]] = {signature.image.name: batch if signature.batched else batch[0]}
+        for name, meaning in signature.extras.items():
+            feeds[name] = extra_value(self._ports[name], meaning, count, height, width)
+        outputs = self._original.run(feeds)
+        arrays = {name: array[None] if signature.bare else array[:1] for name, array in outputs.items()}
+        found = plan.format.detections(arrays, replace(signature, height=height, width=width))
+        return self._final(found.boxes, found.scores, found.labels)
+
+    def _final(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> TileOutputs:
+        """Keep what the framework keeps, in the slots of one tile."""
+        plan, spec = self._plan, self.spec
+        known = dict(enumerate(plan.labels))
+        classes = np.array([known.get(int(label), -1) for label in labels], np.int64)
+        scores = scores.astype(np.float64)
+        above = (scores > spec.score_floor) & (classes >= 0)
+        candidates = int(above.sum())
+        if plan.limit is not None and candidates >= plan.limit:
+            candidates += spec.max_detections + 1
+        order = np.argsort(-scores, kind="stable")
+        best = order[above[order]][: spec.max_detections]
+        if plan.format.nms_iou is not None:
+            best = best[_framework_nms(boxes[best].astype(np.float64), scores[best], classes[best], plan.spec.nms_iou)]
+        corners = boxes[best].astype(np.float64).clip(0, spec.tile)
+        inside = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
+        best, corners = best[inside], corners[inside]
+        result = _empty(spec, 1)
+        n = len(best)
+        result.boxes[0, :n], result.scores[0, :n], result.labels[0, :n] = corners, scores[best], classes[best]
+        result.candidates[0] = candidates
+        return result
+
+
+class FinalBackend:
+    """An adopted model with what the runtime does to the boxes of one tile: it clips them, and applies NMS."""
+
+    def __init__(self, backend: Backend, plan: Plan) -> None:
+        self.spec, self.name = final_spec(backend.spec), backend.name
+        self._backend, self._nms_iou = backend, None if backend.spec.nms_in_graph else plan.spec.nms_iou
+
+    def run(self, images: NDArray[np.uint8]) -> TileOutputs:
+        raw = self._backend.run(images)
+        result = _empty(self.spec, len(images))
+        for i in range(len(images)):
+            kept = np.flatnonzero(raw.labels[i] >= 0)
+            boxes, scores, labels = raw.boxes[i][kept], raw.scores[i][kept], raw.labels[i][kept]
+            if self._nms_iou is not None:
+                kept = suppress(boxes, scores, self._nms_iou, same=labels.astype(np.int64))
+                boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+            boxes = boxes.clip(0, self.spec.tile)
+            inside = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+            n = int(inside.sum())
+            result.boxes[i, :n], result.scores[i, :n], result.labels[i, :n] = (
+                values[inside] for values in (boxes, scores, labels)
+            )
+        result.candidates[:] = raw.candidates
+        return result
+
+
+def final_spec(spec: ModelSpec) -> ModelSpec:
+    """Return the spec of a backend whose boxes are final."""
+    return replace(spec, nms_in_graph=True)
+
+
+def _framework_nms(
+    boxes: NDArray[np.float64], scores: NDArray[np.float64], classes: NDArray[np.int64], iou: float
+) -> list[int]:
+    """Greedy NMS within each class, box by box; return the kept indices by descending score."""
+    areas = (boxes[:, 2] - boxes[:, 0]).clip(0) * (boxes[:, 3] - boxes[:, 1]).clip(0)
+    alive = np.ones(len(boxes), np.bool_)
+    kept = []
+    for i in np.argsort(-scores, kind="stable").tolist():
+        if not alive[i]:
+            continue
+        kept.append(i)
+        low, high = np.maximum(boxes[i, :2], boxes[:, :2]), np.minimum(boxes[i, 2:], boxes[:, 2:])
+        common = (high - low).clip(0).prod(axis=1)
+        union = areas[i] + areas - common
+        alive &= ~((common > iou * union) & (classes == classes[i]))
+    return kept
+
+
+def _empty(spec: ModelSpec, count: int) -> TileOutputs:
+    slots = spec.max_detections
+    return TileOutputs(
+        np.zeros((count, slots, 4), np.float32),
+        np.zeros((count, slots), np.float32),
+        np.full((count, slots), -1, np.int32),
+        np.zeros(count, np.int32),
+    )
+
+
+def _stacked(parts: list[TileOutputs]) -> TileOutputs:
+    return TileOutputs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
