@@ -22,6 +22,7 @@ from tinydet._internal.arguments import (
     positive_float,
     positive_int,
     quoted,
+    scale,
     seed,
     share,
     side,
@@ -42,9 +43,15 @@ from tinydet.salpha.factors import ALPHA_RANGE
 if TYPE_CHECKING:
     from tinydet.data.source import DataSource
 
+MOST_FOLDS = 1000
 DENSE = 200  # annotations; the authors' code leaves images with more out of training
 LARGEST_ALPHA = 1000  # far beyond any use
-AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric")
+AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric", "gamma", "polarity", "sharpness", "noise")
+# Names for several of them: what changes between two flights or cameras, for color and for thermal images.
+BUNDLES = {
+    "strong": ("scale", "photometric", "gamma", "sharpness", "noise"),
+    "thermal": ("scale", "photometric", "gamma", "polarity", "sharpness", "noise"),
+}
 SMALL_AUGMENT = ("photometric",)  # of small datasets; measured in docs/training.md
 DETECTOR, TILE, OVERLAP = "retinanet", 640, 128
 PAPER_EPOCHS = 12
@@ -98,8 +105,23 @@ def _val(text: str) -> Path | float:
     return value
 
 
+def _scales(text: str) -> tuple[float, ...]:
+    return tuple(dict.fromkeys(scale(part) for part in text.split(",")))
+
+
+def _fold(text: str) -> tuple[int, int]:
+    number, separator, count = text.partition("/" if "/" in text else ",")
+    if separator and number.strip().isdecimal() and count.strip().isdecimal():
+        fold = int(number), int(count)
+        if 2 <= fold[1] <= MOST_FOLDS and 1 <= fold[0] <= fold[1]:
+            return fold
+    raise argparse.ArgumentTypeError(
+        f"expected K/N, fold K of N folds, with 2 <= N <= {MOST_FOLDS} and 1 <= K <= N, such as 1/5; got {quoted(text)}"
+    )
+
+
 def _augmentations(text: str) -> tuple[str, ...]:
-    return names_from(AUGMENTATIONS)(text) if text not in ("", "none") else ()
+    return names_from((*AUGMENTATIONS, *BUNDLES))(text) if text not in ("", "none") else ()
 
 
 def _alpha_range(text: str) -> tuple[float, float]:
@@ -141,10 +163,28 @@ class TrainConfig:
     )
     val_seed: int = option(
         0,
-        "seed of the choice that --val SHARE makes (default: %(default)s)",
+        "seed of the choice that --val SHARE or --fold makes (default: %(default)s)",
         group="data",
         metavar="N",
         parse=seed,
+        recorded=False,
+    )
+    fold: tuple[int, int] | None = option(
+        None,
+        "hold out fold K of N for validation, instead of --val; the N runs of a cross-validation hold out each image "
+        "once, and images of one group never apart (tinydet crossval makes all runs)",
+        group="data",
+        metavar="K/N",
+        parse=_fold,
+        recorded=False,
+    )
+    group_by: str | None = option(
+        None,
+        "with --val SHARE or --fold, which images belong together and are held out together: a field of the COCO "
+        "images, such as date_captured, or a regular expression on the file name, such as '^[^_]+' (default: videos, "
+        "flights and folders by file name)",
+        group="data",
+        metavar="FIELD|REGEX",
         recorded=False,
     )
     annotations: Path | None = option(
@@ -181,6 +221,15 @@ class TrainConfig:
         metavar="PX",
         parse=overlap,
     )
+    scales: tuple[float, ...] = option(
+        (1.0,),
+        "cut tiles at each of these scales of the images, such as 1,2, all of them in every epoch; 2 enlarges windows "
+        "of half a tile, for objects of few pixels that infer --scale 2 shall find; validation uses the first one "
+        "(default: 1)",
+        group="data",
+        metavar="S,S",
+        parse=_scales,
+    )
     flip: bool = option(True, "do not flip tiles horizontally at random", group="data")
     empty_tiles: bool = option(True, "do not train on tiles without objects, like the authors' code", group="data")
     dense: int | None = option(
@@ -198,8 +247,10 @@ class TrainConfig:
     augment: tuple[str, ...] | None = option(
         None,
         "additional augmentations: scale (0.5 to 2, with a crop), vflip and rotate (by right angles; for images "
-        f"taken from straight above), photometric; or none (default: {','.join(SMALL_AUGMENT)} for small "
-        "datasets, else none)",
+        "taken from straight above), photometric (brightness, contrast, color), gamma, polarity (white-hot and "
+        "black-hot; for thermal images), sharpness (blur or sharpen), noise; "
+        f"{'; '.join(f'{name}: {listed(kinds)}' for name, kinds in BUNDLES.items())}; or none (default: "
+        f"{','.join(SMALL_AUGMENT)} for small datasets, else none)",
         group="data",
         metavar="A,B",
         parse=_augmentations,
@@ -346,7 +397,8 @@ class TrainConfig:
     )
     ema: float = option(
         0.0,
-        "validate and keep a moving average of the weights with decay D, such as 0.999 (default: off)",
+        "validate and keep a moving average of the weights of all steps, which follows the last 1/(1 - D) of them, "
+        "such as 0.999 (default: off)",
         group="schedule",
         metavar="D",
         parse=fraction,
@@ -385,6 +437,14 @@ class TrainConfig:
     resume: bool = option(
         False, "continue an interrupted run that was started with the same options", group="run", recorded=False
     )
+    preview: Path | None = option(
+        None,
+        "write a PNG of 8 training tiles as the network receives them, with objects in green and ignore regions in "
+        "orange; with --dry-run nothing else is written",
+        group="run",
+        metavar="FILE",
+        recorded=False,
+    )
     dry_run: bool = option(False, "print the plan and its costs, then stop", group="run", recorded=False)
     output: Path = option(
         Path("model.pth"),
@@ -411,6 +471,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.augment is not None:
+            object.__setattr__(self, "augment", expand_bundles(self.augment))
         if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
             raise ValueError(f"options: expected a dict of option names and values, got {quoted(self.options)}")
         if self.detector is None and self.init:  # the weights decide
@@ -478,8 +540,11 @@ class TrainConfig:
         if self.data is None and self.annotations is None:
             return builtin_source("train"), builtin_source("val")
         train = find_source(self.data, self.annotations, self.images, prefer=("train",), needs_images=True)
-        if isinstance(self.val, float):
-            return train.hold_out(self.val, self.val_seed)
+        if self.fold is not None or isinstance(self.val, float):
+            share = self.val if isinstance(self.val, float) else None
+            parts = train.hold_out(share, self.val_seed, fold=self.fold, group_by=self.group_by)
+            parts[1].held_groups()  # refuses groups that cannot be divided
+            return parts
         if self.val is None and self.val_annotations is None:
             return train, validation_of(train)
         prefer = ("val", "test")
@@ -498,8 +563,13 @@ class TrainConfig:
         """Refuse combinations that mean nothing."""
         if self.recipe == "tinyperson" and built_in:
             raise ValueError("--recipe tinyperson is for TinyPerson: name its files with --annotations and --images")
-        if built_in and (self.val or self.val_annotations):
-            raise ValueError("--val needs training data of yours too: name it with --data or --annotations")
+        if built_in and (self.val or self.val_annotations or self.fold):
+            flag = "--fold" if self.fold else "--val"
+            raise ValueError(f"{flag} needs training data of yours too: name it with --data or --annotations")
+        if self.fold and (self.val is not None or self.val_annotations):
+            raise ValueError("--fold holds images of --data out, --val gives other images; choose one")
+        if self.group_by and not (self.fold or isinstance(self.val, float)):
+            raise ValueError("--group-by groups the images to hold out; add --val SHARE or --fold K/N")
         if self.images is not None and built_in:
             raise ValueError("--images is the image folder of --annotations; name both")
         if self.val_images is not None and self.val_annotations is None and not isinstance(self.val, Path):
@@ -508,10 +578,12 @@ class TrainConfig:
             raise ValueError("--salpha computes alpha from the boxes, --alpha gives it; choose one")
         if self.salpha and self.alpha == "attention":
             raise ValueError("attention computes alpha from the features and starts at 1; leave --salpha out")
+        if self.recipe == "tinyperson" and self.scales != (1.0,):
+            raise ValueError("--recipe tinyperson has the benchmark's sub-images at scale 1; leave --scales out")
         if self.recipe == "tinyperson" and self.preset not in (None, "paper"):
             raise ValueError(f"--recipe tinyperson uses the preset paper; leave --preset {self.preset} out")
         self.check_tile()
-        for flag, path in (("--output", self.output), ("--json", self.json)):
+        for flag, path in (("--output", self.output), ("--json", self.json), ("--preview", self.preview)):
             if path is not None and path.is_dir():
                 raise ValueError(f"{path} is a folder; {flag} names a file")
             if path is not None:
@@ -541,6 +613,22 @@ class TrainConfig:
                 f"{self.network} has {len(edges)} fused edges ({', '.join(edges)}); --alpha takes one value for all "
                 f"of them or one per edge, got {len(given)}"
             )
+
+
+def expand_bundles(names: Sequence[str]) -> tuple[str, ...]:
+    """Return augmentations with `BUNDLES` replaced by what they contain, in the order of `AUGMENTATIONS`.
+
+    Raises:
+        ValueError: unknown name.
+
+    >>> expand_bundles(["strong", "vflip"])
+    ('scale', 'vflip', 'photometric', 'gamma', 'sharpness', 'noise')
+    """
+    chosen = {kind for name in names for kind in BUNDLES.get(name, (name,))}
+    if unknown := sorted(chosen.difference(AUGMENTATIONS)):
+        known = ", ".join((*AUGMENTATIONS, *BUNDLES))
+        raise ValueError(f"unknown augmentation {unknown[0]!r}; choose from {known}")
+    return tuple(kind for kind in AUGMENTATIONS if kind in chosen)
 
 
 def parser() -> Parser:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
 from tinydet.train.defaults import choose_network, choose_schedule
 from tinydet.train.divergence import DivergedError
+from tinydet.train.preview import write_preview
 from tinydet.train.provenance import code_state, data_hash
 from tinydet.train.report import (
     cost_lines,
@@ -90,6 +92,7 @@ def train(config: TrainConfig) -> Trained:
     processes, device = join_processes(torch_device(config.device))
     try:
         outputs = (config.output, config.json) if processes.first and not config.dry_run else ()
+        outputs = (*outputs, config.preview) if processes.first else ()
         starts = [Path(name) for name in (config.init, config.weights_backbone) if name]
         data = [source.path for source in config.sources() if source is not None]
         inputs = [*data, config.scale_match, *starts]
@@ -127,6 +130,9 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     tiles = training_tiles(config, train)
     config, more = choose_schedule(config, given, len(tiles))
     tiles.transform = transform_of(config)
+    if config.preview and processes.first:
+        write_preview(tiles, config.preview, seed=config.seed)
+        report(f"wrote {config.preview}")
     statistics = count_objects(config, train, tiles) if config.salpha else None
     alpha, alpha_source = choose_alpha(config, statistics, source)
     detector_config = DetectorConfig(
@@ -159,7 +165,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
             classes=train.classes,
             category_ids=train.category_ids,
             tile=tiles_of(config)[0],
-            object_sizes=object_sizes(train),
+            object_sizes=object_sizes(train, config.scales),
             alpha_source=alpha_source,
             statistics=statistics.to_json() if statistics else None,
             config={**config.record(), **record_sources(config, train, val)},
@@ -174,7 +180,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     )
     validation: Validation | None = None
     if val is not None:
-        score = validation = Validation(val, device=device, processes=processes)
+        score = validation = Validation(val, device=device, processes=processes, scale=config.scales[0])
         trainer.validate = lambda detector: score(detector, trainer.checkpoint_spec())
         trainer.show = validation.show
     if config.resume:
@@ -182,7 +188,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     elif trainer.state_path.exists() and not config.dry_run:
         report(f"note: {trainer.state_path} belongs to an unfinished run; --resume continues it, this run replaces it")
     seconds = seconds_per_step(trainer)
-    validation_seconds = seconds_per_validation(trainer, val) if val else 0.0
+    validation_seconds = seconds_per_validation(trainer, val, config.scales[0]) if val else 0.0
     for line in plan_lines(
         config, trainer, train, val, statistics, alpha_source, copied, [*reasons, *more], seconds, validation_seconds
     ):
@@ -285,6 +291,7 @@ def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
         "flip": config.flip,
         "cut": partial(benchmark_tiles, max_tiles=config.max_tiles) if benchmark else None,
         "truncated": "drop" if benchmark else "ignore",
+        "scales": config.scales,
         "max_tiles": config.max_tiles,
         "remedy": MORE_TILES,
     }
@@ -312,7 +319,7 @@ def count_objects(config: TrainConfig, train: Dataset, tiles: TrainingTiles) -> 
     """Count what each level learns on the tiles that the network will see, before any augmentation."""
     counting = counting_of(config.network, config.options)
     tile, overlap = tiles_of(config)
-    if config.recipe == "tinyperson":
+    if config.recipe == "tinyperson" or config.scales != (1.0,):
         return statistics_of_tiles(tiles, counting, alpha_range=config.alpha_range)
     return statistics_of(
         train,
@@ -365,12 +372,13 @@ def choose_norm(config: TrainConfig, source: Source | None) -> Norm:
     return "batch" if config.weights_backbone == "none" else "frozen"
 
 
-def object_sizes(dataset: Dataset) -> tuple[float, float, float]:
-    """Return sqrt(w*h) of the objects at percentiles 1, 50 and 99, in pixels."""
+def object_sizes(dataset: Dataset, scales: Sequence[float] = (1.0,)) -> tuple[float, float, float]:
+    """Return sqrt(w*h) of the objects at percentiles 1, 50 and 99, in pixels at all of the scales."""
     boxes = dataset.boxes[dataset.objects]
     if not len(boxes):
         raise ValueError(f"{dataset.source}: no objects to train on; choose other --categories or a higher --dense")
-    low, middle, high = np.percentile(sizes_of(boxes), [1, 50, 99])
+    sizes = np.concatenate([scale * sizes_of(boxes) for scale in scales])
+    low, middle, high = np.percentile(sizes, [1, 50, 99])
     return round(float(low), 2), round(float(middle), 2), round(float(high), 2)
 
 
