@@ -101,7 +101,7 @@ COMMANDS: dict[str, Entry | Group] = {
         default="list",
     ),
     "data": Group(
-        "convert, check and describe datasets; cut, erase and rescale them",
+        "convert, check, describe and compose datasets; cut, erase and rescale them",
         ("check", "my/annotations.json", "--images", "my/images"),
         {
             "convert": Entry(
@@ -117,6 +117,9 @@ COMMANDS: dict[str, Entry | Group] = {
             ),
             "check": Entry(
                 "tinydet.data.check", "", "find every fault in an annotation file and its images; --fix repairs a copy"
+            ),
+            "compose": Entry(
+                "tinydet.data.compose", "", "render people and vehicles into aerial photos and drawn streets"
             ),
             "cut": Entry("tinydet.data.sub_images", "", "cut images and their boxes into tiles"),
             "erase": Entry("tinydet.data.erase", "", "fill ignore regions with their mean color; drop dense images"),
