@@ -623,7 +623,7 @@ def load(
             f"method `run`, got {quoted(model)}"
         )
     if tile == "auto":
-        raise ValueError("tile='auto' is for a model file; give the side of the tiles that the function takes: tile=640")
+        raise ValueError("tile='auto' is for a model file; give the side of the function's tiles: tile=640")
     function_spec = describe_function(model, spec, tile=tile, classes=classes, nms_iou=nms_iou)
     return Model(FunctionBackend(model, function_spec), checked)
 

@@ -26,6 +26,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes import Scene
+from tinydet.runtime.score_calibration import calibrate, score_thresholds
 from tinydet.spec import ModelSpec
 
 TRACK = "track"  # column of `Detections.data`
@@ -73,6 +74,9 @@ def nearness(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:
 
 def start_scores(spec: ModelSpec, options: ScanOptions) -> NDArray[np.float64]:
     """Return the score of each class from which on a detection may start a track: (C,)."""
+    if options.score == "auto":
+        thresholds = score_thresholds(spec, options.score)
+        return calibrate(thresholds, np.arange(len(thresholds)), spec.calibration)
     return np.full(len(spec.classes), float(options.score))
 
 

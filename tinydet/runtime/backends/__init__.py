@@ -168,7 +168,7 @@ def _open_onnx(path: Path, backend: str, tile: TileChoice, threads: int | None) 
         ) from error
 
 
-def _open_openvino(path: Path, backend: str, tile: int | None, threads: int | None) -> Backend:
+def _open_openvino(path: Path, backend: str, tile: TileChoice, threads: int | None) -> Backend:
     from tinydet.runtime.backends.openvino import OpenVINOBackend
 
     return OpenVINOBackend(

@@ -177,7 +177,7 @@ def _finish(outputs: dict[str, NDArray[Any]], running: deque[tuple[int, Any]]) -
     return request
 
 
-def _read_ir(path: Path, model: Any, tile: int | None) -> OnnxFile:
+def _read_ir(path: Path, model: Any, tile: TileChoice) -> OnnxFile:
     """Return what an OpenVINO IR says about itself, in the place where OpenVINO keeps the metadata of ONNX files."""
     key = ["framework", METADATA_KEY]
     if not model.has_rt_info(key):
