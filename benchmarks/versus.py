@@ -16,7 +16,8 @@ are named again are measured again; the results of others are kept in the result
 
 `--foreign` takes a detector of another framework, trained by `benchmarks/foreign_detector.py`, and runs it through
 `tinydet.runtime.load` and through SAHI's adapter for torchvision: time, memory, recall in crowds, and boxes on objects
-that have one already, also for the same detector on each image alone, without tiles. An object is in a crowd if another
+that have one already, also for the same detector on each image alone, without tiles. The scene is composed of the
+images with the most objects. An object is in a crowd if another
 one is nearer than its own size. Each tool runs in a process of its own, on one thread, one tile at a time.
 
 The overhead per tile and per box is then measured with a backend that returns random boxes instead of a model.
@@ -236,7 +237,7 @@ def compare_foreign(path: Path, data: Path, pictures: tuple[int, int], rounds: i
     from foreign_detector import CLASSES, load_detector
     from foreign_side import TOOLS
 
-    scene, truth = mosaic(data, *pictures)
+    scene, truth = mosaic(data, *pictures, crowded=True)
     known = {each["id"]: CLASSES.index(each["name"]) for each in truth["categories"] if each["name"] in CLASSES}
     counted = [one for one in truth["annotations"] if one["category_id"] in known and not one["iscrowd"]]
     boxes = np.array([one["bbox"] for one in counted], float).reshape(-1, 4)
