@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ def layout(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"expected COLUMNSxROWS, such as 6x5; got {text!r}") from None
 
 
-def mosaic(data: Path, columns: int, rows: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Place the first images of one size side by side.
+def mosaic(data: Path, columns: int, rows: int, *, crowded: bool = False) -> tuple[np.ndarray, dict[str, Any]]:
+    """Place the first images of one size side by side, or those with the most objects.
 
     Returns:
         The scene, (H, W, 3) RGB uint8, and its ground truth as a COCO document with one image.
@@ -32,7 +33,11 @@ def mosaic(data: Path, columns: int, rows: int) -> tuple[np.ndarray, dict[str, A
     """
     coco = json.loads((data / "annotations.json").read_text())
     image_size = coco["images"][0]["width"], coco["images"][0]["height"]
-    images = [image for image in coco["images"] if (image["width"], image["height"]) == image_size][: columns * rows]
+    images = [image for image in coco["images"] if (image["width"], image["height"]) == image_size]
+    if crowded:
+        objects = Counter(annotation["image_id"] for annotation in coco["annotations"])
+        images.sort(key=lambda image: -objects[image["id"]])
+    images = images[: columns * rows]
     if len(images) < columns * rows:
         found = f"{len(images)} images of {image_size[0]}x{image_size[1]} pixels"
         raise ValueError(f"{data} has {found}, but --pictures needs {columns * rows}")

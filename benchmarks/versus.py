@@ -16,7 +16,8 @@ are named again are measured again; the results of others are kept in the result
 
 `--foreign` takes a detector of another framework, trained by `benchmarks/foreign_detector.py`, and runs it through
 `tinydet.runtime.load` and through SAHI's adapter for torchvision: time, memory, recall in crowds, and boxes on objects
-that have one already, also for the same detector on each image alone, without tiles. An object is in a crowd if another
+that have one already, also for the same detector on each image alone, without tiles. The scene is composed of the
+images with the most objects. An object is in a crowd if another
 one is nearer than its own size. Each tool runs in a process of its own, on one thread, one tile at a time.
 
 The overhead per tile and per box is then measured with a backend that returns random boxes instead of a model.
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     result: dict[str, Any] = json.loads(args.output.read_text()) if args.output.is_file() else {}
     result.pop("marks", None)  # of earlier versions of this benchmark, derived from the models in the file
-    result = {"models": {}, **result, "command": "python benchmarks/versus.py --models ...", **environment()}
+    result = {"models": {}, **result, "command": "python benchmarks/versus.py --models ..."}
     tools = available()
     if args.models:
         scene, truth = mosaic(args.data, *args.pictures)
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(foreign_table(result["foreign"]), flush=True)
         write_json(args.output, result)
     if not args.no_overhead:
+        result |= environment()  # of the overhead; models and the foreign detector have their own
         result["beside_the_model"] = measure_overhead(args.side, args.rounds, tools)
         print(overhead_table(result["beside_the_model"]))
     write_json(args.output, result)
@@ -233,17 +235,21 @@ def compare_foreign(path: Path, data: Path, pictures: tuple[int, int], rounds: i
     Raises:
         CalledProcessError: a tool failed.
     """
+    import torch
     from foreign_detector import CLASSES, load_detector
     from foreign_side import TOOLS
 
-    scene, truth = mosaic(data, *pictures)
+    training = torch.load(path, weights_only=True)
+    scene, truth = mosaic(data, *pictures, crowded=True)
     known = {each["id"]: CLASSES.index(each["name"]) for each in truth["categories"] if each["name"] in CLASSES}
     counted = [one for one in truth["annotations"] if one["category_id"] in known and not one["iscrowd"]]
     boxes = np.array([one["bbox"] for one in counted], float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = np.array([known[one["category_id"]] for one in counted])
     result: dict[str, Any] = {**environment(), "scene": list(scene.shape[:2]), "objects": len(labels), "tile": 320,
-                              "in_crowds": int(in_crowd(boxes).sum()), "rounds": rounds, "tools": {}}  # fmt: skip
+                              "in_crowds": int(in_crowd(boxes).sum()), "rounds": rounds,
+                              "training": {"steps": training["step"], "minutes": round(training["minutes"], 2)},
+                              "tools": {}}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         image, output = Path(folder) / "scene.png", Path(folder) / "found.npz"
         cv2.imwrite(str(image), scene[..., ::-1])
