@@ -9,6 +9,10 @@ file on the validation set, by class and size, are written to benchmarks/results
 model for its card: python benchmarks/cards.py thermal
 
 Takes about two hours on two cores. An interrupted training is resumed; a finished one is not repeated.
+
+    python benchmarks/bundle.py --data DIR --export-only
+
+exports the bundled checkpoint again, with the same command, and replaces the ONNX file if both find the same objects.
 """
 
 from __future__ import annotations
@@ -24,10 +28,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from environment import ROOT, environment
 
 from tinydet._internal.atomic import atomic_path, write_json
 from tinydet._internal.command import command
+from tinydet.runtime.backends import open_model
 from tinydet.runtime.bundled import FOLDER
 
 NAME = "thermal"
@@ -42,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     train, val = args.data / "hituav-train", args.data / "hituav-val"
+    if args.export_only:
+        return export_again(args.work / "stored" / f"{NAME}.pth", val)
     trained, history = args.work / f"{NAME}.pth", args.work / f"{NAME}.json"
     if not finished(history):
         files = ["--data", train, "--val", val, "--weights-backbone", args.weights_backbone]
@@ -50,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run("tinydet.train", *RECIPE, *files, *outputs, *resume)
     stored = args.work / "stored" / f"{NAME}.pth"
     store_half(trained, stored)
-    run("tinydet", "export", "onnx", stored, "--precision", "fp16", "--data", val)
-    graph = stored.with_suffix(".fp16.onnx")
+    graph = export(stored, val)
     scores = {"all": evaluate(graph, val, CLASSES, args.work)}
     scores |= {name: evaluate(graph, val, (name,), args.work) for name in CLASSES}
     FOLDER.mkdir(exist_ok=True)
@@ -65,6 +72,37 @@ def main(argv: Sequence[str] | None = None) -> int:
               "training": json.loads(history.read_text()), "scores": scores}  # fmt: skip
     write_json(args.output, result)
     print(table(scores), f"\nwrote {FOLDER} ({size / 1e6:.1f} MB)\n      {args.output}")
+    return 0
+
+
+def export(checkpoint: Path, val: Path) -> Path:
+    """Export a checkpoint, verify it on the validation set, and return the FP16 file."""
+    run("tinydet", "export", "onnx", checkpoint, "--precision", "fp16", "--data", val)
+    return checkpoint.with_suffix(".fp16.onnx")
+
+
+def export_again(copy: Path, val: Path) -> int:
+    """Export the bundled checkpoint again; replace the bundled file if the detections on validation images agree."""
+    from tinydet.export.parity import compare
+    from tinydet.export.verify import middle_tile, run_in_batches
+
+    before = FOLDER / f"{NAME}.onnx"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(before.with_suffix(".pth"), copy)
+    after = export(copy, val)
+    ours, theirs = open_model(after, "onnx-cpu"), open_model(before, "onnx-cpu")
+    images = sorted((val / "images").iterdir())[::4]
+    tiles = np.stack([middle_tile(path, ours.spec) for path in images])
+    found = compare(run_in_batches(theirs, tiles, 1), run_in_batches(ours, tiles, 1), ours.spec.score_floor)
+    sizes = before.stat().st_size, after.stat().st_size
+    print(
+        f"{found.detections} detections on {len(images)} images, {found.unmatched} unmatched; largest difference: score "
+        f"{found.score_difference:.1e}, box {found.box_difference:.1e} px; {sizes[0]} -> {sizes[1]} bytes"
+    )
+    if found.unmatched:
+        raise ValueError(f"{after} does not find what {before} finds; {before} was kept")
+    with atomic_path(before) as temporary:
+        shutil.copyfile(after, temporary)
     return 0
 
 
@@ -124,6 +162,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="default|FILE",
         help="ImageNet weights of MobileNetV2, or default to download them (default: default)",
     )
+    add("--export-only", action="store_true", help="export the bundled checkpoint again, without training")
     add("--threads", type=int, default=os.cpu_count(), help="CPU threads of the training (default: all cores)")
     add("--work", type=Path, default=ROOT / "runs" / "bundled", metavar="DIR",
         help="folder of models and logs (default: runs/bundled)")  # fmt: skip

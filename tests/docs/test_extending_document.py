@@ -76,9 +76,17 @@ def test_the_commands_train_evaluate_export_and_run_the_detector(
     for line in (evaluate, export):
         assert run(line) == 0
         forget()
-    assert "operators added by it: 0" in capsys.readouterr().out
-    assert run(infer) == 0
-    assert json.loads(Path("found.json").read_text()) is not None
+    said = capsys.readouterr()
+    assert "operators added by it: 0" in said.out and "any multiple of 32" in said.out and "spec.tile" not in said.err
+    for tile in ("", " --tile 64"):
+        assert run(infer + tile) == 0
+        assert json.loads(Path("found.json").read_text()) is not None
+    own_tile = SOURCE.replace("side // stride for side in images.shape[2:]", "96 // stride for _ in range(2)")
+    Path("my_detector.py").write_text(own_tile, encoding="utf-8")
+    assert run(export) == 0
+    assert "toy: its graph depends on spec.tile, so the file takes tiles of 96 only" in capsys.readouterr().err
+    assert run(infer) == 0 and run(f"{infer} --tile 64") == 2
+    assert "model.onnx takes only tiles of 96, not 64" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_an_unregistered_detector_gives_one_line_in_every_command(

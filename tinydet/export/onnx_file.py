@@ -36,6 +36,7 @@ from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.models.graphs.one_stage import MAX_TOPK
 from tinydet.models.registry import BUILT_IN, detector_info
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
+from tinydet.runtime.backends.contract import INPUT
 from tinydet.runtime.scan import nms_not_converged
 from tinydet.spec import LARGEST_TILE, METADATA_KEY, ModelSpec
 
@@ -193,25 +194,28 @@ def free_sizes_of_batch(graph: GraphProto) -> None:
     """Make the sizes that a graph reads from its values independent of the batch, except the batch itself.
 
     ONNX Runtime computes a size when it loads a model, and all that follows from it, only if no other size of the
-    value is unknown, and the batch is. So sizes are read from the first item of a batch.
+    value is unknown, and the batch is. So sizes are read from the first item of a batch; those of the input after its
+    cast, because TensorRT gathers no uint8.
     """
     with needs_extra("export"):
-        from onnx import helper
-    firsts: set[str] = set()
-    nodes = []
+        from onnx import TensorProto, helper
+    cast = next(node for node in graph.node if node.op_type == "Cast" and node.input[0] == INPUT)
+    nodes = [cast]
+    firsts: dict[str, str] = {}
     for node in graph.node:
-        starts = {attribute.name: attribute for attribute in node.attribute}
-        if node.op_type == "Shape" and "start" in starts and starts["start"].i >= 1:
-            value, first = node.input[0], f"{node.input[0]}_first"
+        bounds = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "Shape" and "start" in bounds and bounds["start"].i >= 1:
+            value = cast.output[0] if node.input[0] == INPUT else node.input[0]
             if value not in firsts:
-                firsts.add(value)
-                nodes.append(helper.make_node("Gather", [value, "first_of_batch"], [first], f"{first}_item", axis=0))
-            node.input[0] = first
-            for attribute in starts.values():
-                attribute.i -= 1
-        nodes.append(node)
+                firsts[value] = f"{value}_first"
+                nodes.append(helper.make_node("Gather", [value, "first"], [firsts[value]], f"{value}_item", axis=0))
+            node.input[0] = firsts[value]
+            for bound in bounds.values():
+                bound.i -= 1
+        if node is not cast:
+            nodes.append(node)
     if firsts:
-        graph.initializer.append(helper.make_tensor("first_of_batch", 7, [], [0]))
+        graph.initializer.append(helper.make_tensor("first", TensorProto.INT64, [], [0]))
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
@@ -404,15 +408,30 @@ def _type_and_shape(value: ValueInfoProto) -> str:
 def _comes_from_division(name: str, producers: dict[str, NodeProto]) -> bool:
     """Return whether a division lies between the value `name` and the outputs of the network that it comes from.
 
-    The search ends at convolutions and at operators that produce exact indices.
+    The search ends at convolutions and at operators that produce exact indices. Divisions of sizes are of integers.
     """
     pending, visited = [name], set()
     while pending:
         node = producers.get(pending.pop())
         if node is None or id(node) in visited or node.op_type in ("TopK", "ArgMax", "Shape", "Conv"):
             continue
-        if node.op_type == "Div":
-            return True
         visited.add(id(node))
+        if node.op_type == "Div":
+            if not all(_is_size(value, producers) for value in node.input):
+                return True
+            continue
         pending.extend(node.input)
     return False
+
+
+def _is_size(name: str, producers: dict[str, NodeProto]) -> bool:
+    """Return whether a value depends on nothing but constants and the sizes of other values."""
+    pending = [name]
+    while pending:
+        value = pending.pop()
+        node = producers.get(value)
+        if node is None and value == INPUT:
+            return False
+        if node is not None and node.op_type != "Shape":
+            pending.extend(node.input)
+    return True

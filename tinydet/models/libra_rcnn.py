@@ -23,6 +23,7 @@ from tinydet.models.faster_rcnn import (
     Candidates,
     FasterRCNN,
 )
+from tinydet.spec import ModelSpec
 
 GATHERED = 2  # number of the level on whose grid the levels are averaged: P4
 IOU_BINS = 3
@@ -57,6 +58,10 @@ class LibraRCNN(FasterRCNN):
         levels = super().pyramid(images)
         return dict(zip(levels, self.bfp(list(levels.values())), strict=True))
 
+    def inference(self, spec: ModelSpec) -> nn.Module:
+        self.bfp.halving = True  # this detector is a copy for the graph
+        return super().inference(spec)
+
     def draw(self, candidates: Candidates) -> Tensor:
         """Draw positives balanced among the objects, and background balanced among IoUs."""
         positive = torch.where(candidates.labels > 0)[0]
@@ -74,7 +79,11 @@ class BalancedFeaturePyramid(nn.Module):
 
     Attributes:
         refine: refines the mean map, (B, C, H, W) -> the same shape; initially an identity.
+        halving: each level is known to have exactly twice the rows and columns of the next, as for tiles that are
+            multiples of 64 pixels; then no size is compared, which a graph for tiles of any size could not do.
     """
+
+    halving = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -83,14 +92,22 @@ class BalancedFeaturePyramid(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Levels (B, C, H_i, W_i), finest first, at least three -> levels of the same shapes."""
         mean = self.balanced(levels)
-        return [level + _resize(mean, level, finer=i < GATHERED) for i, level in enumerate(levels)]
+        return [level + self._resize(mean, level, GATHERED - i) for i, level in enumerate(levels)]
 
     def balanced(self, levels: Sequence[Tensor]) -> Tensor:
         """Return the refined mean of the levels on the grid of `GATHERED`."""
         grid = levels[GATHERED]
-        gathered = [_resize(level, grid, finer=i >= GATHERED) for i, level in enumerate(levels)]
+        gathered = [self._resize(level, grid, i - GATHERED) for i, level in enumerate(levels)]
         mean: Tensor = self.refine(sum(gathered[1:], gathered[0]) / len(gathered))
         return mean
+
+    def _resize(self, source: Tensor, grid: Tensor, finer: int) -> Tensor:
+        """Return `source` on the cells of `grid`, which is finer by this number of levels, or coarser if negative."""
+        if not self.halving:
+            return _resize(source, grid, finer=finer >= 0)
+        if finer > 0:
+            return F.interpolate(source, scale_factor=float(1 << finer), mode="nearest")
+        return F.max_pool2d(source, 1 << -finer) if finer else source
 
 
 class NonLocal(nn.Module):
