@@ -141,16 +141,12 @@ def _empty(spec: ModelSpec, count: int) -> TileOutputs:
 
 def _kept(outputs: TileOutputs, slots: list[NDArray[np.int64]]) -> TileOutputs:
     """Return the outputs with these slots of each tile only, moved to the front."""
-    result = TileOutputs(
-        np.zeros_like(outputs.boxes),
-        np.zeros_like(outputs.scores),
-        np.full_like(outputs.labels, -1),
-        outputs.candidates,
-    )
+    boxes, scores, labels = outputs.boxes, outputs.scores, outputs.labels
+    result = TileOutputs(np.zeros_like(boxes), np.zeros_like(scores), np.full_like(labels, -1), outputs.candidates)
     for i, kept in enumerate(slots):
         n = len(kept)
-        result.boxes[i, :n], result.scores[i, :n] = outputs.boxes[i][kept], outputs.scores[i][kept]
-        result.labels[i, :n] = outputs.labels[i][kept]
+        result.boxes[i, :n], result.scores[i, :n] = boxes[i][kept], scores[i][kept]
+        result.labels[i, :n] = labels[i][kept]
     return result
 
 
