@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from tinydet._internal.arguments import batch_size, fraction, number, quoted, whole
@@ -15,7 +16,7 @@ from tinydet.export.adopt.adopting import MAX_BATCH, SCORE_FLOOR, SLOTS, Options
 from tinydet.export.adopt.classes import read_classes
 from tinydet.export.adopt.formats import FORMATS
 from tinydet.export.adopt.graft import Plan
-from tinydet.export.adopt.original import open_original
+from tinydet.export.adopt.original import engine_obstacles, open_original
 from tinydet.export.adopt.probe import TILE
 from tinydet.export.console import infer_command
 from tinydet.export.options import add_verification_options
@@ -29,6 +30,7 @@ EXAMPLES = (
     "fasterrcnn.onnx --classes names.txt",
 )
 SHOWN_CLASSES = 8
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,8 +170,17 @@ def run(args: argparse.Namespace) -> int:
             f"              compared above score {adopted.floor:.2g}: on these images next to nothing scores above "
             f"{spec.score_floor:g}"
         )
+    if not sum(found.detections for found in verification.parity.values()):
+        logger.warning(
+            f"warning: {model} finds nothing on these images, so nothing was compared; adopt it again with --data or "
+            "--images that show its objects"
+        )
     print(f"run it        {infer_command(output, spec)}")
-    if suffix == ".onnx":
+    if suffix != ".onnx":
+        print("              with OpenVINO only; adopt the ONNX file that the IR was made from for all else")
+    elif unbuildable := engine_obstacles(original):
+        print(f"no engine     TensorRT-RTX refuses its {', '.join(unbuildable)}; export it without NMS for an engine")
+    else:
         print(f"build engine  {tinydet_command('export', 'engine', output)}")
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
@@ -33,6 +33,10 @@ from tinydet.export.verify import (
 from tinydet.runtime.backends import BACKENDS, Backend, open_model
 from tinydet.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from tinydet.export.adopt.graft import Plan
+    from tinydet.export.adopt.original import Original
+
 EXAMPLES = ("model.engine --reference model.onnx --data beach-val",)
 
 
@@ -48,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference",
         type=Path,
         metavar="FILE",
-        help="checkpoint or ONNX file that it was made from (default: the file of the same name next to it)",
+        help="checkpoint or ONNX file that it was made from (default: the file of the same name next to it; "
+        "for an adopted model the original next to it)",
     )
     parser.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="backend that runs the model (default: auto)"
@@ -60,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     model: Path = args.model
     check_file(model)
     find_data(args.data)
+    if args.reference is None and (adopted := _adopted(model)) is not None:
+        return _verify_adopted(args, *adopted)
     reference_path: Path = args.reference or _reference_of(model)
     candidate = open_model(model, args.backend)
     reference, own = _open_reference(reference_path, candidate.spec)
@@ -84,6 +91,29 @@ def run(args: argparse.Namespace) -> int:
         )
     print(format_report(verification))
     print("wrote " + " and ".join(map(str, write_report(verification, model, _conversion_fields(model)))))
+    return 0 if verification.passed else 1
+
+
+def _adopted(model: Path) -> tuple[Original, Plan] | None:
+    """Return the original of an adopted model and how it was adopted; None for other models."""
+    if model.suffix not in (".onnx", ".xml"):
+        return None
+    from tinydet.export.adopt.adopting import read_adopted
+
+    return read_adopted(model)
+
+
+def _verify_adopted(args: argparse.Namespace, original: Original, plan: Plan) -> int:
+    """Compare an adopted model with its original again."""
+    from tinydet.export.adopt.adopting import compare_with_original
+
+    model: Path = args.model
+    own = own_data_of_report(model)
+    chosen = choose_images(plan.spec.classes, args.images, args.data, own, limit=args.limit)
+    with claim(*report_paths(model)), show_steps("verifying"):
+        verification = compare_with_original(original, plan, model, chosen, folder=model.parent, max_drop=args.max_drop)
+    print(format_report(verification))
+    print("wrote " + " and ".join(map(str, write_report(verification, model))))
     return 0 if verification.passed else 1
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,20 @@ from tinydet.export.adopt.formats.format import Color, Format, Layout, Pixels, S
 from tinydet.export.adopt.graft import Plan, adopted_graph
 from tinydet.export.adopt.limits import detection_limit
 from tinydet.export.adopt.openvino_ir import write_ir
-from tinydet.export.adopt.original import IrOriginal, OnnxOriginal, Original, open_original
+from tinydet.export.adopt.original import IrOriginal, OnnxOriginal, Original, open_original, read_metadata
 from tinydet.export.adopt.probe import probe
-from tinydet.export.adopt.reference import FinalBackend, ReferenceBackend
+from tinydet.export.adopt.reference import ClippedBackend, ReferenceBackend, after_nms
 from tinydet.export.onnx_model import description_path, graph_precision
-from tinydet.export.parity import TOLERANCES, Tolerance
+from tinydet.export.parity import TOLERANCES, Tolerance, compare
 from tinydet.export.steps import step
 from tinydet.export.verification_images import VerificationImages
 from tinydet.export.verify import (
+    REAL_TILES,
     REFERENCE_BACKEND,
     Verification,
     middle_tile,
+    precision_by_size,
+    run_in_batches,
     verify,
     write_report,
 )
@@ -47,7 +50,6 @@ RECORD_KEY = "tinydet_adopted"  # of the record in the metadata of an adopted fi
 SLOTS = 1000  # default number of detection slots
 SCORE_FLOOR = 0.05
 MAX_BATCH = 16
-NEAR_TIES = 1e-3  # share of detections that may differ where NMS decides between boxes whose IoU rounds to its limit
 FEW = 8  # detections of all tiles below which the comparison uses a lower score floor
 ENOUGH = 200  # detections of all tiles that it then compares
 
@@ -150,19 +152,11 @@ def adopt(
     with claim(*outputs, inputs=[original.path]), tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / output.name
         step("grafting")
-        floor, tolerance = _comparison(original, plan, chosen.images)
+        floor = _comparison_floor(original, plan, chosen.images)
         compared = replace(plan, spec=replace(plan.spec, score_floor=floor))
         write_adopted(original, compared, made)
         step("comparing with the original")
-        verification = compare_with_original(
-            original,
-            compared,
-            open_adopted(made),
-            chosen,
-            folder=output.parent,
-            max_drop=max_drop,
-            tolerance=tolerance,
-        )
+        verification = compare_with_original(original, compared, made, chosen, folder=output.parent, max_drop=max_drop)
         if not verification.passed:
             raise ValueError(f"{output} was not written: {'; '.join(verification.faults)}")
         spec = write_adopted(original, plan, made)
@@ -181,25 +175,62 @@ def adopt(
 def compare_with_original(
     original: Original,
     plan: Plan,
-    candidate: Backend,
+    model: Path,
     chosen: VerificationImages,
     *,
     folder: Path,
     max_drop: float,
-    tolerance: Tolerance | None = None,
 ) -> Verification:
-    """Compare the final detections of an adopted model with those of the original as its framework runs it."""
-    return verify(
+    """Compare an adopted model with the original as its framework runs it.
+
+    Boxes are compared before NMS. The framework's NMS, where it has one, is compared with the runtime's on the boxes of
+    the adopted model, because the order of boxes with nearly the same score would make other comparisons arbitrary. A
+    model that takes any tile is compared on a second size too.
+
+    Args:
+        folder: of the report.
+    """
+    tolerance = _tolerance(plan.spec.score_floor)
+    limit = len(chosen.images)
+    before = None
+    if chosen.dataset is not None:
+        step("average precision of the original")
+        before = precision_by_size(ReferenceBackend(original, plan, nms=True), chosen.dataset, limit)
+    candidate = ClippedBackend(open_adopted(model))
+    verification = verify(
         ReferenceBackend(original, plan),
-        FinalBackend(candidate, plan),
+        candidate,
         chosen.images,
         chosen.dataset,
-        limit=len(chosen.images),
+        limit=limit,
         max_drop=max_drop,
-        tolerance=tolerance or _tolerance(plan, plan.spec.score_floor),
+        before=before,
+        tolerance=tolerance,
         source=chosen.source,
         record=chosen.record(folder),
     )
+    parity, faults = dict(verification.parity), list(verification.faults)
+    tiles = np.stack([middle_tile(path, plan.spec) for path in _spaced(chosen.images)])
+    if plan.format.nms_iou is not None:
+        step("comparing NMS")
+        found, iou = run_in_batches(candidate, tiles, 1), plan.spec.nms_iou
+        ours, theirs = (after_nms(found, iou, by_framework=each) for each in (False, True))
+        name = f"NMS at IoU {iou:g}, real tiles"
+        parity[name] = compare(theirs, ours, plan.spec.score_floor, tolerance)
+        if parity[name].unmatched:
+            faults.append(f"{name}: {parity[name].unmatched} detections differ between the runtime and the framework")
+    if multiple := plan.spec.tile_multiple:
+        other = plan.spec.tile + multiple
+        step("comparing tiles of %d pixels", other)
+        larger = replace(plan, spec=replace(plan.spec, tile=other))
+        tiles = np.stack([middle_tile(path, larger.spec) for path in _spaced(chosen.images)])
+        expected = run_in_batches(ReferenceBackend(original, larger), tiles, 1)
+        got = run_in_batches(ClippedBackend(open_adopted(model, other)), tiles, 1)
+        name = f"real tiles of {other} pixels"
+        parity[name] = compare(expected, got, plan.spec.score_floor, tolerance)
+        if parity[name].unmatched:
+            faults.append(f"{name}: {parity[name].unmatched} detections are unmatched")
+    return replace(verification, parity=parity, faults=tuple(faults))
 
 
 def write_adopted(original: Original, plan: Plan, path: Path) -> ModelSpec:
@@ -220,9 +251,9 @@ def write_adopted(original: Original, plan: Plan, path: Path) -> ModelSpec:
     return spec
 
 
-def open_adopted(path: Path) -> Backend:
+def open_adopted(path: Path, tile: int | None = None) -> Backend:
     """Open an adopted model with the backend that verifies it."""
-    return open_model(path, REFERENCE_BACKEND if path.suffix == ".onnx" else "openvino")
+    return open_model(path, REFERENCE_BACKEND if path.suffix == ".onnx" else "openvino", tile=tile)
 
 
 def output_suffix(original: Original) -> str:
@@ -230,17 +261,16 @@ def output_suffix(original: Original) -> str:
     return ".xml" if isinstance(original, IrOriginal) else ".onnx"
 
 
-def recorded_plan(metadata: Mapping[str, str], path: Path, spec: ModelSpec) -> tuple[Original, Plan] | None:
-    """Return the original of an adopted model, in the same folder, and its plan; None if the model is no adopted one.
-
-    Args:
-        metadata, path, spec: of the adopted model.
+def read_adopted(path: Path) -> tuple[Original, Plan] | None:
+    """Return the original of an adopted model, from the same folder, and its plan; None if the model is not adopted.
 
     Raises:
         ValueError: the original is not in the folder, or is another file.
     """
+    metadata = read_metadata(path)
     if RECORD_KEY not in metadata:
         return None
+    spec = ModelSpec.from_json(metadata[METADATA_KEY], source=path)
     record = parse_json(metadata[RECORD_KEY], source=path, remedy="adopt the original again")
     name = Path(str(record["original"])).name
     source = path.parent / name
@@ -297,25 +327,28 @@ def _rows(signature: Signature) -> int:
     return max(max(shape[1:], default=1) for shape in signature.shapes.values())
 
 
-def _tolerance(plan: Plan, floor: float) -> Tolerance:
+def _tolerance(floor: float) -> Tolerance:
     """Return when detections match. Scores far below the usual ones must agree more closely."""
     usual = TOLERANCES["fp32"]
-    score = min(usual.score, floor / 50) if floor > 0 else usual.score
-    return replace(usual, score=score, unmatched=0.0 if plan.spec.nms_in_graph else NEAR_TIES)
+    return replace(usual, score=min(usual.score, floor / 50) if floor > 0 else usual.score)
 
 
-def _comparison(original: Original, plan: Plan, images: Sequence[Path]) -> tuple[float, Tolerance]:
-    """Return the score floor of the comparison and its tolerance.
+def _comparison_floor(original: Original, plan: Plan, images: Sequence[Path]) -> float:
+    """Return the score floor of the comparison.
 
     It is the model's, unless the original finds next to nothing on the images: then a comparison above that floor would
-    prove nothing, and one of its best few hundred detections takes its place.
+    prove nothing, and the score of one of its best few hundred detections takes its place.
     """
     unlimited = replace(plan, spec=replace(plan.spec, score_floor=0.0), limit=None)
     reference = ReferenceBackend(original, unlimited)
-    chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, 4).round().astype(int))]
-    found = reference.run(np.stack([middle_tile(path, plan.spec) for path in chosen]))
+    found = reference.run(np.stack([middle_tile(path, plan.spec) for path in _spaced(images)]))
     scores = np.sort(found.scores[found.labels >= 0])[::-1]
     floor = plan.spec.score_floor
     if (scores > floor).sum() < FEW and len(scores):
         floor = float(scores[min(ENOUGH, len(scores)) - 1]) * 0.999
-    return floor, _tolerance(plan, floor)
+    return floor
+
+
+def _spaced(images: Sequence[Path]) -> list[Path]:
+    """Return up to four images, evenly spaced."""
+    return [images[i] for i in np.unique(np.linspace(0, len(images) - 1, REAL_TILES).round().astype(int))]

@@ -42,10 +42,10 @@ class Description:
 
 def describe(path: Path, metadata: Mapping[str, str]) -> Description:
     """Read the metadata of Ultralytics, model_api and mmdeploy (`pipeline.json` next to the file)."""
-    if "names" in metadata:
-        return _of_ultralytics(metadata)
     if any(key.startswith("model_info ") for key in metadata):
         return _of_model_api({key.removeprefix("model_info "): value for key, value in metadata.items()})
+    if "names" in metadata:
+        return _of_ultralytics(metadata)
     pipeline = path.with_name(PIPELINE)
     return _of_mmdeploy(pipeline) if pipeline.is_file() else Description()
 

@@ -25,6 +25,7 @@ Arrays = dict[str, NDArray[Any]]
 OLDEST_OPSET = 11  # the first whose Pad, Clip and TopK take their parameters as inputs
 LARGEST_FILE = (1 << 31) - (1 << 24)  # bytes; a protocol buffer holds 2 GiB, and the grafts need some
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors", ".keras", ".h5", ".pdparams")
+UNBUILDABLE = {"NonMaxSuppression", "NonZero", "RoiAlign", "Loop", "Scan", "Unique", "Compress"}
 FATAL_ONLY = 4  # ONNX Runtime's log severity: errors become exceptions
 
 
@@ -83,6 +84,13 @@ def open_original(path: Path) -> Original:
     if path.suffix == ".bin":
         raise ValueError(f"{path}: the weights of an OpenVINO IR; name its {path.with_suffix('.xml').name}")
     return IrOriginal(path) if path.suffix == ".xml" else OnnxOriginal(path)
+
+
+def engine_obstacles(original: Original) -> list[str]:
+    """Return the operators of an ONNX file for which TensorRT-RTX has no layer; empty for an IR."""
+    if not isinstance(original, OnnxOriginal):
+        return []
+    return sorted({node.op_type for node in original.model.graph.node} & UNBUILDABLE)
 
 
 class OnnxOriginal(Original):
@@ -159,13 +167,7 @@ class IrOriginal(Original):
             raise ValueError(f"{path}: not an OpenVINO IR ({_last_words(error)}); export it again") from error
         self.path, self.sha256 = path, hashlib.sha256(read_file(path) + read_file(weights)).hexdigest()
         self.producer = f"OpenVINO {openvino.__version__.partition('-')[0]}"
-        self.metadata = {}
-        if self.model.has_rt_info(["model_info"]):
-            for key in self.model.get_rt_info(["model_info"]).astype(dict):
-                self.metadata[f"model_info {key}"] = self.model.get_rt_info(["model_info", key]).astype(str)
-        if self.model.has_rt_info(["framework"]):
-            for key in self.model.get_rt_info(["framework"]).astype(dict):
-                self.metadata[key] = self.model.get_rt_info(["framework", key]).astype(str)
+        self.metadata = _rt_info(self.model)
         if METADATA_KEY in self.metadata:
             raise ValueError(f"{path}: already a model of tinydet; run it with `tinydet infer --model`")
         self.inputs = tuple(_ir_port(each, f"input{i}") for i, each in enumerate(self.model.inputs))
@@ -180,6 +182,39 @@ class IrOriginal(Original):
         except RuntimeError as error:
             raise ValueError(f"{self.path}: the model fails to run ({_last_words(error)})") from error
         return {port.name: np.array(found[i]) for i, port in enumerate(self.outputs)}
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """Return the metadata of an ONNX file or an OpenVINO IR.
+
+    Raises:
+        ValueError: it is neither.
+        OSError: it cannot be read.
+    """
+    if path.suffix == ".xml":
+        with needs_extra("openvino"):
+            import openvino
+        try:
+            return _rt_info(openvino.Core().read_model(str(path)))
+        except RuntimeError as error:
+            raise ValueError(f"{path}: not an OpenVINO IR ({_last_words(error)}); export it again") from error
+    with needs_extra("export"):
+        import onnx
+    try:
+        model = onnx.load_model_from_string(read_file(path))
+    except Exception as error:  # protobuf's DecodeError is not a public name
+        raise ValueError(f"{path}: not an ONNX file ({reason(error)}); export it again") from error
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _rt_info(model: Any) -> dict[str, str]:
+    """Return what model_api and the exporters of ONNX files wrote into an IR."""
+    found: dict[str, str] = {}
+    for group, prefix in (("model_info", "model_info "), ("framework", "")):
+        if model.has_rt_info([group]):
+            for key in model.get_rt_info([group]).astype(dict):
+                found[f"{prefix}{key}"] = model.get_rt_info([group, key]).astype(str)
+    return found
 
 
 _ONNX_TYPES = {

@@ -1,4 +1,4 @@
-"""Run the original as its own framework does: preprocessing and postprocessing in numpy, NMS included.
+"""Run the original as its own framework does, with preprocessing, postprocessing and NMS in numpy.
 
 It shares no code with the grafts, so that a verification against it shows their mistakes.
 """
@@ -22,12 +22,14 @@ from tinydet.spec import ModelSpec
 class ReferenceBackend:
     """The untouched original with its framework's preprocessing and postprocessing, as a backend.
 
-    Its detections are final: clipped to the tile, and after NMS where the framework applies one.
+    Args:
+        nms: apply the framework's NMS, where it has one.
     """
 
-    def __init__(self, original: Original, plan: Plan) -> None:
-        self.spec = final_spec(plan.spec)
-        self.name = f"{original.path.name} as {plan.format.name} runs it"
+    def __init__(self, original: Original, plan: Plan, *, nms: bool = False) -> None:
+        self.spec = replace(plan.spec, nms_in_graph=True) if nms else plan.spec
+        self.name = f"{original.path.name} as its framework runs it"
+        self._nms = nms and plan.format.nms_iou is not None
         self._original, self._plan = original, plan
         self._ports = {port.name: port for port in original.inputs}
 
@@ -68,7 +70,7 @@ class ReferenceBackend:
             candidates += spec.max_detections + 1
         order = np.argsort(-scores, kind="stable")
         best = order[above[order]][: spec.max_detections]
-        if plan.format.nms_iou is not None:
+        if self._nms:
             best = best[_framework_nms(boxes[best].astype(np.float64), scores[best], classes[best], plan.spec.nms_iou)]
         corners = boxes[best].astype(np.float64).clip(0, spec.tile)
         inside = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
@@ -80,35 +82,33 @@ class ReferenceBackend:
         return result
 
 
-class FinalBackend:
-    """An adopted model with what the runtime does to the boxes of one tile: it clips them, and applies NMS."""
+class ClippedBackend:
+    """An adopted model whose boxes are clipped to the tile, as the runtime and the reference clip them."""
 
-    def __init__(self, backend: Backend, plan: Plan) -> None:
-        self.spec, self.name = final_spec(backend.spec), backend.name
-        self._backend, self._nms_iou = backend, None if backend.spec.nms_in_graph else plan.spec.nms_iou
+    def __init__(self, backend: Backend) -> None:
+        self.spec, self.name = backend.spec, backend.name
+        self._backend = backend
 
     def run(self, images: NDArray[np.uint8]) -> TileOutputs:
+        """Run the model on tiles (N, T, T, 3), uint8 RGB."""
         raw = self._backend.run(images)
-        result = _empty(self.spec, len(images))
-        for i in range(len(images)):
-            kept = np.flatnonzero(raw.labels[i] >= 0)
-            boxes, scores, labels = raw.boxes[i][kept], raw.scores[i][kept], raw.labels[i][kept]
-            if self._nms_iou is not None:
-                kept = suppress(boxes, scores, self._nms_iou, same=labels.astype(np.int64))
-                boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-            boxes = boxes.clip(0, self.spec.tile)
-            inside = (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
-            n = int(inside.sum())
-            result.boxes[i, :n], result.scores[i, :n], result.labels[i, :n] = (
-                values[inside] for values in (boxes, scores, labels)
-            )
-        result.candidates[:] = raw.candidates
-        return result
+        boxes = raw.boxes.clip(0, self.spec.tile)
+        filled = (raw.labels >= 0) & (boxes[..., :2] < boxes[..., 2:]).all(axis=2)
+        return _kept(raw._replace(boxes=boxes), [np.flatnonzero(row) for row in filled])
 
 
-def final_spec(spec: ModelSpec) -> ModelSpec:
-    """Return the spec of a backend whose boxes are final."""
-    return replace(spec, nms_in_graph=True)
+def after_nms(outputs: TileOutputs, iou: float, *, by_framework: bool) -> TileOutputs:
+    """Apply NMS to the boxes of each tile: that of the frameworks, in numpy, or that of the runtime."""
+    kept = []
+    for boxes, scores, labels in zip(outputs.boxes, outputs.scores, outputs.labels, strict=True):
+        filled = np.flatnonzero(labels >= 0)
+        classes = labels[filled].astype(np.int64)
+        if by_framework:
+            chosen = _framework_nms(boxes[filled].astype(np.float64), scores[filled].astype(np.float64), classes, iou)
+        else:
+            chosen = suppress(boxes[filled], scores[filled], iou, same=classes).tolist()
+        kept.append(filled[chosen])
+    return _kept(outputs, kept)
 
 
 def _framework_nms(
@@ -137,6 +137,17 @@ def _empty(spec: ModelSpec, count: int) -> TileOutputs:
         np.full((count, slots), -1, np.int32),
         np.zeros(count, np.int32),
     )
+
+
+def _kept(outputs: TileOutputs, slots: list[NDArray[np.int64]]) -> TileOutputs:
+    """Return the outputs with these slots of each tile only, moved to the front."""
+    boxes, scores, labels = outputs.boxes, outputs.scores, outputs.labels
+    result = TileOutputs(np.zeros_like(boxes), np.zeros_like(scores), np.full_like(labels, -1), outputs.candidates)
+    for i, kept in enumerate(slots):
+        n = len(kept)
+        result.boxes[i, :n], result.scores[i, :n] = boxes[i][kept], scores[i][kept]
+        result.labels[i, :n] = labels[i][kept]
+    return result
 
 
 def _stacked(parts: list[TileOutputs]) -> TileOutputs:

@@ -200,11 +200,15 @@ YOLOX = Format(
 
 
 def _is_rows(signature: Signature) -> bool:
-    if signature.names_of_rank(3) is None:
+    """Return whether rows are corners, descending scores and whole labels; on noise they may all be zero."""
+    if signature.names_of_rank(3) is None or is_transformer(signature):
         return False
-    ((_, rows, columns),) = signature.shapes.values()
-    on_grid = signature.grid_strides(rows) or signature.grid_strides(rows, anchors=3)
-    return columns == 6 and rows > 6 and not on_grid and not is_transformer(signature)
+    (output,) = signature.values.values()
+    if output.shape[2] != 6 or output.shape[1] <= 1:
+        return False
+    scores, labels = output[..., 4].astype(np.float32), output[..., 5]
+    descending = bool((np.diff(scores, axis=1) <= 0).all())
+    return descending and bool((scores >= 0).all() and (scores <= 1).all() and (labels == np.rint(labels)).all())
 
 
 def _decode_rows(decoding: Decoding) -> Decoded:
