@@ -117,7 +117,7 @@ def test_both_flags_for_categories_can_be_given() -> None:
         ({"alpha": "four"}, "alpha: expected .*one, three, channel, attention; got 'four'"),
         ({"alpha_range": (2, 1)}, "alpha_range: expected two numbers, 0 <= LOW <= HIGH"),
         ({"categories": "person"}, r"categories: expected tuple\[str, ...\] \| None, got 'person'"),
-        ({"augment": ["blur"]}, "augment: expected some of scale, vflip, rotate, photometric; got 'blur'"),
+        ({"augment": ["blur"]}, "augment: expected some of scale, vflip, .*, thermal; got 'blur'"),
         ({"detector": "yolo"}, f"detector: expected one of {', '.join(DETECTORS)}, got 'yolo'"),
         ({"options": {"head_convs": 9}}, "head_convs: expected one of 1, 2, 3, 4, got 9"),
         ({"options": {"straddling": True}}, "--straddling is not an option of retinanet, but of faster_rcnn"),

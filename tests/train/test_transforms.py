@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,22 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from tinydet.data.samples import Sample
-from tinydet.train.transforms import AUGMENTATIONS, Augment, chain, crop, distort, resize, turn
+from tinydet.train.config import AUGMENTATIONS, BUNDLES
+from tinydet.train.transforms import (
+    GAMMA,
+    PHOTOMETRIC,
+    Augment,
+    add_noise,
+    bend,
+    chain,
+    change_colors,
+    crop,
+    distort,
+    invert,
+    refocus,
+    resize,
+    turn,
+)
 
 
 def sample() -> Sample:
@@ -29,7 +47,10 @@ def bright(sample: Sample, box: np.ndarray) -> bool:
     return bool((sample.pixels[y0:y1, x0:x1] > 150).all())
 
 
-@pytest.mark.parametrize("kinds", [(kind,) for kind in AUGMENTATIONS if kind != "photometric"] + [AUGMENTATIONS[:3]])
+GEOMETRIC = ("scale", "vflip", "rotate")
+
+
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in GEOMETRIC), GEOMETRIC])
 def test_boxes_and_regions_lie_on_their_pixels(kinds: tuple[str, ...]) -> None:
     augment, seen = Augment(kinds, 128), 0
     for draw in range(30):
@@ -86,6 +107,73 @@ def test_photometric_distortion_changes_values_and_not_their_places() -> None:
     assert all(pixels[22:34, 12:24].mean() > pixels[:18].mean() + 50 for pixels in changed)
 
 
+@pytest.mark.parametrize("change", PHOTOMETRIC.values())
+def test_a_photometric_change_moves_no_box_and_keeps_a_gray_image_gray(change: Callable) -> None:
+    augment = Augment(tuple(kind for kind, each in PHOTOMETRIC.items() if each is change), 160)
+    gray = replace(sample(), pixels=np.repeat(sample().pixels[..., :1], 3, axis=2))
+    seen = set()
+    for draw in range(16):
+        for before in (gray, sample()):
+            after = augment(before, np.random.default_rng(draw))
+            assert after.pixels.shape == before.pixels.shape and after.pixels.dtype == np.uint8
+            for name in ("boxes", "labels", "regions"):
+                assert np.array_equal(getattr(after, name), getattr(before, name))
+        changed = augment(gray, np.random.default_rng(draw)).pixels
+        assert (changed == changed[..., :1]).all()
+        seen.add(changed.tobytes())
+    assert len(seen) > 1
+
+
+def test_gamma_keeps_black_white_and_the_order_of_values() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)
+    middles = []
+    for draw in range(50):
+        bent = bend(ramp, np.random.default_rng(draw))[0, :, 0].astype(int)
+        assert bent[0] == 0 and bent[255] == 255 and (np.diff(bent) >= 0).all()
+        middles.append(np.log(bent[128] / 255) / np.log(128 / 255))  # the exponent
+    assert GAMMA[0] - 0.02 < min(middles) < 0.7 and 1.5 < max(middles) < GAMMA[1] + 0.02
+
+
+def test_polarity_is_swapped_in_about_half_of_the_samples_and_twice_is_the_original() -> None:
+    pixels = sample().pixels
+    swapped = [invert(pixels, np.random.default_rng(draw)) for draw in range(40)]
+    others = [each for each in swapped if not np.array_equal(each, pixels)]
+    assert 10 <= len(others) <= 30 and all(np.array_equal(255 - each, pixels) for each in others)
+
+
+def test_sharpness_widens_and_narrows_an_edge_and_keeps_flat_ground() -> None:
+    edge = np.full((32, 64, 1), 80, np.uint8)
+    edge[:, 32:] = 160
+    steps = []
+    for draw in range(60):
+        changed = refocus(edge, np.random.default_rng(draw)).astype(int)
+        assert (changed[:, :20] == 80).all() and (changed[:, -20:] == 160).all()
+        steps.append(changed[16, 32, 0] - changed[16, 31, 0])
+    assert min(steps) < 50 and max(steps) > 110 and 20 <= steps.count(80) <= 40
+
+
+def test_noise_has_no_mean_and_at_most_its_strength() -> None:
+    flat = np.full((64, 64, 3), 128, np.uint8)
+    noises = [add_noise(flat, np.random.default_rng(draw)).astype(int) - 128 for draw in range(40)]
+    noisy = [noise for noise in noises if noise.any()]
+    assert 10 <= len(noisy) <= 30
+    assert max(abs(noise.mean()) for noise in noisy) < 1 and 7 < max(noise.std() for noise in noisy) < 11
+
+
+def test_no_change_of_colors_is_the_identity_for_gray_and_color() -> None:
+    gray = sample().pixels[..., :1].repeat(3, axis=2)
+    for pixels in (gray, sample().pixels):
+        assert np.array_equal(change_colors(pixels, [], np.random.default_rng(0)), pixels)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_bundle_is_the_augmentations_that_it_names(name: str) -> None:
+    bundle, kinds = Augment((name,), 96), Augment(BUNDLES[name], 96)
+    assert bundle.kinds == BUNDLES[name]
+    one, other = (augment(sample(), np.random.default_rng(5)) for augment in (bundle, kinds))
+    assert np.array_equal(one.pixels, other.pixels)
+
+
 def test_transforms_are_chained_in_order() -> None:
     assert chain([]) is None
     twice = chain([lambda s, rng: turn(s, 1), lambda s, rng: turn(s, 3)])
@@ -94,5 +182,5 @@ def test_transforms_are_chained_in_order() -> None:
 
 
 def test_an_unknown_augmentation_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown augmentation 'mosaic'; choose from scale, vflip"):
+    with pytest.raises(ValueError, match="unknown augmentation 'mosaic'; choose from scale, vflip.*thermal"):
         Augment(("mosaic",), 64)

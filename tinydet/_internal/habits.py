@@ -113,8 +113,8 @@ EXPLANATIONS: dict[str, str] = {
     "--half": "the precision is chosen at export: --precision fp16 or --precision int8",
     "--overlap-ratio": "the overlap of tiles is in pixels: --overlap 128, or --overlap auto",
     "--augment": "predictions use no test-time augmentation; training has --augment",
-    "--mosaic": "augmentations are chosen by name: --augment scale,vflip,rotate,photometric; --no-flip turns off the "
-    "horizontal flip",
+    "--mosaic": "augmentations are chosen by name: --augment strong, or some of scale,vflip,rotate,photometric and "
+    "others; --no-flip turns off the horizontal flip",
     "--lr-scheduler": "the learning rate rises at the start, and then falls as --decay says: steps or cosine",
     "--save-period": "the best weights and the state for --resume are always kept; --validate-every sets how often",
     "--deterministic": "a run is reproducible with the same --seed, on the same machine; leave it out",

@@ -44,7 +44,12 @@ if TYPE_CHECKING:
 
 DENSE = 200  # annotations; the authors' code leaves images with more out of training
 LARGEST_ALPHA = 1000  # far beyond any use
-AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric")
+AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric", "gamma", "polarity", "sharpness", "noise")
+# Names for several of them: what changes between two flights or cameras, for color and for thermal images.
+BUNDLES = {
+    "strong": ("scale", "photometric", "gamma", "sharpness", "noise"),
+    "thermal": ("scale", "photometric", "gamma", "polarity", "sharpness", "noise"),
+}
 SMALL_AUGMENT = ("photometric",)  # of small datasets; measured in docs/training.md
 DETECTOR, TILE, OVERLAP = "retinanet", 640, 128
 PAPER_EPOCHS = 12
@@ -99,7 +104,7 @@ def _val(text: str) -> Path | float:
 
 
 def _augmentations(text: str) -> tuple[str, ...]:
-    return names_from(AUGMENTATIONS)(text) if text not in ("", "none") else ()
+    return names_from((*AUGMENTATIONS, *BUNDLES))(text) if text not in ("", "none") else ()
 
 
 def _alpha_range(text: str) -> tuple[float, float]:
@@ -198,8 +203,10 @@ class TrainConfig:
     augment: tuple[str, ...] | None = option(
         None,
         "additional augmentations: scale (0.5 to 2, with a crop), vflip and rotate (by right angles; for images "
-        f"taken from straight above), photometric; or none (default: {','.join(SMALL_AUGMENT)} for small "
-        "datasets, else none)",
+        "taken from straight above), photometric (brightness, contrast, color), gamma, polarity (white-hot and "
+        "black-hot; for thermal images), sharpness (blur or sharpen), noise; "
+        f"{'; '.join(f'{name}: {listed(kinds)}' for name, kinds in BUNDLES.items())}; or none (default: "
+        f"{','.join(SMALL_AUGMENT)} for small datasets, else none)",
         group="data",
         metavar="A,B",
         parse=_augmentations,
@@ -385,6 +392,14 @@ class TrainConfig:
     resume: bool = option(
         False, "continue an interrupted run that was started with the same options", group="run", recorded=False
     )
+    preview: Path | None = option(
+        None,
+        "write a PNG of 8 training tiles as the network receives them, with objects in green and ignore regions in "
+        "orange; with --dry-run nothing else is written",
+        group="run",
+        metavar="FILE",
+        recorded=False,
+    )
     dry_run: bool = option(False, "print the plan and its costs, then stop", group="run", recorded=False)
     output: Path = option(
         Path("model.pth"),
@@ -411,6 +426,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.augment is not None:
+            object.__setattr__(self, "augment", expand_bundles(self.augment))
         if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
             raise ValueError(f"options: expected a dict of option names and values, got {quoted(self.options)}")
         if self.detector is None and self.init:  # the weights decide
@@ -511,7 +528,7 @@ class TrainConfig:
         if self.recipe == "tinyperson" and self.preset not in (None, "paper"):
             raise ValueError(f"--recipe tinyperson uses the preset paper; leave --preset {self.preset} out")
         self.check_tile()
-        for flag, path in (("--output", self.output), ("--json", self.json)):
+        for flag, path in (("--output", self.output), ("--json", self.json), ("--preview", self.preview)):
             if path is not None and path.is_dir():
                 raise ValueError(f"{path} is a folder; {flag} names a file")
             if path is not None:
@@ -541,6 +558,22 @@ class TrainConfig:
                 f"{self.network} has {len(edges)} fused edges ({', '.join(edges)}); --alpha takes one value for all "
                 f"of them or one per edge, got {len(given)}"
             )
+
+
+def expand_bundles(names: Sequence[str]) -> tuple[str, ...]:
+    """Return augmentations with `BUNDLES` replaced by what they contain, in the order of `AUGMENTATIONS`.
+
+    Raises:
+        ValueError: unknown name.
+
+    >>> expand_bundles(["strong", "vflip"])
+    ('scale', 'vflip', 'photometric', 'gamma', 'sharpness', 'noise')
+    """
+    chosen = {kind for name in names for kind in BUNDLES.get(name, (name,))}
+    if unknown := sorted(chosen.difference(AUGMENTATIONS)):
+        known = ", ".join((*AUGMENTATIONS, *BUNDLES))
+        raise ValueError(f"unknown augmentation {unknown[0]!r}; choose from {known}")
+    return tuple(kind for kind in AUGMENTATIONS if kind in chosen)
 
 
 def parser() -> Parser:

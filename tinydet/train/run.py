@@ -39,6 +39,7 @@ from tinydet.salpha.factors import FusionStatistics
 from tinydet.train.config import TrainConfig
 from tinydet.train.defaults import choose_network, choose_schedule
 from tinydet.train.divergence import DivergedError
+from tinydet.train.preview import write_preview
 from tinydet.train.provenance import code_state, data_hash
 from tinydet.train.report import (
     cost_lines,
@@ -89,6 +90,7 @@ def train(config: TrainConfig) -> Trained:
     processes, device = join_processes(torch_device(config.device))
     try:
         outputs = (config.output, config.json) if processes.first and not config.dry_run else ()
+        outputs = (*outputs, config.preview) if processes.first else ()
         starts = [Path(name) for name in (config.init, config.weights_backbone) if name]
         data = [source.path for source in config.sources() if source is not None]
         inputs = [*data, config.scale_match, *starts]
@@ -126,6 +128,9 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     tiles = training_tiles(config, train)
     config, more = choose_schedule(config, given, len(tiles))
     tiles.transform = transform_of(config)
+    if config.preview and processes.first:
+        write_preview(tiles, config.preview, seed=config.seed)
+        report(f"wrote {config.preview}")
     statistics = count_objects(config, train, tiles) if config.salpha else None
     alpha, alpha_source = choose_alpha(config, statistics, source)
     detector_config = DetectorConfig(

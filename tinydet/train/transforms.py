@@ -1,4 +1,4 @@
-"""Augmentation beyond the paper's horizontal flip, for images taken from above and under changing light.
+"""Augmentation beyond the paper's horizontal flip, for images taken from above, in other light, by another camera.
 
 Every random draw comes from the generator of the sample, so from (seed, epoch, index). torchvision's own random
 transforms draw from torch's global generator, which the reading thread would share with the training thread.
@@ -7,8 +7,9 @@ transforms draw from torch's global generator, which the reading thread would sh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,22 +17,28 @@ from torchvision.transforms.v2 import functional as F
 
 from tinydet.data.samples import Sample, clip_to_tile, flip_horizontally, objects_and_regions
 from tinydet.geometry.tiles import Tile
-from tinydet.train.config import AUGMENTATIONS
+from tinydet.train.config import expand_bundles
 
 SCALES = (0.5, 2.0)  # log-uniform
 LEAST_SIDE = 2.0  # pixels; a smaller object is ignored
 # As strong as in torchvision's SSD: factors for brightness, contrast and saturation, and a shift of the hue.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
+GAMMA = (0.5, 2.0)  # log-uniform exponent of the pixel values
+BLUR = (0.4, 1.5)  # pixels, sigma; beyond that, an object of a few pixels is gone
+SHARPEN = (0.5, 2.0)  # weight of the difference from the blurred image
+NOISE = (0.0, 10.0)  # gray levels, sigma
 
+Pixels = NDArray[np.uint8]
+Change = Callable[[Pixels, np.random.Generator], Pixels]
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
 @dataclass(frozen=True)
 class Augment:
-    """A `TrainingTiles.transform`: scale jitter with a crop, vertical flip, rotation, photometric distortion.
+    """A `TrainingTiles.transform`: geometric and photometric changes, in the order of `AUGMENTATIONS`.
 
     Args:
-        kinds: some of `AUGMENTATIONS`.
+        kinds: some of `AUGMENTATIONS` or `BUNDLES`.
         size: largest side of a sample; larger ones are cropped to it at random.
 
     Raises:
@@ -42,9 +49,7 @@ class Augment:
     size: int
 
     def __post_init__(self) -> None:
-        unknown = [kind for kind in self.kinds if kind not in AUGMENTATIONS]
-        if unknown:
-            raise ValueError(f"unknown augmentation {unknown[0]!r}; choose from {', '.join(AUGMENTATIONS)}")
+        object.__setattr__(self, "kinds", expand_bundles(self.kinds))
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if "scale" in self.kinds:
@@ -54,9 +59,8 @@ class Augment:
             sample = turn(flip_horizontally(sample), 2)
         if "rotate" in self.kinds:
             sample = turn(sample, int(rng.integers(4)))
-        if "photometric" in self.kinds:
-            sample = Sample(distort(sample.pixels, rng), sample.boxes, sample.labels, sample.regions)
-        return sample
+        changes = [change for kind, change in PHOTOMETRIC.items() if kind in self.kinds]
+        return replace(sample, pixels=change_colors(sample.pixels, changes, rng)) if changes else sample
 
 
 def chain(transforms: Sequence[Transform]) -> Transform | None:
@@ -113,7 +117,16 @@ def turn(sample: Sample, quarters: int) -> Sample:
     return sample
 
 
-def distort(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def change_colors(pixels: Pixels, changes: Sequence[Change], rng: np.random.Generator) -> Pixels:
+    """Apply photometric changes in order. A gray image is changed as one channel, in a fraction of the time."""
+    gray = bool((pixels == pixels[..., :1]).all())
+    changed = pixels[..., :1] if gray else pixels
+    for change in changes:
+        changed = change(changed, rng)
+    return np.asarray(cv2.cvtColor(changed, cv2.COLOR_GRAY2RGB), np.uint8) if gray else changed
+
+
+def distort(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Change brightness, contrast, saturation and hue, each with probability 1/2."""
     image = _tensor(pixels)
     for change, (low, high) in (
@@ -125,8 +138,52 @@ def distort(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
         strength = float(rng.uniform(low, high))
         if rng.random() < 0.5:
             image = change(image, strength)
-    changed: NDArray[np.uint8] = image.permute(1, 2, 0).contiguous().numpy()
+    changed: Pixels = image.permute(1, 2, 0).contiguous().numpy()
     return changed
+
+
+def bend(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Raise the pixel values, scaled to 0 to 1, to a random power."""
+    low, high = np.log(GAMMA)
+    levels = (np.arange(256) / 255) ** np.exp(rng.uniform(low, high))
+    table: Pixels = np.rint(255 * levels).astype(np.uint8)
+    return cv2.LUT(np.ascontiguousarray(pixels), table).reshape(pixels.shape)  # type: ignore[return-value]
+
+
+def invert(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Swap dark and bright, as between the palettes white-hot and black-hot, with probability 1/2."""
+    return 255 - pixels if rng.random() < 0.5 else pixels
+
+
+def refocus(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Blur with probability 1/4, sharpen with probability 1/4."""
+    sigma, weight, draw = rng.uniform(*BLUR), rng.uniform(*SHARPEN), rng.random()
+    if draw >= 0.5:
+        return pixels
+    pixels = np.ascontiguousarray(pixels)
+    blurred = cv2.GaussianBlur(pixels, (0, 0), sigma).reshape(pixels.shape)
+    changed = blurred if draw < 0.25 else cv2.addWeighted(pixels, 1 + weight, blurred, -weight, 0)
+    return np.asarray(changed, np.uint8).reshape(pixels.shape)  # OpenCV drops the axis of a single channel
+
+
+def add_noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:
+    """Add Gaussian noise of a random strength, the same in all channels, with probability 1/2."""
+    sigma, draw = rng.uniform(*NOISE), rng.random()
+    if draw >= 0.5:
+        return pixels
+    noise = np.float32(sigma) * rng.standard_normal((*pixels.shape[:2], 1), np.float32)
+    noisy: Pixels = np.rint(pixels + noise).clip(0, 255).astype(np.uint8)
+    return noisy
+
+
+# By name; each takes and returns (H, W, 3) pixels, or (H, W, 1) of a gray image.
+PHOTOMETRIC: dict[str, Change] = {
+    "photometric": distort,
+    "gamma": bend,
+    "polarity": invert,
+    "sharpness": refocus,
+    "noise": add_noise,
+}
 
 
 def _turned(boxes: NDArray[np.float32], width: int) -> NDArray[np.float32]:
@@ -134,5 +191,5 @@ def _turned(boxes: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     return np.stack([y0, width - x1, y1, width - x0], axis=1)
 
 
-def _tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
+def _tensor(pixels: Pixels) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
