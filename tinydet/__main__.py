@@ -112,6 +112,7 @@ COMMANDS: dict[str, Entry | Group] = {
     "salpha": Entry("tinydet.salpha.__main__", "", "compute the fusion factors of a dataset (S-alpha)"),
     "synthetic": Entry("tinydet.data.synthetic", "", "generate annotated scenes with tiny people"),
     "sweep": Entry("tinydet.study.sweep", "train", "train with a grid of fusion factors and plot AP against alpha"),
+    "crossval": Entry("tinydet.study.crossval", "train", "train and score once per fold (cross-validation)"),
     "gradients": Entry("tinydet.study.gradients", "train", "measure how alpha changes the gradients of a model"),
     "seamtest": Entry("tinydet.study.seamtest", "", "measure how detections differ where tiles meet"),
 }

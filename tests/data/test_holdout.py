@@ -11,7 +11,7 @@ import exports
 import numpy as np
 import pytest
 
-from tinydet.data.holdout import group_images, group_of, hold_out
+from tinydet.data.holdout import divide, group_images, group_of, groups_by, hold_out
 from tinydet.data.source import DataSource, describe_hold_out, find_source
 
 
@@ -139,10 +139,60 @@ def test_both_parts_are_disjoint_complete_and_found_again_from_their_records(vid
     assert not {name.split("_")[0] for name in names[0]} & {name.split("_")[0] for name in names[1]}
     assert train.load().classes == val.load().classes == ("boat", "person")
     assert {entry["file_name"] for entry in val.load().document()["images"]} == names[1]
-    assert describe_hold_out(train.load(), val.load()).startswith("12 of 40 images held out: 3 of 10 groups")
+    assert describe_hold_out(val, train.load(), val.load()).startswith("12 of 40 images held out: 3 of 10 groups")
     for source, expected in zip((train, val), names, strict=True):
         record = json.loads(json.dumps(source.to_json(videos.parent)))
         moved = videos.parent.rename(videos.parent.with_name(f"moved-{source.part.role}"))  # type: ignore[union-attr]
         again = DataSource.from_json(record, moved)
         assert {image.file_name for image in again.load().images} == expected
         moved.rename(videos.parent)
+
+
+def test_folds_have_every_group_once_and_differ_by_less_than_the_largest_group() -> None:
+    groups = [f"flight{n}" for n in range(23) for _ in range(n % 5 + 1)]
+    shuffled = random.Random(1).sample(groups, len(groups))
+    for folds in (2, 3, 7, 23):
+        for seed in (0, 1):
+            divided = divide(groups, folds, seed)
+            assert divided == divide(shuffled, folds, seed) and len(divided) == folds
+            assert sorted(name for fold in divided for name in fold) == sorted({*groups})
+            sizes = [sum(group in fold for group in groups) for fold in divided]
+            assert min(sizes) > 0 and max(sizes) - min(sizes) <= 5
+    assert divide(groups, 3, 0) != divide(groups, 3, 1)
+    with pytest.raises(ValueError, match="23 groups of images cannot be divided into 24 folds"):
+        divide(groups, 24, 0)
+
+
+def test_a_field_of_the_images_comes_before_a_regular_expression() -> None:
+    images = [{"file_name": f"{site}/{day}_{n}.jpg", "day": day} for site in "ab" for day in (7, 8) for n in range(2)]
+    assert groups_by(images, "day") == ["7", "7", "8", "8"] * 2
+    assert groups_by(images, r"^\w") == ["a"] * 4 + ["b"] * 4
+    assert groups_by(images, r"^(\w)/(\d)") == ["a_7", "a_7", "a_8", "a_8", "b_7", "b_7", "b_8", "b_8"]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("day", "2 images without this field, such as a.jpg"),
+        ("date", "no field of the images, which are file_name.*not match the file name a.jpg"),
+        ("(", "no regular expression"),
+    ],
+)
+def test_an_image_without_a_group_is_named(key: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        groups_by([{"file_name": "a.jpg"}, {"file_name": "b.jpg", "day": None}, {"file_name": "c.jpg", "day": 1}], key)
+
+
+def test_the_folds_of_a_dataset_hold_out_each_image_once_and_are_found_again(videos: Path) -> None:
+    whole = find_source(videos)
+    seen: list[str] = []
+    for k in (1, 2, 3):
+        train, val = whole.hold_out(fold=(k, 3), group_by=r"^video(\d)")
+        again = DataSource.from_json(json.loads(json.dumps(val.to_json(videos, val.load()))), videos).load()
+        names = [image.file_name for image in again.images]
+        assert {name[:6] for name in names}.isdisjoint(image.file_name[:6] for image in train.load().images)
+        assert f"fold {k} of 3: {len({*(n[:6] for n in names)})} of 10 groups by" in describe_hold_out(
+            val, train.load(), val.load()
+        )
+        seen += names
+    assert sorted(seen) == sorted(image.file_name for image in whole.load().images)

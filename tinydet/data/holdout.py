@@ -1,7 +1,8 @@
 """Hold out a part of a dataset for validation, by groups of images that belong together.
 
 Neighboring frames of a video, or photos of one flight, are nearly equal; with some in training, the score of the others
-says little. File names show such groups: by their folder, and by what precedes the number of the frame.
+says little. File names show such groups: by their folder, and by what precedes the number of the frame. Where they do
+not, the user says what the groups are (`groups_by`). Cross-validation divides the groups into folds (`divide`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
+
+from tinydet._internal.arguments import quoted
+from tinydet._internal.console import plural
 
 _ROBOFLOW = re.compile(r"[_.-](?:jpe?g|png|bmp|tiff?|webp)\.rf\.[0-9a-f]+$", re.IGNORECASE)  # copies of one image
 _LABEL_STUDIO = re.compile(r"^[0-9a-f]{8}-(?![0-9a-f]{4}-)")  # of each upload; not the start of a UUID
@@ -100,6 +105,42 @@ def group_images(file_names: Sequence[str]) -> tuple[list[str], bool]:
     return sources, False
 
 
+def groups_by(images: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """Return the group of each image as the user defines it.
+
+    Args:
+        images: entries of a COCO file.
+        key: a field of the entries, such as date_captured; if none of them has it, a regular expression on the file
+            name. Its groups in parentheses make the group of the image, or all that it matches if it has none.
+
+    Raises:
+        ValueError: an image has no group.
+
+    >>> groups_by([{"file_name": "day1_007.jpg"}, {"file_name": "day2_007.jpg"}], "day[0-9]+")
+    ['day1', 'day2']
+    """
+    if any(key in image for image in images):
+        if lacking := [image for image in images if image.get(key) in (None, "")]:
+            name = lacking[0]["file_name"]
+            raise ValueError(f"--group-by {key}: {plural(len(lacking), 'image')} without this field, such as {name}")
+        return [str(image[key]) for image in images]
+    try:
+        pattern = re.compile(key)
+    except re.error as error:
+        raise ValueError(
+            f"--group-by {quoted(key)} is no field of the images, and no regular expression: {error}"
+        ) from error
+    matches = [pattern.search(image["file_name"]) for image in images]
+    if None in matches:
+        name = images[matches.index(None)]["file_name"]
+        fields = ", ".join(images[0].keys())
+        raise ValueError(
+            f"--group-by {quoted(key)} is no field of the images, which are {fields}; as a regular expression it does "
+            f"not match the file name {name}"
+        )
+    return ["_".join(filter(None, match.groups())) if match.groups() else match[0] for match in matches if match]
+
+
 def _without_tiles(file_names: Sequence[str]) -> list[str]:
     """Return the names of the images that tiles, such as `a_0_512.png`, were cut from."""
     known = set(file_names)
@@ -141,3 +182,31 @@ def hold_out(groups: Sequence[str], fraction: float, seed: int) -> frozenset[str
     if not chosen or (len(rest) > 1 and abs(held + counts[nearest] - target) < abs(held - target)):
         chosen.append(nearest)
     return frozenset(chosen)
+
+
+def divide(groups: Sequence[str], folds: int, seed: int) -> tuple[frozenset[str], ...]:
+    """Divide groups into folds of about the same number of images; no group is in two folds.
+
+    The order of the images does not matter, and neither does where they are.
+
+    Args:
+        groups: of each image.
+
+    Raises:
+        ValueError: there are fewer groups than folds.
+
+    >>> [sorted(fold) for fold in divide(["a"] * 3 + ["b"] * 2 + ["c"] * 2, 2, seed=0)]
+    [['a'], ['b', 'c']]
+    """
+    counts = Counter(groups)
+    if len(counts) < folds:
+        raise ValueError(
+            f"{plural(len(counts), 'group')} of images cannot be divided into {folds} folds; choose fewer folds, or "
+            "smaller groups with --group-by"
+        )
+    # The largest first, each to the smallest fold: the folds differ little.
+    order = sorted(counts, key=lambda group: (-counts[group], hashlib.sha256(f"{seed}:{group}".encode()).digest()))
+    divided: list[list[str]] = [[] for _ in range(folds)]
+    for group in order:
+        min(divided, key=lambda fold: sum(counts[each] for each in fold)).append(group)
+    return tuple(frozenset(fold) for fold in divided)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tinydet.data.coco import Dataset, build_dataset
 from tinydet.data.coco_file import Document, build_document
-from tinydet.data.holdout import group_images, hold_out
+from tinydet.data.holdout import divide, group_images, groups_by, hold_out
 from tinydet.data.layouts.coco_files import image_folder
 from tinydet.data.layouts.layout import NOTHING_STATED, Layout, Reading, ReadOptions, Split, split_name
 from tinydet.data.layouts.recognize import recognize
@@ -24,21 +24,45 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a dataset: what `--val FRACTION` holds out of it, or the rest.
+    """A part of a dataset: the images that are held out for validation, or the others.
 
     Attributes:
         role: "val" for the images that are held out, "train" for the others.
-        fraction: share of the images to hold out.
+        fraction: share of the images to hold out; None: a fold.
         seed: of the choice. The same seed finds the same images again.
+        fold: number of the fold to hold out, from 1, and the number of folds; None: a share.
+        group_by: what says which images belong together, see `tinydet.data.holdout.groups_by`; None: the file names.
     """
 
     role: str
-    fraction: float
+    fraction: float | None = None
     seed: int = 0
+    fold: tuple[int, int] | None = None
+    group_by: str | None = None
 
     def __post_init__(self) -> None:
-        if self.role not in ("train", "val") or not 0 < self.fraction < 1:
-            raise ValueError(f"a part is train or val, with a fraction between 0 and 1; got {self}")
+        if self.fold is not None:
+            object.__setattr__(self, "fold", tuple(self.fold))  # a list, from JSON
+        share = self.fraction is not None and 0 < self.fraction < 1
+        number, count = self.fold or (0, 0)
+        if self.role not in ("train", "val") or share is (self.fold is not None) or (not share and number < 1):
+            raise ValueError(f"a part is train or val, with a fraction between 0 and 1 or a fold; got {self}")
+        if number > count:
+            raise ValueError(f"fold {number} of {count} does not exist")
+
+    def held(self, groups: Sequence[str]) -> frozenset[str]:
+        """Return the groups to hold out, of those of all images."""
+        if self.fold is not None:
+            return divide(groups, self.fold[1], self.seed)[self.fold[0] - 1]
+        assert self.fraction is not None
+        return hold_out(groups, self.fraction, self.seed)
+
+    def __str__(self) -> str:
+        if self.fold is not None:
+            held = f"fold {self.fold[0]} of {self.fold[1]} of its images"
+        else:
+            held = f"the {100 * (self.fraction or 0):.3g} % of its images that are held out"
+        return held if self.role == "val" else f"all but {held}"
 
 
 @dataclass(frozen=True)
@@ -186,10 +210,7 @@ class DataSource:
         if self.path is None:
             return f"built-in dataset, split {self.split or 'train'}"
         split = f", split {self.chosen.name}" if self.chosen.name else ""
-        part = ""
-        if self.part is not None:
-            held = f"the {100 * self.part.fraction:.3g} % of its images that are held out"
-            part = f", {held}" if self.part.role == "val" else f", all but {held}"
+        part = "" if self.part is None else f", {self.part}"
         return f"{self.layout.name}{split}{part}: {self.annotations}"
 
     def with_split(self, split: str | None) -> DataSource:
@@ -199,9 +220,29 @@ class DataSource:
             source.__dict__["layout"] = self.layout
         return source
 
-    def hold_out(self, fraction: float, seed: int = 0) -> tuple[DataSource, DataSource]:
-        """Return the training and the validation part of this source; see `tinydet.data.holdout`."""
-        return replace(self, part=Part("train", fraction, seed)), replace(self, part=Part("val", fraction, seed))
+    def hold_out(
+        self,
+        fraction: float | None = None,
+        seed: int = 0,
+        *,
+        fold: tuple[int, int] | None = None,
+        group_by: str | None = None,
+    ) -> tuple[DataSource, DataSource]:
+        """Return the training and the validation part of this source; see `Part`."""
+        train, val = (
+            replace(self, part=Part(role, fraction, seed, fold=fold, group_by=group_by)) for role in ("train", "val")
+        )
+        return train, val
+
+    def held_groups(self) -> tuple[tuple[str, ...], int]:
+        """Return the names of the groups that the part of this source holds out, and the number of all groups.
+
+        Raises:
+            ValueError: an image has no group, or there are too few of them.
+        """
+        assert self.part is not None
+        groups = self._groups(self._reading(part=False).document)
+        return tuple(sorted(self.part.held(list(groups.values())))), len({*groups.values()})
 
     def to_json(self, folder: Path, dataset: Dataset | None = None) -> dict[str, Any]:
         """Return a record of plain values.
@@ -253,16 +294,26 @@ class DataSource:
     def _part_of(self, document: dict[str, Any]) -> dict[str, Any]:
         """Return a document with the images of the part only."""
         assert self.part is not None
-        records = build_dataset(document, self.annotations).images  # checks the document first
-        groups, _ = group_images([record.file_name for record in records])
-        held = hold_out(groups, self.part.fraction, self.part.seed)
-        wanted = self.part.role == "val"
-        ids = {record.id for record, group in zip(records, groups, strict=True) if (group in held) is wanted}
+        groups = self._groups(document)
+        held, wanted = self.part.held(list(groups.values())), self.part.role == "val"
+        ids = {image for image, group in groups.items() if (group in held) is wanted}
         kept = {key: [entry for entry in document[key] if entry[name] in ids] for key, name in _BY_IMAGE.items()}
         return {**document, **kept}
 
+    def _groups(self, document: dict[str, Any]) -> dict[int, str]:
+        """Return the group of each image by its id."""
+        records = build_dataset(document, self.annotations).images  # checks the document first
+        if self.part is not None and self.part.group_by is not None:
+            entries = {entry["id"]: entry for entry in document["images"]}
+            named = [{**entries[record.id], "file_name": record.file_name} for record in records]
+            groups = groups_by(named, self.part.group_by)
+        else:
+            groups, _ = group_images([record.file_name for record in records])
+        return {record.id: group for record, group in zip(records, groups, strict=True)}
+
 
 _FEW = 200_000  # annotations that are kept in memory
+_SHOWN = 6  # groups that a message names
 _BY_IMAGE = {"images": "id", "annotations": "image_id"}
 
 
@@ -337,15 +388,26 @@ def announce(source: DataSource) -> DataSource:
     return source
 
 
-def describe_hold_out(train: Dataset, val: Dataset) -> str:
-    """Return one line about the images that `--val FRACTION` held out: how many, of how many groups."""
+def describe_hold_out(source: DataSource, train: Dataset, val: Dataset) -> str:
+    """Return one line about the images that were held out: how many, of which groups.
+
+    Args:
+        source: the one of `val`, which has a part.
+    """
+    assert source.part is not None
     names = [[image.file_name for image in dataset.images] for dataset in (train, val)]
-    groups, shown = group_images([*names[0], *names[1]])
-    count, held = len({*groups}), len({*groups[len(names[0]) :]})
-    images = f"{len(names[1])} of {len(groups)} images held out"
-    if not shown:
+    images = f"{len(names[1])} of {len(names[0]) + len(names[1])} images held out"
+    if source.part.fold is not None:
+        images += f", fold {source.part.fold[0]} of {source.part.fold[1]}"
+    if source.part.group_by is not None:
+        held, count = source.held_groups()
+        shown = ", ".join(held[:_SHOWN]) + (f" and {len(held) - _SHOWN} more" if len(held) > _SHOWN else "")
+        return f"{images}: {len(held)} of {count} groups by {source.part.group_by} ({shown})"
+    groups, shown_by_names = group_images([*names[0], *names[1]])
+    if not shown_by_names:
         return f"{images}, chosen one by one, because file names show no groups"
-    return f"{images}: {held} of {count} groups by file name (videos, flights, folders)"
+    count, held_count = len({*groups}), len({*groups[len(names[0]) :]})
+    return f"{images}: {held_count} of {count} groups by file name (videos, flights, folders)"
 
 
 def _names_of(document: Mapping[str, Any]) -> set[str]:

@@ -42,6 +42,7 @@ from tinydet.salpha.factors import ALPHA_RANGE
 if TYPE_CHECKING:
     from tinydet.data.source import DataSource
 
+MOST_FOLDS = 1000
 DENSE = 200  # annotations; the authors' code leaves images with more out of training
 LARGEST_ALPHA = 1000  # far beyond any use
 AUGMENTATIONS = ("scale", "vflip", "rotate", "photometric", "gamma", "polarity", "sharpness", "noise")
@@ -103,6 +104,17 @@ def _val(text: str) -> Path | float:
     return value
 
 
+def _fold(text: str) -> tuple[int, int]:
+    number, separator, count = text.partition("/" if "/" in text else ",")
+    if separator and number.strip().isdecimal() and count.strip().isdecimal():
+        fold = int(number), int(count)
+        if 2 <= fold[1] <= MOST_FOLDS and 1 <= fold[0] <= fold[1]:
+            return fold
+    raise argparse.ArgumentTypeError(
+        f"expected K/N, fold K of N folds, with 2 <= N <= {MOST_FOLDS} and 1 <= K <= N, such as 1/5; got {quoted(text)}"
+    )
+
+
 def _augmentations(text: str) -> tuple[str, ...]:
     return names_from((*AUGMENTATIONS, *BUNDLES))(text) if text not in ("", "none") else ()
 
@@ -146,10 +158,28 @@ class TrainConfig:
     )
     val_seed: int = option(
         0,
-        "seed of the choice that --val SHARE makes (default: %(default)s)",
+        "seed of the choice that --val SHARE or --fold makes (default: %(default)s)",
         group="data",
         metavar="N",
         parse=seed,
+        recorded=False,
+    )
+    fold: tuple[int, int] | None = option(
+        None,
+        "hold out fold K of N for validation, instead of --val; the N runs of a cross-validation hold out each image "
+        "once, and images of one group never apart (tinydet crossval makes all runs)",
+        group="data",
+        metavar="K/N",
+        parse=_fold,
+        recorded=False,
+    )
+    group_by: str | None = option(
+        None,
+        "with --val SHARE or --fold, which images belong together and are held out together: a field of the COCO "
+        "images, such as date_captured, or a regular expression on the file name, such as '^[^_]+' (default: videos, "
+        "flights and folders by file name)",
+        group="data",
+        metavar="FIELD|REGEX",
         recorded=False,
     )
     annotations: Path | None = option(
@@ -495,8 +525,11 @@ class TrainConfig:
         if self.data is None and self.annotations is None:
             return builtin_source("train"), builtin_source("val")
         train = find_source(self.data, self.annotations, self.images, prefer=("train",), needs_images=True)
-        if isinstance(self.val, float):
-            return train.hold_out(self.val, self.val_seed)
+        if self.fold is not None or isinstance(self.val, float):
+            share = self.val if isinstance(self.val, float) else None
+            parts = train.hold_out(share, self.val_seed, fold=self.fold, group_by=self.group_by)
+            parts[1].held_groups()  # refuses groups that cannot be divided
+            return parts
         if self.val is None and self.val_annotations is None:
             return train, validation_of(train)
         prefer = ("val", "test")
@@ -515,8 +548,13 @@ class TrainConfig:
         """Refuse combinations that mean nothing."""
         if self.recipe == "tinyperson" and built_in:
             raise ValueError("--recipe tinyperson is for TinyPerson: name its files with --annotations and --images")
-        if built_in and (self.val or self.val_annotations):
-            raise ValueError("--val needs training data of yours too: name it with --data or --annotations")
+        if built_in and (self.val or self.val_annotations or self.fold):
+            flag = "--fold" if self.fold else "--val"
+            raise ValueError(f"{flag} needs training data of yours too: name it with --data or --annotations")
+        if self.fold and (self.val is not None or self.val_annotations):
+            raise ValueError("--fold holds images of --data out, --val gives other images; choose one")
+        if self.group_by and not (self.fold or isinstance(self.val, float)):
+            raise ValueError("--group-by groups the images to hold out; add --val SHARE or --fold K/N")
         if self.images is not None and built_in:
             raise ValueError("--images is the image folder of --annotations; name both")
         if self.val_images is not None and self.val_annotations is None and not isinstance(self.val, Path):

@@ -108,7 +108,8 @@ def source_lines(config: TrainConfig, train: Dataset, val: Dataset | None) -> It
     train_source, val_source = config.sources()
     yield _row("data", train_source.describe())
     if val_source is not None and val is not None and not val_source.is_builtin:
-        yield _row("", describe_hold_out(train, val) if val_source.part is not None else val_source.describe())
+        held_out = val_source.part is not None
+        yield _row("", describe_hold_out(val_source, train, val) if held_out else val_source.describe())
 
 
 def cost_lines(trainer: Trainer) -> Iterator[str]:
