@@ -45,6 +45,7 @@ BASES = {  # a command that works, or nearly; its options are repeated or added
     "data scale-match": [f"{DATA_SET} --target in/annotations.json"],
     "salpha": ["in/annotations.json"],
     "train": [f"{TRAIN.removeprefix('train ')} --annotations in/annotations.json --images in/images"],
+    "crossval": ["--data in --folds 2 --output out/crossval --dry-run"],
     "sweep": ["--data in --val in --output out/sweep --dry-run"],
     "evaluate": [
         "--gt in/annotations.json --detections in/results.json",
@@ -63,7 +64,7 @@ BASES = {  # a command that works, or nearly; its options are repeated or added
     "seamtest": [f"--image in/scene.png {INFER}"],
     "synthetic": ["out/set --images 1 --size 64x64"],
 }
-SLOW = ("export engine", "export freeze", "export onnx", "export verify", "gradients", "sweep", "train")
+SLOW = ("crossval", "export engine", "export freeze", "export onnx", "export verify", "gradients", "sweep", "train")
 
 
 def arguments(random: Random, corpus: Corpus) -> Parts:

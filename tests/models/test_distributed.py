@@ -44,6 +44,28 @@ def test_a_single_process_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum_over_processes(values) is values
 
 
+SHARING = """
+import torch
+from tinydet.models.distributed import join_processes, leave_processes
+
+processes, _ = join_processes(torch.device("cpu"))
+norm = torch.nn.BatchNorm1d(2)
+norm.running_mean.fill_(processes.rank + 3)
+norm.num_batches_tracked.fill_(processes.rank + 5)
+processes.share_buffers(norm)
+assert norm.running_mean.tolist() == [3, 3] and norm.num_batches_tracked == 5
+leave_processes()
+"""
+
+
+@pytest.mark.slow
+def test_shared_buffers_are_those_of_the_first_process(tmp_path: Path) -> None:
+    (tmp_path / "sharing.py").write_text(SHARING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(tmp_path / "sharing.py")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--lr", "0.002", "--clip-norm", "0"], ["--ema", "0.9", "--clip-norm", "1"]])
 def test_two_processes_give_the_weights_losses_and_scores_of_one(

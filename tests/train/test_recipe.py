@@ -79,7 +79,7 @@ def test_the_recipe_is_the_published_one(tinyperson: Path) -> None:
     assert (config.epochs, config.batch, config.lr, config.clip_norm, config.freeze) == (12, 2, 0.005, 0.0, 2)
     assert (config.empty_tiles, config.dense, config.group_shapes) == (False, 200, True)
     tiles = training_tiles(config, load_data(config)[0])
-    assert {(tile.width, tile.height) for _, tile in tiles.tiles} == {(640, 512)}  # the benchmark's sub-images
+    assert {(tile.width, tile.height) for tile in tiles.tiles} == {(640, 512)}  # the benchmark's sub-images
     assert config.flip and config.decay == "steps" and config.ema == 0
     two_stage = complete([*flags_of(tinyperson), "--detector", "faster_rcnn"])
     assert two_stage.lr == 0.01
@@ -123,7 +123,7 @@ def test_tiles_without_an_object_are_those_whose_sample_has_none_and_the_others_
     assert without_empty(tiles) == full and 0 < len(full) < 8
     design = DESIGNS["retinanet"]
     counted = statistics_of_tiles(tiles, anchor_counting(design))
-    sizes = np.array([(tile.width, tile.height) for _, tile in tiles.tiles])
+    sizes = np.array([(tile.width, tile.height) for tile in tiles.tiles])
     owner = np.repeat(np.arange(len(samples)), [len(sample.boxes) for sample in samples])
     boxes = np.concatenate([sample.boxes for sample in samples]).astype(np.float64)
     assert counted.counts == tuple(count_levels(boxes, sizes, design, image_index=owner))

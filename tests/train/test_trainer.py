@@ -21,6 +21,9 @@ from tinydet.geometry.tiles import TileGrid
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, load_checkpoint
 from tinydet.models.losses import total
+from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import plan_scan
+from tinydet.spec import ModelSpec
 from tinydet.train import trainer as trainer_module
 from tinydet.train.report import run_record
 from tinydet.train.schedule import Schedule, parameter_groups
@@ -124,7 +127,7 @@ FASTER_RCNN = DetectorConfig("tiny", channels=8, norm="batch", detector="faster_
         pytest.param(2, {}, marks=pytest.mark.slow),
         (8, {}),
         pytest.param(14, {}, marks=pytest.mark.slow),
-        (14, {"ema": 0.9, "decay": "cosine", "grouped": True}),
+        (14, {"config": replace(CONFIG, norm="batch"), "ema": 0.9, "decay": "cosine", "grouped": True}),
         (5, {"config": FASTER_RCNN}),
     ],
 )
@@ -303,6 +306,30 @@ def test_what_is_kept_with_ema_is_the_moving_average_of_the_weights(squares: Pat
     torch.testing.assert_close(load_checkpoint(tmp_path / "model.pth").weights[key], wanted)
 
 
+def test_with_ema_the_statistics_of_batch_normalization_are_averaged_like_the_weights(
+    squares: Path, tmp_path: Path
+) -> None:
+    run = trainer(squares, tmp_path / "model.pth", config=replace(CONFIG, norm="batch"), epochs=1, ema=0.75)
+    keys = [key for key in run.detector.state_dict() if key.endswith(("running_mean", "running_var"))]
+    seen, step = [], run.step
+
+    def watched(samples, rate):
+        losses = step(samples, rate)
+        seen.append({key: run.detector.state_dict()[key].clone() for key in keys})
+        return losses
+
+    run.step = watched
+    run.fit()
+    saved = load_checkpoint(tmp_path / "model.pth").weights
+    assert len(keys) > 2 and len(seen) == 3
+    for key in keys:
+        wanted = seen[0][key]
+        for statistics in seen[1:]:
+            wanted = 0.75 * wanted + 0.25 * statistics[key]
+        torch.testing.assert_close(saved[key], wanted)
+        assert not torch.allclose(wanted, seen[-1][key])
+
+
 @pytest.mark.parametrize(("fusion", "points"), [("fixed", 1), ("three", 4)])  # three steps and the end of the epoch
 def test_tensorboard_shows_learned_factors_at_every_step(
     squares: Path, tmp_path: Path, fusion: str, points: int
@@ -434,6 +461,35 @@ def test_tiles_are_those_of_inference_and_ignored_objects_are_regions(squares: P
     assert len(tiles) == 6 + len(TileGrid(160, 96, 96, 32).tiles)
     last = tiles.sample(len(tiles) - 1, seed=0, epoch=0)
     assert len(last.boxes) == 0 and len(last.regions) == 4
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5, 2.0])
+def test_tiles_of_another_scale_are_as_many_as_at_inference_and_boxes_lie_on_them(squares: Path, scale: float) -> None:
+    dataset = load_dataset(*find_dataset(squares))
+    one, scaled, both = (TrainingTiles(dataset, 96, 32, scales=s) for s in ((1.0,), (scale,), (1.0, scale)))
+    assert both.tiles == [*one.tiles, *scaled.tiles]
+    spec = ModelSpec(("square",), (3,), "retinanet", "tiny", tile=96)
+    plans = [plan_scan(image, spec, ScanOptions(overlap=32, scale=scale)) for image in dataset.images]
+    assert len(scaled) == sum(plan.passes[0].grid.columns * plan.passes[0].grid.rows for plan in plans)
+    seen = 0
+    for index, tile in enumerate(scaled.tiles):
+        sample = scaled.sample(index, seed=0, epoch=0)
+        assert sample.pixels.shape[:2] == (tile.height, tile.width) and max(tile.width, tile.height) <= 96
+        for x0, y0, x1, y1 in sample.boxes:
+            inner = sample.pixels[int(np.ceil(y0)) + 1 : int(y1) - 1, int(np.ceil(x0)) + 1 : int(x1) - 1]
+            assert (inner > 150).all()
+            seen += inner.size > 0
+    assert seen > 5
+
+
+def test_an_object_that_a_smaller_scale_leaves_no_pixels_is_ignored(squares: Path) -> None:
+    dataset = load_dataset(*find_dataset(squares))
+    side = float(np.median(np.sqrt((dataset.boxes[:, 2:] - dataset.boxes[:, :2]).prod(axis=1))))
+    tiles = TrainingTiles(dataset, 96, 32, scales=(1.9 / side,))
+    samples = [tiles.sample(index, seed=0, epoch=0) for index in range(len(tiles))]
+    kept = sum(len(sample.boxes) for sample in samples)
+    assert kept + sum(len(sample.regions) for sample in samples) > 0 and kept < len(dataset.boxes)
+    assert all((sample.boxes[:, 2:] - sample.boxes[:, :2] >= 2).all() for sample in samples)
 
 
 def test_flipping_twice_changes_nothing(squares: Path) -> None:

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tinydet.data.coco import Dataset, read_pixels
+from tinydet.data.resample import resample
 from tinydet.geometry.boxes import area
 from tinydet.geometry.tiles import MOST_TILES, Tile, TileGrid, check_tile_count
 
 # A tile contains an object if sqrt(visible area / area) is at least this. Boxes below it are truncated. The value is
 # that of the TinyPerson benchmark.
 MIN_VISIBILITY = 0.7
+LEAST_SIDE = 2.0  # pixels; an object that resizing makes smaller is ignored
 
 Truncated = Literal["ignore", "drop"]  # what to do with the truncated boxes of a tile
 Cut = Callable[[int, int], Sequence[Tile]]  # from the width and height of an image to its tiles
@@ -34,6 +36,24 @@ class Sample:
     boxes: npt.NDArray[np.float32]  # (M, 4)
     labels: npt.NDArray[np.int64]  # (M,) index of the class
     regions: npt.NDArray[np.float32]  # (R, 4) ignore regions
+
+
+class TrainingTile(NamedTuple):
+    """Where a training tile is cut: a window of an image, in its pixels, which is then resized by `scale`."""
+
+    image: int
+    window: Tile
+    scale: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """Width in pixels after resizing."""
+        return round(self.window.width * self.scale)
+
+    @property
+    def height(self) -> int:
+        """Height in pixels after resizing."""
+        return round(self.window.height * self.scale)
 
 
 class TrainingTiles:
@@ -51,6 +71,8 @@ class TrainingTiles:
         truncated: "ignore" turns truncated objects into ignore regions and keeps the visible part of every ignore
             region; "drop" removes truncated objects and regions, and counts parts outside the image as hidden. The
             benchmark drops.
+        scales: the images are cut at each of these scales, and all of the tiles are in every epoch. At 2, windows of
+            half a tile are enlarged to a whole tile. Objects that become smaller than `LEAST_SIDE` are ignored.
         transform: applied to each sample before the flip, for example `tinydet.data.scale_match.ScaleMatch`. Its
             generator is seeded with (seed, epoch, index).
         max_tiles: a dataset of more tiles is refused; `remedy` says how to raise the limit.
@@ -66,6 +88,7 @@ class TrainingTiles:
         cache_bytes: int = 2 << 30,
         cut: Cut | None = None,
         truncated: Truncated = "ignore",
+        scales: Sequence[float] = (1.0,),
         transform: Callable[[Sample, np.random.Generator], Sample] | None = None,
         max_tiles: int = MOST_TILES,
         remedy: str = "",
@@ -76,14 +99,18 @@ class TrainingTiles:
         self.flip = flip
         self.truncated = truncated
         self.transform = transform
-        if cut is None:
-            grids = [TileGrid(image.width, image.height, tile, overlap) for image in dataset.images]
-            check_tile_count(sum(map(len, grids)), max_tiles, what=str(dataset.source), remedy=remedy)
-        self.tiles: list[tuple[int, Tile]] = [
-            (index, window)
-            for index, image in enumerate(dataset.images)
-            for window in (grids[index].tiles if cut is None else cut(image.width, image.height))
-        ]
+        self.tiles: list[TrainingTile] = []
+        for scale in scales:
+            side, shared = max(round(tile / scale), 1), round(overlap / scale)
+            if cut is None:
+                grids = [TileGrid(image.width, image.height, side, shared) for image in dataset.images]
+                count = len(self.tiles) + sum(map(len, grids))
+                check_tile_count(count, max_tiles, what=str(dataset.source), remedy=remedy)
+            self.tiles += [
+                TrainingTile(index, window, scale)
+                for index, image in enumerate(dataset.images)
+                for window in (grids[index].tiles if cut is None else cut(image.width, image.height))
+            ]
         self._cache: OrderedDict[int, npt.NDArray[np.uint8]] = OrderedDict()
         self._cache_bytes, self._cached = cache_bytes, 0
 
@@ -96,8 +123,9 @@ class TrainingTiles:
         Raises:
             ValueError: the image cannot be read; the message names it.
         """
-        image, tile = self.tiles[index]
-        pixels = self._pixels(image)[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
+        image, window, _ = tile = self.tiles[index]
+        pixels = self._pixels(image)[window.y : window.y + window.height, window.x : window.x + window.width]
+        pixels = resample(pixels, tile.width, tile.height)
         boxes, objects, regions = self.boxes_in(index)
         sample = Sample(
             pixels,
@@ -118,11 +146,16 @@ class TrainingTiles:
             Boxes (M, 4) xyxy in pixels of the tile, which of them are objects of the tile (M,), and which are its
             ignore regions (M,).
         """
-        image, tile = self.tiles[index]
+        image, window, scale = tile = self.tiles[index]
         annotations = self.dataset.of_image(image)
         areas = annotations.areas if self.truncated == "drop" else None
-        boxes, visibility = clip_to_tile(annotations.boxes, tile, areas)
-        return boxes, *objects_and_regions(annotations.ignore, visibility, self.truncated)
+        boxes, visibility = clip_to_tile(annotations.boxes, window, areas)
+        objects, regions = objects_and_regions(annotations.ignore, visibility, self.truncated)
+        if scale == 1:
+            return boxes, objects, regions
+        boxes = boxes * np.tile((tile.width / window.width, tile.height / window.height), 2)
+        small = objects & ((boxes[:, 2:] - boxes[:, :2]) < LEAST_SIDE).any(axis=1)
+        return boxes, objects & ~small, regions | small
 
     def _pixels(self, image: int) -> npt.NDArray[np.uint8]:
         if image in self._cache:

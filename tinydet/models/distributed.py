@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 TIMEOUT = timedelta(minutes=30)  # longer than the work of any process between two collective operations
 Item = TypeVar("Item")
@@ -51,6 +51,11 @@ class Processes:
         values = [value]
         dist.broadcast_object_list(values)
         return values[0]
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Overwrite the buffers of a module, such as running statistics, by those of the first process."""
+        for buffer in module.buffers() if self.count > 1 else ():
+            dist.broadcast(buffer, 0)
 
 
 def join_processes(device: torch.device) -> tuple[Processes, torch.device]:

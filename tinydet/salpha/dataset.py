@@ -76,7 +76,7 @@ def statistics_of_tiles(
         clipped, objects, _ = tiles.boxes_in(number)
         boxes.append(clipped[objects])
         index.append(np.full(int(objects.sum()), number))
-    sizes = np.array([(tile.width, tile.height) for _, tile in tiles.tiles], np.int64)
+    sizes = np.array([(tile.width, tile.height) for tile in tiles.tiles], np.int64)
     inputs = Inputs(np.concatenate(boxes), sizes, np.concatenate(index))
     return _statistics(inputs, counting, alpha_range, start)
 

@@ -22,6 +22,7 @@ from tinydet._internal.arguments import (
     positive_float,
     positive_int,
     quoted,
+    scale,
     seed,
     share,
     side,
@@ -102,6 +103,10 @@ def _val(text: str) -> Path | float:
             f"expected a dataset (./NAME if its name is a number), or a share between 0 and 1; got {quoted(text)}"
         )
     return value
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    return tuple(dict.fromkeys(scale(part) for part in text.split(",")))
 
 
 def _fold(text: str) -> tuple[int, int]:
@@ -215,6 +220,15 @@ class TrainConfig:
         group="data",
         metavar="PX",
         parse=overlap,
+    )
+    scales: tuple[float, ...] = option(
+        (1.0,),
+        "cut tiles at each of these scales of the images, such as 1,2, all of them in every epoch; 2 enlarges windows "
+        "of half a tile, for objects of few pixels that infer --scale 2 shall find; validation uses the first one "
+        "(default: 1)",
+        group="data",
+        metavar="S,S",
+        parse=_scales,
     )
     flip: bool = option(True, "do not flip tiles horizontally at random", group="data")
     empty_tiles: bool = option(True, "do not train on tiles without objects, like the authors' code", group="data")
@@ -383,7 +397,8 @@ class TrainConfig:
     )
     ema: float = option(
         0.0,
-        "validate and keep a moving average of the weights with decay D, such as 0.999 (default: off)",
+        "validate and keep a moving average of the weights of all steps, which follows the last 1/(1 - D) of them, "
+        "such as 0.999 (default: off)",
         group="schedule",
         metavar="D",
         parse=fraction,
@@ -563,6 +578,8 @@ class TrainConfig:
             raise ValueError("--salpha computes alpha from the boxes, --alpha gives it; choose one")
         if self.salpha and self.alpha == "attention":
             raise ValueError("attention computes alpha from the features and starts at 1; leave --salpha out")
+        if self.recipe == "tinyperson" and self.scales != (1.0,):
+            raise ValueError("--recipe tinyperson has the benchmark's sub-images at scale 1; leave --scales out")
         if self.recipe == "tinyperson" and self.preset not in (None, "paper"):
             raise ValueError(f"--recipe tinyperson uses the preset paper; leave --preset {self.preset} out")
         self.check_tile()

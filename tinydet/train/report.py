@@ -115,7 +115,7 @@ def source_lines(config: TrainConfig, train: Dataset, val: Dataset | None) -> It
 def cost_lines(trainer: Trainer) -> Iterator[str]:
     """Yield the costs of the plan: anchors, multiply-adds and memory."""
     design, batch = trainer.detector.design, trainer.schedule.batch
-    tiles = [tile for _, tile in trainer.tiles.tiles]
+    tiles = trainer.tiles.tiles
     height, width = (-(-max(getattr(tile, side) for tile in tiles) // 32) * 32 for side in ("height", "width"))
     shapes_by_level = design.shapes if isinstance(design, AnchorDesign) else ()
     for n, (level, stride, shapes) in enumerate(zip(design.levels, design.strides, shapes_by_level, strict=False)):
@@ -207,7 +207,7 @@ def seconds_per_step(trainer: Trainer) -> float:
     return min(seconds[1:])
 
 
-def seconds_per_validation(trainer: Trainer, val: Dataset) -> float:
+def seconds_per_validation(trainer: Trainer, val: Dataset, scale: float = 1.0) -> float:
     """Estimate the duration of a validation from that of one tile, without reading images."""
     spec = trainer.checkpoint_spec()
     backend = TorchBackend(copy.deepcopy(trainer.detector), spec, device=str(trainer.device))
@@ -218,7 +218,8 @@ def seconds_per_validation(trainer: Trainer, val: Dataset) -> float:
     seconds = time.perf_counter() - begun
     images = {(image.width, image.height): image for image in val.images}
     counts = Counter((image.width, image.height) for image in val.images)
-    tiles = sum(plan_scan(image, spec, ScanOptions()).tiles * counts[size] for size, image in images.items())
+    options = ScanOptions(scale=scale)
+    tiles = sum(plan_scan(image, spec, options).tiles * counts[size] for size, image in images.items())
     return seconds * tiles / trainer.processes.count
 
 

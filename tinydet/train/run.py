@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,7 +164,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
             classes=train.classes,
             category_ids=train.category_ids,
             tile=tiles_of(config)[0],
-            object_sizes=object_sizes(train),
+            object_sizes=object_sizes(train, config.scales),
             alpha_source=alpha_source,
             statistics=statistics.to_json() if statistics else None,
             config={**config.record(), **record_sources(config, train, val)},
@@ -178,7 +179,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     )
     validation: Validation | None = None
     if val is not None:
-        score = validation = Validation(val, device=device, processes=processes)
+        score = validation = Validation(val, device=device, processes=processes, scale=config.scales[0])
         trainer.validate = lambda detector: score(detector, trainer.checkpoint_spec())
         trainer.show = validation.show
     if config.resume:
@@ -186,7 +187,7 @@ def run(config: TrainConfig, processes: Processes, device: torch.device) -> Trai
     elif trainer.state_path.exists() and not config.dry_run:
         report(f"note: {trainer.state_path} belongs to an unfinished run; --resume continues it, this run replaces it")
     seconds = seconds_per_step(trainer)
-    validation_seconds = seconds_per_validation(trainer, val) if val else 0.0
+    validation_seconds = seconds_per_validation(trainer, val, config.scales[0]) if val else 0.0
     for line in plan_lines(
         config, trainer, train, val, statistics, alpha_source, copied, [*reasons, *more], seconds, validation_seconds
     ):
@@ -287,6 +288,7 @@ def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
         "flip": config.flip,
         "cut": partial(benchmark_tiles, max_tiles=config.max_tiles) if benchmark else None,
         "truncated": "drop" if benchmark else "ignore",
+        "scales": config.scales,
         "max_tiles": config.max_tiles,
         "remedy": MORE_TILES,
     }
@@ -314,7 +316,7 @@ def count_objects(config: TrainConfig, train: Dataset, tiles: TrainingTiles) -> 
     """Count what each level learns on the tiles that the network will see, before any augmentation."""
     counting = counting_of(config.network, config.options)
     tile, overlap = tiles_of(config)
-    if config.recipe == "tinyperson":
+    if config.recipe == "tinyperson" or config.scales != (1.0,):
         return statistics_of_tiles(tiles, counting, alpha_range=config.alpha_range)
     return statistics_of(
         train,
@@ -367,12 +369,13 @@ def choose_norm(config: TrainConfig, source: Source | None) -> Norm:
     return "batch" if config.weights_backbone == "none" else "frozen"
 
 
-def object_sizes(dataset: Dataset) -> tuple[float, float, float]:
-    """Return sqrt(w*h) of the objects at percentiles 1, 50 and 99, in pixels."""
+def object_sizes(dataset: Dataset, scales: Sequence[float] = (1.0,)) -> tuple[float, float, float]:
+    """Return sqrt(w*h) of the objects at percentiles 1, 50 and 99, in pixels at all of the scales."""
     boxes = dataset.boxes[dataset.objects]
     if not len(boxes):
         raise ValueError(f"{dataset.source}: no objects to train on; choose other --categories or a higher --dense")
-    low, middle, high = np.percentile(sizes_of(boxes), [1, 50, 99])
+    sizes = np.concatenate([scale * sizes_of(boxes) for scale in scales])
+    low, middle, high = np.percentile(sizes, [1, 50, 99])
     return round(float(low), 2), round(float(middle), 2), round(float(high), 2)
 
 

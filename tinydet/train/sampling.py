@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.data.coco import Dataset
-from tinydet.data.samples import TrainingTiles, epoch_batches
-from tinydet.geometry.tiles import Tile
+from tinydet.data.samples import TrainingTile, TrainingTiles, epoch_batches
 
 
 def without_dense(dataset: Dataset, limit: int) -> Dataset:
@@ -42,7 +41,7 @@ def with_images(dataset: Dataset, kept: NDArray[np.bool_]) -> Dataset:
     )
 
 
-def without_empty(tiles: TrainingTiles) -> list[tuple[int, Tile]]:
+def without_empty(tiles: TrainingTiles) -> list[TrainingTile]:
     """Return the tiles with at least one object.
 
     Raises:
@@ -56,7 +55,7 @@ def without_empty(tiles: TrainingTiles) -> list[tuple[int, Tile]]:
 
 def shapes_of(tiles: TrainingTiles) -> list[bool]:
     """Return whether each tile is wider than high: tiles of one kind need little padding together."""
-    return [tile.width > tile.height for _, tile in tiles.tiles]
+    return [tile.width > tile.height for tile in tiles.tiles]
 
 
 def grouped_batches(wide: Sequence[bool], batch: int, *, seed: int, epoch: int) -> list[list[int]]:

@@ -283,7 +283,7 @@ class Trainer:
         if torch.isfinite(summed.sum()):
             self.optimizer.step()
             if self.averaged is not None:
-                self.averaged.update_parameters(self.detector)
+                update_average(self.averaged, self.detector, self.schedule.ema)
         return dict(zip(losses, summed.cpu().unbind(), strict=True))
 
     def loss(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
@@ -398,6 +398,7 @@ class Trainer:
             return
         if not last and self.epoch % self.schedule.validate_every:
             return
+        self.processes.share_buffers(self.evaluated)
         metrics = self.validate(self.evaluated)
         with deferred_interrupt():
             self.history.append({"epoch": self.epoch, **metrics})
@@ -429,7 +430,7 @@ class Trainer:
         self, batch: Sequence[int], samples: Sequence[Sample], losses: dict[str, torch.Tensor], rate: float
     ) -> str:
         """Save the batch that led to a loss that is not finite; return the error message."""
-        names = [self.tiles.dataset.images[self.tiles.tiles[i][0]].file_name for i in batch]
+        names = [self.tiles.dataset.images[self.tiles.tiles[i].image].file_name for i in batch]
         about = {"epoch": self.epoch, "step": self.done, "lr": rate, "images": names, "indices": list(batch)}
         rank = f"-{self.processes.rank}" if self.processes.rank else ""
         kept = self.output.with_suffix(f".diverged{rank}{self.output.suffix}")
@@ -455,6 +456,27 @@ class _Objective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         return self.detector.loss(batch)
+
+
+@torch.no_grad()
+def update_average(averaged: AveragedModel, model: nn.Module, decay: float) -> None:
+    """Update a moving average of weights, and average the statistics of its batch normalizations likewise.
+
+    `AveragedModel` copies buffers, so the averaged weights would be used with the statistics of the last few batches
+    of other weights.
+    """
+    started = int(averaged.n_averaged) > 0
+    pairs = [
+        (mine, theirs)
+        for mine, theirs in zip(averaged.module.modules(), model.modules(), strict=True)
+        if isinstance(mine, nn.modules.batchnorm._NormBase) and mine.running_mean is not None
+    ]
+    names = ("running_mean", "running_var")
+    before = [getattr(mine, name).clone() for mine, _ in pairs for name in names]
+    averaged.update_parameters(model)
+    if started:
+        for old, now in zip(before, (getattr(mine, name) for mine, _ in pairs for name in names), strict=True):
+            now.copy_(torch.lerp(old, now, 1 - decay))
 
 
 def log_name(output: Path, logdir: Path | None) -> str:

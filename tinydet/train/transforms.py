@@ -15,12 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
-from tinydet.data.samples import Sample, clip_to_tile, flip_horizontally, objects_and_regions
+from tinydet.data.samples import LEAST_SIDE, Sample, clip_to_tile, flip_horizontally, objects_and_regions
 from tinydet.geometry.tiles import Tile
 from tinydet.train.config import expand_bundles
 
 SCALES = (0.5, 2.0)  # log-uniform
-LEAST_SIDE = 2.0  # pixels; a smaller object is ignored
 # As strong as in torchvision's SSD: factors for brightness, contrast and saturation, and a shift of the hue.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
 GAMMA = (0.5, 2.0)  # log-uniform exponent of the pixel values

@@ -31,7 +31,8 @@ class SkippingTiles(TrainingTiles):
         try:
             return super().sample(index, seed=seed, epoch=epoch)
         except (ValueError, OSError) as error:
-            image, tile = self.tiles[index]
+            tile = self.tiles[index]
+            image = tile.image
             if image not in self.skipped:
                 self.skipped[image] = str(error)
                 self.warn(f"skipped: {error}")

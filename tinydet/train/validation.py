@@ -27,6 +27,7 @@ from tinydet.evaluate.tables import tabulate_ground_truth
 from tinydet.models.backend import TorchBackend
 from tinydet.models.detector import Detector
 from tinydet.models.distributed import Processes
+from tinydet.runtime.options import ScanOptions
 from tinydet.spec import ModelSpec
 from tinydet.train.sampling import with_images
 
@@ -41,6 +42,7 @@ class Validation:
 
     Args:
         device: as in training.
+        scale: resize factor of the images.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class Validation:
         *,
         device: torch.device,
         processes: Processes | None = None,
+        scale: float = 1.0,
     ) -> None:
         self.dataset = dataset
         self.device = device
         self.processes = processes or Processes()
+        self.options = ScanOptions(scale=scale)
         self.scores: Scores | None = None
         self.predictions: list[dict[str, Any]] = []  # COCO results
 
@@ -67,7 +71,7 @@ class Validation:
         mine = np.isin(np.arange(len(numbers)), self.processes.shard(numbers))
         dataset = with_images(self.dataset, mine)
         with Bar(len(dataset.images), "image", "validate", quiet=not self.processes.first) as bar:
-            part = detect_dataset(backend, dataset, progress=bar.update)
+            part = detect_dataset(backend, dataset, self.options, progress=bar.update)
         parts = self.processes.gather(part)
         metrics = self._score(parts) if parts else None
         return cast(dict[str, float], self.processes.broadcast(metrics))
