@@ -147,7 +147,9 @@ def evaluate_fold(model: Path, folder: Path) -> dict[str, dict[str, float]]:
         run("tinydet", "evaluate", "--model", model, "--protocol", "coco", "--json", scores)
     classes = json.loads(scores.read_text())["classes"]
     return {
-        each["name"]: {size: ap["0.50"] for size, ap in each["AP"].items() if (ap["0.50"] or -1) >= 0}
+        each["name"]: {
+            size: ap["0.50"] for size, ap in each["AP"].items() if ap["0.50"] is not None and ap["0.50"] >= 0
+        }
         for each in classes
     }
 

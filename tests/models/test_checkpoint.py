@@ -34,6 +34,17 @@ def test_a_saved_checkpoint_is_loaded_with_equal_values(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.build()(images), saved.build()(images))
 
 
+@pytest.mark.parametrize(
+    ("detector", "slots"), [("retinanet", 3840), ("fcos", 3840), ("faster_rcnn", 1000), ("grid_rcnn", 100)]
+)
+def test_slots_are_for_all_boxes_of_a_one_stage_detector_and_for_the_objects_of_the_others(
+    detector: str, slots: int
+) -> None:
+    config = replace(CONFIG, detector=detector, options={})
+    assert replace(checkpoint(), detector=config).spec().max_detections == slots
+    assert replace(checkpoint(), detector=config).spec(max_detections=50).max_detections == 50
+
+
 def test_alpha_is_stored_in_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     save_checkpoint(checkpoint(), path)

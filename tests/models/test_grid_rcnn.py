@@ -212,4 +212,4 @@ def test_rois_that_do_not_suit_are_refused(config: DetectorConfig, asked: dict[s
 
 def test_other_detectors_have_no_rois() -> None:
     spec = Checkpoint(DetectorConfig("mobilenet_v2"), {}, ("person",), (1,), tile=64).spec()
-    assert (spec.max_detections, spec.grid_rois, spec.boxes_per_tile) == (1000, 0, 1000)
+    assert (spec.max_detections, spec.grid_rois, spec.boxes_per_tile) == (3840, 0, 3840)

@@ -40,7 +40,7 @@ def add_shape_options(parser: argparse.ArgumentParser, *, several_tiles: bool = 
         type=whole(1, 3840),
         metavar="K",
         help="largest number of boxes per tile, up to 3840; for Faster R-CNN and Libra R-CNN also at most proposals "
-        "times classes (default: 1000; Grid R-CNN: --grid-rois)",
+        "times classes (default: 3840; Faster R-CNN and Libra R-CNN: 1000; Grid R-CNN: --grid-rois)",
     )
     parser.add_argument(
         "--nms-rounds",

@@ -24,6 +24,7 @@ from tinydet.data.source import DataSource
 from tinydet.models.backbone import PixelNorm
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.detector import Detector
+from tinydet.models.graphs.one_stage import MAX_TOPK
 from tinydet.models.registry import detector_info
 from tinydet.models.tensor_files import read_tensors, unusable_tensor
 from tinydet.spec import Domain, ModelSpec
@@ -144,7 +145,8 @@ class Checkpoint:
 
         Args:
             tile: None: the training tile.
-            max_detections: None: that of `ModelSpec`, or for a detector with a grid branch `grid_rois`.
+            max_detections: None: as many as runtimes can keep, because overlapping boxes of a one-stage detector take
+                slots too; that of `ModelSpec` for a two-stage detector, `grid_rois` for one with a grid branch.
             nms_rounds: None: the detector's default.
             grid_rois: None: the detector's default, but no more than `max_detections`.
 
@@ -164,7 +166,7 @@ class Checkpoint:
             backbone=self.detector.backbone,
             tile=tile or self.tile,
             max_batch=max_batch,
-            max_detections=max_detections or rois or ModelSpec.max_detections,
+            max_detections=max_detections or rois or (ModelSpec.max_detections if info.nms_rounds else MAX_TOPK),
             nms_iou=info.nms_iou,
             nms_rounds=nms_rounds or info.nms_rounds,
             grid_rois=rois,
