@@ -98,6 +98,9 @@ COMMANDS: dict[str, Entry | Group] = {
             "check": Entry(
                 "tinydet.data.check", "", "find every fault in an annotation file and its images; --fix repairs a copy"
             ),
+            "compose": Entry(
+                "tinydet.data.compose", "", "render people and vehicles into aerial photos and drawn streets"
+            ),
             "cut": Entry("tinydet.data.sub_images", "", "cut images and their boxes into tiles"),
             "erase": Entry("tinydet.data.erase", "", "fill ignore regions with their mean color; drop dense images"),
             "rescale": Entry(
