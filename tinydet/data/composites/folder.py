@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,23 +115,30 @@ def finish(folder: Path, settings: Settings, entries: Sequence[dict[str, Any]], 
                   if name in CATEGORIES or n + 1 in occurring]  # fmt: skip
     what = "People and vehicles rendered into aerial photos and drawn streets by `tinydet data compose`"
     info = {"description": f"{what}; sources and licenses in {ATTRIBUTION}", **asdict(settings)}
-    write_text(folder / ATTRIBUTION, _attribution([groups.get(name) for name in used], entries, used))
+    write_text(folder / ATTRIBUTION, _attribution(groups, entries, used, photos))
     write_json(folder / "annotations.json", {"info": info, "licenses": licenses, "categories": categories,
                                              "images": images, "annotations": annotations})  # fmt: skip
 
 
-def _attribution(groups: Sequence[PhotoSet | None], entries: Sequence[dict[str, Any]], used: Sequence[str]) -> str:
+def _attribution(
+    groups: Mapping[str, PhotoSet], entries: Sequence[dict[str, Any]], used: Sequence[str], photos: Sequence[Photo]
+) -> str:
+    """Return a table of the sets, and the credits of single photos, in Markdown."""
     counts = {name: sum(entry["source"] == name for entry in entries) for name in used}
     lines = ["# Attribution", "", "Images composed by `tinydet data compose`: rendered people and vehicles on the "
              "backgrounds below.", "", "| set | images | license | attribution | source |", "| --- | --- | --- | --- "
              "| --- |"]  # fmt: skip
-    for name, group in zip(used, groups, strict=True):
+    for name in used:
+        group = groups.get(name)
         if group is None:
             lines.append(f"| {name} | {counts[name]} | drawn by tinydet | | |")
         else:
             cells = (name, counts[name], group.license, group.attribution, group.url)
             lines.append("| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |")
-    return "\n".join([*lines, "", f"People: {MESH_CREDIT}", ""])
+    shown = {entry["photo"] for entry in entries}
+    credits = [f"- {photo.name}: {photo.view.credit}" for photo in photos if photo.view.credit and photo.name in shown]
+    by_photo = ["", "Single photos:", "", *credits] if credits else []
+    return "\n".join([*lines, *by_photo, "", f"People: {MESH_CREDIT}", ""])
 
 
 def _license(group: PhotoSet | None) -> str:

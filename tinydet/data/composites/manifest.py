@@ -50,6 +50,7 @@ class View(_Strict):
         ground: polygons in which objects may stand, whatever the estimate says.
         blocked: polygons in which nothing stands: roofs, water, trees.
         ignore: boxes around real objects that are not annotated.
+        credit: who made this photo and where it is, where the license asks for it by photo.
     """
 
     gsd: Scale | tuple[Scale, Scale] | None = None
@@ -61,6 +62,7 @@ class View(_Strict):
     ground: list[Polygon] = []
     blocked: list[Polygon] = []
     ignore: list[Box] = []
+    credit: str = ""
 
 
 class PhotoSet(View):

@@ -156,8 +156,14 @@ def _in_order(items: list[Item], buildings: list[Building], eye: Points) -> list
     def distance(x: float, y: float) -> float:
         return float(np.hypot(x - eye[0], y - eye[1]))
 
+    def order(item: Item) -> float:
+        overhang = 0.0  # a crown or a roof hides who stands below it, on the near side too
+        if item.static:
+            overhang = float(np.abs(item.mesh.vertices[:, :2] - (item.x, item.y)).max())
+        return overhang - distance(item.x, item.y)
+
     flat = [item for item in items if item.flat]
-    rest = sorted((item for item in items if not item.flat), key=lambda item: -distance(item.x, item.y))
+    rest = sorted((item for item in items if not item.flat), key=order)
     houses = sorted(buildings, key=lambda each: -_nearest(each.footprint, eye))
     before: list[list[Item | Building]] = [[] for _ in range(len(houses) + 1)]
     for item in rest:

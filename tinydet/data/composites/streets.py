@@ -138,6 +138,7 @@ class _Sheet:
         contrast = np.zeros((max(_CONTRAST) + 1, 3), np.float32)
         for surface, values in _CONTRAST.items():
             contrast[surface] = values
+        contrast *= np.float32(rng.uniform(0.35, 1.1))
         light = np.ones(shape, np.float32)
         for n, noise in enumerate(noises):
             light += contrast[:, n][self.surface] * noise
@@ -334,13 +335,8 @@ def _buildings(sheet: _Sheet, rect: _Rect, altitude: float, density: float) -> N
         for y in np.arange(rect[1], rect[3] - 4, plot).tolist():
             if rng.random() > density:
                 continue
-            margin = rng.uniform(0, 4, 4) * (plot > 14)
-            foot = (
-                x + margin[0],
-                y + margin[1],
-                min(x + plot - margin[2], rect[2]),
-                min(y + plot - margin[3], rect[3]),
-            )
+            left, top, right, bottom = (rng.uniform(0, 4, 4) * (plot > 14)).tolist()
+            foot = (x + left, y + top, min(x + plot - right, rect[2]), min(y + plot - bottom, rect[3]))
             if (
                 foot[2] - foot[0] < 4
                 or foot[3] - foot[1] < 4
