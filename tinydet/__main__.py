@@ -81,7 +81,7 @@ COMMANDS: dict[str, Entry | Group] = {
     ),
     "infer": Entry("tinydet.infer.__main__", "", "run an exported model on images, rasters and videos of any size"),
     "data": Group(
-        "convert, check and describe datasets; cut, erase and rescale them",
+        "convert, check, describe and compose datasets; cut, erase and rescale them",
         ("check", "my/annotations.json", "--images", "my/images"),
         {
             "convert": Entry(
