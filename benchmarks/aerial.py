@@ -10,8 +10,7 @@ Each step can be interrupted and run again: it continues. DIR contains these fol
 - rgb-backgrounds: drone photos by set, with `index.json`, which lists regions with real, unlabeled cars. What else is
   known of the photos, such as their scale, license and free ground, is in aerial_backgrounds.json;
 - aerialcars-kitais: aerial photos with annotated vehicles (CC BY 3.0), into which people are pasted;
-- rgb-coco-by: photos of COCO under CC BY 2.0, as negatives: their people and vehicles, seen from the ground and much
-  larger, become ignore regions;
+- rgb-coco-by: photos of COCO under CC BY 2.0; those without people and vehicles are negatives;
 - bigscene-plaza, rgb-minsk-train, rgb-minsk-val: real drone photos, for validation only.
 
 The frames of Minsk and the plaza are CC BY-SA without a version. Nothing is trained on them: weights that learn from
@@ -72,7 +71,9 @@ def manifest_of(data: Path) -> dict[str, Any]:
     """Return the manifest with the ignore regions and credits that the folders of the photos hold."""
     manifest: dict[str, Any] = json.loads(MANIFEST.read_text())
     unlabeled = json.loads((data / "rgb-backgrounds" / "index.json").read_text())["ign"]
-    negatives = json.loads((data / "rgb-coco-by" / "annotations.json").read_text())["images"]
+    coco = json.loads((data / "rgb-coco-by" / "annotations.json").read_text())
+    occupied = {entry["image_id"] for entry in coco["annotations"]}
+    negatives = [image for image in coco["images"] if image["id"] not in occupied]
     for group in manifest["sets"]:
         photos = group.setdefault("photos", {})
         for name in group["files"]:
@@ -80,6 +81,7 @@ def manifest_of(data: Path) -> dict[str, Any]:
                 inside = [[min(max(value, 0.0), 1.0) for value in box] for box in boxes]
                 photos.setdefault(Path(name).name, {})["ignore"] = inside
         if group["name"] == "coco-by":
+            group["files"] = [f"rgb-coco-by/images/{image['file_name']}" for image in negatives]
             photos |= {image["file_name"]: {"credit": image["flickr_url"]} for image in negatives}
     return manifest
 

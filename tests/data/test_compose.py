@@ -151,6 +151,17 @@ def test_a_real_car_keeps_its_pixels(tmp_path: Path, mesh: Path, photos: Path) -
     assert checked
 
 
+def test_a_photo_that_the_annotations_do_not_list_is_left_out(
+    tmp_path: Path, mesh: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "cars.detections.jpg").write_bytes((photos / "cars.jpg").read_bytes())
+    manifest = write_manifest(photos, {}, ("cars",))
+    assert compose(tmp_path / "out", mesh, "--backgrounds", manifest, "--streets", 0, images=3) == 0
+    assert "'cars.detections.jpg'" in capsys.readouterr().err
+    images = json.loads((tmp_path / "out" / "annotations.json").read_text())["images"]
+    assert {image["photo"] for image in images} == {"cars.jpg"}
+
+
 def test_nothing_stands_where_the_manifest_forbids_it(tmp_path: Path, mesh: Path, photos: Path) -> None:
     blocked = {"blocked": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}
     manifest = write_manifest(photos, blocked, ("plain",))

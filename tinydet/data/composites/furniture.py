@@ -136,13 +136,13 @@ def tree(rng: np.random.Generator) -> Mesh:
     radius, high = rng.uniform(1.2, 3.6), rng.uniform(3.5, 10)
     color = np.array(((62, 88, 40), (84, 104, 48), (52, 76, 44), (118, 104, 52))[int(rng.integers(4))], float)
     parts = [tube((0, 0, 0), (0, 0, high - radius * 0.6), 0.16, (84, 68, 54))]
-    count = int(40 + 25 * radius)
+    count = int(50 + 45 * radius)
     directions = rng.normal(size=(count, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     reach = radius * rng.uniform(0.35, 1.0, count) ** 0.5
     for (x, y, z), r in zip(directions.tolist(), reach.tolist(), strict=True):
-        size = radius * rng.uniform(0.14, 0.3)
-        shade = color * rng.uniform(0.65, 1.2) * (0.82 + 0.25 * z)
+        size = radius * rng.uniform(0.1, 0.24)
+        shade = color * rng.uniform(0.8, 1.5) * (0.85 + 0.25 * z)
         tuft = lathe(((0.7 * size, -0.4 * size), (size, 0.1 * size), (0.5 * size, 0.7 * size)), shade, sides=6)
         parts.append(tuft.moved(x * r, y * r, high + 0.75 * z * r))
     return join(parts)

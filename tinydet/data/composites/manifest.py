@@ -6,6 +6,7 @@ they hold for a reduced copy too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from tinydet._internal.arguments import quoted
 from tinydet._internal.json_files import read_json
 from tinydet.data.coco import load_dataset
 from tinydet.data.composites.background import Real
+
+logger = logging.getLogger(__name__)
 
 CATEGORIES = ("person", "vehicle")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
@@ -160,6 +163,14 @@ def _photos(manifest: Path, folder: Path, group: PhotoSet) -> list[Photo]:
                          "its files; correct the name or remove the entry")  # fmt: skip
     own = {known[name]: view for name, view in group.photos.items()}
     real = _real_objects(manifest, folder, group)
+    if group.objects is not None and (unlisted := [name for name, file in paths.items() if file.name not in real]):
+        logger.warning("%s: %d files of the set %s are left out, such as %s: %s does not list them", manifest,
+                       len(unlisted), quoted(group.name), quoted(unlisted[0]), group.objects)  # fmt: skip
+        for name in unlisted:
+            del paths[name]
+        if not paths:
+            raise ValueError(f"{manifest}: {group.objects} lists no file of the set {quoted(group.name)}; correct "
+                             "`objects` or `files`")  # fmt: skip
     photos = []
     for name, file in paths.items():
         given = own.get(name, View())

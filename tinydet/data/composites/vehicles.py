@@ -100,7 +100,7 @@ def _car(rng: np.random.Generator, kind: str) -> Vehicle:
         for x, width, z in outline
     ]
     hull = loft(sections, color)
-    glass = np.array((30.0, 36, 42)) * rng.uniform(0.5, 1.7)
+    glass = np.array((34.0, 40, 46)) * rng.choice((rng.uniform(0.5, 1.3), rng.uniform(1.3, 2.6)))  # reflects the sky
     rear_low, rear_high, front_high, front_low = (at(x) for x in shape.glass)
     roof, waist = 0.74 * half, 0.92 * half
     solid = kind == "van" and rng.random() < 0.75  # no windows at the sides
