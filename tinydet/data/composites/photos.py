@@ -135,7 +135,7 @@ def _placement(
     return np.column_stack([matrix, np.array(out) / 2 - matrix @ middle]), bool((room >= 0).all())
 
 
-@functools.lru_cache(maxsize=24)
+@functools.lru_cache(maxsize=8)
 def _read(path: Path) -> NDArray[np.uint8]:
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if pixels is None:
