@@ -16,7 +16,7 @@ from tinydet.data.composites.streets import SCALES
 from tinydet.data.scenery.colors import Image
 
 FOV = 70.0  # degrees, of a photo whose manifest says nothing
-MOST_ENLARGED = 2.3  # a photo is not enlarged further
+MOST_ENLARGED = 1.6  # a photo is not enlarged further
 _TRIES = 8  # parts of a photo that are looked at for free ground
 _FREE = 0.12  # fraction of the pixels
 _FLATTEST = 22.0  # degrees below the horizon; nothing stands where the view is flatter
