@@ -131,11 +131,11 @@ def test_real_objects_are_annotated_and_every_license_is_listed(tmp_path: Path, 
         assert words in text
 
 
-def test_a_real_car_keeps_its_pixels(tmp_path: Path, mesh: Path, photos: Path) -> None:
+def test_the_box_of_a_real_object_moves_with_its_pixels(tmp_path: Path, mesh: Path, photos: Path) -> None:
     pixels = cv2.imread(str(photos / "cars.jpg"))
     pixels[90:110, 100:140] = (20, 20, 230)
     cv2.imwrite(str(photos / "cars.jpg"), pixels)
-    manifest = write_manifest(photos, {"sun": "overcast"}, ("cars",))
+    manifest = write_manifest(photos, {"paste": []}, ("cars",))
     output = tmp_path / "out"
     assert compose(output, mesh, "--backgrounds", manifest, "--streets", 0, images=6) == 0
     annotations = json.loads((output / "annotations.json").read_text())
@@ -149,6 +149,15 @@ def test_a_real_car_keeps_its_pixels(tmp_path: Path, mesh: Path, photos: Path) -
             np.testing.assert_allclose((columns.min(), rows.min(), np.ptp(columns), np.ptp(rows)), (x, y, w, h), atol=5)
             checked += 1
     assert checked
+
+
+@pytest.mark.parametrize("pasted", ["person", "vehicle"])
+def test_only_the_classes_of_paste_are_added(tmp_path: Path, mesh: Path, photos: Path, pasted: str) -> None:
+    manifest = write_manifest(photos, {"paste": [pasted]}, ("plain",))
+    assert compose(tmp_path / "out", mesh, "--backgrounds", manifest, "--streets", 0, images=6) == 0
+    annotations = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    names = {entry["id"]: entry["name"] for entry in annotations["categories"]}
+    assert {names[entry["category_id"]] for entry in annotations["annotations"]} == {pasted}
 
 
 def test_a_photo_that_the_annotations_do_not_list_is_left_out(
@@ -170,7 +179,7 @@ def test_nothing_stands_where_the_manifest_forbids_it(tmp_path: Path, mesh: Path
 
 
 def test_objects_of_a_negative_photo_are_ignore_regions(tmp_path: Path, mesh: Path, photos: Path) -> None:
-    manifest = write_manifest(photos, {"paste": False, "ignore_objects": True}, ("cars",))
+    manifest = write_manifest(photos, {"paste": [], "ignore_objects": True}, ("cars",))
     assert compose(tmp_path / "out", mesh, "--backgrounds", manifest, "--streets", 0, images=5) == 0
     annotations = json.loads((tmp_path / "out" / "annotations.json").read_text())["annotations"]
     assert annotations

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 
@@ -24,7 +24,7 @@ from tinydet._internal.console import plural
 from tinydet._internal.interrupt import deferred_interrupt
 from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
-from tinydet.data.composites.body import Body, check_mesh_folder, load_body
+from tinydet.data.composites.body import check_mesh_folder, load_body
 from tinydet.data.composites.folder import (
     ATTRIBUTION,
     JOURNAL,
@@ -143,23 +143,21 @@ def run(args: argparse.Namespace) -> str:
             f"next: {tinydet_command('train', '--data', output)}")  # fmt: skip
 
 
-class _Work:
-    """What a process needs to compose an image; the body is loaded by each process."""
+class _Work(NamedTuple):
+    """What a process needs to compose images."""
 
-    def __init__(self, output: Path, settings: Settings, photos: list[Photo], mesh: Path) -> None:
-        self.output, self.settings, self.photos, self.mesh = output, settings, photos, mesh
+    output: Path
+    settings: Settings
+    photos: list[Photo]
+    mesh: Path
 
     def __call__(self, n: int) -> dict[str, Any]:
         """Write image `n` and return its journal entry."""
-        settings, body = self.settings, _body(self.mesh)
+        settings, body = self.settings, load_body(self.mesh)
         composite = compose((settings.seed, n), (settings.width, settings.height), self.photos, settings.streets, body)
         with atomic_path(self.output / "images" / image_name(n)) as temporary:
             temporary.write_bytes(composite.jpeg)
         return entry_of(n, composite)
-
-
-def _body(mesh: Path) -> Body:
-    return load_body(mesh)
 
 
 _work: _Work | None = None  # of a worker process
@@ -181,7 +179,8 @@ def _composed(work: _Work, missing: list[int], workers: int) -> Iterator[dict[st
     """Compose images and yield their entries as they are finished."""
     if workers == 1:
         cv2.setNumThreads(1)
-        yield from map(work, missing)
+        for n in missing:
+            yield work(n)
         return
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(work,))

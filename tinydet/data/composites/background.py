@@ -54,7 +54,7 @@ class Background:
         real: annotated objects and ignore regions of a photo.
         sun: (3,) unit vector towards the sun; None: unknown.
         overcast: whether there are no shadows; None: unknown.
-        pasted: whether rendered objects may be added.
+        pasted: classes of which rendered objects may be added.
         drawn: whether `color` is drawn; trees and furniture are then denser.
         source, photo: name of the set and of the photo.
     """
@@ -70,7 +70,7 @@ class Background:
     real: list[Real] = field(default_factory=list)
     sun: NDArray[np.float64] | None = None
     overcast: bool | None = None
-    pasted: bool = True
+    pasted: tuple[str, ...] = ("person", "vehicle")
     drawn: bool = False
 
     @property

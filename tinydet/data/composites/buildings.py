@@ -143,13 +143,13 @@ def _gable(rng: np.random.Generator, footprint: tuple[float, float, float, float
         if rng.random() < 0.5:  # a chimney
             parts.append(box((x - 0.3, x + 0.3), (y - 0.3, y + 0.3), (z, z + rise + 0.8), (140, 100, 86)))
         else:  # a skylight, lying on the slope
-            up = rise * (1 - abs((x if across_x else y) - c_of(footprint, across_x)) / (half + eave)) + z + 0.1
+            up = rise * (1 - abs((x if across_x else y) - _ridge(footprint, across_x)) / (half + eave)) + z + 0.1
             parts.append(box((x - 0.5, x + 0.5), (y - 0.5, y + 0.5), (up - 0.3, up), (70, 84, 100)))
     mesh = join(parts)
     return mesh, mesh
 
 
-def c_of(footprint: tuple[float, float, float, float], across_x: bool) -> float:
+def _ridge(footprint: tuple[float, float, float, float], across_x: bool) -> float:
     """Return the position of the ridge."""
     x1, y1, x2, y2 = footprint
     return (x1 + x2) / 2 if across_x else (y1 + y2) / 2

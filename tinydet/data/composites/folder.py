@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tinydet._internal.atomic import write_json, write_text
-from tinydet._internal.errors import reason
 from tinydet.data.composites.manifest import CATEGORIES, Photo, PhotoSet
 from tinydet.data.composites.scene import Composite
 from tinydet.data.composites.streets import SOURCE
@@ -153,7 +152,6 @@ def _parsed(line: str) -> dict[str, Any] | None:
     """Return the content of a line; None if it was cut off."""
     try:
         content = json.loads(line)
-    except ValueError as error:
-        reason(error)
+    except ValueError:
         return None
     return content if isinstance(content, dict) else None

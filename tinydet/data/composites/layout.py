@@ -49,8 +49,14 @@ def plan(rng: np.random.Generator, background: Background, body: Body) -> list[I
     if not ground.usable:
         return []
     items = _furniture(rng, ground)
-    vehicles = _vehicles(rng, ground)
-    return [*items, *vehicles, *_riders(rng, ground, body), *_people(rng, ground, body)]
+    people, vehicles = ("person" in background.pasted, "vehicle" in background.pasted)
+    if vehicles:
+        items += _vehicles(rng, ground)
+    if people and vehicles:
+        items += _riders(rng, ground, body)
+    if people:
+        items += _people(rng, ground, body)
+    return items
 
 
 class _Ground:
@@ -64,7 +70,7 @@ class _Ground:
         for real in background.real:
             x1, y1, x2, y2 = (round(value) for value in real.box)
             cv2.rectangle(self.taken, (x1 - 2, y1 - 2), (x2 + 2, y2 + 2), (1,), -1)
-        self.usable = background.pasted and bool((self.surface != BLOCKED).mean() > 0.01)
+        self.usable = bool(background.pasted) and bool((self.surface != BLOCKED).mean() > 0.01)
         middle = np.flatnonzero(self.surface.ravel() != BLOCKED)
         self.area = 1.0  # square meters in view
         if self.usable:

@@ -22,7 +22,8 @@ from tinydet.data.composites.background import Real
 
 logger = logging.getLogger(__name__)
 
-CATEGORIES = ("person", "vehicle")
+Class = Literal["person", "vehicle"]
+CATEGORIES: tuple[Class, ...] = ("person", "vehicle")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Box = tuple[Fraction, Fraction, Fraction, Fraction]  # x, y, width, height
@@ -77,7 +78,7 @@ class PhotoSet(View):
         weight: share of this set among all backgrounds.
         objects: COCO file with the real objects of the photos, relative to the photo folder.
         classes: the class, person or vehicle, of each category of `objects`.
-        paste: whether rendered objects are added.
+        paste: classes of which rendered objects are added; none for negatives.
         ignore_objects: whether the real objects become ignore regions.
         photos: what is known of single photos, by file name or path.
     """
@@ -89,8 +90,8 @@ class PhotoSet(View):
     files: Annotated[list[str], Field(min_length=1)]
     weight: Annotated[float, Field(ge=0)] = 1.0
     objects: str | None = None
-    classes: dict[str, Literal["person", "vehicle"]] = {}
-    paste: bool = True
+    classes: dict[str, Class] = {}
+    paste: tuple[Class, ...] = CATEGORIES
     ignore_objects: bool = False
     photos: dict[str, View] = {}
 

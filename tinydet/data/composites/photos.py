@@ -16,7 +16,7 @@ from tinydet.data.composites.streets import SCALES
 from tinydet.data.scenery.colors import Image
 
 FOV = 70.0  # degrees, of a photo whose manifest says nothing
-MOST_ENLARGED = 2.3  # a photo is not enlarged further
+MOST_ENLARGED = 1.6  # a photo is not enlarged further
 _TRIES = 8  # parts of a photo that are looked at for free ground
 _FREE = 0.12  # fraction of the pixels
 _FLATTEST = 22.0  # degrees below the horizon; nothing stands where the view is flatter
@@ -135,7 +135,7 @@ def _placement(
     return np.column_stack([matrix, np.array(out) / 2 - matrix @ middle]), bool((room >= 0).all())
 
 
-@functools.lru_cache(maxsize=24)
+@functools.lru_cache(maxsize=8)
 def _read(path: Path) -> NDArray[np.uint8]:
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if pixels is None:

@@ -58,7 +58,7 @@ def compose(seed: tuple[int, int], size: tuple[int, int], photos: list[Photo], s
     """
     choice, ground, objects, camera = np.random.default_rng(seed).spawn(4)
     if not photos or choice.random() < streets:
-        softness = float(choice.choice((1.0, choice.uniform(1.0, 1.7))))
+        softness = float(choice.choice((1.0, 1.0, choice.uniform(1.0, 1.5))))
         background = draw_streets(ground, round(size[0] / softness), round(size[1] / softness), softness)
     else:
         background = part_of_photo(ground, _choose(choice, photos), size)

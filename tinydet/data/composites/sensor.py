@@ -23,7 +23,7 @@ def develop(rng: np.random.Generator, image: Image, size: tuple[int, int], haze:
         larger = picture.shape[1] < size[0]
         method = cv2.INTER_CUBIC if larger else cv2.INTER_AREA
         picture = np.asarray(cv2.resize(picture, size, interpolation=method), np.float32)
-    noise = rng.choice((0.0, rng.uniform(0.5, 3), rng.uniform(3, 8)), p=(0.25, 0.55, 0.2))
+    noise = rng.choice((0.0, rng.uniform(0.4, 2.5), rng.uniform(2.5, 7)), p=(0.35, 0.5, 0.15))
     if noise:
         picture = picture + _noise(rng, picture.shape, float(noise))
     if rng.random() < 0.55:
@@ -57,10 +57,10 @@ def _tone(rng: np.random.Generator, image: Image) -> Image:
 
 def _blur(rng: np.random.Generator, image: Image) -> Image:
     """Apply the blur of the lens, motion blur and chromatic shift."""
-    sigma = rng.choice((0.0, rng.uniform(0.3, 0.7), rng.uniform(0.7, 1.1)), p=(0.2, 0.55, 0.25))
+    sigma = rng.choice((0.0, rng.uniform(0.3, 0.6), rng.uniform(0.6, 1.0)), p=(0.35, 0.5, 0.15))
     if sigma:
         image = np.asarray(cv2.GaussianBlur(image, (0, 0), float(sigma)), np.float32)
-    if rng.random() < 0.1:
+    if rng.random() < 0.06:
         length, angle = rng.uniform(1.5, 4), rng.uniform(0, np.pi)
         kernel = np.zeros((9, 9), np.uint8)
         reach = np.array((np.cos(angle), np.sin(angle))) * length / 2

@@ -138,7 +138,7 @@ class _Sheet:
         contrast = np.zeros((max(_CONTRAST) + 1, 3), np.float32)
         for surface, values in _CONTRAST.items():
             contrast[surface] = values
-        contrast *= np.float32(rng.uniform(0.35, 1.1))
+        contrast *= np.float32(rng.uniform(0.2, 0.9))
         light = np.ones(shape, np.float32)
         for n, noise in enumerate(noises):
             light += contrast[:, n][self.surface] * noise
