@@ -96,8 +96,8 @@ def export_again(copy: Path, val: Path) -> int:
     found = compare(run_in_batches(theirs, tiles, 1), run_in_batches(ours, tiles, 1), ours.spec.score_floor)
     sizes = before.stat().st_size, after.stat().st_size
     print(
-        f"{found.detections} detections on {len(images)} images, {found.unmatched} unmatched; largest difference: score "
-        f"{found.score_difference:.1e}, box {found.box_difference:.1e} px; {sizes[0]} -> {sizes[1]} bytes"
+        f"{found.detections} detections on {len(images)} images, {found.unmatched} unmatched; largest difference: "
+        f"score {found.score_difference:.1e}, box {found.box_difference:.1e} px; {sizes[0]} -> {sizes[1]} bytes"
     )
     if found.unmatched:
         raise ValueError(f"{after} does not find what {before} finds; {before} was kept")
