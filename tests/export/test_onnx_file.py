@@ -94,8 +94,11 @@ def test_the_file_contains_the_description_next_to_it(exported: Any) -> None:
     assert spec.alpha == pytest.approx((0.368, 0.387, 0.367))
     sidecar = json.loads((exported.folder / "model.json").read_text(encoding="utf-8"))
     metadata = json.loads(spec.to_json())
-    for name in metadata.keys() - {"onnx_sha256", "engine"}:
+    if sidecar["engine"]:  # described by the same file
+        assert sidecar["tile_multiple"] == 0 and sidecar["engine"]["tiles"] == [128]
+    for name in metadata.keys() - {"onnx_sha256", "engine", "tile_multiple"}:
         assert sidecar[name] == metadata[name], name
+    assert spec.tile_multiple == 32
 
 
 def test_the_file_does_not_contain_paths_of_the_machine_that_wrote_it(exported: Any) -> None:
