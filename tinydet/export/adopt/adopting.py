@@ -114,7 +114,7 @@ def make_plan(original: Original, options: Options) -> tuple[Plan, Description]:
     side = _tile(path, signature, options.tile)
     pixels = _pixels(chosen, description, options)
     limit = detection_limit(original, chosen, signature)
-    slots = options.max_detections or min(SLOTS, limit or SLOTS)
+    slots = min(options.max_detections or SLOTS, limit or SLOTS)
     if not chosen.counted and not signature.multiple:
         slots = min(slots, _rows(signature))
     max_batch = signature.batch or min(options.batch, description.batch or options.batch)
