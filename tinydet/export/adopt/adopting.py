@@ -114,7 +114,7 @@ def make_plan(original: Original, options: Options) -> tuple[Plan, Description]:
     side = _tile(path, signature, options.tile)
     pixels = _pixels(chosen, description, options)
     limit = detection_limit(original, chosen, signature)
-    slots = options.max_detections or min(SLOTS, limit or SLOTS)
+    slots = min(options.max_detections or SLOTS, limit or SLOTS)
     if not chosen.counted and not signature.multiple:
         slots = min(slots, _rows(signature))
     max_batch = signature.batch or min(options.batch, description.batch or options.batch)
@@ -190,7 +190,7 @@ def compare_with_original(
     Args:
         folder: of the report.
     """
-    tolerance = _tolerance(plan.spec.score_floor)
+    tolerance = _tolerance(plan)
     limit = len(chosen.images)
     before = None
     if chosen.dataset is not None:
@@ -228,7 +228,7 @@ def compare_with_original(
         got = run_in_batches(ClippedBackend(open_adopted(model, other)), tiles, 1)
         name = f"real tiles of {other} pixels"
         parity[name] = compare(expected, got, plan.spec.score_floor, tolerance)
-        if parity[name].unmatched:
+        if parity[name].unmatched > tolerance.unmatched * parity[name].judged:
             faults.append(f"{name}: {parity[name].unmatched} detections are unmatched")
     return replace(verification, parity=parity, faults=tuple(faults))
 
@@ -327,10 +327,17 @@ def _rows(signature: Signature) -> int:
     return max(max(shape[1:], default=1) for shape in signature.shapes.values())
 
 
-def _tolerance(floor: float) -> Tolerance:
-    """Return when detections match. Scores far below the usual ones must agree more closely."""
-    usual = TOLERANCES["fp32"]
-    return replace(usual, score=min(usual.score, floor / 50) if floor > 0 else usual.score)
+def _tolerance(plan: Plan) -> Tolerance:
+    """Return when detections match.
+
+    Scores far below the usual ones must agree more closely. NMS inside of a graph turns a rounding difference between
+    two sessions into another box, so a few of those may differ.
+    """
+    usual, floor = TOLERANCES["fp32"], plan.spec.score_floor
+    score = min(usual.score, floor / 50) if floor > 0 else usual.score
+    if plan.format.counted:
+        return replace(usual, score=score, unmatched=0.01, candidates=0.05)
+    return replace(usual, score=score)
 
 
 def _comparison_floor(original: Original, plan: Plan, images: Sequence[Path]) -> float:

@@ -80,7 +80,8 @@ def adopted_graph(model: ModelProto, plan: Plan) -> ModelProto:
     del graph.node[:]
     graph.node.extend(nodes)
     _name_nodes(graph)
-    graph.initializer.extend([*before.constants, *after.constants])
+    used = {name for node in (*before.nodes, *after.nodes) for name in node.input}
+    graph.initializer.extend(each for each in (*before.constants, *after.constants) if each.name in used)
     graph.value_info.extend(inner)
     del graph.input[:], graph.output[:]
     graph.input.append(input_info(plan))
@@ -150,9 +151,9 @@ def decode(op: Operators, plan: Plan, outputs: Mapping[str, str]) -> None:
     boxes, scores = found.boxes, found.scores
     above = op("Greater", found.counted or scores, op.constant(spec.score_floor))
     candidates = op.total(op.cast(above, np.int32), 1)
-    if plan.limit is not None:
+    if plan.limit is not None:  # at least `slots`; one more than it says that there may be more
         full = op("Less", op.constant(plan.limit - 1, np.int32), candidates)
-        candidates = op("Where", full, op("Add", candidates, op.constant(slots + 1, np.int32)), candidates)
+        candidates = op("Where", full, op("Add", candidates, op.constant(1, np.int32)), candidates)
     if plan.format.counted or signature.multiple:  # there may be fewer boxes than slots
         boxes, scores, labels = op.pad(boxes, (0, slots, 0)), op.pad(scores, (0, slots)), op.pad(labels, (0, slots))
     kept, index = op.several("TopK", scores, op.integers(slots), outputs=2, axis=1)

@@ -67,7 +67,7 @@ class ReferenceBackend:
         above = (scores > spec.score_floor) & (classes >= 0)
         candidates = int(above.sum())
         if plan.limit is not None and candidates >= plan.limit:
-            candidates += spec.max_detections + 1
+            candidates += 1
         order = np.argsort(-scores, kind="stable")
         best = order[above[order]][: spec.max_detections]
         if self._nms:
