@@ -31,7 +31,7 @@ IMAGENET = {"task": "features of images", "data": "ImageNet-1k", "license": "tor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "List the bundled models with their measured accuracy and speed, the models of a folder, and the weights that "
-        "`tinydet train` can start from."
+        "training can start from."
     )
     parser.add_argument(
         "folder",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
     if not args.folder.is_dir():
         what = "is a file; describe it: " if args.folder.exists() else "does not exist; name a folder, or run "
-        hint = tinydet_command("models", "show", str(args.folder)) if args.folder.exists() else "tinydet models"
+        hint = tinydet_command("models", *(["show", str(args.folder)] if args.folder.exists() else []))
         raise ValueError(f"{args.folder} {what}{hint}")
     cards = {name: read_card(name) for name in BUNDLED}
     files = list(_files(args.folder))
@@ -63,23 +63,25 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _lines(cards: dict[str, Card], files: list[dict[str, Any]], folder: Path) -> Iterator[str]:
-    yield "Bundled: tinydet infer --model NAME, tinydet train --init NAME"
+    yield f"Bundled: {tinydet_command('infer', '--model', 'NAME')}, {tinydet_command('train', '--init', 'NAME')}"
     for name, card in cards.items():
         yield from _block(name, _card_lines(name, card))
     yield ""
     where = "this folder" if folder == Path() else folder
     if files:
-        yield f"In {where}: tinydet infer --model FILE"
+        yield f"In {where}: {tinydet_command('infer', '--model', 'FILE')}"
         for entry in files:
             yield from _block(entry["name"], [_file_text(entry)])
     else:
         yield f"No models in {where}. Train one: {tinydet_command('train', 'my/train', '--val', 'my/val')}"
     yield ""
-    yield "To start a training from: tinydet train --init coco --detector NAME (downloaded by torchvision)"
+    start = tinydet_command("train", "--init", "coco", "--detector", "NAME")
+    yield f"To start a training from: {start} (downloaded by torchvision)"
     for enum, names in _coco().items():
         yield from _block(", ".join(names), [f"{enum}: {COCO['task']}, {COCO['data']}; {COCO['license']}"])
     yield ""
-    yield "Backbones: tinydet train --backbone NAME, with ImageNet weights (--weights-backbone)"
+    backbones = tinydet_command("train", "--backbone", "NAME")
+    yield f"Backbones: {backbones}, with ImageNet weights (--weights-backbone)"
     yield from _block(", ".join(TORCHVISION_BACKBONES), [f"{IMAGENET['data']}; {IMAGENET['license']}"])
     yield from _block("timm:NAME", ["any network of timm with strides 4, 8, 16 and 32 (pip install 'tinydet[timm]')"])
     yield ""

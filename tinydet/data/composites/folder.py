@@ -112,7 +112,7 @@ def finish(folder: Path, settings: Settings, entries: Sequence[dict[str, Any]], 
     occurring = {annotation["category_id"] for annotation in annotations}
     categories = [{"id": n + 1, "name": name, "supercategory": name} for n, name in enumerate(names)
                   if name in CATEGORIES or n + 1 in occurring]  # fmt: skip
-    what = "People and vehicles rendered into aerial photos and drawn streets by `tinydet data compose`"
+    what = "People and vehicles rendered into aerial photos and drawn streets by tinydet"
     info = {"description": f"{what}; sources and licenses in {ATTRIBUTION}", **asdict(settings)}
     write_text(folder / ATTRIBUTION, _attribution(groups, entries, used, photos))
     write_json(folder / "annotations.json", {"info": info, "licenses": licenses, "categories": categories,
@@ -124,8 +124,8 @@ def _attribution(
 ) -> str:
     """Return a table of the sets, and the credits of single photos, in Markdown."""
     counts = {name: sum(entry["source"] == name for entry in entries) for name in used}
-    lines = ["# Attribution", "", "Images composed by `tinydet data compose`: rendered people and vehicles on the "
-             "backgrounds below.", "", "| set | images | license | attribution | source |", "| --- | --- | --- | --- "
+    lines = ["# Attribution", "", "Images composed by tinydet: rendered people and vehicles on the backgrounds "
+             "below.", "", "| set | images | license | attribution | source |", "| --- | --- | --- | --- "
              "| --- |"]  # fmt: skip
     for name in used:
         group = groups.get(name)

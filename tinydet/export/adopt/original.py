@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tinydet._internal.errors import reason
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file, read_file
+from tinydet._internal.shell import tinydet_command
 from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.spec import METADATA_KEY
 
@@ -134,7 +135,7 @@ class OnnxOriginal(Original):
     def _check(self) -> None:
         """Raise ValueError for what cannot be adopted whatever its format."""
         if METADATA_KEY in self.metadata:
-            raise ValueError(f"{self.path}: already a model of tinydet; run it with `tinydet infer --model`")
+            raise ValueError(f"{self.path}: already a model of tinydet; run {_infer(self.path)}")
         domains = {node.domain for node in self.model.graph.node} - {"", "ai.onnx", "com.microsoft"}
         own = {function.domain for function in self.model.functions}
         if foreign := sorted(domains - own):
@@ -169,7 +170,7 @@ class IrOriginal(Original):
         self.producer = f"OpenVINO {openvino.__version__.partition('-')[0]}"
         self.metadata = _rt_info(self.model)
         if METADATA_KEY in self.metadata:
-            raise ValueError(f"{path}: already a model of tinydet; run it with `tinydet infer --model`")
+            raise ValueError(f"{path}: already a model of tinydet; run {_infer(path)}")
         self.inputs = tuple(_ir_port(each, f"input{i}") for i, each in enumerate(self.model.inputs))
         self.outputs = tuple(_ir_port(each, f"output{i}") for i, each in enumerate(self.model.outputs))
         hints = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -237,6 +238,11 @@ def _ir_port(node: Any, fallback: str) -> Port:
     names = sorted(node.get_names())
     sizes = tuple(None if size.is_dynamic else size.get_length() for size in node.get_partial_shape())
     return Port(names[0] if names else fallback, node.get_element_type().to_dtype(), sizes)
+
+
+def _infer(path: Path) -> str:
+    """Return the command that runs a model."""
+    return tinydet_command("infer", "--model", path, "--image", "scene.jpg")
 
 
 def _last_words(error: Exception) -> str:

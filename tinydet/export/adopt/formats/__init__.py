@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinydet._internal.console import plural
+from tinydet._internal.shell import tinydet_command
 from tinydet.export.adopt.formats.boxes import GENERIC, MMDEPLOY, RAW, SSD, TORCHVISION
 from tinydet.export.adopt.formats.detr import HUGGING_FACE, RF_DETR, RT_DETR, ULTRALYTICS_RT_DETR
 from tinydet.export.adopt.formats.format import Format, Signature
@@ -55,7 +56,7 @@ def recognize(signature: Signature, wanted: str | None = None) -> Format:
             return each
     raise ValueError(
         f"its outputs have no known format: {_outputs(signature)}; export it with boxes (N, M, 4), scores (N, M) and "
-        "labels (N, M) as outputs, or see the formats in `tinydet export adopt --help`"
+        f"labels (N, M) as outputs, or see the formats in `{tinydet_command('export', 'adopt', '--help')}`"
     )
 
 
