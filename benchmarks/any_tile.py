@@ -11,7 +11,6 @@ each tile, and the bytes per pixel that follow from it. Written to benchmarks/re
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import resource
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from timing import interleaved, summary, warm_up
 
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
+from tinydet.export.parity import compare as compare_outputs
 from tinydet.runtime.backends import open_model
 from tinydet.runtime.bundled import DEFAULT, model_path
 
@@ -38,7 +38,7 @@ BATCH = 4  # of the measurement of memory
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     if args.measure_memory is not None:
-        return print_peak_memory(args.model, *args.measure_memory)
+        return print_peak_memory(args.model, args.backends[0], *args.measure_memory)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         free = export(args.model, None, Path(folder) / "free.onnx")
@@ -81,14 +81,16 @@ def compare(free: Path, fixed: Path, tile: int, backend: str, args: argparse.Nam
     opened = {"free": open_model(free, backend, tile=tile, threads=1), "fixed": open_model(fixed, backend, threads=1)}
     tiles = np.random.default_rng(0).integers(0, 256, (1, tile, tile, 3), dtype=np.uint8)
     outputs = [model.run(tiles) for model in opened.values()]
-    equal = all(np.array_equal(ours, theirs) for ours, theirs in zip(*outputs, strict=True))
+    found = compare_outputs(outputs[1], outputs[0], opened["free"].spec.score_floor)
+    agreement = {"detections": found.detections, "unmatched": found.unmatched, "score": found.score_difference,
+                 "box_px": found.box_difference}  # fmt: skip
     sides = {name: lambda model=model: model.run(tiles) for name, model in opened.items()}
     for side in sides.values():
         warm_up(side, seconds=args.warm_up)
     times = interleaved(sides, runs=args.runs, seconds=args.seconds, clock=time.process_time_ns)
-    found = {name: {"bytes": path.stat().st_size, "cpu_ms": summary(times[name])}
+    sizes = {name: {"bytes": path.stat().st_size, "cpu_ms": summary(times[name])}
              for name, path in (("free", free), ("fixed", fixed))}  # fmt: skip
-    return {"tile": tile, "backend": opened["free"].name, "equal": equal, **found}
+    return {"tile": tile, "backend": opened["free"].name, "agreement": agreement, **sizes}
 
 
 def memory(model: Path, tile: int, backend: str) -> dict[str, float]:
@@ -101,8 +103,7 @@ def memory(model: Path, tile: int, backend: str) -> dict[str, float]:
     return {"bytes": peaks[1], "bytes_per_pixel": round((peaks[1] - peaks[0]) / (BATCH * tile**2), 1)}
 
 
-def print_peak_memory(model: Path, tile: int, batch: int) -> int:
-    backend = "openvino" if importlib.util.find_spec("openvino") else "onnx-cpu"
+def print_peak_memory(model: Path, backend: str, tile: int, batch: int) -> int:
     opened = open_model(model, backend, tile=tile, threads=1)
     opened.run(np.zeros((batch, tile, tile, 3), np.uint8))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -114,7 +115,8 @@ def format_row(row: dict[str, Any]) -> str:
     return (
         f"tile {row['tile']:5} {row['backend'][:40]:40} free {free['median']:8.1f} ms (min {free['min']:.1f}), "
         f"fixed {fixed['median']:8.1f} ms (min {fixed['min']:.1f}); {row['free']['bytes'] / 1e6:.2f} and "
-        f"{row['fixed']['bytes'] / 1e6:.2f} MB; outputs {'equal' if row['equal'] else 'differ'}"
+        f"{row['fixed']['bytes'] / 1e6:.2f} MB; {row['agreement']['unmatched']} of "
+        f"{row['agreement']['detections']} detections unmatched"
     )
 
 

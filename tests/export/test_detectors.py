@@ -190,7 +190,7 @@ def test_infer_runs_it_and_evaluate_scores_the_checkpoint_and_the_graph(
     truth.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
     for model in (row.folder / "model.pth", row.onnx):
         command = ["evaluate", "--model", str(model), "--annotations", str(truth), "--images", str(row.folder)]
-        assert main([*command, "--overlap", "16"]) == 0, capsys.readouterr().err
+        assert main([*command, "--overlap", "16", "--tile", "128"]) == 0, capsys.readouterr().err
         assert "AP50" in capsys.readouterr().out
 
 
