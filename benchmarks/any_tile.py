@@ -1,9 +1,11 @@
 """Compare a model for any tile with files of fixed size: time per tile, file size, outputs and memory.
 
+    git show 56f6ff0:tinydet/bundled/thermal.onnx > thermal-640.onnx    # of a version with anchors in the file
+    python benchmarks/any_tile.py --model thermal.onnx --fixed thermal-640.onnx
     python benchmarks/any_tile.py --model model.pth --tiles 320 640 1024
 
-The detector is exported once for any tile and once for each tile with a graph of fixed size, whose anchors are
-constants. Both are opened for the tile and run in turns on the same random tiles, in every backend for CPUs. The time
+Without --fixed, a checkpoint is exported once for any tile and once for each of --tiles with a graph of fixed size. Both
+files are opened for the tile and run in turns on the same random tiles, in every backend for CPUs. The time
 is CPU time, which other processes hardly affect. The peak memory of a new process that runs a batch is measured for
 each tile, and the bytes per pixel that follow from it. Written to benchmarks/results/any_tile.json.
 """
@@ -11,7 +13,6 @@ each tile, and the bytes per pixel that follow from it. Written to benchmarks/re
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,16 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     if args.measure_memory is not None:
         return print_peak_memory(args.model, args.backends[0], *args.measure_memory)
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def add(free: Path, fixed: Path, tile: int) -> None:
+        for backend in args.backends:
+            rows.append(compare(free, fixed, tile, backend, args))
+            print(format_row(rows[-1]), flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
-        free = export(args.model, None, Path(folder) / "free.onnx")
-        for tile in args.tiles:
-            fixed = export(args.model, tile, Path(folder) / f"{tile}.onnx")
-            rows += [compare(free, fixed, tile, backend, args) for backend in args.backends]
-            rows[-1]["memory"] = memory(free, tile, args.backends[-1])
-            print(*(format_row(row) for row in rows[-len(args.backends) :]), sep="\n", flush=True)
+        if args.fixed is not None:
+            free = model_path(args.model)
+            add(free, args.fixed, open_model(args.fixed, args.backends[0]).spec.tile)
+        else:
+            free = export(model_path(args.model, ".pth"), None, Path(folder) / "free.onnx")
+            for tile in args.tiles:
+                add(free, export(model_path(args.model, ".pth"), tile, Path(folder) / f"{tile}.onnx"), tile)
+        memory = {tile: peak_memory(free, tile, args.backends[-1]) for tile in args.tiles}
+        print(f"bytes of memory for batches of {BATCH}: {memory}")
     write_json(args.output, {"command": "python benchmarks/any_tile.py", **environment(), "batch": 1,
-                             "model": str(args.model.name), "rows": rows})  # fmt: skip
+                             "model": str(args.model.name), "rows": rows, "memory": memory})  # fmt: skip
     print(f"wrote {args.output}")
     return 0
 
@@ -93,8 +103,11 @@ def compare(free: Path, fixed: Path, tile: int, backend: str, args: argparse.Nam
     return {"tile": tile, "backend": opened["free"].name, "agreement": agreement, **sizes}
 
 
-def memory(model: Path, tile: int, backend: str) -> dict[str, float]:
-    """Return the peak memory of a process that runs one small tile, and of one that runs a batch of tiles."""
+def peak_memory(model: Path, tile: int, backend: str) -> dict[str, float]:
+    """Return the peak memory of a process that runs a batch of tiles, and the part of each pixel.
+
+    The latter is what exceeds the peak of a process that runs one small tile.
+    """
     peaks = []
     for of in ((64, 1), (tile, BATCH)):
         done = subprocess.run([sys.executable, __file__, "--model", model, "--backends", backend, "--measure-memory",
@@ -106,7 +119,9 @@ def memory(model: Path, tile: int, backend: str) -> dict[str, float]:
 def print_peak_memory(model: Path, backend: str, tile: int, batch: int) -> int:
     opened = open_model(model, backend, tile=tile, threads=1)
     opened.run(np.zeros((batch, tile, tile, 3), np.uint8))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(lines["VmHWM"].split()[0]) << 10)
     return 0
 
 
@@ -123,8 +138,9 @@ def format_row(row: dict[str, Any]) -> str:
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", type=Path, default=model_path(DEFAULT, ".pth"), metavar="FILE",
-        help="checkpoint (default: the bundled one)")  # fmt: skip
+    add("--model", type=Path, default=Path(DEFAULT), metavar="FILE",
+        help="checkpoint, or with --fixed an ONNX file (default: the bundled one)")  # fmt: skip
+    add("--fixed", type=Path, metavar="FILE", help="compare an ONNX file --model with this one, of fixed size")
     add("--tiles", type=int, nargs="+", default=[320, 640, 1024], metavar="PX", help="tiles (default: 320 640 1024)")
     add("--backends", nargs="+", default=["onnx-cpu", "openvino"], help="backends (default: onnx-cpu openvino)")
     add("--warm-up", type=float, default=10, metavar="S", help="seconds of warm-up per file (default: 10)")
