@@ -4,9 +4,9 @@
     python benchmarks/any_tile.py --model thermal.onnx --fixed thermal-640.onnx
     python benchmarks/any_tile.py --model model.pth --tiles 320 640 1024
 
-Without --fixed, a checkpoint is exported once for any tile and once for each of --tiles with a graph of fixed size. Both
-files are opened for the tile and run in turns on the same random tiles, in every backend for CPUs. The time
-is CPU time, which other processes hardly affect. The peak memory of a new process that runs a batch is measured for
+Without --fixed, a checkpoint is exported once for any tile and once for each of --tiles with a graph of fixed size.
+Both files are opened for the tile and run in turns on the same random tiles, in every backend for CPUs. The time is CPU
+time, which other processes hardly affect. The peak memory of a new process that runs a batch is measured for
 each tile, and the bytes per pixel that follow from it. Written to benchmarks/results/any_tile.json.
 """
 

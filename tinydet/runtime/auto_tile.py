@@ -12,7 +12,7 @@ from tinydet.spec import ModelSpec
 
 ADDED = 0.25  # of the pixels of a scene: what the overlap of tiles may add to the work
 # Of a tile that runs, of all activations at once. MobileNetV2 with 64 channels needs about 150 in OpenVINO
-# (benchmarks/any_tile.py: batches of four, which one stream runs one by one); wider networks need several times as much.
+# (benchmarks/any_tile.py: batches of four, which one stream runs one by one); wider networks several times as much.
 BYTES_PER_PIXEL = 1024
 MEMORY_SHARE = 0.5  # of the free memory
 SMALLEST, LARGEST = 320, 2048  # pixels; below, objects lack their surroundings; above, the overlap adds little
