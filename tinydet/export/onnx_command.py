@@ -71,6 +71,7 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification
         report: called with each line of the report.
     """
     model = model_path(args.model, ".pth")
+    refuse_ir(model)
     check_file(model)
     find_data(args.data)
     if model.suffix == ".onnx":
@@ -221,6 +222,15 @@ def convert_precision(
     return output, converted.verification
 
 
+def refuse_ir(model: Path) -> None:
+    """Raise ValueError for an OpenVINO IR, which has no conversion to ONNX."""
+    if model.suffix == ".xml":
+        raise ValueError(
+            f"{model}: an OpenVINO IR cannot become an ONNX file or an engine; adopt the ONNX file that it was made "
+            f"from: {tinydet_command('export', 'adopt', 'FOREIGN.onnx')}"
+        )
+
+
 def refuse_shape_options(args: argparse.Namespace, *, tile: bool = True) -> None:
     """Raise ValueError for options that an ONNX file has already fixed.
 
@@ -231,5 +241,6 @@ def refuse_shape_options(args: argparse.Namespace, *, tile: bool = True) -> None
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
     if given:
         raise ValueError(
-            f"{args.model}: {given[0]} is fixed in an ONNX file; export the checkpoint again with another value"
+            f"{args.model}: {given[0]} is fixed in an ONNX file; export the checkpoint, or adopt the original, again "
+            "with another value"
         )
