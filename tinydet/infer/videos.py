@@ -32,7 +32,8 @@ from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import ScanPlan, Sized, plan_scan
 from tinydet.runtime.scan import ScanCounts, collect, scan
 from tinydet.runtime.scenes.video import Frame, LostStreamError, Video
-from tinydet.runtime.tracking import IDENTITY, CameraMotion, Tracker, start_scores, weak_score
+from tinydet.runtime.score_calibration import minimum_scores
+from tinydet.runtime.tracking import IDENTITY, CameraMotion, Tracker, weak_score
 from tinydet.runtime.writers import SceneDetections, open_writers
 from tinydet.spec import ModelSpec
 
@@ -132,7 +133,7 @@ class _Frames:
         self.counts = ScanCounts()
         self.static_tiles = None if settings.contrast_filter is None else StaticTiles(settings.contrast_filter)
         self.backend, self._journal = backend, journal
-        self.tracker = Tracker(start_scores(backend.spec, settings.options)) if settings.track else None
+        self.tracker = Tracker(minimum_scores(backend.spec, settings.options.score)) if settings.track else None
         self.camera = CameraMotion() if settings.track else None
         self.warnings, self.unlike = warnings, ""
         self._is_first = True
@@ -215,7 +216,7 @@ def _write(
     """
     job, video, settings = frames.job, frames.video, frames.settings
     stopped: KeyboardInterrupt | LostStreamError | None = None
-    tally = Tally.of(len(frames.backend.spec.classes), doubtful_below=frames.warnings.doubtful_below)
+    tally = Tally.of(len(frames.backend.spec.classes), doubtful=frames.warnings.doubtful)
     count, start = 0, time.perf_counter()
     with ExitStack() as stack:
         write = stack.enter_context(open_writers(job.results, frames.backend.spec, job.formats))
@@ -266,15 +267,14 @@ def _write(
     summary.add_scanned(job, counts, elapsed)
     progress.end()
     rate = (count - frames.from_journal) / elapsed
-    progress.say(
-        f"  {plural(int(tally.by_class.sum()), 'detection')}{_of_tracks(tracks)} in {plural(count, 'frame')}, "
-        f"{rate:.1f} frames/s; "
-        f"{plural(video.dropped, 'frame')} dropped, {plural(video.reconnects, 'reconnect')}"
-    )
+    line = f"  {found(tally, frames.backend.spec)}{_of_tracks(tracks)} in {plural(count, 'frame')}, {rate:.1f} frames/s"
+    if video.live:
+        line += f"; {plural(video.dropped, 'frame')} dropped, {plural(video.reconnects, 'reconnect')}"
+    progress.say(line)
     if frames.camera is not None and frames.camera.failed:
         progress.say(
-            f"  the motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}, whose ground has too "
-            "few features in common with the frame before; numbers may change there"
+            f"  The motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}: too few features of the "
+            "ground match the frame before. There, objects may get new numbers, or the number of another object"
         )
     if frames.from_journal:
         progress.say(f"  {frames.from_journal} frames were finished by an earlier run")
