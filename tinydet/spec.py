@@ -187,6 +187,11 @@ class ModelSpec:
         return tuple(self.engine.get("tiles", (self.tile,)))
 
     @property
+    def is_adopted(self) -> bool:
+        """Whether another framework exported the detector; `tinydet export adopt` notes it in `versions`."""
+        return "original" in self.versions
+
+    @property
     def boxes_per_tile(self) -> int:
         """The most boxes that the model returns for a tile; more slots than these stay empty."""
         return self.grid_rois or self.max_detections

@@ -44,6 +44,7 @@ class DatasetDetections:
         unconverged: number of proposals whose NMS in the graph had not converged.
         slots: number of boxes that the model keeps of a tile.
         cuts: for each image with saturated tiles, the score from which on no box of theirs was lost.
+        is_adopted: whether another framework exported the model.
     """
 
     detections: list[dict[str, Any]]
@@ -55,6 +56,7 @@ class DatasetDetections:
     unconverged: int = 0
     slots: int = 0
     cuts: Mapping[int, float] = field(default_factory=dict)
+    is_adopted: bool = False
 
 
 def scoring_spec(spec: ModelSpec) -> ModelSpec:
@@ -173,6 +175,7 @@ def detect_dataset(
         unconverged,
         slots=backend.spec.boxes_per_tile,
         cuts=cuts,
+        is_adopted=backend.spec.is_adopted,
     )
 
 
@@ -203,10 +206,13 @@ def _lost(found: DatasetDetections, scores: Scores) -> list[str]:
     if not found.cuts or (gain is not None and gain < NOTED_GAIN):
         return []
     rise = "" if gain is None else f": AP50 may be up to {100 * gain:.1f} points too low"
-    return [
-        f"{found.saturated} of {found.tiles} tiles had more boxes than the model's {found.slots} slots{rise}; "
-        "export with more (--max-detections; Grid R-CNN: --grid-rois)"
-    ]
+    remedy = (
+        "take smaller tiles, or adopt the original with a larger --max-detections, if it returns more boxes"
+        if found.is_adopted
+        else "export with more (--max-detections; Grid R-CNN: --grid-rois)"
+    )
+    what = f"{found.saturated} of {found.tiles} tiles had more boxes than the model's {found.slots} slots"
+    return [f"{what}{rise}; {remedy}"]
 
 
 def match_classes(

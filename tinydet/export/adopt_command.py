@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--classes",
         metavar="A,B|FILE|coco",
-        help="class names in the order of its labels, a file with one in each line, or coco for the 80 of COCO "
-        "(default: its metadata; coco for 80 or 91 class scores)",
+        help="class names in the order of its labels; a file with one in each line, a data.yaml, or a JSON file; or "
+        "coco for the 80 of COCO (default: its metadata; coco for 80 or 91 class scores)",
     )
     group.add_argument(
         "--first-label",
@@ -87,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--color", choices=("rgb", "bgr"), help="order of its channels (default: by format)")
     group.add_argument("--layout", choices=("nchw", "nhwc"), help="order of its axes (default: by the input's shape)")
+    group.add_argument(
+        "--boxes",
+        choices=("pixels", "shares"),
+        help="whether its boxes are in pixels or, from 0 to 1, shares of the image (default: by their values)",
+    )
     group = parser.add_argument_group("the adopted model")
     group.add_argument(
         "--tile",
@@ -154,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
         max_detections=args.max_detections,
         score_floor=args.score_floor,
         nms_iou=args.nms_iou,
+        boxes=args.boxes,
     )
     with show_steps("adopting"):
         plan, description = make_plan(original, options)
@@ -196,6 +202,8 @@ def _report_plan(plan: Plan, named_by: str) -> None:
     by_runtime = f"NMS at IoU {spec.nms_iou:g} by the runtime"
     suppression = "NMS in its graph, or none needed" if spec.nms_in_graph else by_runtime
     print(f"output        up to {plural(spec.max_detections, 'box')} per tile; {suppression}")
+    if plan.shares:
+        print("              its boxes are shares of the image, from 0 to 1")
     if plan.limit is not None:
         print(f"              it returns at most {plan.limit}; a tile with as many is reported as saturated")
     if plan.is_fixed_batch:

@@ -192,9 +192,14 @@ class _Build:
             parsed = parser.parse_from_file(str(model.path))
         if not parsed:
             errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+            remedy = (
+                "Export the original without NMS or without the operators that are named, and adopt it again"
+                if model.spec.is_adopted
+                else "Export the checkpoint again with this version of tinydet"
+            )
             raise ValueError(
                 f"{PRODUCTS[self.flavour]} {self.version} does not accept {model.path}: {'; '.join(errors)}. "
-                "Export the checkpoint again with this version of tinydet, or build with another --target"
+                f"{remedy}, or build with another --target"
             )
         return int(network.num_layers)
 

@@ -231,5 +231,6 @@ def refuse_shape_options(args: argparse.Namespace, *, tile: bool = True) -> None
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
     if given:
         raise ValueError(
-            f"{args.model}: {given[0]} is fixed in an ONNX file; export the checkpoint again with another value"
+            f"{args.model}: {given[0]} is fixed in an ONNX file; export the checkpoint, or adopt the original, again "
+            "with another value"
         )

@@ -181,7 +181,7 @@ def convert(
         if spec.precision != precision:
             raise ValueError(
                 f"{output} was not written: {len(kept)} of {len(layers)} layers must stay in FP32, and with them most "
-                "weights; train with more weight decay or clipped gradients, or export --precision fp32"
+                "weights; use the FP32 file, or train with more weight decay or clipped gradients"
             )
         spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
     write_text(sidecar, spec.to_json() + "\n")

@@ -158,6 +158,8 @@ def _remarks(tally: Tally, spec: ModelSpec) -> Iterator[str]:
         tile = spec.tile // 2 // 64 * 64  # suits every detector
         if tile >= 64 and spec.tile_multiple:
             remark += f", or take smaller tiles: --tile {tile}"
+        elif spec.is_adopted:
+            remark += ", or export the original for smaller images, or images of any size, and adopt that file"
         elif tile >= 64:
             smaller = tinydet_command("export", "onnx", "CHECKPOINT.pth", "--tile", str(tile))
             remark += f", or export the checkpoint for smaller tiles: {smaller}"

@@ -35,9 +35,12 @@ def spec_rows(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     if spec.tile_multiple:
         tile += f" by default, any multiple of {spec.tile_multiple}"
     yield "input", f"{tile}, up to {spec.max_batch} at once"
-    nms = "in the graph" if spec.nms_in_graph else "by the runtime"
+    nms = f"overlapping boxes of one class (IoU above {spec.nms_iou:g}) are removed "
+    nms += "in the graph" if spec.nms_in_graph else "by the runtime"
+    if spec.is_adopted and spec.nms_in_graph:
+        nms = "overlapping boxes are removed by the original, if it needs that"
     yield "output", f"up to {spec.boxes_per_tile} boxes per tile with a score of {spec.score_floor:g} or more"
-    yield "", f"overlapping boxes of one class (IoU above {spec.nms_iou:g}) are removed {nms}"
+    yield "", nms
     if spec.object_sizes is not None:
         low, middle, high = spec.object_sizes
         yield "objects", f"trained on {low:g} to {high:g} pixels (1 to 99 %), median {middle:g}"

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from foreign_detectors import CELLS, LAYOUTS, SIDE, constant, network
+from foreign_detectors import CELLS, LAYOUTS, SIDE, constant, network, save
 from onnx import TensorProto
 
 from tinydet.__main__ import main
 from tinydet.export.adopt.adopting import Options, make_plan, open_adopted, read_adopted, write_adopted
+from tinydet.export.adopt.classes import read_classes
 from tinydet.export.adopt.graft import RENAMED, Plan
 from tinydet.export.adopt.original import OnnxOriginal, open_original
 from tinydet.export.adopt.reference import ClippedBackend, ReferenceBackend
@@ -232,7 +233,126 @@ def test_an_oblong_input_is_padded_and_a_half_input_is_fed_halves(tmp_path: Path
     np.testing.assert_allclose(backend.run(images(1)[:, :40, :40]).boxes[0, 0], BOX)
 
 
+def test_a_uint8_input_is_fed_the_pixels_as_they_are(tmp_path: Path) -> None:
+    """The score of this detector is its first pixel divided by 255."""
+    from onnx import helper, numpy_helper
+
+    weights = {"zero": [0, 0, 0], "one": [1, 1, 1], "axes": [1, 2, 3], "row": [1, 1], "label": [[1]]}
+    nodes = [
+        helper.make_node("Slice", ["x", "zero", "one", "axes"], ["pixel"]),
+        helper.make_node("Cast", ["pixel"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["float", "255"], ["share"]),
+        helper.make_node("Reshape", ["share", "row"], ["scores"]),
+        helper.make_node("Identity", ["box"], ["boxes"]),
+        helper.make_node("Identity", ["label"], ["labels"]),
+    ]
+    infos = [helper.make_tensor_value_info(name, kind, sizes) for name, kind, sizes in
+             (("boxes", 1, [1, 1, 4]), ("scores", 1, [1, 1]), ("labels", 7, [1, 1]))]  # fmt: skip
+    constants = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in weights.items()]
+    constants.append(numpy_helper.from_array(np.array(255, np.float32), "255"))
+    constants.append(numpy_helper.from_array(np.array([[BOX]], np.float32), "box"))
+    image = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, SIDE, SIDE, 3])
+    source = save(helper.make_graph(nodes, "pixel", [image], infos, constants), tmp_path / "a.onnx")
+    plan, backend = adopted(source)
+    tile = np.full((1, SIDE, SIDE, 3), (204, 90, 10), np.uint8)
+    for each in (backend, ReferenceBackend(open_original(source), plan)):
+        np.testing.assert_allclose(each.run(tile).scores[0, 0], 0.8)
+    with pytest.raises(ValueError, match="leave out --input-scale"):
+        adopted(source, Options(classes=NAMES, input_scale=255.0))
+
+
+@pytest.mark.parametrize("layout", ["boxes", "boxes-scores", "torchvision", "mmdeploy", "yolov8", "yolov5", "end2end"])
+def test_boxes_as_shares_of_the_image_become_pixels(layout: str, tmp_path: Path) -> None:
+    outputs = outputs_of(layout)
+    for name, array in outputs.items():
+        if layout == "yolov8":
+            array[:, :4] /= SIDE
+        elif name not in ("scores", "labels"):
+            array[..., :4] /= SIDE
+    image = (3, SIDE, SIDE) if layout == "torchvision" else (1, 3, SIDE, SIDE)
+    source = constant(outputs, tmp_path / "a.onnx", image=image)
+    plan, backend = adopted(source)
+    for each in (backend, ReferenceBackend(open_original(source), plan)):
+        np.testing.assert_allclose(each.run(images(1)).boxes[0, 0], BOX, rtol=1e-5)
+    unknown = replace(plan, shares=None)  # as recognized where the original finds nothing in noise
+    with pytest.raises(ValueError, match="set --boxes shares"):
+        ReferenceBackend(open_original(source), unknown).run(images(1))
+
+
 # ------------------------------------------------------------------------------------------ limits and classes
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("data.yaml", "names:\n  0: person\n  1: car\n  2: boat\n"), ("a.yml", "nc: 3\nnames: [person, car, boat]\n"),
+     ("config.json", '{"id2label": {"2": "boat", "0": "person", "1": "car"}}'), ("a.json", '["person","car","boat"]'),
+     ("coco.json", '{"categories": [{"id": 5, "name": "person"}, {"id": 6, "name": "car"}, {"name": "boat"}]}'),
+     ("a.txt", "0 person\n1 car\n2 boat\n"), ("a.names", "1: person\n2: car\n3: boat"), ("a", "person\ncar\nboat\n")],
+)  # fmt: skip
+def test_class_files_of_several_layouts(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    assert read_classes(str(tmp_path / name)) == NAMES
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("person\n\ncar", "line 2"), ("person\ncar\nperson", "twice"), ("", "no class names")]
+)
+def test_a_class_file_that_would_shift_the_labels_is_refused(text: str, word: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(ValueError, match=word):
+        read_classes(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("background", ["__background__", "background"])
+@pytest.mark.parametrize("layout", ["torchvision", "boxes", "boxes-scores"])
+def test_a_first_name_of_the_background_is_no_class(layout: str, background: str, tmp_path: Path) -> None:
+    outputs = outputs_of(layout)
+    if layout == "torchvision":
+        outputs["labels"][3] = 1  # as it is in the others; the second name
+    image = (3, SIDE, SIDE) if layout == "torchvision" else (1, 3, SIDE, SIDE)
+    source = constant(outputs, tmp_path / "a.onnx", image=image)
+    plan, backend = adopted(source, Options(classes=(background, "person", "car")))
+    assert backend.spec.classes == ("person", "car")
+    for each in (backend, ReferenceBackend(open_original(source), plan)):
+        assert each.run(images(1)).labels[0, 0] == 0
+
+
+def test_labels_without_a_name_are_refused(tmp_path: Path) -> None:
+    source = constant(outputs_of("torchvision"), tmp_path / "a.onnx", image=(3, SIDE, SIDE))
+    plan, _ = adopted(source, Options(classes=("person",)))
+    with pytest.raises(ValueError, match="returns label 2, but only the labels 1 to 1"):
+        ReferenceBackend(open_original(source), plan).run(images(1))
+
+
+@pytest.mark.parametrize("rows", [slice(0, 4), slice(4, 7)])
+def test_a_detector_that_returns_nan_is_refused(rows: slice, tmp_path: Path) -> None:
+    outputs = outputs_of("yolov8")
+    outputs["output0"][0, rows, 40] = np.nan
+    source = constant(outputs, tmp_path / "a.onnx")
+    plan, _ = adopted(source)
+    with pytest.raises(ValueError, match="NaN"):
+        ReferenceBackend(open_original(source), replace(plan, spec=replace(plan.spec, score_floor=0.0))).run(images(1))
+
+
+def test_advice_about_an_adopted_model_is_about_its_original(tmp_path: Path) -> None:
+    from tinydet.infer.chunks import Tally
+    from tinydet.infer.report import result_lines
+    from tinydet.runtime.backends.contract import check_outputs
+
+    plan, backend = adopted(constant(outputs_of("hf-detr"), tmp_path / "a.onnx"))
+    spec = replace(plan.spec, tile=128)
+    tally = Tally.of(len(NAMES))
+    tally.tiles = replace(tally.tiles, tiles=1, saturated=1)
+    found = backend.run(images(1))
+    found.boxes[0, 0] = np.nan
+    texts = [list(result_lines(tally, spec, from_journal=0, seconds=None))[-1]]
+    for run in (lambda: open_model(tmp_path / "a.tinydet.onnx", tile=128),
+                lambda: check_outputs(found, plan.spec, 1, name="x")):  # fmt: skip
+        with pytest.raises(ValueError, match="export the original") as error:
+            run()
+        texts.append(str(error.value))
+    for text in texts:
+        assert "export the original" in text and "checkpoint" not in text and ".pth" not in text
 
 
 @pytest.mark.parametrize(("above", "saturated"), [(11, False), (12, True)])
@@ -258,8 +378,6 @@ def test_labels_of_coco_ids_become_the_eighty_classes(tmp_path: Path) -> None:
     outputs["labels"][4], outputs["scores"][4] = 12, 0.9
     source = constant(outputs, tmp_path / "a.onnx", image=(3, SIDE, SIDE))
     assert main(["export", "adopt", str(source), "--classes", "coco", "--images", str(tmp_path / "none.jpg")]) == 2
-    from tinydet.export.adopt.classes import read_classes
-
     _, backend = adopted(source, Options(classes=read_classes("coco")))
     found = backend.run(images(1))
     assert backend.spec.classes[found.labels[0, found.labels[0] >= 0][0]] == "toothbrush"

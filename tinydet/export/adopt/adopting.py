@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from tinydet.export.adopt.limits import detection_limit
 from tinydet.export.adopt.openvino_ir import write_ir
 from tinydet.export.adopt.original import IrOriginal, OnnxOriginal, Original, open_original, read_metadata
 from tinydet.export.adopt.probe import probe
-from tinydet.export.adopt.reference import ClippedBackend, ReferenceBackend, after_nms
+from tinydet.export.adopt.reference import ClippedBackend, ReferenceBackend, after_nms, are_shares
 from tinydet.export.onnx_model import description_path, graph_precision
 from tinydet.export.parity import TOLERANCES, Tolerance, compare
 from tinydet.export.steps import step
@@ -71,6 +71,7 @@ class Options:
     max_detections: int | None = None
     score_floor: float = SCORE_FLOOR
     nms_iou: float | None = None
+    boxes: Literal["pixels", "shares"] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def make_plan(original: Original, options: Options) -> tuple[Plan, Description]:
     if chosen.name == "yolox":  # its grid is a constant
         signature = replace(signature, multiple=0)
     side = _tile(path, signature, options.tile)
-    pixels = _pixels(chosen, description, options)
+    pixels = _pixels(path, signature, chosen, description, options)
     limit = detection_limit(original, chosen, signature)
     slots = min(options.max_detections or SLOTS, limit or SLOTS)
     if not chosen.counted and not signature.multiple:
@@ -133,7 +134,9 @@ def make_plan(original: Original, options: Options) -> tuple[Plan, Description]:
         pad=chosen.pad,
         versions={"tinydet": tinydet.__version__, "original": original.producer},
     )
-    return Plan(chosen, signature, pixels, classes.labels, limit, spec), description
+    found = chosen.detections(signature.values, signature)
+    shares = options.boxes == "shares" if options.boxes else are_shares(found.boxes) or None
+    return Plan(chosen, signature, pixels, classes.labels, limit, spec, shares), description
 
 
 def adopt(
@@ -282,7 +285,8 @@ def read_adopted(path: Path) -> tuple[Original, Plan] | None:
     pixels = pixels_of_json(record["pixels"])
     signature = probe(original, tile=spec.tile, stride=record["multiple"] or None, layout=record["layout"])
     signature = replace(signature, multiple=record["multiple"])
-    plan = Plan(FORMATS[record["format"]], signature, pixels, tuple(record["labels"]), record["limit"], spec)
+    form, labels, shares = FORMATS[record["format"]], tuple(record["labels"]), record.get("shares")
+    plan = Plan(form, signature, pixels, labels, record["limit"], spec, shares)
     return original, plan
 
 
@@ -297,6 +301,7 @@ def _record(original: Original, plan: Plan) -> dict[str, Any]:
         "multiple": plan.signature.multiple,
         "labels": list(plan.labels),
         "limit": plan.limit,
+        "shares": plan.shares,
     }
 
 
@@ -311,9 +316,19 @@ def _tile(path: Path, signature: Signature, wanted: int | None) -> int:
     raise ValueError(f"{path}: its input is fixed at {size} (height x width), so --tile is {side}; leave it out")
 
 
-def _pixels(chosen: Format, description: Description, options: Options) -> Pixels:
-    """Return how the original is fed: by options, else by its metadata, else as the format's framework does."""
+def _pixels(path: Path, signature: Signature, chosen: Format, description: Description, options: Options) -> Pixels:
+    """Return how the original is fed: by options, else by its metadata, else as the format's framework does.
+
+    An input of type uint8 is fed the pixels as they are.
+    """
     usual = description.pixels or chosen.pixels
+    if signature.image.dtype == np.uint8:
+        if any(value is not None for value in (options.mean, options.std)) or options.input_scale not in (None, 1.0):
+            raise ValueError(
+                f"{path}: its input is uint8, which takes pixels from 0 to 255 as they are; leave out --input-scale, "
+                "--mean and --std"
+            )
+        return Pixels(scale=1.0, color=options.color or usual.color)
     return Pixels(
         scale=options.input_scale or usual.scale,
         mean=options.mean or usual.mean,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinydet._internal.arguments import names as parse_names
 from tinydet._internal.arguments import quoted
-from tinydet._internal.input_files import read_file
+from tinydet._internal.console import plural
+from tinydet._internal.input_files import check_file
 from tinydet._internal.json_files import read_json
+from tinydet.data.readers.class_names import read_class_names
+from tinydet.data.readers.text_files import YAML_SUFFIXES
 
 COCO = "coco"
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -28,6 +32,7 @@ COCO_NAMES = (
 # fmt: on
 COCO_SLOTS = 91  # class columns of models whose labels are COCO's ids, from 0
 MOST = 10_000
+BACKGROUND = "background"  # a first name that is no class, also as __background__
 
 
 class Classes(NamedTuple):
@@ -39,9 +44,10 @@ class Classes(NamedTuple):
 
 
 def read_classes(text: str) -> tuple[str, ...]:
-    """Return the names of `--classes`: "coco", names separated by commas, or a file with a name in each line.
+    """Return the names of `--classes`: "coco", names separated by commas, or a file.
 
-    A `.json` file is a COCO annotation file, or a list of names.
+    A `.json` file is a COCO annotation file, a list of names, or a Hugging Face `config.json`; `.yaml` is the data.yaml
+    of a YOLO dataset; any other file has a name in each line, which may begin with its number.
 
     Raises:
         ValueError: the file has no names.
@@ -50,14 +56,16 @@ def read_classes(text: str) -> tuple[str, ...]:
     if text == COCO:
         return COCO_NAMES
     path = Path(text)
-    if path.suffix.lower() in (".txt", ".names", ".json") or ("," not in text and path.is_file()):
-        names = _of_json(path) if path.suffix.lower() == ".json" else read_file(path).decode("utf-8-sig").splitlines()
-        found = tuple(name.strip() for name in names if name.strip())
-        problem = f"{path}: expected the name of a class in each line"
+    suffix = path.suffix.lower()
+    if suffix in (".txt", ".names", ".json", *YAML_SUFFIXES) or ("," not in text and path.is_file()):
+        check_file(path)
+        found = tuple(_of_json(path) if suffix == ".json" else _without_numbers(read_class_names(path)))
     else:
-        found, problem = parse_names(text), f"--classes: expected names separated by commas, got {quoted(text)}"
-    if not found or len(found) > MOST:
-        raise ValueError(f"{problem}; found {len(found)} names")
+        found = parse_names(text)
+    if not 1 <= len(found) <= MOST:
+        raise ValueError(f"--classes {quoted(text)}: expected 1 to {MOST} names, found {len(found)}")
+    if repeated := [name for i, name in enumerate(found) if name in found[:i]]:
+        raise ValueError(f"--classes {quoted(text)}: {quoted(repeated[0])} is named twice; class names must differ")
     return found
 
 
@@ -73,6 +81,8 @@ def assign_labels(names: Sequence[str] | None, columns: int | None, *, first_lab
     Raises:
         ValueError: the names do not fit the model, or are missing.
     """
+    if names and len(names) > 1 and names[0].strip("_").lower() == BACKGROUND:
+        names, first_label = names[1:], 1  # it is label 0
     coco = tuple(names or ()) == COCO_NAMES
     if names is None and columns is None:
         raise ValueError(
@@ -96,8 +106,8 @@ def assign_labels(names: Sequence[str] | None, columns: int | None, *, first_lab
     if columns == len(given) + 1 and (background == "last" or first_label == 1):
         return Classes(given, ids, (-1, *identity) if first_label == 1 else (*identity, -1))
     raise ValueError(
-        f"it has scores for {columns} classes, but {len(given)} are named: {quoted(', '.join(given))}; name all "
-        "of them in its order with --classes"
+        f"it has scores for {columns} classes, but {plural(len(given), 'name')} for them: "
+        f"{quoted(', '.join(given))}; name all of them in its order with --classes"
     )
 
 
@@ -105,6 +115,26 @@ def _of_json(path: Path) -> list[str]:
     content: Any = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("categories"), list):
         content = [each.get("name") for each in content["categories"] if isinstance(each, dict)]
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"{path}: expected COCO categories, or a list of names")
+    if isinstance(content, dict):
+        numbered = content["id2label"] if isinstance(content.get("id2label"), dict) else content
+        if numbered and set(numbered) == set(map(str, range(len(numbered)))):
+            content = [numbered[str(i)] for i in range(len(numbered))]
+    if not isinstance(content, list) or not all(isinstance(name, str) and name.strip() for name in content):
+        raise ValueError(
+            f"{path}: expected COCO categories, a list of names, or names by label from 0, such as the id2label of "
+            "Hugging Face"
+        )
     return content
+
+
+def _without_numbers(names: Sequence[str]) -> list[str]:
+    """Return names without the numbers that they begin with, if these count from 0 or 1.
+
+    >>> _without_numbers(["0 person", "1: car"]), _without_numbers(["1 euro", "2 euros"]), _without_numbers(["7 up"])
+    (['person', 'car'], ['euro', 'euros'], ['7 up'])
+    """
+    parts = [re.fullmatch(r"(\d+)(?:\s*[:,;]\s*|\s+)(\S.*)", name) for name in names]
+    numbers = [int(part[1]) for part in parts if part]
+    if len(numbers) != len(names) or numbers not in ([*range(len(names))], [*range(1, len(names) + 1)]):
+        return list(names)
+    return [part[2] for part in parts if part]

@@ -36,6 +36,8 @@ class Plan:
         labels: for each label of the original, the label of the adopted model; -1: not one of its classes.
         limit: the most detections that the original returns for an image; None: no limit that is known.
         spec: of the adopted model.
+        shares: whether boxes of a format with pixels are shares of the image instead, from 0 to 1;
+            None: they seem not to be.
     """
 
     format: Format
@@ -44,6 +46,7 @@ class Plan:
     labels: tuple[int, ...]
     limit: int | None
     spec: ModelSpec
+    shares: bool | None = None
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -149,6 +152,8 @@ def decode(op: Operators, plan: Plan, outputs: Mapping[str, str]) -> None:
     elif plan.format.columns(signature) is None:
         labels = op("Where", op("Less", labels, op.constant(float(len(spec.classes)))), labels, op.constant(-1.0))
     boxes, scores = found.boxes, found.scores
+    if plan.shares:
+        boxes = op("Mul", boxes, size)
     above = op("Greater", found.counted or scores, op.constant(spec.score_floor))
     candidates = op.total(op.cast(above, np.int32), 1)
     if plan.limit is not None:  # at least `slots`; one more than it says that there may be more

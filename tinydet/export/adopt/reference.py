@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinydet.export.adopt.formats.format import Found
 from tinydet.export.adopt.graft import Plan
 from tinydet.export.adopt.original import Original
 from tinydet.export.adopt.probe import extra_value
 from tinydet.geometry.nms import suppress
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.spec import ModelSpec
+
+LARGEST_SHARE = 1.5  # boxes may leave the image; no detector finds only objects of a pixel in one corner
 
 
 class ReferenceBackend:
@@ -56,7 +59,30 @@ class ReferenceBackend:
         outputs = self._original.run(feeds)
         arrays = {name: array[None] if signature.bare else array[:1] for name, array in outputs.items()}
         found = plan.format.detections(arrays, replace(signature, height=height, width=width))
-        return self._final(found.boxes, found.scores, found.labels)
+        self._check(found)
+        boxes = found.boxes * np.array([width, height] * 2, np.float32) if plan.shares else found.boxes
+        return self._final(boxes, found.scores, found.labels)
+
+    def _check(self, found: Found) -> None:
+        """Raise ValueError for detections that have no meaning, or another one than the plan says."""
+        path, plan = self._original.path, self._plan
+        strong = found.scores > plan.spec.score_floor
+        boxes = found.boxes[strong]
+        if np.isnan(found.scores).any() or not np.isfinite(boxes).all():
+            raise ValueError(
+                f"{path}: it returns NaN or infinite boxes or scores, fed {plan.pixels}; check these pixels, and if "
+                "its weights are FP16, export it in FP32"
+            )
+        if (label := int(found.labels[strong].max(initial=0))) >= len(plan.labels):
+            raise ValueError(
+                f"{path}: it returns label {label}, but only the labels {plan.labels.index(0)} to "
+                f"{len(plan.labels) - 1} have names; name all of them with --classes, and see --first-label"
+            )
+        if plan.shares is None and are_shares(boxes):
+            raise ValueError(
+                f"{path}: its boxes lie between 0 and 1, so they are shares of the image, not pixels; set "
+                "--boxes shares"
+            )
 
     def _final(self, boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]) -> TileOutputs:
         """Keep what the framework keeps, in the slots of one tile."""
@@ -80,6 +106,12 @@ class ReferenceBackend:
         result.boxes[0, :n], result.scores[0, :n], result.labels[0, :n] = corners, scores[best], classes[best]
         result.candidates[0] = candidates
         return result
+
+
+def are_shares(boxes: NDArray[Any]) -> bool:
+    """Return whether boxes (M, 4) xyxy look like shares of the image: there are some, none reaches farther."""
+    sized = boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+    return bool(len(sized)) and float(np.abs(sized).max()) <= LARGEST_SHARE
 
 
 class ClippedBackend:

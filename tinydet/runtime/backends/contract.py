@@ -88,6 +88,11 @@ def spec_for_tile(spec: ModelSpec, tile: TileChoice, path: Path) -> ModelSpec:
         sizes = ",".join(map(str, sorted({*spec.tiles, tile})))
         command = tinydet_command("export", "engine", path.with_suffix(".onnx"), "--tile", sizes)
         raise ValueError(f"{path} was built for tiles of {known}, not {tile}; build it for {tile} too: {command}")
+    if spec.is_adopted:
+        raise ValueError(
+            f"{path} takes only tiles of {known}, not {tile}, because its original has an input of fixed size; export "
+            "the original for that size, or with dynamic height and width, and adopt that file"
+        )
     checkpoint = path.with_suffix(".pth")
     command = tinydet_command("export", "onnx", checkpoint if checkpoint.is_file() else "model.pth")
     raise ValueError(f"{path} takes only tiles of {known}, not {tile}; export it again, for any tile: {command}")
@@ -153,7 +158,8 @@ def check_outputs(outputs: TileOutputs, spec: ModelSpec, count: int, *, name: st
     }
     for fault, present in faults.items():
         if present:
+            again = "export the original again and adopt it" if spec.is_adopted else "export it again"
             raise ValueError(
-                f"{model}: the model returned {fault}; export it again and check it with "
+                f"{model}: the model returned {fault}; {again} and check it with "
                 f"`{tinydet_command('export', 'verify')}`"
             )
