@@ -198,7 +198,8 @@ class _Build:
                 else "Export the checkpoint again with this version of tinydet"
             )
             raise ValueError(
-                f"{PRODUCTS[self.flavour]} {self.version} does not accept {model.path}: {'; '.join(errors)}. "
+                f"{PRODUCTS[self.flavour]} {self.version} does not accept {model.path}: "
+                f"{'; '.join(errors).rstrip('.')}. "
                 f"{remedy}, or build with another --target"
             )
         return int(network.num_layers)

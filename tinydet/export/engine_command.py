@@ -12,7 +12,14 @@ from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import tinydet_command
 from tinydet.export.console import infer_command
 from tinydet.export.engine import parse_only, write_engine
-from tinydet.export.onnx_command import Report, choose_data, convert_precision, export_checkpoint, refuse_shape_options
+from tinydet.export.onnx_command import (
+    Report,
+    choose_data,
+    convert_precision,
+    export_checkpoint,
+    refuse_ir,
+    refuse_shape_options,
+)
 from tinydet.export.onnx_model import read_onnx
 from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
 from tinydet.export.steps import show_steps
@@ -104,6 +111,7 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Path, ModelS
         report: called with each line of the report. With `args.dry_run` the ONNX file is parsed, and no engine built.
     """
     model = model_path(args.model, ".pth")
+    refuse_ir(model)
     check_file(model)
     find_data(args.data)
     output: Path = args.output or args.model.with_suffix(".engine")

@@ -71,6 +71,7 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification
         report: called with each line of the report.
     """
     model = model_path(args.model, ".pth")
+    refuse_ir(model)
     check_file(model)
     find_data(args.data)
     if model.suffix == ".onnx":
@@ -219,6 +220,15 @@ def convert_precision(
     say(f"layers        {converted.layers - len(converted.kept)} of {converted.layers} in {precision}; in fp32: {kept}")
     say(summarize(converted.verification, output))
     return output, converted.verification
+
+
+def refuse_ir(model: Path) -> None:
+    """Raise ValueError for an OpenVINO IR, which has no conversion to ONNX."""
+    if model.suffix == ".xml":
+        raise ValueError(
+            f"{model}: an OpenVINO IR cannot become an ONNX file or an engine; adopt the ONNX file that it was made "
+            f"from: {tinydet_command('export', 'adopt', 'FOREIGN.onnx')}"
+        )
 
 
 def refuse_shape_options(args: argparse.Namespace, *, tile: bool = True) -> None:

@@ -56,7 +56,10 @@ def read_onnx(path: Path) -> OnnxModel:
         raise ValueError(f"{path} is not an ONNX file ({reason(error)}); {again}") from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if METADATA_KEY not in metadata:
-        raise ValueError(f"{path} does not describe its classes and tile; {again}")
+        adopt = tinydet_command("export", "adopt", path)
+        raise ValueError(
+            f"{path} does not describe its classes and tile; {again}; a detector of another framework: {adopt}"
+        )
     spec = ModelSpec.from_json(metadata[METADATA_KEY], source=path)
     weights, precision = graph_precision(model.graph)
     if precision != spec.precision:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     model: Path = args.model
     check_file(model)
     find_data(args.data)
-    if args.reference is None and (adopted := _adopted(model)) is not None:
+    if (adopted := _adopted(model, args.reference)) is not None:
         return _verify_adopted(args, *adopted)
     reference_path: Path = args.reference or _reference_of(model)
     candidate = open_model(model, args.backend)
@@ -94,13 +94,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if verification.passed else 1
 
 
-def _adopted(model: Path) -> tuple[Original, Plan] | None:
-    """Return the original of an adopted model and how it was adopted; None for other models."""
+def _adopted(model: Path, reference: Path | None) -> tuple[Original, Plan] | None:
+    """Return the original of an adopted model and how it was adopted; None for other models and references."""
     if model.suffix not in (".onnx", ".xml"):
         return None
     from tinydet.export.adopt.adopting import read_adopted
 
-    return read_adopted(model)
+    if reference is not None:
+        check_file(reference)
+    return read_adopted(model, reference)
 
 
 def _verify_adopted(args: argparse.Namespace, original: Original, plan: Plan) -> int:

@@ -437,7 +437,36 @@ def test_a_model_without_any_strong_detection_is_compared_at_a_lower_floor(
     assert open_model(tmp_path / "a.tinydet.onnx").spec.score_floor == 0.05
 
 
+def test_verify_finds_the_original_of_another_folder_by_its_name(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adopted(constant(outputs_of("boxes"), tmp_path / "a.onnx"))
+    (tmp_path / "other").mkdir()
+    source = (tmp_path / "a.onnx").rename(tmp_path / "other/a.onnx")
+    command = ["export", "verify", str(tmp_path / "a.tinydet.onnx"), "--images", str(squares / "images/0.png")]
+    assert main(command) == 2
+    assert "--reference" in capsys.readouterr().err
+    assert main([*command, "--reference", str(source)]) == 0
+
+
 # ----------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("command", [["onnx", "--precision", "fp16"], ["engine"]])
+def test_an_ir_is_neither_converted_nor_built(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.xml").touch()
+    assert main(["export", command[0], str(tmp_path / "a.xml"), *command[1:]]) == 2
+    assert "adopt the ONNX file that it was made from" in capsys.readouterr().err
+
+
+def test_a_foreign_file_is_pointed_to_adopt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = constant(outputs_of("boxes"), tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="export adopt"):
+        open_model(source)
+    assert main(["export", "engine", str(source)]) == 2
+    assert "export adopt" in capsys.readouterr().err
 
 
 def refused(source: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -264,8 +264,11 @@ def output_suffix(original: Original) -> str:
     return ".xml" if isinstance(original, IrOriginal) else ".onnx"
 
 
-def read_adopted(path: Path) -> tuple[Original, Plan] | None:
-    """Return the original of an adopted model, from the same folder, and its plan; None if the model is not adopted.
+def read_adopted(path: Path, source: Path | None = None) -> tuple[Original, Plan] | None:
+    """Return the original of an adopted model and its plan; None if the model is not adopted.
+
+    Args:
+        source: the original, or another model, for which this returns None; None: the original in the same folder.
 
     Raises:
         ValueError: the original is not in the folder, or is another file.
@@ -276,9 +279,14 @@ def read_adopted(path: Path) -> tuple[Original, Plan] | None:
     spec = ModelSpec.from_json(metadata[METADATA_KEY], source=path)
     record = parse_json(metadata[RECORD_KEY], source=path, remedy="adopt the original again")
     name = Path(str(record["original"])).name
-    source = path.parent / name
+    if source is not None and source.name != name:
+        return None
+    source = source or path.parent / name
     if not source.is_file():
-        raise ValueError(f"{path}: it was adopted from {name}, which is not in the same folder; copy it there")
+        raise ValueError(
+            f"{path}: it was adopted from {name}, which is not in the same folder; copy it there, or name it with "
+            "--reference"
+        )
     original = open_original(source)
     if original.sha256 != record["sha256"]:
         raise ValueError(f"{source}: not the file that {path} was adopted from; adopt it again")

@@ -197,7 +197,10 @@ def _file_kind(path: Path) -> str:
         return "openvino"
     if path.suffix in (".pth", ".pt"):
         export = tinydet_command("export", "onnx", path)
-        raise ValueError(f"{path} is a training checkpoint; export it first: {export}")
+        raise ValueError(
+            f"{path} is a training checkpoint; export it first: {export}; one of another framework: export it to ONNX "
+            f"there, then {tinydet_command('export', 'adopt', path.with_suffix('.onnx'))}"
+        )
     return "onnx"
 
 

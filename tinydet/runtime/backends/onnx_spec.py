@@ -80,8 +80,9 @@ def read_onnx_file(path: Path, tile: TileChoice = None) -> OnnxFile:
     text = metadata.get(METADATA_KEY.encode())
     if text is None:
         raise ValueError(
-            f"{path} was not exported by tinydet (no {METADATA_KEY!r} in its metadata); "
-            f"export a trained model: {tinydet_command('export', 'onnx', 'model.pth')}"
+            f"{path} was not exported by tinydet (no {METADATA_KEY!r} in its metadata); adopt a detector of another "
+            f"framework: {tinydet_command('export', 'adopt', path)}; or export a trained model: "
+            f"{tinydet_command('export', 'onnx', 'model.pth')}"
         )
     with name_failures(path, "read", AGAIN):
         spec = ModelSpec.from_json(text, source=path)
