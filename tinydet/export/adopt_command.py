@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--std",
-        type=_three,
+        type=_divisors,
         metavar="A,B,C",
         help="divisors after that, in the order of its channels (default: by format)",
     )
@@ -220,3 +220,10 @@ def _three(text: str) -> tuple[float, float, float]:
     if len(values) != 3:
         raise argparse.ArgumentTypeError(f"expected three numbers, such as 0.485,0.456,0.406; got {quoted(text)}")
     return values[0], values[1], values[2]
+
+
+def _divisors(text: str) -> tuple[float, float, float]:
+    values = _three(text)
+    if min(values) <= 0:
+        raise argparse.ArgumentTypeError(f"expected numbers above 0, got {quoted(text)}")
+    return values

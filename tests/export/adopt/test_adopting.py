@@ -503,6 +503,7 @@ def test_unknown_outputs_are_listed(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_wrong_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = constant(outputs_of("yolov8"), tmp_path / "a.onnx")
     assert "scores for 3 classes" in refused(source, capsys, "--classes", "a,b")
+    assert "--first-label out" in refused(source, capsys, "--classes", "a,b,c", "--first-label", "1")
     assert "not those of mmdeploy" in refused(source, capsys, "--format", "mmdeploy")
     assert "fixed at 64x64" in refused(source, capsys, "--tile", "128")
     source = constant(outputs_of("boxes"), tmp_path / "a.onnx")

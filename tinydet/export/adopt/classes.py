@@ -101,6 +101,11 @@ def assign_labels(names: Sequence[str] | None, columns: int | None, *, first_lab
         return Classes(given, ids, tuple(COCO_IDS.index(i) if i in COCO_IDS else -1 for i in range(COCO_SLOTS)))
     if columns is None:
         return Classes(given, ids, (-1,) * first_label + identity)
+    if columns == len(given) and first_label == 1:
+        raise ValueError(
+            f"it has scores for {columns} classes, of which --first-label 1 makes the first the background, but "
+            "as many names; leave --first-label out, or name one class less"
+        )
     if columns == len(given):
         return Classes(given, ids, identity)
     if columns == len(given) + 1 and (background == "last" or first_label == 1):
