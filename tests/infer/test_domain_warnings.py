@@ -15,7 +15,9 @@ from PIL import Image
 
 from tinydet.infer.__main__ import main
 from tinydet.infer.bundled_choice import choose_bundled
+from tinydet.infer.chunks import Tally
 from tinydet.runtime import bundled, load
+from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.sources import find_sources
 from tinydet.spec import Domain, ModelSpec
 
@@ -78,6 +80,30 @@ def test_doubtful_scores_are_reported_at_the_end(folder: Path, capsys: pytest.Ca
         summary = json.loads(Path("s.json").read_text())
         assert len(summary["warnings"]) == expected and summary["total"]["detections"] >= 50
         assert summary["total"]["doubtful"] == expected * summary["total"]["detections"]
+
+
+def test_doubtful_scores_of_a_calibrated_model_are_compared_with_its_calibrated_thresholds(
+    folder: Path, make_onnx: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sigmoid(logit(0.55) + 2) = 0.900, so a calibrated score is doubtful below 0.93: graph scores of 0.6, not of 0.7."""
+    spec = dataclasses.replace(SPEC, thresholds=(0.55,), calibration=((1.0, 2.0),))
+    make_onnx(folder / "model.onnx", spec=spec)
+    for value, expected in ((153, 1), (180, 0)):
+        pixels = np.zeros((256, 256, 3), np.uint8)
+        for y in range(8, 248, 24):
+            for x in range(8, 248, 24):
+                pixels[y : y + 8, x : x + 8] = value
+        cv2.imwrite("cells.png", pixels)
+        assert run("cells.png", "--output", "a.json", "--score", "auto", "--overlap", "0") == 0
+        text = capsys.readouterr().err
+        assert text.count("score below 0.93, close to the threshold") == text.count("close to the") == expected
+
+
+def test_detections_below_the_threshold_that_continue_a_track_are_not_doubtful() -> None:
+    tally = Tally.of(2, doubtful=np.array([[0.3, 0.6], [0.51, 0.72]]))
+    scores = np.array([0.2, 0.3, 0.5, 0.6, 0.5, 0.65, 0.8], np.float32)
+    tally.add(Detections(np.zeros((7, 4), np.float32), scores, np.array([0, 0, 0, 0, 1, 1, 1], np.int32)))
+    assert tally.doubtful == 3
 
 
 def test_the_scale_of_a_drone_photo_is_known_from_its_metadata(

@@ -160,8 +160,8 @@ def test_a_scene_that_cannot_be_read_is_left_to_the_scan() -> None:
 
 
 def test_doubt_needs_many_detections_most_of_them_near_the_threshold() -> None:
-    assert doubt(49, 49, 0.3) == "" and doubt(69, 100, 0.3) == ""
-    assert "70 of 100 detections (70 %) score below 0.51" in doubt(70, 100, 0.3)
+    assert doubt(49, 49, [0.51]) == "" and doubt(69, 100, [0.51]) == ""
+    assert "70 of 100 detections (70 %) score below 0.51" in doubt(70, 100, [0.51])
     assert doubtful_below(0.05) == 0.05  # all boxes are above it: a low threshold is for measuring
     assert [doubtful_below(each) for each in (0.3, 0.6, 1.0)] == sorted(
         doubtful_below(each) for each in (0.3, 0.6, 1.0)

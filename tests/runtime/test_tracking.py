@@ -13,6 +13,7 @@ pytest.importorskip("trackers")
 from tinydet.runtime import load, open_scene
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.score_calibration import minimum_scores
 from tinydet.runtime.tracking import (
     CONFIRMED,
     LOST,
@@ -21,7 +22,6 @@ from tinydet.runtime.tracking import (
     CameraMotion,
     Tracker,
     nearness,
-    start_scores,
     weak_score,
 )
 from tinydet.spec import ModelSpec
@@ -91,9 +91,9 @@ def test_weak_detections_continue_tracks_but_start_none() -> None:
 def test_score_auto_starts_tracks_at_the_thresholds_of_the_model_as_calibrated_scores() -> None:
     # sigmoid(logit(0.5) + 1) = 0.7311
     spec = ModelSpec(("a", "b"), (1, 2), "any", "any", 64, thresholds=(0.5, 0.8), calibration=((1.0, 1.0), (1.0, 0.0)))
-    assert start_scores(spec, ScanOptions(score="auto")) == pytest.approx([0.7311, 0.8], abs=1e-4)
+    assert minimum_scores(spec, "auto") == pytest.approx([0.7311, 0.8], abs=1e-4)
     assert weak_score(spec, ScanOptions(score="auto")) == pytest.approx(0.7311 / 3, abs=1e-4)
-    assert start_scores(spec, ScanOptions(score=0.3)).tolist() == [0.3, 0.3]
+    assert minimum_scores(spec, 0.3).tolist() == [0.3, 0.3]
 
 
 def test_the_score_that_starts_a_track_is_that_of_the_class() -> None:

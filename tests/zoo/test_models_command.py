@@ -115,6 +115,15 @@ def test_a_card_says_what_is_found_what_is_missed_and_what_the_model_cannot_do(
         assert errors["found"] + errors["missed"] == values["objects"]["all"]
 
 
+def test_stored_thresholds_are_shown_as_infer_prints_them(
+    make_onnx: Callable, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sigmoid(2 * logit(0.6) + 0.5) = 0.788"""
+    stored = {"thresholds": (0.6, 0.4), "operating_point": "best F1 on beach", "calibration": ((2.0, 0.5), (1.0, 0.0))}
+    make_onnx(folder / "stored.onnx", spec=dataclasses.replace(SPEC, max_detections=50, **stored))
+    assert "thresholds  person >= 0.788, kelp >= 0.4 (best F1 on beach)" in shown(capsys, "show", "stored.onnx")
+
+
 def test_a_checkpoint_is_described_as_the_graph_that_was_made_from_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

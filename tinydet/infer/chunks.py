@@ -21,19 +21,23 @@ class Tally:
     Attributes:
         by_class: number of boxes of each class.
         tiles: counts of tiles.
-        doubtful: number of boxes that score close to the threshold.
-        doubtful_below: the score below which a box is doubtful.
+        doubtful: number of boxes that score close to the threshold of their class.
+        doubtful_scores: (2, C) a box is doubtful from the first score of its class to below the second.
     """
 
     by_class: NDArray[np.int64]
     tiles: ScanCounts = field(default_factory=ScanCounts)
     doubtful: int = 0
-    doubtful_below: float = 0.0
+    doubtful_scores: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, classes: int, *, doubtful_below: float = 0.0) -> Tally:
-        """Return the counts before a scan with this number of classes."""
-        return cls(np.zeros(classes, np.int64), doubtful_below=doubtful_below)
+    def of(cls, classes: int, *, doubtful: NDArray[np.float64] | None = None) -> Tally:
+        """Return the counts before a scan with this number of classes.
+
+        Args:
+            doubtful: see `doubtful_scores`; None to count no box as doubtful.
+        """
+        return cls(np.zeros(classes, np.int64), doubtful_scores=doubtful)
 
     def add(self, result: BatchResult | Detections) -> None:
         """Count the result of a batch, or detections alone."""
@@ -41,7 +45,9 @@ class Tally:
             self.tiles += result
             result = result.detections
         self.by_class += np.bincount(result.labels, minlength=len(self.by_class))
-        self.doubtful += int(np.count_nonzero(result.scores < self.doubtful_below))
+        if self.doubtful_scores is not None:
+            low, high = self.doubtful_scores[:, result.labels]
+            self.doubtful += int(np.count_nonzero((result.scores >= low) & (result.scores < high)))
 
 
 def chunks(

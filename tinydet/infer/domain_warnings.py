@@ -5,29 +5,35 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from tinydet._internal.console import plural
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import RunSummary
 from tinydet.runtime.domain import doubt, doubtful_below, gsd_of, unlike_training
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.camera_metadata import read_camera
+from tinydet.runtime.score_calibration import minimum_scores
 from tinydet.spec import ModelSpec
 
 logger = logging.getLogger("tinydet.infer")
+
+ROUNDING = 1e-6  # of a score in float32
 
 
 class DomainWarnings:
     """Names the first scene of a run that differs from the training images, and counts the others.
 
     Attributes:
-        doubtful_below: the score below which a detection is doubtful.
+        doubtful: (2, C) scores of doubtful detections of each class: from the first to below the second.
     """
 
     def __init__(self, spec: ModelSpec, settings: Settings) -> None:
         self._spec, self._settings = spec, settings
-        score = settings.options.score
-        self._threshold = min(spec.thresholds) if isinstance(score, str) else score  # "auto": those of the classes
-        self.doubtful_below = doubtful_below(self._threshold)
+        thresholds = minimum_scores(spec, settings.options.score)
+        self._doubtful_below = [doubtful_below(each) for each in thresholds.tolist()]
+        # Tracking keeps weaker detections, which continue a track. Rounding may put a score just below its threshold.
+        self.doubtful = np.array([thresholds - ROUNDING, self._doubtful_below])
         self._shown = 0
 
     def check(self, scene: Scene, scale: float, path: Path | None = None) -> str:
@@ -59,6 +65,6 @@ class DomainWarnings:
                 "--summary FILE lists all"
             )
         total = summary.total
-        if warning := doubt(total.doubtful, int(total.by_class.sum()), self._threshold):
+        if warning := doubt(total.doubtful, int(total.by_class.sum()), self._doubtful_below):
             logger.warning(warning)
             summary.warnings.append(warning)

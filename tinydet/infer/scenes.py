@@ -300,7 +300,7 @@ class InferenceRun:
         self, job: Job, scan: _OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
     ) -> tuple[Tally, Best]:
         """Write the detections of a scene. Return the counts, and the detections to draw."""
-        tally, best = Tally.of(len(self._spec.classes), doubtful_below=self._warnings.doubtful_below), Best()
+        tally, best = Tally.of(len(self._spec.classes), doubtful=self._warnings.doubtful), Best()
         draws = job.drawing is not None or job.crops is not None
 
         def observe(result: BatchResult) -> None:

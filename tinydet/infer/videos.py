@@ -32,7 +32,8 @@ from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import ScanPlan, Sized, plan_scan
 from tinydet.runtime.scan import ScanCounts, collect, scan
 from tinydet.runtime.scenes.video import Frame, LostStreamError, Video
-from tinydet.runtime.tracking import IDENTITY, CameraMotion, Tracker, start_scores, weak_score
+from tinydet.runtime.score_calibration import minimum_scores
+from tinydet.runtime.tracking import IDENTITY, CameraMotion, Tracker, weak_score
 from tinydet.runtime.writers import SceneDetections, open_writers
 from tinydet.spec import ModelSpec
 
@@ -132,7 +133,7 @@ class _Frames:
         self.counts = ScanCounts()
         self.static_tiles = None if settings.contrast_filter is None else StaticTiles(settings.contrast_filter)
         self.backend, self._journal = backend, journal
-        self.tracker = Tracker(start_scores(backend.spec, settings.options)) if settings.track else None
+        self.tracker = Tracker(minimum_scores(backend.spec, settings.options.score)) if settings.track else None
         self.camera = CameraMotion() if settings.track else None
         self.warnings, self.unlike = warnings, ""
         self._is_first = True
@@ -215,7 +216,7 @@ def _write(
     """
     job, video, settings = frames.job, frames.video, frames.settings
     stopped: KeyboardInterrupt | LostStreamError | None = None
-    tally = Tally.of(len(frames.backend.spec.classes), doubtful_below=frames.warnings.doubtful_below)
+    tally = Tally.of(len(frames.backend.spec.classes), doubtful=frames.warnings.doubtful)
     count, start = 0, time.perf_counter()
     with ExitStack() as stack:
         write = stack.enter_context(open_writers(job.results, frames.backend.spec, job.formats))

@@ -131,21 +131,25 @@ def doubtful_below(threshold: float) -> float:
     return threshold + BAND * (1 - threshold) if threshold >= LOWEST_THRESHOLD else threshold
 
 
-def doubt(doubtful: int, detections: int, threshold: float) -> str:
+def doubt(doubtful: int, detections: int, below: Sequence[float]) -> str:
     """Say that most detections of a run are doubtful; an empty text if they are not, or too few to tell.
 
-    >>> doubt(80, 100, 0.3)[:58]
+    >>> doubt(80, 100, [0.51])[:58]
     '80 of 100 detections (80 %) score below 0.51, close to the'
-    >>> doubt(50, 100, 0.3)
+    >>> doubt(50, 100, [0.51])
     ''
+
+    Args:
+        below: (C,) the score below which a detection of each class is doubtful, see `doubtful_below`.
     """
     if detections < FEWEST or doubtful < DOUBTFUL * detections:
         return ""
+    low, high = f"{min(below):.2f}", f"{max(below):.2f}"
+    limit = f"{low}, close to the threshold" if low == high else f"{low} to {high}, close to the threshold of the class"
     return (
-        f"{doubtful} of {detections} detections ({doubtful / detections:.0%}) score below "
-        f"{doubtful_below(threshold):.2f}, close to the threshold; many may be wrong, as on images that the model was "
-        "not trained for"
-    ).replace("%)", " %)")
+        f"{doubtful} of {detections} detections ({round(100 * doubtful / detections)} %) score below {limit}; many may "
+        "be wrong, as on images that the model was not trained for"
+    )
 
 
 def _windows(scene: Scene) -> list[tuple[int, int, int, int]]:

@@ -86,12 +86,24 @@ def score_thresholds(spec: ModelSpec, score: float | Literal["auto"]) -> NDArray
     return np.array([graph_score(score, line) for line in lines], np.float32)
 
 
+def minimum_scores(spec: ModelSpec, score: float | Literal["auto"]) -> NDArray[np.float64]:
+    """Return (C,) the lowest score that a detection of each class has in a result: `score_thresholds`, calibrated.
+
+    Raises:
+        ValueError: the score is "auto", and the model has no thresholds.
+    """
+    if score == "auto":
+        thresholds = score_thresholds(spec, score)
+        return calibrate(thresholds, np.arange(len(thresholds)), spec.calibration)
+    return np.full(len(spec.classes), float(score))
+
+
 def describe_thresholds(spec: ModelSpec) -> str:
     """Return the thresholds of the model as one line, as scores of results: "person >= 0.43, car >= 0.38 (F1)".
 
     >>> describe_thresholds(ModelSpec(("person", "car"), (1, 2), "any", "any", 640, thresholds=(0.43, 0.38)))
     'person >= 0.43, car >= 0.38'
     """
-    scores = calibrate(np.array(spec.thresholds), np.arange(len(spec.thresholds)), spec.calibration)
+    scores = minimum_scores(spec, "auto")
     text = ", ".join(f"{name} >= {score:.3g}" for name, score in zip(spec.classes, scores, strict=True))
     return f"{text} ({spec.operating_point})" if spec.operating_point else text

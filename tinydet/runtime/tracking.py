@@ -26,7 +26,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.scenes import Scene
-from tinydet.runtime.score_calibration import calibrate, score_thresholds
+from tinydet.runtime.score_calibration import minimum_scores
 from tinydet.spec import ModelSpec
 
 TRACK = "track"  # column of `Detections.data`
@@ -72,17 +72,9 @@ def nearness(one: NDArray[Any], two: NDArray[Any]) -> NDArray[np.float64]:
     return result
 
 
-def start_scores(spec: ModelSpec, options: ScanOptions) -> NDArray[np.float64]:
-    """Return the score of each class from which on a detection may start a track: (C,)."""
-    if options.score == "auto":
-        thresholds = score_thresholds(spec, options.score)
-        return calibrate(thresholds, np.arange(len(thresholds)), spec.calibration)
-    return np.full(len(spec.classes), float(options.score))
-
-
 def weak_score(spec: ModelSpec, options: ScanOptions) -> float:
     """Return the minimum score of a scan that also finds the weak detections of tracks."""
-    return WEAK * float(start_scores(spec, options).min())
+    return WEAK * float(minimum_scores(spec, options.score).min())
 
 
 def check_tracking() -> None:
@@ -263,7 +255,7 @@ class VideoTracker:
             ModuleNotFoundError: `trackers` is not installed.
         """
         self.options = replace(options, score=weak_score(spec, options))
-        self._tracker, self._camera = Tracker(start_scores(spec, options)), CameraMotion()
+        self._tracker, self._camera = Tracker(minimum_scores(spec, options.score)), CameraMotion()
 
     def update(self, scene: Scene, found: Detections, seconds: float) -> Detections:
         """Return the detections of the next frame as `Tracker.update` does."""

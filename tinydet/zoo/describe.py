@@ -9,6 +9,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet.models.registry import DETECTORS
 from tinydet.runtime.domain import COLOR
 from tinydet.runtime.model_files import read_spec
+from tinydet.runtime.score_calibration import describe_thresholds
 from tinydet.spec import Domain, ModelSpec
 
 
@@ -46,8 +47,7 @@ def spec_rows(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     if spec.alpha:
         yield "alpha", f"{', '.join(f'{a:.3g}' for a in spec.alpha)}: {spec.alpha_source}"
     if spec.thresholds:
-        values = ", ".join(f"{name} {value:.3g}" for name, value in zip(spec.classes, spec.thresholds, strict=True))
-        yield "thresholds", f"{values}: {spec.operating_point}"
+        yield "thresholds", describe_thresholds(spec)
     if spec.calibration:
         yield "calibrated", spec.calibration_source
     if spec.engine:
