@@ -131,7 +131,6 @@ def measure(name: str, data: Path) -> dict[str, Any]:
         **environment(),
         "data": data.name,
         "images": len(dataset.images),
-        "bytes": model_path(name).stat().st_size,
         "ranges": ranges,
         "classes": classes,
         "speed": speed,

@@ -103,7 +103,7 @@ def tables(measured: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {values['score']:.2f} | {' | '.join(cells)} | {false:.2f} |"
     yield ""
     clock = measured["speed"]["clock"]
-    yield f"Speed, from the {clock}: {speed_text(measured)}. Size: {measured['bytes'] / 1e6:.1f} MB."
+    yield f"Speed, from the {clock}: {speed_text(measured)}."
     yield ""
     yield f"Measured with `{measured['command']}` on {measured['date'][:10]}."
 
