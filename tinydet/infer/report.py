@@ -73,7 +73,8 @@ def video_line(
         seconds_per_batch: time that the model takes for a batch; 0 if the video is short or its length is unknown.
     """
     line = f"{video.name}: {video.width}x{video.height}, {float(video.rate):.4g} frames/s, "
-    line += f"{frames or 'unknown number of'} frames to process{', live' if video.live else ''}"
+    line += f"{plural(frames, 'frame') if frames else 'unknown number of frames'} to process"
+    line += ", live" if video.live else ""
     if plan is None:
         return line
     line += f", {plural(plan.tiles, 'tile')} of {spec.tile} each, overlap {plan.overlap}"

@@ -267,15 +267,14 @@ def _write(
     summary.add_scanned(job, counts, elapsed)
     progress.end()
     rate = (count - frames.from_journal) / elapsed
-    progress.say(
-        f"  {plural(int(tally.by_class.sum()), 'detection')}{_of_tracks(tracks)} in {plural(count, 'frame')}, "
-        f"{rate:.1f} frames/s; "
-        f"{plural(video.dropped, 'frame')} dropped, {plural(video.reconnects, 'reconnect')}"
-    )
+    line = f"  {found(tally, frames.backend.spec)}{_of_tracks(tracks)} in {plural(count, 'frame')}, {rate:.1f} frames/s"
+    if video.live:
+        line += f"; {plural(video.dropped, 'frame')} dropped, {plural(video.reconnects, 'reconnect')}"
+    progress.say(line)
     if frames.camera is not None and frames.camera.failed:
         progress.say(
-            f"  the motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}, whose ground has too "
-            "few features in common with the frame before; numbers may change there"
+            f"  The motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}: too few features of the "
+            "ground match the frame before. There, objects may get new numbers, or the number of another object"
         )
     if frames.from_journal:
         progress.say(f"  {frames.from_journal} frames were finished by an earlier run")

@@ -75,6 +75,11 @@ def speed_text(measured: Mapping[str, Any]) -> str:
     return f"{speed['tiles_per_second']:.3g} tiles/s of {speed['tile']} px on one core of {speed['device']}"
 
 
+def size_span(low: float, high: float) -> str:
+    """Return a range of sides of objects in words."""
+    return f"{low:g} to {high:g} px" if high < 1e4 else f"from {low:g} px"
+
+
 def tables(measured: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the measured part of a card, in Markdown."""
     if not measured:
@@ -82,7 +87,7 @@ def tables(measured: Mapping[str, Any]) -> Iterator[str]:
         return
     classes, ranges = measured["classes"], measured["ranges"]
     sizes = [size for size in ranges if any(size in ap for ap in average_precision(measured).values())]
-    spans = ", ".join(f"{size}: {_span(*ranges[size])}" for size in sizes if size != "all")
+    spans = ", ".join(f"{size}: {size_span(*ranges[size])}" for size in sizes if size != "all")
     yield f"AP at IoU 0.5 on {measured['images']} images of {measured['data']}, by the side of the objects ({spans}):"
     yield ""
     yield f"| class | {' | '.join(f'{size}' for size in sizes)} | AP25 | AP75 |"
@@ -123,10 +128,6 @@ def summary(name: str, card: Card) -> dict[str, Any]:
         "speed": measured.get("speed"),
         "command": measured.get("command"),
     }
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:g} to {high:g} px" if high < 1e4 else f"from {low:g} px"
 
 
 def _fraction(value: float) -> str:

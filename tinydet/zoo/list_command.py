@@ -14,7 +14,7 @@ from tinydet.models.options import TORCHVISION_BACKBONES
 from tinydet.models.registry import DETECTORS
 from tinydet.runtime.bundled import BUNDLED
 from tinydet.runtime.model_files import read_spec
-from tinydet.zoo.cards import Card, average_precision, read_card, speed_text, summary
+from tinydet.zoo.cards import Card, average_precision, read_card, size_span, speed_text, summary
 
 EXAMPLES = ("", "my/models/ --json")
 WIDTH = 110
@@ -71,7 +71,7 @@ def _lines(cards: dict[str, Card], files: list[dict[str, Any]], folder: Path) ->
     if files:
         yield f"In {where}: {tinydet_command('infer', '--model', 'FILE')}"
         for entry in files:
-            yield from _block(entry["name"], [_file_text(entry)])
+            yield from _block(entry["name"], [_file_text(entry, folder)])
     else:
         yield f"No models in {where}. Train one: {tinydet_command('train', 'my/train', '--val', 'my/val')}"
     yield ""
@@ -92,8 +92,9 @@ def _card_lines(name: str, card: Card) -> Iterator[str]:
     yield card.task
     yield f"data: {card.data} ({card.license})"
     for label, by_size in average_precision(card.measured).items():
-        sizes = ", ".join(f"{size} {ap:.3f}" for size, ap in by_size.items() if size != "all")
-        yield f"{label}: AP50 {by_size['all']:.3f} ({sizes})"
+        spans = card.measured["ranges"]
+        sizes = ", ".join(f"{size_span(*spans[size])} {ap:.3f}" for size, ap in by_size.items() if size != "all")
+        yield f"{label}: AP50 {by_size['all']:.3f} (objects of {sizes})"
     if card.measured:
         yield f"on {card.measured['images']} images of {card.measured['data']}: {card.measured['command']}"
     size = f"{summary(name, card)['bytes'] / 1e6:.1f} MB"
@@ -124,10 +125,10 @@ def _files(folder: Path) -> Iterator[dict[str, Any]]:
             }
 
 
-def _file_text(entry: dict[str, Any]) -> str:
+def _file_text(entry: dict[str, Any], folder: Path) -> str:
     size = f"{entry['bytes'] / 1e6:.1f} MB"
     if entry["kind"] == "checkpoint":
-        return f"a checkpoint, {size}; {tinydet_command('models', 'show', entry['name'])} describes it"
+        return f"a checkpoint, {size}; {tinydet_command('models', 'show', folder / entry['name'])} describes it"
     if "problem" in entry:
         return f"cannot be used: {entry['problem']}"
     network = f"{entry['detector']} {entry['backbone']}, {entry['precision']}, tiles of {entry['tile']}"

@@ -63,7 +63,6 @@ def _lines(path: Path, spec: ModelSpec, card: Card | None) -> Iterator[str]:
         return
     yield ""
     yield from _plain(tables(card.measured))
-    yield ""
     yield "What it cannot do:"
     for limit in card.limits:
         yield from textwrap.wrap(limit, WIDTH, initial_indent="- ", subsequent_indent="  ")
