@@ -273,8 +273,8 @@ def _write(
     progress.say(line)
     if frames.camera is not None and frames.camera.failed:
         progress.say(
-            f"  The motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}: too few features of the "
-            "ground match the frame before. There, objects may get new numbers, or the number of another object"
+            f"  The motion of the camera is unknown in {plural(frames.camera.failed, 'frame')}: too few features of "
+            "the ground match the frame before. There, objects may get new numbers, or the number of another object"
         )
     if frames.from_journal:
         progress.say(f"  {frames.from_journal} frames were finished by an earlier run")
