@@ -97,7 +97,7 @@ COMMANDS: dict[str, Entry | Group] = {
                 "tinydet.zoo.show_command", "", "show the card of a bundled model, or describe any model file"
             ),
         },
-        "Without a sub-command, `tinydet models` lists.",
+        "Without a command, `models` lists the models of the current folder.",
         default="list",
     ),
     "data": Group(
@@ -247,6 +247,8 @@ def _meant_input(group: str, words: Sequence[str]) -> tuple[str, ...]:
     if group:
         entry = COMMANDS[group]
         assert isinstance(entry, Group)
+        if entry.default and os.path.isdir(word):
+            return (group, entry.default, *words)
         is_input = word.startswith(("--model", "--weights", "--data")) or suffix or os.path.exists(word)
         return (group, entry.start[0], *words) if is_input else ()
     if word.startswith("-") or not (suffix or os.path.exists(word)):

@@ -141,7 +141,7 @@ def test_the_errors_of_sizes_and_classes_count_what_the_protocol_counts() -> Non
         assert sum(round(each.count * each.correct) for each in error.before) == at.hits
     assert sum(each.detections for each in found.by_class.values()) == found.by_size["all"].detections
     text = format_calibration(found)
-    assert "held out" in text and "person: sigmoid(" in text
+    assert "5-fold cross-validation" in text and "person: sigmoid(" in text
     json.dumps(found.to_json(), allow_nan=False)
 
 

@@ -85,7 +85,7 @@ def test_doubtful_scores_are_reported_at_the_end(folder: Path, capsys: pytest.Ca
 def test_doubtful_scores_of_a_calibrated_model_are_compared_with_its_calibrated_thresholds(
     folder: Path, make_onnx: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """sigmoid(logit(0.55) + 2) = 0.900, so a score is doubtful below 0.93: graph scores of 0.6, not of 0.7."""
+    """sigmoid(logit(0.55) + 2) = 0.900, so calibrated scores are doubtful below 0.93, as 0.6 of the graph is."""
     spec = dataclasses.replace(SPEC, thresholds=(0.55,), calibration=((1.0, 2.0),))
     make_onnx(folder / "model.onnx", spec=spec)
     for value, expected in ((153, 1), (180, 0)):

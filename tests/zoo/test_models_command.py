@@ -64,6 +64,9 @@ def test_the_list_has_the_models_of_a_folder_and_what_is_wrong_with_them(
     assert "person, kelp: retinanet resnet18, fp32, tiles of 64" in text
     (folder / "empty").mkdir()
     assert "No models in empty" in shown(capsys, "list", "empty")
+    shutil.copyfile("damaged.onnx", "empty/a.pth")
+    assert f"models show {Path('empty', 'a.pth')} describes it" in " ".join(shown(capsys, "list", "empty").split())
+    assert main(["models", "empty"]) == 2 and "models list empty" in capsys.readouterr().err
 
 
 def test_the_list_names_the_weights_that_init_and_backbone_take(capsys: pytest.CaptureFixture[str]) -> None:

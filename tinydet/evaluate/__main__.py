@@ -361,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
         "--score",
         type=share,
         metavar="S",
-        help="drop detections below this score (default: 0.05; of a calibrated model, 0)",
+        help="drop detections below this score (default: 0.05, or 0 for a calibrated model)",
     )
     model.add_argument(
         "--tile",

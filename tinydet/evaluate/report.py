@@ -133,7 +133,9 @@ def format_operating_points(points: OperatingPoints) -> str:
     elif len(points.missed) < len(points.classes):
         lines.append(f"[low, high]: {100 * LEVEL:g} % confidence, by {RESAMPLES} bootstrap resamples of the images")
         folds = min(FOLDS, points.images)
-        lines.append(f"held-out: chosen without a part of the images and measured on it, over {folds} parts")
+        lines.append(
+            f"held-out: {folds}-fold cross-validation over images; chosen on the other folds, measured on each"
+        )
     if len(points.missed) < len(points.classes):
         sizes = {name: value for name, value in points.by_size.items() if value[0]}
         lines.append(
@@ -165,7 +167,7 @@ def format_calibration(calibration: Calibration) -> str:
                 ["detections", *(str(each.detections) for _, each in columns)],
             ]
         ),
-        f"calibrated: held out, fitted without a part of the images and measured on it, over {folds} parts",
+        f"calibrated: {folds}-fold cross-validation over images; fitted on the other folds, measured on each",
     ]
     for name, (slope, offset) in zip(calibration.names, calibration.lines, strict=True):
         shared = (
