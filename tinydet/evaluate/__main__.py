@@ -204,13 +204,19 @@ def _check_drawable(truth: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _score_model(args: argparse.Namespace, protocol: Protocol, target: Target | None) -> tuple[Scores, ModelSpec]:
-    from tinydet.runtime.auto_tile import AutoTile
     from tinydet.runtime.options import ScanOptions
 
     data = _data(args)
     check_output_files((args.json, args.precision, args.save_detections), (data.source.annotations,))
-    tile = AutoTile(args.overlap) if args.tile == "auto" else args.tile
-    evaluation = prepare(args.model or DEFAULT_MODEL, data, categories=args.categories, device=args.device, tile=tile)
+    evaluation = prepare(
+        args.model or DEFAULT_MODEL,
+        data,
+        categories=args.categories,
+        device=args.device,
+        tile=args.tile,
+        overlap=args.overlap,
+        scale=args.scale,
+    )
     spec = evaluation.backend.spec
     if target is not None:
         check_classes(target.spec, spec)
@@ -218,7 +224,7 @@ def _score_model(args: argparse.Namespace, protocol: Protocol, target: Target | 
     score = evaluation.options.score if args.score is None else args.score
     with Bar(len(evaluation.dataset.images[: args.limit]), "image", "evaluate") as bar:
         found = evaluation.detect(
-            ScanOptions(args.overlap, args.scale, score, merge="nms" if args.merge == "nms" else "seam"),
+            ScanOptions(evaluation.options.overlap, args.scale, score, merge="nms" if args.merge == "nms" else "seam"),
             sub_images=args.merge == "tinyperson",
             corner_gt=args.corner_gt,
             limit=args.limit,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tinydet._internal.arguments import quoted
 from tinydet._internal.console import plural
@@ -57,7 +58,7 @@ def evaluate(
     corner_gt: str | Path | None = None,
     limit: int | None = None,
     device: str | None = None,
-    tile: int | None = None,
+    tile: int | Literal["auto"] | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score a model on a dataset, or the detections of any framework, as `tinydet evaluate` does.
@@ -78,7 +79,7 @@ def evaluate(
         corner_gt: corner file of the benchmark, whose sub-images the model or the detections belong to.
         limit: run the model only on the first `limit` images; None for all.
         device: torch device of a checkpoint; None for the CPU.
-        tile: side of the tiles that a model file is opened for; None for the model's own.
+        tile: side of the tiles that a model file is opened for; "auto" chooses it; None for the model's own.
         progress: called with 1 after each image; `tqdm.update` fits.
 
     Raises:
@@ -102,7 +103,12 @@ def evaluate(
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected a number of images, 1 or more, got {quoted(limit)}")
     found_data = find_data(model, data, images, split=split)
-    evaluation = prepare(model, found_data, categories=categories, device=device, tile=tile)
+    overlap, scale = (None, 1.0) if options is None else (options.overlap, options.scale)
+    evaluation = prepare(
+        model, found_data, categories=categories, device=device, tile=tile, overlap=overlap, scale=scale
+    )
+    if options is not None and options.overlap is None:
+        options = dataclasses.replace(options, overlap=evaluation.options.overlap)
     for line in evaluation.describe(limit):
         logger.info(line)
     found = evaluation.detect(options, sub_images=sub_images, corner_gt=corner_gt, limit=limit, progress=progress)
@@ -204,16 +210,20 @@ def prepare(
     *,
     categories: Sequence[str] | None = None,
     device: str | None = None,
-    tile: TileChoice = None,
+    tile: int | Literal["auto"] | None = None,
+    overlap: int | None = None,
+    scale: float = 1.0,
 ) -> Evaluation:
     """Load the dataset, then open the model.
 
     Args:
-        tile: to open a model file for, see `open_model`.
+        tile: to open a model file for; "auto": as `AutoTile` chooses it for the images.
+        overlap, scale: how a model file scans by default; None: as of `ScanOptions`, or as "auto" needs it.
 
     Raises:
         ValueError, OSError, TypeError: as `evaluate`.
     """
+    from tinydet.runtime.auto_tile import AutoTile, auto_overlap
     from tinydet.runtime.options import ScanOptions
 
     path = existing_model(model) if isinstance(model, str | Path) else None
@@ -231,8 +241,14 @@ def prepare(
             "and this file as --corner-gt"
         )
     if path is not None:
-        backend = open_for_scoring(Path(str(model)), device, tile)
-        options = scoring_options(backend.spec)
+        chosen: TileChoice = None if tile == "auto" else tile
+        if tile == "auto":
+            longest = max((max(image.width, image.height) for image in dataset.images), default=0)
+            chosen = AutoTile(overlap, longest=math.ceil(longest * scale) or None)
+        backend = open_for_scoring(Path(str(model)), device, chosen)
+        if tile == "auto" and overlap is None:
+            overlap = auto_overlap(backend.spec, backend.spec.tile)
+        options = dataclasses.replace(scoring_options(backend.spec), overlap=overlap, scale=scale)
     else:
         backend = cast("Backend", getattr(model, "backend", model))
         if not hasattr(backend, "run") or not hasattr(backend, "spec"):

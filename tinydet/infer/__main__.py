@@ -34,7 +34,7 @@ from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
 from tinydet._internal.suggestions import did_you_mean, did_you_mean_path
 from tinydet.geometry.tiles import MOST_TILES
-from tinydet.infer.auto_options import choose_overlap, object_pixels
+from tinydet.infer.auto_options import choose_overlap, longest_side, object_pixels
 from tinydet.infer.bundled_choice import choose_bundled
 from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
@@ -43,7 +43,7 @@ from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import summary_written
-from tinydet.runtime.auto_tile import AutoTile
+from tinydet.runtime.auto_tile import AutoTile, auto_overlap
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.bundled import BUNDLED, FOLDER, model_path
 from tinydet.runtime.options import ScanOptions
@@ -160,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=threads, metavar="N", help="run the model on N CPU threads (default: all that are usable)")
     add = parser.add_argument_group("tiles").add_argument
     add("--tile", type=or_auto(side), metavar="PX", help="cut the scene into tiles of PX pixels: a multiple of 32 or"
-        " 64 for ONNX files, one of its tiles for an engine; auto chooses by object size, overlap and free memory"
-        " (default: the model's tile)")  # fmt: skip
+        " 64 for ONNX files, one of its tiles for an engine; auto chooses by object size, overlap, free memory"
+        " and the size of the scenes (default: the model's tile)")  # fmt: skip
     add("--overlap", type=or_auto(overlap), metavar="PX", help="let neighboring tiles share PX pixels; auto fits"
         f" the model's largest objects (default: {OVERLAP}, at most half a tile)")  # fmt: skip
     add("--scale", type=or_auto(scale), default=1.0, metavar="F", help="resize the scene by the factor F before"
@@ -236,8 +236,9 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
 def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
     spec = backend.spec
     contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty else None
-    overlap = default_overlap(spec.tile) if args.overlap is None else args.overlap
-    overlap = choose_overlap(spec) if overlap == "auto" else overlap
+    overlap = choose_overlap(spec) if args.overlap == "auto" else args.overlap
+    if overlap is None:
+        overlap = auto_overlap(spec, spec.tile) if args.tile == "auto" else default_overlap(spec.tile)
     scale = None if args.scale == "auto" else args.scale
     if scale is None and args.object_size is None:
         raise ValueError(
@@ -285,13 +286,16 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
     """Open the model that the options ask for, and report which one it is.
 
     Args:
-        sources: the scenes, whose color decides between the bundled models.
+        sources: the scenes, whose color decides between the bundled models, and their size about the tile.
 
     Raises:
         ValueError, OSError, ImportError: there is no such model, it cannot run here, or it does not take `--tile`.
     """
     overlap = args.overlap if isinstance(args.overlap, int) else None
-    tile = AutoTile(overlap, batch=args.batch) if args.tile == "auto" else args.tile
+    tile = args.tile
+    if tile == "auto":
+        longest = None if args.scale == "auto" else longest_side(sources, args.scale)
+        tile = AutoTile(overlap, batch=args.batch, longest=longest)
     if args.model is not None:
         path = model_path(args.model)
         if not path.exists():

@@ -1,21 +1,23 @@
-"""Overlap and scale chosen from the object sizes that a model learned; estimates of memory and time."""
+"""Overlap and scale chosen from the object sizes that a model learned; the size of scenes; memory and time."""
 
 from __future__ import annotations
 
 import math
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tinydet._internal.arguments import quoted
-from tinydet.geometry.tiles import COARSEST_CELL
+from tinydet.runtime.auto_tile import fitting_overlap
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.read_ahead import AHEAD
-from tinydet.runtime.scenes import Scene
+from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.raster import RASTER_CACHE, RasterScene
-from tinydet.runtime.stitch import EDGE
+from tinydet.runtime.scenes.sources import Source, spread
+from tinydet.runtime.scenes.video import Video
 from tinydet.spec import ModelSpec
 
 SCALE_RANGE = (1 / 16, 4.0)  # beyond it, a resized image shows nothing that the model learned
@@ -24,10 +26,7 @@ SCALE_TOLERANCE = 0.1  # a scale closer to 1 changes the objects less than their
 
 
 def choose_overlap(spec: ModelSpec) -> int:
-    """Return the smallest overlap at which some tile contains the largest learned object (99 %), clear of its edges.
-
-    The overlap is rounded up to align tiles with the cells of the feature pyramid. It is at most half a tile; larger
-    objects are left to the coarse pass.
+    """Return the overlap that the largest learned objects (99 %) need, see `fitting_overlap`.
 
     >>> choose_overlap(ModelSpec(("person",), (1,), "retinanet", "any", tile=640, object_sizes=(4, 12, 40)))
     64
@@ -35,10 +34,7 @@ def choose_overlap(spec: ModelSpec) -> int:
     Raises:
         ValueError: the model does not state its object sizes.
     """
-    largest = _object_sizes(spec, "--overlap")[2]
-    needed = math.ceil(largest + 3 * EDGE)
-    aligned = spec.tile - (spec.tile - needed) // COARSEST_CELL * COARSEST_CELL
-    return min(aligned if needed < spec.tile else spec.tile, max(spec.tile // 2, 1))
+    return fitting_overlap(_object_sizes(spec, "--overlap")[2], spec.tile)
 
 
 def choose_scale(spec: ModelSpec, typical: float) -> float:
@@ -54,6 +50,26 @@ def choose_scale(spec: ModelSpec, typical: float) -> float:
         raise ValueError(f"the object size must be a number above 0, got {typical}")
     scale = min(max(_object_sizes(spec, "--scale")[1] / typical, SCALE_RANGE[0]), SCALE_RANGE[1])
     return 1.0 if abs(scale - 1) <= SCALE_TOLERANCE else float(f"{scale:.3g}")
+
+
+def longest_side(sources: Sequence[Source], scale: float) -> int | None:
+    """Return the longest side of the largest scene, as the model sees it; None if that is unknown, as of a stream.
+
+    Up to 8 scenes are looked at, evenly spread. A scene that cannot be read is left out; the run reports it.
+    """
+    longest = 0
+    for source in spread(sources):
+        if source.moving and not source.path.is_file():
+            return None
+        size = source.size
+        if size is None:
+            try:
+                with Video(source.location) if source.moving else open_scene(source.path) as scene:
+                    size = scene.width, scene.height
+            except (ValueError, OSError, ImportError):
+                continue
+        longest = max(longest, math.ceil(max(size) * scale))
+    return longest or None
 
 
 def object_pixels(size: str, gsd: float | None, name: str) -> float:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from tinydet.runtime.bundled import BUNDLED, DEFAULT, model_path
 from tinydet.runtime.domain import look_at, suits
 from tinydet.runtime.model_files import read_spec
 from tinydet.runtime.scenes import open_scene
-from tinydet.runtime.scenes.sources import Source
+from tinydet.runtime.scenes.sources import Source, spread
 from tinydet.runtime.scenes.video import Video
-
-MOST = 8  # scenes that are looked at
 
 
 def choose_bundled(sources: Sequence[Source], bands: Sequence[int] | None = None) -> tuple[str, str]:
@@ -29,9 +25,8 @@ def choose_bundled(sources: Sequence[Source], bands: Sequence[int] | None = None
     domains = {name: read_spec(model_path(name)).domain for name in BUNDLED}
     votes = dict.fromkeys(BUNDLED, 0)
     colors = {True: 0, False: 0}
-    chosen = np.unique(np.linspace(0, len(sources) - 1, min(MOST, len(sources))).round().astype(int)).tolist()
-    for i in chosen:
-        in_color = _is_in_color(sources[i], bands)
+    for source in spread(sources):
+        in_color = _is_in_color(source, bands)
         if in_color is None:
             continue
         colors[in_color] += 1

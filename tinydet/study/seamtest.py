@@ -26,7 +26,7 @@ from tinydet._internal.parser import Parser
 from tinydet._internal.progress import Bar, Progress
 from tinydet.geometry.nms import conflicts
 from tinydet.geometry.tiles import COARSEST_CELL, TileGrid
-from tinydet.runtime.auto_tile import AutoTile
+from tinydet.runtime.auto_tile import AutoTile, auto_overlap
 from tinydet.runtime.backends import BACKENDS, Backend, TileOutputs, open_model
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.options import ScanOptions
@@ -105,7 +105,10 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{probe.name}: {probe.width}x{probe.height}")
     tile = AutoTile(args.overlap, batch=args.batch) if args.tile == "auto" else args.tile
     replay = _Replay(open_model(args.model, args.backend, tile=tile, threads=args.threads))
-    options = ScanOptions(args.overlap, args.scale, args.score, args.batch, agnostic=args.agnostic)
+    overlap = args.overlap
+    if overlap is None and args.tile == "auto":
+        overlap = auto_overlap(replay.spec, replay.spec.tile)
+    options = ScanOptions(overlap, args.scale, args.score, args.batch, agnostic=args.agnostic)
     with open_scene(args.image, stretch=replay.spec.stretch) as scene:
         views = shifted_views(scene, replay.spec, options)
         plan, (x, y) = views[0].plan, views[1].origin

@@ -29,10 +29,12 @@ from tinydet._internal.threads import allow_spinning
 from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, TileChoice, TileOutputs, check_tiles, output_shapes
 from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.runtime.backends.onnx_spec import OnnxFile, read_onnx_file
+from tinydet.runtime.memory import check_memory
 from tinydet.spec import ModelSpec
 
 FATAL_ONLY = 4  # ONNX Runtime's log severity: errors become exceptions, and need not be printed too
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
+BYTES_PER_PIXEL = 200  # of a tile: the least that a network of tinydet takes on a CPU; the bundled one takes 320
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -76,6 +78,8 @@ class OnnxRuntimeBackend:
         for axis in file.tile_axes:
             options.add_free_dimension_override_by_name(axis, file.spec.tile)
         wanted = _providers(onnxruntime, provider, options, file)
+        if wanted == [PROVIDERS["cpu"]] and file.spec.tile_multiple:
+            check_memory(file.spec, Path(path), BYTES_PER_PIXEL)
         if wanted != [PROVIDERS["cpu"]]:
             self._session = _session(onnxruntime, path, options, wanted)
         # With "auto", a session whose CUDA or cuDNN did not load runs on the CPU without an error.

@@ -35,12 +35,14 @@ from tinydet.runtime.backends.contract import (
 )
 from tinydet.runtime.backends.external_data import check_external_data
 from tinydet.runtime.backends.onnx_spec import OnnxFile, read_onnx_file
+from tinydet.runtime.memory import check_memory
 from tinydet.spec import METADATA_KEY, ModelSpec
 
 Mode = Literal["throughput", "latency"]
 Precision = Literal["f32", "bf16"]
 
 DEVICE = "CPU"
+BYTES_PER_PIXEL = 96  # of a tile: the least that a network of tinydet takes; the bundled one takes 130
 TYPES = {"u8": "tensor(uint8)", "f32": "tensor(float)", "i32": "tensor(int32)"}  # OpenVINO's names -> TENSOR_TYPES
 
 
@@ -103,6 +105,8 @@ class OpenVINOBackend:
         if is_ir:
             file = _read_ir(path, model, tile)
         self.spec = file.spec
+        if file.spec.tile_multiple:
+            check_memory(file.spec, path, BYTES_PER_PIXEL)
         _check(file, model)
         self._openvino = openvino
         hints: dict[str, Any] = {"PERFORMANCE_HINT": mode.upper(), "INFERENCE_PRECISION_HINT": precision}

@@ -88,6 +88,7 @@ NOT_SCENES = {
 TIMEOUT = 5.0  # seconds to wait for the first bytes of a web address
 LONGEST_NAME = 200  # bytes of the name of an output; file systems allow 255 with the suffixes
 ID_LIMIT = 2**62  # of image ids, which count up from here in 64 bits
+MOST_LOOKED_AT = 8  # scenes, to choose a model or a tile
 MOST_KINDS = 8  # suffixes that are listed of the files that were left out
 
 
@@ -173,6 +174,12 @@ def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]
         Source(location, image_id, _is_moving(location), file_name=_name_in(folder, location))
         for image_id, location in enumerate(found.values(), first_id)
     ]
+
+
+def spread(sources: Sequence[Source]) -> list[Source]:
+    """Return up to 8 of the scenes, evenly spread, to look at before a run."""
+    count = min(MOST_LOOKED_AT, len(sources))
+    return [sources[round(i * (len(sources) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def path_of(location: str) -> Path:
