@@ -12,6 +12,7 @@ from runtime_fixtures import SPEC
 from tinydet.runtime import auto_tile
 from tinydet.runtime.auto_tile import ADDED, BYTES_PER_PIXEL, LARGEST, MEMORY_SHARE, AutoTile, added, choose_tile
 from tinydet.runtime.backends import open_model
+from tinydet.runtime.backends.contract import spec_for_tile
 from tinydet.runtime.model import load
 
 FREE = dataclasses.replace(SPEC, tile_multiple=32)
@@ -100,3 +101,9 @@ def test_a_model_is_opened_with_the_chosen_tile(make_onnx: Callable, tmp_path: P
     assert load(path, backend="onnx-cpu", tile=160).spec.tile == 160
     with pytest.raises(ValueError, match="any multiple of 32 pixels, not 100; the nearest: 96 and 128"):
         load(path, backend="onnx-cpu", tile=100)
+
+
+def test_the_command_for_another_tile_of_an_engine_keeps_its_graph_and_default_tile(tmp_path: Path) -> None:
+    engine = dataclasses.replace(SPEC, tile=640, engine={"tiles": [640, 1024], "onnx": "thermal.fp16.onnx"})
+    with pytest.raises(ValueError, match=r" \S*/thermal\.fp16\.onnx --tile 640,1024,512 --output \S*/new\.engine"):
+        spec_for_tile(engine, 512, tmp_path / "new.engine")

@@ -85,8 +85,9 @@ def spec_for_tile(spec: ModelSpec, tile: TileChoice, path: Path) -> ModelSpec:
         raise ValueError(f"{path} takes tiles of any multiple of {step} pixels, not {tile}; the nearest: {near}")
     known = ", ".join(map(str, spec.tiles))
     if spec.engine:
-        sizes = ",".join(map(str, sorted({*spec.tiles, tile})))
-        command = tinydet_command("export", "engine", path.with_suffix(".onnx"), "--tile", sizes)
+        sizes = ",".join(map(str, (*spec.tiles, tile)))  # the default tile stays the first
+        graph = path.with_name(str(spec.engine.get("onnx") or path.with_suffix(".onnx").name))
+        command = tinydet_command("export", "engine", graph, "--tile", sizes, "--output", path)
         raise ValueError(f"{path} was built for tiles of {known}, not {tile}; build it for {tile} too: {command}")
     if spec.is_adopted:
         raise ValueError(
