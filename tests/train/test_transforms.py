@@ -14,9 +14,17 @@ from torchvision.transforms.v2 import functional as F
 from tinydet.data.samples import Sample
 from tinydet.train.config import AUGMENTATIONS, BUNDLES
 from tinydet.train.transforms import (
+    BRIGHTNESS,
+    CONTRAST,
     GAMMA,
+    HUE,
     PHOTOMETRIC,
+    SATURATION,
     Augment,
+    _brighten,
+    _saturate,
+    _shift_hue,
+    _stretch,
     add_noise,
     bend,
     chain,
@@ -98,6 +106,35 @@ def test_a_crop_keeps_what_fits_and_ignores_slivers() -> None:
         assert part.pixels.shape == (64, 64, 3)
         area = sum(np.prod(box[2:] - box[:2]) for box in (*part.boxes, *part.regions))
         assert area == (part.pixels > 150).all(axis=2).sum()  # every bright pixel is accounted for
+
+
+@pytest.mark.parametrize(
+    ("change", "reference", "strengths"),
+    [
+        (_brighten, F.adjust_brightness, BRIGHTNESS),
+        (_stretch, F.adjust_contrast, CONTRAST),
+        (_saturate, F.adjust_saturation, SATURATION),
+        (_shift_hue, F.adjust_hue, HUE),
+    ],
+)
+def test_photometric_changes_equal_those_of_torchvision_up_to_rounding(
+    change: Callable, reference: Callable, strengths: tuple[float, float]
+) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for pixels in (colors, colors[:, ::-1], colors[..., :1]):
+        for strength in (*strengths, float(np.mean(strengths))):
+            image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+            expected = reference(image, strength).permute(1, 2, 0).numpy().astype(int)
+            assert np.abs(change(pixels, strength) - expected).max() <= 1
+
+
+def test_augmentation_runs_no_operator_of_torch() -> None:
+    # In the reading thread, they would start a second team of OpenMP threads, which costs ten times the CPU time.
+    augment = Augment(AUGMENTATIONS, 96)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for draw in range(8):
+            augment(sample(), np.random.default_rng(draw))
+    assert not [event.name for event in profile.events() if event.name.startswith("aten::")]
 
 
 def test_photometric_distortion_changes_values_and_not_their_places() -> None:

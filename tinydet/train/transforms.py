@@ -1,7 +1,9 @@
 """Augmentation beyond the paper's horizontal flip, for images taken from above, in other light, by another camera.
 
-Every random draw comes from the generator of the sample, so from (seed, epoch, index). torchvision's own random
-transforms draw from torch's global generator, which the reading thread would share with the training thread.
+Every random draw comes from the generator of the sample, so from (seed, epoch, index). torchvision's random transforms
+draw from torch's global generator instead, which the reading thread would share with the training thread. Nothing here
+calls torch: operators of torch in the reading thread start a second team of OpenMP threads, which waits for the cores
+that training uses and costs ten times the CPU time of the work.
 """
 
 from __future__ import annotations
@@ -11,10 +13,9 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision.transforms.v2 import functional as F
 
+from tinydet.data.resample import resample
 from tinydet.data.samples import LEAST_SIDE, Sample, clip_to_tile, flip_horizontally, objects_and_regions
 from tinydet.geometry.tiles import Tile
 from tinydet.train.config import expand_bundles
@@ -22,6 +23,7 @@ from tinydet.train.config import expand_bundles
 SCALES = (0.5, 2.0)  # log-uniform
 # As strong as in torchvision's SSD: factors for brightness, contrast and saturation, and a shift of the hue.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the brightness of a pixel
 GAMMA = (0.5, 2.0)  # log-uniform exponent of the pixel values
 BLUR = (0.4, 1.5)  # pixels, sigma; beyond that, an object of a few pixels is gone
 SHARPEN = (0.5, 2.0)  # weight of the difference from the blurred image
@@ -76,10 +78,10 @@ def chain(transforms: Sequence[Transform]) -> Transform | None:
 
 
 def resize(sample: Sample, scale: float) -> Sample:
-    """Resize a sample by `scale`, antialiased; objects that become too small are ignored."""
+    """Resize a sample by `scale`, without aliasing; objects that become too small are ignored."""
     height, width = sample.pixels.shape[:2]
     new = max(round(height * scale), 1), max(round(width * scale), 1)
-    pixels = F.resize(_tensor(sample.pixels), list(new), antialias=True).permute(1, 2, 0).contiguous().numpy()
+    pixels = resample(np.ascontiguousarray(sample.pixels), new[1], new[0])
     factors = np.tile(np.array([new[1] / width, new[0] / height], np.float32), 2)
     boxes, regions = sample.boxes * factors, sample.regions * factors
     kept = ((boxes[:, 2:] - boxes[:, :2]) >= LEAST_SIDE).all(axis=1)
@@ -127,26 +129,22 @@ def change_colors(pixels: Pixels, changes: Sequence[Change], rng: np.random.Gene
 
 def distort(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Change brightness, contrast, saturation and hue, each with probability 1/2."""
-    image = _tensor(pixels)
     for change, (low, high) in (
-        (F.adjust_brightness, BRIGHTNESS),
-        (F.adjust_contrast, CONTRAST),
-        (F.adjust_saturation, SATURATION),
-        (F.adjust_hue, HUE),
+        (_brighten, BRIGHTNESS),
+        (_stretch, CONTRAST),
+        (_saturate, SATURATION),
+        (_shift_hue, HUE),
     ):
         strength = float(rng.uniform(low, high))
         if rng.random() < 0.5:
-            image = change(image, strength)
-    changed: Pixels = image.permute(1, 2, 0).contiguous().numpy()
-    return changed
+            pixels = change(pixels, strength)
+    return pixels
 
 
 def bend(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Raise the pixel values, scaled to 0 to 1, to a random power."""
     low, high = np.log(GAMMA)
-    levels = (np.arange(256) / 255) ** np.exp(rng.uniform(low, high))
-    table: Pixels = np.rint(255 * levels).astype(np.uint8)
-    return cv2.LUT(np.ascontiguousarray(pixels), table).reshape(pixels.shape)  # type: ignore[return-value]
+    return _replace(pixels, 255 * (np.arange(256) / 255) ** np.exp(rng.uniform(low, high)))
 
 
 def invert(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -190,5 +188,36 @@ def _turned(boxes: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     return np.stack([y0, width - x1, y1, width - x0], axis=1)
 
 
-def _tensor(pixels: Pixels) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+# The changes of `distort` equal torchvision's functions of the same purpose, up to rounding. Saturation and hue leave
+# gray pixels as they are.
+
+
+def _brighten(pixels: Pixels, factor: float) -> Pixels:
+    return _replace(pixels, factor * np.arange(256))
+
+
+def _stretch(pixels: Pixels, factor: float) -> Pixels:
+    mean = pixels.mean(axis=(0, 1)) @ (LUMA if pixels.shape[2] == 3 else (1.0,))
+    return _replace(pixels, mean + factor * (np.arange(256) - mean))
+
+
+def _saturate(pixels: Pixels, factor: float) -> Pixels:
+    if pixels.shape[2] == 1:
+        return pixels
+    mixing = factor * np.eye(3) + (1 - factor) * np.array([LUMA] * 3)
+    return np.asarray(cv2.transform(np.ascontiguousarray(pixels), mixing), np.uint8)
+
+
+def _shift_hue(pixels: Pixels, turns: float) -> Pixels:
+    if pixels.shape[2] == 1:
+        return pixels
+    hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
+    hsv[..., 0] += 360 * (turns % 1)  # OpenCV wraps angles above 360, but not below 0
+    shifted: Pixels = np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).clip(0, 255).astype(np.uint8)
+    return shifted
+
+
+def _replace(pixels: Pixels, levels: NDArray[np.float64]) -> Pixels:
+    """Replace each gray level by that of the table (256,), rounded and clipped."""
+    table = np.rint(levels).clip(0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(np.ascontiguousarray(pixels), table), np.uint8).reshape(pixels.shape)
