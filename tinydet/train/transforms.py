@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -212,12 +213,12 @@ def _shift_hue(pixels: Pixels, turns: float) -> Pixels:
     if pixels.shape[2] == 1:
         return pixels
     hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in degrees
-    hsv[..., 0] += 360 * (turns % 1)  # OpenCV wraps angles above 360, but not below 0
+    np.add(hsv[..., 0], 360 * (turns % 1), out=hsv[..., 0])  # OpenCV wraps angles above 360, but not below 0
     shifted: Pixels = np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).clip(0, 255).astype(np.uint8)
     return shifted
 
 
-def _replace(pixels: Pixels, levels: NDArray[np.float64]) -> Pixels:
+def _replace(pixels: Pixels, levels: NDArray[np.floating[Any]]) -> Pixels:
     """Replace each gray level by that of the table (256,), rounded and clipped."""
     table = np.rint(levels).clip(0, 255).astype(np.uint8)
     return np.asarray(cv2.LUT(np.ascontiguousarray(pixels), table), np.uint8).reshape(pixels.shape)
