@@ -9,6 +9,7 @@ from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.coarse import choose_coarse_pass
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.plan import plan_tiles
 from tinydet.runtime.scan import detect_scene
 from tinydet.runtime.scenes import open_scene
 from tinydet.runtime.stitch import Stitcher
@@ -41,6 +42,7 @@ def test_both_passes_are_counted_and_reported(white_squares: Callable) -> None:
     alone = detect_scene(backend, open_scene(scene_with()), ScanOptions(overlap=32, coarse=None))
     assert alone.tiles < result.tiles == sum(ticks)
     assert result.tiles < 1.3 * alone.tiles
+    assert result.coarse == result.tiles - alone.tiles and alone.coarse == 0
 
 
 def test_there_is_no_coarse_pass_if_objects_fit_the_overlap(white_squares: Callable) -> None:
@@ -58,6 +60,23 @@ def test_the_coarse_scale_fits_the_largest_object_into_the_overlap(white_squares
     assert choice.coarse is not None
     assert choice.coarse.scale * 90 / 2 == pytest.approx(32 - 12)  # 90 model pixels are 45 of the scene at scale 2
     assert choice.coarse.min_side * 2 == 32 - 12
+
+
+@pytest.mark.parametrize("largest", [21.0, 24.0, 39.0, 60.0, 90.0])
+def test_a_coarse_pass_of_a_large_scene_adds_few_tiles_however_large_the_objects_are(
+    largest: float, white_squares: Callable
+) -> None:
+    grid = TileGrid(4000, 3000, 64, 32)
+    coarse = choose_coarse_pass(white_squares(object_sizes=(4.0, 12.0, largest)).spec, grid, overlap=32).coarse
+    assert coarse is not None and coarse.scale * largest <= 32 - 12
+    added = plan_tiles(4000, 3000, tile=64, overlap=32, scale=coarse.scale)
+    assert len(added.grid) < 0.27 * len(grid)
+
+
+def test_the_coarse_pass_shows_no_object_smaller_than_the_learned_ones(white_squares: Callable) -> None:
+    spec = white_squares(object_sizes=(15.0, 18.0, 22.0)).spec
+    coarse = choose_coarse_pass(spec, TileGrid(300, 400, 64, 32), overlap=32).coarse
+    assert coarse is not None and coarse.scale * coarse.min_side == pytest.approx(15)
 
 
 def test_a_warning_says_what_to_do_if_the_overlap_is_too_small(white_squares: Callable) -> None:

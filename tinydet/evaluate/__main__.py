@@ -226,8 +226,9 @@ def _score_model(args: argparse.Namespace, protocol: Protocol, target: Target | 
         )
     if args.save_detections:
         write_json(args.save_detections, found.detections, indent=None)
+    coarse = f" ({found.coarse} of a coarse pass, for objects larger than the overlap)" if found.coarse else ""
     print(
-        f"{plural(len(found.detections), 'detection')}, {plural(found.tiles, 'tile')}, {found.seconds:.1f} s "
+        f"{plural(len(found.detections), 'detection')}, {plural(found.tiles, 'tile')}{coarse}, {found.seconds:.1f} s "
         f"({found.tiles / found.seconds:.1f} tiles/s)"
     )
     return evaluation.score(found, protocol), spec

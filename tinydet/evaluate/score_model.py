@@ -44,6 +44,7 @@ class DatasetDetections:
         unconverged: number of proposals whose NMS in the graph had not converged.
         slots: number of boxes that the model keeps of a tile.
         cuts: for each image with saturated tiles, the score from which on no box of theirs was lost.
+        coarse: number of tiles of coarse passes among `tiles`.
     """
 
     detections: list[dict[str, Any]]
@@ -55,6 +56,7 @@ class DatasetDetections:
     unconverged: int = 0
     slots: int = 0
     cuts: Mapping[int, float] = field(default_factory=dict)
+    coarse: int = 0
 
 
 def scoring_spec(spec: ModelSpec) -> ModelSpec:
@@ -136,7 +138,7 @@ def detect_dataset(
     ids = [-1 if category is None else category for category in categories]
     records = dataset.images[:limit]
     detections: list[dict[str, Any]] = []
-    tiles = saturated = unconverged = 0
+    tiles = coarse = saturated = unconverged = 0
     cuts: dict[int, float] = {}
     options = options or scoring_options(backend.spec)
     spec = backend.spec
@@ -155,6 +157,7 @@ def detect_dataset(
             original = [{"id": record.id, "file_name": record.file_name}]
             detections += merge_sub_images({"images": cut, "old_images": original}, found)
         tiles += sum(result.tiles for result in results)
+        coarse += sum(result.coarse for result in results)
         saturated += sum(result.saturated for result in results)
         unconverged += sum(result.unconverged for result in results)
         if progress is not None:
@@ -173,6 +176,7 @@ def detect_dataset(
         unconverged,
         slots=backend.spec.boxes_per_tile,
         cuts=cuts,
+        coarse=coarse,
     )
 
 

@@ -1,8 +1,9 @@
 """The coarse pass: scan the scene once more at a smaller scale, for objects larger than the overlap.
 
 Tiles that share 128 pixels show only parts of a 300-pixel object wherever it crosses a seam. At a scale at which the
-largest objects are as large as the overlap, some tile contains each of them whole. Such a pass has few tiles (their
-number falls with the square of the scale). Its detections take part in the suppression of the full pass; see `stitch`.
+largest objects are as large as the overlap, some tile contains each of them whole. The pass takes half of the scale of
+the full pass even if a larger scale would do, because the number of its tiles falls with the square of the scale: for
+objects slightly larger than the overlap, a pass at nearly full scale would double the cost. Its detections take part in the suppression of the full pass; see `stitch`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.stitch import EDGE
 from tinydet.spec import ModelSpec
+
+MOST_SCALE = 0.5  # of a coarse pass, relative to the full one
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ def choose_coarse_pass(spec: ModelSpec, grid: TileGrid, *, overlap: int, scale: 
             f"objects of up to {largest:.0f} pixels are joined from parts where tiles meet, because the overlap of "
             f"{overlap} leaves no room for a coarse pass; to see them whole: --overlap {int(largest + 3 * EDGE) + 1}",
         )
-    return CoarseChoice(CoarsePass(scale * room / largest, room / scale))
+    # Its objects, larger than `room`, must not look smaller than those that the model has learned.
+    reduction = min(room / largest, max(MOST_SCALE, smallest / room))
+    return CoarseChoice(CoarsePass(scale * reduction, room / scale))
 
 
 def larger_than(detections: Detections, side: float) -> Detections:

@@ -44,6 +44,7 @@ class ScanCounts:
 
     Attributes:
         tiles: finished tiles in all passes, including the skipped ones.
+        coarse: those of the coarse pass among them.
         empty: tiles that were skipped because they have no data: all pixels are nodata or transparent.
         filtered: tiles that the tile filter rejected.
         saturated: tiles with more boxes than the model has slots, all slots above the requested score: boxes were lost.
@@ -56,6 +57,7 @@ class ScanCounts:
     """
 
     tiles: int = 0
+    coarse: int = 0
     empty: int = 0
     filtered: int = 0
     saturated: int = 0
@@ -359,7 +361,7 @@ class _SceneStream(Generic[T]):
                 result = _stitch(stitcher, run)
                 if tiling is plan.coarse:  # the full pass yields these, unless it finds something better
                     coarse_parts.append(larger_than(result.detections, plan.min_side))
-                    result = dataclasses.replace(result, detections=Detections.empty())
+                    result = dataclasses.replace(result, detections=Detections.empty(), coarse=result.tiles)
                 yield _calibrated(result, spec)
             large = Detections.concatenate(coarse_parts).by_score()
 
