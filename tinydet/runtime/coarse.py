@@ -3,7 +3,8 @@
 Tiles that share 128 pixels show only parts of a 300-pixel object wherever it crosses a seam. At a scale at which the
 largest objects are as large as the overlap, some tile contains each of them whole. The pass takes half of the scale of
 the full pass even if a larger scale would do, because the number of its tiles falls with the square of the scale: for
-objects slightly larger than the overlap, a pass at nearly full scale would double the cost. Its detections take part in the suppression of the full pass; see `stitch`.
+objects slightly larger than the overlap, a pass at nearly full scale would double the cost. Its detections take part in
+the suppression of the full pass; see `stitch`.
 """
 
 from __future__ import annotations
