@@ -27,7 +27,7 @@ from tinydet.spec import ModelSpec
 from tinydet.train import trainer as trainer_module
 from tinydet.train.report import run_record
 from tinydet.train.schedule import Schedule, parameter_groups
-from tinydet.train.trainer import Trainer
+from tinydet.train.trainer import Trainer, early_decay
 
 HERE = Path(__file__).parent
 CONFIG = DetectorConfig("tiny", channels=16, norm="frozen", options={"head_convs": 1, "head_init": "he"})
@@ -300,10 +300,19 @@ def test_what_is_kept_with_ema_is_the_moving_average_of_the_weights(squares: Pat
     run.step = watched
     run.fit()
     wanted = seen[0]  # the average begins at the first weights
-    for weights in seen[1:]:
-        wanted = 0.75 * wanted + 0.25 * weights
+    for decay, weights in zip((2 / 11, 3 / 12), seen[1:], strict=True):
+        wanted = decay * wanted + (1 - decay) * weights
     assert len(seen) == 3 and not torch.allclose(wanted, seen[-1])
     torch.testing.assert_close(load_checkpoint(tmp_path / "model.pth").weights[key], wanted)
+
+
+def test_the_average_of_a_short_run_forgets_its_first_weights() -> (
+    None
+):
+    for steps in (30, 300, 3000):
+        first = np.prod([early_decay(0.999, n) for n in range(1, steps)])
+        assert first < 1e-7  # share of the first weights; 0.97, 0.74 and 0.05 with a constant decay
+    assert early_decay(0.999, 9000) == early_decay(0.999, 10**6) == 0.999 and early_decay(0.1, 1) == 0.1
 
 
 def test_with_ema_the_statistics_of_batch_normalization_are_averaged_like_the_weights(
@@ -324,8 +333,8 @@ def test_with_ema_the_statistics_of_batch_normalization_are_averaged_like_the_we
     assert len(keys) > 2 and len(seen) == 3
     for key in keys:
         wanted = seen[0][key]
-        for statistics in seen[1:]:
-            wanted = 0.75 * wanted + 0.25 * statistics[key]
+        for decay, statistics in zip((2 / 11, 3 / 12), seen[1:], strict=True):
+            wanted = decay * wanted + (1 - decay) * statistics[key]
         torch.testing.assert_close(saved[key], wanted)
         assert not torch.allclose(wanted, seen[-1][key])
 

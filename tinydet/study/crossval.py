@@ -19,6 +19,7 @@ from typing import Any
 from tinydet._internal.arguments import number, whole
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
+from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.parser import Parser
 from tinydet._internal.shell import tinydet_command
@@ -148,7 +149,7 @@ def _held(args: argparse.Namespace, trial: Trial) -> str:
     source = config_of([*trial.file_flags, *trial.flags]).sources()[1]
     assert source is not None
     names, _ = source.held_groups()
-    return ", ".join(names) if args.group_by is not None and len(names) <= 6 else f"{len(names)} groups"
+    return ", ".join(names) if args.group_by is not None and len(names) <= 6 else plural(len(names), "group")
 
 
 def _check(args: argparse.Namespace, given: Mapping[str, Any], flags: Sequence[str]) -> None:

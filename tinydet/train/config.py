@@ -397,8 +397,8 @@ class TrainConfig:
     )
     ema: float = option(
         0.0,
-        "validate and keep a moving average of the weights of all steps, which follows the last 1/(1 - D) of them, "
-        "such as 0.999 (default: off)",
+        "validate and keep a moving average of the weights, which spans the last 1/(1 - D) steps, such as 0.999, and "
+        "at most about a tenth of the steps so far (default: off)",
         group="schedule",
         metavar="D",
         parse=fraction,
@@ -588,6 +588,8 @@ class TrainConfig:
                 raise ValueError(f"{path} is a folder; {flag} names a file")
             if path is not None:
                 check_folder(path.parent, path)
+        if self.preview is not None and self.preview.suffix.lower() != ".png":
+            raise ValueError(f"--preview {self.preview}: the preview is a PNG image; name a file that ends in .png")
         check_folder(self.logdir)
         if self.init and self.weights_backbone:
             raise ValueError("--init brings the weights of the backbone too; leave --weights-backbone out")

@@ -119,7 +119,7 @@ class Trainer:
         self.objective: nn.Module = objective if self.processes.count == 1 else DistributedDataParallel(objective)
         self.averaged: AveragedModel | None = None
         if self.schedule.ema > 0:
-            self.averaged = AveragedModel(self.detector, multi_avg_fn=get_ema_multi_avg_fn(self.schedule.ema))
+            self.averaged = AveragedModel(self.detector, multi_avg_fn=functools.partial(_average, self.schedule.ema))
 
     @property
     def layout(self) -> torch.memory_format:
@@ -465,7 +465,7 @@ def update_average(averaged: AveragedModel, model: nn.Module, decay: float) -> N
     `AveragedModel` copies buffers, so the averaged weights would be used with the statistics of the last few batches
     of other weights.
     """
-    started = int(averaged.n_averaged) > 0
+    steps = int(averaged.n_averaged)
     pairs = [
         (mine, theirs)
         for mine, theirs in zip(averaged.module.modules(), model.modules(), strict=True)
@@ -474,9 +474,26 @@ def update_average(averaged: AveragedModel, model: nn.Module, decay: float) -> N
     names = ("running_mean", "running_var")
     before = [getattr(mine, name).clone() for mine, _ in pairs for name in names]
     averaged.update_parameters(model)
-    if started:
+    if steps > 0:
+        decay = early_decay(decay, steps)
         for old, now in zip(before, (getattr(mine, name) for mine, _ in pairs for name in names), strict=True):
             now.copy_(torch.lerp(old, now, 1 - decay))
+
+
+def early_decay(decay: float, steps: int) -> float:
+    """Return the decay of a moving average of the weights of `steps` steps.
+
+    It grows with the steps, so that the average spans about the last tenth of them and never more than the last
+    1 / (1 - decay). With a constant decay, the average of a short run would remain close to its first weights.
+
+    >>> [round(early_decay(0.999, steps), 3) for steps in (1, 80, 890, 9000)]
+    [0.182, 0.9, 0.99, 0.999]
+    """
+    return min(decay, (1 + steps) / (10 + steps))
+
+
+def _average(decay: float, averaged: Any, weights: Any, steps: torch.Tensor) -> None:
+    get_ema_multi_avg_fn(early_decay(decay, int(steps)))(averaged, weights, steps)
 
 
 def log_name(output: Path, logdir: Path | None) -> str:
