@@ -169,6 +169,7 @@ def table(dates: dict[str, dict[str, dict[str, float]]]) -> str:
 
 def run_until(until: float, *words: object) -> bool:
     """Run a command of tinydet; return False if the time was up or Ctrl-C was pressed, with its state saved."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shell scripts start `command &` with SIGINT ignored
     with subprocess.Popen([sys.executable, "-m", *map(str, words)], cwd=ROOT) as process:
         try:
             code = process.wait(timeout=max(until - time.monotonic(), 1))

@@ -249,3 +249,24 @@ def test_a_damaged_mesh_is_refused(tmp_path: Path, name: str, capsys: pytest.Cap
     error = capsys.readouterr().err
     assert "mesh" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"text", None])
+def test_a_damaged_photo_is_refused_before_anything_is_written(
+    content: bytes | None, mesh: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenCV decodes an incomplete JPEG file and fills the rest with gray."""
+    photo = photos / "plain.jpg"
+    photo.write_bytes(content or photo.read_bytes()[: photo.stat().st_size // 2])
+    assert compose(tmp_path / "out", mesh, "--backgrounds", photos / "backgrounds.json", "--streets", 0.9) == 2
+    error = capsys.readouterr().err
+    assert "plain.jpg" in error and "remove it from the manifest" in error
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_a_range_of_scales_begins_with_the_lowest(
+    mesh: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_manifest(photos, {"gsd": [0.05, 0.02]})
+    assert compose(tmp_path / "out", mesh, "--backgrounds", manifest) == 2
+    assert "lowest value first" in capsys.readouterr().err

@@ -39,3 +39,4 @@ def test_with_a_dry_run_the_preview_is_all_that_is_written(squares: Path, tmp_pa
     assert main(["--data", str(squares), *flags, "--dry-run", "--preview", "out/tiles.png"]) == 0
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiles.png"]
     assert main(["--data", str(squares), *flags, "--dry-run", "--preview", "out"]) == 2
+    assert main(["--data", str(squares), *flags, "--dry-run", "--preview", "tiles.jpg"]) == 2

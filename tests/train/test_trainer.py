@@ -306,9 +306,7 @@ def test_what_is_kept_with_ema_is_the_moving_average_of_the_weights(squares: Pat
     torch.testing.assert_close(load_checkpoint(tmp_path / "model.pth").weights[key], wanted)
 
 
-def test_the_average_of_a_short_run_forgets_its_first_weights() -> (
-    None
-):
+def test_the_average_of_a_short_run_forgets_its_first_weights() -> None:
     for steps in (30, 300, 3000):
         first = np.prod([early_decay(0.999, n) for n in range(1, steps)])
         assert first < 1e-7  # share of the first weights; 0.97, 0.74 and 0.05 with a constant decay

@@ -37,6 +37,7 @@ from tinydet.data.composites.folder import (
     read_journal,
 )
 from tinydet.data.composites.manifest import Photo, read_manifest
+from tinydet.data.composites.photos import check_photos
 from tinydet.data.composites.scene import compose
 
 SIZES = (128, 4096)  # pixels, lowest and highest width and height of an image
@@ -119,6 +120,8 @@ def run(args: argparse.Namespace) -> str:
     with claim(output, folder=True):
         done = read_journal(output, settings)
         load_body(args.mesh)  # a damaged mesh is reported before anything is written
+        if not done:  # later, a photo cannot be removed from the manifest without losing the finished images
+            check_photos(photos)
         begin(output, settings, (done[n] for n in sorted(done)))
         missing = [n for n in range(args.images) if n not in done]
         with (

@@ -178,6 +178,9 @@ def _photos(manifest: Path, folder: Path, group: PhotoSet) -> list[Photo]:
         fields = {key: getattr(given, key) if key in given.model_fields_set else getattr(group, key)
                   for key in View.model_fields}  # fmt: skip
         view = View(**fields)
+        if isinstance(view.gsd, tuple) and view.gsd[0] > view.gsd[1]:
+            raise ValueError(f"{manifest}: the set {quoted(group.name)} has the `gsd` {list(view.gsd)} for "
+                             f"{quoted(name)}; give the lowest value first")  # fmt: skip
         if view.gsd is None and group.paste:
             raise ValueError(f"{manifest}: the set {quoted(group.name)} has no `gsd` for {quoted(name)}; add the "
                              "ground sample distance in meters per pixel, or a range")  # fmt: skip

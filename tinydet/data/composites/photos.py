@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from tinydet.data.composites.camera import Camera, Points, look
 from tinydet.data.composites.manifest import Photo, Polygon, View
 from tinydet.data.composites.streets import SCALES
 from tinydet.data.scenery.colors import Image
+from tinydet.runtime.scenes import open_scene
 
 FOV = 70.0  # degrees, of a photo whose manifest says nothing
 MOST_ENLARGED = 1.6  # a photo is not enlarged further
@@ -137,10 +139,21 @@ def _placement(
 
 @functools.lru_cache(maxsize=8)
 def _read(path: Path) -> NDArray[np.uint8]:
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if pixels is None:
-        raise ValueError(f"{path} cannot be read as an image; download it again, or remove it from the manifest")
-    return np.asarray(pixels[..., ::-1], np.uint8)
+    try:
+        with open_scene(path) as scene:  # rejects incomplete files, whose missing part OpenCV fills with gray
+            return scene.read(0, 0, scene.width, scene.height)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; replace the photo, or remove it from the manifest") from error
+
+
+def check_photos(photos: Sequence[Photo]) -> None:
+    """Decode all photos.
+
+    Raises:
+        ValueError: a photo is damaged. Names it.
+    """
+    for photo in photos:
+        _read(photo.path)
 
 
 def _surface(color: Image, scale: float, view: View) -> NDArray[np.uint8]:
