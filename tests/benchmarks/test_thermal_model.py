@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
+import time
 from pathlib import Path
+
+import pytest
 
 from tinydet.data.coco import find_dataset, load_dataset
 
@@ -41,3 +45,19 @@ def test_a_table_has_each_date_and_the_mean_over_those_with_objects() -> None:
     lines = module.table(dates).splitlines()
     assert lines[2] == "| 1 May | person | 0.500 | 0.250 |" and lines[4] == "| 2 May | person | 0.000 |  |"
     assert lines[-2] == "| mean | person | 0.250 | 0.250 |" and lines[-1] == "| mean | car |  |  |"
+
+
+def test_a_command_of_a_program_in_the_background_can_be_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell script starts `program &` with Ctrl-C ignored, and the children of the program inherit that."""
+    module = importlib.import_module("thermal_model")
+    (tmp_path / "heeds_ctrl_c.py").write_text(
+        "import signal, sys\nsys.exit(signal.getsignal(signal.SIGINT) is not signal.default_int_handler)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert module.run_until(time.monotonic() + 60, "heeds_ctrl_c")
+    finally:
+        signal.signal(signal.SIGINT, before)
