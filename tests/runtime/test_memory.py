@@ -53,10 +53,13 @@ def test_free_memory_is_that_of_the_machine_or_the_container(tmp_path: Path, fil
 
 @pytest.mark.parametrize("backend", ["onnx-cpu", "openvino"])
 def test_a_tile_that_exceeds_the_free_memory_is_refused_before_the_model_runs(
-    backend: str, make_onnx: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, make_onnx: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = make_onnx(tmp_path / "model.onnx", spec=dataclasses.replace(SPEC, tile_multiple=32))
     monkeypatch.setattr(memory, "free_memory", lambda: 64 * MEBIBYTE)
     assert open_model(path, backend, tile=256, threads=1).spec.tile == 256
+    assert not caplog.messages
+    assert open_model(path, backend, tile=512, threads=1).spec.tile == 512
+    assert "a tile of 512 pixels may need 0.1 GiB of memory or more" in caplog.text
     with pytest.raises(ValueError, match=r"model.onnx needs at least .* a tile of 8192 pixels, and 0.1 GiB are free"):
         open_model(path, backend, tile=8192, threads=1)

@@ -34,7 +34,6 @@ from tinydet.spec import ModelSpec
 
 FATAL_ONLY = 4  # ONNX Runtime's log severity: errors become exceptions, and need not be printed too
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
-BYTES_PER_PIXEL = 200  # of a tile: the least that a network of tinydet takes on a CPU; the bundled one takes 320
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -79,7 +78,7 @@ class OnnxRuntimeBackend:
             options.add_free_dimension_override_by_name(axis, file.spec.tile)
         wanted = _providers(onnxruntime, provider, options, file)
         if wanted == [PROVIDERS["cpu"]] and file.spec.tile_multiple:
-            check_memory(file.spec, Path(path), BYTES_PER_PIXEL)
+            check_memory(file.spec, Path(path))
         if wanted != [PROVIDERS["cpu"]]:
             self._session = _session(onnxruntime, path, options, wanted)
         # With "auto", a session whose CUDA or cuDNN did not load runs on the CPU without an error.
