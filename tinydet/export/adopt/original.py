@@ -159,6 +159,8 @@ class IrOriginal(Original):
     def __init__(self, path: Path) -> None:
         with needs_extra("openvino"):
             import openvino
+
+            from tinydet.runtime.backends.openvino import restored_signal_stack
         weights = path.with_suffix(".bin")
         check_file(weights, "the weights of an OpenVINO IR must be next to its .xml")
         core = openvino.Core()
@@ -174,7 +176,8 @@ class IrOriginal(Original):
         self.inputs = tuple(_ir_port(each, f"input{i}") for i, each in enumerate(self.model.inputs))
         self.outputs = tuple(_ir_port(each, f"output{i}") for i, each in enumerate(self.model.outputs))
         hints = {"INFERENCE_PRECISION_HINT": "f32"}
-        self._compiled = core.compile_model(self.model, "CPU", hints)
+        with restored_signal_stack():
+            self._compiled = core.compile_model(self.model, "CPU", hints)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         order = [np.ascontiguousarray(feeds[port.name]) for port in self.inputs]

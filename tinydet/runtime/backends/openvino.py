@@ -116,7 +116,7 @@ class OpenVINOBackend:
             hints["LP_TRANSFORMS_MODE"] = False
         try:
             model.reshape({INPUT: [1, self.spec.tile, self.spec.tile, 3]})
-            with _restored_signal_stack():
+            with restored_signal_stack():
                 self._model = core.compile_model(model, DEVICE, hints)
         except RuntimeError as error:
             raise OSError(f"{path}: OpenVINO cannot compile it ({_reason(error)}); use --backend onnx") from error
@@ -215,7 +215,7 @@ def _accumulates_int8_in_32_bits() -> bool:
 
 
 @contextmanager
-def _restored_signal_stack() -> Iterator[None]:
+def restored_signal_stack() -> Iterator[None]:
     """Restore this thread's alternate signal stack after the block.
 
     A compiled model installs its own signal stack and, when freed, restores the previous one. If models are not freed
