@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import onnx
 import pytest
 from foreign_detectors import CELLS, LAYOUTS, SIDE, constant, network, save
 from onnx import TensorProto
+from signal_stack import signal_stack
 
 from tinydet.__main__ import main
 from tinydet.export.adopt.adopting import Options, make_plan, open_adopted, read_adopted, write_adopted
@@ -404,13 +404,6 @@ def test_the_command_writes_a_model_that_verify_and_infer_take(
     assert "Reference: a.onnx as its framework runs it" in capsys.readouterr().out
     output = str(tmp_path / "found.json")
     assert main(["infer", "--model", str(target), "--image", str(squares / "images/3.png"), "--output", output]) == 0
-
-
-def signal_stack() -> bytes:
-    """Return the alternate signal stack of this thread, as opaque bytes."""
-    stack = ctypes.create_string_buffer(64)
-    ctypes.CDLL(None).sigaltstack(None, stack)
-    return stack.raw
 
 
 def test_an_ir_becomes_an_ir_that_openvino_runs(tmp_path: Path) -> None:

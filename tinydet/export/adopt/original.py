@@ -16,6 +16,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file, read_file
 from tinydet._internal.shell import tinydet_command
 from tinydet.runtime.backends.external_data import check_external_data
+from tinydet.runtime.backends.openvino import restored_signal_stack
 from tinydet.spec import METADATA_KEY
 
 if TYPE_CHECKING:
@@ -156,11 +157,10 @@ class IrOriginal(Original):
 
     model: Any
 
+    @restored_signal_stack()
     def __init__(self, path: Path) -> None:
         with needs_extra("openvino"):
             import openvino
-
-            from tinydet.runtime.backends.openvino import restored_signal_stack
         weights = path.with_suffix(".bin")
         check_file(weights, "the weights of an OpenVINO IR must be next to its .xml")
         core = openvino.Core()
@@ -176,8 +176,7 @@ class IrOriginal(Original):
         self.inputs = tuple(_ir_port(each, f"input{i}") for i, each in enumerate(self.model.inputs))
         self.outputs = tuple(_ir_port(each, f"output{i}") for i, each in enumerate(self.model.outputs))
         hints = {"INFERENCE_PRECISION_HINT": "f32"}
-        with restored_signal_stack():
-            self._compiled = core.compile_model(self.model, "CPU", hints)
+        self._compiled = core.compile_model(self.model, "CPU", hints)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         order = [np.ascontiguousarray(feeds[port.name]) for port in self.inputs]

@@ -45,6 +45,26 @@ DEVICE = "CPU"
 TYPES = {"u8": "tensor(uint8)", "f32": "tensor(float)", "i32": "tensor(int32)"}  # OpenVINO's names -> TENSOR_TYPES
 
 
+@contextmanager
+def restored_signal_stack() -> Iterator[None]:
+    """Restore this thread's alternate signal stack after the block, or the decorated function, that opens a model.
+
+    OpenVINO installs its own signal stack, also to ask a processor with AMX for its capabilities, and restores the
+    previous one when the model is freed. If models are not freed in reverse order, the restored stack belongs to a
+    model that no longer exists, and the next signal (Ctrl-C, for example) ends the process with a segmentation fault.
+    Observed with OpenVINO 2026.4.
+    """
+    stack = ctypes.create_string_buffer(64)  # a stack_t, used as opaque bytes
+    sigaltstack = None if os.name == "nt" else ctypes.CDLL(None).sigaltstack
+    if sigaltstack is not None:
+        sigaltstack(None, stack)
+    try:
+        yield
+    finally:
+        if sigaltstack is not None:
+            sigaltstack(stack, None)
+
+
 class OpenVINOBackend:
     """An exported model in OpenVINO on the CPU; `run` may be called from several threads.
 
@@ -53,6 +73,7 @@ class OpenVINOBackend:
     overflow (VNNI), else they are emulated in float32. FP16 weights are computed in float32.
     """
 
+    @restored_signal_stack()
     def __init__(
         self,
         path: Path,
@@ -116,8 +137,7 @@ class OpenVINOBackend:
             hints["LP_TRANSFORMS_MODE"] = False
         try:
             model.reshape({INPUT: [1, self.spec.tile, self.spec.tile, 3]})
-            with restored_signal_stack():
-                self._model = core.compile_model(model, DEVICE, hints)
+            self._model = core.compile_model(model, DEVICE, hints)
         except RuntimeError as error:
             raise OSError(f"{path}: OpenVINO cannot compile it ({_reason(error)}); use --backend onnx") from error
         streams = max(1, int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
@@ -212,25 +232,6 @@ def _accumulates_int8_in_32_bits() -> bool:
     except OSError:  # not Linux: assume the worst
         return False
     return "vnni" in flags or "amx_int8" in flags
-
-
-@contextmanager
-def restored_signal_stack() -> Iterator[None]:
-    """Restore this thread's alternate signal stack after the block.
-
-    A compiled model installs its own signal stack and, when freed, restores the previous one. If models are not freed
-    in reverse order, the restored stack belongs to a model that no longer exists, and the next signal (Ctrl-C, for
-    example) ends the process with a segmentation fault. Observed with OpenVINO 2026.4.
-    """
-    stack = ctypes.create_string_buffer(64)  # a stack_t, used as opaque bytes
-    sigaltstack = None if os.name == "nt" else ctypes.CDLL(None).sigaltstack
-    if sigaltstack is not None:
-        sigaltstack(None, stack)
-    try:
-        yield
-    finally:
-        if sigaltstack is not None:
-            sigaltstack(stack, None)
 
 
 def _cache_folder(requested: Path | None) -> Path | None:
