@@ -55,7 +55,7 @@ def test_factors_are_measured_on_each_tile_finest_edge_first(squares: Path, trai
     assert factors[2].tolist() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("detector", ["retinanet-p3p7", "faster_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet-p3p7", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
 def test_other_detectors_can_be_frozen_and_the_output_names_their_edges(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], detector: str
 ) -> None:

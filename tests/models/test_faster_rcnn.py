@@ -300,6 +300,7 @@ def test_folding_alpha_changes_no_detection_but_for_rounding() -> None:
     torch.testing.assert_close(boxes[0, :kept], found.boxes[:kept], rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow  # the tests of `train` do so with RetinaNet, and those of the graph with this detector
 def test_a_checkpoint_is_trained_and_evaluated(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ def trial(squares: Path, alpha: float, *flags: str) -> Trial:
     return Trial({"alpha": alpha}, flags, ("--data", str(squares), "--val", str(squares)))
 
 
+@pytest.mark.slow  # the test of the sweep trains, too
 def test_a_real_training_is_recorded_and_its_record_names_no_file(tmp_path: Path, squares: Path) -> None:
     assert Trials(tmp_path / "runs.jsonl", tmp_path / "work", jobs=os.cpu_count() or 1).run([trial(squares, 0.5)])
     (record,) = read_records(tmp_path / "runs.jsonl")
