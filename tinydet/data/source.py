@@ -389,7 +389,7 @@ def announce(source: DataSource) -> DataSource:
 
 
 def describe_hold_out(source: DataSource, train: Dataset, val: Dataset) -> str:
-    """Return one line about the images that were held out: how many, of which groups.
+    """Return one line about the images that were held out: how many, and their groups.
 
     Args:
         source: the one of `val`, which has a part.

@@ -54,7 +54,7 @@ class Background:
         real: annotated objects and ignore regions of a photo.
         sun: (3,) unit vector towards the sun; None: unknown.
         overcast: whether there are no shadows; None: unknown.
-        pasted: classes of which rendered objects may be added.
+        pasted: classes that may be rendered into it.
         drawn: whether `color` is drawn; trees and furniture are then denser.
         source, photo: name of the set and of the photo.
     """

@@ -83,7 +83,7 @@ def read_journal(folder: Path, settings: Settings) -> dict[int, dict[str, Any]]:
 
 
 def begin(folder: Path, settings: Settings, done: Iterable[dict[str, Any]]) -> None:
-    """Write the journal anew, with what is done, so that a line cut off by a crash disappears."""
+    """Rewrite the journal with the finished images only, which removes a line that a crash cut off."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = [asdict(settings), *done]
     write_text(folder / JOURNAL, "".join(json.dumps(line) + "\n" for line in lines))

@@ -78,7 +78,7 @@ class PhotoSet(View):
         weight: share of this set among all backgrounds.
         objects: COCO file with the real objects of the photos, relative to the photo folder.
         classes: the class, person or vehicle, of each category of `objects`.
-        paste: classes of which rendered objects are added; none for negatives.
+        paste: classes to render into the photos; none for negatives.
         ignore_objects: whether the real objects become ignore regions.
         photos: what is known of single photos, by file name or path.
     """

@@ -103,7 +103,7 @@ def assign_labels(names: Sequence[str] | None, columns: int | None, *, first_lab
         return Classes(given, ids, (-1,) * first_label + identity)
     if columns == len(given) and first_label == 1:
         raise ValueError(
-            f"it has scores for {columns} classes, of which --first-label 1 makes the first the background, but "
+            f"it has scores for {columns} classes, and --first-label 1 makes the first of them the background, but "
             "as many names; leave --first-label out, or name one class less"
         )
     if columns == len(given):

@@ -32,7 +32,7 @@ def probe(
 
     Args:
         tile: side of the input if the file leaves it open.
-        stride: of which sides are multiples if the file leaves them open.
+        stride: sides are multiples of it if the file leaves them open.
         layout: of the image input; None to find it.
 
     Raises:

@@ -108,7 +108,7 @@ class Signature:
 class Decoded(NamedTuple):
     """Names of values: all boxes (N, M, 4) xyxy in input pixels, scores (N, M), labels (N, M) of any type.
 
-    `counted` (N, X): scores of which those above the floor are the candidates; None for `scores`.
+    `counted` (N, X): scores; those above the floor are the candidates. None for `scores`.
     """
 
     boxes: str
