@@ -12,7 +12,6 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tinydet._internal.console import plural
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.parser import Parser
 from tinydet._internal.shell import tinydet_command
-from tinydet.study.trials import Record, Trial, Trials, find_record, last, read_records
+from tinydet.study.trials import Record, Trial, find_record, last, read_records, run_reported
 from tinydet.train.config import MOST_FOLDS, config_of
 from tinydet.train.config import parser as train_parser
 
@@ -50,28 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with needs_extra("train"):
         import torch
 
-        from tinydet.models.checkpoint import current_versions
     jobs = args.jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
-    args.output.mkdir(parents=True, exist_ok=True)
-    print(f"{len(trials)} training runs, {jobs} at a time; logs and models in {args.output / 'runs'}", flush=True)
-    runs = Trials(
-        record,
-        args.output / "runs",
-        lambda: {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": current_versions()},
-        jobs=jobs,
-        minutes=args.budget,
-        keep_models=True,
+    return run_reported(
+        trials, args.output, record, lambda: _report(trials, held, record, args.output), jobs=jobs, minutes=args.budget
     )
-    try:
-        complete = runs.run(trials)
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to resume.", flush=True)
-        _report(trials, held, record, args.output)
-        return 130
-    _report(trials, held, record, args.output)
-    if not complete:
-        print("Time limit reached. Run the same command again to resume.")
-    return 0
 
 
 def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Trial]:

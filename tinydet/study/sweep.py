@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tinydet._internal.shell import tinydet_command
 from tinydet.data.rescale import by_factor, rescale_document, write_rescaled
 from tinydet.data.source import builtin_source
 from tinydet.study.sweep_plots import SALPHA, summarize, summary_text, write_report
-from tinydet.study.trials import Record, Trial, Trials, describe, find_record, read_records
+from tinydet.study.trials import Record, Trial, describe, find_record, read_records, run_reported
 from tinydet.train.config import config_of
 from tinydet.train.config import parser as train_parser
 
@@ -42,7 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with needs_extra("train"):
         import torch
 
-        from tinydet.models.checkpoint import current_versions
     with needs_extra("plots"):
         import matplotlib  # noqa: F401 - fail now if it is missing, not after the training runs
     jobs = args.jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
@@ -53,26 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for trial in trials:
             print(f"{describe(trial.key)}{', recorded' if find_record(known, trial) else ''}")
         return 0
-    args.output.mkdir(parents=True, exist_ok=True)
-    print(f"{len(trials)} training runs, {jobs} at a time; logs and models in {args.output / 'runs'}", flush=True)
-    runs = Trials(
-        record,
-        args.output / "runs",
-        lambda: {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": current_versions()},
-        jobs=jobs,
-        minutes=args.budget,
-        keep_models=True,
+    return run_reported(
+        trials, args.output, record, lambda: _write(trials, record, args.output), jobs=jobs, minutes=args.budget
     )
-    try:
-        complete = runs.run(trials)
-    except KeyboardInterrupt:
-        print("\nInterrupted. Run the same command again to resume.", flush=True)
-        _write(trials, record, args.output)
-        return 130
-    _write(trials, record, args.output)
-    if not complete:
-        print("Time limit reached. Run the same command again to resume.")
-    return 0
 
 
 def plan(args: argparse.Namespace, flags: Sequence[str]) -> list[Trial]:

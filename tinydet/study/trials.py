@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,37 @@ def _locked(path: Path) -> Iterator[int]:
         yield log
     finally:
         os.close(log)
+
+
+def run_reported(
+    trials: Sequence[Trial],
+    output: Path,
+    records: Path,
+    report: Callable[[], None],
+    *,
+    jobs: int,
+    minutes: float | None,
+) -> int:
+    """Run the trials of a command below `output`, report what is recorded, and return the exit code.
+
+    Ctrl-C and the time limit end with the report, too; the same command then resumes.
+    """
+    from tinydet.models.checkpoint import current_versions
+
+    folder = output / "runs"
+    output.mkdir(parents=True, exist_ok=True)
+    LOGGER.info(f"{len(trials)} training runs, {jobs} at a time; logs and models in {folder}")
+
+    def stamp() -> Record:
+        return {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": current_versions()}
+
+    try:
+        complete = Trials(records, folder, stamp, jobs=jobs, minutes=minutes, keep_models=True).run(list(trials))
+    except KeyboardInterrupt:
+        LOGGER.info("\nInterrupted. Run the same command again to resume.")
+        report()
+        return 130
+    report()
+    if not complete:
+        LOGGER.info("Time limit reached. Run the same command again to resume.")
+    return 0
