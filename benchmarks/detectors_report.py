@@ -58,7 +58,7 @@ def scores_table(results: Path) -> Iterator[str]:
     for record in read_records(results / "detectors.jsonl"):
         key = record["key"]
         groups.setdefault((key["network"], key["assign"], key["alpha"]), []).append(record)
-    yield f"| detector | assignment | α | {' | '.join(SCORES.values())} | seeds | training |"
+    yield f"| detector | assignment | α | {' | '.join(SCORES.values())} | seeds | epochs |"
     yield "| --- | --- | --- |" + " --: |" * (len(SCORES) + 2)
 
     def order(item: tuple[tuple[str, str, str], list[Record]]) -> float:
@@ -68,12 +68,8 @@ def scores_table(results: Path) -> Iterator[str]:
         values = [spread([last(record, name) for record in records]) for name in SCORES]
         factors = ", ".join(f"{a:.2f}" for a in records[0]["alpha"])
         chosen = f"S ({factors})" if alpha == "S" else "1"
-        cost = costs[f"{network} {assign}"]
-        minutes = statistics.mean(record["cpu_seconds"] for record in records) / 60
-        yield (
-            f"| {label(network)} | {RULES[assign]} | {chosen} | {' | '.join(values)} | {len(records)} | "
-            f"{cost['epochs']} epochs, {minutes:.0f} min |"
-        )
+        epochs = costs[f"{network} {assign}"]["epochs"]
+        yield (f"| {label(network)} | {RULES[assign]} | {chosen} | {' | '.join(values)} | {len(records)} | {epochs} |")
 
 
 def costs_table(results: Path) -> Iterator[str]:

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 SIDE = 64
 CELLS = 64 + 16 + 4  # of strides 8, 16 and 32 in 64 pixels
 CLASSES = 3
-LAYOUTS = ("yolov8", "yolov5", "yolox", "end2end", "hf-detr", "rf-detr", "rt-detr", "torchvision", "mmdeploy", "boxes",
-           "ssd", "boxes-scores")  # fmt: skip
+LAYOUTS = ("yolov8", "yolov5", "yolox", "end2end", "hf-detr", "detr", "rf-detr", "rt-detr", "torchvision", "mmdeploy",
+           "boxes", "ssd", "boxes-scores")  # fmt: skip
 
 
 def save(graph: onnx.GraphProto, path: Path, opset: int = 17, metadata: Mapping[str, str] | None = None) -> Path:
@@ -136,10 +136,10 @@ class Network:
             size = self.op("Mul", self.part(rows, 2, 4), self.weight(0.2))
             every = self.op("Concat", offset, size, self.op("Sigmoid", self.part(rows, 4, 5 + CLASSES)), axis=2)
             return {"output": (every, real, [n, CELLS, 5 + CLASSES])}
-        if self.layout in ("hf-detr", "rf-detr"):
+        if self.layout in ("hf-detr", "detr", "rf-detr"):
             rows = self.part(self.cells(images, 5 + CLASSES), 0, 12, axis=1)
-            columns = CLASSES + (self.layout == "rf-detr")
-            names = ("logits", "pred_boxes") if self.layout == "hf-detr" else ("labels", "dets")
+            columns = CLASSES + (self.layout != "hf-detr")
+            names = ("labels", "dets") if self.layout == "rf-detr" else ("logits", "pred_boxes")
             found = {
                 names[0]: (self.part(rows, 4, 4 + columns), real, [n, 12, columns]),
                 names[1]: (self.shares(rows), real, [n, 12, 4]),

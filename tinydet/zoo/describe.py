@@ -14,7 +14,7 @@ from tinydet.spec import Domain, ModelSpec
 
 
 def spec_of(path: Path) -> ModelSpec:
-    """Return the ModelSpec of an ONNX file, an engine or a checkpoint.
+    """Return the ModelSpec of an ONNX file, an adopted OpenVINO IR, an engine or a checkpoint.
 
     Raises:
         ValueError, OSError: the file is missing, damaged or not a model of tinydet. Names it.

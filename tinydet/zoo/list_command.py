@@ -13,12 +13,14 @@ from tinydet._internal.shell import tinydet_command
 from tinydet.models.options import TORCHVISION_BACKBONES
 from tinydet.models.registry import DETECTORS
 from tinydet.runtime.bundled import BUNDLED
-from tinydet.runtime.model_files import read_spec
+from tinydet.runtime.model_files import read_spec, size_in_bytes
 from tinydet.zoo.cards import Card, average_precision, read_card, size_span, speed_text, summary
 
 EXAMPLES = ("", "my/models/ --json")
 WIDTH = 110
-MODELS = (".onnx", ".engine", ".plan")
+MOST_NAMES, SOME_NAMES = 12, 8  # classes: all are listed up to the first number, else the second number of them
+MODELS = (".onnx", ".xml", ".engine", ".plan")
+KINDS = {".onnx": "onnx", ".xml": "openvino"}  # the others are engines
 CHECKPOINTS = (".pth", ".pt")
 COCO = {
     "task": "80 classes of everyday photos",
@@ -104,11 +106,11 @@ def _card_lines(name: str, card: Card) -> Iterator[str]:
 def _files(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield what is known of each model file of a folder."""
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
-        entry: dict[str, Any] = {"name": path.name, "bytes": path.stat().st_size}
+        entry: dict[str, Any] = {"name": path.name, "bytes": size_in_bytes(path)}
         if path.suffix in CHECKPOINTS:
             yield {**entry, "kind": "checkpoint"}
-        elif path.suffix in MODELS:
-            entry["kind"] = "onnx" if path.suffix == ".onnx" else "engine"
+        elif path.suffix in MODELS and (path.suffix != ".xml" or path.with_suffix(".bin").exists()):
+            entry["kind"] = KINDS.get(path.suffix, "engine")
             try:
                 spec = read_spec(path)
             except (ValueError, OSError) as error:
@@ -132,7 +134,11 @@ def _file_text(entry: dict[str, Any], folder: Path) -> str:
     if "problem" in entry:
         return f"cannot be used: {entry['problem']}"
     network = f"{entry['detector']} {entry['backbone']}, {entry['precision']}, tiles of {entry['tile']}"
-    return f"{', '.join(entry['classes'])}: {network}, {size}"
+    classes = entry["classes"]
+    shown = ", ".join(classes if len(classes) <= MOST_NAMES else classes[:SOME_NAMES])
+    if len(classes) > MOST_NAMES:
+        shown += f" and {len(classes) - SOME_NAMES} more"
+    return f"{shown}: {network}, {size}"
 
 
 def _coco() -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from tinydet._internal.input_files import check_file
 from tinydet._internal.suggestions import did_you_mean, did_you_mean_path
 from tinydet.runtime.bundled import BUNDLED, FOLDER, model_path
+from tinydet.runtime.model_files import size_in_bytes
 from tinydet.spec import ModelSpec
 from tinydet.zoo.cards import Card, read_card, tables
 from tinydet.zoo.describe import spec_of, spec_rows
@@ -40,14 +41,14 @@ def run(args: argparse.Namespace) -> str:
     spec = spec_of(path)
     card = read_card(path.stem) if path.parent == FOLDER and path.stem in BUNDLED else None
     if args.json:
-        values = {"path": str(path), "bytes": path.stat().st_size, "spec": dataclasses.asdict(spec)}
+        values = {"path": str(path), "bytes": size_in_bytes(path), "spec": dataclasses.asdict(spec)}
         values["card"] = None if card is None else dataclasses.asdict(card)
         return json.dumps(values, indent=1, ensure_ascii=False)
     return "\n".join(_lines(path, spec, card))
 
 
 def _lines(path: Path, spec: ModelSpec, card: Card | None) -> Iterator[str]:
-    yield f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
+    yield f"{path} ({size_in_bytes(path) / 1e6:.1f} MB)"
     yield ""
     if card is not None:
         yield from _rows(

@@ -15,13 +15,14 @@ from signal_stack import signal_stack
 
 from tinydet.__main__ import main
 from tinydet.export.adopt.adopting import Options, make_plan, open_adopted, read_adopted, write_adopted
-from tinydet.export.adopt.classes import read_classes
+from tinydet.export.adopt.classes import COCO_IDS, COCO_NAMES, assign_labels, read_classes
 from tinydet.export.adopt.graft import RENAMED, Plan
 from tinydet.export.adopt.original import OnnxOriginal, open_original
 from tinydet.export.adopt.reference import ClippedBackend, ReferenceBackend
 from tinydet.export.fp16 import to_fp16
 from tinydet.export.parity import compare
 from tinydet.runtime.backends import Backend, open_model
+from tinydet.runtime.model_files import read_spec
 
 NAMES = ("person", "car", "boat")
 BOX, SHARE = (15.0, 26.0, 25.0, 34.0), (20 / SIDE, 30 / SIDE, 10 / SIDE, 8 / SIDE)  # one box: corners, center and size
@@ -63,10 +64,13 @@ def outputs_of(layout: str) -> dict[str, np.ndarray]:
         rows = np.zeros((1, 20, 6), np.float32)
         rows[0, 0] = (*BOX, SCORE, LABEL)
         return {"output0": rows}
-    if layout in ("hf-detr", "rf-detr"):
-        boxes, logits = np.zeros((1, 12, 4), np.float32), np.full((1, 12, 3 + (layout == "rf-detr")), -9, np.float32)
+    if layout in ("hf-detr", "detr", "rf-detr"):
+        boxes, logits = np.zeros((1, 12, 4), np.float32), np.full((1, 12, 3 + (layout != "hf-detr")), -9, np.float32)
         boxes[0, 5], logits[0, 5, LABEL] = SHARE, LOGIT
-        return {"pred_boxes": boxes, "logits": logits} if layout == "hf-detr" else {"dets": boxes, "labels": logits}
+        if layout == "detr":  # the softmax of SCORE against "no object"
+            logits[0, :, :3], logits[0, :, 3] = -90, 9
+            logits[0, 5, [LABEL, 3]] = np.log(SCORE), np.log(1 - SCORE)
+        return {"dets": boxes, "labels": logits} if layout == "rf-detr" else {"pred_boxes": boxes, "logits": logits}
     boxes, scores, labels = np.zeros((1, 20, 4), np.float32), np.zeros((1, 20), np.float32), np.zeros((1, 20), np.int64)
     boxes[0, 3], scores[0, 3], labels[0, 3] = BOX, SCORE, LABEL
     if layout == "torchvision":
@@ -373,6 +377,17 @@ def test_the_limit_of_a_dynamic_count_is_found_in_the_graph(tmp_path: Path) -> N
     assert plan.limit == plan.spec.max_detections == 15
 
 
+def test_labels_named_na_are_no_classes() -> None:
+    by_label = ["N/A"] * 91
+    for i, name in zip(COCO_IDS, COCO_NAMES, strict=True):
+        by_label[i] = name
+    assert assign_labels(by_label, 91, first_label=0, background="") == assign_labels(
+        COCO_NAMES, 91, first_label=0, background=""
+    )
+    few = assign_labels(["N/A", "boat", "N/A", "car"], None, first_label=0, background="")
+    assert few == (("boat", "car"), (1, 2), (-1, 0, -1, 1))
+
+
 def test_labels_of_coco_ids_become_the_eighty_classes(tmp_path: Path) -> None:
     outputs = outputs_of("torchvision")
     outputs["labels"][3] = 90  # toothbrush; 12 and others are no class
@@ -422,6 +437,9 @@ def test_an_ir_becomes_an_ir_that_openvino_runs(tmp_path: Path) -> None:
     backend = open_model(tmp_path / "a.tinydet.xml")
     result = compare(ReferenceBackend(original, plan).run(images(1)), ClippedBackend(backend).run(images(1)), 0.05)
     assert result.detections > 3 and result.unmatched == 0
+    assert read_spec(tmp_path / "a.tinydet.xml") == backend.spec
+    with pytest.raises(ValueError, match="export adopt"):
+        read_spec(tmp_path / "a.xml")
     again = read_adopted(tmp_path / "a.tinydet.xml")
     assert again is not None and again[1].format.name == "yolov8"
     with pytest.raises(ValueError, match="only OpenVINO runs"):

@@ -60,7 +60,7 @@ EXPORTS = {
         ("transformers", "tokenizers", "regex"),
         """
         from transformers import (DFineConfig, DFineForObjectDetection, RTDetrConfig, RTDetrForObjectDetection,
-                                  RTDetrResNetConfig)
+                                  RTDetrResNetConfig, YolosConfig, YolosForObjectDetection)
         backbone = RTDetrResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1],
                                       layer_type="basic", out_features=["stage2", "stage3", "stage4"])
         sizes = dict(d_model=64, encoder_hidden_dim=64, encoder_in_channels=[32, 48, 64], encoder_ffn_dim=64,
@@ -73,7 +73,10 @@ EXPORTS = {
             def forward(self, pixel_values):
                 found = self.model(pixel_values=pixel_values)
                 return found.logits, found.pred_boxes
-        for name, model in (("rtdetr", RTDetrForObjectDetection(RTDetrConfig(backbone_config=backbone, **sizes))),
+        yolos = YolosConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+                            image_size=[128, 128], num_detection_tokens=40, num_labels=5)
+        for name, model in (("yolos", YolosForObjectDetection(yolos)),
+                            ("rtdetr", RTDetrForObjectDetection(RTDetrConfig(backbone_config=backbone, **sizes))),
                             ("dfine", DFineForObjectDetection(DFineConfig(backbone_config=backbone, **sizes)))):
             names = ["logits", "pred_boxes"]
             axes = {each: {0: "batch"} for each in ("pixel_values", *names)}
@@ -117,8 +120,9 @@ def test_real_exports_are_adopted_and_find_what_the_original_finds(package: str,
             with pytest.raises(ValueError, match="adopt takes detectors of upright boxes"):
                 make_plan(original, Options())
             continue
-        classes = tuple("abcde") if package == "torchvision" else None
+        classes = tuple("abcde") if package in ("torchvision", "transformers") else None
         plan, _ = make_plan(original, Options(classes=classes, score_floor=0.02, batch=2))
+        assert (plan.format.name == "detr") == (path.stem == "yolos")
         write_adopted(original, plan, target := path.with_suffix(".tinydet.onnx"))
         tiles = np.stack([middle_tile(photo, plan.spec) for photo in photos])[: plan.spec.max_batch]
         expected = ReferenceBackend(original, plan).run(tiles)

@@ -101,12 +101,11 @@ def make_plan(original: Original, options: Options) -> tuple[Plan, Description]:
     tile = options.tile or description.tile
     try:
         signature = probe(original, tile=tile, stride=description.stride, layout=options.layout)
-        chosen = recognize(signature, options.format)
+        names = options.classes or description.classes
+        chosen = recognize(signature, options.format, len(names) if names else None)
         columns = chosen.columns(signature)
         first = chosen.first_label if options.first_label is None else options.first_label
-        classes = assign_labels(
-            options.classes or description.classes, columns, first_label=first, background=chosen.background
-        )
+        classes = assign_labels(names, columns, first_label=first, background=chosen.background)
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error

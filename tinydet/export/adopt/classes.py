@@ -33,6 +33,7 @@ COCO_NAMES = (
 COCO_SLOTS = 91  # class columns of models whose labels are COCO's ids, from 0
 MOST = 10_000
 BACKGROUND = "background"  # a first name that is no class, also as __background__
+UNUSED = "N/A"  # name of a label that no object has, in lists of COCO's 91 labels
 
 
 class Classes(NamedTuple):
@@ -64,7 +65,7 @@ def read_classes(text: str) -> tuple[str, ...]:
         found = parse_names(text)
     if not 1 <= len(found) <= MOST:
         raise ValueError(f"--classes {quoted(text)}: expected 1 to {MOST} names, found {len(found)}")
-    if repeated := [name for i, name in enumerate(found) if name in found[:i]]:
+    if repeated := [name for i, name in enumerate(found) if name in found[:i] and name != UNUSED]:
         raise ValueError(f"--classes {quoted(text)}: {quoted(repeated[0])} is named twice; class names must differ")
     return found
 
@@ -95,6 +96,15 @@ def assign_labels(names: Sequence[str] | None, columns: int | None, *, first_lab
             return assign_labels(COCO_NAMES, columns, first_label=first_label, background=background)
         names = [f"class {i}" for i in range(columns)]
     given = tuple(names)
+    if UNUSED in given:
+        return _without_unused(
+            assign_labels(
+                [f"{UNUSED} {i}" if name == UNUSED else name for i, name in enumerate(given)],
+                columns,
+                first_label=first_label,
+                background=background,
+            )
+        )
     ids = COCO_IDS if coco else tuple(range(1, len(given) + 1))
     identity = tuple(range(len(given)))
     if coco and (columns == COCO_SLOTS or (columns is None and first_label == 1)):
@@ -114,6 +124,14 @@ def assign_labels(names: Sequence[str] | None, columns: int | None, *, first_lab
         f"it has scores for {columns} classes, but {plural(len(given), 'name')} for them: "
         f"{quoted(', '.join(given))}; name all of them in its order with --classes"
     )
+
+
+def _without_unused(classes: Classes) -> Classes:
+    """Return the classes without those that are named UNUSED and a number."""
+    used = [i for i, name in enumerate(classes.names) if not name.startswith(f"{UNUSED} ")]
+    names = tuple(classes.names[i] for i in used)
+    ids = COCO_IDS if names == COCO_NAMES else tuple(range(1, len(names) + 1))
+    return Classes(names, ids, tuple(used.index(i) if i in used else -1 for i in classes.labels))
 
 
 def _of_json(path: Path) -> list[str]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from tinydet._internal.console import plural
 from tinydet._internal.shell import tinydet_command
 from tinydet.export.adopt.formats.boxes import GENERIC, MMDEPLOY, RAW, SSD, TORCHVISION
-from tinydet.export.adopt.formats.detr import HUGGING_FACE, RF_DETR, RT_DETR, ULTRALYTICS_RT_DETR
+from tinydet.export.adopt.formats.detr import (
+    HUGGING_FACE,
+    RF_DETR,
+    RT_DETR,
+    SOFTMAX,
+    ULTRALYTICS_RT_DETR,
+    has_no_object_column,
+)
 from tinydet.export.adopt.formats.format import Format, Signature
 from tinydet.export.adopt.formats.yolo import END_TO_END, YOLOV5, YOLOV8, YOLOX
 
@@ -17,6 +24,7 @@ FORMATS: dict[str, Format] = {
         RT_DETR,
         RF_DETR,
         HUGGING_FACE,
+        SOFTMAX,
         END_TO_END,
         YOLOV8,
         YOLOV5,
@@ -39,8 +47,11 @@ TASKS = {
 MASK_RANK = 4  # of prototypes and masks
 
 
-def recognize(signature: Signature, wanted: str | None = None) -> Format:
+def recognize(signature: Signature, wanted: str | None = None, classes: int | None = None) -> Format:
     """Return the format of a detector: `wanted` if its outputs fit it, else the first one that fits.
+
+    Args:
+        classes: number of classes that were named; None if nobody named them.
 
     Raises:
         ValueError: no format fits, or the model is not a detector of upright boxes. Lists its outputs.
@@ -53,7 +64,7 @@ def recognize(signature: Signature, wanted: str | None = None) -> Format:
         return FORMATS[wanted]
     for each in FORMATS.values():
         if each.matches(signature):
-            return each
+            return SOFTMAX if each is HUGGING_FACE and has_no_object_column(signature, classes) else each
     raise ValueError(
         f"its outputs have no known format: {_outputs(signature)}; export it with boxes (N, M, 4), scores (N, M) and "
         f"labels (N, M) as outputs, or see the formats in `{tinydet_command('export', 'adopt', '--help')}`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinydet.export.adopt.classes import COCO_NAMES, COCO_SLOTS
 from tinydet.export.adopt.formats.format import (
     IMAGENET,
     MEAN_COLOR,
@@ -67,7 +68,7 @@ HUGGING_FACE = _queries(
     "pred_boxes",
     "logits",
     "hf-detr",
-    "RT-DETR, RT-DETRv2, D-FINE and Deformable DETR of Hugging Face: logits, pred_boxes",
+    "RT-DETR, RT-DETRv2, D-FINE, Deformable and Conditional DETR of Hugging Face: logits, pred_boxes",
     pad=BLACK,
 )
 RF_DETR = _queries(
@@ -78,6 +79,49 @@ RF_DETR = _queries(
     pixels=IMAGENET,
     pad=MEAN_COLOR,
     background="last",
+)
+
+
+# ---------------------------------------------------- softmax with a last class "no object": DETR, YOLOS and others
+
+
+def _decode_softmax(decoding: Decoding) -> Decoded:
+    op, count = decoding.op, _softmax_columns(decoding.signature)
+    shares = op.slice(op("Softmax", decoding.outputs["logits"], axis=2), 2, 0, count)
+    boxes = op("Mul", corners(op, decoding.outputs["pred_boxes"]), decoding.size)
+    return Decoded(boxes, *best_class(op, shares, decoding.columns, count, axis=2))
+
+
+def _read_softmax(arrays: Arrays, signature: Signature) -> Found:
+    logits = arrays["logits"][0].astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = (powers / powers.sum(axis=1, keepdims=True))[:, :-1]
+    size = np.array([signature.width, signature.height] * 2, np.float32)
+    return Found(corners_in_numpy(arrays["pred_boxes"][0]) * size, shares.max(axis=1), shares.argmax(axis=1))
+
+
+def _softmax_columns(signature: Signature) -> int:
+    return signature.shapes["logits"][2] - 1
+
+
+def has_no_object_column(signature: Signature, classes: int | None) -> bool:
+    """Return whether logits have a column more than there are classes, or than COCO has labels."""
+    if not SOFTMAX.matches(signature):
+        return False
+    expected = (COCO_SLOTS,) if classes is None else (COCO_SLOTS, classes) if classes == len(COCO_NAMES) else (classes,)
+    return _softmax_columns(signature) in expected
+
+
+SOFTMAX = Format(
+    name="detr",
+    title="DETR, YOLOS and Table Transformer of Hugging Face: logits with a last class for no object, pred_boxes",
+    matches=lambda signature: HUGGING_FACE.matches(signature) and _softmax_columns(signature) > 0,
+    columns=_softmax_columns,
+    decode=_decode_softmax,
+    detections=_read_softmax,
+    pixels=IMAGENET,
+    pad=MEAN_COLOR,
+    limited=True,
 )
 
 
