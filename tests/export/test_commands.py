@@ -18,6 +18,9 @@ import pytest
 
 from tinydet.__main__ import main
 from tinydet.export import engine_command
+from tinydet.export.verify_command import open_reference
+from tinydet.models.build import DetectorConfig, build_detector
+from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.runtime.backends.tensorrt import plan_flavour
 from tinydet.spec import ModelSpec
@@ -108,6 +111,15 @@ def test_a_model_can_be_verified_again_with_another_backend(
     assert (tmp_path / "copy.verify.md").is_file()
     assert main(["export", "verify", str(copy)]) == 2
     assert "name it with --reference FILE" in capsys.readouterr().err
+
+
+def test_the_checkpoint_that_a_model_is_compared_with_runs_the_graph_of_that_model(tmp_path: Path) -> None:
+    """Else a model that needed more rounds of suppression than the default would fail its verification."""
+    config = DetectorConfig("mobilenet_v2", channels=8, norm="batch", detector="grid_rcnn")
+    checkpoint = Checkpoint(config, build_detector(config).state_dict(), ("a",), (1,), tile=64)
+    save_checkpoint(checkpoint, tmp_path / "model.pth")
+    exported = checkpoint.spec(tile=128, max_batch=3, max_detections=40, nms_rounds=33, grid_rois=7)
+    assert open_reference(tmp_path / "model.pth", exported)[0].spec == exported
 
 
 def test_bfloat16_is_verified_with_its_tolerance_and_boxes_are_decoded_in_float32(

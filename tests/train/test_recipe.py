@@ -160,3 +160,8 @@ def test_scale_match_gives_training_the_sizes_of_its_target(squares: Path, tmp_p
         for x0, y0, x1, y1 in np.round(sample.boxes).astype(int):
             assert sample.pixels[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1].min() > 200  # boxes lie on their squares
     assert np.median(sizes) == pytest.approx(6, abs=0.5) and len(sizes) >= 20
+
+
+def test_scale_match_to_data_that_do_not_exist_is_refused_before_the_images_are_read(squares: Path) -> None:
+    with pytest.raises(ValueError, match=r"^nothing\.json does not exist"):
+        config_of(["--data", str(squares), "--scale-match", "nothing.json"]).resolve()

@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
         return _verify_adopted(args, *adopted)
     reference_path: Path = args.reference or _reference_of(model)
     candidate = open_model(model, args.backend)
-    reference, own = _open_reference(reference_path, candidate.spec)
+    reference, own = open_reference(reference_path, candidate.spec)
     at_other_tile = None
     if other := _other_tile(candidate.spec):
-        same = _open_reference(reference_path, replace(candidate.spec, tile=other))[0]
+        same = open_reference(reference_path, replace(candidate.spec, tile=other))[0]
         at_other_tile = same, open_model(model, args.backend, tile=other)
     chosen = choose_images(candidate.spec.classes, args.images, args.data, own, limit=args.limit)
     bfloat16 = args.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
@@ -119,7 +119,7 @@ def _verify_adopted(args: argparse.Namespace, original: Original, plan: Plan) ->
     return 0 if verification.passed else 1
 
 
-def _open_reference(path: Path, spec: ModelSpec) -> tuple[Backend, OwnData]:
+def open_reference(path: Path, spec: ModelSpec) -> tuple[Backend, OwnData]:
     """Open the model that a model with this spec was made from, for the same tile; return it and its data."""
     if path.suffix != ".pth":
         backend = REFERENCE_BACKEND if path.suffix == ".onnx" else "auto"
@@ -132,6 +132,7 @@ def _open_reference(path: Path, spec: ModelSpec) -> tuple[Backend, OwnData]:
         tile=spec.tile,
         max_batch=spec.max_batch,
         max_detections=spec.max_detections,
+        nms_rounds=spec.nms_rounds or None,
         grid_rois=spec.grid_rois or None,
     )
     return TorchBackend(checkpoint.build(), same), own_data_of_checkpoint(checkpoint, path)

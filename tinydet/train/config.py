@@ -521,6 +521,7 @@ class TrainConfig:
         tinyperson = self.recipe == "tinyperson"
         self._check(self.built_in)
         self.sources()  # refuses data that are not there
+        self.scale_match_source()
         return dataclasses.replace(
             self,
             empty_tiles=self.empty_tiles and not tinyperson,
@@ -549,6 +550,16 @@ class TrainConfig:
             return train, validation_of(train)
         prefer = ("val", "test")
         return train, find_source(self.val, self.val_annotations, self.val_images, prefer=prefer, needs_images=True)
+
+    def scale_match_source(self) -> DataSource | None:
+        """Return the dataset whose object sizes Scale Match imitates; None without Scale Match.
+
+        Raises:
+            ValueError: it does not exist or is not recognized.
+        """
+        from tinydet.data.source import find_source
+
+        return None if self.scale_match is None else find_source(self.scale_match, prefer=("train",))
 
     def record(self) -> dict[str, Any]:
         """Return what decides the results of a resolved configuration, as plain values for a checkpoint."""

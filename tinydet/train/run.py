@@ -22,7 +22,6 @@ from tinydet.data.coco import Dataset
 from tinydet.data.domain import measure_domain
 from tinydet.data.samples import TrainingTiles
 from tinydet.data.scale_match import ScaleMatch, size_histogram, sizes_of
-from tinydet.data.source import find_source
 from tinydet.data.sub_images import benchmark_tiles
 from tinydet.geometry.tiles import MORE_TILES
 from tinydet.models.backbone_registry import TIMM, build_backbone
@@ -307,8 +306,8 @@ def training_tiles(config: TrainConfig, train: Dataset) -> TrainingTiles:
 def transform_of(config: TrainConfig) -> Transform | None:
     """Return what a complete configuration does to a sample before the flip."""
     transforms: list[Transform] = []
-    if config.scale_match is not None:
-        target = find_source(config.scale_match, prefer=("train",)).load(boxes_only=True)
+    if (source := config.scale_match_source()) is not None:
+        target = source.load(boxes_only=True)
         transforms.append(ScaleMatch(size_histogram(sizes_of(target.boxes[target.objects]))))
     if config.augment:
         transforms.append(Augment(config.augment, tiles_of(config)[0]))

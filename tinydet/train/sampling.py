@@ -21,7 +21,8 @@ def without_dense(dataset: Dataset, limit: int) -> Dataset:
     counts = np.bincount(dataset.image_index, minlength=len(dataset.images))
     if not (counts <= limit).any():
         raise ValueError(
-            f"{dataset.source}: every image has more than {limit} annotations; raise the limit of dense images"
+            f"{dataset.source}: every image has more than {limit} annotations, and --dense leaves such images out; "
+            "raise it: --dense N"
         )
     return with_images(dataset, counts <= limit)
 
