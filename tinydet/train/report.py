@@ -115,8 +115,9 @@ def source_lines(config: TrainConfig, train: Dataset, val: Dataset | None) -> It
 def cost_lines(trainer: Trainer) -> Iterator[str]:
     """Yield the costs of the plan: anchors, multiply-adds and memory."""
     design, batch = trainer.detector.design, trainer.schedule.batch
-    tiles = trainer.tiles.tiles
-    height, width = (-(-max(getattr(tile, side) for tile in tiles) // 32) * 32 for side in ("height", "width"))
+    tiles, multiple = trainer.tiles.tiles, trainer.detector.tile_multiple
+    largest = (max(getattr(tile, side) for tile in tiles) for side in ("height", "width"))
+    height, width = (-(-side // multiple) * multiple for side in largest)
     shapes_by_level = design.shapes if isinstance(design, AnchorDesign) else ()
     for n, (level, stride, shapes) in enumerate(zip(design.levels, design.strides, shapes_by_level, strict=False)):
         sides = sorted((w * h) ** 0.5 for w, h in shapes)
