@@ -21,7 +21,7 @@ from tinydet._internal.console import plural
 from tinydet.data.coco import Dataset
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
-from tinydet.export.parity import TOLERANCES, Parity, Tolerance, compare
+from tinydet.export.parity import Parity, Tolerance, compare, tolerance_of
 from tinydet.export.steps import step
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.scan import nms_not_converged
@@ -96,7 +96,7 @@ def verify(
         limit: measure AP on the first `limit` images only; None for all.
         max_drop: largest allowed drop of AP-tiny, as a fraction; of AP over all sizes if there are no tiny objects.
         before: the `precision_by_size` of the reference on the same images, if known.
-        tolerance: None for the tolerance of the candidate's precision. Pass another one if the backend computes in a
+        tolerance: None for that of the candidate, see `tolerance_of`. Pass another one if the backend computes in a
             lower precision than the model.
         source: where the images come from, for the report; empty for the annotation file or their number.
         record: fields that are added to the report.
@@ -113,7 +113,7 @@ def verify(
                 "outputs cannot be compared; export both from the same checkpoint"
             )
     started = time.monotonic()
-    tolerance = tolerance or TOLERANCES[ours.precision]
+    tolerance = tolerance or tolerance_of(ours)
     nms_iou = ours.nms_iou if ours.nms_rounds else None
 
     step("comparing detections")
