@@ -37,8 +37,8 @@ TOLERANCES = {
     "fp16": Tolerance(iou=0.9, score=0.03, unmatched=0.01, candidates=0.05),
     "int8": Tolerance(iou=0.5, score=0.25, unmatched=0.05, candidates=0.5),
 }
-# Of Grid R-CNN. Its boxes are at the maxima of heat maps. Where many cells are nearly equal, as on an empty tile or after
-# little training, rounding decides which one it is.
+# Of Grid R-CNN, whose boxes are at the maxima of heat maps. Where many cells are nearly equal, as on an empty tile or
+# after little training, rounding decides which one it is.
 UNMATCHED_HEAT_MAPS = 0.1
 
 
