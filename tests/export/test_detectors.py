@@ -186,6 +186,22 @@ def test_infer_runs_it_and_evaluate_scores_the_checkpoint_and_the_graph(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("row", ["faster_rcnn"], indirect=True)
+def test_an_export_adds_rounds_until_the_suppression_converges(
+    row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(DETECTORS, row.name, replace(DETECTORS[row.name], nms_rounds=1))
+    output = tmp_path / "model.onnx"
+    command = ["export", "onnx", str(row.folder / "model.pth"), "--output", str(output)]
+    command += ["--images", str(row.scene), "--batch", "1"]
+    assert main([*command, "--nms-rounds", "1"]) == 2
+    assert "in the last of 1 rounds of suppression; export with more" in capsys.readouterr().err
+    assert not output.exists()
+    assert main(command) == 0
+    assert open_model(output, "onnx-cpu").spec.nms_rounds > 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["fcos", "free_anchor"], indirect=True)
 def test_int8_is_converted_and_built(row: Row, tmp_path: Path) -> None:
     """With random weights the accuracy says nothing; it is measured on trained ones in docs/export.md."""

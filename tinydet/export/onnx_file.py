@@ -56,6 +56,10 @@ FORBIDDEN = frozenset(
 )
 
 
+class NotConvergedError(ValueError):
+    """The rounds of suppression among the proposals were not enough on the tiles that were compared."""
+
+
 @dataclass(frozen=True)
 class ExportReport:
     """A written ONNX file and the results of its checks.
@@ -96,7 +100,8 @@ def write_onnx(
             written.
 
     Raises:
-        ValueError: the spec does not suit the detector, or the exported file failed a check.
+        ValueError: the spec does not suit the detector, or the exported file failed a check; NotConvergedError if more
+            rounds of suppression may help.
         OSError: the file cannot be written. An existing file is kept.
     """
     with needs_extra("export"):
@@ -132,7 +137,7 @@ def write_onnx(
         parity = _parity_of(temporary, InferenceGraph(detector, spec, fold=False), spec)
         tolerance = tolerance_of(spec)
         if parity.unconverged:
-            raise ValueError(f"{output} was not written: {nms_not_converged(parity.unconverged, spec)}")
+            raise NotConvergedError(f"{output} was not written: {nms_not_converged(parity.unconverged, spec)}")
         if parity.unmatched > tolerance.unmatched * parity.judged:
             raise ValueError(
                 f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "
@@ -140,7 +145,8 @@ def write_onnx(
             )
         verification = verify(open_model(temporary, REFERENCE_BACKEND)) if verify else None
         if verification is not None and not verification.passed:
-            raise ValueError(f"{output} was not written: {'; '.join(verification.faults)}")
+            kind = NotConvergedError if verification.unconverged else ValueError
+            raise kind(f"{output} was not written: {'; '.join(verification.faults)}")
         spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
     write_text(sidecar, spec.to_json() + "\n")
     if verification is not None:

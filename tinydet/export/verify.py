@@ -52,6 +52,7 @@ class Verification:
         images: number of images that AP was measured on.
         source: where the images come from, for display. `record`: more about them, for the report.
         faults: why the model must not be used; empty if it passed.
+        unconverged: proposals whose suppression in the model's graph had not converged, of all tiles and images.
         nms_iou: unmatched boxes that NMS at this IoU removes were not counted, see `compare`. None: all were counted.
     """
 
@@ -66,6 +67,7 @@ class Verification:
     source: str
     seconds: float
     faults: tuple[str, ...]
+    unconverged: int = 0
     nms_iou: float | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,7 +147,7 @@ def verify(
     faults = [fault for what, found in parity.items() for fault in _parity_faults(what, found, tolerance, ours)]
 
     precision: dict[str, tuple[float, float]] = {}
-    scored_images = 0
+    scored_images = unconverged = 0
     if dataset is not None:
         scored_images = len(dataset.images[:limit])
         if before is None:
@@ -167,6 +169,7 @@ def verify(
         source=source or (str(dataset.source) if dataset is not None else _count_images(images)),
         seconds=time.monotonic() - started,
         faults=tuple(faults),
+        unconverged=unconverged + sum(found.unconverged for found in parity.values()),
         nms_iou=nms_iou,
         record=record or {},
     )
