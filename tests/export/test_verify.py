@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tinydet.data.coco import Dataset, load_dataset
-from tinydet.export.parity import TOLERANCES, compare
+from tinydet.export.parity import TOLERANCES, compare, tolerance_of
 from tinydet.export.verify import (
     _parity_faults,
     format_report,
@@ -146,6 +146,19 @@ def test_int8_may_not_lose_most_candidates() -> None:
     reference, few = (outputs(many[:n], np.full(n, 0.2), np.zeros(n)) for n in (8, 3))
     faults = _parity_faults("tiles", compare(reference, few, FLOOR, TOLERANCES["int8"]), TOLERANCES["int8"], SPEC)
     assert faults == ["tiles: the numbers of candidates differ by up to 62.5%"]
+
+
+@pytest.mark.parametrize(("moved", "faults"), [(0, [0, 0]), (1, [1, 0]), (2, [1, 1])])
+def test_rounding_may_move_one_box_of_twenty_of_a_grid_branch(moved: int, faults: list[int]) -> None:
+    """A moved box is unmatched on both sides."""
+    at = np.arange(20)[:, None] * 10 + np.array([0, 0, 6, 6])
+    elsewhere = np.where(np.arange(20)[:, None] < moved, at + 300, at)
+    both = [outputs(boxes, np.linspace(0.9, 0.6, 20), np.zeros(20), slots=30) for boxes in (at, elsewhere)]
+    for spec, count in zip((SPEC, replace(SPEC, grid_rois=30)), faults, strict=True):
+        for precision in ("fp32", "fp16"):
+            tolerance = tolerance_of(spec, precision)
+            found = compare(*both, FLOOR, tolerance)
+            assert len(_parity_faults("tiles", found, tolerance, spec)) == count
 
 
 def test_the_allowed_fraction_does_not_count_duplicates() -> None:

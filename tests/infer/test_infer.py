@@ -128,12 +128,16 @@ def test_a_half_size_scan_returns_boxes_in_scene_pixels(scene: Path, model: Path
     assert boxes(tmp_path / "dets.json") == sorted([[2 * v for v in box] for box in BOXES])
 
 
-def test_a_saturated_tile_is_reported_with_advice(model: Path, tmp_path: Path, capsys) -> None:
+def test_a_saturated_tile_is_reported_with_advice(make_onnx: Callable, model: Path, tmp_path: Path, capsys) -> None:
     cv2.imwrite(str(tmp_path / "white.png"), np.full((64, 64, 3), 255, np.uint8))
     assert run("--image", tmp_path / "white.png", "--output", tmp_path / "dets.json") == 0
     said = capsys.readouterr().out
     assert "1 tile saturated" in said
     assert "50 slots; " in said and "Raise --score\n" in said  # no tile is smaller than 64
+    make_onnx(model, spec=dataclasses.replace(open_model(model, "onnx").spec, grid_rois=20))
+    assert run("--image", tmp_path / "white.png", "--output", tmp_path / "dets.json") == 0
+    said = capsys.readouterr().out
+    assert "20 slots; " in said and "Raise --score, or export the checkpoint with a larger --grid-rois\n" in said
 
 
 def test_unconverged_suppression_is_reported_with_advice(

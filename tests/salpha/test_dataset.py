@@ -17,7 +17,7 @@ from tinydet.models.registry import anchors_of
 from tinydet.runtime.plan import plan_tiles
 from tinydet.salpha.counting import count_levels
 from tinydet.salpha.dataset import statistics_of
-from tinydet.salpha.detectors import anchor_counting
+from tinydet.salpha.detectors import anchor_counting, counting_of
 from tinydet.salpha.factors import estimate_alpha
 from tinydet.salpha.parity import best_anchors, count_distinct_anchors
 
@@ -50,6 +50,18 @@ def test_objects_are_counted_and_ignore_regions_are_not(tmp_path: Path) -> None:
         0,
         0,
     )
+
+
+@pytest.mark.parametrize(("detector", "rank"), [("retinanet", 0), ("fcos", 3)])
+def test_a_measure_of_centers_alone_is_no_reason_for_s_alpha(dataset: Dataset, detector: str, rank: int) -> None:
+    """Whatever it counts: it gives objects of all sizes the same level."""
+    for kind, said in (("dotd", True), ("nwd", False)):
+        found = statistics_of(dataset, counting_of(detector, {"assign": kind, "assign_rank": rank}))
+        assert any("say nothing about sizes" in warning for warning in found.warnings) == said
+        assert not (said and found.advice.salpha)
+    if detector == "fcos":
+        by_size = counting_of(detector, {"assign": "dotd", "assign_rank": rank}, rule="gt")
+        assert statistics_of(dataset, by_size).sizes
 
 
 def test_statistics_are_the_counts_of_the_images(dataset: Dataset) -> None:

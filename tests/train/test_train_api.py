@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from tinydet._internal.arguments import quoted
+from tinydet.geometry.points import PointDesign
 from tinydet.models.checkpoint import load_checkpoint
 from tinydet.models.registry import DETECTORS
 from tinydet.train import TrainConfig, train
 from tinydet.train.__main__ import main
 from tinydet.train.config import config_of, parser
-from tinydet.train.report import result_lines
+from tinydet.train.report import prior_lines, result_lines
 from tinydet.train.trainer import Trainer
 from tinydet.train.validation import Validation
 
@@ -254,3 +255,11 @@ def test_the_result_has_each_class_and_says_why_an_epoch_was_chosen() -> None:
     trainer.history = [{**entry, "AP50": 0.0} for entry in history]
     lines = list(result_lines(cast(Trainer, trainer), cast(Validation, validation)))
     assert any(line.startswith("  it finds none of the objects yet: 12 steps may be too few") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["fcos", "fcos-p3p7"])
+def test_the_plan_names_for_each_level_of_points_a_side_that_it_learns(name: str) -> None:
+    design = DETECTORS[name].design
+    assert isinstance(design, PointDesign)
+    sides = [float(line.split()[-2]) for line in prior_lines(design)]
+    assert design.level_of([[0, 0, side / 2, side] for side in sides]).tolist() == list(range(len(design.levels)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tinydet._internal.arguments import batch_size
@@ -14,9 +15,14 @@ from tinydet._internal.input_files import check_file
 from tinydet._internal.shell import tinydet_command
 from tinydet.export.console import infer_command
 from tinydet.export.onnx_model import read_onnx
-from tinydet.export.options import add_precision_options, add_shape_options, add_verification_options
+from tinydet.export.options import (
+    MOST_NMS_ROUNDS,
+    add_precision_options,
+    add_shape_options,
+    add_verification_options,
+)
 from tinydet.export.precision import Precision, convert
-from tinydet.export.steps import show_steps
+from tinydet.export.steps import show_steps, step
 from tinydet.export.verification_images import (
     OwnData,
     VerificationImages,
@@ -109,7 +115,7 @@ def export_checkpoint(
         from tinydet.models.backend import TorchBackend
         from tinydet.models.checkpoint import load_checkpoint
         from tinydet.models.folding import ZERO
-    from tinydet.export.onnx_file import write_onnx
+    from tinydet.export.onnx_file import NotConvergedError, write_onnx
 
     checkpoint = load_checkpoint(model)
     for tile in tiles:
@@ -140,7 +146,15 @@ def export_checkpoint(
                 record=chosen.record(output.parent),
             )
 
-        report = write_onnx(checkpoint.build(), spec, output, verify=verify_onnx)
+        while True:
+            try:
+                report = write_onnx(checkpoint.build(), spec, output, verify=verify_onnx)
+                break
+            except NotConvergedError:
+                if args.nms_rounds or spec.nms_rounds >= MOST_NMS_ROUNDS:
+                    raise
+            step(f"{spec.nms_rounds} rounds of suppression are not enough; exporting with {2 * spec.nms_rounds}")
+            spec = replace(spec, nms_rounds=2 * spec.nms_rounds)
     spec, parity = report.spec, report.parity
     size = f"{report.bytes / 1e6:.1f} MB, {spec.precision}, {report.nodes} nodes"
     say(f"wrote         {output}  {size}, {report.seconds:.0f} s")

@@ -26,7 +26,7 @@ from tinydet._internal.atomic import atomic_path, claim, write_text
 from tinydet._internal.extras import needs_extra
 from tinydet.data.synthetic import render_scene
 from tinydet.export.onnx_model import description_path, graph_precision, read_onnx
-from tinydet.export.parity import TOLERANCES, Parity, compare
+from tinydet.export.parity import Parity, compare, tolerance_of
 from tinydet.export.steps import step
 from tinydet.export.verify import REFERENCE_BACKEND, Verification, other_tile, write_report
 from tinydet.models.detector import Detector
@@ -54,6 +54,10 @@ logger = logging.getLogger(__name__)
 FORBIDDEN = frozenset(
     {"NonMaxSuppression", "NonZero", "If", "Loop", "Scan", "RoiAlign", "GridSample", "Unique", "Compress"}
 )
+
+
+class NotConvergedError(ValueError):
+    """The rounds of suppression among the proposals were not enough on the tiles that were compared."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ def write_onnx(
             written.
 
     Raises:
-        ValueError: the spec does not suit the detector, or the exported file failed a check.
+        ValueError: the spec does not suit the detector, or the exported file failed a check; NotConvergedError if more
+            rounds of suppression may help.
         OSError: the file cannot be written. An existing file is kept.
     """
     with needs_extra("export"):
@@ -130,17 +135,18 @@ def write_onnx(
 
         step("comparing ONNX Runtime with torch")
         parity = _parity_of(temporary, InferenceGraph(detector, spec, fold=False), spec)
-        tolerance = TOLERANCES["fp32"]
+        tolerance = tolerance_of(spec)
         if parity.unconverged:
-            raise ValueError(f"{output} was not written: {nms_not_converged(parity.unconverged, spec)}")
-        if parity.unmatched:
+            raise NotConvergedError(f"{output} was not written: {nms_not_converged(parity.unconverged, spec)}")
+        if parity.unmatched > tolerance.unmatched * parity.judged:
             raise ValueError(
                 f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "
                 f"ONNX Runtime and torch (IoU {tolerance.iou}, score {tolerance.score}); try another version of torch"
             )
         verification = verify(open_model(temporary, REFERENCE_BACKEND)) if verify else None
         if verification is not None and not verification.passed:
-            raise ValueError(f"{output} was not written: {'; '.join(verification.faults)}")
+            kind = NotConvergedError if verification.unconverged else ValueError
+            raise kind(f"{output} was not written: {'; '.join(verification.faults)}")
         spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
     write_text(sidecar, spec.to_json() + "\n")
     if verification is not None:

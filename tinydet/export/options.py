@@ -11,6 +11,7 @@ from tinydet.export.verify import MAX_DROP
 from tinydet.spec import GRID_ROIS, NMS_ROUNDS, PRECISIONS
 
 SIDE = whole(64, 8192)
+MOST_NMS_ROUNDS = 128  # that an export tries
 
 
 def add_shape_options(parser: argparse.ArgumentParser, *, several_tiles: bool = False) -> None:
@@ -47,7 +48,7 @@ def add_shape_options(parser: argparse.ArgumentParser, *, several_tiles: bool = 
         type=whole(1, 1000),
         metavar="N",
         help="two-stage detectors: rounds of suppression among the proposals; the export fails if they are not enough "
-        f"(default: {NMS_ROUNDS})",
+        f"(default: {NMS_ROUNDS}, doubled up to {MOST_NMS_ROUNDS} until they are enough)",
     )
     parser.add_argument(
         "--grid-rois",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tinydet.geometry.boxes import iou_of_pairs
 from tinydet.geometry.nms import conflicts, suppress
 from tinydet.runtime.backends import TileOutputs
+from tinydet.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,15 @@ TOLERANCES = {
     "fp16": Tolerance(iou=0.9, score=0.03, unmatched=0.01, candidates=0.05),
     "int8": Tolerance(iou=0.5, score=0.25, unmatched=0.05, candidates=0.5),
 }
+# Of Grid R-CNN, whose boxes are at the maxima of heat maps. Where many cells are nearly equal, as on an empty tile or
+# after little training, rounding decides which one it is.
+UNMATCHED_HEAT_MAPS = 0.1
+
+
+def tolerance_of(spec: ModelSpec, precision: str | None = None) -> Tolerance:
+    """Return the tolerance of a model; `precision` replaces that of its file."""
+    tolerance = TOLERANCES[precision or spec.precision]
+    return replace(tolerance, unmatched=max(UNMATCHED_HEAT_MAPS, tolerance.unmatched)) if spec.grid_rois else tolerance
 
 
 @dataclass(frozen=True)

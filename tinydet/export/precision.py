@@ -24,7 +24,7 @@ from tinydet.export.int8 import Method, calibrate, to_int8
 from tinydet.export.layer_search import search_layers
 from tinydet.export.layers import layers_of
 from tinydet.export.onnx_model import description_path, graph_precision, read_onnx
-from tinydet.export.parity import TOLERANCES, disagreement
+from tinydet.export.parity import disagreement, tolerance_of
 from tinydet.export.steps import step
 from tinydet.export.verify import (
     MAX_DROP,
@@ -146,7 +146,7 @@ def convert(
                 limit=limit,
                 max_drop=max_drop,
                 before=reference_precision(limit),
-                tolerance=TOLERANCES[precision],
+                tolerance=tolerance_of(exported.spec, precision),
                 source=origin,
                 record=record,
                 at_other_tile=(both[0], both[1]) if both else None,

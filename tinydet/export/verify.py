@@ -21,7 +21,7 @@ from tinydet._internal.console import plural
 from tinydet.data.coco import Dataset
 from tinydet.evaluate.protocols import choose_protocol
 from tinydet.evaluate.score_model import detect_dataset, score_dataset
-from tinydet.export.parity import TOLERANCES, Parity, Tolerance, compare
+from tinydet.export.parity import Parity, Tolerance, compare, tolerance_of
 from tinydet.export.steps import step
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.scan import nms_not_converged
@@ -52,6 +52,7 @@ class Verification:
         images: number of images that AP was measured on.
         source: where the images come from, for display. `record`: more about them, for the report.
         faults: why the model must not be used; empty if it passed.
+        unconverged: proposals whose suppression in the model's graph had not converged, of all tiles and images.
         nms_iou: unmatched boxes that NMS at this IoU removes were not counted, see `compare`. None: all were counted.
     """
 
@@ -66,6 +67,7 @@ class Verification:
     source: str
     seconds: float
     faults: tuple[str, ...]
+    unconverged: int = 0
     nms_iou: float | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,7 +98,7 @@ def verify(
         limit: measure AP on the first `limit` images only; None for all.
         max_drop: largest allowed drop of AP-tiny, as a fraction; of AP over all sizes if there are no tiny objects.
         before: the `precision_by_size` of the reference on the same images, if known.
-        tolerance: None for the tolerance of the candidate's precision. Pass another one if the backend computes in a
+        tolerance: None for that of the candidate, see `tolerance_of`. Pass another one if the backend computes in a
             lower precision than the model.
         source: where the images come from, for the report; empty for the annotation file or their number.
         record: fields that are added to the report.
@@ -113,7 +115,7 @@ def verify(
                 "outputs cannot be compared; export both from the same checkpoint"
             )
     started = time.monotonic()
-    tolerance = tolerance or TOLERANCES[ours.precision]
+    tolerance = tolerance or tolerance_of(ours)
     nms_iou = ours.nms_iou if ours.nms_rounds else None
 
     step("comparing detections")
@@ -145,7 +147,7 @@ def verify(
     faults = [fault for what, found in parity.items() for fault in _parity_faults(what, found, tolerance, ours)]
 
     precision: dict[str, tuple[float, float]] = {}
-    scored_images = 0
+    scored_images = unconverged = 0
     if dataset is not None:
         scored_images = len(dataset.images[:limit])
         if before is None:
@@ -167,6 +169,7 @@ def verify(
         source=source or (str(dataset.source) if dataset is not None else _count_images(images)),
         seconds=time.monotonic() - started,
         faults=tuple(faults),
+        unconverged=unconverged + sum(found.unconverged for found in parity.values()),
         nms_iou=nms_iou,
         record=record or {},
     )

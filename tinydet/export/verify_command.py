@@ -12,7 +12,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.json_files import read_json
 from tinydet.export.options import add_verification_options
-from tinydet.export.parity import TOLERANCES
+from tinydet.export.parity import tolerance_of
 from tinydet.export.steps import show_steps
 from tinydet.export.verification_images import (
     OwnData,
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             source=chosen.source,
             record=chosen.record(model.parent),
             max_drop=args.max_drop,
-            tolerance=TOLERANCES["fp16"] if bfloat16 else None,
+            tolerance=tolerance_of(candidate.spec, "fp16") if bfloat16 else None,
             at_other_tile=at_other_tile,
         )
     print(format_report(verification))

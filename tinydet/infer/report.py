@@ -156,6 +156,8 @@ def _remarks(tally: Tally, spec: ModelSpec) -> Iterator[str]:
             f"  A saturated tile has more boxes, before overlapping ones are removed, than the model's "
             f"{spec.boxes_per_tile} slots; {which}. Raise --score"
         )
+        if spec.grid_rois:
+            remark += ", or export the checkpoint with a larger --grid-rois"
         tile = spec.tile // 2 // 64 * 64  # suits every detector
         if tile >= 64 and spec.tile_multiple:
             remark += f", or take smaller tiles: --tile {tile}"

@@ -97,6 +97,7 @@ def _statistics(inputs: Inputs, counting: Counting, alpha_range: tuple[float, fl
         alpha_range,
         counting.statistic.text,
         counting.statistic.unit,
+        counting.sizes,
     )
 
 

@@ -46,6 +46,11 @@ class Counting:
     statistic: LevelStatistic
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def sizes(self) -> bool:
+        """Whether the counts depend on the sizes of the objects: DotD compares centers alone."""
+        return "assign" not in self.statistic.options or self.options["assign"] != "dotd"
+
     def boxes_of(self, inputs: Inputs) -> Inputs:
         """Return the boxes that are counted: all of them; those of the authors' code for their anchors."""
         if not (isinstance(self.design, AnchorDesign) and self.design.inclusive):
@@ -113,8 +118,6 @@ def anchor_statistics(design: AnchorDesign, similarity: str | None = None) -> di
         return count_distinct_anchors(boxes, sizes, design, image_index=index, similarity=kind)
 
     best = f"the best anchor of an object, the one of highest {_SIMILARITIES[kind]}, is among those that learn it"
-    if kind == "dotd":
-        best += " (DotD compares centers alone, so the counts follow from positions and say nothing about sizes)"
     return {
         "gt": LevelStatistic(
             objects, "objects by the level of their best anchor", f"{best}, so its level does", options=names

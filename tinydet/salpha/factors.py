@@ -35,6 +35,7 @@ class FusionStatistics:
         count: "gt" counts objects (the paper's text), "anchor" what the levels learn from (the authors' code).
         alpha_range: lower and upper bound of alpha.
         text, unit: what was counted, as in `LevelStatistic`.
+        sizes: whether the counts depend on the sizes of the objects.
 
     Raises:
         ValueError: if `levels` and `counts` differ in length, and as `estimate_alpha` does.
@@ -49,6 +50,7 @@ class FusionStatistics:
     alpha_range: tuple[float, float] = ALPHA_RANGE
     text: str = "objects by the level of their best anchor"
     unit: str = "object"
+    sizes: bool = True
 
     def __post_init__(self) -> None:
         if len(self.levels) != len(self.counts):
@@ -71,6 +73,9 @@ class FusionStatistics:
     @property
     def advice(self) -> AlphaAdvice:
         """Whether S-alpha suits these objects: the one decision that `data stats`, `salpha` and `train` report."""
+        if not self.sizes:
+            positions = "DotD compares centers alone, so the counts follow from positions and say nothing about sizes"
+            return AlphaAdvice(False, f"{positions}; use alpha = 1, or choose alpha by a sweep")
         pairs = list(zip(self.edges, _edge_counts(self.counts), strict=True))
         if not_tiny := [edge for edge, (finer, deeper) in pairs if deeper > finer]:
             where = ", ".join(not_tiny)

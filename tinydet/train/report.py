@@ -17,7 +17,8 @@ from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco import Dataset
 from tinydet.data.source import describe_hold_out
 from tinydet.evaluate.report import format_ap
-from tinydet.geometry.anchors import AnchorDesign
+from tinydet.geometry.anchors import AnchorDesign, Pyramid
+from tinydet.geometry.points import PointDesign
 from tinydet.models.backend import TorchBackend
 from tinydet.models.batch import collate
 from tinydet.models.cost import multiply_adds, training_bytes
@@ -113,15 +114,13 @@ def source_lines(config: TrainConfig, train: Dataset, val: Dataset | None) -> It
 
 
 def cost_lines(trainer: Trainer) -> Iterator[str]:
-    """Yield the costs of the plan: anchors, multiply-adds and memory."""
+    """Yield the costs of the plan: anchors or points, multiply-adds and memory."""
     design, batch = trainer.detector.design, trainer.schedule.batch
-    tiles = trainer.tiles.tiles
-    height, width = (-(-max(getattr(tile, side) for tile in tiles) // 32) * 32 for side in ("height", "width"))
-    shapes_by_level = design.shapes if isinstance(design, AnchorDesign) else ()
-    for n, (level, stride, shapes) in enumerate(zip(design.levels, design.strides, shapes_by_level, strict=False)):
-        sides = sorted((w * h) ** 0.5 for w, h in shapes)
-        spread = f"{sides[0]:.3g}" if sides[-1] - sides[0] < 0.01 else f"{sides[0]:.3g} to {sides[-1]:.3g}"
-        yield _row("" if n else "anchors", f"{level}: every {stride} px {len(shapes)} anchors, sqrt(area) {spread} px")
+    tiles, multiple = trainer.tiles.tiles, trainer.detector.tile_multiple
+    largest = (max(getattr(tile, side) for tile in tiles) for side in ("height", "width"))
+    height, width = (-(-side // multiple) * multiple for side in largest)
+    for n, line in enumerate(prior_lines(design)):
+        yield _row("" if n else "points" if isinstance(design, PointDesign) else "anchors", line)
     counts = multiply_adds(trainer.detector, (height, width))
     whole = sum(counts.values())
     for n, (part, count) in enumerate(counts.items()):
@@ -129,6 +128,18 @@ def cost_lines(trainer: Trainer) -> Iterator[str]:
     yield _row("", f"{'forward':<10} {whole / 1e9:8.2f} G multiply-adds for a tile of {width}x{height}")
     memory = training_bytes(trainer.detector, -(-batch // trainer.processes.count), (height, width))
     yield _row("memory", f"about {memory / 2**30:.2f} GiB per step in float32, without the loss")
+
+
+def prior_lines(design: Pyramid) -> Iterator[str]:
+    """Describe the anchors, or the points, of each level; nothing for a pyramid without them."""
+    if isinstance(design, PointDesign):
+        for level, stride, ((side, _),) in zip(design.levels, design.strides, design.squares().shapes, strict=True):
+            yield f"{level}: every {stride} px, for objects with a longer side of about {side:.3g} px"
+    elif isinstance(design, AnchorDesign):
+        for level, stride, shapes in zip(design.levels, design.strides, design.shapes, strict=True):
+            sides = sorted((w * h) ** 0.5 for w, h in shapes)
+            spread = f"{sides[0]:.3g}" if sides[-1] - sides[0] < 0.01 else f"{sides[0]:.3g} to {sides[-1]:.3g}"
+            yield f"{level}: every {stride} px {len(shapes)} anchors, sqrt(area) {spread} px"
 
 
 def result_lines(trainer: Trainer, validation: Validation | None) -> Iterator[str]:
