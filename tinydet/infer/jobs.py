@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from tinydet._internal.outputs import check_folder, is_device
 from tinydet._internal.shell import command_line
+from tinydet._internal.stores import StorePath, is_bucket, is_store, to_path
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
-from tinydet.runtime.scenes.sources import Source, is_stream, shortened
+from tinydet.runtime.scenes.sources import Source, is_stream, shortened, spread
 from tinydet.runtime.writers import (
     CLASSES,
     FORMATS,
@@ -39,6 +40,7 @@ class OutputOptions:
         draw: file for the scene with its detections drawn on it; a folder if there are several scenes.
         crops: file for the contact sheet; a folder if there are several scenes.
         summary: JSON file that describes the run, see `RunSummary`.
+        journals: folder for the journals; None for next to the results.
     """
 
     output: str | None = None
@@ -46,6 +48,7 @@ class OutputOptions:
     draw: str | None = None
     crops: str | None = None
     summary: Path | None = None
+    journals: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ class RunPlan:
 
     Attributes:
         shared: files of detections for all scenes; empty if each scene has its own.
-        journals: folder of the journals of a run with shared files; None if there are no shared files or they go to a
-            device.
+        journals: folder of the journals of a run with shared files, or of all if it was named; None if each is next to
+            the results of its scene, or results go to a device.
         formats: keys of `FORMATS` that the suffixes of `shared` choose from; None for all.
         classes: the `classes.txt` of YOLO labels; None without any.
     """
@@ -132,7 +135,7 @@ def plan_jobs(
     """
     several = len(sources) > 1
     check_formats(options.formats or ())
-    output = None if options.output is None else Path(options.output)
+    output = None if options.output is None else to_path(options.output)
     folder = output if options.output is not None and _is_folder(options.output) else None
     for flag, path in (("--draw", options.draw), ("--crops", options.crops)):
         if several and path is not None and not _is_folder(path):
@@ -160,10 +163,12 @@ def plan_jobs(
             (check_video_path if job.source.moving else check_image_path)(job.drawing)
         if job.crops is not None:
             check_image_path(job.crops)
-    journals = None
-    if shared and not any(map(is_device, shared)):
+    journals = options.journals
+    if journals is None and shared and not any(map(is_device, shared)):
         journals = shared[0].with_name(f"{shared[0].stem}.journals")
-    jobs = [_with_journal_in(job, journals) for job in jobs] if shared else jobs
+    if journals is not None:
+        check_folder(journals)
+    jobs = [_with_journal_in(job, journals) for job in jobs] if shared or journals is not None else jobs
     return RunPlan(jobs, shared, journals, options.formats, classes)
 
 
@@ -175,7 +180,9 @@ def hashes(paths: Sequence[Path]) -> dict[str, str] | None:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits; of an object in a store, what the store calls its version."""
+    if isinstance(path, StorePath):
+        return path.info().version
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -185,7 +192,7 @@ def hash_file(path: Path) -> str:
 
 def _is_folder(text: str) -> bool:
     """Return whether an output is a folder: one that exists, or a name that ends in / or has no suffix."""
-    path = Path(text)
+    path = to_path(text)
     return text.endswith(("/", os.sep)) or path.is_dir() or (not path.suffix and not path.exists())
 
 
@@ -232,7 +239,7 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
             results = tuple(scene_folder / f"{name}{MARK}{form.suffix}" for form in formats)
             if default and not (source.moving and source.live):  # a stream may never end
                 drawing = scene_folder / f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}"
-            if not os.access(scene_folder, os.W_OK):
+            if not is_store(scene_folder) and not os.access(scene_folder, os.W_OK):
                 raise PermissionError(f"cannot write next to {source.label}; add --output FILE (and --draw FILE)")
         written = (*results, *(path for path in (drawing, crops) if path is not None))
         journal = None
@@ -287,11 +294,13 @@ def _file_or_in_folder(text: str | None, name: str) -> Path | None:
     """Return the path given to an option, with the file name of a scene appended if it is a folder."""
     if text is None:
         return None
-    return Path(text) / name if _is_folder(text) else Path(text)
+    return to_path(text) / name if _is_folder(text) else to_path(text)
 
 
 def _folder_of(source: Source) -> Path:
-    """Return the folder of a scene; for a stream the current folder."""
+    """Return the folder of a scene; for a stream or a file on a web server the current folder."""
+    if is_store(source.location):
+        return source.path.parent if is_bucket(source.location) else Path()
     return source.path.parent if source.path.is_file() else Path()
 
 
@@ -308,7 +317,7 @@ def _names(sources: Sequence[Source], folder_of: Callable[[Source], Path]) -> li
         counts = Counter(zip(folders, names, strict=True))
         names = [
             name
-            if counts[folder, name] == 1 or is_stream(source.location)
+            if counts[folder, name] == 1 or (is_stream(source.location) and not is_store(source.location))
             else shortened(source.part_name("-".join(source.path.parts[-depth:]).strip("/")))
             for source, folder, name in zip(sources, folders, names, strict=True)
         ]
@@ -326,8 +335,19 @@ def _with_journal_in(job: Job, journals: Path | None) -> Job:
     """Return the job with its journal moved to a common folder, under a name that is stable when scenes are added."""
     if journals is None:
         return replace(job, journal=None)
-    mark = hashlib.sha256(os.fsencode(job.source.part_name(job.source.location))).hexdigest()[:8]
-    return replace(job, journal=journals / f"{job.source.name}.{mark}.journal")
+    return replace(
+        job, journal=journals / f"{job.source.name}.{_mark(job.source.part_name(_place(job.source)))}.journal"
+    )
+
+
+def _mark(text: str) -> str:
+    """Return eight digits that stand for a text in the names of files."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+
+
+def _place(source: Source) -> str:
+    """Return the location of a scene without what changes from run to run: the signature of an address."""
+    return source.label if is_store(source.location) else source.location
 
 
 def _check_targets(targets: Sequence[Path], sources: Sequence[Source], inputs: Sequence[Path]) -> None:
@@ -336,7 +356,7 @@ def _check_targets(targets: Sequence[Path], sources: Sequence[Source], inputs: S
     others = {os.path.realpath(path) for path in inputs}
     counts = Counter(targets)
     for target in targets:
-        if target.is_dir():
+        if not is_store(target) and target.is_dir():
             raise IsADirectoryError(f"{target} is a folder; name a file to write")
         check_folder(target.parent, target)
         if os.path.realpath(target) in scenes:
@@ -357,6 +377,7 @@ def _check_formats(
     alone: bool,
 ) -> None:
     """Raise ValueError for a file that cannot hold the results of these scenes. Call it before the work, not after."""
+    looked_at = spread(sources)  # of those in a store, of which there may be very many
     for path in paths:
         if is_device(path):
             continue
@@ -365,7 +386,7 @@ def _check_formats(
         for source in sources:
             if source.moving and (form.one_scene or form.placed):
                 raise ValueError(f"{path} cannot hold the frames of {source.label}; write .json, .csv or .parquet")
-            if form.placed and check_scenes:
+            if form.placed and check_scenes and (not is_store(source.location) or source in looked_at):
                 try:
                     check_georeference(source.path, path, gps=gps)
                 except ValueError as error:

@@ -21,6 +21,7 @@ from tinydet._internal.console import plural
 from tinydet._internal.errors import is_outside_error, reason
 from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import created_folders
+from tinydet._internal.stores import is_store
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.domain_warnings import DomainWarnings
@@ -34,7 +35,7 @@ from tinydet.runtime.backends import Backend
 from tinydet.runtime.crops import crop_sheet
 from tinydet.runtime.drawing import draw
 from tinydet.runtime.image_output import longest_side, save_image
-from tinydet.runtime.journal import Journal
+from tinydet.runtime.journal import Journal, remove_journal
 from tinydet.runtime.plan import ScanPlan, plan_scan
 from tinydet.runtime.scan import BatchResult, SceneScan, scan_scenes
 from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
@@ -112,7 +113,7 @@ class InferenceRun:
         return self.summary.skipped
 
     def _run_jobs(self, plan: RunPlan, identity: dict[str, Any]) -> None:
-        earlier = _completed(plan, identity) if plan.journals is not None and self._settings.resume else None
+        earlier = _completed(plan, identity) if plan.shared and plan.journals and self._settings.resume else None
         if earlier is not None:
             for job, counts in zip(plan.jobs, earlier, strict=True):
                 self.summary.add_unchanged(job, counts)
@@ -310,7 +311,7 @@ class InferenceRun:
         with open_writers(job.results, self._spec, job.formats) as write:
             for chunk in chunks(results, observe=observe):
                 part = SceneDetections(
-                    str(job.source.path),
+                    job.source.label if is_store(job.source.location) else str(job.source.path),
                     job.source.image_id,
                     scan.scene.width,
                     scan.scene.height,
@@ -358,11 +359,11 @@ class InferenceRun:
 
     def _finish_journals(self, plan: RunPlan, identity: dict[str, Any]) -> None:
         """Delete the journals. With --resume, keep them and record what the shared files contain."""
-        done = None if plan.journals is None else plan.journals / DONE
+        done = None if plan.journals is None or not plan.shared else plan.journals / DONE
         if not self._settings.resume:
             for path in (*(job.journal for job in plan.jobs), done):
                 if path is not None:
-                    path.unlink(missing_ok=True)
+                    remove_journal(path)
         elif done is not None and not self.summary.skipped:
             outputs = hashes((*plan.shared, *(path for job in plan.jobs for path in job.outputs)))
             counts = [counts.to_json() for counts in self.summary.counts]
