@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _calibrate(args)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
     formats = args.format and tuple(dict.fromkeys(args.format))
-    outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary, args.journals)
+    outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary, args.journals, args.stac)
     plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
@@ -136,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("input").add_argument
     add("--image", nargs="+", action="extend", metavar="SCENE", help="scan these images (JPEG, PNG, TIFF, JP2, ...),"
         " folders (without hidden files), glob patterns, videos, file:// URIs, rtsp:// streams or webcam"
-        " numbers; images in stores: s3://, gs://, az://, https://; catalogues: STAC items (.json) and Parquet tables")  # fmt: skip
+        " numbers; also s3://, gs://, az:// and https:// addresses, STAC items (.json) and Parquet tables of"
+        " scenes")  # fmt: skip
     add("--asset", metavar="NAME", help="scan the asset of this name or role of each STAC item (default: the only"
         " image of an item, or its visual)")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE", help="scan the images of this COCO file and keep its image ids")
@@ -198,6 +199,8 @@ def _parser() -> argparse.ArgumentParser:
         " --output, else coco)")  # fmt: skip
     add("--gps", action="store_true", help="place the detections of drone photos without georeference by their camera"
         " metadata, approximately: photos taken straight down (within 10 degrees), on flat ground")  # fmt: skip
+    add("--stac", metavar="PATH", help="write a STAC item for the detections of each scene, which lists its files; a"
+        " folder for several scenes (default: none)")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
         " as .mp4, .mkv or .mov; a folder for several scenes (default: SCENE.detections.jpg or .mp4, nothing for a"
         " stream)")  # fmt: skip
@@ -328,9 +331,8 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
         path, backend = choice.path, choice.backend
         for reason in choice.passed_over:
             logger.info(f"Not used: {reason}")
-    logger.info(
-        f"{_shown_model(args, path)}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}"
-    )
+    spec = backend.spec
+    logger.info(f"{_shown_model(args, path)}: {spec.detector} {spec.backbone}, {spec.precision}, {backend.name}")
     return path, backend
 
 

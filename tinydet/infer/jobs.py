@@ -18,6 +18,7 @@ from tinydet.runtime.scenes.sources import Source, is_stream, shortened, spread
 from tinydet.runtime.writers import (
     CLASSES,
     FORMATS,
+    Format,
     UnknownSuffixError,
     check_formats,
     check_georeference,
@@ -41,6 +42,7 @@ class OutputOptions:
         crops: file for the contact sheet; a folder if there are several scenes.
         summary: JSON file that describes the run, see `RunSummary`.
         journals: folder for the journals; None for next to the results.
+        stac: file for the STAC item of the detections; a folder if there are several scenes.
     """
 
     output: str | None = None
@@ -49,6 +51,7 @@ class OutputOptions:
     crops: str | None = None
     summary: Path | None = None
     journals: Path | None = None
+    stac: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Job:
         results: files of detections that hold this scene only.
         drawing: the scene with its detections drawn on it, a video for a video; None if not requested.
         crops: the contact sheet; None if not requested.
+        stac: the STAC item that lists the other files; None if not requested.
         journal: where progress is recorded, so that a run can resume; None if outputs go to a device.
         formats: keys of `FORMATS` that the suffixes of `results` choose from; None for all.
     """
@@ -70,6 +74,7 @@ class Job:
     crops: Path | None
     journal: Path | None
     formats: tuple[str, ...] | None = None
+    stac: Path | None = None
 
     @property
     def frames(self) -> Path | None:
@@ -81,7 +86,10 @@ class Job:
     @property
     def outputs(self) -> tuple[Path, ...]:
         """All files that hold this scene only."""
-        return (*self.results, *(path for path in (self.drawing, self.crops, self.frames) if path is not None))
+        return (
+            *self.results,
+            *(path for path in (self.drawing, self.crops, self.frames, self.stac) if path is not None),
+        )
 
     def written(self) -> dict[str, str]:
         """Return the hashes of the output files as they are now. A scene is done if its journal holds the same."""
@@ -137,7 +145,7 @@ def plan_jobs(
     check_formats(options.formats or ())
     output = None if options.output is None else to_path(options.output)
     folder = output if options.output is not None and _is_folder(options.output) else None
-    for flag, path in (("--draw", options.draw), ("--crops", options.crops)):
+    for flag, path in (("--draw", options.draw), ("--crops", options.crops), ("--stac", options.stac)):
         if several and path is not None and not _is_folder(path):
             raise ValueError(
                 f"{flag} must be a folder if there are several scenes (one ending in / is created), got {path}"
@@ -203,7 +211,7 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
         folder: where to write the results, one file per scene and format; None for no such folder.
         output: the file of results if there is one scene; None if results go elsewhere.
     """
-    default = options.output is None and options.draw is None and options.crops is None
+    default = options.output is None and options.draw is None and options.crops is None and options.stac is None
     next_to_scene = default or (options.output is None and options.formats is not None)
     formats = [FORMATS[kind] for kind in options.formats or ("coco",)]
     if next_to_scene and any(form.one_scene for form in formats):
@@ -227,7 +235,8 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
             crops = None
         if folder is not None:
             results = tuple(
-                folder / (_label_name(source, name) if form.one_scene else f"{name}{MARK}") for form in formats
+                folder / (_label_name(source, name) if form.one_scene else _result_name(source, name, form))
+                for form in formats
             )
             results = tuple(
                 path.with_name(f"{path.name}{form.suffix}") for path, form in zip(results, formats, strict=True)
@@ -241,12 +250,25 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
                 drawing = scene_folder / f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}"
             if not is_store(scene_folder) and not os.access(scene_folder, os.W_OK):
                 raise PermissionError(f"cannot write next to {source.label}; add --output FILE (and --draw FILE)")
-        written = (*results, *(path for path in (drawing, crops) if path is not None))
+        stac = None if source.moving else _file_or_in_folder(options.stac, f"{name}{MARK}.item.json")
+        written = (*results, *(path for path in (drawing, crops, stac) if path is not None))
         journal = None
         if written and not any(map(is_device, written)):
             journal = written[0].with_name(f"{written[0].stem}.journal")
-        jobs.append(Job(source, results, drawing, crops, journal, options.formats))
+        jobs.append(Job(source, results, drawing, crops, journal, options.formats, stac))
     return jobs
+
+
+def _result_name(source: Source, name: str, form: Format) -> str:
+    """Return the name of a file of results, without suffix.
+
+    That of a data set depends on the location of the scene, whatever else the run scans: a folder may hold the scenes
+    of many runs.
+    """
+    if form is not FORMATS["geoparquet"]:
+        return f"{name}{MARK}"
+    place = _place(source) if is_store(source.location) else os.path.abspath(source.location)
+    return f"{source.name}{MARK}.{_mark(source.part_name(place))}"
 
 
 def _label_name(source: Source, name: str) -> Path:
@@ -335,9 +357,8 @@ def _with_journal_in(job: Job, journals: Path | None) -> Job:
     """Return the job with its journal moved to a common folder, under a name that is stable when scenes are added."""
     if journals is None:
         return replace(job, journal=None)
-    return replace(
-        job, journal=journals / f"{job.source.name}.{_mark(job.source.part_name(_place(job.source)))}.journal"
-    )
+    mark = _mark(job.source.part_name(_place(job.source)))
+    return replace(job, journal=journals / f"{job.source.name}.{mark}.journal")
 
 
 def _mark(text: str) -> str:

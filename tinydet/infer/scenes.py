@@ -29,6 +29,7 @@ from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan, hashes
 from tinydet.infer.progress import RunProgress
 from tinydet.infer.report import found, plan_lines, result_lines, summary_lines
 from tinydet.infer.settings import Settings
+from tinydet.infer.stac import detections_item
 from tinydet.infer.summary import RunSummary, SceneCounts, earlier_counts
 from tinydet.infer.videos import scan_video
 from tinydet.runtime.backends import Backend
@@ -77,6 +78,7 @@ class InferenceRun:
         self._backend, self._hash, self._settings = backend, model_hash, settings
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
+        self._shared: tuple[Path, ...] = ()
         self._unplaced = 0  # scenes whose longitude and latitude stay empty
         self._warnings = DomainWarnings(backend.spec, settings)
         self.summary = RunSummary(backend.spec)
@@ -94,7 +96,7 @@ class InferenceRun:
         if plan.classes is not None:
             check_classes(plan.classes, self._spec)
         folders = {path.parent for path in (*plan.shared, *(path for job in plan.jobs for path in job.outputs))}
-        identity = self._identity(plan)
+        identity, self._shared = self._identity(plan), plan.shared
         try:
             with created_folders([*folders, *([] if plan.journals is None else [plan.journals])]):
                 self._run_jobs(plan, identity)
@@ -289,6 +291,10 @@ class InferenceRun:
             save_image(job.drawing, draw(scene, best.detections, spec.classes, counts, max_side=side))
         if job.crops is not None:
             save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
+        if job.stac is not None:
+            shared_files = () if job.results else self._shared
+            item = detections_item(job, (*job.outputs[:-1], *shared_files), scan, tally, self._spec, self._hash)
+            write_json(job.stac, item)
         for path in job.outputs:
             progress.say(f"  {path}")
         counted = SceneCounts(scene.width, scene.height, tally, unlike=scan.unlike)

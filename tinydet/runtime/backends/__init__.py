@@ -73,8 +73,8 @@ def open_model(
     """Open an exported model; without a path, the first in the current folder that runs.
 
     Args:
-        path: an ONNX file (also an address, `s3://`, `gs://`, `az://`, `https://`), a TensorRT engine with its `.json` in the same folder, the `.xml` of an adopted OpenVINO IR,
-            or the name of a bundled model.
+        path: an ONNX file, a TensorRT engine with its `.json` in the same folder, the `.xml` of an adopted OpenVINO IR,
+            the address of one of these (`s3://`, `gs://`, `az://`, `https://`), or the name of a bundled model.
         backend: one of BACKENDS. "auto" is the fastest that works here: TensorRT for an engine; for an ONNX file, ONNX
             Runtime on an NVIDIA GPU, else OpenVINO if installed, else ONNX Runtime on the CPU. "onnx" is ONNX Runtime,
             on the GPU if possible.

@@ -332,7 +332,8 @@ def _common_prefix(words: Iterable[str]) -> StorePath | None:
         path = StorePath.of(word)
         fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         prefixes.append(fixed[:-1] if len(fixed) == len(path.parts) and path.suffix else fixed)
-    common = os.path.commonprefix(prefixes)
+    columns = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*prefixes, strict=False))
+    common = [parts[0] for parts in columns]
     return StorePath(*common) if len(common) > 1 else None
 
 

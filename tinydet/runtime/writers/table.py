@@ -129,6 +129,22 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
     NaN becomes null.
     """
+    with open_table(path, spec) as (write, _):
+        yield write
+
+
+Column = Callable[[SceneDetections], dict[str, Any]]
+
+
+@contextmanager
+def open_table(
+    path: Path, spec: ModelSpec, more: Column | None = None
+) -> Iterator[tuple[Callable[[SceneDetections], None], Callable[[dict[str, str]], None]]]:
+    """Open a Parquet file; yield the function that writes a scene, and the one that adds metadata to the file.
+
+    Args:
+        more: returns further columns of a scene as arrays of pyarrow.
+    """
     with needs_extra("tables"):
         import pyarrow
         import pyarrow.parquet
@@ -138,6 +154,7 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
         for name, column in columns(found, spec).items():
             kind = pyarrow.string() if column.dtype == object else None
             arrays[name] = pyarrow.array(column, type=kind, from_pandas=True)
+        arrays |= {} if more is None else more(found)
         return pyarrow.table(arrays)
 
     with (
@@ -163,10 +180,13 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
             if sum(map(len, pending)) >= ROW_GROUP:
                 flush()
 
-        yield write
+        metadata: dict[str, str] = {}
+        yield write, metadata.update
         if file is None:
             write(_NOTHING)
         flush()
+        if metadata:
+            file.add_key_value_metadata(metadata)
 
 
 def encodable(text: str) -> str:
