@@ -47,13 +47,14 @@ def open_scene(
 ) -> Scene:
     """Open an image file, a raster of any size, or an image in memory.
 
-    TIFF, JPEG 2000 and files of more than 2^28 pixels are read by windows through rasterio. Other files are decoded at
-    once. Files in stores and on web servers are read in the same way: of those that are read by windows, only the needed
-    blocks are fetched. The EXIF orientation is applied to both. Masked pixels of an array have no data.
+    TIFF, JPEG 2000 and files of more than 2^28 pixels are read by windows through rasterio, other files at once. Of an
+    object in a store that is read by windows, only the needed blocks are fetched. The EXIF orientation is applied to
+    both. Masked pixels of an array have no data.
 
     Args:
         source: a path, or an address (`s3://`, `gs://`, `az://`, `https://`); the content of a file as bytes, or an
-            open binary file, which is read from its position to its end; a Pillow image of any mode; an array (H, W) or (H, W, C) in RGB; or an open scene, which is returned.
+            open binary file, which is read from its position to its end; a Pillow image of any mode; an array (H, W) or
+            (H, W, C) in RGB; or an open scene, which is returned.
         stretch: percentiles that map to 0 and 255 if pixels are wider than 8 bits; for a model, `spec.stretch`.
         bands: 1-based band indices for red, green and blue, or one for grayscale; None for the bands that the file
             marks as red, green and blue, else the first three, or the first if there are fewer than three.

@@ -57,14 +57,12 @@ class Entry:
 
     Attributes:
         location: as in `Source`.
-        name: name for results; empty for that of the file.
         is_scene: whether a catalogue says that it is an image.
         state: size and version, if a listing gave them.
         item: of a STAC item, where the scene is from.
     """
 
     location: str
-    name: str = ""
     is_scene: bool = False
     state: tuple[int, int] | None = None
     item: CatalogueItem | None = None

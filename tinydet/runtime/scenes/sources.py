@@ -188,17 +188,13 @@ def find_sources(words: Sequence[str | Path], first_id: int = 1, asset: str | No
     if doubles:
         logger.warning(doubles_text(doubles))
     folder, prefix = _common_folder(map(_text, words)), _common_prefix(map(_text, words))
-    return [
-        Source(
-            entry.location,
-            image_id,
-            not entry.is_scene and _is_moving(entry.location),
-            file_name=entry.name or _name_in(folder, prefix, entry.location),
-            listed=entry.state,
-            item=entry.item,
-        )
-        for image_id, entry in enumerate(found.values(), first_id)
-    ]
+    sources = []
+    for image_id, entry in enumerate(found.values(), first_id):
+        moving = not entry.is_scene and _is_moving(entry.location)
+        address = is_store(entry.location) and not is_bucket(entry.location) and not moving
+        name = str(to_path(entry.location)) if address else _name_in(folder, prefix, entry.location)
+        sources.append(Source(entry.location, image_id, moving, file_name=name, listed=entry.state, item=entry.item))
+    return sources
 
 
 def spread(sources: Sequence[Source]) -> list[Source]:

@@ -201,7 +201,7 @@ def without_geometry(path: Path) -> Iterator[Callable[[Iterator[Polygons]], Iter
 
 
 def polygons_of(path: Path, found: SceneDetections) -> Iterator[Polygons]:
-    """Yield the polygons of each box, see `Georeference.polygons`. Raise ValueError for a scene without georeference."""
+    """Yield the polygons of each box, see `Georeference.polygons`. Raise ValueError without a georeference."""
     if found.georeference is None:
         raise missing_georeference_error(found.scene, path)
     return found.georeference.polygons(found.detections.boxes)

@@ -28,9 +28,6 @@ def write_geoparquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
     with needs_extra("tables"):
         import pyarrow
 
-    whole = [np.inf, np.inf, -np.inf, -np.inf]
-    types: set[str] = set()
-
     def geometry(found: SceneDetections) -> dict[str, Any]:
         outlines = list(count(polygons_of(path, found))) if len(found.detections) else []
         bounds = np.full((len(outlines), 4), np.nan)
@@ -38,19 +35,16 @@ def write_geoparquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
             if polygons:
                 points = np.concatenate(polygons)
                 bounds[number] = *points.min(axis=0), *points.max(axis=0)
-                types.add("Polygon" if len(polygons) == 1 else "MultiPolygon")
-        if types:
-            whole[:2] = np.fmin(whole[:2], np.nanmin(bounds[:, :2], axis=0, initial=np.inf)).tolist()
-            whole[2:] = np.fmax(whole[2:], np.nanmax(bounds[:, 2:], axis=0, initial=-np.inf)).tolist()
         sides = [pyarrow.array(side, from_pandas=True) for side in bounds.T]
         shapes = pyarrow.array([to_wkb(polygons) for polygons in outlines], type=pyarrow.binary())
         return {"bbox": pyarrow.StructArray.from_arrays(sides, SIDES), "geometry": shapes}
 
-    with without_geometry(path) as count, open_table(path, spec, geometry) as (write, add_metadata):
+    # The same in every file, and in the schema from the start: readers of a data set take it from there.
+    column = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon", "MultiPolygon"],
+        "covering": {"bbox": {side: ["bbox", side] for side in SIDES}},
+    }
+    geo = json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}})
+    with without_geometry(path) as count, open_table(path, spec, geometry, {"geo": geo}) as write:
         yield write
-        column: dict[str, Any] = {"encoding": "WKB", "geometry_types": sorted(types)}
-        column["covering"] = {"bbox": {side: ["bbox", side] for side in SIDES}}
-        if types:
-            column["bbox"] = whole
-        geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-        add_metadata({"geo": json.dumps(geo)})

@@ -129,7 +129,7 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
     NaN becomes null.
     """
-    with open_table(path, spec) as (write, _):
+    with open_table(path, spec) as write:
         yield write
 
 
@@ -138,12 +138,13 @@ Column = Callable[[SceneDetections], dict[str, Any]]
 
 @contextmanager
 def open_table(
-    path: Path, spec: ModelSpec, more: Column | None = None
-) -> Iterator[tuple[Callable[[SceneDetections], None], Callable[[dict[str, str]], None]]]:
-    """Open a Parquet file; yield the function that writes a scene, and the one that adds metadata to the file.
+    path: Path, spec: ModelSpec, more: Column | None = None, metadata: dict[str, str] | None = None
+) -> Iterator[Callable[[SceneDetections], None]]:
+    """Open a Parquet file; yield the function that writes a scene.
 
     Args:
         more: returns further columns of a scene as arrays of pyarrow.
+        metadata: of the file.
     """
     with needs_extra("tables"):
         import pyarrow
@@ -155,7 +156,7 @@ def open_table(
             kind = pyarrow.string() if column.dtype == object else None
             arrays[name] = pyarrow.array(column, type=kind, from_pandas=True)
         arrays |= {} if more is None else more(found)
-        return pyarrow.table(arrays)
+        return pyarrow.table(arrays, metadata=metadata)
 
     with (
         atomic_path(path, part=True) as temporary,
@@ -180,13 +181,10 @@ def open_table(
             if sum(map(len, pending)) >= ROW_GROUP:
                 flush()
 
-        metadata: dict[str, str] = {}
-        yield write, metadata.update
+        yield write
         if file is None:
             write(_NOTHING)
         flush()
-        if metadata:
-            file.add_key_value_metadata(metadata)
 
 
 def encodable(text: str) -> str:
