@@ -216,7 +216,7 @@ def test_a_file_uri_is_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("file://server/a.png", "names a file of the host server"),
         ("file:a.png", "has no absolute path; write file:///folder/file"),
         ("file:///tmp/no%20such.png", "/tmp/no such.png does not exist"),
-        ("s3://bucket/a.tif", r"cannot be read; download the file and name it\. Streams have rtsp"),
+        ("hdfs://bucket/a.tif", r"cannot be read; download the file and name it\. Streams have rtsp"),
         ("/vsicurl/http://host/a.tif", "does not exist"),
         ("", "empty name"),
         ("fifo.png", "fifo.png is a device or a pipe"),

@@ -86,7 +86,12 @@ def read_catalogue(path: Path, asset: str | None = None) -> list[Entry] | None:
         return _not_empty(path, _of_table(path, asset))
     if path.suffix.lower() not in (".json", ".geojson") or not (isinstance(path, StorePath) or path.is_file()):
         return None
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except ValueError:
+        if isinstance(path, StorePath):
+            raise
+        return None  # which the caller reports as a file that is no image
     if not isinstance(content, dict) or not _is_stac(content):
         return None
     return _not_empty(path, _of_stac(path, content, asset))

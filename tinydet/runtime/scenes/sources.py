@@ -80,7 +80,7 @@ STREAMS = (*LIVE, "http", "https", "ftp", "mmsh")
 LOCATION = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _MODEL = "a model, not an image (it is given with --model)"
 NOT_SCENES = {
-    ".json": "a JSON file, not an image (a COCO file is given with --annotations)",
+    ".json": "a JSON file, not an image or a STAC item (a COCO file is given with --annotations)",
     ".yaml": "a description of a dataset, not an image",
     ".yml": "a description of a dataset, not an image",
     ".pth": _MODEL,
@@ -244,6 +244,8 @@ def _expand(word: str, asset: str | None) -> list[Entry]:
         word = str(_path_of_uri(word))
     if (catalogue := read_catalogue(to_path(word), asset)) is not None:
         return catalogue
+    if is_store(word) and (kind := NOT_SCENES.get(to_path(word).suffix.lower())):
+        raise ValueError(f"{to_path(word)}: {kind}; name images, rasters or prefixes")
     if is_bucket(word):
         return _expand_in_store(StorePath.of(word))
     return [Entry(location) for location in _expand_files(word)]
