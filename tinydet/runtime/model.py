@@ -19,7 +19,7 @@ from tinydet._internal.arguments import quoted
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import public_location
 from tinydet._internal.progress import Progress
-from tinydet._internal.stores import is_store, to_path
+from tinydet._internal.stores import is_bucket, is_store, to_path
 from tinydet.runtime.auto_tile import AutoTile, auto_overlap
 from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.backends.function import FunctionBackend, TileFunction, describe_function
@@ -702,9 +702,14 @@ def _check_one_image(scene: str | Path) -> None:
     what = None
     if not str(scene):
         raise ValueError("scene: the path is empty")
-    if is_store(scene) and path.suffix.lower() in IMAGES and not glob.has_magic(str(path)):
-        return
-    if path.is_dir():
+    if is_store(scene) and not glob.has_magic(str(path)):
+        if path.suffix.lower() in IMAGES:
+            return
+        if not is_bucket(scene):
+            what = "is an address"
+        elif path.is_dir():
+            what = "is a folder"
+    elif path.is_dir():
         what = "is a folder"
     elif isinstance(scene, str) and is_stream(scene):
         what = "is an address"
