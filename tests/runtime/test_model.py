@@ -119,8 +119,6 @@ def test_what_holds_several_images_is_for_stream(model: Model, tmp_path: Path) -
         with pytest.raises(ValueError, match=r"detect takes one image; use: for found in model\.stream\(") as caught:
             model.detect(word)
         assert "pw" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"https://host/a\.jpg\S* is an image on a web server; .*download it"):
-        model.detect("https://host/a.jpg?token=7")
 
 
 def test_a_tensor_is_refused_with_the_conversion(model: Model) -> None:

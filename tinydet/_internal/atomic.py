@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from tinydet._internal.errors import reason
 from tinydet._internal.locks import lock_path, locked
 from tinydet._internal.outputs import check_folder, check_output_files, is_device, make_folder, remove_empty
+from tinydet._internal.stores import StorePath, to_path
 
 NOT_WRITTEN = "was not written"
 PROBE = 1 << 24  # bytes; more than a library writes at once
@@ -28,7 +30,8 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
 
     On any exception (a full disk, Ctrl-C) the temporary file is removed and an older `path` is left unchanged. Missing
     folders are created, and removed again on an exception. If `path` is a symbolic link, its target is replaced.
-    Devices and pipes (/dev/null, /dev/stdout) are written directly.
+    Devices and pipes (/dev/null, /dev/stdout) are written directly. The temporary file of an object in a store is in
+    the system's folder for temporary files, and is uploaded whole.
 
     Args:
         part: use the fixed temporary name `.NAME.part.SUFFIX`, for files that are written for hours. The next run
@@ -37,7 +40,12 @@ def atomic_path(path: Path, *, part: bool = False) -> Iterator[Path]:
     Raises:
         OSError: the file or its folder cannot be written, or another process is writing it. Names `path`.
     """
-    path = Path(path)
+    path = to_path(path)
+    if isinstance(path, StorePath):
+        with tempfile.TemporaryDirectory(prefix="tinydet-") as folder:
+            yield Path(folder) / path.name
+            path.upload(Path(folder) / path.name)
+        return
     if is_device(path):
         try:
             yield path

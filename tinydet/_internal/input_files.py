@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from tinydet._internal.stores import StorePath, to_path
 from tinydet._internal.suggestions import did_you_mean_path
 
 
@@ -14,6 +15,9 @@ def check_file(path: Path, remedy: str = "check the path") -> None:
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: it is missing, a folder, or a pipe or device. Names `path`.
     """
+    if isinstance(path, StorePath):
+        path.info()
+        return
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -34,9 +38,11 @@ def read_file(path: Path, remedy: str = "check the path and its permissions") ->
     Raises:
         OSError: as `check_file`, or the file cannot be read. Names `path`.
     """
-    path = Path(path)
+    path = to_path(path)
     check_file(path, remedy)
     try:
         return path.read_bytes()
     except OSError as error:
+        if isinstance(path, StorePath):  # its errors are complete
+            raise
         raise OSError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error

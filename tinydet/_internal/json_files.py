@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar, Union
 from tinydet._internal.arguments import quoted
 from tinydet._internal.errors import reason
 from tinydet._internal.input_files import read_file
+from tinydet._internal.stores import to_path
 
 GZIP_MAGIC = b"\x1f\x8b"
 BLOCK = 1 << 24  # bytes that are decompressed at a time
@@ -39,7 +40,7 @@ def read_json(path: Path) -> Any:
         ValueError: the file is missing, not a regular file, unreadable, empty, damaged, not JSON, nested too deeply or
             far larger than it looks. The message names the file, the position of a syntax error and what to do.
     """
-    path = Path(path)
+    path = to_path(path)
     try:
         content = read_file(path)
     except OSError as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tinydet._internal.stores import StorePath, is_store
 
 
 def check_output_files(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
@@ -23,11 +26,11 @@ def check_output_files(outputs: Iterable[Path | None], inputs: Iterable[Path | N
     for path in outputs:
         if path is None:
             continue
-        if path.is_dir():
+        if not is_store(path) and path.is_dir():
             raise ValueError(f"{path} is a folder; name a file to write")
         check_folder(path.parent, path)
         with contextlib.suppress(FileNotFoundError):
-            path.lstat()  # fails for a name that is too long
+            is_store(path) or path.lstat()  # fails for a name that is too long
         real = os.path.realpath(path)
         if real in read:
             raise ValueError(f"{path} is an input and would be overwritten; name another output")
@@ -44,7 +47,11 @@ def check_folder(folder: Path, output: Path | None = None) -> None:
 
     Raises:
         ValueError: a part of the path is a file, or a folder in which none can be created. Names the output.
+        OSError: a store does not take objects there.
     """
+    if isinstance(folder, StorePath):
+        _check_writable(folder)
+        return
     named = folder if output is None else output
     for existing in (folder, *folder.absolute().parents):
         if existing.is_dir():
@@ -54,6 +61,11 @@ def check_folder(folder: Path, output: Path | None = None) -> None:
         if os.path.lexists(existing):
             shown = existing if existing == folder else os.path.relpath(existing)
             raise ValueError(f"{named}: {shown} is a file, not a folder; name another output")
+
+
+@functools.cache
+def _check_writable(folder: StorePath) -> None:
+    folder.check_writable()
 
 
 @contextmanager
@@ -74,6 +86,8 @@ def created_folders(folders: Iterable[Path]) -> Iterator[None]:
 
 def make_folder(folder: Path) -> list[Path]:
     """Create a folder and those above it that are missing; return what was created, outermost first."""
+    if is_store(folder):
+        return []
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     created = []
     try:
@@ -96,4 +110,4 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 def is_device(path: Path) -> bool:
     """Return whether a path is a device or a pipe."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    return not is_store(path) and path.exists() and not path.is_file() and not path.is_dir()

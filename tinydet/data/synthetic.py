@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from tinydet._internal.arguments import number, seed, size, whole
 from tinydet._internal.atomic import atomic_path, claim, write_json
+from tinydet._internal.cache import cache_folder
 from tinydet._internal.command import command
 from tinydet._internal.parser import Parser
 from tinydet._internal.progress import track
@@ -141,7 +142,7 @@ def builtin_dataset(split: str) -> Path:
     if split not in BUILTIN:
         raise ValueError(f"the built-in dataset has the splits {' and '.join(BUILTIN)}, not {split!r}")
     count, seed = BUILTIN[split]
-    folder = _cache_folder() / f"synthetic-{VERSION}" / split
+    folder = cache_folder() / f"synthetic-{VERSION}" / split
     if _is_complete(folder, count):
         return folder
     try:
@@ -256,14 +257,6 @@ def _move_into_place(drawn: Path, folder: Path, count: int) -> None:
             return
         with contextlib.suppress(FileNotFoundError):  # another process moved it away first
             folder.rename(Path(tempfile.mkdtemp(dir=drawn.parent)) / "damaged")
-
-
-def _cache_folder() -> Path:
-    if named := os.environ.get("TINYDET_CACHE"):
-        return Path(named).expanduser()
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named).expanduser() / "tinydet"
-    return Path.home() / ".cache" / "tinydet"
 
 
 def _is_complete(folder: Path, count: int) -> bool:

@@ -32,6 +32,7 @@ from tinydet._internal.outputs import is_device
 from tinydet._internal.parser import Parser
 from tinydet._internal.progress import Bar
 from tinydet._internal.shell import tinydet_command
+from tinydet._internal.stores import is_store, to_path
 from tinydet._internal.suggestions import did_you_mean, did_you_mean_path
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.infer.auto_options import choose_overlap, longest_side, object_pixels
@@ -46,6 +47,7 @@ from tinydet.infer.summary import summary_written
 from tinydet.runtime.auto_tile import AutoTile, auto_overlap
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.bundled import BUNDLED, FOLDER, model_path
+from tinydet.runtime.model_files import local_model
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import OVERLAP, default_overlap
 from tinydet.runtime.read_ahead import READERS
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _calibrate(args)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
     formats = args.format and tuple(dict.fromkeys(args.format))
-    outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary)
+    outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary, args.journals, args.stac)
     plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
@@ -108,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
         check_tracking()
     # Results that go to a device such as /dev/stdout must not be mixed with messages.
-    if args.output is not None and is_device(Path(args.output)):
+    if args.output is not None and is_device(to_path(args.output)):
         information_to_stderr()
     path, backend = _model(args, [job.source for job in plan.jobs])
     settings = _settings(args, path, backend)
@@ -116,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = InferenceRun(backend, model_hash, settings)
     with (
         terminated_like_interrupted(),
-        summary_written(args.summary, run.summary, plan, backend, (path, model_hash), args),
+        summary_written(args.summary, run.summary, plan, backend, (_shown_model(args, path), model_hash), args),
     ):
         skipped = run.run(plan)
     return SKIPPED if skipped else 0
@@ -134,7 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("input").add_argument
     add("--image", nargs="+", action="extend", metavar="SCENE", help="scan these images (JPEG, PNG, TIFF, JP2, ...),"
         " folders (without hidden files), glob patterns, videos, file:// URIs, rtsp:// streams or webcam"
-        " numbers")  # fmt: skip
+        " numbers; also s3://, gs://, az:// and https:// addresses, STAC items (.json) and Parquet tables of"
+        " scenes")  # fmt: skip
+    add("--asset", metavar="NAME", help="scan the asset of this name or role of each STAC item (default: the only"
+        " image of an item, or its visual)")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE", help="scan the images of this COCO file and keep its image ids")
     add("--images", type=Path, metavar="DIR", help="folder of the images of --annotations (default: images/ next to"
         " the file)")  # fmt: skip
@@ -151,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--reconnect", type=number(0, 1e6), default=30.0, metavar="S", help="keep trying to reopen a broken stream for"
         " S seconds (default: 30)")  # fmt: skip
     add = parser.add_argument_group("model").add_argument
-    add("--model", type=Path, metavar="FILE", help=f"run this exported model, or a bundled one: {', '.join(BUNDLED)}"
+    add("--model", type=to_path, metavar="FILE", help=f"run this exported model, or a bundled one: {', '.join(BUNDLED)}"
         f" (default: {' or '.join(MODEL_FILES)} in the current folder, else a bundled one, by the color of the"
         " scenes)")  # fmt: skip
     add("--backend", choices=BACKENDS, default="auto", help="run the model with this backend (default: auto, the"
@@ -194,16 +199,20 @@ def _parser() -> argparse.ArgumentParser:
         " --output, else coco)")  # fmt: skip
     add("--gps", action="store_true", help="place the detections of drone photos without georeference by their camera"
         " metadata, approximately: photos taken straight down (within 10 degrees), on flat ground")  # fmt: skip
+    add("--stac", metavar="PATH", help="write a STAC item for the detections of each scene, which lists its files; a"
+        " folder for several scenes (default: none)")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
         " as .mp4, .mkv or .mov; a folder for several scenes (default: SCENE.detections.jpg or .mp4, nothing for a"
         " stream)")  # fmt: skip
     add("--crops", metavar="PATH", help="write a contact sheet of enlarged detections, best first; a folder for"
         " several scenes (default: none)")  # fmt: skip
-    add("--summary", type=Path, metavar="FILE", help="write scenes, counts by class, files, skipped scenes with"
+    add("--summary", type=to_path, metavar="FILE", help="write scenes, counts by class, files, skipped scenes with"
         " reasons, model, options and versions of the run as JSON, also after Ctrl-C (default: none)")  # fmt: skip
     add = parser.add_argument_group("run").add_argument
     add("--readers", type=readers, default=READERS, metavar="N", help="read a raster with N threads (default: "
         f"{READERS})")  # fmt: skip
+    add("--journals", type=to_path, metavar="DIR", help="keep the journals of unfinished scenes in this folder, also"
+        " one in a store (default: next to the results)")  # fmt: skip
     add("--resume", action="store_true", help="continue an interrupted run; completed scenes are not run again")
     add("--skip-unreadable", action="store_true", help="skip scenes that cannot be read, list them with their"
         " reasons and exit with code 3 (default: stop with code 2)")  # fmt: skip
@@ -219,12 +228,13 @@ def _sources(args: argparse.Namespace) -> list[Source]:
         raise ValueError("--images is the image folder of --annotations FILE; to scan a folder, use --image DIR")
     if args.annotations is not None:
         return coco_sources(args.annotations, args.images)
-    return find_sources(args.image, args.image_id)
+    return find_sources(args.image, args.image_id, args.asset)
 
 
 def _inputs(args: argparse.Namespace) -> list[Path]:
     """Return the files that the run reads besides the scenes: annotations, and models with their companion files."""
     models = [Path(name) for name in MODEL_FILES] if args.model is None else [model_path(args.model)]
+    models = [model for model in models if not is_store(model)]
     inputs = [] if args.annotations is None else [args.annotations]
     for model in filter(Path.is_file, models):
         inputs += [model, contrast_filter_path(model)]
@@ -297,7 +307,7 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
         longest = None if args.scale == "auto" else longest_side(sources, args.scale)
         tile = AutoTile(overlap, batch=args.batch, longest=longest)
     if args.model is not None:
-        path = model_path(args.model)
+        path = local_model(model_path(args.model))
         if not path.exists():
             export = tinydet_command("export", "onnx", "model.pth")
             raise FileNotFoundError(
@@ -321,8 +331,14 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
         path, backend = choice.path, choice.backend
         for reason in choice.passed_over:
             logger.info(f"Not used: {reason}")
-    logger.info(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
+    spec = backend.spec
+    logger.info(f"{_shown_model(args, path)}: {spec.detector} {spec.backbone}, {spec.precision}, {backend.name}")
     return path, backend
+
+
+def _shown_model(args: argparse.Namespace, path: Path) -> Path:
+    """Return the model for messages and records: the address of one from a store, not its local copy."""
+    return args.model if args.model is not None and is_store(args.model) else path
 
 
 def _calibrate(args: argparse.Namespace) -> int:

@@ -11,12 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from tinydet._internal.outputs import check_folder, is_device
 from tinydet._internal.shell import command_line
+from tinydet._internal.stores import StorePath, is_bucket, is_store, to_path
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
-from tinydet.runtime.scenes.sources import Source, is_stream, shortened
+from tinydet.runtime.scenes.sources import Source, is_stream, shortened, spread
 from tinydet.runtime.writers import (
     CLASSES,
     FORMATS,
+    Format,
     UnknownSuffixError,
     check_formats,
     check_georeference,
@@ -39,6 +41,8 @@ class OutputOptions:
         draw: file for the scene with its detections drawn on it; a folder if there are several scenes.
         crops: file for the contact sheet; a folder if there are several scenes.
         summary: JSON file that describes the run, see `RunSummary`.
+        journals: folder for the journals; None for next to the results.
+        stac: file for the STAC item of the detections; a folder if there are several scenes.
     """
 
     output: str | None = None
@@ -46,6 +50,8 @@ class OutputOptions:
     draw: str | None = None
     crops: str | None = None
     summary: Path | None = None
+    journals: Path | None = None
+    stac: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Job:
         results: files of detections that hold this scene only.
         drawing: the scene with its detections drawn on it, a video for a video; None if not requested.
         crops: the contact sheet; None if not requested.
+        stac: the STAC item that lists the other files; None if not requested.
         journal: where progress is recorded, so that a run can resume; None if outputs go to a device.
         formats: keys of `FORMATS` that the suffixes of `results` choose from; None for all.
     """
@@ -67,6 +74,7 @@ class Job:
     crops: Path | None
     journal: Path | None
     formats: tuple[str, ...] | None = None
+    stac: Path | None = None
 
     @property
     def frames(self) -> Path | None:
@@ -78,7 +86,10 @@ class Job:
     @property
     def outputs(self) -> tuple[Path, ...]:
         """All files that hold this scene only."""
-        return (*self.results, *(path for path in (self.drawing, self.crops, self.frames) if path is not None))
+        return (
+            *self.results,
+            *(path for path in (self.drawing, self.crops, self.frames, self.stac) if path is not None),
+        )
 
     def written(self) -> dict[str, str]:
         """Return the hashes of the output files as they are now. A scene is done if its journal holds the same."""
@@ -92,8 +103,8 @@ class RunPlan:
 
     Attributes:
         shared: files of detections for all scenes; empty if each scene has its own.
-        journals: folder of the journals of a run with shared files; None if there are no shared files or they go to a
-            device.
+        journals: folder of the journals of a run with shared files, or of all if it was named; None if each is next to
+            the results of its scene, or results go to a device.
         formats: keys of `FORMATS` that the suffixes of `shared` choose from; None for all.
         classes: the `classes.txt` of YOLO labels; None without any.
     """
@@ -132,9 +143,9 @@ def plan_jobs(
     """
     several = len(sources) > 1
     check_formats(options.formats or ())
-    output = None if options.output is None else Path(options.output)
+    output = None if options.output is None else to_path(options.output)
     folder = output if options.output is not None and _is_folder(options.output) else None
-    for flag, path in (("--draw", options.draw), ("--crops", options.crops)):
+    for flag, path in (("--draw", options.draw), ("--crops", options.crops), ("--stac", options.stac)):
         if several and path is not None and not _is_folder(path):
             raise ValueError(
                 f"{flag} must be a folder if there are several scenes (one ending in / is created), got {path}"
@@ -160,10 +171,12 @@ def plan_jobs(
             (check_video_path if job.source.moving else check_image_path)(job.drawing)
         if job.crops is not None:
             check_image_path(job.crops)
-    journals = None
-    if shared and not any(map(is_device, shared)):
+    journals = options.journals
+    if journals is None and shared and not any(map(is_device, shared)):
         journals = shared[0].with_name(f"{shared[0].stem}.journals")
-    jobs = [_with_journal_in(job, journals) for job in jobs] if shared else jobs
+    if journals is not None:
+        check_folder(journals)
+    jobs = [_with_journal_in(job, journals) for job in jobs] if shared or journals is not None else jobs
     return RunPlan(jobs, shared, journals, options.formats, classes)
 
 
@@ -175,7 +188,9 @@ def hashes(paths: Sequence[Path]) -> dict[str, str] | None:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits; of an object in a store, what the store calls its version."""
+    if isinstance(path, StorePath):
+        return path.info().version
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -185,7 +200,7 @@ def hash_file(path: Path) -> str:
 
 def _is_folder(text: str) -> bool:
     """Return whether an output is a folder: one that exists, or a name that ends in / or has no suffix."""
-    path = Path(text)
+    path = to_path(text)
     return text.endswith(("/", os.sep)) or path.is_dir() or (not path.suffix and not path.exists())
 
 
@@ -196,7 +211,7 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
         folder: where to write the results, one file per scene and format; None for no such folder.
         output: the file of results if there is one scene; None if results go elsewhere.
     """
-    default = options.output is None and options.draw is None and options.crops is None
+    default = options.output is None and options.draw is None and options.crops is None and options.stac is None
     next_to_scene = default or (options.output is None and options.formats is not None)
     formats = [FORMATS[kind] for kind in options.formats or ("coco",)]
     if next_to_scene and any(form.one_scene for form in formats):
@@ -220,7 +235,8 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
             crops = None
         if folder is not None:
             results = tuple(
-                folder / (_label_name(source, name) if form.one_scene else f"{name}{MARK}") for form in formats
+                folder / (_label_name(source, name) if form.one_scene else _result_name(source, name, form))
+                for form in formats
             )
             results = tuple(
                 path.with_name(f"{path.name}{form.suffix}") for path, form in zip(results, formats, strict=True)
@@ -232,14 +248,27 @@ def _jobs(sources: Sequence[Source], options: OutputOptions, folder: Path | None
             results = tuple(scene_folder / f"{name}{MARK}{form.suffix}" for form in formats)
             if default and not (source.moving and source.live):  # a stream may never end
                 drawing = scene_folder / f"{name}{MARK}{'.mp4' if source.moving else '.jpg'}"
-            if not os.access(scene_folder, os.W_OK):
+            if not is_store(scene_folder) and not os.access(scene_folder, os.W_OK):
                 raise PermissionError(f"cannot write next to {source.label}; add --output FILE (and --draw FILE)")
-        written = (*results, *(path for path in (drawing, crops) if path is not None))
+        stac = None if source.moving else _file_or_in_folder(options.stac, f"{name}{MARK}.item.json")
+        written = (*results, *(path for path in (drawing, crops, stac) if path is not None))
         journal = None
         if written and not any(map(is_device, written)):
             journal = written[0].with_name(f"{written[0].stem}.journal")
-        jobs.append(Job(source, results, drawing, crops, journal, options.formats))
+        jobs.append(Job(source, results, drawing, crops, journal, options.formats, stac))
     return jobs
+
+
+def _result_name(source: Source, name: str, form: Format) -> str:
+    """Return the name of a file of results, without suffix.
+
+    That of a data set depends on the location of the scene, whatever else the run scans: a folder may hold the scenes
+    of many runs.
+    """
+    if form is not FORMATS["geoparquet"]:
+        return f"{name}{MARK}"
+    place = _place(source) if is_store(source.location) else os.path.abspath(source.location)
+    return f"{source.name}{MARK}.{_mark(source.part_name(place))}"
 
 
 def _label_name(source: Source, name: str) -> Path:
@@ -287,11 +316,13 @@ def _file_or_in_folder(text: str | None, name: str) -> Path | None:
     """Return the path given to an option, with the file name of a scene appended if it is a folder."""
     if text is None:
         return None
-    return Path(text) / name if _is_folder(text) else Path(text)
+    return to_path(text) / name if _is_folder(text) else to_path(text)
 
 
 def _folder_of(source: Source) -> Path:
-    """Return the folder of a scene; for a stream the current folder."""
+    """Return the folder of a scene; for a stream or a file on a web server the current folder."""
+    if is_store(source.location):
+        return source.path.parent if is_bucket(source.location) else Path()
     return source.path.parent if source.path.is_file() else Path()
 
 
@@ -308,7 +339,7 @@ def _names(sources: Sequence[Source], folder_of: Callable[[Source], Path]) -> li
         counts = Counter(zip(folders, names, strict=True))
         names = [
             name
-            if counts[folder, name] == 1 or is_stream(source.location)
+            if counts[folder, name] == 1 or (is_stream(source.location) and not is_store(source.location))
             else shortened(source.part_name("-".join(source.path.parts[-depth:]).strip("/")))
             for source, folder, name in zip(sources, folders, names, strict=True)
         ]
@@ -326,8 +357,18 @@ def _with_journal_in(job: Job, journals: Path | None) -> Job:
     """Return the job with its journal moved to a common folder, under a name that is stable when scenes are added."""
     if journals is None:
         return replace(job, journal=None)
-    mark = hashlib.sha256(os.fsencode(job.source.part_name(job.source.location))).hexdigest()[:8]
+    mark = _mark(job.source.part_name(_place(job.source)))
     return replace(job, journal=journals / f"{job.source.name}.{mark}.journal")
+
+
+def _mark(text: str) -> str:
+    """Return eight digits that stand for a text in the names of files."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+
+
+def _place(source: Source) -> str:
+    """Return the location of a scene without what changes from run to run: the signature of an address."""
+    return source.label if is_store(source.location) else source.location
 
 
 def _check_targets(targets: Sequence[Path], sources: Sequence[Source], inputs: Sequence[Path]) -> None:
@@ -336,7 +377,7 @@ def _check_targets(targets: Sequence[Path], sources: Sequence[Source], inputs: S
     others = {os.path.realpath(path) for path in inputs}
     counts = Counter(targets)
     for target in targets:
-        if target.is_dir():
+        if not is_store(target) and target.is_dir():
             raise IsADirectoryError(f"{target} is a folder; name a file to write")
         check_folder(target.parent, target)
         if os.path.realpath(target) in scenes:
@@ -357,6 +398,7 @@ def _check_formats(
     alone: bool,
 ) -> None:
     """Raise ValueError for a file that cannot hold the results of these scenes. Call it before the work, not after."""
+    looked_at = spread(sources)  # of those in a store, of which there may be very many
     for path in paths:
         if is_device(path):
             continue
@@ -365,7 +407,7 @@ def _check_formats(
         for source in sources:
             if source.moving and (form.one_scene or form.placed):
                 raise ValueError(f"{path} cannot hold the frames of {source.label}; write .json, .csv or .parquet")
-            if form.placed and check_scenes:
+            if form.placed and check_scenes and (not is_store(source.location) or source in looked_at):
                 try:
                     check_georeference(source.path, path, gps=gps)
                 except ValueError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from tinydet._internal.console import plural
 from tinydet._internal.progress import duration
 from tinydet._internal.shell import tinydet_command
+from tinydet._internal.stores import to_path
 from tinydet.infer.auto_options import expected_memory
 from tinydet.infer.chunks import Tally
 from tinydet.infer.jobs import MARK
@@ -121,7 +122,7 @@ def summary_lines(run: RunSummary, spec: ModelSpec, shared: Sequence[Path], *, s
     yield from _remarks(total, spec)
     if run.skipped:
         yield f"  {plural(len(run.skipped), 'scene')} skipped"
-    yield from _places([*shared, *map(Path, run.outputs)])
+    yield from _places([*shared, *map(to_path, run.outputs)])
 
 
 def _places(paths: Sequence[Path]) -> Iterator[str]:

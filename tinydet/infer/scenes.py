@@ -21,6 +21,7 @@ from tinydet._internal.console import plural
 from tinydet._internal.errors import is_outside_error, reason
 from tinydet._internal.json_files import read_json
 from tinydet._internal.outputs import created_folders
+from tinydet._internal.stores import is_store
 from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.domain_warnings import DomainWarnings
@@ -28,13 +29,14 @@ from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan, hashes
 from tinydet.infer.progress import RunProgress
 from tinydet.infer.report import found, plan_lines, result_lines, summary_lines
 from tinydet.infer.settings import Settings
+from tinydet.infer.stac import detections_item
 from tinydet.infer.summary import RunSummary, SceneCounts, earlier_counts
 from tinydet.infer.videos import scan_video
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.crops import crop_sheet
 from tinydet.runtime.drawing import draw
 from tinydet.runtime.image_output import longest_side, save_image
-from tinydet.runtime.journal import Journal
+from tinydet.runtime.journal import Journal, remove_journal
 from tinydet.runtime.plan import ScanPlan, plan_scan
 from tinydet.runtime.scan import BatchResult, SceneScan, scan_scenes
 from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
@@ -76,6 +78,7 @@ class InferenceRun:
         self._backend, self._hash, self._settings = backend, model_hash, settings
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
+        self._shared: tuple[Path, ...] = ()
         self._unplaced = 0  # scenes whose longitude and latitude stay empty
         self._warnings = DomainWarnings(backend.spec, settings)
         self.summary = RunSummary(backend.spec)
@@ -93,7 +96,7 @@ class InferenceRun:
         if plan.classes is not None:
             check_classes(plan.classes, self._spec)
         folders = {path.parent for path in (*plan.shared, *(path for job in plan.jobs for path in job.outputs))}
-        identity = self._identity(plan)
+        identity, self._shared = self._identity(plan), plan.shared
         try:
             with created_folders([*folders, *([] if plan.journals is None else [plan.journals])]):
                 self._run_jobs(plan, identity)
@@ -112,7 +115,7 @@ class InferenceRun:
         return self.summary.skipped
 
     def _run_jobs(self, plan: RunPlan, identity: dict[str, Any]) -> None:
-        earlier = _completed(plan, identity) if plan.journals is not None and self._settings.resume else None
+        earlier = _completed(plan, identity) if plan.shared and plan.journals and self._settings.resume else None
         if earlier is not None:
             for job, counts in zip(plan.jobs, earlier, strict=True):
                 self.summary.add_unchanged(job, counts)
@@ -288,6 +291,10 @@ class InferenceRun:
             save_image(job.drawing, draw(scene, best.detections, spec.classes, counts, max_side=side))
         if job.crops is not None:
             save_image(job.crops, crop_sheet(scene, best.detections, spec.classes, total=best.total))
+        if job.stac is not None:
+            shared_files = () if job.results else self._shared
+            item = detections_item(job, (*job.outputs[:-1], *shared_files), scan, tally, self._spec, self._hash)
+            write_json(job.stac, item)
         for path in job.outputs:
             progress.say(f"  {path}")
         counted = SceneCounts(scene.width, scene.height, tally, unlike=scan.unlike)
@@ -310,7 +317,7 @@ class InferenceRun:
         with open_writers(job.results, self._spec, job.formats) as write:
             for chunk in chunks(results, observe=observe):
                 part = SceneDetections(
-                    str(job.source.path),
+                    job.source.label if is_store(job.source.location) else str(job.source.path),
                     job.source.image_id,
                     scan.scene.width,
                     scan.scene.height,
@@ -358,11 +365,11 @@ class InferenceRun:
 
     def _finish_journals(self, plan: RunPlan, identity: dict[str, Any]) -> None:
         """Delete the journals. With --resume, keep them and record what the shared files contain."""
-        done = None if plan.journals is None else plan.journals / DONE
+        done = None if plan.journals is None or not plan.shared else plan.journals / DONE
         if not self._settings.resume:
             for path in (*(job.journal for job in plan.jobs), done):
                 if path is not None:
-                    path.unlink(missing_ok=True)
+                    remove_journal(path)
         elif done is not None and not self.summary.skipped:
             outputs = hashes((*plan.shared, *(path for job in plan.jobs for path in job.outputs)))
             counts = [counts.to_json() for counts in self.summary.counts]

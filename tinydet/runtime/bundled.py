@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinydet._internal.stores import to_path
+
 FOLDER = Path(__file__).parents[1] / "bundled"
 BUNDLED = {"thermal": "persons and cars in thermal images from a drone"}
 DEFAULT = "thermal"
@@ -18,5 +20,5 @@ def model_path(model: Path | str, suffix: str = ".onnx") -> Path:
     >>> model_path("thermal").name, model_path("my/model.onnx").name
     ('thermal.onnx', 'model.onnx')
     """
-    path = Path(model)
+    path = to_path(model)
     return FOLDER / f"{path.name}{suffix}" if str(model) in BUNDLED and not path.exists() else path

@@ -3,6 +3,8 @@
 A journal is one file per scene. Its first line is JSON that identifies the run; then comes one record per batch, or per
 frame of a video, each appended in one write and followed by a checksum. Whatever ends the process, only the record that
 was being written is lost; it is removed when the journal is opened again.
+
+A journal in an object store is a local file whose new records are uploaded every 20 seconds, see `segments`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,6 +27,8 @@ from numpy.typing import NDArray
 from tinydet._internal.input_files import check_file
 from tinydet._internal.json_files import parse_json
 from tinydet._internal.locks import lock_path, locked
+from tinydet._internal.segments import SegmentedFile
+from tinydet._internal.stores import StorePath
 from tinydet.runtime.detections import Detections
 
 FORMAT = 2
@@ -30,6 +36,7 @@ HEAD = struct.Struct("<4sII")  # mark, length, checksum
 COUNTS = struct.Struct("<IIIIII")  # tiles, empty, filtered, boxes, saturated, index of the pass
 FRAME_HEAD = struct.Struct("<qdII")  # index, seconds, bytes of the clock, boxes
 BEGINNING = b'{"format": '  # of the first line
+INTERVAL = 20.0  # seconds between uploads; what was found since is lost if the process is killed
 BATCH, FRAME, DONE = b"tile", b"fram", b"done"
 
 
@@ -149,7 +156,7 @@ class Journal:
     """The journal of one scene; a context manager.
 
     Attributes:
-        path: the file, which is created with the first record.
+        path: the file, or the prefix in a store, which is created with the first record.
         outputs: hash of each file that was written when the scene was completed; None if it is not complete.
         counts: what `finish` was given with them.
     """
@@ -172,18 +179,27 @@ class Journal:
         self._file: BinaryIO | None = None
         self._start = 0
         self._lock = ExitStack()
+        self._local, self._remote = path, None
+        self._pending, self._uploaded = bytearray(), time.monotonic()
+        if isinstance(path, StorePath):
+            self._local = Path(self._lock.enter_context(tempfile.TemporaryDirectory(prefix="tinydet-"))) / "journal"
+            self._remote = SegmentedFile(path)
+            if not resume:
+                self._remote.remove()
+            elif content := self._remote.read():
+                self._local.write_bytes(content)
         try:
-            self._lock.enter_context(locked(lock_path(path)))
+            self._lock.enter_context(locked(lock_path(self._local)))
         except BlockingIOError as error:
             raise OSError(f"{path}: another run is processing this scene; wait for it, or stop it") from error
         try:
-            if not path.exists():
+            if not self._local.exists():
                 return
-            check_file(path, "move it away")
+            check_file(self._local, "move it away")
             if not resume:
-                path.unlink()
+                self._local.unlink()
                 return
-            self._file = path.open("r+b", buffering=0)
+            self._file = self._local.open("r+b", buffering=0)
             self._check_identity()
             self._remove_incomplete_record()
         except BaseException:
@@ -219,20 +235,27 @@ class Journal:
         """
         self.outputs, self.counts = outputs, counts
         self._append(DONE, json.dumps({"outputs": outputs, "counts": counts}).encode())
+        self._upload()
 
     def remove(self) -> None:
         """Close and delete the journal."""
         if self._file is not None:
             self._file.close()
             self._file = None
-        self.path.unlink(missing_ok=True)
+        self._pending.clear()
+        self._local.unlink(missing_ok=True)
+        if self._remote is not None:
+            self._remote.remove()
         self._lock.close()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._lock.close()
+        try:
+            self._upload()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            self._lock.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -253,13 +276,13 @@ class Journal:
     def _marked(self) -> Iterator[tuple[bytes, bytes]]:
         if self._file is None:
             return
-        with self.path.open("rb") as file:
+        with self._local.open("rb") as file:
             file.seek(self._start)
             yield from _records(file)
 
     def _append(self, mark: bytes, data: bytes) -> None:
         if self._file is None:
-            self._file = self.path.open("x+b", buffering=0)
+            self._file = self._local.open("x+b", buffering=0)
         record = HEAD.pack(mark, len(data), zlib.crc32(data)) + data
         if not self._start:
             head = json.dumps(self._identity).encode() + b"\n"
@@ -269,11 +292,26 @@ class Journal:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:  # names no file
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+            raise OSError(error.errno, error.strerror, str(self._local)) from error
+        if self._remote is not None:
+            self._pending += record
+            if time.monotonic() - self._uploaded > INTERVAL:
+                self._upload()
+
+    def _upload(self) -> None:
+        """Add the records since the last upload to the journal in a store."""
+        if self._remote is None or not self._pending:
+            return
+        data, self._uploaded = bytes(self._pending), time.monotonic()
+        self._pending.clear()  # also after an error: a process that lost its journal to another must not go on
+        try:
+            self._remote.append(data)
+        except FileExistsError as error:
+            raise OSError(f"{self.path}: another run is processing this scene; wait for it, or stop it") from error
 
     def _check_identity(self) -> None:
         assert self._file is not None
-        with self.path.open("rb") as file:
+        with self._local.open("rb") as file:
             line = file.readline(1 << 20)
         if not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]:
             self._file.truncate(0)  # the process ended while writing the first line: no record exists
@@ -293,16 +331,24 @@ class Journal:
 
     def _remove_incomplete_record(self) -> None:
         assert self._file is not None
-        with self.path.open("rb") as file:
+        with self._local.open("rb") as file:
             file.seek(self._start)
             end = self._start
             for mark, data in _records(file):
                 end = file.tell()
                 if mark == DONE:
                     self.outputs, self.counts = self._read(_completion, data)
-        if self.path.stat().st_size > end:
+        if self._local.stat().st_size > end:
             self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
+
+
+def remove_journal(path: Path) -> None:
+    """Delete a journal that nobody writes."""
+    if isinstance(path, StorePath):
+        SegmentedFile(path).remove()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:

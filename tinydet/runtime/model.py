@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeAlias, TypeGuard, cast, overload
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from tinydet._internal.arguments import quoted
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import public_location
 from tinydet._internal.progress import Progress
+from tinydet._internal.stores import is_bucket, is_store, to_path
 from tinydet.runtime.auto_tile import AutoTile, auto_overlap
 from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.backends.function import FunctionBackend, TileFunction, describe_function
@@ -33,7 +33,7 @@ from tinydet.runtime.scenes.camera_metadata import CameraMetadata, read_camera
 from tinydet.runtime.scenes.footprint import footprint_of
 from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, georeference_of
 from tinydet.runtime.scenes.memory import is_pillow, name_of_file, open_bytes, read_all
-from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, image_on_a_server_error, is_stream, path_of
+from tinydet.runtime.scenes.sources import IMAGES, VIDEOS, find_sources, is_stream, path_of
 from tinydet.runtime.scenes.video import RATE, Video
 from tinydet.runtime.score_calibration import score_thresholds
 from tinydet.runtime.tracking import TRACK, VideoTracker, check_tracking
@@ -179,12 +179,12 @@ class Prediction(SceneDetections):
             OSError: a file is missing or cannot be written.
         """
         if path is not None:
-            check_image_path(Path(path))
-        side = MAX_SIDE if path is None else longest_side(Path(path))
+            check_image_path(to_path(path))
+        side = MAX_SIDE if path is None else longest_side(to_path(path))
         with self._open() as scene:
             image = draw(scene, self.detections, self.spec.classes, legend=legend, max_side=side)
         if path is not None:
-            save_image(Path(path), image)
+            save_image(to_path(path), image)
         return image
 
     def crop(self, padding: float = 0) -> list[Image]:
@@ -297,7 +297,7 @@ class Prediction(SceneDetections):
             ValueError: an unknown suffix or format, or a map format for a scene without georeference.
             OSError: the file cannot be written.
         """
-        path = Path(path)
+        path = to_path(path)
         if format is None and path.suffix.lower() in IMAGES:
             self.plot(path, legend=True)
             return
@@ -430,7 +430,7 @@ class Model:
         image_id = 1
         for scene in cast(Iterable[SceneLike], [scenes] if _is_one(scenes) else scenes):
             if isinstance(scene, PathLike):
-                scene = Path(scene)
+                scene = to_path(cast(Path, scene))
             if not isinstance(scene, str | Path):
                 yield self._detect(scene, image_id, gps=gps, tracker=images, seconds=image_id / RATE)
                 image_id += 1
@@ -503,8 +503,8 @@ class _Input:
         if not _is_one(scene):
             raise TypeError(f"scene{self._place}: expected {EXPECTED}, or a list of these, got {_described(scene)}")
         if isinstance(scene, PathLike):
-            scene = Path(scene)
-        elif isinstance(scene, str) and scene.lower().startswith("file:"):
+            scene = to_path(cast(Path, scene))
+        elif isinstance(scene, str) and (is_store(scene) or scene.lower().startswith("file:")):
             scene = path_of(scene)
         if isinstance(scene, str | Path):
             _check_one_image(scene)
@@ -543,10 +543,11 @@ class _Input:
         else:
             scene = open_scene(self.source, stretch=self._spec.stretch)
             self._name = self._name or scene.name
-            is_raster = Path(self._name).suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt")
+            path = self.source if isinstance(self.source, Path) else to_path(self._name)
+            is_raster = path.suffix.lower() in (".tif", ".tiff", ".jp2", ".vrt")
             if is_raster and isinstance(self.source, str | Path | Scene):
-                self._georeference = georeference_of(Path(self._name))
-            if Path(self._name).is_file() and (camera := read_camera(Path(self._name))) is not None:
+                self._georeference = georeference_of(path)
+            if path.is_file() and (camera := read_camera(path)) is not None:
                 self._camera = camera
                 if self._gps and self._georeference is None:
                     try:
@@ -609,7 +610,7 @@ def load(
     if model is None or isinstance(model, str | PathLike):
         _refuse_for("a model file carries its own description", described)
         chosen = AutoTile(checked.overlap, batch=checked.batch) if tile == "auto" else tile
-        opened = open_model(None if model is None else Path(model), backend, tile=chosen, threads=threads)
+        opened = open_model(None if model is None else to_path(model), backend, tile=chosen, threads=threads)
         if tile == "auto" and checked.overlap is None:
             checked = checked.changed({"overlap": auto_overlap(opened.spec, opened.spec.tile)})
         return Model(opened, checked)
@@ -697,15 +698,20 @@ def _described(value: object) -> str:
 
 def _check_one_image(scene: str | Path) -> None:
     """Raise ValueError for a path or address that can name several images, and no file."""
-    path = Path(scene)
+    path = to_path(scene)
     what = None
     if not str(scene):
         raise ValueError("scene: the path is empty")
-    if path.is_dir():
+    if is_store(scene) and not glob.has_magic(str(path)):
+        if path.suffix.lower() in IMAGES:
+            return
+        if not is_bucket(scene):
+            what = "is an address"
+        elif path.is_dir():
+            what = "is a folder"
+    elif path.is_dir():
         what = "is a folder"
     elif isinstance(scene, str) and is_stream(scene):
-        if PurePosixPath(urlsplit(scene).path).suffix.lower() in IMAGES:
-            raise image_on_a_server_error(scene)
         what = "is an address"
     elif not path.exists() and glob.has_magic(str(scene)):
         what = "is a pattern"

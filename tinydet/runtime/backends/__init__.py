@@ -20,6 +20,7 @@ from tinydet.runtime.backends.contract import (
     output_shapes,
 )
 from tinydet.runtime.bundled import model_path
+from tinydet.runtime.model_files import local_model
 
 __all__ = [
     "BACKENDS",
@@ -73,7 +74,7 @@ def open_model(
 
     Args:
         path: an ONNX file, a TensorRT engine with its `.json` in the same folder, the `.xml` of an adopted OpenVINO IR,
-            or the name of a bundled model.
+            the address of one of these (`s3://`, `gs://`, `az://`, `https://`), or the name of a bundled model.
         backend: one of BACKENDS. "auto" is the fastest that works here: TensorRT for an engine; for an ONNX file, ONNX
             Runtime on an NVIDIA GPU, else OpenVINO if installed, else ONNX Runtime on the CPU. "onnx" is ONNX Runtime,
             on the GPU if possible.
@@ -89,7 +90,7 @@ def open_model(
     """
     if path is None:
         return choose_model(backend, tile=tile, threads=threads).backend
-    path = model_path(path)
+    path = local_model(model_path(path))
     kind = _file_kind(path)
     if backend not in BACKENDS:
         raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")

@@ -17,6 +17,7 @@ import numpy as np
 from tinydet._internal.arguments import quoted
 from tinydet._internal.errors import name_failures
 from tinydet._internal.names import printable
+from tinydet._internal.stores import to_path
 from tinydet.runtime.scenes.image_file import check_fits_in_memory, decode, needs_windows, read_bytes, read_header
 from tinydet.runtime.scenes.memory import Encoded, is_pillow, name_of_file, open_bytes, open_pillow, read_all
 from tinydet.runtime.scenes.pixels import Image, Pixels, check_channels_last, select_bands
@@ -46,12 +47,14 @@ def open_scene(
 ) -> Scene:
     """Open an image file, a raster of any size, or an image in memory.
 
-    TIFF, JPEG 2000 and files of more than 2^28 pixels are read by windows through rasterio. Other files are decoded at
-    once. The EXIF orientation is applied to both. Masked pixels of an array have no data.
+    TIFF, JPEG 2000 and files of more than 2^28 pixels are read by windows through rasterio, other files at once. Of an
+    object in a store that is read by windows, only the needed blocks are fetched. The EXIF orientation is applied to
+    both. Masked pixels of an array have no data.
 
     Args:
-        source: a path; the content of a file as bytes, or an open binary file, which is read from its position to its
-            end; a Pillow image of any mode; an array (H, W) or (H, W, C) in RGB; or an open scene, which is returned.
+        source: a path, or an address (`s3://`, `gs://`, `az://`, `https://`); the content of a file as bytes, or an
+            open binary file, which is read from its position to its end; a Pillow image of any mode; an array (H, W) or
+            (H, W, C) in RGB; or an open scene, which is returned.
         stretch: percentiles that map to 0 and 255 if pixels are wider than 8 bits; for a model, `spec.stretch`.
         bands: 1-based band indices for red, green and blue, or one for grayscale; None for the bands that the file
             marks as red, green and blue, else the first three, or the first if there are fewer than three.
@@ -65,7 +68,7 @@ def open_scene(
     if isinstance(source, Scene):
         return source
     if isinstance(source, PathLike):
-        source = Path(source)
+        source = to_path(cast(Path, source))
     if isinstance(source, np.ndarray):
         check_channels_last(source)
         return ArrayScene("array", select_bands(source, bands, "array"), stretch)
@@ -78,7 +81,7 @@ def open_scene(
             raise TypeError(f"expected {EXPECTED}, got {quoted(source)} of type {type(source).__name__}")
         file = cast(BinaryIO, source)
         return open_bytes(read_all(file), name_of_file(file), stretch, bands)
-    path = Path(source)
+    path = to_path(source)
     with name_failures(path, "read"):
         data = read_bytes(path)
         if data is None:
@@ -97,5 +100,5 @@ def read_image(path: Path | str, stretch: tuple[float, float] = STRETCH) -> Imag
         ValueError, OSError, ModuleNotFoundError: as `open_scene`; also for an image of more than 2^28 pixels.
     """
     with open_scene(path, stretch=stretch) as scene:
-        check_fits_in_memory(Path(path), scene.width, scene.height)
+        check_fits_in_memory(to_path(path), scene.width, scene.height)
         return scene.read(0, 0, scene.width, scene.height)

@@ -13,6 +13,7 @@ from tinydet._internal.errors import name_failures, reason
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import printable
 from tinydet._internal.shell import command_line
+from tinydet._internal.stores import StorePath
 from tinydet.runtime.scenes.color_coding import INKS, color_coding, is_white_zero
 from tinydet.runtime.scenes.georeference import ground_sample_distance
 from tinydet.runtime.scenes.image_file import check_density, warn_once
@@ -27,7 +28,7 @@ from tinydet.runtime.scenes.pixels import (
     upright,
     wide_float,
 )
-from tinydet.runtime.scenes.raster_access import gdal_options, open_raster
+from tinydet.runtime.scenes.raster_access import check_readable, gdal_options, open_raster
 from tinydet.runtime.scenes.scene import DamagedSceneError, Scene
 from tinydet.runtime.scenes.tiff_tags import FILTER_ARRAY, read_tiff_tags
 
@@ -62,7 +63,7 @@ class RasterScene(Scene):
         self.name, self._path = printable(path.name), path
         self._file = open_raster(path)
         try:
-            with gdal_options():
+            with gdal_options(path):
                 self._interpret(bands)
                 self._measure(stretch)
         except BaseException:
@@ -80,7 +81,8 @@ class RasterScene(Scene):
             )
             raise ValueError(f"{self._path} holds {len(file.subdatasets)} images in no order; {way}")
         if not file.driver.startswith(SPARSE):
-            n_bytes = sum(Path(each).stat().st_size for each in file.files)
+            files = [self._path] if isinstance(self._path, StorePath) else map(Path, file.files)
+            n_bytes = sum(each.stat().st_size for each in files)
             check_density(self._path, file.width, file.height, n_bytes)
         tags = read_tiff_tags(self._path)
         if tags.is_preview or tags.photometric == FILTER_ARRAY:
@@ -162,20 +164,35 @@ class RasterScene(Scene):
             return self._coding.decode(np.moveaxis(self._read_file(window, size, resampling), 0, -1))
 
     def _read_file(
-        self, window: tuple[int, int, int, int], size: tuple[int, int], resampling: str, *, mask: bool = False
+        self,
+        window: tuple[int, int, int, int],
+        size: tuple[int, int],
+        resampling: str,
+        *,
+        mask: bool = False,
+        again: bool = True,
     ) -> Any:
-        """Read a window as (bands, H, W); with `mask`, where it has data as (H, W)."""
+        """Read a window as (bands, H, W); with `mask`, where it has data as (H, W).
+
+        Args:
+            again: open an object in a store once more if it fails, because credentials and connections expire.
+        """
         with needs_extra("geo"):
             import rasterio
         limits = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": RASTER_CACHE}
         where = {"window": rasterio.windows.Window(*window), "resampling": rasterio.enums.Resampling[resampling]}
         try:
-            with gdal_options(**limits):
+            with gdal_options(self._path, **limits):
                 if mask:
                     return self._file.dataset_mask(out_shape=size[::-1], **where)
                 shape = (len(self._bands), size[1], size[0])
                 return self._file.read(self._bands, out_shape=shape, masked=not self._coding.is_8_bit, **where)
         except rasterio.errors.RasterioError as error:
+            if isinstance(self._path, StorePath) and again:
+                check_readable(self._path)  # raises if the store, not the file, is the reason
+                self._file.close()
+                self._file = open_raster(self._path)
+                return self._read_file(window, size, resampling, mask=mask, again=False)
             x, y, width, height = window
             raise DamagedSceneError(
                 f"{self._path}: damaged or truncated at ({x}, {y}), {width}x{height} pixels "

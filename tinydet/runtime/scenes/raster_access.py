@@ -7,7 +7,8 @@ in its pixels, or call servers. Therefore:
 - only formats that keep their pixels in the file, or in one of the same name next to it, are opened;
 - a VRT is opened if its suffix is `.vrt` and it refers only to rasters in its folder or below;
 - overviews and masks in sidecars (`.ovr`, `.msk`) must be TIFF files next to the raster;
-- no file is fetched from a server.
+- no file is fetched from a server, except a raster that the user names by its address: GDAL may read that object and
+  no other, so a raster in a store is one file without sidecars.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from tinydet._internal import stores
 from tinydet._internal.errors import name_failures, reason
 from tinydet._internal.extras import needs_extra
+from tinydet._internal.stores import StorePath
 from tinydet.runtime.scenes.image_file import image_format
 from tinydet.runtime.scenes.signatures import HEAD
 from tinydet.runtime.scenes.tiff_tags import TIFF, read_tiff_tags
@@ -48,6 +51,7 @@ GUARDS = {
     "GDAL_VRT_ENABLE_PYTHON": "NO",  # pixel functions in a VRT are code
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "{none}",
 }
+SIDECARS = ("", ".ovr", ".msk", ".OVR", ".MSK", ".ovr.ovr", ".msk.ovr", ".ovr.msk")  # "" for its own .aux.xml
 _VRT = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<VRTDataset", re.DOTALL)
 _REFERRING = (b"\x89HDF", b"CDF\1", b"CDF\2", b"CDF\5", b"<GDAL_", b"<WMS", b"<MRF", b"<VRTDataset")
 _RASTERS = (*TIFF, b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ", b"EHFA_HEADER_TAG", b"NITF", b"NSIF")  # that GDAL reads
@@ -66,13 +70,17 @@ def references_allowed() -> bool:
 
 
 @contextmanager
-def gdal_options(**options: Any) -> Iterator[None]:
-    """Apply the GDAL options of this module to all rasters read in this block."""
+def gdal_options(path: Path, **options: Any) -> Iterator[None]:
+    """Apply the GDAL options of this module while a raster is read in this block."""
     with needs_extra("geo"):
         import rasterio
     chosen = {name: value for name, value in OPTIONS.items() if name not in os.environ}
     _ignore_undecodable_messages()
-    with rasterio.Env(**chosen, **({} if references_allowed() else GUARDS), **options):
+    guards = {} if references_allowed() else dict(GUARDS)
+    if isinstance(path, StorePath):
+        guards.pop("CPL_VSIL_CURL_ALLOWED_EXTENSIONS", None)
+        chosen |= stores.gdal_options(path)
+    with rasterio.Env(**chosen, **guards, **options):
         yield
 
 
@@ -122,17 +130,28 @@ def open_raster(path: Path) -> Any:
     allowed = references_allowed()
     is_virtual = allowed or _check_references(path)
     try:
-        with gdal_options():
+        with gdal_options(path):
             file = _open(path, None if allowed else ["VRT"] if is_virtual else DRIVERS)
             if not is_virtual:
                 _check_sidecars(path, file)
                 _check_length(path, file)
             return file
     except rasterio.errors.RasterioError as error:
+        if isinstance(path, StorePath):
+            check_readable(path)
         head = _head(path)
         if head.startswith(_REFERRING):
             raise _refused(path, "a format that may refer to other files or servers") from error
         raise _unknown(path, f" ({reason(error)})" if head.startswith(TIFF) else "") from error
+
+
+def check_readable(path: StorePath) -> None:
+    """Check that a store still delivers an object, to tell its errors from those of a damaged file.
+
+    Raises:
+        OSError: it does not. Names the object and the reason.
+    """
+    stores.read_byte(path)
 
 
 def _open(path: Path, drivers: Sequence[str] | None) -> Any:
@@ -141,6 +160,8 @@ def _open(path: Path, drivers: Sequence[str] | None) -> Any:
         import rasterio
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        if isinstance(path, StorePath):
+            return rasterio.io.DatasetReader(stores.gdal_name(path), driver=drivers and list(drivers), sharing=False)
         # An absolute path cannot be taken for the name of a server, or of a part of a file.
         return rasterio.io.DatasetReader(path.absolute(), driver=drivers and list(drivers), sharing=False)
 
@@ -196,6 +217,8 @@ def _check_references(path: Path) -> bool:
             raise _refused(path, what) if head.lstrip(_BLANK).startswith(_REFERRING) else _unknown(path)
         _check_metadata(path)
         return False
+    if isinstance(path, StorePath):
+        raise ValueError(f"{path}: a VRT refers to other files, which are not read from a store; name those files")
     if path.suffix.lower() != ".vrt":
         raise _refused(path, "a VRT, which refers to other files, with another suffix")
     state = path.stat()
@@ -262,16 +285,17 @@ def _check_metadata(path: Path) -> None:
     Raises:
         ValueError: they do.
     """
-    for suffix in ("", ".ovr", ".msk", ".OVR", ".MSK", ".ovr.ovr", ".msk.ovr", ".ovr.msk"):
+    texts = [read_tiff_tags(path).metadata]
+    for suffix in () if isinstance(path, StorePath) else SIDECARS:
         name = f"{path}{suffix}"
-        if suffix and os.path.isfile(name) and not _head(Path(name)).startswith(TIFF):
-            raise _refused(Path(name), "not a TIFF, as overviews and masks are")
-        about = f"{name}.aux.xml"
-        texts = [Path(about).read_text("utf-8", "replace")] if os.path.isfile(about) else []
-        if not suffix or os.path.isfile(name):
+        if suffix and os.path.isfile(name):
+            if not _head(Path(name)).startswith(TIFF):
+                raise _refused(Path(name), "not a TIFF, as overviews and masks are")
             texts.append(read_tiff_tags(Path(name)).metadata)
-        if any("OVERVIEW_FILE" in text or "ProxyOverviewRequest" in text for text in texts):
-            raise _refused(path, "its metadata refer to overviews in another file")
+        about = f"{name}.aux.xml"
+        texts += [Path(about).read_text("utf-8", "replace")] if os.path.isfile(about) else []
+    if any("OVERVIEW_FILE" in text or "ProxyOverviewRequest" in text for text in texts):
+        raise _refused(path, "its metadata refer to overviews in another file")
 
 
 def _check_sidecars(path: Path, file: Any) -> None:
@@ -283,6 +307,8 @@ def _check_sidecars(path: Path, file: Any) -> None:
     if file.tags(ns="OVERVIEWS"):  # looked up before GDAL opens them
         file.close()
         raise _refused(path, "its metadata refer to overviews in another file")
+    if isinstance(path, StorePath):
+        return
     folder = os.path.dirname(os.path.abspath(path))
     for name in file.files:
         if os.path.commonpath([folder, os.path.abspath(name)]) != folder:

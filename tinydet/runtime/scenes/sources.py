@@ -21,8 +21,10 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from tinydet._internal.console import plural
 from tinydet._internal.names import printable, public_location
+from tinydet._internal.stores import BUCKETS, StorePath, is_bucket, is_store, to_path
 from tinydet._internal.suggestions import did_you_mean_path
-from tinydet.runtime.scenes.folders import doubles_text, file_key, files_in, files_matching
+from tinydet.runtime.scenes.catalogues import CatalogueItem, Entry, read_catalogue
+from tinydet.runtime.scenes.folders import SYSTEM, doubles_text, file_key, files_in, files_matching
 from tinydet.runtime.scenes.signatures import HEAD, is_motion_jpeg, media_kind
 from tinydet.runtime.scenes.window import Corner
 
@@ -78,7 +80,7 @@ STREAMS = (*LIVE, "http", "https", "ftp", "mmsh")
 LOCATION = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _MODEL = "a model, not an image (it is given with --model)"
 NOT_SCENES = {
-    ".json": "a JSON file, not an image (a COCO file is given with --annotations)",
+    ".json": "a JSON file, not an image or a STAC item (a COCO file is given with --annotations)",
     ".yaml": "a description of a dataset, not an image",
     ".yml": "a description of a dataset, not an image",
     ".pth": _MODEL,
@@ -104,6 +106,8 @@ class Source:
         corner: of a sub-image, which is this part of the image; see `part_of`.
         file_name: name for results, with slashes: the path relative to the folder that holds all scenes, as an
             annotation file has it, or the label of a stream.
+        listed: `state` as the listing of a store gave it; None if it is still to be asked for.
+        item: of a STAC item, where the scene is from; None for other scenes.
     """
 
     location: str
@@ -112,20 +116,22 @@ class Source:
     size: tuple[int, int] | None = None
     corner: Corner | None = None
     file_name: str = ""
+    listed: tuple[int, int] | None = None
+    item: CatalogueItem | None = None
 
     @property
     def path(self) -> Path:
-        return Path(self.location)
+        return to_path(self.location)
 
     @property
     def label(self) -> str:
         """The location for messages and results: printable and without secrets."""
-        return public_location(self.location)
+        return str(self.path) if is_store(self.location) and not self.moving else public_location(self.location)
 
     @property
     def name(self) -> str:
         """A base name for output files: the file name without suffix, or the address of a stream without secrets."""
-        if is_stream(self.location):
+        if is_stream(self.location) and (self.moving or not is_store(self.location)):
             address = re.sub(r"[^/@]*@|\*+", "", LOCATION.sub("", self.label))
             return shortened(re.sub(r"[^\w-]+", "-", address).strip("-") or "stream")
         return shortened(self.part_name(self.path.stem))
@@ -141,39 +147,54 @@ class Source:
 
     @property
     def state(self) -> tuple[int, int] | None:
-        """Size in bytes and time of change in ns, by which a resumed run detects changes; None if there is no file."""
+        """Size in bytes and time of change in ns, by which a resumed run detects changes; None if there is no file.
+
+        In a store, a number for the version of the object takes the place of the time.
+        """
+        if isinstance(path := self.path, StorePath):
+            return None if self.moving else self.listed or path.info().state
         try:
-            state = self.path.stat()
+            state = path.stat()
         except OSError:
             return None
         return state.st_size, state.st_mtime_ns
 
 
-def find_sources(words: Sequence[str | Path], first_id: int = 1) -> list[Source]:
-    """Find the scenes that `words` name: files, folders, patterns (`flight/**/*.tif`), URLs, webcams (`0`).
+def find_sources(words: Sequence[str | Path], first_id: int = 1, asset: str | None = None) -> list[Source]:
+    """Find the scenes that `words` name: files, folders, patterns (`flight/**/*.tif`), URLs, webcams (`0`), catalogues.
+
+    Files, folders and patterns may be in a store: `s3://bucket/flight/`. A catalogue is a STAC item or item collection,
+    or a Parquet table of scenes, see `catalogues`.
 
     Folders are searched recursively, see `folders.files_in`; what is left out of them is logged. Files of a folder or
     pattern are sorted by name, files that are named twice are dropped, and image ids count up from `first_id`.
 
+    Args:
+        asset: name or role of the asset of each STAC item; None for the only image of an item, or its `visual`.
+
     Raises:
-        ValueError: a folder or pattern matches no scene; an address of a kind that cannot be read, or of an image on a
-            web server; image ids that need more than 64 bits.
-        FileNotFoundError: a file does not exist.
+        ValueError: a folder or pattern matches no scene; an address of a kind that cannot be read; a damaged catalogue;
+            image ids that need more than 64 bits.
+        OSError: a file does not exist, or a store does not list it.
     """
     if not -ID_LIMIT <= first_id <= ID_LIMIT:
         raise ValueError(f"image ids are stored in 64 bits; the first must be within ±2^62, got {first_id}")
-    found: dict[object, str] = {}
+    found: dict[object, Entry] = {}
     doubles = 0
-    for location in (location for word in map(str, words) for location in _expand(word)):
-        kept = found.setdefault(location if is_stream(location) else file_key(Path(location)), location)
+    for entry in (entry for word in map(_text, words) for entry in _expand(word, asset)):
+        location = entry.location
+        kept = found.setdefault(location if is_stream(location) else file_key(Path(location)), entry).location
         doubles += os.path.abspath(kept) != os.path.abspath(location)
     if doubles:
         logger.warning(doubles_text(doubles))
-    folder = _common_folder(map(str, words))
-    return [
-        Source(location, image_id, _is_moving(location), file_name=_name_in(folder, location))
-        for image_id, location in enumerate(found.values(), first_id)
-    ]
+    folder, prefix = _common_folder(map(_text, words)), _common_prefix(map(_text, words))
+    sources = []
+    for image_id, entry in enumerate(found.values(), first_id):
+        moving = not entry.is_scene and _is_moving(entry.location)
+        address = is_store(entry.location) and not is_bucket(entry.location) and not moving
+        name = str(to_path(entry.location)) if address else _name_in(folder, prefix, entry.location)
+        sources.append(Source(entry.location, image_id, moving, file_name=name, listed=entry.state, item=entry.item))
+    return sources
 
 
 def spread(sources: Sequence[Source]) -> list[Source]:
@@ -184,7 +205,7 @@ def spread(sources: Sequence[Source]) -> list[Source]:
 
 def path_of(location: str) -> Path:
     """Return the path of a file that is named by its path or a `file:` URI."""
-    return _path_of_uri(location) if location.lower().startswith("file:") else Path(location)
+    return _path_of_uri(location) if location.lower().startswith("file:") else to_path(location)
 
 
 def is_stream(location: str) -> bool:
@@ -212,16 +233,54 @@ def _is_camera(location: str) -> bool:
     )
 
 
-def _expand(word: str) -> list[str]:
+def _text(word: str | Path) -> str:
+    return word.address if isinstance(word, StorePath) else str(word)
+
+
+def _expand(word: str, asset: str | None) -> list[Entry]:
     if not word:
         raise ValueError("an input has an empty name; write . for the current folder")
     if word.lower().startswith("file:"):
         word = str(_path_of_uri(word))
-    elif scheme := LOCATION.match(word):
+    if (catalogue := read_catalogue(to_path(word), asset)) is not None:
+        return catalogue
+    if is_store(word) and (kind := NOT_SCENES.get(to_path(word).suffix.lower())):
+        raise ValueError(f"{to_path(word)}: {kind}; name images, rasters or prefixes")
+    if is_bucket(word):
+        return _expand_in_store(StorePath.of(word))
+    return [Entry(location) for location in _expand_files(word)]
+
+
+def _expand_in_store(path: StorePath) -> list[Entry]:
+    """Return the scenes that the address of an object, a prefix or a pattern names."""
+    if glob.has_magic(path.key):
+        found = path.matches()
+        if not found:
+            raise ValueError(f"no object matches {path}; quote the pattern, and check the bucket and the prefix")
+    elif path.suffix and path.is_file():
+        return [Entry(path.address, state=path.info().state)]
+    else:
+        found = path.files()
+        if not found and path.suffix:
+            raise FileNotFoundError(f"{path}: no such object; check the address")
+    scenes = {
+        each: info
+        for each, info in found.items()
+        if each.suffix.lower() in IMAGES | VIDEOS
+        and not OUTPUT.search(each.name)
+        and not any(part.startswith(".") or part in SYSTEM for part in each.relative_to(path.parent).parts[-1:])
+    }
+    if not scenes:
+        raise ValueError(f"{path}: no images ({', '.join(sorted(IMAGES))}) among {plural(len(found), 'object')}")
+    return [Entry(each.address, state=info.state) for each, info in scenes.items()]
+
+
+def _expand_files(word: str) -> list[str]:
+    if scheme := LOCATION.match(word):
         if scheme[1].lower() not in STREAMS:
             raise ValueError(
                 f"{public_location(word)}: addresses of this kind cannot be read; download the file and name it. "
-                f"Streams have {', '.join(STREAMS)}"
+                f"Streams have {', '.join(STREAMS)}, files in stores {', '.join(BUCKETS)}"
             )
         return [word]
     path = Path(word)
@@ -264,7 +323,23 @@ def _common_folder(words: Iterable[str]) -> str:
         return ""
 
 
-def _name_in(folder: str, location: str) -> str:
+def _common_prefix(words: Iterable[str]) -> StorePath | None:
+    """Return the deepest prefix that holds all named objects of a store; None if there is none."""
+    prefixes = []
+    for word in filter(is_bucket, words):
+        path = StorePath.of(word)
+        fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        prefixes.append(fixed[:-1] if len(fixed) == len(path.parts) and path.suffix else fixed)
+    columns = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*prefixes, strict=False))
+    common = [parts[0] for parts in columns]
+    return StorePath(*common) if len(common) > 1 else None
+
+
+def _name_in(folder: str, prefix: StorePath | None, location: str) -> str:
+    if is_bucket(location):
+        named = StorePath.of(location)
+        inside = prefix is not None and named.is_relative_to(prefix)
+        return "/".join(named.parts[len(prefix.parts) :]) if prefix and inside else str(named)
     if is_stream(location):
         return public_location(location)
     path = Path(os.path.abspath(location))
@@ -323,12 +398,20 @@ def _is_moving(location: str) -> bool:
     """Return whether a location is a video or stream.
 
     Raises:
-        ValueError: it is an image on a web server.
+        ValueError: it is a video in a store.
     """
+    if is_bucket(location):
+        path: Path = to_path(location)
+        if path.suffix.lower() not in IMAGES and (
+            path.suffix.lower() in VIDEOS or media_kind(_first_bytes(path)) == "video"
+        ):
+            raise ValueError(f"{path}: videos are read from files and web servers; copy it to a file and name that")
+        return False
     if LOCATION.match(location):
-        if location.lower().startswith("http") and media_kind(_first_bytes_of_url(location)) == "image":
-            raise image_on_a_server_error(location)
-        return True
+        if not location.lower().startswith("http"):
+            return True
+        kind = media_kind(_first_bytes_of_url(location))
+        return kind != "image" and (kind is not None or to_path(location).suffix.lower() not in IMAGES)
     if _is_camera(location):
         return True
     path = Path(location)
@@ -336,14 +419,6 @@ def _is_moving(location: str) -> bool:
     if kind == "image" and head.startswith(b"\xff\xd8") and path.suffix.lower() not in JPEGS:
         return is_motion_jpeg(_first_bytes(path, 1 << 24))
     return kind == "video" or (kind is None and path.suffix.lower() in VIDEOS)
-
-
-def image_on_a_server_error(location: str) -> ValueError:
-    """Return the error for an image that is named by the address of a web server."""
-    return ValueError(
-        f"{public_location(location)} is an image on a web server; images are read from files: download it with "
-        "curl -O and name the file"
-    )
 
 
 def _first_bytes(path: Path, count: int = HEAD) -> bytes:

@@ -28,7 +28,7 @@ from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import mask_secrets, printable, public_location
 from tinydet.runtime.scenes.pixels import Image
 from tinydet.runtime.scenes.scene import ArrayScene, DamagedSceneError, Scene
-from tinydet.runtime.scenes.sources import image_on_a_server_error, is_live, is_stream
+from tinydet.runtime.scenes.sources import is_live, is_stream
 
 logger = logging.getLogger("tinydet.runtime")
 
@@ -181,7 +181,7 @@ class Video:
     def _choose_stream(self, container: Any) -> Any:
         """Return the video stream to read. FFmpeg's own choice prefers a cover image that is marked as default."""
         if container.format.name.endswith("_pipe") or container.format.name in ("apng", "gif", "ico"):
-            raise DamagedSceneError(str(image_on_a_server_error(self.name)))
+            raise DamagedSceneError(f"{self.name} is an image, not a video or stream; check the address")
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams:
             what = "only a cover image" if container.streams.video else "no video stream"

@@ -22,6 +22,7 @@ from tinydet.runtime.scenes.camera_metadata import read_camera
 from tinydet.runtime.scenes.footprint import read_footprint
 from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError, read_georeference
 from tinydet.runtime.writers.geographic import missing_georeference_error, write_geojson, write_geopackage
+from tinydet.runtime.writers.geoparquet import write_geoparquet
 from tinydet.runtime.writers.table import SceneDetections, write_csv, write_parquet
 from tinydet.runtime.writers.text import (
     CLASSES,
@@ -37,6 +38,7 @@ from tinydet.spec import ModelSpec
 __all__ = [
     "CLASSES",
     "FORMATS",
+    "Format",
     "SceneDetections",
     "UnknownSuffixError",
     "Write",
@@ -90,6 +92,7 @@ FORMATS = {
     "gpkg": Format(".gpkg", write_geopackage, "GeoPackage, for QGIS and other GIS", placed=True),
     "csv": Format(".csv", write_csv, "one row per box, with tile, pass and distance to the seam", located=True),
     "parquet": Format(".parquet", write_parquet, "the same columns as a typed table", located=True),
+    "geoparquet": Format(".parquet", write_geoparquet, "GeoParquet, polygons with the same columns", placed=True),
     "yolo": Format(".txt", write_yolo, "YOLO labels", one_scene=True),
     "yolo-conf": Format(".txt", partial(write_yolo, scores=True), "YOLO labels with scores", one_scene=True),
     "mot": Format(".txt", write_mot, "tracks of a video in the format of MOTChallenge", tracked=True),
@@ -182,7 +185,7 @@ def check_output(path: Path, scenes: int, kinds: Sequence[str] | None = None) ->
         with needs_extra("geo"):
             import pyogrio  # noqa: F401
             import rasterio  # noqa: F401
-    elif form is FORMATS["parquet"]:
+    if form.suffix == ".parquet":
         with needs_extra("tables"):
             import pyarrow  # noqa: F401
 

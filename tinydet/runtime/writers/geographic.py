@@ -40,7 +40,7 @@ Polygons = list[NDArray[np.float64]]  # of one box, see `Georeference.polygons`
 def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetections], None]]:
     """Write a FeatureCollection of all scenes, one line per box, with the columns of the table as properties."""
     with (
-        _without_geometry(path) as count,
+        without_geometry(path) as count,
         atomic_path(path, part=True) as temporary,
         temporary.open("w", encoding="utf-8") as file,
     ):
@@ -53,7 +53,7 @@ def write_geojson(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
                 return
             table = columns(found, spec)
             names, values = list(table), (column.tolist() for column in table.values())
-            outlines = count(_polygons(path, found))
+            outlines = count(polygons_of(path, found))
             for polygons, row in zip(outlines, zip(*values, strict=True), strict=True):
                 feature = {
                     "type": "Feature",
@@ -80,7 +80,7 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
         import pyogrio.raw
 
     with ExitStack() as stack:
-        count = stack.enter_context(_without_geometry(path))
+        count = stack.enter_context(without_geometry(path))
         temporary = stack.enter_context(atomic_path(path, part=True))
         # GDAL creates its own file, which replaces `temporary` once it is complete.
         gdal_file, copy = (temporary.with_name(f"{temporary.stem}.{word}{temporary.suffix}") for word in ("gdal", "2"))
@@ -123,7 +123,7 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
             nonlocal boxes, shapes
             if not len(found.detections):
                 return
-            outlines = list(count(_polygons(path, found)))
+            outlines = list(count(polygons_of(path, found)))
             boxes, shapes = boxes + len(outlines), shapes + sum(map(bool, outlines))
             with _gdal_errors(path, gdal_file):
                 if geometry_type == "Polygon" and any(len(polygons) > 1 for polygons in outlines):
@@ -131,7 +131,7 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
                 table = columns(found, spec)  # without the column of tracks: frames of a video are on no map
                 save(
                     gdal_file,
-                    [_wkb(polygons) for polygons in outlines],
+                    [to_wkb(polygons) for polygons in outlines],
                     {name: table[name] for name in empty},
                     append=True,
                 )
@@ -185,7 +185,7 @@ def _check_complete(file: Path, boxes: int, shapes: int) -> None:
 
 
 @contextmanager
-def _without_geometry(path: Path) -> Iterator[Callable[[Iterator[Polygons]], Iterator[Polygons]]]:
+def without_geometry(path: Path) -> Iterator[Callable[[Iterator[Polygons]], Iterator[Polygons]]]:
     """Count the boxes without a polygon, and warn about them at the end."""
     number = 0
 
@@ -200,7 +200,8 @@ def _without_geometry(path: Path) -> Iterator[Callable[[Iterator[Polygons]], Ite
         logger.warning(f"{path}: no geometry for {plural(number, 'box')} whose corners have no longitude and latitude")
 
 
-def _polygons(path: Path, found: SceneDetections) -> Iterator[Polygons]:
+def polygons_of(path: Path, found: SceneDetections) -> Iterator[Polygons]:
+    """Yield the polygons of each box, see `Georeference.polygons`. Raise ValueError without a georeference."""
     if found.georeference is None:
         raise missing_georeference_error(found.scene, path)
     return found.georeference.polygons(found.detections.boxes)
@@ -215,7 +216,7 @@ def _geometry(rings: list[list[list[float]]]) -> dict[str, Any] | None:
     return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
 
 
-def _wkb(polygons: Polygons) -> bytes | None:
+def to_wkb(polygons: Polygons) -> bytes | None:
     """Return polygons as well-known binary, little-endian; None for no polygons."""
     parts = [struct.pack("<BIII", 1, 3, 1, len(ring)) + ring.astype("<f8").tobytes() for ring in polygons]
     if not parts:

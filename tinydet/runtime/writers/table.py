@@ -129,6 +129,23 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
 
     NaN becomes null.
     """
+    with open_table(path, spec) as write:
+        yield write
+
+
+Column = Callable[[SceneDetections], dict[str, Any]]
+
+
+@contextmanager
+def open_table(
+    path: Path, spec: ModelSpec, more: Column | None = None, metadata: dict[str, str] | None = None
+) -> Iterator[Callable[[SceneDetections], None]]:
+    """Open a Parquet file; yield the function that writes a scene.
+
+    Args:
+        more: returns further columns of a scene as arrays of pyarrow.
+        metadata: of the file.
+    """
     with needs_extra("tables"):
         import pyarrow
         import pyarrow.parquet
@@ -138,7 +155,8 @@ def write_parquet(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDetect
         for name, column in columns(found, spec).items():
             kind = pyarrow.string() if column.dtype == object else None
             arrays[name] = pyarrow.array(column, type=kind, from_pandas=True)
-        return pyarrow.table(arrays)
+        arrays |= {} if more is None else more(found)
+        return pyarrow.table(arrays, metadata=metadata)
 
     with (
         atomic_path(path, part=True) as temporary,
