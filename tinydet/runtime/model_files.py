@@ -17,7 +17,6 @@ from tinydet._internal.stores import StorePath
 from tinydet.runtime.backends.onnx_spec import read_onnx_file
 from tinydet.spec import METADATA_KEY, ModelSpec
 
-
 ENGINES = (".engine", ".plan")
 
 logger = logging.getLogger("tinydet.runtime")
