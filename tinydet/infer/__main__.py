@@ -40,6 +40,7 @@ from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
+from tinydet.infer.parts import JoinRun, PartRun, images_only, parse_part, parts_folder
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import summary_written
@@ -92,7 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
     formats = args.format and tuple(dict.fromkeys(args.format))
     outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary)
-    plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
+    sources = _sources(args)
+    plan = plan_jobs(sources, outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
+    folder = None
+    if args.part is not None or args.join:
+        images_only(plan.jobs)  # refuses videos alone
+        folder = parts_folder(outputs, [job.source for job in plan.jobs if not job.source.moving])
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
     if args.bands is not None and any(job.source.moving for job in plan.jobs):
@@ -113,12 +119,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     path, backend = _model(args, [job.source for job in plan.jobs])
     settings = _settings(args, path, backend)
     model_hash = hash_file(path)
-    run = InferenceRun(backend, model_hash, settings)
+    if args.part is not None and folder is not None:
+        with terminated_like_interrupted():
+            skipped = PartRun(backend, model_hash, settings, args.part, folder, plan).run_part()
+        return SKIPPED if skipped else 0
+    if folder is None:
+        run = InferenceRun(backend, model_hash, settings)
+    else:
+        run = JoinRun(backend, model_hash, settings, folder, plan)
     with (
         terminated_like_interrupted(),
         summary_written(args.summary, run.summary, plan, backend, (path, model_hash), args),
     ):
-        skipped = run.run(plan)
+        skipped = run.run_join() if isinstance(run, JoinRun) else run.run(plan)
     return SKIPPED if skipped else 0
 
 
@@ -205,6 +218,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--readers", type=readers, default=READERS, metavar="N", help="read a raster with N threads (default: "
         f"{READERS})")  # fmt: skip
     add("--resume", action="store_true", help="continue an interrupted run; completed scenes are not run again")
+    either = parser.add_argument_group("several processes").add_mutually_exclusive_group()
+    either.add_argument("--part", type=parse_part, metavar="i/n", help="scan the i-th of n parts of the images, and"
+        " write journals to a folder that all parts share: OUTPUT.parts, or parts/ in an output folder. Each part may"
+        " run on another machine, and continues where it was interrupted; --summary is left to --join")  # fmt: skip
+    either.add_argument("--join", action="store_true", help="write the outputs from the journals of all parts, without"
+        " running the model; repeat all other options")  # fmt: skip
     add("--skip-unreadable", action="store_true", help="skip scenes that cannot be read, list them with their"
         " reasons and exit with code 3 (default: stop with code 2)")  # fmt: skip
     add("-v", "--verbose", action="store_true", help="report each scene (default: only if there is one; a progress bar"

@@ -30,7 +30,7 @@ HEAD = struct.Struct("<4sII")  # mark, length, checksum
 COUNTS = struct.Struct("<IIIIII")  # tiles, empty, filtered, boxes, saturated, index of the pass
 FRAME_HEAD = struct.Struct("<qdII")  # index, seconds, bytes of the clock, boxes
 BEGINNING = b'{"format": '  # of the first line
-BATCH, FRAME, DONE = b"tile", b"fram", b"done"
+BATCH, FRAME, DONE, FAILED = b"tile", b"fram", b"done", b"fail"
 
 
 T = TypeVar("T")
@@ -145,50 +145,38 @@ class RecordStore(Protocol):
         ...
 
 
-class Journal:
-    """The journal of one scene; a context manager.
+class OtherRunError(ValueError):
+    """A journal belongs to another scene, model or set of options."""
+
+
+class StoredJournal:
+    """A journal that is only read: no lock, and no file that stays open.
 
     Attributes:
-        path: the file, which is created with the first record.
+        path: the file, which need not exist.
         outputs: hash of each file that was written when the scene was completed; None if it is not complete.
-        counts: what `finish` was given with them.
+        counts: what `Journal.finish` was given with them.
+        failure: why the scene could not be read any further, if that was the last that happened; else empty.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         """
         Args:
-            identity: everything that the records depend on, such as the model, the scene and the options, as JSON
-                values.
-            resume: continue an existing journal; otherwise it is deleted.
+            identity: as for `Journal`.
 
         Raises:
             ValueError: the journal has another identity, or the file is not a journal.
-            OSError: another run is writing the journal, or it cannot be read.
+            OSError: it cannot be read.
         """
         self.path = path
         self.outputs: dict[str, str] | None = None
         self.counts: dict[str, Any] = {}
+        self.failure = ""
         self._identity: dict[str, Any] = {"format": FORMAT, **json.loads(json.dumps(identity))}
-        self._file: BinaryIO | None = None
-        self._start = 0
-        self._lock = ExitStack()
-        try:
-            self._lock.enter_context(locked(lock_path(path)))
-        except BlockingIOError as error:
-            raise OSError(f"{path}: another run is processing this scene; wait for it, or stop it") from error
-        try:
-            if not path.exists():
-                return
+        self._start = self._end = 0
+        if path.exists():
             check_file(path, "move it away")
-            if not resume:
-                path.unlink()
-                return
-            self._file = path.open("r+b", buffering=0)
-            self._check_identity()
-            self._remove_incomplete_record()
-        except BaseException:
-            self.close()
-            raise
+            self._read_file()
 
     def records(self, pass_index: int = 0) -> Iterator[BatchRecord]:
         """Yield the records of one pass, one at a time."""
@@ -198,17 +186,102 @@ class Journal:
         """Return the number of finished tiles in all passes."""
         return sum(len(record.finished) for record in self._all())
 
+    def frames(self) -> Iterator[FrameRecord]:
+        """Yield the records of a video's frames, in their order."""
+        return (self._parse(FrameRecord.from_bytes, data) for mark, data in self._marked() if mark == FRAME)
+
+    def _all(self) -> Iterator[BatchRecord]:
+        return (self._parse(BatchRecord.from_bytes, data) for mark, data in self._marked() if mark == BATCH)
+
+    def _parse(self, parse: Callable[[bytes], T], data: bytes) -> T:
+        """Parse a record. Its checksum is right, so only another program can have written an invalid one."""
+        try:
+            return parse(data)
+        except (ValueError, struct.error, OverflowError) as error:
+            raise ValueError(f"{self.path}: a damaged record ({error}); start again without --resume") from error
+
+    def _marked(self) -> Iterator[tuple[bytes, bytes]]:
+        if not self._start:
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._start)
+            yield from _records(file)
+
+    def _read_file(self) -> None:
+        """Check the identity, and find the end of the last intact record and what the last of each kind says."""
+        with self.path.open("rb") as file:
+            line = file.readline(1 << 20)
+            if not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]:
+                return  # the process ended while writing the first line: no record exists
+            self._check_identity(line)
+            self._start = self._end = len(line)
+            for mark, data in _records(file):
+                self._end = file.tell()
+                if mark == DONE:
+                    self.outputs, self.counts = self._parse(_completion, data)
+                self.failure = data.decode(errors="replace") if mark == FAILED else ""
+
+    def _check_identity(self, line: bytes) -> None:
+        remedy = "it is not a journal of an interrupted run; move it away"
+        written = parse_json(line, source=self.path, remedy=remedy)
+        if not isinstance(written, dict):
+            raise ValueError(f"{self.path}: {remedy}")
+        different = [key for key in {**written, **self._identity} if written.get(key) != self._identity.get(key)]
+        if different:
+            was = ", ".join(f"{key} was {_short(written.get(key))}" for key in sorted(different))
+            raise OtherRunError(
+                f"{self.path} belongs to a run with other settings ({was}); repeat them, or start again without "
+                "--resume; if the scene was replaced, delete this file"
+            )
+
+
+class Journal(StoredJournal):
+    """The journal of one scene; a context manager."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], *, resume: bool) -> None:
+        """
+        Args:
+            path: the file, which is created with the first record.
+            identity: everything that the records depend on, such as the model, the scene and the options, as JSON
+                values.
+            resume: continue an existing journal; otherwise it is deleted.
+
+        Raises:
+            ValueError: the journal has another identity, or the file is not a journal.
+            OSError: another run is writing the journal, or it cannot be read.
+        """
+        self._file: BinaryIO | None = None
+        self._lock = ExitStack()
+        try:
+            self._lock.enter_context(locked(lock_path(path)))
+        except BlockingIOError as error:
+            raise OSError(f"{path}: another run is processing this scene; wait for it, or stop it") from error
+        try:
+            if not resume and path.exists():
+                check_file(path, "move it away")
+                path.unlink()
+            super().__init__(path, identity)
+            if path.exists():
+                self._file = path.open("r+b", buffering=0)
+                if path.stat().st_size > self._end:
+                    self._file.truncate(self._end)  # an incomplete record
+                self._file.seek(0, os.SEEK_END)
+        except BaseException:
+            self.close()
+            raise
+
     def append(self, record: BatchRecord) -> None:
         """Write the record of a batch."""
         self._append(BATCH, record.to_bytes())
 
-    def frames(self) -> Iterator[FrameRecord]:
-        """Yield the records of a video's frames, in their order."""
-        return (self._read(FrameRecord.from_bytes, data) for mark, data in self._marked() if mark == FRAME)
-
     def append_frame(self, record: FrameRecord) -> None:
         """Write the record of a frame."""
         self._append(FRAME, record.to_bytes())
+
+    def fail(self, why: str) -> None:
+        """Record why the scene cannot be read any further."""
+        self.failure = why
+        self._append(FAILED, why.encode())
 
     def finish(self, outputs: dict[str, str], counts: dict[str, Any]) -> None:
         """Mark the scene as complete.
@@ -240,23 +313,6 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _all(self) -> Iterator[BatchRecord]:
-        return (self._read(BatchRecord.from_bytes, data) for mark, data in self._marked() if mark == BATCH)
-
-    def _read(self, parse: Callable[[bytes], T], data: bytes) -> T:
-        """Parse a record. Its checksum is right, so only another program can have written an invalid one."""
-        try:
-            return parse(data)
-        except (ValueError, struct.error, OverflowError) as error:
-            raise ValueError(f"{self.path}: a damaged record ({error}); start again without --resume") from error
-
-    def _marked(self) -> Iterator[tuple[bytes, bytes]]:
-        if self._file is None:
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._start)
-            yield from _records(file)
-
     def _append(self, mark: bytes, data: bytes) -> None:
         if self._file is None:
             self._file = self.path.open("x+b", buffering=0)
@@ -271,45 +327,12 @@ class Journal:
         except OSError as error:  # names no file
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
-    def _check_identity(self) -> None:
-        assert self._file is not None
-        with self.path.open("rb") as file:
-            line = file.readline(1 << 20)
-        if not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]:
-            self._file.truncate(0)  # the process ended while writing the first line: no record exists
-            return
-        self._start = len(line)
-        remedy = "it is not a journal of an interrupted run; move it away"
-        written = parse_json(line, source=self.path, remedy=remedy)
-        if not isinstance(written, dict):
-            raise ValueError(f"{self.path}: {remedy}")
-        different = [key for key in {**written, **self._identity} if written.get(key) != self._identity.get(key)]
-        if different:
-            was = ", ".join(f"{key} was {_short(written.get(key))}" for key in sorted(different))
-            raise ValueError(
-                f"{self.path} belongs to a run with other settings ({was}); repeat them, or start again without "
-                "--resume; if the scene was replaced, delete this file"
-            )
-
-    def _remove_incomplete_record(self) -> None:
-        assert self._file is not None
-        with self.path.open("rb") as file:
-            file.seek(self._start)
-            end = self._start
-            for mark, data in _records(file):
-                end = file.tell()
-                if mark == DONE:
-                    self.outputs, self.counts = self._read(_completion, data)
-        if self.path.stat().st_size > end:
-            self._file.truncate(end)
-        self._file.seek(0, os.SEEK_END)
-
 
 def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     """Yield intact records up to the end of the file, or up to the first incomplete one."""
     while len(head := file.read(HEAD.size)) == HEAD.size:
         mark, length, checksum = HEAD.unpack(head)
-        if mark not in (BATCH, FRAME, DONE):
+        if mark not in (BATCH, FRAME, DONE, FAILED):
             return
         if length > os.fstat(file.fileno()).st_size:  # reading would allocate as much
             return
