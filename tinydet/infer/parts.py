@@ -28,7 +28,7 @@ from tinydet._internal.atomic import write_json
 from tinydet._internal.console import listed, plural
 from tinydet._internal.json_files import read_json
 from tinydet._internal.locks import lock_path, locked
-from tinydet._internal.outputs import created_folders, is_device
+from tinydet._internal.outputs import created_folders, is_device, remove_empty
 from tinydet.infer.jobs import Job, OutputOptions, RunPlan
 from tinydet.infer.progress import RunProgress
 from tinydet.infer.scenes import InferenceRun, KnownRecords, OpenScene
@@ -146,7 +146,7 @@ class PartsFolder:
     def description(self, part: Part) -> dict[str, Any]:
         """Return everything that the results of a part depend on, as JSON values."""
         scenes = [
-            [_key(self._jobs[span.scene]), self._states[span.scene], span.start, span.stop]
+            [scene_key(self._jobs[span.scene]), self._states[span.scene], span.start, span.stop]
             for span in self.shares(part.count)[part.number - 1]
         ]
         described: dict[str, Any] = json.loads(json.dumps({"settings": self._settings, "scenes": scenes}))
@@ -158,8 +158,54 @@ class PartsFolder:
 
     def limits(self, job: Job) -> KeptLimits:
         """Return how the limits of a scene's stretch are found: one process measures them, the others read them."""
-        identity = json.loads(json.dumps({"scene": _key(job), "state": job.source.state, **self._look}))
+        identity = json.loads(json.dumps({"scene": scene_key(job), "state": job.source.state, **self._look}))
         return _StoredLimits(self.path / f"{_file_stem(job)}.limits.json", identity)
+
+    @property
+    def weight(self) -> int:
+        """Bytes of all files."""
+        return sum(state[0] for state in self._states if state)
+
+    def store_limits(self, job: Job, limits: Limits) -> None:
+        """Keep limits that another process has measured."""
+        self.limits(job)(lambda: limits)
+
+    def failures(self) -> dict[str, str]:
+        """Return why scenes could not be read, by `scene_key`, as the workers of a cluster found."""
+        return {key: why for content in self.stored().values() for key, why in content.get("failures", {}).items()}
+
+    def unfinished(self, count: int) -> tuple[int, list[Part]]:
+        """Return the number of parts, and those that are not complete or stale.
+
+        Args:
+            count: number of parts of a new run; one that continues has that of the stored parts.
+        """
+        stored = self.stored()
+        count = next(iter(stored)).count if stored else count
+        parts = [Part(number, count) for number in range(1, count + 1)]
+        return count, [part for part in parts if self._why_not(part, stored.get(part))]
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[None]:
+        """Lock a part, or the whole run, against other processes for the duration of the block.
+
+        Raises:
+            OSError: another process has locked it.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(lock_path(self.path / name)))
+            except BlockingIOError as error:
+                what = "this run is" if name == "run" else f"part {name.removesuffix('.json').replace('-of-', '/')} is"
+                raise OSError(f"{what} being run by another process ({self.path}); wait for it, or stop it") from error
+            yield
+
+    def remove(self) -> None:
+        """Delete the files of all parts, and the folder if nothing else is in it."""
+        for pattern in ("*-of-*.json", "*.journal", "*.limits.json"):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+        remove_empty([self.path])
 
     def write(self, part: Part, status: str, more: Mapping[str, Any]) -> None:
         """Write the file of a part."""
@@ -282,7 +328,7 @@ class PartRun(InferenceRun):
         part, folder = self._part, self._folder
         for job in self._videos[:NAMED]:
             logger.warning(f"{job.source.label} is left out: {VIDEO}")
-        with created_folders([folder.path]), self._claimed():
+        with created_folders([folder.path]), folder.claimed(part.file_name):
             folder.check_others(part)
             folder.write(part, RUNNING, {})
             try:
@@ -292,18 +338,6 @@ class PartRun(InferenceRun):
                 raise
             folder.write(part, COMPLETE, {"journals": self._journals, "skipped": self.summary.skipped})
         return self.summary.skipped
-
-    @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        path = self._folder.path / self._part.file_name
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(locked(lock_path(path)))
-            except BlockingIOError as error:
-                raise OSError(
-                    f"part {self._part} is being run by another process ({path}); wait for it, or stop it"
-                ) from error
-            yield
 
     def _scan_share(self) -> None:
         jobs, part = list(self._spans), self._part
@@ -378,9 +412,13 @@ class JoinRun(InferenceRun):
         self._images = images
         self._plan = dataclasses.replace(plan, jobs=[dataclasses.replace(job, journal=None) for job in images])
         self._spans: dict[str, list[tuple[Part, Span]]] = {}
+        self._failures: dict[str, str] = {}
 
-    def run_join(self) -> list[str]:
+    def run_join(self, *, keep: bool = True) -> list[str]:
         """Stitch the records of all parts to the outputs.
+
+        Args:
+            keep: the journals of the parts.
 
         Returns:
             For each skipped scene, its name and the reason.
@@ -389,20 +427,24 @@ class JoinRun(InferenceRun):
             ValueError, OSError: a part is missing, interrupted or stale; or as `InferenceRun.run`.
         """
         count = self._folder.check_all()
+        self._failures = self._folder.failures()
         for number, share in enumerate(self._folder.shares(count), 1):
             for span in share:
-                self._spans.setdefault(_key(self._images[span.scene]), []).append((Part(number, count), span))
+                self._spans.setdefault(scene_key(self._images[span.scene]), []).append((Part(number, count), span))
         for job in self._videos:
             self.summary.add_skipped(job, VIDEO)
         skipped = self.run(self._plan)
-        logger.info(f"  {self._folder.path} keeps the journals of the parts; delete it when it is not needed any more")
+        if keep:
+            logger.info(f"  {self._folder.path} keeps the journals of the parts; delete it when you do not need it")
+        else:
+            self._folder.remove()
         return skipped
 
     def _records(self, job: Job, plan: ScanPlan, identity: dict[str, Any], stack: ExitStack) -> KnownRecords:
         journals = []
         done = np.zeros(plan.tiles, np.bool_)
         before = np.cumsum([0, *(len(tiling.grid) for tiling in plan.passes)])
-        for part, span in self._spans[_key(job)]:
+        for part, span in self._spans[scene_key(job)]:
             piece = piece_of(span, plan)
             if not len(piece):
                 continue
@@ -412,8 +454,8 @@ class JoinRun(InferenceRun):
                 for record in journal.records(index):
                     done[before[index] + record.finished] = True
             left = len(piece) - int(done[piece.start : piece.stop].sum())
-            if left and journal.failure:
-                raise DamagedSceneError(journal.failure)
+            if left and (why := journal.failure or self._failures.get(scene_key(job))):
+                raise DamagedSceneError(why)
             if left:
                 raise ValueError(
                     f"{job.source.label}: {left} of its tiles have no record, though part {part} is complete; it could "
@@ -470,14 +512,14 @@ class _StoredLimits:
         return None
 
 
-def _key(job: Job) -> str:
+def scene_key(job: Job) -> str:
     """Return what identifies a scene in all processes, which may see the shared folder at other paths."""
     source = job.source
     return f"{source.image_id} {source.part_name(source.file_name)}"
 
 
 def _file_stem(job: Job) -> str:
-    return f"{job.source.name}.{hashlib.sha256(os.fsencode(_key(job))).hexdigest()[:8]}"
+    return f"{job.source.name}.{hashlib.sha256(os.fsencode(scene_key(job))).hexdigest()[:8]}"
 
 
 def _incomplete(folder: Path, reasons: Mapping[Part, str]) -> str:
