@@ -48,9 +48,7 @@ def test_a_result_is_read_back() -> None:
     assert unpack(pack("wrong model", [])) == ("wrong model", [])
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("1", (1, 1)), ("2-8", (2, 8)), ("0-3", None), ("8-2", None), ("a", None)]
-)
+@pytest.mark.parametrize(("text", "expected"), [("1", (1, 1)), ("2-8", (2, 8)), ("0-3", None), ("8-2", None)])
 def test_numbers_of_workers(text: str, expected: tuple[int, int] | None) -> None:
     if expected is not None:
         assert number_range(text) == expected
@@ -90,9 +88,8 @@ def raster(path: Path, seed: int, width: int, height: int, *, deep: bool = False
         x, y = (int(rng.integers(0, limit - side)) // 8 * 8 for limit in (width, height))
         pixels[y : y + side, x : x + side] = 4000 if deep else 255
     where = {"width": width, "height": height, "count": 1, "dtype": pixels.dtype, "crs": "EPSG:32632"}
-    with rasterio.open(
-        path, "w", driver="GTiff", transform=rasterio.Affine(0.1, 0, 5e5, 0, -0.1, 5e6), **where
-    ) as file:
+    where["transform"] = rasterio.Affine(0.1, 0, 5e5, 0, -0.1, 5e6)
+    with rasterio.open(path, "w", driver="GTiff", **where) as file:
         file.write(pixels, 1)
 
 
@@ -120,6 +117,17 @@ def folder(survey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path
 
 
+def started(start: Callable[[], Any]) -> Any:
+    """Start Ray, which gives itself 30 s: too few on a busy machine."""
+    for attempt in range(4):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == 3:
+                raise
+    raise AssertionError
+
+
 def words(output: str, *more: object) -> list[str]:
     options = ("--overlap", "24", "--model", "model.onnx", "--backend", "onnx", "--threads", "1", "--output", output)
     return ["--image", "flight", *options, *map(str, more)]
@@ -137,8 +145,9 @@ def nodes() -> Iterator[Any]:
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         memory = {"object_store_memory": 1 << 27}
-        nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **memory})
-        nodes.extra = [nodes.add_node(num_cpus=1, **memory) for _ in range(2)]
+        head = {"num_cpus": 2, "include_dashboard": False, **memory}
+        nodes = started(lambda: Nodes(initialize_head=True, head_node_args=head))
+        nodes.extra = [started(lambda: nodes.add_node(num_cpus=1, **memory)) for _ in range(2)]
         ray.init(address=nodes.address, log_to_driver=False)
         yield nodes
         ray.shutdown()
@@ -260,7 +269,7 @@ def test_actors_that_take_all_cpus_starve_nothing(folder: Path, monkeypatch: pyt
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.shutdown()
-    ray.init(num_cpus=2, object_store_memory=1 << 27, include_dashboard=False, log_to_driver=False)
+    started(lambda: ray.init(num_cpus=2, object_store_memory=1 << 27, include_dashboard=False, log_to_driver=False))
     try:
         options = {"model": "model.onnx", "backend": "onnx", "overlap": 24, "format": ["csv"]}
         summary = infer("flight", output="all.csv", workers=2, **options)

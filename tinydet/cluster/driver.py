@@ -19,6 +19,7 @@ from typing import Any
 
 from tinydet._internal.arguments import quoted
 from tinydet._internal.console import plural
+from tinydet._internal.errors import reason
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.outputs import created_folders
 from tinydet._internal.progress import Bar
@@ -36,6 +37,7 @@ PART_BYTES = 1 << 24  # of files in a part, unless that makes fewer than PARTS_P
 PARTS_PER_WORKER = 8
 STORE_BYTES = 1 << 28  # of memory for results on this machine, if Ray is started here
 LOCAL = "local"
+STARTS, SLOW_START = 3, "timed out during startup"  # Ray gives itself 30 s, too few on a busy machine
 
 
 @dataclass(frozen=True)
@@ -217,11 +219,16 @@ def _connected(cluster: Cluster) -> Iterator[tuple[int, int]]:
                 "object_store_memory": STORE_BYTES,
                 "include_dashboard": False,
             }
-        try:
-            ray.init(**started, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            text = " ".join(str(error).split())
-            raise OSError(f"--ray {cluster.address}: no Ray cluster can be reached ({text[:200]})") from error
+        for attempt in range(STARTS if local else 1):
+            try:
+                ray.init(**started, log_to_driver=False, logging_level=logging.ERROR)
+                break
+            except Exception as error:  # Ray raises errors of any class
+                ray.shutdown()
+                if attempt < STARTS - 1 and SLOW_START in str(error) and local:
+                    continue
+                what = "Ray cannot be started here" if local else "no Ray cluster can be reached"
+                raise OSError(f"--ray {cluster.address}: {what} ({reason(error)})") from error
     try:
         yield _workers(cluster, ray.cluster_resources(), ray.nodes())
     finally:

@@ -102,17 +102,17 @@ def infer(args: argparse.Namespace) -> RunSummary:
     Raises:
         ValueError, OSError, ImportError: the arguments, a scene, the model or an output are invalid.
     """
+    if args.ray is None and (args.workers is not None or args.gpus_per_worker):
+        raise ValueError("--workers and --gpus-per-worker are for a Ray cluster; add --ray")
+    cluster = None if args.ray is None else importlib.import_module(CLUSTER)
+    if cluster is not None:
+        cluster.check_address(args.ray)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
     formats = args.format and tuple(dict.fromkeys(args.format))
     outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary)
     sources = _sources(args)
     plan = plan_jobs(sources, outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
     folder = None
-    if args.ray is None and (args.workers is not None or args.gpus_per_worker):
-        raise ValueError("--workers and --gpus-per-worker are for a Ray cluster; add --ray")
-    cluster = None if args.ray is None else importlib.import_module(CLUSTER)
-    if cluster is not None:
-        cluster.check_address(args.ray)
     if args.part is not None or args.join or args.ray is not None:
         images_only(plan.jobs)  # refuses videos alone
         folder = parts_folder(outputs, [job.source for job in plan.jobs if not job.source.moving])
