@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from tinydet._internal.arguments import number_range
-from tinydet.cluster.driver import Cluster, _workers, check_address
-from tinydet.cluster.worker import Scanned, pack, unpack
 from tinydet.infer.__main__ import main
+from tinydet.infer.ray_driver import Cluster, _workers, check_address
+from tinydet.infer.ray_worker import Scanned, pack, unpack
 from tinydet.runtime.pieces import Piece
 from tinydet.runtime.scenes.pixels import Limits
 from tinydet.spec import ModelSpec
@@ -269,7 +269,11 @@ def test_actors_that_take_all_cpus_starve_nothing(folder: Path, monkeypatch: pyt
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.shutdown()
-    started(lambda: ray.init(num_cpus=2, object_store_memory=1 << 27, include_dashboard=False, log_to_driver=False))
+    started(
+        lambda: ray.init(
+            address="local", num_cpus=2, object_store_memory=1 << 27, include_dashboard=False, log_to_driver=False
+        )
+    )
     try:
         options = {"model": "model.onnx", "backend": "onnx", "overlap": 24, "format": ["csv"]}
         summary = infer("flight", output="all.csv", workers=2, **options)

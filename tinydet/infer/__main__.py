@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -43,6 +42,8 @@ from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measur
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
 from tinydet.infer.parts import JoinRun, PartRun, images_only, parse_part, parts_folder
+from tinydet.infer.ray_driver import Cluster, ClusterRun, check_address
+from tinydet.infer.ray_worker import Setup
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import RunSummary, summary_written
@@ -59,7 +60,6 @@ from tinydet.runtime.tracking import check_tracking
 from tinydet.runtime.writers import FORMATS
 
 SKIPPED = 3  # exit code
-CLUSTER = "tinydet.cluster.driver"  # of a layer above this one; imported where --ray asks for it
 EXAMPLES = (
     "scene.jpg",
     "flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/",
@@ -104,9 +104,8 @@ def infer(args: argparse.Namespace) -> RunSummary:
     """
     if args.ray is None and (args.workers is not None or args.gpus_per_worker):
         raise ValueError("--workers and --gpus-per-worker are for a Ray cluster; add --ray")
-    cluster = None if args.ray is None else importlib.import_module(CLUSTER)
-    if cluster is not None:
-        cluster.check_address(args.ray)
+    if args.ray is not None:
+        check_address(args.ray)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
     formats = args.format and tuple(dict.fromkeys(args.format))
     outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary)
@@ -149,13 +148,13 @@ def infer(args: argparse.Namespace) -> RunSummary:
         terminated_like_interrupted(),
         summary_written(args.summary, run.summary, plan, backend, (path, model_hash), args),
     ):
-        if cluster is not None:
+        if args.ray is not None and folder is not None:
             threads = 1 if args.threads is None else args.threads
-            where = cluster.Cluster(args.ray, args.workers, args.gpus_per_worker, threads)
-            setup = cluster.Setup(path.absolute(), model_hash, args.backend, backend.spec.tile, threads, settings)
-            cluster.ClusterRun(where, setup, backend, folder, plan).run()
+            cluster = Cluster(args.ray, args.workers, args.gpus_per_worker, threads)
+            setup = Setup(path.absolute(), model_hash, args.backend, backend.spec.tile, threads, settings)
+            ClusterRun(cluster, setup, backend, folder, plan).run()
         if isinstance(run, JoinRun):
-            run.run_join(keep=cluster is None or args.resume)
+            run.run_join(keep=args.ray is None or args.resume)
         else:
             run.run(plan)
     return run.summary

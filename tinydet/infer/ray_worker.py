@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -280,8 +281,8 @@ def unpack(data: bytes) -> tuple[str, list[Scanned]]:
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """Return a source as JSON values, for `Worker`."""
-    return dataclasses.asdict(source)
+    """Return a source as JSON values, for `Worker`, which runs in another folder."""
+    return {**dataclasses.asdict(source), "location": os.path.abspath(source.location)}
 
 
 def _source(values: dict[str, Any]) -> Source:

@@ -23,9 +23,9 @@ from tinydet._internal.errors import reason
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.outputs import created_folders
 from tinydet._internal.progress import Bar
-from tinydet.cluster.worker import Keeper, Scanned, Setup, Worker, describe, unpack
 from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan
 from tinydet.infer.parts import COMPLETE, MOST_PARTS, Part, PartsFolder, images_only, scene_key
+from tinydet.infer.ray_worker import Keeper, Scanned, Setup, Worker, describe, unpack
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.journal import BatchRecord, Journal
 from tinydet.runtime.pieces import Span
