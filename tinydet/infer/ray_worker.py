@@ -87,6 +87,10 @@ class Keeper:
         self._begun[key] += 1
         return self._begun[key] - 1
 
+    def end(self, key: Hashable) -> None:
+        """Forget how often a scene was begun, because a worker has finished it."""
+        del self._begun[key]
+
     def limits(self, path: str, stretch: tuple[float, float], bands: tuple[int, ...] | None) -> list[Any]:
         """Return a reference to the limits of a scene, or to None if it cannot be read; a task measures them once."""
         with needs_extra("ray"):
@@ -143,6 +147,8 @@ class Worker:
                     found.append(Scanned(index, failure=why))
                 else:
                     found += run.scan([(index, source, span)])
+                    # The next scene of the part may kill this worker, and the one after it begins with this scene.
+                    ray.get(self._keeper.end.remote((part, index)))
             return pack("", found)
         except (ValueError, OSError, ImportError) as error:
             return pack(str(error), [])
