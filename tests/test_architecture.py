@@ -49,6 +49,7 @@ LAYERS = (
     ("salpha", "never"),
     ("evaluate", "lazily"),
     ("infer", "never"),
+    ("cluster", "never"),
     ("zoo", "lazily"),
     ("train", "freely"),
     ("export", "freely"),

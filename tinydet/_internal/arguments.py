@@ -137,6 +137,19 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def number_range(text: str) -> tuple[int, int]:
+    """Parse a number from 1, or a range of them: an argument type.
+
+    >>> number_range("2-8"), number_range("4")
+    ((2, 8), (4, 4))
+    """
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text, re.ASCII)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise ArgumentTypeError(f"expected a number such as 4, or a range such as 2-8, got {quoted(text)}")
+    return least, most
+
+
 def floats(text: str) -> tuple[float, ...]:
     """Parse finite numbers separated by commas.
 

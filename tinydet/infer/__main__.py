@@ -14,6 +14,7 @@ from tinydet._internal.arguments import (
     integers,
     names_from,
     number,
+    number_range,
     or_auto,
     overlap,
     positive_int,
@@ -41,9 +42,12 @@ from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
+from tinydet.infer.parts import JoinRun, PartRun, images_only, parse_part, parts_folder
+from tinydet.infer.ray_driver import Cluster, ClusterRun, check_address
+from tinydet.infer.ray_worker import Setup
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
-from tinydet.infer.summary import summary_written
+from tinydet.infer.summary import RunSummary, summary_written
 from tinydet.runtime.auto_tile import AutoTile, auto_overlap
 from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
 from tinydet.runtime.bundled import BUNDLED, FOLDER, model_path
@@ -88,13 +92,31 @@ logger = logging.getLogger("tinydet.infer")
 
 @command("infer")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if args.calibrate_skip:
         return _calibrate(args)
+    return SKIPPED if infer(args).skipped else 0
+
+
+def infer(args: argparse.Namespace) -> RunSummary:
+    """Run the command with parsed arguments, see `parser`; return what it has done.
+
+    Raises:
+        ValueError, OSError, ImportError: the arguments, a scene, the model or an output are invalid.
+    """
+    if args.ray is None and (args.workers is not None or args.gpus_per_worker):
+        raise ValueError("--workers and --gpus-per-worker are for a Ray cluster; add --ray")
+    if args.ray is not None:
+        check_address(args.ray)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
     formats = args.format and tuple(dict.fromkeys(args.format))
     outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary, args.journals, args.stac)
-    plan = plan_jobs(_sources(args), outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
+    sources = _sources(args)
+    plan = plan_jobs(sources, outputs, _inputs(args), check_scenes=not args.skip_unreadable, gps=args.gps)
+    folder = None
+    if args.part is not None or args.join or args.ray is not None:
+        images_only(plan.jobs)  # refuses videos alone
+        folder = parts_folder(outputs, [job.source for job in plan.jobs if not job.source.moving])
     if args.resume and any(job.journal is None for job in plan.jobs):
         raise ValueError("--resume needs a journal next to the results, and an output device has none; write to a file")
     if args.bands is not None and any(job.source.moving for job in plan.jobs):
@@ -115,16 +137,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     path, backend = _model(args, [job.source for job in plan.jobs])
     settings = _settings(args, path, backend)
     model_hash = hash_file(path)
-    run = InferenceRun(backend, model_hash, settings)
+    if args.part is not None and folder is not None:
+        part = PartRun(backend, model_hash, settings, args.part, folder, plan)
+        with terminated_like_interrupted():
+            part.run_part()
+        return part.summary
+    if folder is None:
+        run = InferenceRun(backend, model_hash, settings)
+    else:
+        run = JoinRun(backend, model_hash, settings, folder, plan)
     with (
         terminated_like_interrupted(),
         summary_written(args.summary, run.summary, plan, backend, (_shown_model(args, path), model_hash), args),
     ):
-        skipped = run.run(plan)
-    return SKIPPED if skipped else 0
+        if args.ray is not None and folder is not None:
+            threads = 1 if args.threads is None else args.threads
+            cluster = Cluster(args.ray, args.workers, args.gpus_per_worker, threads)
+            setup = Setup(path.absolute(), model_hash, args.backend, backend.spec.tile, threads, settings)
+            ClusterRun(cluster, setup, backend, folder, plan).run()
+        if isinstance(run, JoinRun):
+            run.run_join(keep=args.ray is None or args.resume)
+        else:
+            run.run(plan)
+    return run.summary
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = Parser(
         "infer",
         positional="--image",
@@ -208,12 +247,27 @@ def _parser() -> argparse.ArgumentParser:
         " several scenes (default: none)")  # fmt: skip
     add("--summary", type=to_path, metavar="FILE", help="write scenes, counts by class, files, skipped scenes with"
         " reasons, model, options and versions of the run as JSON, also after Ctrl-C (default: none)")  # fmt: skip
-    add = parser.add_argument_group("run").add_argument
+    run = parser.add_argument_group("run")
+    add = run.add_argument
     add("--readers", type=readers, default=READERS, metavar="N", help="read a raster with N threads (default: "
         f"{READERS})")  # fmt: skip
     add("--journals", type=to_path, metavar="DIR", help="keep the journals of unfinished scenes in this folder, also"
         " one in a store (default: next to the results)")  # fmt: skip
     add("--resume", action="store_true", help="continue an interrupted run; completed scenes are not run again")
+    group = parser.add_argument_group("several processes")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--part", type=parse_part, metavar="i/n", help="scan the i-th of n parts of the images, and"
+        " write journals to a folder that all parts share: OUTPUT.parts, or parts/ in an output folder. Each part may"
+        " run on another machine, and continues where it was interrupted; --summary is left to --join")  # fmt: skip
+    either.add_argument("--join", action="store_true", help="write the outputs from the journals of all parts, without"
+        " running the model; repeat all other options")  # fmt: skip
+    either.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="scan with actors on a Ray cluster,"
+        " or on this machine if no ADDRESS is given; an interrupted run continues; requires tinydet[ray]")  # fmt: skip
+    add = group.add_argument
+    add("--workers", type=number_range, metavar="MIN-MAX", help="actors of --ray (default: 1 to one per CPU or GPU)")
+    add("--gpus-per-worker", type=number(0, 64), default=0.0, metavar="G", help="GPUs of each actor; a fraction shares"
+        " one; CPUs of each are --threads, 1 by default with --ray (default: 0)")  # fmt: skip
+    add = run.add_argument
     add("--skip-unreadable", action="store_true", help="skip scenes that cannot be read, list them with their"
         " reasons and exit with code 3 (default: stop with code 2)")  # fmt: skip
     add("-v", "--verbose", action="store_true", help="report each scene (default: only if there is one; a progress bar"

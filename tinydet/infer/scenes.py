@@ -36,7 +36,8 @@ from tinydet.runtime.backends import Backend
 from tinydet.runtime.crops import crop_sheet
 from tinydet.runtime.drawing import draw
 from tinydet.runtime.image_output import longest_side, save_image
-from tinydet.runtime.journal import Journal, remove_journal
+from tinydet.runtime.journal import Journal, RecordStore, remove_journal
+from tinydet.runtime.pieces import Piece
 from tinydet.runtime.plan import ScanPlan, plan_scan
 from tinydet.runtime.scan import BatchResult, SceneScan, scan_scenes
 from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
@@ -44,7 +45,7 @@ from tinydet.runtime.scenes.camera_metadata import read_camera
 from tinydet.runtime.scenes.footprint import photo_ground_sample_distance
 from tinydet.runtime.scenes.georeference import Georeference, GeoreferenceError
 from tinydet.runtime.scenes.image_file import warn_once
-from tinydet.runtime.scenes.pixels import BandsError
+from tinydet.runtime.scenes.pixels import BandsError, KeptLimits
 from tinydet.runtime.scenes.sources import Source
 from tinydet.runtime.scenes.window import part_of
 from tinydet.runtime.writers import (
@@ -172,13 +173,13 @@ class InferenceRun:
                 with self._skipping(job, plan, progress, written):
                     try:
                         scan = results.scan
-                    except _UnchangedScene as scene:
+                    except UnchangedScene as scene:
                         files, tally = ", ".join(map(str, job.outputs)), scene.counts.tally
                         progress.say(f"{scene}: already complete, {files} unchanged: {found(tally, self._spec)}")
                         self.summary.add_unchanged(job, scene.counts)
                         progress.end(int(tally.by_class.sum()))
                         continue
-                    assert isinstance(scan, _OpenScene)
+                    assert isinstance(scan, OpenScene)
                     self._process(job, scan, results, written, progress)
 
     @contextmanager
@@ -200,7 +201,7 @@ class InferenceRun:
             self.summary.add_skipped(job, f"{error}{left}")
             progress.end()
 
-    def _open(self, job: Job, plan: RunPlan) -> _OpenScene:
+    def _open(self, job: Job, plan: RunPlan) -> OpenScene:
         """Open a scene with its journal. This runs ahead of the scan, in another thread."""
         with ExitStack() as stack:
             scene = stack.enter_context(self._open_image(job))
@@ -213,20 +214,45 @@ class InferenceRun:
             with _of_one_scene() if self._settings.auto_scale else nullcontext():
                 options = self._settings.options_for(scene, self._spec)
             scan_plan = plan_scan(scene, self._spec, options)
-            journal = None
-            if job.journal is not None:
-                identity = self._scene_identity(job, scene, scan_plan)
-                journal = stack.enter_context(Journal(job.journal, identity, resume=self._settings.resume))
-                if not plan.shared and journal.outputs == job.written():
-                    raise _UnchangedScene(scene.name, earlier_counts(journal))
-            known = 0 if journal is None else journal.tiles()
-            unlike = self._warnings.check(scene, options.scale, job.source.path)
-            return _OpenScene(scene, scan_plan, journal, stack.pop_all().close, georeference, camera, known, unlike)
+            records = self._records(job, scan_plan, self._scene_identity(job, scene, scan_plan), stack)
+            if isinstance(records.store, Journal) and not plan.shared and records.store.outputs == job.written():
+                raise UnchangedScene(scene.name, earlier_counts(records.store))
+            unlike = records.unlike
+            if unlike is None:
+                unlike = self._warnings.check(scene, options.scale, job.source.path)
+            return OpenScene(
+                scene,
+                scan_plan,
+                records.store,
+                stack.pop_all().close,
+                records.piece,
+                georeference=georeference,
+                camera_lon_lat=camera,
+                from_journal=records.tiles,
+                unlike=unlike,
+            )
+
+    def _records(self, job: Job, plan: ScanPlan, identity: dict[str, Any], stack: ExitStack) -> KnownRecords:
+        """Open the records of a scene: here its journal, if it has one.
+
+        Args:
+            identity: what the records depend on.
+            stack: closes them with the scene.
+        """
+        if job.journal is None:
+            return KnownRecords()
+        journal = stack.enter_context(Journal(job.journal, identity, resume=self._settings.resume))
+        return KnownRecords(journal, journal.tiles())
+
+    def _limits(self, job: Job) -> KeptLimits:
+        """Return how the limits of a stretch are found: here they are measured."""
+        return lambda measure: measure()
 
     def _open_image(self, job: Job) -> Scene:
         source = job.source
         with _of_one_scene():
-            scene = open_scene(source.path, stretch=self._spec.stretch, bands=self._settings.bands)
+            stretch, bands = self._spec.stretch, self._settings.bands
+            scene = open_scene(source.path, stretch=stretch, bands=bands, limits=self._limits(job))
             if self._settings.needs_gsd and scene.gsd is None:
                 scene.gsd = self._photo_gsd(source)
             return scene if source.size is None else part_of(scene, source.size, source.corner)
@@ -258,7 +284,7 @@ class InferenceRun:
         return gsd
 
     def _process(
-        self, job: Job, scan: _OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
+        self, job: Job, scan: OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
     ) -> None:
         """Write the files of a scene while it is scanned."""
         scene, plan, journal, spec = scan.scene, scan.plan, scan.journal, self._spec
@@ -304,7 +330,7 @@ class InferenceRun:
             journal.finish(job.written(), counted.to_json())  # also without --resume: a later scene may be interrupted
 
     def _scan_to_files(
-        self, job: Job, scan: _OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
+        self, job: Job, scan: OpenScene, results: Iterable[BatchResult], shared: _Counted, progress: RunProgress
     ) -> tuple[Tally, Best]:
         """Write the detections of a scene. Return the counts, and the detections to draw."""
         tally, best = Tally.of(len(self._spec.classes), doubtful=self._warnings.doubtful), Best()
@@ -377,7 +403,24 @@ class InferenceRun:
 
 
 @dataclass(frozen=True)
-class _OpenScene(SceneScan):
+class KnownRecords:
+    """The records of a scene that an earlier run wrote, and where to append more.
+
+    Attributes:
+        store: None if records are not kept.
+        tiles: number of tiles with a record.
+        piece: the tiles to run, see `SceneScan`; None for all.
+        unlike: how the scene differs from the training images of the model; None if that is not known.
+    """
+
+    store: RecordStore | None = None
+    tiles: int = 0
+    piece: Piece | None = None
+    unlike: str | None = None
+
+
+@dataclass(frozen=True)
+class OpenScene(SceneScan):
     """A scene with what is needed to write its files.
 
     Attributes:
@@ -391,7 +434,7 @@ class _OpenScene(SceneScan):
     unlike: str = ""
 
 
-class _UnchangedScene(Exception):
+class UnchangedScene(Exception):
     """A scene that an earlier run completed; the message is its name."""
 
     def __init__(self, name: str, counts: SceneCounts) -> None:

@@ -37,7 +37,7 @@ COUNTS = struct.Struct("<IIIIII")  # tiles, empty, filtered, boxes, saturated, i
 FRAME_HEAD = struct.Struct("<qdII")  # index, seconds, bytes of the clock, boxes
 BEGINNING = b'{"format": '  # of the first line
 INTERVAL = 20.0  # seconds between uploads; what was found since is lost if the process is killed
-BATCH, FRAME, DONE = b"tile", b"fram", b"done"
+BATCH, FRAME, DONE, FAILED = b"tile", b"fram", b"done", b"fail"
 
 
 T = TypeVar("T")
@@ -152,59 +152,40 @@ class RecordStore(Protocol):
         ...
 
 
-class Journal:
-    """The journal of one scene; a context manager.
+class OtherRunError(ValueError):
+    """A journal belongs to another scene, model or set of options."""
+
+
+class StoredJournal:
+    """A journal that is only read: no lock, and no file that stays open.
 
     Attributes:
-        path: the file, or the prefix in a store, which is created with the first record.
+        path: the file, or the prefix in a store; need not exist.
         outputs: hash of each file that was written when the scene was completed; None if it is not complete.
-        counts: what `finish` was given with them.
+        counts: what `Journal.finish` was given with them.
+        failure: why the scene could not be read any further, if that was the last that happened; else empty.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path, identity: dict[str, Any], *, local: Path | None = None) -> None:
         """
         Args:
-            identity: everything that the records depend on, such as the model, the scene and the options, as JSON
-                values.
-            resume: continue an existing journal; otherwise it is deleted.
+            identity: as for `Journal`.
+            local: a copy of a journal in a store, to read instead.
 
         Raises:
             ValueError: the journal has another identity, or the file is not a journal.
-            OSError: another run is writing the journal, or it cannot be read.
+            OSError: it cannot be read.
         """
         self.path = path
+        self._local = path if local is None else local
         self.outputs: dict[str, str] | None = None
         self.counts: dict[str, Any] = {}
+        self.failure = ""
         self._identity: dict[str, Any] = {"format": FORMAT, **json.loads(json.dumps(identity))}
-        self._file: BinaryIO | None = None
-        self._start = 0
-        self._lock = ExitStack()
-        self._local, self._remote = path, None
-        self._pending, self._uploaded = bytearray(), time.monotonic()
-        if isinstance(path, StorePath):
-            self._local = Path(self._lock.enter_context(tempfile.TemporaryDirectory(prefix="tinydet-"))) / "journal"
-            self._remote = SegmentedFile(path)
-            if not resume:
-                self._remote.remove()
-            elif content := self._remote.read():
-                self._local.write_bytes(content)
-        try:
-            self._lock.enter_context(locked(lock_path(self._local)))
-        except BlockingIOError as error:
-            raise OSError(f"{path}: another run is processing this scene; wait for it, or stop it") from error
-        try:
-            if not self._local.exists():
-                return
+        self._start = self._end = 0
+        if self._local.exists():
             check_file(self._local, "move it away")
-            if not resume:
-                self._local.unlink()
-                return
-            self._file = self._local.open("r+b", buffering=0)
-            self._check_identity()
-            self._remove_incomplete_record()
-        except BaseException:
-            self.close()
-            raise
+            self._read_file()
 
     def records(self, pass_index: int = 0) -> Iterator[BatchRecord]:
         """Yield the records of one pass, one at a time."""
@@ -214,17 +195,112 @@ class Journal:
         """Return the number of finished tiles in all passes."""
         return sum(len(record.finished) for record in self._all())
 
+    def frames(self) -> Iterator[FrameRecord]:
+        """Yield the records of a video's frames, in their order."""
+        return (self._parse(FrameRecord.from_bytes, data) for mark, data in self._marked() if mark == FRAME)
+
+    def _all(self) -> Iterator[BatchRecord]:
+        return (self._parse(BatchRecord.from_bytes, data) for mark, data in self._marked() if mark == BATCH)
+
+    def _parse(self, parse: Callable[[bytes], T], data: bytes) -> T:
+        """Parse a record. Its checksum is right, so only another program can have written an invalid one."""
+        try:
+            return parse(data)
+        except (ValueError, struct.error, OverflowError) as error:
+            raise ValueError(f"{self.path}: a damaged record ({error}); start again without --resume") from error
+
+    def _marked(self) -> Iterator[tuple[bytes, bytes]]:
+        if not self._start:
+            return
+        with self._local.open("rb") as file:
+            file.seek(self._start)
+            yield from _records(file)
+
+    def _read_file(self) -> None:
+        """Check the identity, and find the end of the last intact record and what the last of each kind says."""
+        with self._local.open("rb") as file:
+            line = file.readline(1 << 20)
+            if not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]:
+                return  # the process ended while writing the first line: no record exists
+            self._check_identity(line)
+            self._start = self._end = len(line)
+            for mark, data in _records(file):
+                self._end = file.tell()
+                if mark == DONE:
+                    self.outputs, self.counts = self._parse(_completion, data)
+                self.failure = data.decode(errors="replace") if mark == FAILED else ""
+
+    def _check_identity(self, line: bytes) -> None:
+        remedy = "it is not a journal of an interrupted run; move it away"
+        written = parse_json(line, source=self.path, remedy=remedy)
+        if not isinstance(written, dict):
+            raise ValueError(f"{self.path}: {remedy}")
+        different = [key for key in {**written, **self._identity} if written.get(key) != self._identity.get(key)]
+        if different:
+            was = ", ".join(f"{key} was {_short(written.get(key))}" for key in sorted(different))
+            raise OtherRunError(
+                f"{self.path} belongs to a run with other settings ({was}); repeat them, or start again without "
+                "--resume; if the scene was replaced, delete this file"
+            )
+
+
+class Journal(StoredJournal):
+    """The journal of one scene; a context manager."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], *, resume: bool) -> None:
+        """
+        Args:
+            path: the file, or the prefix in a store, which is created with the first record.
+            identity: everything that the records depend on, such as the model, the scene and the options, as JSON
+                values.
+            resume: continue an existing journal; otherwise it is deleted.
+
+        Raises:
+            ValueError: the journal has another identity, or the file is not a journal.
+            OSError: another run is writing the journal, or it cannot be read.
+        """
+        self._file: BinaryIO | None = None
+        self._lock = ExitStack()
+        self._remote: SegmentedFile | None = None
+        self._pending, self._uploaded = bytearray(), time.monotonic()
+        local = path
+        try:
+            if isinstance(path, StorePath):
+                local = Path(self._lock.enter_context(tempfile.TemporaryDirectory(prefix="tinydet-"))) / "journal"
+                self._remote = SegmentedFile(path)
+                if not resume:
+                    self._remote.remove()
+                elif content := self._remote.read():
+                    local.write_bytes(content)
+            try:
+                self._lock.enter_context(locked(lock_path(local)))
+            except BlockingIOError as error:
+                raise OSError(f"{path}: another run is processing this scene; wait for it, or stop it") from error
+            if not resume and local.exists():
+                check_file(local, "move it away")
+                local.unlink()
+            super().__init__(path, identity, local=local)
+            if local.exists():
+                self._file = local.open("r+b", buffering=0)
+                if local.stat().st_size > self._end:
+                    self._file.truncate(self._end)  # an incomplete record
+                self._file.seek(0, os.SEEK_END)
+        except BaseException:
+            self.close()
+            raise
+
     def append(self, record: BatchRecord) -> None:
         """Write the record of a batch."""
         self._append(BATCH, record.to_bytes())
 
-    def frames(self) -> Iterator[FrameRecord]:
-        """Yield the records of a video's frames, in their order."""
-        return (self._read(FrameRecord.from_bytes, data) for mark, data in self._marked() if mark == FRAME)
-
     def append_frame(self, record: FrameRecord) -> None:
         """Write the record of a frame."""
         self._append(FRAME, record.to_bytes())
+
+    def fail(self, why: str) -> None:
+        """Record why the scene cannot be read any further."""
+        self.failure = why
+        self._append(FAILED, why.encode())
 
     def finish(self, outputs: dict[str, str], counts: dict[str, Any]) -> None:
         """Mark the scene as complete.
@@ -263,23 +339,6 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _all(self) -> Iterator[BatchRecord]:
-        return (self._read(BatchRecord.from_bytes, data) for mark, data in self._marked() if mark == BATCH)
-
-    def _read(self, parse: Callable[[bytes], T], data: bytes) -> T:
-        """Parse a record. Its checksum is right, so only another program can have written an invalid one."""
-        try:
-            return parse(data)
-        except (ValueError, struct.error, OverflowError) as error:
-            raise ValueError(f"{self.path}: a damaged record ({error}); start again without --resume") from error
-
-    def _marked(self) -> Iterator[tuple[bytes, bytes]]:
-        if self._file is None:
-            return
-        with self._local.open("rb") as file:
-            file.seek(self._start)
-            yield from _records(file)
-
     def _append(self, mark: bytes, data: bytes) -> None:
         if self._file is None:
             self._file = self._local.open("x+b", buffering=0)
@@ -309,39 +368,6 @@ class Journal:
         except FileExistsError as error:
             raise OSError(f"{self.path}: another run is processing this scene; wait for it, or stop it") from error
 
-    def _check_identity(self) -> None:
-        assert self._file is not None
-        with self._local.open("rb") as file:
-            line = file.readline(1 << 20)
-        if not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]:
-            self._file.truncate(0)  # the process ended while writing the first line: no record exists
-            return
-        self._start = len(line)
-        remedy = "it is not a journal of an interrupted run; move it away"
-        written = parse_json(line, source=self.path, remedy=remedy)
-        if not isinstance(written, dict):
-            raise ValueError(f"{self.path}: {remedy}")
-        different = [key for key in {**written, **self._identity} if written.get(key) != self._identity.get(key)]
-        if different:
-            was = ", ".join(f"{key} was {_short(written.get(key))}" for key in sorted(different))
-            raise ValueError(
-                f"{self.path} belongs to a run with other settings ({was}); repeat them, or start again without "
-                "--resume; if the scene was replaced, delete this file"
-            )
-
-    def _remove_incomplete_record(self) -> None:
-        assert self._file is not None
-        with self._local.open("rb") as file:
-            file.seek(self._start)
-            end = self._start
-            for mark, data in _records(file):
-                end = file.tell()
-                if mark == DONE:
-                    self.outputs, self.counts = self._read(_completion, data)
-        if self._local.stat().st_size > end:
-            self._file.truncate(end)
-        self._file.seek(0, os.SEEK_END)
-
 
 def remove_journal(path: Path) -> None:
     """Delete a journal that nobody writes."""
@@ -355,7 +381,7 @@ def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     """Yield intact records up to the end of the file, or up to the first incomplete one."""
     while len(head := file.read(HEAD.size)) == HEAD.size:
         mark, length, checksum = HEAD.unpack(head)
-        if mark not in (BATCH, FRAME, DONE):
+        if mark not in (BATCH, FRAME, DONE, FAILED):
             return
         if length > os.fstat(file.fileno()).st_size:  # reading would allocate as much
             return

@@ -25,6 +25,7 @@ from tinydet.runtime.coarse import larger_than
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import BatchRecord, RecordStore
 from tinydet.runtime.options import ScanOptions
+from tinydet.runtime.pieces import Piece
 from tinydet.runtime.plan import ScanPlan, Tiling, plan_scan
 from tinydet.runtime.read_ahead import ReadAhead, Segment, TileFilter, TileSet
 from tinydet.runtime.scenes import Scene
@@ -199,12 +200,15 @@ class SceneScan:
         plan: from `plan_scan`, for this scene and the model of the backend.
         journal: as for `scan`.
         close: called when the scene is not needed any more.
+        piece: the tiles to run if other processes run the others. The detections of its results are those of single
+            tiles, since only the whole scene can be stitched: `scan` it with a journal that has the records of all.
     """
 
     scene: Scene
     plan: ScanPlan
     journal: RecordStore | None = None
     close: Callable[[], object] = lambda: None
+    piece: Piece | None = None
 
 
 class ScanResults:
@@ -347,6 +351,9 @@ class _SceneStream(Generic[T]):
         spec, plan = self._backend.spec, task.scan.plan
         large: Detections | None = None
         for pass_index, tiling in enumerate(plan.passes):
+            if task.scan.piece is not None:
+                yield from map(_unstitched, self._runs(task, task.scan, pass_index))
+                continue
             stitcher = Stitcher(
                 tiling.grid,
                 nms_iou=None if spec.nms_in_graph else spec.nms_iou,
@@ -456,6 +463,9 @@ class _SceneStream(Generic[T]):
         """Find the tiles of a scene that have no record."""
         for pass_index, tiling in enumerate(scan.plan.passes):
             todo, known = np.ones(len(tiling.grid), np.bool_), 0
+            if scan.piece is not None:
+                todo[:] = False
+                todo[scan.piece.tiles(scan.plan, pass_index)] = True
             if scan.journal is not None:
                 for record in scan.journal.records(pass_index):
                     _check_record(record, len(todo), len(self._backend.spec.classes))
@@ -516,10 +526,18 @@ def _check_record(record: BatchRecord, tiles: int, classes: int) -> None:
 
 def _stitch(stitcher: Stitcher, run: _TileRun) -> BatchResult:
     record = run.record
-    finished = record.finished.tolist()
+    return _result(run, stitcher.add(record.finished.tolist(), record.detections))
+
+
+def _unstitched(run: _TileRun) -> BatchResult:
+    return _result(run, run.record.detections)
+
+
+def _result(run: _TileRun, detections: Detections) -> BatchResult:
+    record = run.record
     return BatchResult(
-        stitcher.add(finished, record.detections),
-        tiles=len(finished),
+        detections,
+        tiles=len(record.finished),
         empty=len(record.empty),
         filtered=len(record.filtered),
         saturated=record.saturated,

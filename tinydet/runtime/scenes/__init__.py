@@ -20,7 +20,7 @@ from tinydet._internal.names import printable
 from tinydet._internal.stores import to_path
 from tinydet.runtime.scenes.image_file import check_fits_in_memory, decode, needs_windows, read_bytes, read_header
 from tinydet.runtime.scenes.memory import Encoded, is_pillow, name_of_file, open_bytes, open_pillow, read_all
-from tinydet.runtime.scenes.pixels import Image, Pixels, check_channels_last, select_bands
+from tinydet.runtime.scenes.pixels import Image, KeptLimits, Pixels, check_channels_last, select_bands
 from tinydet.runtime.scenes.raster import RasterScene
 from tinydet.runtime.scenes.scene import ArrayScene, DamagedSceneError, Scene
 from tinydet.spec import STRETCH
@@ -44,6 +44,7 @@ def open_scene(
     *,
     stretch: tuple[float, float] = STRETCH,
     bands: Sequence[int] | None = None,
+    limits: KeptLimits = lambda measure: measure(),
 ) -> Scene:
     """Open an image file, a raster of any size, or an image in memory.
 
@@ -58,6 +59,8 @@ def open_scene(
         stretch: percentiles that map to 0 and 255 if pixels are wider than 8 bits; for a model, `spec.stretch`.
         bands: 1-based band indices for red, green and blue, or one for grayscale; None for the bands that the file
             marks as red, green and blue, else the first three, or the first if there are fewer than three.
+        limits: for a raster wider than 8 bits that is read by windows: called with the function that measures the
+            limits of its stretch, which reads all of a file without overviews; returns them.
 
     Raises:
         ValueError: the file is empty, truncated, damaged, not an image, or lacks a band.
@@ -85,10 +88,10 @@ def open_scene(
     with name_failures(path, "read"):
         data = read_bytes(path)
         if data is None:
-            return RasterScene(path, stretch, bands)
+            return RasterScene(path, stretch, bands, limits)
         header = read_header(path, io.BytesIO(data))
         if needs_windows(path, data, header):
-            return RasterScene(path, stretch, bands)
+            return RasterScene(path, stretch, bands, limits)
         pixels, alpha = decode(path, data, header)
         return ArrayScene(printable(path.name), select_bands(pixels, bands, path.name), stretch, alpha)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,9 @@ class Limits:
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+
+
+KeptLimits = Callable[[Callable[[], Limits]], Limits]  # returns limits, kept ones or those that the argument measures
 
 
 def measure_limits(pixels: Pixels, percentiles: tuple[float, float] = STRETCH) -> Limits:

@@ -20,6 +20,7 @@ from tinydet.runtime.scenes.image_file import check_density, warn_once
 from tinydet.runtime.scenes.pixels import (
     SAMPLE,
     Image,
+    KeptLimits,
     Limits,
     check_bands,
     measure_limits,
@@ -49,12 +50,19 @@ class RasterScene(Scene):
     alpha.
     """
 
-    def __init__(self, path: Path, stretch: tuple[float, float], bands: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stretch: tuple[float, float],
+        bands: Sequence[int] | None = None,
+        limits: KeptLimits = lambda measure: measure(),
+    ) -> None:
         """
         Args:
             stretch: percentiles that map to 0 and 255 if pixels are wider than 8 bits; computed once for the scene, on
                 an overview if the file has one.
             bands: 1-based band indices for red, green and blue, or one for grayscale.
+            limits: called with the function that measures the limits of the stretch, if the scene needs them.
 
         Raises:
             ValueError: the file is damaged, not an image, or stored in blocks too large to read by windows.
@@ -65,7 +73,7 @@ class RasterScene(Scene):
         try:
             with gdal_options(path):
                 self._interpret(bands)
-                self._measure(stretch)
+                self._measure(stretch, limits)
         except BaseException:
             self._file.close()
             raise
@@ -100,14 +108,14 @@ class RasterScene(Scene):
         if self._coding.alpha is not None:
             self._bands = [*self._bands, self._coding.alpha]
 
-    def _measure(self, stretch: tuple[float, float]) -> None:
+    def _measure(self, stretch: tuple[float, float], limits: KeptLimits) -> None:
         """Compute the stretch limits of data with more than 8 bits, and log other images in the file."""
         self._limits = Limits((0,), (255,))
         size = self._file.width, self._file.height
         if not self._coding.is_8_bit:
             shrink = max(1.0, (size[0] * size[1] / SAMPLE) ** 0.5)
             overview = max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
-            self._limits = measure_limits(self._raw((0, 0, *size), overview, "nearest"), stretch)
+            self._limits = limits(lambda: measure_limits(self._raw((0, 0, *size), overview, "nearest"), stretch))
         if others := self._file.subdatasets[1:]:
             rest = "the other one is" if len(others) == 1 else f"the other {len(others)} are"
             warn_once(
