@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 STAND_INS = Path(__file__).resolve().parent / "stand_ins"
-# A name of each package that tinydet needs and a stand-in has. That of TensorRT-RTX is used beside its bindings only.
-NEEDED = {"pydantic": "create_model", "tqdm": "tqdm", "filelock": "lock_descriptor", "tensorrt_rtx": "Builder"}
+# A name of each package that tinydet needs and a stand-in has.
+NEEDED = {"pydantic": "create_model", "tqdm": "tqdm", "filelock": "lock_descriptor"}
 PIECE = re.compile(r"(?P<name>[^/]+\.whl)(\.[A-Za-z0-9]+)?")
 
 
@@ -40,9 +40,8 @@ def prepare(folder: Path, places: Sequence[Path]) -> dict[str, str]:
             reason = f"not usable ({error}); is a piece missing?"
         about[name] = reason or f"unpacked from {len(pieces)} file{'s' * (len(pieces) > 1)}"
     for package in missing(folder):
-        if package != "tensorrt_rtx" or (folder / "tensorrt_rtx_bindings").is_dir():
-            shutil.copyfile(STAND_INS / f"{package}.py", folder / f"{package}.py")
-            about[package] = "missing or too old here; a stand-in is used"
+        shutil.copyfile(STAND_INS / f"{package}.py", folder / f"{package}.py")
+        about[package] = "missing or too old here; a stand-in is used"
     return about
 
 
@@ -93,13 +92,15 @@ def unpack(pieces: Sequence[Path], folder: Path) -> None:
 def missing(folder: Path) -> list[str]:
     """Return the packages that a new Python with `folder` on its path lacks, or has without the name that is needed."""
     code = f"""
-import importlib, sys
+import importlib, importlib.util, sys
 sys.path.insert(0, {str(folder)!r})
 for package, name in {NEEDED!r}.items():
     try:
         getattr(importlib.import_module(package), name)
     except Exception:  # of a library that cannot be loaded
         print(package)
+if importlib.util.find_spec("tensorrt_rtx_bindings") and not importlib.util.find_spec("tensorrt_rtx"):
+    print("tensorrt_rtx")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()

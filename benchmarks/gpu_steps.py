@@ -89,7 +89,7 @@ def machine(options: Options, seconds: float) -> Results:
         yield "gpu", {"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1),
                       "multiprocessors": properties.multi_processor_count,
                       "capability": f"{properties.major}.{properties.minor}"}  # fmt: skip
-    if options.made:
+    if options.made and not options.val.exists():  # an earlier run with the same --work may have drawn it
         from tinydet.data.synthetic import write_dataset
 
         counts, side = ((4, 2), 96) if options.rehearsal else ((60, 20), 384)

@@ -11,6 +11,7 @@ _HERE = Path(__file__).resolve().parent
 _OTHERS = [path for path in sys.path if Path(path or ".").resolve() != _HERE]
 _OLDER = importlib.machinery.PathFinder.find_spec(__name__, _OTHERS)
 if _OLDER is not None and _OLDER.loader is not None:
+    __package__, __spec__ = __name__, _OLDER
     __path__ = list(_OLDER.submodule_search_locations or ())
     _OLDER.loader.exec_module(sys.modules[__name__])
 

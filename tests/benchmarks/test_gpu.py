@@ -94,7 +94,7 @@ def test_the_stand_in_for_filelock_has_the_names_of_the_package_that_it_extends(
     older.mkdir(parents=True)
     (older / "__init__.py").write_text("from .inner import OLD\n")
     (older / "inner.py").write_text("OLD = 1\n")
-    code = "import filelock; print(filelock.OLD, filelock.lock_descriptor(open('x', 'w').fileno()))"
+    code = "import filelock; x = open('x', 'w'); print(filelock.OLD, filelock.lock_descriptor(x.fileno()))"
     path = os.pathsep.join([str(programs / "stand_ins"), str(older.parent)])
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], env={"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True

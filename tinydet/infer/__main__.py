@@ -44,7 +44,7 @@ from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import summary_written
 from tinydet.runtime.auto_tile import AutoTile, auto_overlap
-from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
+from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, Choice, choose_model
 from tinydet.runtime.bundled import BUNDLED, FOLDER, model_path
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import OVERLAP, default_overlap
@@ -110,13 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Results that go to a device such as /dev/stdout must not be mixed with messages.
     if args.output is not None and is_device(Path(args.output)):
         information_to_stderr()
-    path, backend = _model(args, [job.source for job in plan.jobs])
+    model = _model(args, [job.source for job in plan.jobs])
+    path, backend = model.path, model.backend
     settings = _settings(args, path, backend)
-    model_hash = hash_file(path)
+    model_hash = hash_file(model.runs)
     run = InferenceRun(backend, model_hash, settings)
     with (
         terminated_like_interrupted(),
-        summary_written(args.summary, run.summary, plan, backend, (path, model_hash), args),
+        summary_written(args.summary, run.summary, plan, backend, (model.runs, model_hash), args),
     ):
         skipped = run.run(plan)
     return SKIPPED if skipped else 0
@@ -282,7 +283,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
     )
 
 
-def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, Backend]:
+def _model(args: argparse.Namespace, sources: Sequence[Source]) -> Choice:
     """Open the model that the options ask for, and report which one it is.
 
     Args:
@@ -296,6 +297,7 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
     if tile == "auto":
         longest = None if args.scale == "auto" else longest_side(sources, args.scale)
         tile = AutoTile(overlap, batch=args.batch, longest=longest)
+    path: Path | None = None
     if args.model is not None:
         path = model_path(args.model)
         if not path.exists():
@@ -305,7 +307,6 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
                 f"{did_you_mean(str(path), BUNDLED) or did_you_mean_path(path)}"
             )
         check_file(path, "name an exported model")
-        backend = open_model(path, args.backend, tile=tile, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
         export = f"; to use model.pth: {tinydet_command('export', 'onnx', 'model.pth')}"
         name, reason = choose_bundled(sources, args.bands)
@@ -315,21 +316,22 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
             f"{f' ({reason}; {others} overrides)' if others else ''}{export if Path('model.pth').exists() else ''}"
         )
         path = model_path(name)
-        backend = open_model(path, args.backend, tile=tile, threads=args.threads)
-    else:
-        choice = choose_model(args.backend, tile=tile, threads=args.threads)
-        path, backend = choice.path, choice.backend
-        for reason in choice.passed_over:
-            logger.info(f"Not used: {reason}")
-    logger.info(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
-    return path, backend
+    choice = choose_model(args.backend, path=path, tile=tile, threads=args.threads)
+    for reason in choice.passed_over:
+        logger.info(f"Not used: {reason}")
+    if choice.note:
+        logger.info(choice.note)
+    spec = choice.backend.spec
+    logger.info(f"{choice.runs}: {spec.detector} {spec.backbone}, {spec.precision}, {choice.backend.name}")
+    return choice
 
 
 def _calibrate(args: argparse.Namespace) -> int:
     """Measure which tiles may be skipped, write the filter next to the model and print what it keeps and saves."""
     if args.annotations is None:
         raise ValueError("--calibrate-skip needs annotated images: --annotations val.json --images DIR")
-    path, backend = _model(args, coco_sources(args.annotations, args.images))
+    model = _model(args, coco_sources(args.annotations, args.images))
+    path, backend = model.path, model.backend
     args.skip_empty = False  # the filter does not exist yet
     settings = _settings(args, path, backend)
     if settings.auto_scale:
