@@ -40,6 +40,7 @@ from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
+from tinydet.infer.opened_ahead import OpenedAhead
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import summary_written
@@ -110,16 +111,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Results that go to a device such as /dev/stdout must not be mixed with messages.
     if args.output is not None and is_device(Path(args.output)):
         information_to_stderr()
-    model = _model(args, [job.source for job in plan.jobs])
-    path, backend = model.path, model.backend
-    settings = _settings(args, path, backend)
-    model_hash = hash_file(model.runs)
-    run = InferenceRun(backend, model_hash, settings)
-    with (
-        terminated_like_interrupted(),
-        summary_written(args.summary, run.summary, plan, backend, (model.runs, model_hash), args),
-    ):
-        skipped = run.run(plan)
+    first = plan.jobs[0].source
+    with OpenedAhead(None if first.moving or args.resume else first, args.bands) as ahead:
+        model = _model(args, [job.source for job in plan.jobs])
+        path, backend = model.path, model.backend
+        settings = _settings(args, path, backend)
+        model_hash = hash_file(model.runs)
+        run = InferenceRun(backend, model_hash, settings, ahead=ahead)
+        with (
+            terminated_like_interrupted(),
+            summary_written(args.summary, run.summary, plan, backend, (model.runs, model_hash), args),
+        ):
+            skipped = run.run(plan)
     return SKIPPED if skipped else 0
 
 
