@@ -85,7 +85,8 @@ def test_without_report_int8_file_or_instructions_the_model_runs(
 
 
 @pytest.mark.parametrize(
-    ("flags", "name"), [("sse avx512_vnni", "VNNI"), ("avx_vnni", "VNNI"), ("avx512_vnni amx_int8", "AMX")]
+    ("flags", "name"),
+    [("avx2", ""), ("sse avx512_vnni", "VNNI"), ("avx_vnni", "VNNI"), ("avx512_vnni amx_int8", "AMX")],
 )
 def test_the_instructions_are_read_from_the_flags_of_the_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, name: str

@@ -6,8 +6,6 @@ import functools
 import hashlib
 from pathlib import Path
 
-import cv2
-
 from tinydet._internal.input_files import read_file
 from tinydet._internal.json_files import read_json
 from tinydet._internal.shell import tinydet_command
@@ -42,15 +40,13 @@ def int8_file(path: Path) -> tuple[Path | None, str]:
 
 @functools.cache
 def int8_instructions() -> str:
-    """Return the name of this processor's instructions for products of 8-bit integers; empty if it has none."""
-    flags: set[str] = set()
-    if CPU_INFO.is_file():
-        lines = CPU_INFO.read_text(errors="replace").splitlines()
-        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    found = [text for name, text in INSTRUCTIONS.items() if name in flags]
-    if not found and cv2.checkHardwareSupport(cv2.CPU_AVX512_CLX):  # on systems without such a file
-        found = ["VNNI"]
-    return found[0] if found else ""
+    """Return the name of this processor's instructions for products of 8-bit integers; empty if it has none.
+
+    Known on Linux only; elsewhere the worst is assumed.
+    """
+    lines = CPU_INFO.read_text(errors="replace").splitlines() if CPU_INFO.is_file() else []
+    flags = set(next((line for line in lines if line.startswith("flags")), "").split())
+    return next((text for name, text in INSTRUCTIONS.items() if name in flags), "")
 
 
 def _problem(path: Path, candidate: Path) -> str:
