@@ -65,6 +65,10 @@ class Options:
     def batches(self) -> tuple[int, ...]:
         return (1, 2) if self.rehearsal else BATCHES
 
+    @property
+    def max_batch(self) -> int:
+        return 4 if self.rehearsal else max(BATCHES)
+
     def checkpoint(self, model: str) -> Path:
         return self.work / f"{model}.pth"
 
@@ -126,7 +130,8 @@ def engines(options: Options, seconds: float, model: str) -> Results:
     if model != "thermal":
         dataset = None  # of random weights
     order = ("fp16", "fp32", "int8") if model == "thermal" else PRECISIONS  # the bundled file has FP16, as it ships
-    if options.rehearsal and model != "thermal":
+    brief = options.rehearsal and model != "thermal"  # FP16, and building in FP32, are rehearsed with the small model
+    if brief:
         order = ("fp32", "int8")
     for precision in order:
         path = options.onnx(model, precision)
@@ -141,9 +146,15 @@ def engines(options: Options, seconds: float, model: str) -> Results:
             continue
         if precision == "fp32" and not options.cpu:
             yield from attempt("fp32, PyTorch on the GPU", partial(compare_torch, options, model, chosen))
-        yield from attempt(f"{precision}, build", partial(build, path, options.tile))
+        if not brief or precision == "int8":
+            yield from attempt(f"{precision}, build", partial(build, path, options))
         if options.cpu or path.with_suffix(".engine").is_file():
-            yield from attempt(f"{precision}, engine", partial(compare_engine, options, path, chosen, dataset))
+            ((name, found),) = attempt(f"{precision}, engine", partial(compare_engine, options, path, chosen, dataset))
+            yield name, found
+            if "error" in found and not options.cpu:  # TensorRT-RTX does not build for Hopper by default
+                yield from attempt(f"{precision}, build for this GPU", partial(build, path, options, ("current",)))
+                compare = partial(compare_engine, options, path, chosen, dataset)
+                yield from attempt(f"{precision}, engine for this GPU", compare)
 
 
 def write_fp32(options: Options, model: str, images: Sequence[Path]) -> dict[str, Any]:
@@ -158,7 +169,7 @@ def write_fp32(options: Options, model: str, images: Sequence[Path]) -> dict[str
         network = ("mobilenet_v2", "small") if options.rehearsal else ("resnet50", "paper")
         write_random_checkpoint(path, model, *network, options.tile, images[:2])
     checkpoint = load_checkpoint(path)
-    spec = checkpoint.spec(tile=options.tile, max_batch=max(BATCHES))
+    spec = checkpoint.spec(tile=options.tile, max_batch=options.max_batch)
     report = write_onnx(checkpoint.build(), spec, options.onnx(model, "fp32"))
     return {"backbone": spec.backbone, "bytes": report.bytes, "parity_with_torch": asdict(report.parity)}
 
@@ -171,11 +182,13 @@ def write_precision(options: Options, model: str, precision: str, images: Sequen
     return {"bytes": path.stat().st_size, "weights": weights}
 
 
-def build(path: Path, tile: int) -> dict[str, Any]:
+def build(path: Path, options: Options, capabilities: Sequence[str] = ()) -> dict[str, Any]:
     """Build an engine next to an ONNX file. TensorRT-RTX needs no GPU for it."""
     from tinydet.export.engine import write_engine
 
-    return write_engine(path, path.with_suffix(".engine"), batch=(1, 8, max(BATCHES)), tiles=(tile,)).engine
+    sizes = 1, options.max_batch // 2, options.max_batch
+    engine = path.with_suffix(".engine")
+    return write_engine(path, engine, batch=sizes, tiles=(options.tile,), compute_capabilities=capabilities).engine
 
 
 def compare_engine(options: Options, path: Path, images: Sequence[Path], dataset: Any) -> dict[str, Any]:
@@ -220,7 +233,7 @@ def open_torch(options: Options, model: str) -> Any:
     from tinydet.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(options.checkpoint(model))
-    spec = checkpoint.spec(tile=options.tile, max_batch=max(BATCHES))
+    spec = checkpoint.spec(tile=options.tile, max_batch=options.max_batch)
     return TorchBackend(checkpoint.build(), spec, device=options.device)
 
 
@@ -287,7 +300,7 @@ def scan_scene(options: Options, backend: Any, images: Sequence[Path]) -> dict[s
 
     side = 150 if options.rehearsal else 20_000
     scene = open_scene(scene_of(images[:16], side))
-    plan = plan_scan(scene, backend.spec, ScanOptions(batch=max(BATCHES), score=SCORE, coarse=None))
+    plan = plan_scan(scene, backend.spec, ScanOptions(batch=options.max_batch, score=SCORE, coarse=None))
     began = time.perf_counter()
     tiles, boxes, busy = 0, 0, 0.0
     for step in scan(backend, scene, plan):
@@ -296,7 +309,7 @@ def scan_scene(options: Options, backend: Any, images: Sequence[Path]) -> dict[s
     found = {"side": side, "tiles": tiles, "detections": boxes, "seconds": round(wall, 3),
              "tiles_per_second": round(tiles / wall, 1), "host_share": round(1 - busy / wall, 4)}  # fmt: skip
     if hasattr(backend, "stage_times"):  # the host share above leaves out what the backend itself does on the host
-        size = min(max(BATCHES), backend.spec.max_batch)
+        size = options.max_batch
         batch = np.zeros((size, backend.spec.tile, backend.spec.tile, 3), np.uint8)
         repeats = 2 if options.rehearsal else 10
         execute = float(np.median([backend.stage_times(batch)["execute"] for _ in range(repeats)]))
