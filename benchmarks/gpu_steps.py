@@ -98,7 +98,7 @@ def machine(options: Options, seconds: float) -> Results:
 
         counts, side = ((4, 2), 96) if options.rehearsal else ((60, 20), 384)
         for folder, count, seed in zip((options.data, options.val), counts, (1, 2), strict=True):
-            write_dataset(folder, count=count, width=side, height=side, seed=seed)
+            write_dataset(folder, count=count, width=side, height=side, seed=seed, density=120 * 384**2 / side**2)
     yield "val_images", len(images_of(options)[0])
 
 
