@@ -27,26 +27,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from environment import ROOT, environment
-from random_models import write_random_checkpoint
+from random_models import write_converted, write_random_checkpoint
 from timing import interleaved, summary, warm_up
 
 from tinydet._internal.arguments import positive_int
 from tinydet._internal.atomic import write_json
 from tinydet._internal.command import command
-from tinydet._internal.extras import needs_extra
 from tinydet.data.coco import find_dataset, load_dataset
 from tinydet.data.source import DataSource, builtin_source, find_source
 from tinydet.data.synthetic import builtin_dataset
 from tinydet.export.verification_images import verification_images
 from tinydet.export.verify import middle_tile
 from tinydet.runtime.backends import open_model
-from tinydet.spec import METADATA_KEY, PRECISIONS, ModelSpec
+from tinydet.spec import PRECISIONS, ModelSpec
 
 DETECTORS = ("retinanet", "faster_rcnn")
 BACKBONES = ("mobilenet_v2", "resnet18", "resnet50")
@@ -218,24 +217,12 @@ def calibration_images(args: argparse.Namespace) -> list[Path]:
 
 def convert_all_layers(source: Path, output: Path, precision: str, args: argparse.Namespace) -> dict[str, Any]:
     """Convert every layer and report the differences, whether or not they pass verification."""
-    with needs_extra("export"):
-        import onnx
-    from tinydet.export.fp16 import to_fp16
-    from tinydet.export.int8 import calibrate, to_int8
-    from tinydet.export.onnx_model import graph_precision
     from tinydet.export.verify import verify
 
-    model, spec = onnx.load(str(source)), open_model(source, "onnx-cpu").spec
     trained = "trained" in source.stem
     images = image_files(args) if trained else image_files(args)[:8]
     calibration = (calibration_images(args) if trained else []) or images
-    converted = (
-        to_fp16(model) if precision == "fp16" else to_int8(model, calibrate(source, calibration, spec, args.method))
-    )
-    weights, found = graph_precision(converted.graph)
-    del converted.metadata_props[:]
-    converted.metadata_props.add(key=METADATA_KEY, value=replace(spec, precision=found, onnx_sha256=None).to_json())
-    output.write_bytes(converted.SerializeToString())
+    weights = write_converted(source, output, precision, calibration, args.method)
     report = asdict(verify(open_model(source, "onnx-cpu"), open_model(output, "onnx-cpu"), images))
     details = {"kept_in_fp32": [], "weights": weights, "faults": report["faults"]}
     return {**parity(report), "megabytes": megabytes(output), **details}

@@ -1,20 +1,22 @@
-"""Detectors with seeded random weights, for measurements in which accuracy does not matter."""
+"""Detectors with seeded random weights and conversions of every layer, for measurements without regard to accuracy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tinydet._internal.extras import needs_extra
 from tinydet.export.verify import middle_tile
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.detector import Detector
 from tinydet.models.registry import detector_info
-from tinydet.spec import ModelSpec
+from tinydet.spec import METADATA_KEY, ModelSpec
 from tinydet.train.config import PRESETS
 
 
@@ -44,6 +46,29 @@ def write_random_checkpoint(
             torch.nn.init.normal_(values, std=0.05)
     _spread_scores(network.eval(), tiles[:1])
     save_checkpoint(Checkpoint(config, network.state_dict(), ("person", "car"), (1, 2), tile=tile), path)
+
+
+def write_converted(source: Path, output: Path, precision: str, calibration: Sequence[Path], method: Any) -> str:
+    """Convert every layer of an ONNX file to FP16 or INT8, without verification; return the types of its weights.
+
+    Args:
+        calibration: the images on which INT8 ranges are measured. `method`: how, as in `tinydet export onnx`.
+    """
+    with needs_extra("export"):
+        import onnx
+    from tinydet.export.fp16 import to_fp16
+    from tinydet.export.int8 import calibrate, to_int8
+    from tinydet.export.onnx_model import graph_precision
+    from tinydet.runtime.backends import open_model
+
+    model, spec = onnx.load(str(source)), open_model(source, "onnx-cpu").spec
+    ranges = calibrate(source, calibration, spec, method) if precision == "int8" else None
+    converted = to_fp16(model) if ranges is None else to_int8(model, ranges)
+    weights, found = graph_precision(converted.graph)
+    del converted.metadata_props[:]
+    converted.metadata_props.add(key=METADATA_KEY, value=replace(spec, precision=found, onnx_sha256=None).to_json())
+    output.write_bytes(converted.SerializeToString())
+    return weights
 
 
 @torch.no_grad()

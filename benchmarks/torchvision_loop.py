@@ -87,7 +87,7 @@ def collate(batch: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
 
 
 def steps(
-    model: RetinaNet, tiles: TrainingTiles, *, batch: int, lr: float, workers: int, bfloat16: bool
+    model: RetinaNet, tiles: TrainingTiles, *, batch: int, lr: float, workers: int, bfloat16: bool, device: str = "cpu"
 ) -> Iterator[tuple[int, float]]:
     """Train without end; yield the number of images and the loss of each step.
 
@@ -97,7 +97,6 @@ def steps(
     model.train()
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=lr, momentum=0.9, weight_decay=1e-4)
-    device = torch.device("cpu")
     for epoch in range(10**6):
         batches = [b for b in epoch_batches(len(tiles), batch, seed=0, epoch=epoch) if len(b) == batch]
         loader = DataLoader(Tiles(tiles), batch_sampler=batches, num_workers=workers, collate_fn=collate)
@@ -107,7 +106,7 @@ def steps(
         for images, targets in loader:
             images = [image.to(device) for image in images]
             targets = [{key: value.to(device) for key, value in target.items()} for target in targets]
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
                 losses = model(images, targets)
                 total = sum(losses.values())
             loss = float(total.detach())

@@ -57,28 +57,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"{args.output.parent}: no such folder; choose another file with --output")
         engine = open_model(args.model, "tensorrt")
         assert isinstance(engine, TensorRTBackend)
-        sizes = [size for size in args.batches if size <= engine.spec.max_batch]
-        if not sizes:
-            raise ValueError(f"{args.model} takes at most {engine.spec.max_batch} tiles; choose smaller --batches")
-        reference = open_model(args.reference or args.model.with_suffix(".onnx"), "onnx-cpu")
-        own = own_data_of_report(args.model)
-        chosen = choose_images(engine.spec.classes, args.images, args.data, own, limit=args.limit)
-        if skipped := sorted({*args.batches} - {*sizes}):
-            print(
-                f"batches of {', '.join(map(str, skipped))} are skipped: the engine takes {engine.spec.max_batch} tiles"
-            )
-        verification = verify(
-            reference, engine, chosen.images, chosen.dataset, limit=args.limit, max_drop=args.max_drop
-        )
-        print(format_report(verification), "\n")
-        tiles = np.stack([middle_tile(path, engine.spec) for path in chosen.images[: max(sizes)]])
-        timed = {size: measure(engine, repeated(tiles, size), seconds=args.seconds) for size in sizes}
-        write_json(args.output, describe(args, engine, verification, timed))
+        passed = check(args, engine)
     except (OSError, ValueError, ImportError) as error:
         print(f"verify_gpu.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    return 0 if passed else 1
+
+
+def check(args: argparse.Namespace, engine: TensorRTBackend) -> bool:
+    """Compare an open engine with its ONNX file, time it and write the result; return whether the detections agree."""
+    sizes = [size for size in args.batches if size <= engine.spec.max_batch]
+    if not sizes:
+        raise ValueError(f"{args.model} takes at most {engine.spec.max_batch} tiles; choose smaller --batches")
+    reference = open_model(args.reference or args.model.with_suffix(".onnx"), "onnx-cpu", tile=engine.spec.tile)
+    own = own_data_of_report(args.model)
+    chosen = choose_images(engine.spec.classes, args.images, args.data, own, limit=args.limit)
+    if skipped := sorted({*args.batches} - {*sizes}):
+        print(f"batches of {', '.join(map(str, skipped))} are skipped: the engine takes {engine.spec.max_batch} tiles")
+    verification = verify(reference, engine, chosen.images, chosen.dataset, limit=args.limit, max_drop=args.max_drop)
+    print(format_report(verification), "\n")
+    tiles = np.stack([middle_tile(path, engine.spec) for path in chosen.images[: max(sizes)]])
+    timed = {size: measure(engine, repeated(tiles, size), seconds=args.seconds) for size in sizes}
+    write_json(args.output, describe(args, engine, verification, timed))
     print(table(timed), f"\nwrote {args.output}")
-    return 0 if verification.passed else 1
+    return verification.passed
 
 
 def measure(

@@ -23,7 +23,7 @@ from tinydet.export.layer_search import search_layers
 from tinydet.export.layers import layers_of
 from tinydet.export.onnx_model import graph_precision, read_onnx
 from tinydet.export.precision import convert
-from tinydet.runtime.backends import open_model
+from tinydet.runtime.backends import int8_file, open_model
 from tinydet.spec import ModelSpec
 
 FIRST, DEEP, HEAD = "detector.backbone.body.0.weight", "detector.fpn.inner.0.weight", "kernel"
@@ -282,7 +282,9 @@ def test_layers_that_int8_would_ruin_are_kept_and_listed(sensitive: Any, images:
     assert made.verification.passed and made.spec.precision == "int8"
 
 
-def test_the_result_of_a_search_on_thirty_images_is_verified_on_all_images(sensitive: Any, tmp_path: Path) -> None:
+def test_the_result_of_a_search_on_thirty_images_is_verified_on_all_images(
+    sensitive: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     light: dict[str, Any] = {"categories": [{"id": 4, "name": "light"}], "images": [], "annotations": []}
     (tmp_path / "images").mkdir()
     for n in range(32):
@@ -299,6 +301,8 @@ def test_the_result_of_a_search_on_thirty_images_is_verified_on_all_images(sensi
     assert main(["export", "onnx", str(source), "--precision", "int8", *flags]) == 0
     report = json.loads((tmp_path / "model.int8.verify.json").read_text())
     assert report["kept_in_fp32"] and report["images"] == 31
+    monkeypatch.setattr(int8_file, "int8_instructions", lambda: "VNNI")
+    assert int8_file.int8_file(source)[0] == tmp_path / "model.int8.onnx"
 
 
 def test_a_model_that_cannot_be_converted_is_an_error(sensitive: Any, images: list[Path], tmp_path: Path) -> None:

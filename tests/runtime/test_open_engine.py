@@ -55,7 +55,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, driver: Driver, engine: Engine) -
             return rtx.engine
 
     rtx.__dict__.update(ILogger=Logger, Runtime=Runtime, engine=engine, __version__="1.8")
-    rtx.__dict__["CudaGraphStrategy"] = types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
+    rtx.__dict__["CudaGraphStrategy"] = types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph", DISABLED="disabled")
     rtx.__dict__["ExecutionContextAllocationStrategy"] = types.SimpleNamespace(USER_MANAGED="user managed")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
@@ -100,6 +100,11 @@ def test_cuda_graphs_are_captured_by_us_for_tensorrt_but_not_for_rtx(
         for _ in range(3):
             assert_equal(backend.run(tiles(2)), brightest(tiles(2)))
         assert [call[0] for call in driver.calls].count("graph") == graphs
+        plain = open_engine(files, cuda_graph=False)
+        for _ in range(3):
+            assert_equal(plain.run(tiles(2)), brightest(tiles(2)))
+        assert [call[0] for call in driver.calls].count("graph") == graphs
+        assert engine.contexts[-1].how == "user managed" or engine.contexts[-1].how.cuda_graph_strategy == "disabled"
 
 
 def test_an_engine_of_another_version_or_gpu_is_refused_with_both(installed: Any, files: Path) -> None:

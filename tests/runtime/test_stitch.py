@@ -59,7 +59,7 @@ def stitched(
 
     Return the detections of the scene, and the largest number of boxes that had to wait at a time.
     """
-    stitcher = Stitcher(grid, **{"nms_iou": None, **options})
+    stitcher = Stitcher(grid, **{"nms_iou": None, "enough": 0, **options})
     found, held = [], 0
     for index in range(len(grid)) if order is None else order.tolist():
         tile = grid.tiles[index]
@@ -262,13 +262,13 @@ def test_classes_do_not_affect_each_other_at_seams() -> None:
         assert extra <= 0.01
 
 
-def test_the_order_of_tiles_changes_nothing() -> None:
+def test_neither_the_order_of_tiles_nor_the_rows_that_are_stitched_at_once_change_the_result() -> None:
     truth = np.concatenate([objects(0, 1500, 300, 3, 20, 12), objects(1, 1500, 40, 100, 400)])
     grid = TileGrid(1500, 1500, 256, 64)
     expected = stitched(truth, grid, nms_iou=0.5)[0].by_score()
-    for seed in range(4):
+    for seed, enough in enumerate((0, 60, 1024, 0)):
         order = np.random.default_rng(seed).permutation(len(grid))
-        found = stitched(truth, grid, nms_iou=0.5, order=order)[0].by_score()
+        found = stitched(truth, grid, nms_iou=0.5, order=order, enough=enough)[0].by_score()
         assert found.boxes.tolist() == expected.boxes.tolist()
         assert found.tiles.tolist() == expected.tiles.tolist()
 
@@ -284,16 +284,17 @@ def test_the_number_of_waiting_boxes_does_not_grow_with_the_height_of_the_scene(
     assert 0 < held[1] < 1.5 * held[0]
 
 
-def test_boxes_are_final_as_soon_as_their_row_is_complete() -> None:
+@pytest.mark.parametrize("enough", [0, 3])
+def test_boxes_are_final_as_soon_as_their_rows_are_complete_and_have_enough_boxes(enough: int) -> None:
     grid = TileGrid(256, 2000, 256, 64)
-    stitcher = Stitcher(grid, nms_iou=None)
+    stitcher = Stitcher(grid, nms_iou=None, enough=enough)
     left = []
     for index, tile in enumerate(grid.tiles):
         box = np.array([[100, tile.y + 70, 110, tile.y + 80]], float)  # above all of the next row
         left.append(
             len(stitcher.add([index], boxes_of(np.array([index]), box, np.float32([0.9]), np.zeros(1, np.int32))))
         )
-    assert left == [1] * len(grid)
+    assert len(grid) == 11 and left == ([0, 0, 3] * 3 + [0, 2] if enough else [1] * 11)
 
 
 def test_each_box_has_the_index_of_its_tile_and_the_distance_to_its_edge() -> None:

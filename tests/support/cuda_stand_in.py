@@ -70,7 +70,7 @@ class Driver:
     def _take(self, where: str, size: int) -> tuple[Any, int]:
         if size > self.room:
             return OUT_OF_MEMORY, 0
-        block = (ctypes.c_uint8 * size)(*([0xAB] * size))  # real memory is not zeroed
+        block = (ctypes.c_uint8 * size).from_buffer(bytearray(b"\xab" * size))  # real memory is not zeroed
         self.memory[ctypes.addressof(block)] = (where, block)
         self.made += 1
         return OK, ctypes.addressof(block)

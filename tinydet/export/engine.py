@@ -65,7 +65,8 @@ def write_engine(
         workspace: limit of the scratch memory of layers on the GPU, in bytes; None for no limit.
         version_compatible: the engine also runs with newer TensorRT versions (slower).
         hardware_compatible: the engine runs on every GPU from Ampere on (slower).
-        compute_capabilities: target GPUs of TensorRT-RTX, such as "7.5"; none for Ampere and newer.
+        compute_capabilities: target GPUs of TensorRT-RTX, such as "7.5", or "current" for that of this machine; none
+            for Ampere and newer.
         timing_cache: a file with kernel timings, which makes the next build with TensorRT faster.
         verify: called with the path of the engine before it is renamed to `output`, and its description. If it raises,
             an existing engine is kept.
@@ -325,6 +326,7 @@ def _open_builder(target: Target) -> tuple[Flavour, Any, Any, Any]:
 def _target_rtx(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> None:
     """Set the target GPUs. The builder configuration has these members only in TensorRT-RTX."""
     known = {f"{name[2:-1]}.{name[-1]}": name for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
+    known |= {"current": "CURRENT"}
     unknown = [c for c in compute_capabilities if c not in known]
     if unknown:
         raise ValueError(

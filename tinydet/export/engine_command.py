@@ -78,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="X.Y",
-        help="TensorRT-RTX: build for these GPUs, such as 7.5 (default: Ampere and newer)",
+        help="TensorRT-RTX: build for these GPUs, such as 7.5, or current: that of this machine (default: Ampere and "
+        "newer)",
     )
     parser.add_argument(
         "--timing-cache",

@@ -185,7 +185,8 @@ def convert(
             )
         spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
     write_text(sidecar, spec.to_json() + "\n")
-    write_report(verification, output, {"kept_in_fp32": list(kept), "shares": sensitivity})
+    hashes = {"sha256": spec.onnx_sha256, "reference_sha256": exported.sha256}  # `auto` runs what was verified
+    write_report(verification, output, {"kept_in_fp32": list(kept), "shares": sensitivity, **hashes})
     weights, _ = graph_precision(onnx.load(str(output)).graph)
     return Conversion(
         path=output,

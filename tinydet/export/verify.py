@@ -30,7 +30,7 @@ from tinydet.spec import ModelSpec
 
 PROTOCOL = "coco"
 REFERENCE_BACKEND = "onnx-cpu"  # runs the reference ONNX file; on a GPU, ONNX Runtime computes FP32 as TF32 by default
-CONVERSION_FIELDS = ("kept_in_fp32", "shares")  # of a report; known only to the conversion that wrote it
+CONVERSION_FIELDS = ("kept_in_fp32", "shares", "sha256", "reference_sha256")  # known only to the conversion
 AP_IOU = "0.50"
 MAX_DROP = 0.005  # of AP-tiny, as a fraction
 REAL_TILES = 4

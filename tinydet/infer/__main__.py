@@ -42,6 +42,7 @@ from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
 from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
+from tinydet.infer.opened_ahead import OpenedAhead
 from tinydet.infer.parts import JoinRun, PartRun, images_only, parse_part, parts_folder
 from tinydet.infer.ray_driver import Cluster, ClusterRun, check_address
 from tinydet.infer.ray_worker import Setup
@@ -49,7 +50,7 @@ from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import RunSummary, summary_written
 from tinydet.runtime.auto_tile import AutoTile, auto_overlap
-from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
+from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, Choice, choose_model
 from tinydet.runtime.bundled import BUNDLED, FOLDER, model_path
 from tinydet.runtime.model_files import local_model
 from tinydet.runtime.options import ScanOptions
@@ -134,31 +135,31 @@ def infer(args: argparse.Namespace) -> RunSummary:
     # Results that go to a device such as /dev/stdout must not be mixed with messages.
     if args.output is not None and is_device(to_path(args.output)):
         information_to_stderr()
-    path, backend = _model(args, [job.source for job in plan.jobs])
-    settings = _settings(args, path, backend)
-    model_hash = hash_file(path)
-    if args.part is not None and folder is not None:
-        part = PartRun(backend, model_hash, settings, args.part, folder, plan)
-        with terminated_like_interrupted():
+    first = plan.jobs[0].source
+    is_read_first = folder is None and not first.moving and not args.resume
+    with OpenedAhead(first if is_read_first else None, args.bands) as ahead, terminated_like_interrupted():
+        model = _model(args, [job.source for job in plan.jobs])
+        path, backend = model.runs, model.backend
+        settings = _settings(args, model.path, backend)
+        model_hash = hash_file(path)
+        if args.part is not None and folder is not None:
+            part = PartRun(backend, model_hash, settings, args.part, folder, plan)
             part.run_part()
-        return part.summary
-    if folder is None:
-        run = InferenceRun(backend, model_hash, settings)
-    else:
-        run = JoinRun(backend, model_hash, settings, folder, plan)
-    with (
-        terminated_like_interrupted(),
-        summary_written(args.summary, run.summary, plan, backend, (_shown_model(args, path), model_hash), args),
-    ):
-        if args.ray is not None and folder is not None:
-            threads = 1 if args.threads is None else args.threads
-            cluster = Cluster(args.ray, args.workers, args.gpus_per_worker, threads)
-            setup = Setup(path.absolute(), model_hash, args.backend, backend.spec.tile, threads, settings)
-            ClusterRun(cluster, setup, backend, folder, plan).run()
-        if isinstance(run, JoinRun):
-            run.run_join(keep=args.ray is None or args.resume)
+            return part.summary
+        if folder is None:
+            run = InferenceRun(backend, model_hash, settings, ahead=ahead)
         else:
-            run.run(plan)
+            run = JoinRun(backend, model_hash, settings, folder, plan)
+        with summary_written(args.summary, run.summary, plan, backend, (_shown_model(args, path), model_hash), args):
+            if args.ray is not None and folder is not None:
+                threads = 1 if args.threads is None else args.threads
+                cluster = Cluster(args.ray, args.workers, args.gpus_per_worker, threads)
+                setup = Setup(path.absolute(), model_hash, args.backend, backend.spec.tile, threads, settings)
+                ClusterRun(cluster, setup, backend, folder, plan).run()
+            if isinstance(run, JoinRun):
+                run.run_join(keep=args.ray is None or args.resume)
+            else:
+                run.run(plan)
     return run.summary
 
 
@@ -346,7 +347,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
     )
 
 
-def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, Backend]:
+def _model(args: argparse.Namespace, sources: Sequence[Source]) -> Choice:
     """Open the model that the options ask for, and report which one it is.
 
     Args:
@@ -360,6 +361,7 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
     if tile == "auto":
         longest = None if args.scale == "auto" else longest_side(sources, args.scale)
         tile = AutoTile(overlap, batch=args.batch, longest=longest)
+    path: Path | None = None
     if args.model is not None:
         path = local_model(model_path(args.model))
         if not path.exists():
@@ -369,7 +371,6 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
                 f"{did_you_mean(str(path), BUNDLED) or did_you_mean_path(path)}"
             )
         check_file(path, "name an exported model")
-        backend = open_model(path, args.backend, tile=tile, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
         export = f"; to use model.pth: {tinydet_command('export', 'onnx', 'model.pth')}"
         name, reason = choose_bundled(sources, args.bands)
@@ -379,15 +380,16 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
             f"{f' ({reason}; {others} overrides)' if others else ''}{export if Path('model.pth').exists() else ''}"
         )
         path = model_path(name)
-        backend = open_model(path, args.backend, tile=tile, threads=args.threads)
-    else:
-        choice = choose_model(args.backend, tile=tile, threads=args.threads)
-        path, backend = choice.path, choice.backend
-        for reason in choice.passed_over:
-            logger.info(f"Not used: {reason}")
-    spec = backend.spec
-    logger.info(f"{_shown_model(args, path)}: {spec.detector} {spec.backbone}, {spec.precision}, {backend.name}")
-    return path, backend
+    choice = choose_model(args.backend, path=path, tile=tile, threads=args.threads)
+    for reason in choice.passed_over:
+        logger.info(f"Not used: {reason}")
+    if choice.note:
+        logger.info(choice.note)
+    spec = choice.backend.spec
+    logger.info(
+        f"{_shown_model(args, choice.runs)}: {spec.detector} {spec.backbone}, {spec.precision}, {choice.backend.name}"
+    )
+    return choice
 
 
 def _shown_model(args: argparse.Namespace, path: Path) -> Path:
@@ -399,7 +401,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     """Measure which tiles may be skipped, write the filter next to the model and print what it keeps and saves."""
     if args.annotations is None:
         raise ValueError("--calibrate-skip needs annotated images: --annotations val.json --images DIR")
-    path, backend = _model(args, coco_sources(args.annotations, args.images))
+    model = _model(args, coco_sources(args.annotations, args.images))
+    path, backend = model.path, model.backend
     args.skip_empty = False  # the filter does not exist yet
     settings = _settings(args, path, backend)
     if settings.auto_scale:

@@ -26,6 +26,7 @@ from tinydet.infer.auto_options import MANY, seconds_per_batch
 from tinydet.infer.chunks import Best, Tally, chunks
 from tinydet.infer.domain_warnings import DomainWarnings
 from tinydet.infer.jobs import SKIP_HINT, Job, RunPlan, hashes
+from tinydet.infer.opened_ahead import OpenedAhead
 from tinydet.infer.progress import RunProgress
 from tinydet.infer.report import found, plan_lines, result_lines, summary_lines
 from tinydet.infer.settings import Settings
@@ -71,11 +72,15 @@ class InferenceRun:
         summary: what the run has done so far.
     """
 
-    def __init__(self, backend: Backend, model_hash: str, settings: Settings) -> None:
+    def __init__(
+        self, backend: Backend, model_hash: str, settings: Settings, *, ahead: OpenedAhead | None = None
+    ) -> None:
         """
         Args:
             model_hash: SHA-256 of the model file; a journal belongs to one model.
+            ahead: an image that is already being opened.
         """
+        self._ahead = ahead or OpenedAhead(None, None)
         self._backend, self._hash, self._settings = backend, model_hash, settings
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
@@ -252,7 +257,9 @@ class InferenceRun:
         source = job.source
         with _of_one_scene():
             stretch, bands = self._spec.stretch, self._settings.bands
-            scene = open_scene(source.path, stretch=stretch, bands=bands, limits=self._limits(job))
+            scene = self._ahead.take(source, stretch) or open_scene(
+                source.path, stretch=stretch, bands=bands, limits=self._limits(job)
+            )
             if self._settings.needs_gsd and scene.gsd is None:
                 scene.gsd = self._photo_gsd(source)
             return scene if source.size is None else part_of(scene, source.size, source.corner)

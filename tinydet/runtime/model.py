@@ -21,7 +21,7 @@ from tinydet._internal.names import public_location
 from tinydet._internal.progress import Progress
 from tinydet._internal.stores import is_bucket, is_store, to_path
 from tinydet.runtime.auto_tile import AutoTile, auto_overlap
-from tinydet.runtime.backends import Backend, open_model
+from tinydet.runtime.backends import Backend, choose_model
 from tinydet.runtime.backends.function import FunctionBackend, TileFunction, describe_function
 from tinydet.runtime.domain import gsd_of, unlike_training
 from tinydet.runtime.drawing import draw
@@ -610,7 +610,11 @@ def load(
     if model is None or isinstance(model, str | PathLike):
         _refuse_for("a model file carries its own description", described)
         chosen = AutoTile(checked.overlap, batch=checked.batch) if tile == "auto" else tile
-        opened = open_model(None if model is None else to_path(model), backend, tile=chosen, threads=threads)
+        path = None if model is None else to_path(model)
+        choice = choose_model(backend, path=path, tile=chosen, threads=threads)
+        if choice.note:
+            logger.info(choice.note)
+        opened = choice.backend
         if tile == "auto" and checked.overlap is None:
             checked = checked.changed({"overlap": auto_overlap(opened.spec, opened.spec.tile)})
         return Model(opened, checked)

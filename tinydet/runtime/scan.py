@@ -576,20 +576,20 @@ def _record(
     tiles, empty, filtered = (
         np.array([tile.index for tile in group], np.int64) for group in (segment.tiles, segment.empty, segment.filtered)
     )
-    record = BatchRecord(tiles, empty, filtered, pass_index=pass_index)
     if outputs is None:
-        return record
+        return BatchRecord(tiles, empty, filtered, pass_index=pass_index)
     saturated = int(((outputs.candidates > slots) & (outputs.scores[:, slots - 1] >= thresholds.min())).sum())
     which, slot = np.nonzero((outputs.labels >= 0) & (outputs.scores >= thresholds[outputs.labels]))
     if not len(which):
-        return dataclasses.replace(record, saturated=saturated)
+        return BatchRecord(tiles, empty, filtered, saturated=saturated, pass_index=pass_index)
     content = np.array(tiling.content_size * 2, np.float64)
     size = np.array((tiling.grid.tile_width, tiling.grid.tile_height) * 2, np.float64)
-    boxes = np.clip(outputs.boxes[which, slot].astype(np.float64), 0, content) * (size / content)
-    inside = ~((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
-    which, slot, boxes = which[inside], slot[inside], boxes[inside]
-    origin = np.array([(tile.x, tile.y) * 2 for tile in segment.tiles], np.float64)
-    detections = Detections(
-        boxes + origin[which], outputs.scores[which, slot], outputs.labels[which, slot], {"tile": tiles[which]}
-    )
-    return dataclasses.replace(record, detections=detections, saturated=saturated)
+    boxes = outputs.boxes[which, slot].astype(np.float64)
+    boxes = np.minimum(np.maximum(boxes, 0, out=boxes), content, out=boxes)
+    boxes *= size / content
+    outside = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    if outside.any():
+        which, slot, boxes = which[~outside], slot[~outside], boxes[~outside]
+    boxes += np.array([(tile.x, tile.y) * 2 for tile in segment.tiles], np.float64)[which]
+    detections = Detections(boxes, outputs.scores[which, slot], outputs.labels[which, slot], {"tile": tiles[which]})
+    return BatchRecord(tiles, empty, filtered, detections, saturated, pass_index)

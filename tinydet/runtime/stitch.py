@@ -41,11 +41,15 @@ MERGES: tuple[Merge, ...] = get_args(Merge)
 SAME_OBJECT = 0.5  # minimum IoU of two views of one object
 JITTER = 2.0  # pixels; two views of a very small object may have a lower IoU if no edge differs by more than this
 MIN_IOU = 0.1  # but not a lower IoU than this
+ENOUGH = 1024  # boxes that are stitched at once: on a few, each array operation would cost as much as on many
 EDGE = 4.0  # pixels; a box nearer to an inner edge touches it. Room means twice this: jitter must not drop both views
 
 
 class Stitcher:
-    """Takes the boxes of tiles in any order, and returns the boxes of the scene row by row."""
+    """Takes the boxes of tiles in any order, and returns the boxes of the scene as rows of tiles are complete.
+
+    Rows with few boxes wait for the next ones. The last row completes the scene.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Stitcher:
         pixel: float = 1.0,
         score: float | NDArray[np.float32] = 0.0,
         coarse: Detections | None = None,
+        enough: int = ENOUGH,
     ) -> None:
         """
         Args:
@@ -68,7 +73,9 @@ class Stitcher:
             pixel: side of a pixel of the model's input, in scene pixels.
             score: boxes whose score "soft-nms" reduces below this are dropped; one value, or (C,) of each class.
             coarse: final detections of a coarse pass, in scene pixels.
+            enough: complete rows are stitched once they have this many boxes; it does not affect the result.
         """
+        self._enough = enough
         self._grid, self._nms_iou, self._merge, self._agnostic = grid, nms_iou, merge, agnostic
         self._score = np.asarray(score, np.float32)
         self._edge, self._jitter = EDGE * pixel, JITTER * pixel
@@ -87,16 +94,20 @@ class Stitcher:
                 tile. The boxes of one tile are in the order of the model.
         """
         if len(found):
-            rows = found.tiles // self._grid.columns
-            first, last = int(rows.min()), int(rows.max())
+            first, last = min(tiles) // self._grid.columns, max(tiles) // self._grid.columns
             for row in range(first, last + 1):
-                self._rows.setdefault(row, []).append(found if first == last else found[rows == row])
+                self._rows.setdefault(row, []).append(
+                    found if first == last else found[found.tiles // self._grid.columns == row]
+                )
         for tile in tiles:
             self._missing[tile // self._grid.columns] -= 1
-        done = []
-        while self._next < self._grid.rows and self._missing[self._next] == 0:
-            done.append(self._finish_row())
-        return Detections.concatenate(done)
+        done, arrived = self._next, 0
+        while done < self._grid.rows and self._missing[done] == 0:
+            arrived += sum(map(len, self._rows.get(done, ())))
+            done += 1
+        if done == self._next or (done < self._grid.rows and arrived < max(self._enough, len(self._pool))):
+            return Detections.empty()
+        return self._finish_rows(done)
 
     def _prepared(self, found: Detections) -> Detections:
         """Add the columns that stitching needs.
@@ -112,13 +123,13 @@ class Stitcher:
         columns = {"tile": tile, "pass": np.zeros_like(tile), "seam_distance": seam_distance, "part": part}
         return replace(found, data=columns)
 
-    def _finish_row(self) -> Detections:
-        arrived = self._rows.pop(self._next, [])
-        self._next += 1
+    def _finish_rows(self, stop: int) -> Detections:
+        """Stitch the rows of tiles before `stop`; return what became final."""
+        arrived = [part for row in range(self._next, stop) for part in self._rows.pop(row, ())]
+        self._next = stop
         horizon = float(self._grid.ys[self._next]) if self._next < self._grid.rows else np.inf
         if not arrived and not len(self._pool) and not len(self._coarse):
             return Detections.empty()
-        # One row at a time: on the few boxes of a batch, each array operation would cost as much as on a whole row.
         row = self._prepared(Detections.concatenate(arrived))
         if self._nms_iou is not None:
             kind = self._kind(row)

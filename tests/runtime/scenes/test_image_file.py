@@ -17,6 +17,7 @@ from PIL import Image
 
 from tinydet.data.image_files import image_size
 from tinydet.runtime.scenes import image_file, open_scene, read_image
+from tinydet.runtime.scenes.signatures import JPEG_MARKER
 
 NOISE = np.random.default_rng(0).integers(0, 256, (15, 20, 3), dtype=np.uint8)
 PHOTO = Image.fromarray(NOISE).resize((200, 150))
@@ -300,3 +301,16 @@ def test_an_image_without_width_or_height_is_refused_by_name(tmp_path: Path, nam
     (tmp_path / name).write_bytes(claims(*size)[name])
     with pytest.raises(ValueError, match=name):
         read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("block", [4, 7, 64])
+def test_markers_of_a_jpeg_are_found_in_blocks_as_by_the_regular_expression(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_file, "BLOCK", block)
+    rng = np.random.default_rng(block)
+    for _ in range(300):
+        content = rng.choice([0xFF, 0xFF, 0, 1, 0xD0, 0xD7, 0xD8, 0xD9, 5], rng.integers(0, 40)).astype(np.uint8)
+        data = content.tobytes()
+        expected, found = (JPEG_MARKER.search(data, start) for start in (2, image_file._skip_coded(data, 2)))
+        assert (expected and expected.span()) == (found and found.span()), data.hex()

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from tinydet._internal.shell import tinydet_command
@@ -59,12 +61,17 @@ class Choice:
     """The model that `choose_model` opened.
 
     Attributes:
+        path: the model that was named or found.
+        runs: the file that runs: `path`, or the INT8 file next to it.
         passed_over: for each better model that could not be opened, one sentence that says why.
+        note: why an INT8 file next to the model runs instead, or why it does not; empty if there is none.
     """
 
     backend: Backend
     path: Path
-    passed_over: tuple[str, ...]
+    runs: Path
+    passed_over: tuple[str, ...] = ()
+    note: str = ""
 
 
 def open_model(
@@ -90,7 +97,17 @@ def open_model(
     """
     if path is None:
         return choose_model(backend, tile=tile, threads=threads).backend
-    path = local_model(model_path(path))
+    return _open(local_model(model_path(path)), backend, tile, threads)
+
+
+def _open(
+    path: Path, backend: str, tile: TileChoice, threads: int | None, faster: Callable[[Path], Path] | None = None
+) -> Backend:
+    """Open a model file.
+
+    Args:
+        faster: returns the file that "auto" runs in OpenVINO instead of an ONNX file.
+    """
     kind = _file_kind(path)
     if backend not in BACKENDS:
         raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -104,7 +121,7 @@ def open_model(
     if kind == "openvino":
         return _open_openvino(path, backend, tile, threads)
     if kind == "onnx":
-        return _open_onnx(path, backend, tile, threads)
+        return _open_onnx(path, backend, tile, threads, faster)
     from tinydet.runtime.backends.tensorrt import open_engine
 
     try:
@@ -114,22 +131,31 @@ def open_model(
 
 
 def choose_model(
-    backend: str = "auto", *, tile: TileChoice = None, threads: int | None = None, folder: Path = Path()
+    backend: str = "auto",
+    *,
+    path: Path | None = None,
+    tile: TileChoice = None,
+    threads: int | None = None,
+    folder: Path = Path(),
 ) -> Choice:
-    """Open the first of `model.engine` and `model.onnx` in a folder that can run on this machine with this tile.
+    """Open a model to run it: `path`, or the first of `model.engine` and `model.onnx` in a folder that can run here.
+
+    Where "auto" chooses OpenVINO, the INT8 file next to the model runs, if it is verified and faster; see `int8_file`.
 
     Raises:
         FileNotFoundError: the folder has no model for this backend.
-        ValueError: none of its models can run; says why for each.
+        ValueError: none of its models can run; says why for each. With a path, all errors are those of `open_model`.
     """
     if backend not in BACKENDS:
         raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")
+    if path is not None:
+        return _choice(local_model(model_path(path)), backend, tile, threads)
     passed_over: list[str] = []
     for path in (folder / name for name in MODEL_FILES):
         if not path.is_file() or _kind_for(backend) not in ("auto", _file_kind(path)):
             continue
         try:
-            return Choice(open_model(path, backend, tile=tile, threads=threads), path, tuple(passed_over))
+            return replace(_choice(path, backend, tile, threads), passed_over=tuple(passed_over))
         except (ValueError, OSError, ImportError) as error:
             passed_over.append(_sentence(path, error))
     if passed_over:
@@ -141,7 +167,25 @@ def choose_model(
     )
 
 
-def _open_onnx(path: Path, backend: str, tile: TileChoice, threads: int | None) -> Backend:
+def _choice(path: Path, backend: str, tile: TileChoice, threads: int | None) -> Choice:
+    """Open a model file, or the INT8 file next to it."""
+    runs, note = path, ""
+
+    def faster(path: Path) -> Path:
+        nonlocal runs, note
+        from tinydet.runtime.backends.int8_file import int8_file
+
+        found, note = int8_file(path)
+        runs = found or path
+        return runs
+
+    opened = _open(path, backend, tile, threads, faster)
+    return Choice(opened, path, runs, note=note)
+
+
+def _open_onnx(
+    path: Path, backend: str, tile: TileChoice, threads: int | None, faster: Callable[[Path], Path] | None = None
+) -> Backend:
     from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend, has_gpu_provider
 
     if backend == "auto":
@@ -152,7 +196,8 @@ def _open_onnx(path: Path, backend: str, tile: TileChoice, threads: int | None) 
                     return opened
     if backend == "auto" or backend.startswith("openvino"):
         try:
-            return _open_openvino(path, backend, tile, threads)
+            wanted = path if faster is None or backend != "auto" or not _has_openvino() else faster(path)
+            return _open_openvino(wanted, backend, tile, threads)
         except (ImportError, OSError):
             if backend != "auto":
                 raise
@@ -167,6 +212,10 @@ def _open_onnx(path: Path, backend: str, tile: TileChoice, threads: int | None) 
             "(for CPUs), or pip install 'tinydet[onnxruntime]' (also for NVIDIA GPUs)",
             name=error.name,
         ) from error
+
+
+def _has_openvino() -> bool:
+    return find_spec("openvino") is not None
 
 
 def _open_openvino(path: Path, backend: str, tile: TileChoice, threads: int | None) -> Backend:

@@ -34,6 +34,7 @@ from tinydet.runtime.backends.contract import (
     spec_for_tile,
 )
 from tinydet.runtime.backends.external_data import check_external_data
+from tinydet.runtime.backends.int8_file import int8_instructions
 from tinydet.runtime.backends.onnx_spec import OnnxFile, read_onnx_file
 from tinydet.runtime.memory import check_memory
 from tinydet.spec import METADATA_KEY, ModelSpec
@@ -225,13 +226,7 @@ def _type_name(node: Any) -> str:
 
 def _accumulates_int8_in_32_bits() -> bool:
     """Return whether INT8 products are accumulated in 32 bits. With AVX2 alone it is 16 bits, which overflow."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # not Linux: assume the worst
-        return False
-    return "vnni" in flags or "amx_int8" in flags
+    return platform.machine().lower() not in ("x86_64", "amd64") or bool(int8_instructions())
 
 
 def _cache_folder(requested: Path | None) -> Path | None:

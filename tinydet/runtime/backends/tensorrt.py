@@ -114,12 +114,15 @@ class TensorRTBackend:
         return runner
 
 
-def open_engine(path: Path, spec: ModelSpec | None = None, *, tile: TileChoice = None) -> TensorRTBackend:
+def open_engine(
+    path: Path, spec: ModelSpec | None = None, *, tile: TileChoice = None, cuda_graph: bool = True
+) -> TensorRTBackend:
     """Load the engine at `path`.
 
     Args:
         spec: its description; None to read it from the `.json` of the same name (`model.engine`, `model.json`).
         tile: side of the tiles in pixels, one of those that the engine was built for; None for the first of them.
+        cuda_graph: run each batch size as one CUDA graph. False, for measurements, launches every kernel by itself.
 
     Raises:
         ValueError: the file is not an engine, does not match its description, or was not built for this tile.
@@ -161,7 +164,7 @@ def open_engine(path: Path, spec: ModelSpec | None = None, *, tile: TileChoice =
             f"only where all of these are equal; build it here: {_build_command(path)}. "
             f"{product} says: {' | '.join(logger.errors) or 'nothing'}"
         )
-    execution = (_execution_rtx if flavour == "rtx" else _execution)(trt, engine)
+    execution = (_execution_rtx if flavour == "rtx" else _execution)(trt, engine, cuda_graph)
     name = f"{product} {trt.__version__}, {gpu}"
     return TensorRTBackend(engine, spec, cudart, execution, name=name, keep=(runtime, logger))
 
@@ -252,17 +255,18 @@ def platform_name() -> str:
     return f"{platform.system().lower()}-{platform.machine().lower()}"
 
 
-def _execution(trt: Any, engine: Any) -> Execution:
+def _execution(trt: Any, engine: Any, cuda_graph: bool) -> Execution:
     """Use one context per batch size, as a CUDA graph is bound to one shape and context. They share their memory."""
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    return Execution(lambda: engine.create_execution_context(strategy), int(engine.device_memory_size_v2), True)
+    return Execution(lambda: engine.create_execution_context(strategy), int(engine.device_memory_size_v2), cuda_graph)
 
 
-def _execution_rtx(trt: Any, engine: Any) -> Execution:
+def _execution_rtx(trt: Any, engine: Any, cuda_graph: bool) -> Execution:
     """Use one context for all batch sizes. TensorRT-RTX compiles kernels in the background and captures graphs itself
     when they are ready."""
     runtime_config = engine.create_runtime_config()
-    runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    strategy = trt.CudaGraphStrategy
+    runtime_config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if cuda_graph else strategy.DISABLED
     return Execution(lambda: engine.create_execution_context(runtime_config), 0, False)
 
 

