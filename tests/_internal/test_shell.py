@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import runpy
 import shutil
@@ -111,11 +112,9 @@ def test_the_help_of_the_scripts_reads_as_typed(
     monkeypatch.chdir(ROOT)
     name = words.removeprefix("-m ")
     monkeypatch.setattr(sys, "argv", [name, "--help"])
-    with pytest.raises(SystemExit) as ended:  # what `python` does with these words, in this process
-        if words.startswith("-m "):
-            runpy.run_module(name, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(name, run_name="__main__")
+    module = functools.partial(runpy.run_module, alter_sys=True)  # what `python` does, in this process
+    with pytest.raises(SystemExit) as ended:
+        (module if words.startswith("-m ") else runpy.run_path)(name, run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: {Path(sys.executable).name} {words} ")
 

@@ -84,7 +84,7 @@ def test_the_scenes_exercise_every_rule(make_scene: Any) -> None:
         for part in ("precision", "miss_rate"):
             rules = getattr(VARIANTS["tinyperson"], part)
             for field in dataclasses.fields(rules):
-                if isinstance(value := getattr(rules, field.name), bool):
+                if field.name not in changed and isinstance(value := getattr(rules, field.name), bool):
                     other = dataclasses.replace(rules, **{field.name: not value})
                     protocol = dataclasses.replace(VARIANTS["tinyperson"], **{part: other})
                     if score_detections(gt, dt, protocol).to_json() != usual:

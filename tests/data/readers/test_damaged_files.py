@@ -130,7 +130,7 @@ def test_a_damaged_file_is_read_or_refused(folders: tuple[Path, Path], name: str
 
 NOT_TEXT = [b"", b"\0" * 100, bytes(range(256)), b"\xff\xfe", b"PK\3\4", b"\n\n"]
 CONTENTS = [(name, content) for name in FORMATS for content in NOT_TEXT if name != "citypersons"]
-CONTENTS += [("citypersons", content) for content in NOT_TEXT[1:3]]  # each starts a process; its bases are damaged above
+CONTENTS += [("citypersons", content) for content in NOT_TEXT[1:3]]  # each starts a process
 
 
 @pytest.mark.parametrize(("name", "content"), CONTENTS)
