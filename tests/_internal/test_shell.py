@@ -103,6 +103,7 @@ def test_the_usage_reads_as_typed(
     assert program(*names) == typed
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # imported by other tests
 @pytest.mark.parametrize(
     "words", ["-m tinydet.train", "-m tinydet", "-m tinydet.evaluate", "export/to_trt.py", "deploy/infer.py"]
 )

@@ -400,7 +400,7 @@ def test_memory_does_not_grow_with_the_number_of_objects(tmp_path: Path) -> None
         return most
 
     peak(500)  # one-time allocations
-    assert peak(20_000) < 1.2 * peak(4000)
+    assert peak(10_000) < 1.2 * peak(4000)
 
 
 def test_a_drawing_gets_the_best_of_all_chunks() -> None:

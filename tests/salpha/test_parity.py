@@ -95,7 +95,7 @@ def fuzz(boxes: int, largest: int, seed: int) -> None:
 
 
 def test_the_best_anchor_equals_the_dense_argmax() -> None:
-    fuzz(10_000, largest=320, seed=0)
+    fuzz(4_000, largest=256, seed=0)  # each of 8 designs once with each of 5 kinds of boxes
 
 
 @pytest.mark.slow
