@@ -29,7 +29,7 @@ def with_limit(protocol: Protocol, n: int) -> Protocol:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 8))])
 def test_every_number_equals_the_plain_evaluators(reference: Any, make_scene: Any, name: str, seed: int) -> None:
     gt, dt = make_scene(seed)
     before = copy.deepcopy((gt, dt))
