@@ -23,9 +23,10 @@ help: ## list the targets
 demo: $(READY) ## generate data, train, evaluate, export and scan a large scene, in demo/
 	$(PY) benchmarks/demo.py $(ARGS)
 
+# Bytecode is kept: otherwise each worker and each process that a test starts compiles what it imports again.
 test: $(READY) ## run the tests and doctests in parallel, without those marked slow
 	@echo "The whole suite takes about $(TEST_TIME)."
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(READY) ## run ruff (lint and format) and mypy --strict
 	$(PY) -m ruff check

@@ -26,11 +26,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell that started
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of compiled models for each worker, since OpenVINO does not lock its files; datasets are shared."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinydet"
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TINYDET_CACHE", os.environ.get("TINYDET_CACHE") or str(usual))
+        patch.setenv("TINYDET_CACHE", os.environ.get("TINYDET_CACHE") or str(usual / "tinydet"))
+        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or str(usual / "matplotlib"))  # its list of fonts
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         yield
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run share, for what is expensive to make. Lock what is written into it."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")

@@ -80,13 +80,30 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("words", COMMANDS)
-def test_a_wrong_path_is_refused_before_torch_is_imported(words: list[str], squares: Path, tmp_path: Path) -> None:
+ONE_BY_ONE = """
+import contextlib, io, json, sys
+from tinydet.__main__ import main
+for words in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            code = main(words)
+        except SystemExit as left:
+            code = left.code
+    print(json.dumps([code, said.getvalue()]))
+"""
+
+
+def test_a_wrong_path_is_refused_before_torch_is_imported(squares: Path, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     paths = {"SQUARES": str(squares), "NOWHERE": str(tmp_path / "nowhere")}
+    commands = json.dumps(COMMANDS)
     for word, path in paths.items():
-        words = [each.replace(word, path) for each in words]
+        commands = commands.replace(word, path)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-m", "tinydet", *words]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert ran.returncode == 2 and "nowhere" in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+    command = [sys.executable, "-c", ONE_BY_ONE]
+    ran = subprocess.run(command, input=commands, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    answers = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(answers) == len(COMMANDS), ran.stderr
+    for words, (code, said) in zip(COMMANDS, answers, strict=True):
+        assert code == 2 and "nowhere" in said and len(said.splitlines()) == 1, (words, code, said)

@@ -29,7 +29,7 @@ def with_limit(protocol: Protocol, n: int) -> Protocol:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 8))])
 def test_every_number_equals_the_plain_evaluators(reference: Any, make_scene: Any, name: str, seed: int) -> None:
     gt, dt = make_scene(seed)
     before = copy.deepcopy((gt, dt))
@@ -84,7 +84,7 @@ def test_the_scenes_exercise_every_rule(make_scene: Any) -> None:
         for part in ("precision", "miss_rate"):
             rules = getattr(VARIANTS["tinyperson"], part)
             for field in dataclasses.fields(rules):
-                if isinstance(value := getattr(rules, field.name), bool):
+                if field.name not in changed and isinstance(value := getattr(rules, field.name), bool):
                     other = dataclasses.replace(rules, **{field.name: not value})
                     protocol = dataclasses.replace(VARIANTS["tinyperson"], **{part: other})
                     if score_detections(gt, dt, protocol).to_json() != usual:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import shutil
 import sys
 import types
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tinydet.spec import ModelSpec
 
@@ -152,7 +154,19 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint: Path, scene: Path) -> Exported:
+def exported(checkpoint: Path, scene: Path, run_folder: Path) -> Exported:
+    """The export of a copy of the checkpoint, made by the first worker that needs it."""
+    folder, record = run_folder / "exported", run_folder / "exported.json"
+    with FileLock(run_folder / "exported.lock"):
+        if not record.exists():
+            folder.mkdir(exist_ok=True)
+            shutil.copy(checkpoint, folder)
+            record.write_text(json.dumps(_export(folder / checkpoint.name, scene)))
+    code, out, err = json.loads(record.read_text())
+    return Exported(code, folder, out, err)
+
+
+def _export(checkpoint: Path, scene: Path) -> tuple[int, str, str]:
     import toy_detector
 
     from tinydet.__main__ import main
@@ -162,7 +176,7 @@ def exported(checkpoint: Path, scene: Path) -> Exported:
     arguments += ["--precision", "fp32"]
     with toy_detector.tiny_backbone(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["export", "engine", str(checkpoint), *arguments])
-    return Exported(code, checkpoint.parent, out.getvalue(), err.getvalue())
+    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture

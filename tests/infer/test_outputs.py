@@ -392,7 +392,7 @@ def test_memory_does_not_grow_with_the_number_of_objects(tmp_path: Path) -> None
     def peak(count: int) -> int:
         tracemalloc.start()
         with open_writers([tmp_path / "all.json", tmp_path / "all.csv"], SPEC) as write:
-            for chunk in chunks(steps(np.random.default_rng(0), [500] * (count // 500)), 2000):
+            for chunk in chunks(steps(np.random.default_rng(0), [250] * (count // 250)), 500):
                 write(SceneDetections("scene", 1, 1000, 1000, chunk))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -400,7 +400,7 @@ def test_memory_does_not_grow_with_the_number_of_objects(tmp_path: Path) -> None
         return most
 
     peak(500)  # one-time allocations
-    assert peak(20_000) < 1.2 * peak(4000)
+    assert peak(10_000) < 1.2 * peak(2000)
 
 
 def test_a_drawing_gets_the_best_of_all_chunks() -> None:

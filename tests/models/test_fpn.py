@@ -280,7 +280,12 @@ def test_the_pyramid_of_any_torchvision_detector_takes_a_factor_and_folds_back(
     model: nn.Module, size: tuple[int, int]
 ) -> None:
     theirs = model.backbone.fpn
-    inputs = model.backbone.body(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3)))
+    torch.manual_seed(3)
+    channels = [block[0].in_channels for block in theirs.inner_blocks]
+    finest = 4 << (4 - len(channels))
+    inputs = {  # of an image of this size, as the backbone would give them
+        str(i): torch.randn(1, count, *(-(-side // (finest << i)) for side in size)) for i, count in enumerate(channels)
+    }
     wanted = theirs(inputs)
     same = FPN.from_torchvision(theirs)(inputs)
     assert list(same) == list(wanted)
@@ -300,8 +305,7 @@ def test_the_pyramid_of_any_torchvision_detector_takes_a_factor_and_folds_back(
         else:
             assert torch.equal(level, weighed[name])  # 0.5 is a power of two
         assert torch.equal(plain(inputs)[name], level)
-    convolutions = [block[0] for block in theirs.inner_blocks]
-    made = FeaturePyramidNetwork([conv.in_channels for conv in convolutions], 256, extra_blocks=theirs.extra_blocks)
+    made = FeaturePyramidNetwork(channels, 256, extra_blocks=theirs.extra_blocks)
     assert plain.state_dict().keys() == made.state_dict().keys()
 
 

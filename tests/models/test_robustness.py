@@ -119,8 +119,11 @@ def gradients(detector: Detector, losses: dict[str, Tensor]) -> dict[str, Tensor
     return {name: value.grad for name, value in detector.named_parameters() if value.requires_grad}
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", CASES)
+# What bfloat16 could break: sums over many objects and over none.
+PRECISIONS = [*((case, "float32") for case in CASES), *((case, "bfloat16") for case in list(CASES)[:2])]
+
+
+@pytest.mark.parametrize(("case", "precision"), PRECISIONS)
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_the_loss_is_finite_and_every_parameter_has_a_gradient(name: str, case: str, precision: str) -> None:
     detector, batch = detector_of(name), batch_of(CASES[case])

@@ -95,7 +95,7 @@ def fuzz(boxes: int, largest: int, seed: int) -> None:
 
 
 def test_the_best_anchor_equals_the_dense_argmax() -> None:
-    fuzz(10_000, largest=320, seed=0)
+    fuzz(4_000, largest=256, seed=0)  # each of 8 designs once with each of 5 kinds of boxes
 
 
 @pytest.mark.slow
@@ -105,9 +105,9 @@ def test_the_best_anchor_equals_the_dense_argmax_for_200_000_boxes() -> None:
 
 def test_two_levels_one_rounding_apart_are_decided_as_in_the_dense_computation() -> None:
     rng = np.random.default_rng(7)
-    centers = rng.uniform(64, 192, (300, 2)).astype(np.float32)
-    shape = rng.uniform(0.7, 1.4, (300, 2))
-    small, large = np.full(300, 12.0), np.full(300, 24.0)
+    centers = rng.uniform(64, 192, (100, 2)).astype(np.float32)
+    shape = rng.uniform(0.7, 1.4, (100, 2))
+    small, large = np.full(100, 12.0), np.full(100, 24.0)
 
     def boxes(side: NDArray[np.float64]) -> NDArray[np.float32]:
         half = shape * side[:, None] / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import numbers
 import re
 import types
@@ -71,7 +72,7 @@ def add_options(
         only: names of the fields; None: all.
     """
     groups = {each.title: each for each in parser._action_groups}
-    types_of = typing.get_type_hints(options)
+    types_of = _types_of_fields(options)
     for field in dataclasses.fields(options):
         if "help" not in field.metadata or (only is not None and field.name not in only):
             continue
@@ -122,11 +123,17 @@ def check_values(values: Any) -> None:
     Raises:
         ValueError: naming the field, its rule and the value.
     """
-    kinds = typing.get_type_hints(type(values))
+    kinds = _types_of_fields(type(values))
     for field in dataclasses.fields(values):
         if "help" in field.metadata:
             value = _checked(field, _alternatives(kinds[field.name]), getattr(values, field.name))
             object.__setattr__(values, field.name, value)
+
+
+@functools.cache
+def _types_of_fields(options: type[Any]) -> dict[str, Any]:
+    """Return the types by field name. `get_type_hints` compiles every annotation again at each call."""
+    return typing.get_type_hints(options)
 
 
 def _checked(field: dataclasses.Field[Any], kinds: Sequence[Any], value: Any) -> Any:
