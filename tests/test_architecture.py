@@ -49,6 +49,7 @@ LAYERS = (
     ("salpha", "never"),
     ("evaluate", "lazily"),
     ("infer", "never"),
+    ("serve", "never"),
     ("zoo", "lazily"),
     ("train", "freely"),
     ("export", "freely"),
@@ -69,6 +70,8 @@ DISTRIBUTIONS = {
     "onnxruntime_ep_nv_tensorrt_rtx": "onnxruntime-ep-nv-tensorrt-rtx-cu13",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
     "torch.utils.tensorboard": "tensorboard",
+    "prometheus_client": "prometheus-client",
+    "prometheus_client.core": "prometheus-client",
     "yaml": "pyyaml",
 }
 

@@ -86,7 +86,7 @@ logger = logging.getLogger("tinydet.infer")
 
 @command("infer")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = infer_parser().parse_args(argv)
     if args.calibrate_skip:
         return _calibrate(args)
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
@@ -110,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Results that go to a device such as /dev/stdout must not be mixed with messages.
     if args.output is not None and is_device(Path(args.output)):
         information_to_stderr()
-    path, backend = _model(args, [job.source for job in plan.jobs])
-    settings = _settings(args, path, backend)
+    path, backend = chosen_model(args, [job.source for job in plan.jobs])
+    settings = run_settings(args, path, backend)
     model_hash = hash_file(path)
     run = InferenceRun(backend, model_hash, settings)
     with (
@@ -122,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return SKIPPED if skipped else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def infer_parser() -> Parser:
+    """Return the parser of the command, with the default of each option."""
     parser = Parser(
         "infer",
         positional="--image",
@@ -233,7 +234,15 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
     return inputs
 
 
-def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
+def run_settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
+    """Return the settings of a run from the options of the command.
+
+    Args:
+        path: of the model.
+
+    Raises:
+        ValueError: the options do not fit the model.
+    """
     spec = backend.spec
     contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty else None
     overlap = choose_overlap(spec) if args.overlap == "auto" else args.overlap
@@ -282,7 +291,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
     )
 
 
-def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, Backend]:
+def chosen_model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, Backend]:
     """Open the model that the options ask for, and report which one it is.
 
     Args:
@@ -329,9 +338,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     """Measure which tiles may be skipped, write the filter next to the model and print what it keeps and saves."""
     if args.annotations is None:
         raise ValueError("--calibrate-skip needs annotated images: --annotations val.json --images DIR")
-    path, backend = _model(args, coco_sources(args.annotations, args.images))
+    path, backend = chosen_model(args, coco_sources(args.annotations, args.images))
     args.skip_empty = False  # the filter does not exist yet
-    settings = _settings(args, path, backend)
+    settings = run_settings(args, path, backend)
     if settings.auto_scale:
         raise ValueError("--calibrate-skip needs a fixed scale, such as --scale 0.5")
     options = settings.options

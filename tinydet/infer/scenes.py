@@ -68,12 +68,15 @@ class InferenceRun:
         summary: what the run has done so far.
     """
 
-    def __init__(self, backend: Backend, model_hash: str, settings: Settings) -> None:
+    def __init__(
+        self, backend: Backend, model_hash: str, settings: Settings, progress: RunProgress | None = None
+    ) -> None:
         """
         Args:
             model_hash: SHA-256 of the model file; a journal belongs to one model.
+            progress: is told what the run does, and may end it by an exception; None for the progress bar.
         """
-        self._backend, self._hash, self._settings = backend, model_hash, settings
+        self._backend, self._hash, self._settings, self._progress = backend, model_hash, settings, progress
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
         self._unplaced = 0  # scenes whose longitude and latitude stay empty
@@ -119,7 +122,7 @@ class InferenceRun:
             files, total = ", ".join(map(str, plan.shared)), found(self.summary.total, self._spec)
             logger.info(f"{len(plan.jobs)} scenes: already complete, {files} unchanged: {total}")
             return
-        with RunProgress(len(plan.jobs), verbose=self._settings.verbose) as progress:
+        with self._progress or RunProgress(len(plan.jobs), verbose=self._settings.verbose) as progress:
             try:
                 with open_writers(plan.shared, self._spec, plan.formats) as write:
                     shared = write if plan.shared else None
@@ -305,12 +308,12 @@ class InferenceRun:
 
         def observe(result: BatchResult) -> None:
             tally.add(result)
-            progress.advance(result.tiles, result.tiles, len(result.detections))
+            progress.add(result)
 
         with open_writers(job.results, self._spec, job.formats) as write:
             for chunk in chunks(results, observe=observe):
                 part = SceneDetections(
-                    str(job.source.path),
+                    job.source.shown or str(job.source.path),
                     job.source.image_id,
                     scan.scene.width,
                     scan.scene.height,

@@ -104,6 +104,7 @@ class Source:
         corner: of a sub-image, which is this part of the image; see `part_of`.
         file_name: name for results, with slashes: the path relative to the folder that holds all scenes, as an
             annotation file has it, or the label of a stream.
+        shown: name of the scene in results and messages, in place of its location; empty for the location.
     """
 
     location: str
@@ -112,6 +113,7 @@ class Source:
     size: tuple[int, int] | None = None
     corner: Corner | None = None
     file_name: str = ""
+    shown: str = ""
 
     @property
     def path(self) -> Path:
@@ -120,7 +122,7 @@ class Source:
     @property
     def label(self) -> str:
         """The location for messages and results: printable and without secrets."""
-        return public_location(self.location)
+        return public_location(self.shown or self.location)
 
     @property
     def name(self) -> str:

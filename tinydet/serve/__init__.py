@@ -1,0 +1,1 @@
+"""HTTP service: jobs over scenes of any size, with the results of `tinydet infer`."""
