@@ -49,9 +49,9 @@ class JobRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    scene: str | None = Field(None, max_length=64, description="id of a scene of this service")
-    upload: str | None = Field(None, max_length=200, description="name of an upload")
-    path: str | None = Field(None, max_length=4096, description="path below a root of the service")
+    scene: str | None = Field(default=None, max_length=64, description="id of a scene of this service")
+    upload: str | None = Field(default=None, max_length=200, description="name of an upload")
+    path: str | None = Field(default=None, max_length=4096, description="path below a root of the service")
     options: JobOptions = Field(default_factory=JobOptions)
 
 

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import tinydet
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import printable
+from tinydet.serve.detect_api import detect_router
 from tinydet.serve.errors import ServiceError
 from tinydet.serve.guard import Guard
 from tinydet.serve.jobs_api import jobs_router
+from tinydet.serve.kserve_api import kserve_router
+from tinydet.serve.label_studio_api import label_studio_router
 from tinydet.serve.metrics import Metrics
 from tinydet.serve.service import Service
 from tinydet.serve.status_api import status_router
@@ -46,20 +49,21 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = ()) -> FastAPI:
         finally:
             service.close()
 
-    def answer(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-        return JSONResponse({"detail": printable(detail)}, status, headers)
+    def answer(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        key = "error" if request.url.path.startswith("/v2") else "detail"  # as the Open Inference Protocol has it
+        return JSONResponse({key: printable(detail)}, status, headers)
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ServiceError)
-        return answer(error.status, str(error), error.headers)
+        return answer(request, error.status, str(error), error.headers)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return answer(422, "; ".join(map(_sentence, error.errors()[:5])))
+        return answer(request, 422, "; ".join(map(_sentence, error.errors()[:5])))
 
     async def other(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return answer(error.status_code, str(error.detail), dict(error.headers or {}))
+        return answer(request, error.status_code, str(error.detail), dict(error.headers or {}))
 
     app = FastAPI(
         title="tinydet",
@@ -76,6 +80,9 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = ()) -> FastAPI:
     app.include_router(status_router(service, metrics))
     app.include_router(uploads_router(service))
     app.include_router(jobs_router(service))
+    app.include_router(detect_router(service))
+    app.include_router(kserve_router(service))
+    app.include_router(label_studio_router(service))
     app.add_middleware(Guard, token=service.options.token, hosts=hosts, max_body=service.options.max_body,
                        observe=metrics.observe)  # fmt: skip
     if service.options.cors:

@@ -22,19 +22,19 @@ class JobOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    score: Number | Literal["auto"] | None = Field(None, description="drop detections that score below, 0 to 1")
-    overlap: int | Literal["auto"] | None = Field(None, description="pixels that neighboring tiles share")
-    scale: Number | Literal["auto"] | None = Field(None, description="resize the scene by this factor before tiling")
-    object_size: str | None = Field(None, max_length=20, description="side of a typical object: 24 or 0.6m")
-    gsd: Number | None = Field(None, description="meters per pixel")
-    merge: str | None = Field(None, max_length=20, description=f"merge boxes of tiles by: {', '.join(MERGES)}")
-    agnostic: bool | None = Field(None, description="merge boxes of different classes too")
-    bands: list[int] | None = Field(None, max_length=16, description="1-based band indices for R,G,B, or one")
-    batch: int | None = Field(None, description="tiles that are run at once")
-    max_tiles: int | None = Field(None, description="refuse scenes of more tiles")
-    skip_empty: bool | None = Field(None, description="do not run tiles without contrast at the size of an object")
-    gps: bool | None = Field(None, description="place the detections of drone photos by their camera metadata")
-    image_id: int | None = Field(None, description="COCO image id of the scene")
+    score: Number | Literal["auto"] | None = Field(default=None, description="drop detections that score below, 0 to 1")
+    overlap: int | Literal["auto"] | None = Field(default=None, description="pixels that neighboring tiles share")
+    scale: Number | Literal["auto"] | None = Field(default=None, description="resize the scene by this factor")
+    object_size: str | None = Field(default=None, max_length=20, description="side of a typical object: 24 or 0.6m")
+    gsd: Number | None = Field(default=None, description="meters per pixel")
+    merge: str | None = Field(default=None, max_length=20, description=f"merge boxes of tiles by: {', '.join(MERGES)}")
+    agnostic: bool | None = Field(default=None, description="merge boxes of different classes too")
+    bands: list[int] | None = Field(default=None, max_length=16, description="1-based band indices for R,G,B, or one")
+    batch: int | None = Field(default=None, description="tiles that are run at once")
+    max_tiles: int | None = Field(default=None, description="refuse scenes of more tiles")
+    skip_empty: bool | None = Field(default=None, description="do not run tiles without objects, by contrast")
+    gps: bool | None = Field(default=None, description="place the detections of drone photos by their camera metadata")
+    image_id: int | None = Field(default=None, description="COCO image id of the scene")
 
     def arguments(self) -> argparse.Namespace:
         """Return all options of the command, as its parser would.

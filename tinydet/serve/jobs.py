@@ -22,12 +22,11 @@ import numpy as np
 
 from tinydet._internal.atomic import write_json
 from tinydet._internal.console import plural
-from tinydet._internal.errors import is_outside_error, reason
+from tinydet._internal.errors import reason
 from tinydet._internal.json_files import checked, read_json
 from tinydet._internal.names import mask_secrets, printable
 from tinydet.infer.jobs import Job, OutputOptions, RunPlan, plan_jobs
 from tinydet.infer.progress import RunProgress
-from tinydet.infer.scenes import InferenceRun
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scan import BatchResult
@@ -35,6 +34,7 @@ from tinydet.runtime.scenes.sources import Source
 from tinydet.runtime.writers import FORMATS
 from tinydet.serve.admission import public
 from tinydet.serve.errors import ServiceError, not_found
+from tinydet.serve.inference import SilentProgress, is_expected, run_quietly
 from tinydet.serve.job_options import JobOptions
 from tinydet.serve.model import RecordedBackend, ServedModel
 from tinydet.spec import ModelSpec
@@ -304,8 +304,8 @@ class JobQueue:
                 if self._closing or not self._is_worker():
                     return
                 job = self._running = self._waiting.popleft()
-                job.record.status, job.record.started = "running", job.record.started or time.time()
-                self._update(job)
+                job.record.started = job.record.started or time.time()
+                self._set(job, "running")
                 job.found = _Found()
             job.save()
             try:
@@ -336,7 +336,7 @@ class JobQueue:
                 logger.info(f"job {job.record.id}: stopped; the next start of the service continues it")
             return
         except Exception as error:
-            known = isinstance(error, ValueError | OSError | ImportError) or is_outside_error(error)
+            known = is_expected(error)
             if not known:
                 logger.exception(f"job {job.record.id}")
             message = job.public(reason(error)) if known else "an internal error, which the log of the service shows"
@@ -349,20 +349,17 @@ class JobQueue:
         """Run `tinydet infer` for one format. Return the entry of the scene in its summary."""
         settings = JobOptions(**job.record.options).settings(self._model.path, backend)
         plan = job.plan(kind)
-        run = InferenceRun(backend, job.record.model, settings, progress)
-        run.run(plan)
-        entry = run.summary.to_json(plan, complete=True)
-        scene = dict(entry["scenes"][0])
-        scene.pop("outputs")
-        return {**scene, "warnings": [*scene["warnings"], *entry["warnings"]], "doubtful": entry["total"]["doubtful"]}
+        return run_quietly(backend, job.record.model, settings, plan, progress)
 
     def _render(self, job: _Job, kind: str) -> None:
         """Write the results of a finished job in another format."""
         try:
-            self._infer(job, kind, RecordedBackend(job.spec()), _Silent(1))
+            self._infer(job, kind, RecordedBackend(job.spec()), SilentProgress())
         except ServiceError:
             raise
-        except (ValueError, OSError, ImportError) as error:
+        except Exception as error:
+            if not is_expected(error):
+                raise
             message = job.public(reason(error))
             if "belongs to a run with other settings" in message or isinstance(error, OSError):
                 raise ServiceError(409, f"the scene of this job was changed or removed: {message}") from error
@@ -379,9 +376,13 @@ class JobQueue:
         self._remove_oldest()
 
     def _end(self, job: _Job, status: Status, message: str) -> None:
-        job.record.status, job.record.message, job.record.finished = status, message, time.time()
-        self._update(job)
+        job.record.message, job.record.finished = message, time.time()
+        self._set(job, status)
         job.save()
+
+    def _set(self, job: _Job, status: Status) -> None:
+        job.record.status = status
+        self._update(job)
 
     def _update(self, job: _Job) -> None:
         job.record.updated = time.time()
@@ -421,28 +422,11 @@ class _Stopped(BaseException):
     """Ends the run of a job."""
 
 
-class _Silent(RunProgress):
-    """Progress that is not shown."""
-
-    def __enter__(self) -> _Silent:
-        self.details = False
-        return self
-
-    def begin(self, name: str, total: int | None, unit: str, *, known: int = 0) -> None:
-        pass
-
-    def add(self, result: BatchResult) -> None:
-        pass
-
-    def end(self, earlier: int = 0) -> None:
-        pass
-
-
-class _JobProgress(_Silent):
+class _JobProgress(SilentProgress):
     """Tells a job what its run does."""
 
     def __init__(self, queue: JobQueue, job: _Job) -> None:
-        super().__init__(1)
+        super().__init__()
         self._queue, self._job = queue, job
 
     def begin(self, name: str, total: int | None, unit: str, *, known: int = 0) -> None:

@@ -16,6 +16,7 @@ from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.folders import files_in
 from tinydet.serve.admission import ImageInfo, admit, find_below
 from tinydet.serve.errors import ServiceError, not_found
+from tinydet.serve.inference import ImageDetector
 from tinydet.serve.job_options import JobOptions
 from tinydet.serve.jobs import JobQueue, JobRecord, SceneFile
 from tinydet.serve.model import ServedModel
@@ -53,6 +54,7 @@ class Service:
         model: the one that all requests use.
         jobs: the queue.
         uploads: files that clients sent.
+        images: detects on single images at once.
     """
 
     def __init__(self, model: ServedModel, options: ServeOptions) -> None:
@@ -70,6 +72,7 @@ class Service:
                           str(options.folder)) from error  # fmt: skip
         self.uploads = Uploads(options.folder / "uploads", limit=options.max_upload, quota=options.quota)
         self.jobs = JobQueue(options.folder / "jobs", model, limit=options.queue, keep=options.keep_jobs)
+        self.images = ImageDetector(model, options.folder / "images", max_pixels=options.max_detect_pixels)
         self._admit = functools.lru_cache(4096)(self._admitted)
         self._upload_lock = threading.Lock()
 
@@ -135,13 +138,11 @@ class Service:
 
     # ---------------------------------------------------------------------------------------------------- jobs
 
-    def add_job(
-        self, options: JobOptions, *, scene: str | None = None, upload: str | None = None, path: str | None = None
-    ) -> JobRecord:
-        """Accept a job over a scene that is named by its id, as an upload, or by a path below a root.
+    def scene_file(self, *, scene: str | None = None, upload: str | None = None, path: str | None = None) -> SceneFile:
+        """Return a scene that is named by its id, as an upload, or by a path below a root.
 
         Raises:
-            ServiceError: 4xx, see `admit`, `find_below` and `JobQueue.add`.
+            ServiceError: 4xx, see `admit` and `find_below`; 422 if it is not named in one way.
         """
         if sum(each is not None for each in (scene, upload, path)) != 1:
             raise ServiceError(422, "name one scene: by its id (scene), as an upload (upload) or by its path (path)")
@@ -152,8 +153,18 @@ class Service:
             file = find_below(self.options.roots, path) if path is not None else self.uploads.path(upload or "")
             shown = str(Path(path)) if path is not None else file.name
             info = self._info(file, shown)
+        return SceneFile(scene_id(file), str(file), shown, info.width, info.height)
+
+    def add_job(
+        self, options: JobOptions, *, scene: str | None = None, upload: str | None = None, path: str | None = None
+    ) -> JobRecord:
+        """Accept a job over a scene, see `scene_file`.
+
+        Raises:
+            ServiceError: 4xx, as `scene_file` and `JobQueue.add`.
+        """
         with self._upload_lock:  # an upload is not removed meanwhile
-            return self.jobs.add(SceneFile(scene_id(file), str(file), shown, info.width, info.height), options)
+            return self.jobs.add(self.scene_file(scene=scene, upload=upload, path=path), options)
 
     def admit_upload(self, path: Path, name: str) -> ImageInfo:
         """Check a file that was received; see `admit`."""
