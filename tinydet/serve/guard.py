@@ -17,7 +17,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Observe = Callable[[Scope, int, float], None]  # scope, status, seconds
 
-OPEN = frozenset({"/healthz", "/readiness", "/health", "/v2/health/live", "/v2/health/ready"})  # without a token
+# Without a token: probes, and the page, which asks for the token.
+OPEN = re.compile(r"/(healthz|readiness|health|v2/health/live|v2/health/ready|viewer/.*)?")
 STREAMED = re.compile(r"/uploads/[^/]+")  # bodies with limits of their own
 
 
@@ -66,8 +67,12 @@ class Guard:
         host = re.sub(r":\d*$", "", headers.get(b"host", b"").decode("latin-1")).strip("[]").lower()
         if self._hosts and host not in self._hosts:
             return 400, f"this service is called as {' or '.join(self._hosts)}", []
-        if self._token and scope["path"] not in OPEN and not self._is_authorized(headers.get(b"authorization", b"")):
-            challenge = (b"www-authenticate", b'Basic realm="tinydet", Bearer')
+        if (
+            self._token
+            and not OPEN.fullmatch(scope["path"])
+            and not self._is_authorized(headers.get(b"authorization", b""))
+        ):
+            challenge = (b"www-authenticate", b"Bearer")
             return 401, "send the token of this service: Authorization: Bearer TOKEN", [challenge]
         length = headers.get(b"content-length", b"0")
         if not STREAMED.fullmatch(scope["path"]) and length.isdigit() and int(length) > self._max_body:

@@ -74,6 +74,11 @@ def is_expected(error: BaseException) -> bool:
     return isinstance(error, ValueError | OSError | ImportError) or is_outside_error(error)
 
 
+def line_of(error: BaseException) -> str:
+    """Return an expected error as the line that the command would show."""
+    return reason(error) if is_outside_error(error) else printable(mask_secrets(" ".join(str(error).split())))
+
+
 class ImageDetector:
     """Runs `tinydet infer` on the bytes of single images, a few at a time."""
 
@@ -111,7 +116,7 @@ class ImageDetector:
         image_id = options.arguments().image_id
         source = Source(str(path), image_id, file_name=Path(name).name, shown=name)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            output = Path(folder) / f"result{FORMATS[kind].suffix}"
+            output = Path(folder) / f"{Path(name).stem}.detections{FORMATS[kind].suffix}"
             try:
                 plan = plan_jobs([source], OutputOptions(str(output), (kind,)), gps=settings.gps)
                 plan = dataclasses.replace(plan, jobs=[dataclasses.replace(plan.jobs[0], journal=None)])
@@ -122,8 +127,7 @@ class ImageDetector:
             except Exception as error:
                 if not is_expected(error):
                     raise
-                message = public(public(reason(error), path, name), output, "the results")
-                raise ServiceError(422, printable(mask_secrets(message))) from error
+                raise ServiceError(422, public(public(line_of(error), path, name), output, output.name)) from error
             return output.read_bytes()
 
     @contextmanager

@@ -22,9 +22,7 @@ import numpy as np
 
 from tinydet._internal.atomic import write_json
 from tinydet._internal.console import plural
-from tinydet._internal.errors import reason
 from tinydet._internal.json_files import checked, read_json
-from tinydet._internal.names import mask_secrets, printable
 from tinydet.infer.jobs import Job, OutputOptions, RunPlan, plan_jobs
 from tinydet.infer.progress import RunProgress
 from tinydet.runtime.backends import Backend
@@ -34,7 +32,7 @@ from tinydet.runtime.scenes.sources import Source
 from tinydet.runtime.writers import FORMATS
 from tinydet.serve.admission import public
 from tinydet.serve.errors import ServiceError, not_found
-from tinydet.serve.inference import SilentProgress, is_expected, run_quietly
+from tinydet.serve.inference import SilentProgress, is_expected, line_of, run_quietly
 from tinydet.serve.job_options import JobOptions
 from tinydet.serve.model import RecordedBackend, ServedModel
 from tinydet.spec import ModelSpec
@@ -339,7 +337,7 @@ class JobQueue:
             known = is_expected(error)
             if not known:
                 logger.exception(f"job {job.record.id}")
-            message = job.public(reason(error)) if known else "an internal error, which the log of the service shows"
+            message = job.public(line_of(error)) if known else "an internal error, which the log of the service shows"
             self._finish(job, "failed", message, time.monotonic() - started)
             return
         job.record.summary = summary
@@ -360,7 +358,7 @@ class JobQueue:
         except Exception as error:
             if not is_expected(error):
                 raise
-            message = job.public(reason(error))
+            message = job.public(line_of(error))
             if "belongs to a run with other settings" in message or isinstance(error, OSError):
                 raise ServiceError(409, f"the scene of this job was changed or removed: {message}") from error
             raise ServiceError(422, message) from error
@@ -496,7 +494,7 @@ class _Job:
         """Return a message without paths of this machine."""
         for path, shown in ((Path(self.record.scene.path), self.record.scene.shown), (self.folder, "the job")):
             message = public(message, path, shown)
-        return printable(mask_secrets(message))
+        return message
 
     def remove_files(self) -> None:
         """Remove what a run has written, and keep the record."""

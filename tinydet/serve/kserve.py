@@ -49,18 +49,22 @@ def metadata(spec: ModelSpec, platform: str) -> dict[str, Any]:
     return {"name": NAME, "versions": [VERSION], "platform": platform, "inputs": [images], "outputs": outputs}
 
 
-def configuration(spec: ModelSpec, platform: str) -> dict[str, Any]:
-    """Return the configuration in the form of Triton's extension, with the ModelSpec as the parameter `tinydet`."""
+def configuration(spec: ModelSpec, platform: str, sha256: str) -> dict[str, Any]:
+    """Return the configuration in the form of Triton's extension, with what a client must know as parameters.
+
+    Args:
+        sha256: of the model file.
+    """
     described = metadata(spec, platform)
     tensors = {
         key: [
-            {"name": each["name"], "data_type": f"TYPE_{each['datatype']}", "dims": each["shape"]}
+            {"name": each["name"], "data_type": f"TYPE_{each['datatype']}", "dims": each["shape"][1:]}
             for each in described[f"{key}s"]
         ]
         for key in ("input", "output")
     }
-    parameters = {"tinydet": {"string_value": spec.to_json()}, "max_batch": {"string_value": str(spec.max_batch)}}
-    return {"name": NAME, "platform": platform, "max_batch_size": 0, **tensors, "parameters": parameters}
+    parameters = {"tinydet": {"string_value": spec.to_json()}, "tinydet_sha256": {"string_value": sha256}}
+    return {"name": NAME, "platform": platform, "max_batch_size": spec.max_batch, **tensors, "parameters": parameters}
 
 
 def parse_request(body: bytes, header_length: str | None, spec: ModelSpec) -> TileRequest:
@@ -127,7 +131,7 @@ def _tensor(tensor: dict[str, Any], raw: bytes, spec: ModelSpec) -> NDArray[np.u
     if size is not None:
         if size != len(raw) or size != count:
             raise ServiceError(400, f"{INPUT}: expected {count} bytes after the JSON, got {len(raw)}")
-        return np.frombuffer(raw, np.uint8).reshape(shape)
+        return np.frombuffer(bytearray(raw), np.uint8).reshape(shape)  # writable, which OpenVINO requires
     try:
         values = np.asarray(tensor.get("data"))
     except ValueError:  # lists of different lengths

@@ -76,7 +76,7 @@ def kserve_router(service: Service) -> "APIRouter":
         @router.get(f"{place}/config", summary="Model configuration, with the ModelSpec")
         def model_config(model: str, version: str = VERSION) -> dict[str, Any]:
             check(model, version)
-            return configuration(spec, backend.name)
+            return configuration(spec, backend.name, service.model.sha256)
 
         @router.post(f"{place}/infer", summary="Run the model on tiles", response_class=Response,
                      openapi_extra=TENSOR_BODY)  # fmt: skip
