@@ -82,9 +82,7 @@ def jobs_router(service: Service) -> "APIRouter":
         return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
     @router.get("/{job_id}/results", summary="Results of a job that was successful", response_class=FileResponse)
-    def results(
-        job_id: str, format: Annotated[str, Query(description=f"one of {', '.join(KINDS)}")] = "coco"
-    ) -> FileResponse:
+    def results(job_id: str, format: Annotated[str, Query(json_schema_extra={"enum": KINDS})] = "coco") -> FileResponse:
         if format not in KINDS:
             raise ServiceError(422, f"format: expected one of {', '.join(KINDS)}")
         path = service.jobs.results(job_id, format)
