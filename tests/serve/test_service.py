@@ -331,7 +331,9 @@ def test_paths_stay_below_the_roots(client: Any, roots: Path, tmp_path: Path) ->
         for path in ("/vsicurl/http://x/a.tif", "http://x/a.tif", "a\0b", ""):
             assert client.post("/jobs", json={"path": path}).status_code == 400
         assert client.post("/jobs", json={"path": str(roots / "scene.tif")}).status_code == 201
-        assert "link.png" not in {entry.name for entry in client.service.scenes()}
+        client.service._listed = -100.0, []
+        names = {entry.name for entry in client.service.scenes()}
+        assert "scene.tif" in names and not names & {"link.png", "folder/outside.png", "pipe.png"}
     finally:
         for name in ("link.png", "folder", "pipe.png"):
             (roots / name).unlink()
@@ -342,6 +344,7 @@ def test_paths_stay_below_the_roots(client: Any, roots: Path, tmp_path: Path) ->
     [
         ({"path": "scene.tif", "options": {"score": 2}}, "options.score: expected a number from 0 to 1"),
         ({"path": "scene.tif", "options": {"merge": "best"}}, "options.merge: expected one of seam"),
+        ({"path": "scene.tif", "options": {"gsd": 10**400}}, "options.gsd"),
         ({"path": "scene.tif", "options": {"scale": "auto"}}, "needs the size of a typical object"),
         ({"path": "scene.tif", "options": {"model": "x.onnx"}}, "options.model: extra inputs are not permitted"),
         ({"path": "scene.tif", "upload": "a.png"}, "name one scene"),
@@ -360,6 +363,18 @@ def test_a_job_that_fails_tells_why_without_paths(client: Any, roots: Path) -> N
     assert state["status"] == "failed" and "band" in state["message"] and str(roots) not in state["message"]
     answer = client.get(f"/jobs/{job['jobID']}/results")
     assert answer.status_code == 409 and "band" in answer.json()["detail"]
+
+
+def test_results_of_a_scene_that_changed_are_not_made_up(client: Any, roots: Path) -> None:
+    scene = write_scene(roots / "changing.png")
+    job = client.post("/jobs", json={"path": "changing.png"}).json()["jobID"]
+    assert finished(client, job)["status"] == "successful"
+    write_scene(scene, 80, 64)
+    assert client.get(f"/jobs/{job}/results").status_code == 200  # written before
+    answer = client.get(f"/jobs/{job}/results?format=csv")
+    assert answer.status_code == 409 and "changed" in answer.json()["detail"] and str(roots) not in answer.text
+    scene.unlink()
+    assert client.get(f"/jobs/{job}/results?format=csv").status_code == 409
 
 
 def test_a_token_is_required_from_all_but_probes(model: ServedModel, tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import argparse
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinydet._internal.arguments import or_auto, positive_int, quoted, side, threads, whole
+from tinydet._internal.arguments import positive_int, quoted, side, threads, whole
 from tinydet._internal.command import command
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file, read_file
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tinydet.serve.model import open_served_model
     from tinydet.serve.service import Service
 
-    with terminated_like_interrupted():
+    with terminated_like_interrupted(), _bound(args.host, args.port) as bound:
         model = open_served_model(args.model, backend=args.backend, tile=args.tile, threads=args.threads)
         service = Service(model, options)
         hosts = LOCAL if args.host in LOCAL else ()
@@ -68,10 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             create_app(service, hosts=hosts), args.host, args.port, log_config=None, access_log=False, workers=1,
             timeout_graceful_shutdown=2, server_header=False, limit_concurrency=args.connections,
         )  # fmt: skip
-        sockets = [config.bind_socket()] if args.port else None
         shown = f"[{args.host}]" if ":" in args.host else args.host
         logger.info(f"Serving on http://{shown}:{args.port} (Ctrl-C stops)")
-        uvicorn.Server(config).run(sockets)
+        try:
+            uvicorn.Server(config).run([bound])
+        except KeyboardInterrupt:  # once it has stopped
+            logger.info("Stopped")
     return 0
 
 
@@ -88,7 +91,7 @@ def _parser() -> Parser:
         f" (default: {' or '.join(MODEL_FILES)} in the current folder, else {DEFAULT})")  # fmt: skip
     add("--backend", choices=BACKENDS, default="auto", help="run the model with this backend (default: auto, the"
         " fastest that works here)")  # fmt: skip
-    add("--tile", type=or_auto(side), metavar="PX", help="cut scenes into tiles of PX pixels, as in `tinydet infer`"
+    add("--tile", type=side, metavar="PX", help="cut scenes into tiles of PX pixels, as in `tinydet infer`"
         " (default: the model's tile)")  # fmt: skip
     add("--threads", type=threads, metavar="N", help="run the model on N CPU threads (default: all that are usable)")
     add = parser.add_argument_group("scenes").add_argument
@@ -146,6 +149,22 @@ def _options(args: argparse.Namespace) -> ServeOptions:
         quota=args.quota,
         cors=tuple(args.cors or ()),
     )
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address, before the model is loaded. Clients connect once it listens.
+
+    Raises:
+        OSError: the address is taken, or not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host") from error
+    return bound
 
 
 def _token(path: Path | None) -> str:

@@ -54,6 +54,8 @@ def detect_router(service: Service) -> "APIRouter":
                  openapi_extra=IMAGE_BODY)  # fmt: skip
     async def detect(request: Request, options: Annotated[DetectOptions, Query()]) -> Response:
         kind = _accepted(request.headers.get("accept", ""))
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise ServiceError(415, "send the image file itself as the body, as `curl --data-binary @photo.jpg` does")
         if NAME.fullmatch(options.name) is None:
             raise ServiceError(422, "name: expected the name of a file")
         try:

@@ -9,7 +9,7 @@ class ServiceError(ValueError):
     """A request that cannot be answered. The message is for the client.
 
     Attributes:
-        status: HTTP status, 400 to 499, or 503.
+        status: HTTP status: 4xx, 503 while the service stops, 507 if the disk is full.
         headers: of the answer.
     """
 

@@ -62,7 +62,7 @@ def run_quietly(
         ValueError, OSError, ImportError: as `InferenceRun.run`.
     """
     run = InferenceRun(backend, model_hash, settings, progress)
-    with _without_messages():
+    with without_messages("tinydet.infer"):
         run.run(plan)
     summary = run.summary.to_json(plan, complete=True)
     scene = {name: value for name, value in summary["scenes"][0].items() if name != "outputs"}
@@ -155,9 +155,9 @@ class ImageDetector:
 
 
 @contextmanager
-def _without_messages() -> Iterator[None]:
-    """Drop what `tinydet infer` logs in this thread: the state of a job has its warnings."""
-    log = logging.getLogger("tinydet.infer")
+def without_messages(name: str) -> Iterator[None]:
+    """Drop what a logger gets from this thread: a request has its own answer, and a job its warnings."""
+    log = logging.getLogger(name)
     if _drop not in log.filters:
         log.addFilter(_drop)
     before: bool = getattr(_quiet, "on", False)

@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes.folders import files_in
 from tinydet.serve.admission import ImageInfo, admit, find_below
 from tinydet.serve.errors import ServiceError, not_found
-from tinydet.serve.inference import ImageDetector
+from tinydet.serve.inference import ImageDetector, without_messages
 from tinydet.serve.job_options import JobOptions
 from tinydet.serve.jobs import JobQueue, JobRecord, SceneFile
 from tinydet.serve.model import ServedModel
@@ -24,7 +25,8 @@ from tinydet.serve.options import ServeOptions
 from tinydet.serve.uploads import Uploads
 from tinydet.spec import ModelSpec
 
-MOST_LISTED = 1000  # files below the roots
+MOST_LISTED = 1000  # files below each root
+MOST_SECONDS = 10.0  # after which the roots are searched again
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Service:
         self.images = ImageDetector(model, options.folder / "images", max_pixels=options.max_detect_pixels)
         self._admit = functools.lru_cache(4096)(self._admitted)
         self._upload_lock = threading.Lock()
+        self._listed: tuple[float, list[tuple[Path, str]]] = -MOST_SECONDS, []
 
     def start(self) -> None:
         """Continue the jobs that an earlier service did not finish."""
@@ -92,14 +95,11 @@ class Service:
         found: dict[str, tuple[Path, str]] = {}
         for path in self.uploads.paths():
             found[scene_id(path)] = path, path.name
+        for path, name in self._below_roots():
+            found.setdefault(scene_id(path), (path, name))
         for record in self.jobs.records():
-            found.setdefault(record.scene.id, (Path(record.scene.path), record.scene.shown))
-        for root in self.options.roots:
-            base = root.resolve()
-            for path in files_in(root)[:MOST_LISTED]:
-                real = path.resolve()
-                if real.is_relative_to(base):
-                    found.setdefault(scene_id(real), (real, str(path.relative_to(root))))
+            path = Path(record.scene.path)
+            found.setdefault(record.scene.id, (path, self._name(path)))
         entries = []
         for path, name in found.values():
             try:
@@ -120,7 +120,8 @@ class Service:
         for record in self.jobs.records():
             if record.scene.id == id:
                 try:
-                    return self._entry(Path(record.scene.path), record.scene.shown)
+                    path = Path(record.scene.path)
+                    return self._entry(path, self._name(path))
                 except OSError as error:
                     raise not_found("scene", id) from error
         for entry in self.scenes():
@@ -193,6 +194,29 @@ class Service:
             self.uploads.delete(name)
 
     # ------------------------------------------------------------------------------------------------- private
+
+    def _below_roots(self) -> list[tuple[Path, str]]:
+        """Return the images below the roots with their names, at most 10 s old."""
+        listed, found = self._listed
+        if time.monotonic() > listed + MOST_SECONDS:
+            found = []
+            for root in self.options.roots:
+                base = root.resolve()
+                with without_messages("tinydet.runtime"):
+                    paths = files_in(root)[:MOST_LISTED]
+                for path in paths:
+                    real = path.resolve()
+                    if real.is_relative_to(base):
+                        found.append((real, str(path.relative_to(root))))
+            self._listed = time.monotonic(), found
+        return found
+
+    def _name(self, path: Path) -> str:
+        """Return the name of a scene: its path below a root, or that of the upload."""
+        for root in self.options.roots:
+            if path.is_relative_to(base := root.resolve()):
+                return str(path.relative_to(base))
+        return path.name
 
     def _entry(self, path: Path, name: str) -> SceneEntry:
         id = scene_id(path)

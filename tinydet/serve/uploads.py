@@ -15,6 +15,7 @@ from tinydet._internal.console import plural
 from tinydet.serve.errors import ServiceError, not_found
 
 NAME = re.compile(r"[^\W_][\w .,()+@=-]{0,199}")
+LONGEST = 200  # bytes of a name; file systems allow 255 with the suffix of a part
 PART = ".part"  # in the folder of an upload that is not complete
 
 
@@ -41,8 +42,9 @@ class Uploads:
             if each.is_dir() and not (each / each.name).is_file():
                 shutil.rmtree(each, ignore_errors=True)  # not complete when the last process ended
             else:
-                for part in each.glob(f"*{PART}"):
-                    part.unlink(missing_ok=True)
+                for part in each.iterdir():
+                    if part.name != each.name:
+                        part.unlink(missing_ok=True)
         self._used = sum(path.stat().st_size for path in self.paths())
 
     @property
@@ -75,7 +77,7 @@ class Uploads:
         Raises:
             ServiceError: 400 for the name, 409 while another client sends this name, 413 for too many bytes.
         """
-        if NAME.fullmatch(name) is None:
+        if NAME.fullmatch(name) is None or len(name.encode()) > LONGEST:
             raise ServiceError(
                 400, "the name of an upload has up to 200 letters, digits and . , ( ) + @ = - _ or space, and begins "
                 "with a letter or digit"

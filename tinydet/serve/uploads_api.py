@@ -43,10 +43,12 @@ def uploads_router(service: Service) -> "APIRouter":
                     if len(block) >= BLOCK:
                         await run_in_threadpool(upload.write, bytes(block))
                         block.clear()
+                await run_in_threadpool(upload.write, bytes(block))
             except ClientDisconnect as error:
                 raise ServiceError(400, f"{name}: the connection ended before the upload was complete") from error
-            await run_in_threadpool(upload.write, bytes(block))
-            upload.flush()
+            except OSError as error:
+                raise ServiceError(507, f"{name} cannot be stored ({error.strerror})") from error
+            await run_in_threadpool(upload.flush)
             info = await run_in_threadpool(service.admit_upload, upload.part, name)
             service.check_replaceable(name)
         return UploadInfo(
