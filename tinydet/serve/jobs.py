@@ -66,7 +66,15 @@ class SceneFile:
 
 @dataclass
 class JobRecord:
-    """A job, as it is kept on disk. Times are seconds since 1970."""
+    """A job, as it is kept on disk. Times are seconds since 1970.
+
+    Attributes:
+        model: SHA-256 of the model file.
+        spec: description of the model, as JSON.
+        message: why the job failed.
+        scene_state: size and time of change of the scene when it was scanned.
+        summary: what `tinydet infer --summary` says about the scene.
+    """
 
     id: str
     scene: SceneFile
@@ -79,6 +87,7 @@ class JobRecord:
     started: float | None = None
     finished: float | None = None
     message: str = ""
+    scene_state: tuple[int, int] | None = None
     tiles: int = 0
     tiles_done: int = 0
     detections: int = 0
@@ -326,6 +335,7 @@ class JobQueue:
         try:
             if job.record.model != self._model.sha256:
                 raise ValueError("the service was started with another model since; start the job again")
+            job.record.scene_state = job.scene_state()
             summary = self._infer(job, "coco", self._model.backend, _JobProgress(self, job))
             assert job.found is not None
             job.write_detections(job.found.detections())
@@ -351,6 +361,8 @@ class JobQueue:
 
     def _render(self, job: _Job, kind: str) -> None:
         """Write the results of a finished job in another format."""
+        if job.scene_state() != job.record.scene_state:
+            raise ServiceError(409, "the scene was changed or removed since the job; start it again")
         try:
             self._infer(job, kind, RecordedBackend(job.spec()), SilentProgress())
         except ServiceError:
@@ -358,10 +370,7 @@ class JobQueue:
         except Exception as error:
             if not is_expected(error):
                 raise
-            message = job.public(line_of(error))
-            if "belongs to a run with other settings" in message or isinstance(error, OSError):
-                raise ServiceError(409, f"the scene of this job was changed or removed: {message}") from error
-            raise ServiceError(422, message) from error
+            raise ServiceError(422, job.public(line_of(error))) from error
 
     def _finish(self, job: _Job, status: Status, message: str, seconds: float) -> None:
         with self._changed:
@@ -475,6 +484,10 @@ class _Job:
 
     def spec(self) -> ModelSpec:
         return ModelSpec.from_json(self.record.spec, source=self.folder / RECORD)
+
+    def scene_state(self) -> tuple[int, int] | None:
+        """Return size and time of change of the scene; None if it is gone."""
+        return Source(self.record.scene.path, 1).state
 
     def result(self, kind: str) -> Path:
         """Return the path of the results in a format."""
