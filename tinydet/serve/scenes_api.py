@@ -22,7 +22,8 @@ IMMUTABLE = {"Cache-Control": "private, max-age=86400, immutable"}
 class SceneStore:
     """The scenes of a server and their results, for several threads.
 
-    Scenes are opened, and results are loaded, when they are asked for.
+    Scenes are opened, and results are loaded, when they are asked for. A subclass whose scenes and results change
+    elsewhere brings the store up to date in `update` and `update_scene`.
     """
 
     def __init__(self, capacity: int = 8) -> None:
@@ -35,11 +36,29 @@ class SceneStore:
         self._loaded: OrderedDict[tuple[str, str, int], Found] = OrderedDict()
         self._capacity = capacity
 
-    def add_scene(self, scene_id: str, name: str, open: Callable[[], Scene], *, georeferenced: bool = False) -> None:
-        """Add a scene; one that is known keeps its results."""
+    def update(self) -> None:
+        """Add the scenes that there are by now."""
+
+    def update_scene(self, scene_id: str) -> None:
+        """Add or remove a scene and its results, as they are by now."""
+
+    def add_scene(
+        self,
+        scene_id: str,
+        name: str,
+        open: Callable[[], Scene],
+        *,
+        georeferenced: bool = False,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """Add a scene; one that is known keeps its results.
+
+        Args:
+            size: width and height if they are known before the scene is opened.
+        """
         with self._lock:
             if scene_id not in self._scenes:
-                self._scenes[scene_id] = _Entry(name, open, georeferenced)
+                self._scenes[scene_id] = _Entry(name, open, georeferenced, size)
 
     def set_result(self, scene_id: str, job_id: str, result: Result) -> None:
         """Add the result of a job, or replace it, for example when a running job has found more.
@@ -80,6 +99,11 @@ class SceneStore:
         with self._lock:
             return sorted(self._scenes, key=lambda scene_id: self._scenes[scene_id].number)
 
+    def job_ids(self, scene_id: str) -> list[str]:
+        """Return the ids of the jobs of a scene, the latest last; none for an unknown scene."""
+        with self._lock:
+            return list(self._scenes[scene_id].results) if scene_id in self._scenes else []
+
     def tiles(self, scene_id: str) -> SceneTiles:
         """Return the tiles of a scene, which is opened if it is not.
 
@@ -87,6 +111,8 @@ class SceneStore:
             LookupError: there is no such scene.
             ValueError, OSError, ModuleNotFoundError: it cannot be opened.
         """
+        if scene_id not in self._scenes:
+            self.update_scene(scene_id)
         with self._lock:
             entry = self._entry(scene_id)
             self._scenes.move_to_end(scene_id)
@@ -106,6 +132,7 @@ class SceneStore:
             LookupError: there is no such scene or result.
             ValueError, OSError: the result cannot be loaded.
         """
+        self.update_scene(scene_id)
         with self._lock:
             entry = self._entry(scene_id)
             if not entry.results:
@@ -132,6 +159,7 @@ class SceneStore:
             LookupError: there is no such scene.
             ValueError, OSError, ModuleNotFoundError: it cannot be opened.
         """
+        self.update_scene(scene_id)
         tiles = self.tiles(scene_id)
         with self._lock:
             entry = self._entry(scene_id)
@@ -152,6 +180,7 @@ class SceneStore:
 
     def listed(self) -> list[dict[str, Any]]:
         """Return id, name, size and job ids of each scene; a scene that was never opened has no size."""
+        self.update()
         rows = []
         for scene_id in self.scene_ids():
             with self._lock:
@@ -173,13 +202,15 @@ class _Entry:
 
     count = 0
 
-    def __init__(self, name: str, open: Callable[[], Scene], georeferenced: bool) -> None:
+    def __init__(
+        self, name: str, open: Callable[[], Scene], georeferenced: bool, size: tuple[int, int] | None
+    ) -> None:
         _Entry.count += 1
         self.number = _Entry.count
         self.name, self.georeferenced = name, georeferenced
         self.results: dict[str, tuple[Result, int]] = {}  # with its revision
         self.tiles: SceneTiles | None = None
-        self.size: tuple[int, int] | None = None
+        self.size = size
         self._open, self._lock = open, threading.Lock()
 
     def opened(self) -> SceneTiles:

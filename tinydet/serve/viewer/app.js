@@ -188,6 +188,7 @@ async function setCompare(on, wanted = {}) {
     main().faded = null;
   }
   $("compare").setAttribute("aria-pressed", String(on));
+  $("panes").classList.toggle("two", on);
   caption(main());
   main().draw();
   link();
@@ -232,7 +233,7 @@ function loaded(pane) {
 function counted(pane) {
   if (!pane.countText || !pane.summary) return;
   const total = countFrom(pane).reduce((sum, count, label) => sum + (hidden.has(pane.result.classes[label]) ? 0 : count), 0);
-  const only = panes.length > 1 && pane.faded ? ` · ${number(pane.page.ids.length - pane.faded.size)} only here` : "";
+  const only = panes.length > 1 && pane.faded ? ` · in view ${number(pane.page.ids.length - pane.faded.size)} only here` : "";
   pane.countText.textContent = `${number(total)}${only}`;
 }
 
@@ -556,7 +557,7 @@ function toLink() {
   for (const name of hidden) values.append("off", name);
   if (selected) values.set("sel", selected.id);
   if (pane.showTiles) values.set("tiles", "1");
-  if (panes.length > 1) { values.set("other", panes[1].result.job); values.set("otherScore", String(panes[1].filter.score)); }
+  if (panes[1]?.result) { values.set("other", panes[1].result.job); values.set("otherScore", String(panes[1].filter.score)); }
   return `#${values}`;
 }
 

@@ -90,7 +90,7 @@ function drawSelected(context, [x, y, w, h], style) {
 
 /** Return a color of the density scale for a share from 0 to 1: [red, green, blue, alpha]. */
 export function densityColor(share) {
-  const stops = [[30, 60, 150, 110], [0, 170, 190, 150], [250, 220, 60, 190], [255, 90, 40, 215]];
+  const stops = [[40, 90, 200, 46], [0, 190, 200, 92], [255, 222, 60, 140], [255, 80, 40, 185]];
   const place = Math.min(share, 0.9999) * (stops.length - 1), i = Math.floor(place), f = place - i;
   return stops[i].map((value, k) => value + f * (stops[i + 1][k] - value));
 }
@@ -147,7 +147,7 @@ export function drawTiles(context, view, tiling, scene, isCoarse) {
   context.rect(left, top, right - left, bottom - top);
   context.clip();
   context.strokeStyle = isCoarse ? "rgb(255 190 90 / .9)" : "rgb(255 255 255 / .8)";
-  context.fillStyle = isCoarse ? "rgb(255 190 90 / .1)" : "rgb(80 200 255 / .18)";
+  context.fillStyle = isCoarse ? "rgb(255 190 90 / .1)" : "rgb(80 200 255 / .13)";
   if (isCoarse) context.setLineDash([7, 5]);
   context.lineWidth = 1;
   const lines = (starts, length, place, limit, vertical) => {

@@ -29,7 +29,7 @@ export class Pane {
     this.canvas.setAttribute("aria-hidden", "true");
     this.host = document.createElement("div");
     this.host.className = "scene";
-    element.prepend(this.host, this.canvas);
+    element.prepend(this.host);
     this.observer = new ResizeObserver(() => { this.#fit(); this.draw(); });
     this.observer.observe(element);
   }
@@ -54,9 +54,10 @@ export class Pane {
         gestureSettingsPen: { clickToZoom: false }, imageLoaderLimit: 5, timeout: 60000, tileRetryMax: 60, tileRetryDelay: 1500,
         maxImageCacheCount: 400, placeholderFillStyle: null, crossOriginPolicy: false, loadTilesWithAjax: false,
       });
-      const surface = this.host.querySelector(".openseadragon-canvas");
-      surface?.setAttribute("aria-label", `${scene.name}, ${scene.width} by ${scene.height} pixels. Arrow keys move, plus and minus zoom.`);
-      surface?.setAttribute("role", "application");
+      viewer.canvas.append(this.canvas); // below the navigator
+      const surface = viewer.canvas;
+      surface.setAttribute("aria-label", `${scene.name}, ${scene.width} by ${scene.height} pixels. Arrow keys move, plus and minus zoom.`);
+      surface.setAttribute("role", "application");
       viewer.addHandler("open", () => { this.#fit(); this.#crisp(); this.draw(); resolve(); });
       viewer.addHandler("open-failed", () => this.on.error(new Error(`${scene.name} cannot be shown`)));
       viewer.addHandler("update-viewport", () => this.draw());
