@@ -257,7 +257,10 @@ function status() {
   $("scale").textContent = zoom >= 1 ? `${zoom < 10 ? zoom.toFixed(1) : zoom.toFixed(0)}×` : `1 : ${(1 / zoom) < 10 ? (1 / zoom).toFixed(1) : (1 / zoom).toFixed(0)}`;
 }
 
-function pointer(place) { $("position").textContent = place ? `${place[0]}, ${place[1]} px` : ""; }
+/** Show where the pointer is, and how many detections are in its cell of a density. */
+function pointer(place, count = null) {
+  $("position").textContent = place ? `${place[0]}, ${place[1]} px${count === null ? "" : `  ·  ${number(count)} here`}` : "";
+}
 
 // ------------------------------------------------------------------------------------------------------------- panel
 

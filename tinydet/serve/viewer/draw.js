@@ -110,30 +110,11 @@ export function densityImage(grid) {
   return { canvas, most };
 }
 
-/** Draw the density of a rectangle of the scene, with the counts where cells are large enough. */
+/** Draw the density of a rectangle of the scene. Counts as text would cost more than a frame. */
 export function drawDensity(context, view, density) {
-  const [x1, y1, x2, y2] = density.bbox, cells = density.grid.length;
-  const left = x1 * view.scale + view.x, top = y1 * view.scale + view.y, side = (x2 - x1) * view.scale;
+  const [x1, y1, x2, y2] = density.bbox;
   context.imageSmoothingEnabled = false;
-  context.drawImage(density.canvas, left, top, side, (y2 - y1) * view.scale);
-  const cell = side / cells;
-  if (cell < 30) return;
-  context.font = "600 11px system-ui, sans-serif";
-  context.textAlign = "center";
-  context.textBaseline = "middle";
-  context.lineWidth = 3;
-  context.strokeStyle = "rgb(0 0 0 / .65)";
-  context.fillStyle = "#fff";
-  for (let row = 0; row < cells; row++) {
-    const y = top + (row + .5) * cell;
-    if (y < -cell || y > view.height + cell) continue;
-    for (let column = 0; column < cells; column++) {
-      const count = density.grid[row][column], x = left + (column + .5) * cell;
-      if (!count || x < -cell || x > view.width + cell) continue;
-      context.strokeText(count, x, y);
-      context.fillText(count, x, y);
-    }
-  }
+  context.drawImage(density.canvas, x1 * view.scale + view.x, y1 * view.scale + view.y, (x2 - x1) * view.scale, (y2 - y1) * view.scale);
 }
 
 /** Draw the tiles of a pass: their edges, and the bands in which they overlap. */

@@ -239,11 +239,17 @@ export class Pane {
     this.on.select(this, best < 0 ? null : detection(this.page, best));
   }
 
+  #countAt(x, y) { // of the cell of the density; null for boxes
+    if (!this.density) return null;
+    const [left, top] = this.density.bbox, { cell, grid } = this.density;
+    return grid[Math.floor((y - top) / cell)]?.[Math.floor((x - left) / cell)] ?? null;
+  }
+
   #pointer(event) {
     const box = this.host.getBoundingClientRect(), view = this.view();
     const x = Math.floor((event.clientX - box.left - view.x) / view.scale), y = Math.floor((event.clientY - box.top - view.y) / view.scale);
     const inside = x >= 0 && y >= 0 && x < this.scene.width && y < this.scene.height;
-    this.on.pointer(inside ? [x, y] : null);
+    this.on.pointer(inside ? [x, y] : null, inside ? this.#countAt(x, y) : null);
   }
 }
 
