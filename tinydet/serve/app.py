@@ -17,7 +17,10 @@ from tinydet.serve.jobs_api import jobs_router
 from tinydet.serve.kserve_api import kserve_router
 from tinydet.serve.label_studio_api import label_studio_router
 from tinydet.serve.metrics import Metrics
+from tinydet.serve.page import page_router
+from tinydet.serve.scenes_api import scenes_router
 from tinydet.serve.service import Service
+from tinydet.serve.service_scenes import ServiceScenes
 from tinydet.serve.status_api import status_router
 from tinydet.serve.uploads_api import uploads_router
 
@@ -83,6 +86,8 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = ()) -> FastAPI:
     app.include_router(detect_router(service))
     app.include_router(kserve_router(service))
     app.include_router(label_studio_router(service))
+    app.include_router(scenes_router(ServiceScenes(service)))
+    app.include_router(page_router())
     app.add_middleware(Guard, token=service.options.token, hosts=hosts, max_body=service.options.max_body,
                        observe=metrics.observe)  # fmt: skip
     if service.options.cors:

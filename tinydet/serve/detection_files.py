@@ -157,8 +157,8 @@ def _image_of(path: Path, images: Sequence[Any], scene: SceneName) -> Any:
     size = entry.get("width"), entry.get("height")
     if all(isinstance(side, int) for side in size) and size != (scene.width, scene.height):
         raise ValueError(
-            f"{path}: its image {names[found[0]] or ids[found[0]]} has {size[0]}x{size[1]} pixels, but {scene.name} has "
-            f"{scene.width}x{scene.height}; name the detections of this scene"
+            f"{path}: its image {names[found[0]] or ids[found[0]]} has {size[0]}x{size[1]} pixels, but {scene.name} "
+            f"has {scene.width}x{scene.height}; name the detections of this scene"
         )
     return ids[found[0]]
 
@@ -260,7 +260,9 @@ def _from_table(
     corners = np.stack([numbers(name, math.nan) for name in CORNERS], axis=1) if kept else np.zeros((0, 4))
     bad = np.flatnonzero(~np.isfinite(corners).all(axis=1) | (corners[:, 2:] < corners[:, :2]).any(axis=1))
     if len(bad):
-        raise ValueError(f"{path}: row {kept[bad[0]] + 1} has the corners {corners[bad[0]].tolist()}; expected x1 <= x2")
+        raise ValueError(
+            f"{path}: row {kept[bad[0]] + 1} has the corners {corners[bad[0]].tolist()}; expected x1 <= x2"
+        )
     data: dict[str, NDArray[Any]] = {}
     if "tile" in columns:
         data["tile"] = numbers("tile", 0).astype(np.int32)
@@ -308,8 +310,8 @@ def _from_labels(path: Path, scene: SceneName) -> FileDetections:
         good = len(numbers) in (5, 6) and all(map(math.isfinite, numbers)) and numbers[0] >= 0 and numbers[0] % 1 == 0
         if not good or not all(-0.5 <= value <= 1.5 for value in numbers[1:5]):
             raise ValueError(
-                f"{path} line {n}: expected a YOLO label, class x y width height [score] as fractions of the scene, got "
-                f"{quoted(' '.join(words)[:60])}"
+                f"{path} line {n}: expected a YOLO label, class x y width height [score] as fractions of the scene, "
+                f"got {quoted(' '.join(words)[:60])}"
             )
         values[place, : len(numbers)] = numbers
     center, size = values[:, 1:3] * (scene.width, scene.height), values[:, 3:5] * (scene.width, scene.height)
@@ -334,13 +336,13 @@ def _classified(
     names: Mapping[Any, str],
     data: dict[str, NDArray[Any]],
 ) -> FileDetections:
-    """Return detections with labels in the order of their category ids; ids without a name are named by their number."""
+    """Return detections with labels in the order of their category ids; an id without a name is named by its number."""
     if not np.isfinite(scores).all():
         raise ValueError(f"{path}: detection {int(np.flatnonzero(~np.isfinite(scores))[0]) + 1} has no finite score")
-    outside = ((corners[:, 2:] <= 0) | (corners[:, :2] >= (scene.width, scene.height))).any(axis=1)
-    if len(outside) and outside.all():
+    inside = ((corners[:, 2:] > 0) & (corners[:, :2] < (scene.width, scene.height))).all(axis=1)
+    if len(corners) and not inside.any():
         raise ValueError(
-            f"{path}: all {len(outside)} boxes are outside of {scene.name} ({scene.width}x{scene.height} pixels); name "
+            f"{path}: all {len(corners)} boxes are outside of {scene.name} ({scene.width}x{scene.height} pixels); name "
             "the detections of this scene"
         )
     known: Callable[[Any], tuple[bool, Any]] = lambda id: (isinstance(id, str), id)  # noqa: E731

@@ -9,8 +9,15 @@ from typing import Any
 from tinydet._internal.extras import needs_extra
 
 FOLDER = Path(__file__).with_name("viewer")
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".txt": "text/plain"}
-# The hash is that of the only style that OpenSeadragon adds. The page itself has the same policy in a <meta> element, for folders that other servers serve.
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain",
+}
+# The hash is that of the only style that OpenSeadragon adds. The page itself has the same policy in a <meta> element,
+# for folders that other servers serve.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

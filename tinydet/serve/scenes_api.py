@@ -202,9 +202,7 @@ class _Entry:
 
     count = 0
 
-    def __init__(
-        self, name: str, open: Callable[[], Scene], georeferenced: bool, size: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, name: str, open: Callable[[], Scene], georeferenced: bool, size: tuple[int, int] | None) -> None:
         _Entry.count += 1
         self.number = _Entry.count
         self.name, self.georeferenced = name, georeferenced

@@ -3,6 +3,8 @@
 # Annotations are evaluated when a route is defined, because FastAPI is imported inside of functions.
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import re
@@ -15,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import tinydet
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.outputs import check_folder, make_folder, remove_empty
 from tinydet._internal.progress import Progress
 from tinydet.geometry.tiles import TileGrid
+from tinydet.runtime.detections import Detections
 from tinydet.runtime.scenes import Scene, open_scene
 from tinydet.runtime.scenes.georeference import Georeference, georeference_of
 from tinydet.runtime.writers import FORMATS, SceneDetections, open_writer
@@ -99,7 +103,7 @@ class View:
                     each.path.name,
                     found.classes,
                     found.category_ids,
-                    lambda found=found: found.detections,
+                    functools.partial(_detections, found),
                     tilings=self.tilings,
                     formats=self.formats(),
                 ),
@@ -118,9 +122,7 @@ class View:
         detections = found.detections.by_score()
         with open_writer(path, spec, kind) as write:
             write(
-                SceneDetections(
-                    self.path.name, 1, self.width, self.height, detections, georeference=self.georeference
-                )
+                SceneDetections(self.path.name, 1, self.width, self.height, detections, georeference=self.georeference)
             )
 
 
@@ -146,9 +148,42 @@ def open_view(
     with open_scene(scene, bands=bands) as opened:
         width, height = opened.width, opened.height
     name = SceneName(scene.name, width, height, image_id, categories)
-    ids = _distinct(file.name for file in files)
-    viewed = tuple(ViewedFile(id, file, read_detections(file, name)) for id, file in zip(ids, files, strict=True))
-    return View(scene, width, height, viewed, tilings(width, height), bands, georeference_of(scene))
+    ids, grids, viewed = _distinct(file.name for file in files), tilings(width, height), []
+    for id, file in zip(ids, files, strict=True):
+        found = read_detections(file, name)
+        if grids and "tile" not in found.detections.data:
+            found = dataclasses.replace(found, detections=with_tiles(found.detections, grids[0]))
+        viewed.append(ViewedFile(id, file, found))
+    return View(scene, width, height, tuple(viewed), grids, bands, georeference_of(scene))
+
+
+def with_tiles(detections: Detections, grid: TileGrid) -> Detections:
+    """Return detections with the tile and the seam distance that they have if each is from the tile that shows it best.
+
+    That is the tile in which the box is farthest from the inner edges.
+    """
+    columns, x = _best(grid.xs, grid.tile_width, grid.width, detections.boxes[:, 0], detections.boxes[:, 2])
+    rows, y = _best(grid.ys, grid.tile_height, grid.height, detections.boxes[:, 1], detections.boxes[:, 3])
+    data = {
+        "tile": (rows * grid.columns + columns).astype(np.int32),
+        "pass": np.zeros(len(detections), np.int32),
+        "seam_distance": np.minimum(x, y).astype(np.float32),
+    }
+    return dataclasses.replace(detections, data={**detections.data, **data})
+
+
+def _best(
+    starts: Sequence[int], side: int, length: int, low: NDArray[Any], high: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return along one axis the tile in which each box is farthest from the inner edges, and this distance."""
+    best, most = np.zeros(len(low), np.int64), np.full(len(low), -np.inf)
+    for n, start in enumerate(starts):
+        before = low - start if start > 0 else np.full(len(low), np.inf)
+        after = start + side - high if start + side < length else np.full(len(low), np.inf)
+        distance = np.minimum(before, after).astype(np.float64)
+        closer = distance > most
+        best[closer], most[closer] = n, distance[closer]
+    return best, np.maximum(most, 0)
 
 
 # ------------------------------------------------------------------------------------------------------- application
@@ -296,6 +331,10 @@ def _write_folder(view: View, folder: Path, progress: Progress | None) -> None:
             if progress is not None:
                 progress(1)
     (folder / DATA).write_text(json.dumps(described, allow_nan=False), encoding="utf-8")
+
+
+def _detections(found: FileDetections) -> Detections:
+    return found.detections
 
 
 def _download(file: ViewedFile, kind: str) -> str:

@@ -612,6 +612,11 @@ function downloads() {
   const links = of.complete ? source.downloads(of) : [];
   list.replaceChildren(...links.map(([format, address]) => {
     const item = Object.assign(document.createElement("a"), { href: address, download: "" });
+    item.onclick = (event) => {
+      event.preventDefault();
+      closeDownloads();
+      source.save(address).catch((error) => toast(error.message));
+    };
     item.setAttribute("role", "menuitem");
     item.append(Object.assign(document.createElement("span"), { textContent: NAMES[format] ?? format }), Object.assign(document.createElement("span"), { className: "muted", textContent: format }));
     return item;

@@ -52,7 +52,8 @@ export class Pane {
         maxZoomPixelRatio: 40, minZoomImageRatio: 0.7, visibilityRatio: 0.4, imageSmoothingEnabled: true,
         gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: true },
         gestureSettingsPen: { clickToZoom: false }, imageLoaderLimit: 5, timeout: 60000, tileRetryMax: 60, tileRetryDelay: 1500,
-        maxImageCacheCount: 400, placeholderFillStyle: null, crossOriginPolicy: false, loadTilesWithAjax: false,
+        maxImageCacheCount: 400, placeholderFillStyle: null, crossOriginPolicy: false,
+        loadTilesWithAjax: true, ajaxHeaders: this.source.headers,
       });
       viewer.canvas.append(this.canvas); // below the navigator
       const surface = viewer.canvas;

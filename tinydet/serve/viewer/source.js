@@ -6,10 +6,37 @@
 /** Return the address of a path below the page. */
 const at = (path) => new URL(path, document.baseURI).href;
 
+// The token of a server that asks for one. It is kept until the browser tab is closed.
+const KEY = "tinydet:token";
+let token = sessionStorage.getItem(KEY) ?? "";
+const authorization = () => (token ? { Authorization: `Bearer ${token}` } : {});
+
+/** Ask for the token of the server. Resolves when the user has typed one. */
+let asking = null;
+function ask() {
+  return (asking ??= new Promise((resolve) => {
+    const dialog = document.getElementById("login"), input = document.getElementById("token");
+    input.value = "";
+    dialog.oncancel = (event) => event.preventDefault();
+    dialog.onclose = () => {
+      token = input.value.trim();
+      sessionStorage.setItem(KEY, token);
+      asking = null;
+      resolve();
+    };
+    dialog.showModal();
+  }));
+}
+
 /** Fetch an address and return the response. Throws an Error with the reason that the server states. */
 async function answer(path, options = {}) {
-  const response = await fetch(at(path), options);
+  const used = token;
+  const response = await fetch(at(path), { ...options, headers: { ...options.headers, ...authorization() } });
   if (response.ok) return response;
+  if (response.status === 401) {
+    if (used === token) await ask(); // else another request has asked meanwhile
+    return answer(path, options);
+  }
   let detail = `${response.status} ${response.statusText}`;
   try {
     const stated = (await response.json()).detail;
@@ -19,17 +46,26 @@ async function answer(path, options = {}) {
 }
 
 const json = async (path, options) => (await answer(path, options)).json();
+const loadImage = async (path) => createImageBitmap(await (await answer(path)).blob());
 
-function loadImage(address) {
-  return new Promise((resolve, reject) => {
-    const image = new Image();
-    image.onload = () => resolve(image);
-    image.onerror = () => reject(new Error("the image cannot be read"));
-    image.src = address;
-  });
+/** Download a file through a link, or, if the server wants a token, through memory, because links send none. */
+async function save(address) {
+  const anchor = document.createElement("a");
+  anchor.href = address;
+  anchor.download = "";
+  if (token) {
+    const response = await answer(address);
+    anchor.download = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") ?? "")?.[1] ?? "detections";
+    anchor.href = URL.createObjectURL(await response.blob());
+    setTimeout(() => URL.revokeObjectURL(anchor.href), 60000);
+  }
+  anchor.click();
 }
 
 export class ServerSource {
+  /** Headers of the requests for tiles. */
+  get headers() { return authorization(); }
+
   async info() { return json("info"); }
   async scenes() { return (await json("scenes")).scenes; }
   async scene(id) { return json(`scenes/${encodeURIComponent(id)}`); }
@@ -50,13 +86,15 @@ export class ServerSource {
 
   /** Draw a square of the scene, [x1, y1, x2, y2] in whole pixels, on a whole canvas. */
   async drawCrop(scene, corners, canvas) {
-    const image = await loadImage(at(`scenes/${encodeURIComponent(scene.id)}/crop?bbox=${corners.join(",")}`));
+    const image = await loadImage(`scenes/${encodeURIComponent(scene.id)}/crop?bbox=${corners.join(",")}`);
     return () => {
       const context = canvas.getContext("2d");
       context.imageSmoothingEnabled = false;
       context.drawImage(image, 0, 0, canvas.width, canvas.height);
     };
   }
+
+  save(address) { return save(address); }
 
   downloads(result) {
     return result.formats.map((format) => [format, at(`jobs/${encodeURIComponent(result.job)}/results?format=${format}`)]);
@@ -67,6 +105,7 @@ export class ServerSource {
     return new Promise((resolve, reject) => {
       const request = new XMLHttpRequest();
       request.open("PUT", at(`uploads/${encodeURIComponent(file.name)}`));
+      for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
       request.upload.onprogress = (event) => event.lengthComputable && progress(event.loaded / event.total);
       request.onerror = () => reject(new Error("the connection was lost; try again"));
       request.onload = () => {
@@ -88,14 +127,31 @@ export class ServerSource {
 
   /** Call `changed` with each state of a job until it has ended. Returns a function that stops. */
   watch(job, changed) {
-    const events = new EventSource(at(`jobs/${encodeURIComponent(job)}/events`));
-    const stop = () => events.close();
-    events.addEventListener("status", (event) => {
-      const state = JSON.parse(event.data);
-      if (!["accepted", "running"].includes(state.status)) stop();
-      changed(state);
-    });
-    return stop;
+    const stop = new AbortController();
+    const follow = async () => {
+      for (;;) {
+        try {
+          const response = await answer(`jobs/${encodeURIComponent(job)}/events`, { signal: stop.signal });
+          const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+          for (let text = "", part = await reader.read(); !part.done; part = await reader.read()) {
+            const events = (text + part.value).split("\n\n");
+            text = events.pop();
+            for (const event of events) {
+              const data = event.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("\n");
+              if (!data) continue;
+              const state = JSON.parse(data);
+              changed(state);
+              if (!["accepted", "running"].includes(state.status)) return;
+            }
+          }
+        } catch (error) {
+          if (error.name === "AbortError" || error.status === 404) return;
+        }
+        await new Promise((resolve) => { setTimeout(resolve, 2000); }); // the connection was lost
+      }
+    };
+    follow();
+    return () => stop.abort();
   }
 
   #path(scene, result, { score = 0, classes = null, bbox, limit, offset, fromId }) {
@@ -113,6 +169,7 @@ const ARRAYS = { "<f4": Float32Array, "<i4": Int32Array };
 
 export class StaticSource {
   #loaded = new Map(); // columns by job
+  headers = {};
 
   async info() { return { jobs: false, version: (await this.#scene()).version }; }
   async scenes() { const { id, name, width, height } = await this.#scene(); return [{ id, name, width, height }]; }
@@ -171,6 +228,7 @@ export class StaticSource {
     };
   }
 
+  save(address) { return save(address); }
   downloads(result) { return Object.entries(result.downloads).map(([format, path]) => [format, at(path)]); }
 
   #described;
