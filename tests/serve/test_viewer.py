@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -118,10 +119,8 @@ class Strips(Scene):
 def test_without_overviews_the_file_is_read_once_for_all_coarse_tiles() -> None:
     scene = Strips()
     tiles = SceneTiles(lambda: scene)
-    with pytest.raises(TilePendingError):
-        for _ in range(2):  # the thread may be faster than the first look
-            tiles.tile(0, 0, 0)
-            raise TilePendingError
+    with contextlib.suppress(TilePendingError):  # unless the thread is faster
+        tiles.tile(0, 0, 0)
     assert tiles.wait(30)
     assert tiles.progress == 1
     once = scene.width * scene.height

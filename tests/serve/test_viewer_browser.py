@@ -31,7 +31,11 @@ READY = "html[data-shown]"
 MEASURE = """async () => {
   const { Pane } = await import(new URL("viewer/pane.js", document.baseURI)), draw = Pane.prototype.draw;
   window.frames = []; window.drawing = [];
-  Pane.prototype.draw = function () { const t = performance.now(); draw.call(this); window.drawing.push(performance.now() - t); };
+  Pane.prototype.draw = function () {
+    const start = performance.now();
+    draw.call(this);
+    window.drawing.push(performance.now() - start);
+  };
   let last = performance.now();
   const frame = (t) => { window.frames.push(t - last); last = t; requestAnimationFrame(frame); };
   requestAnimationFrame(frame);
@@ -152,7 +156,9 @@ def review(page: Any, files: Path, folder: Path) -> None:
     assert f"{kept[0]['score']:.3f}" in facts
     assert f"{kept[0]['bbox'][2]:.1f} px" in facts
     # The crop shows the object as a bright square in its middle.
-    middle = page.locator("#crop").evaluate("(c) => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data]")
+    middle = page.locator("#crop").evaluate(
+        "(c) => [...c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data]"
+    )
     assert min(middle[:3]) > 200
     page.keyboard.press("Escape")
     assert page.locator("#detail").is_hidden()
@@ -197,9 +203,7 @@ def test_review_from_the_overview_to_the_exported_marks(
     assert download.value.suggested_filename == "mine.csv"
 
 
-def test_an_exported_folder_works_from_any_web_server(
-    opened: Callable[..., Any], files: Path, tmp_path: Path
-) -> None:
+def test_an_exported_folder_works_from_any_web_server(opened: Callable[..., Any], files: Path, tmp_path: Path) -> None:
     export_view(open_view(files / "scene.tif", [files / "mine.json"]), tmp_path / "page")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -251,7 +255,9 @@ def test_boxes_cost_no_frames(opened: Callable[..., Any], address: str) -> None:
         page.wait_for_timeout(800)
     drawing = sorted(page.evaluate("() => window.drawing"))
     frames = sorted(page.evaluate("() => window.frames"))
-    print(f"{len(drawing)} frames: drawing {drawing[len(drawing) // 2]:.1f} ms, frame {frames[len(frames) // 2]:.1f} ms")
+    print(
+        f"{len(drawing)} frames: drawing {drawing[len(drawing) // 2]:.1f} ms, frame {frames[len(frames) // 2]:.1f} ms"
+    )
     assert drawing[len(drawing) // 2] < 8
 
 

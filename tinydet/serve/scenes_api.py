@@ -2,9 +2,11 @@
 
 # Annotations are evaluated when a route is defined, because FastAPI is imported inside of functions.
 
+import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import cv2
@@ -232,11 +234,10 @@ def scenes_router(store: SceneStore) -> Any:
         ModuleNotFoundError: FastAPI is not installed.
     """
     with needs_extra("serve"):
-        import anyio
         from fastapi import APIRouter, HTTPException, Path, Query, Response
 
     router = APIRouter(tags=["scenes"])
-    readers = anyio.CapacityLimiter(2 * HANDLES)  # apart from the threads of other requests
+    readers = ThreadPoolExecutor(2 * HANDLES, "tiles")  # apart from the threads of other requests
 
     Id = Annotated[str, Path(max_length=200)]
     Job = Annotated[str | None, Query(max_length=200, description="a job of the scene; default: the latest")]
@@ -274,7 +275,7 @@ def scenes_router(store: SceneStore) -> Any:
             data: bytes = answered(lambda: store.tiles(scene).tile(level, x, y))
             return data
 
-        data = await anyio.to_thread.run_sync(read, limiter=readers)
+        data = await asyncio.get_running_loop().run_in_executor(readers, read)
         return Response(data, media_type="image/jpeg", headers=IMMUTABLE)
 
     @router.get("/scenes/{scene}/crop", response_class=Response)
@@ -291,7 +292,7 @@ def scenes_router(store: SceneStore) -> Any:
             pixels = answered(tiles.crop, corners, size)
             return bytes(cv2.imencode(".png", pixels[..., ::-1])[1])
 
-        data = await anyio.to_thread.run_sync(read, limiter=readers)
+        data = await asyncio.get_running_loop().run_in_executor(readers, read)
         return Response(data, media_type="image/png", headers=IMMUTABLE)
 
     @router.get("/scenes/{scene}/detections")

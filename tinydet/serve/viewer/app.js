@@ -70,6 +70,7 @@ function empty(title, text) {
     $("empty").append(button);
   }
   $("empty").hidden = false;
+  for (const id of ["compare", "tiles", "link", "download", "score", "previous", "next", "all", "none"]) $(id).disabled = true;
 }
 
 /** Show a scene. `wanted`: values of a link, see `toLink`. */
@@ -274,8 +275,7 @@ const shortScore = (value) => (Math.abs(value) < 10 ? value.toFixed(2) : value.t
 
 function panel() {
   const pane = main(), of = result();
-  $("download").disabled = $("compare").disabled = !of;
-  for (const id of ["score", "previous", "next"]) $(id).disabled = !of;
+  for (const id of ["compare", "link", "download", "score", "previous", "next", "all", "none"]) $(id).disabled = !of;
   if (!of) return;
   const edges = pane.summary.score_edges, at = edges.indexOf(pane.filter.score), counts = countFrom(pane);
   $("score").value = at;
