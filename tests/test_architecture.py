@@ -50,6 +50,7 @@ LAYERS = (
     ("evaluate", "lazily"),
     ("infer", "never"),
     ("cluster", "never"),
+    ("serve", "never"),
     ("zoo", "lazily"),
     ("train", "freely"),
     ("export", "freely"),
@@ -70,6 +71,8 @@ DISTRIBUTIONS = {
     "onnxruntime_ep_nv_tensorrt_rtx": "onnxruntime-ep-nv-tensorrt-rtx-cu13",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
     "torch.utils.tensorboard": "tensorboard",
+    "prometheus_client": "prometheus-client",
+    "prometheus_client.core": "prometheus-client",
     "yaml": "pyyaml",
 }
 

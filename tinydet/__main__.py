@@ -86,6 +86,8 @@ COMMANDS: dict[str, Entry | Group] = {
         },
     ),
     "infer": Entry("tinydet.infer.__main__", "", "run an exported model on images, rasters and videos of any size"),
+    "serve": Entry("tinydet.serve.__main__", "", "answer requests over HTTP with an exported model"),
+    "view": Entry("tinydet.serve.view_command", "", "show detections on their scene in a browser, or export the page"),
     "models": Group(
         "list the models that are bundled or at hand, and describe one",
         ("show", "thermal"),

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 from argparse import Action, ArgumentError, ArgumentParser, Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,6 +97,34 @@ class Parser(ArgumentParser):
             words.insert(0, self._positional)
         namespace, left = super().parse_known_args(words, namespace)
         return namespace, [*left, *(["--", *behind] if behind else [])]
+
+    def from_values(self, values: Mapping[str, Any]) -> Namespace:
+        """Return the namespace of options that are given as values, such as those of a JSON document.
+
+        Args:
+            values: by the name of the option, with `_` or `-`. A list stands for values joined by commas.
+
+        Raises:
+            ValueError: there is no such option, or it does not take this value. Names the option.
+        """
+        namespace = Namespace(**{each.dest: each.default for each in self._actions if each.dest != "help"})
+        for name, value in values.items():
+            action = self._option_string_actions.get(f"--{name.replace('_', '-')}")
+            if action is None:
+                raise ValueError(f"there is no option {quoted(name)}")
+            if action.nargs == 0:
+                if not isinstance(value, bool):
+                    raise ValueError(f"{name}: expected true or false, got {quoted(value)}")
+                setattr(namespace, action.dest, value)
+                continue
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            try:
+                converted = self._get_value(action, text)
+                self._check_value(action, converted)
+            except ArgumentError as error:
+                raise ValueError(f"{name}: {error.message}") from error
+            setattr(namespace, action.dest, converted)
+        return namespace
 
     def _spelled(self, words: list[str]) -> tuple[list[str], list[str]]:
         """Replace the names of other tools by those of this command; also return the words after `--`."""

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from tinydet._internal.suggestions import did_you_mean
 from tinydet.infer.__main__ import infer as _infer
-from tinydet.infer.__main__ import parser as _parser
+from tinydet.infer.__main__ import infer_parser
 
 __all__ = ["infer"]
 
@@ -46,7 +46,7 @@ def infer(
         TypeError: there is no such option.
         ModuleNotFoundError: Ray is not installed.
     """
-    parser = _parser()
+    parser = infer_parser()
     parser.error = _raise  # type: ignore[method-assign]
     known = {action.dest for action in parser._actions} - {"help", "image", "ray", "workers", "part", "join"}
     if unknown := [name for name in options if name not in known]:

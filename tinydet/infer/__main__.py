@@ -93,7 +93,7 @@ logger = logging.getLogger("tinydet.infer")
 
 @command("infer")
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = infer_parser().parse_args(argv)
     if args.calibrate_skip:
         return _calibrate(args)
     return SKIPPED if infer(args).skipped else 0
@@ -138,9 +138,9 @@ def infer(args: argparse.Namespace) -> RunSummary:
     first = plan.jobs[0].source
     is_read_first = folder is None and not first.moving and not args.resume
     with OpenedAhead(first if is_read_first else None, args.bands) as ahead, terminated_like_interrupted():
-        model = _model(args, [job.source for job in plan.jobs])
+        model = chosen_model(args, [job.source for job in plan.jobs])
         path, backend = model.runs, model.backend
-        settings = _settings(args, model.path, backend)
+        settings = run_settings(args, model.path, backend)
         model_hash = hash_file(path)
         if args.part is not None and folder is not None:
             part = PartRun(backend, model_hash, settings, args.part, folder, plan)
@@ -163,8 +163,8 @@ def infer(args: argparse.Namespace) -> RunSummary:
     return run.summary
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command."""
+def infer_parser() -> Parser:
+    """Return the parser of the command, with the default of each option."""
     parser = Parser(
         "infer",
         positional="--image",
@@ -298,7 +298,15 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
     return inputs
 
 
-def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
+def run_settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
+    """Return the settings of a run from the options of the command.
+
+    Args:
+        path: of the model.
+
+    Raises:
+        ValueError: the options do not fit the model.
+    """
     spec = backend.spec
     contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty else None
     overlap = choose_overlap(spec) if args.overlap == "auto" else args.overlap
@@ -347,7 +355,7 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
     )
 
 
-def _model(args: argparse.Namespace, sources: Sequence[Source]) -> Choice:
+def chosen_model(args: argparse.Namespace, sources: Sequence[Source]) -> Choice:
     """Open the model that the options ask for, and report which one it is.
 
     Args:
@@ -401,10 +409,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     """Measure which tiles may be skipped, write the filter next to the model and print what it keeps and saves."""
     if args.annotations is None:
         raise ValueError("--calibrate-skip needs annotated images: --annotations val.json --images DIR")
-    model = _model(args, coco_sources(args.annotations, args.images))
+    model = chosen_model(args, coco_sources(args.annotations, args.images))
     path, backend = model.path, model.backend
     args.skip_empty = False  # the filter does not exist yet
-    settings = _settings(args, path, backend)
+    settings = run_settings(args, path, backend)
     if settings.auto_scale:
         raise ValueError("--calibrate-skip needs a fixed scale, such as --scale 0.5")
     options = settings.options

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from tinydet._internal.console import plural
 from tinydet._internal.progress import Bar
+from tinydet.runtime.scan import BatchResult
 
 logger = logging.getLogger("tinydet.infer")
 
@@ -75,6 +76,10 @@ class RunProgress:
         self._name, self._expected, self._unit, self._count, self._known = name, total, unit, 0, known
         if self._jobs == 1:
             self._bar = Bar(total, unit, speed=self._speed)
+
+    def add(self, result: BatchResult) -> None:
+        """Count the tiles of a batch, with their detections."""
+        self.advance(result.tiles, result.tiles, len(result.detections))
 
     def advance(self, count: int, tiles: int, detections: int) -> None:
         """Count tiles or frames that were finished, with their detections.

@@ -73,15 +73,22 @@ class InferenceRun:
     """
 
     def __init__(
-        self, backend: Backend, model_hash: str, settings: Settings, *, ahead: OpenedAhead | None = None
+        self,
+        backend: Backend,
+        model_hash: str,
+        settings: Settings,
+        *,
+        ahead: OpenedAhead | None = None,
+        progress: RunProgress | None = None,
     ) -> None:
         """
         Args:
             model_hash: SHA-256 of the model file; a journal belongs to one model.
             ahead: an image that is already being opened.
+            progress: is told what the run does, and may end it by an exception; None for the progress bar.
         """
         self._ahead = ahead or OpenedAhead(None, None)
-        self._backend, self._hash, self._settings = backend, model_hash, settings
+        self._backend, self._hash, self._settings, self._progress = backend, model_hash, settings, progress
         self._spec = backend.spec
         self._seconds_per_batch: float | None = None
         self._shared: tuple[Path, ...] = ()
@@ -128,7 +135,7 @@ class InferenceRun:
             files, total = ", ".join(map(str, plan.shared)), found(self.summary.total, self._spec)
             logger.info(f"{len(plan.jobs)} scenes: already complete, {files} unchanged: {total}")
             return
-        with RunProgress(len(plan.jobs), verbose=self._settings.verbose) as progress:
+        with self._progress or RunProgress(len(plan.jobs), verbose=self._settings.verbose) as progress:
             try:
                 with open_writers(plan.shared, self._spec, plan.formats) as write:
                     shared = write if plan.shared else None
@@ -345,12 +352,12 @@ class InferenceRun:
 
         def observe(result: BatchResult) -> None:
             tally.add(result)
-            progress.advance(result.tiles, result.tiles, len(result.detections))
+            progress.add(result)
 
         with open_writers(job.results, self._spec, job.formats) as write:
             for chunk in chunks(results, observe=observe):
                 part = SceneDetections(
-                    job.source.label if is_store(job.source.location) else str(job.source.path),
+                    job.source.shown or (job.source.label if is_store(job.source.location) else str(job.source.path)),
                     job.source.image_id,
                     scan.scene.width,
                     scan.scene.height,

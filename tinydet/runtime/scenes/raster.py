@@ -101,6 +101,8 @@ class RasterScene(Scene):
             self._orientation = tags.orientation if tags.orientation > 1 else self._orientation
         self.width, self.height = (file.height, file.width) if self._orientation > 4 else (file.width, file.height)
         self._check_blocks()
+        coarsest = max(file.overviews(1), default=1)
+        self.has_overviews = file.width * file.height <= MAX_WINDOW * coarsest**2
         self.gsd, self.in_order = ground_sample_distance(file), file.driver in IN_ORDER
         self._has_mask = any(rasterio.enums.MaskFlags.all_valid not in flags for flags in file.mask_flag_enums)
         self._bands = [1] if bands is None and is_white_zero(file) else self._select_bands(bands)
@@ -146,8 +148,13 @@ class RasterScene(Scene):
         self._file.close()
 
     def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
+        return self._resampled(x, y, width, height, size, small=width * height <= MAX_WINDOW)
+
+    def _preview(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
+        return self._resampled(x, y, width, height, size, small=False)
+
+    def _resampled(self, x: int, y: int, width: int, height: int, size: tuple[int, int], *, small: bool) -> Image:
         window, stored_size = self._stored(x, y, width, height, size)
-        small = width * height <= MAX_WINDOW
         # For larger windows GDAL averages while it reads, from overviews if the file has any.
         resampling = "average" if self._coding.is_linear else "nearest"
         raw = self._raw(window, window[2:] if small else stored_size, resampling)

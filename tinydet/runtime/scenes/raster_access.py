@@ -181,6 +181,11 @@ def _check_length(path: Path, file: Any) -> None:
         raise ValueError(f"{path}: truncated ENVI image, it has {size} of {expected} bytes; get the file again")
 
 
+def is_vrt(head: bytes) -> bool:
+    """Return whether a file is a VRT, from its first HEAD bytes."""
+    return _VRT.match(head) is not None
+
+
 def _head(path: Path) -> bytes:
     with path.open("rb", buffering=0) as file:
         return file.read(HEAD)
@@ -211,7 +216,7 @@ def _check_references(path: Path) -> bool:
         ValueError: it refers to a file outside its folder, or to one that is not a raster.
     """
     head = _head(path)
-    if not _VRT.match(head):
+    if not is_vrt(head):
         if _is_text(head):  # other descriptions, which GDAL need not parse
             what = "a format that may refer to other files or servers"
             raise _refused(path, what) if head.lstrip(_BLANK).startswith(_REFERRING) else _unknown(path)
@@ -243,7 +248,7 @@ def _check_virtual_raster(path: Path, changed: int, size: int) -> None:
             seen.add(target)
             _check_metadata(target)
             head = _head(target)
-            if _VRT.match(head):
+            if is_vrt(head):
                 pending.append(target)
             elif not head.startswith(_RASTERS) and image_format(head) is None:
                 with name_failures(path, "read", f"check {name}, which it refers to"):

@@ -25,6 +25,7 @@ class Scene(ABC):
         width, height: in pixels.
         gsd: ground sample distance in meters per pixel; None if unknown.
         in_order: whether a window can only be read by decoding everything above it, as in a JPEG or PNG file.
+        has_overviews: whether `preview` reads the whole scene fast: it is in memory, or its file has overviews.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Scene(ABC):
     height: int
     gsd: float | None = None
     in_order: bool = False
+    has_overviews: bool = False
 
     def read(self, x: int, y: int, width: int, height: int, size: tuple[int, int] | None = None) -> Image:
         """Read a window as uint8 (height, width, 3) RGB, resized to `size` (width, height) if given.
@@ -39,14 +41,31 @@ class Scene(ABC):
         Raises:
             ValueError: the window leaves the scene, or the file is damaged there.
         """
+        self._check_window(x, y, width, height)
+        return self._read(x, y, width, height, size or (width, height))
+
+    def preview(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
+        """Read a window at a smaller `size` for display, from the overviews of the file if it has any.
+
+        The pixels may differ slightly from those of `read`.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        self._check_window(x, y, width, height)
+        return self._preview(x, y, width, height, size)
+
+    @abstractmethod
+    def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image: ...
+
+    def _preview(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image:
+        return self._read(x, y, width, height, size)
+
+    def _check_window(self, x: int, y: int, width: int, height: int) -> None:
         if width < 1 or height < 1 or x < 0 or y < 0 or x + width > self.width or y + height > self.height:
             raise ValueError(
                 f"{self.name}: no window {width}x{height} at ({x}, {y}) in {self.width}x{self.height} pixels"
             )
-        return self._read(x, y, width, height, size or (width, height))
-
-    @abstractmethod
-    def _read(self, x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Image: ...
 
     def is_empty(self, x: int, y: int, width: int, height: int) -> bool:
         """Return whether no pixel of the window has data: all are nodata, masked or transparent."""
@@ -76,6 +95,8 @@ class ArrayScene(Scene):
         stretch: percentiles that map to 0 and 255 if pixels are wider than 8 bits.
         alpha: (H, W); pixels where it is 0 have no data.
     """
+
+    has_overviews = True
 
     def __init__(
         self, name: str, pixels: Pixels, stretch: tuple[float, float] = STRETCH, alpha: Pixels | None = None

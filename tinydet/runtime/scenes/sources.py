@@ -108,6 +108,7 @@ class Source:
             annotation file has it, or the label of a stream.
         listed: `state` as the listing of a store gave it; None if it is still to be asked for.
         item: of a STAC item, where the scene is from; None for other scenes.
+        shown: name of the scene in results and messages, in place of its location; empty for the location.
     """
 
     location: str
@@ -118,6 +119,7 @@ class Source:
     file_name: str = ""
     listed: tuple[int, int] | None = None
     item: CatalogueItem | None = None
+    shown: str = ""
 
     @property
     def path(self) -> Path:
@@ -126,6 +128,8 @@ class Source:
     @property
     def label(self) -> str:
         """The location for messages and results: printable and without secrets."""
+        if self.shown:
+            return public_location(self.shown)
         return str(self.path) if is_store(self.location) and not self.moving else public_location(self.location)
 
     @property

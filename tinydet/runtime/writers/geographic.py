@@ -29,6 +29,7 @@ from tinydet.spec import ModelSpec
 
 DIGITS = 9  # decimals of a degree: a tenth of a millimeter
 LAYER = "detections"
+WRITTEN = "1970-01-01T00:00:00.000Z"  # in the metadata of a GeoPackage, so that equal results are equal files
 CHUNK = 10_000  # features that are copied at once
 
 logger = logging.getLogger("tinydet.runtime")
@@ -78,6 +79,7 @@ def write_geopackage(path: Path, spec: ModelSpec) -> Iterator[Callable[[SceneDet
     """
     with needs_extra("geo"):
         import pyogrio.raw
+    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": WRITTEN})
 
     with ExitStack() as stack:
         count = stack.enter_context(without_geometry(path))

@@ -1,0 +1,113 @@
+"""Guard: what every request must pass before a route sees it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Observe = Callable[[Scope, int, float], None]  # scope, status, seconds
+
+# Without a token: probes, and the page, which asks for the token.
+OPEN = re.compile(r"/(healthz|readiness|health|v2/health/live|v2/health/ready|viewer/.*)?")
+STREAMED = re.compile(r"/uploads/[^/]+")  # bodies with limits of their own
+
+
+class Guard:
+    """ASGI middleware: the token, the host name, the size of the body, and headers of every answer.
+
+    Args:
+        token: sent by clients as `Authorization: Bearer TOKEN`, or as the password of Basic authorization, which
+            browsers and Label Studio send; empty for no check.
+        hosts: names under which the service may be called; empty for any. Against pages that point a name of their
+            own at this machine.
+        max_body: bytes of a request.
+        observe: called after each request.
+    """
+
+    def __init__(self, app: App, *, token: str, hosts: tuple[str, ...], max_body: int, observe: Observe) -> None:
+        self._app, self._token, self._hosts = app, token.encode(), hosts
+        self._max_body, self._observe = max_body, observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+        headers = {key.lower(): value for key, value in scope["headers"]}
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            if (refusal := self._refusal(scope, headers)) is not None:
+                await _answer(sending, *refusal)
+            elif STREAMED.fullmatch(scope["path"]):
+                await self._app(scope, receive, sending)
+            else:
+                await self._app(scope, self._limited(receive), sending)
+        finally:
+            self._observe(scope, status, time.perf_counter() - started)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
+        host = re.sub(r":\d*$", "", headers.get(b"host", b"").decode("latin-1")).strip("[]").lower()
+        if self._hosts and host not in self._hosts:
+            return 400, f"this service is called as {' or '.join(self._hosts)}", []
+        if (
+            self._token
+            and not OPEN.fullmatch(scope["path"])
+            and not self._is_authorized(headers.get(b"authorization", b""))
+        ):
+            challenge = (b"www-authenticate", b"Bearer")
+            return 401, "send the token of this service: Authorization: Bearer TOKEN", [challenge]
+        length = headers.get(b"content-length", b"0")
+        if not STREAMED.fullmatch(scope["path"]) and length.isdigit() and int(length) > self._max_body:
+            return 413, f"a request has at most {self._max_body} bytes here", []
+        return None
+
+    def _is_authorized(self, value: bytes) -> bool:
+        scheme, _, given = value.partition(b" ")
+        given = given.strip()
+        if scheme.lower() == b"basic":
+            try:
+                given = base64.b64decode(given, validate=True).partition(b":")[2]
+            except (binascii.Error, ValueError):
+                return False
+        elif scheme.lower() != b"bearer":
+            return False
+        return hmac.compare_digest(given, self._token)
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Return `receive` for a body without a stated length, which ends the connection when it becomes too large."""
+        received = 0
+
+        async def limited() -> MutableMapping[str, Any]:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body:
+                return {"type": "http.disconnect"}
+            return message
+
+        return limited
+
+
+async def _answer(send: Send, status: int, detail: str, headers: list[tuple[bytes, bytes]]) -> None:
+    body = json.dumps({"detail": detail}).encode()
+    start = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})
