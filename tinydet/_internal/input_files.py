@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from pathlib import Path
 
@@ -40,3 +41,12 @@ def read_file(path: Path, remedy: str = "check the path and its permissions") ->
         return path.read_bytes()
     except OSError as error:
         raise OSError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -26,7 +26,7 @@ from tinydet._internal.arguments import (
 from tinydet._internal.atomic import claim
 from tinydet._internal.command import command
 from tinydet._internal.console import information_to_stderr, plural
-from tinydet._internal.input_files import check_file
+from tinydet._internal.input_files import check_file, hash_file
 from tinydet._internal.interrupt import terminated_like_interrupted
 from tinydet._internal.outputs import is_device
 from tinydet._internal.parser import Parser
@@ -39,12 +39,14 @@ from tinydet.infer.bundled_choice import choose_bundled
 from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
-from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
+from tinydet.infer.jobs import OutputOptions, plan_jobs
 from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import summary_written
 from tinydet.runtime.auto_tile import AutoTile, auto_overlap
-from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, choose_model, open_model
+from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, backend_name, choose_model, open_model
+from tinydet.runtime.backends.remote import RemoteBackend
+from tinydet.runtime.backends.server_address import is_address
 from tinydet.runtime.bundled import BUNDLED, FOLDER, model_path
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import OVERLAP, default_overlap
@@ -64,6 +66,7 @@ EXAMPLES = (
     "clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4",
     "flight.mp4 --track --output flight.csv --draw flight.tracks.mp4",
     "rtsp://camera/pier --frames 1000 --output pier.json",
+    "scene.tif --backend http://gpu:8000/v2/models/tinydet",
     "--annotations val.json --images val/ --score 0.05 --output results.json",
 )
 EPILOG = """\
@@ -112,11 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         information_to_stderr()
     path, backend = _model(args, [job.source for job in plan.jobs])
     settings = _settings(args, path, backend)
-    model_hash = hash_file(path)
+    model_hash = backend.model_hash if isinstance(backend, RemoteBackend) else hash_file(path or Path())
     run = InferenceRun(backend, model_hash, settings)
     with (
         terminated_like_interrupted(),
-        summary_written(args.summary, run.summary, plan, backend, (path, model_hash), args),
+        summary_written(args.summary, run.summary, plan, backend, (path or args.backend, model_hash), args),
     ):
         skipped = run.run(plan)
     return SKIPPED if skipped else 0
@@ -154,10 +157,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", type=Path, metavar="FILE", help=f"run this exported model, or a bundled one: {', '.join(BUNDLED)}"
         f" (default: {' or '.join(MODEL_FILES)} in the current folder, else a bundled one, by the color of the"
         " scenes)")  # fmt: skip
-    add("--backend", choices=BACKENDS, default="auto", help="run the model with this backend (default: auto, the"
-        " fastest that works here)")  # fmt: skip
+    add("--backend", type=backend_name, default="auto", metavar="NAME|URL", help="run the model with this backend:"
+        f" {', '.join(BACKENDS)}; or on a server, http://HOST:8000/v2/models/NAME (KServe V2, such as Triton; also"
+        " https, and grpc with tinydet[triton]), where --model is only compared with the server's model (default: auto,"
+        " the fastest that works here)")  # fmt: skip
     add("--batch", type=batch_size, default=4, metavar="N", help="run up to N tiles at once (default: 4)")
-    add("--threads", type=threads, metavar="N", help="run the model on N CPU threads (default: all that are usable)")
+    add("--threads", type=threads, metavar="N", help="run the model on N CPU threads (default: all that are usable);"
+        " with a server: up to N requests at a time (default: 4)")  # fmt: skip
     add = parser.add_argument_group("tiles").add_argument
     add("--tile", type=or_auto(side), metavar="PX", help="cut the scene into tiles of PX pixels: a multiple of 32 or"
         " 64 for ONNX files, one of its tiles for an engine; auto chooses by object size, overlap, free memory"
@@ -233,9 +239,11 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
     return inputs
 
 
-def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
+def _settings(args: argparse.Namespace, path: Path | None, backend: Backend) -> Settings:
     spec = backend.spec
-    contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty else None
+    if args.skip_empty and path is None:
+        raise ValueError("--skip-empty reads MODEL.skip.json next to the model file, so name that: --model model.onnx")
+    contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty and path else None
     overlap = choose_overlap(spec) if args.overlap == "auto" else args.overlap
     if overlap is None:
         overlap = auto_overlap(spec, spec.tile) if args.tile == "auto" else default_overlap(spec.tile)
@@ -247,11 +255,12 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
         )
     if args.score == "auto":
         if not spec.thresholds:
-            stored = path.name if path.parent == FOLDER else path
-            choose = tinydet_command("evaluate", "--model", args.model or path, "--data", "DATA")
+            file = path or Path("model.onnx")
+            stored = file.name if file.parent == FOLDER else file
+            choose = tinydet_command("evaluate", "--model", args.model or file, "--data", "DATA")
             raise ValueError(
-                f"--score auto: {path} has no score thresholds. Give a number, or choose and store them: "
-                f"{choose} --operating-point f1 --store {stored}"
+                f"--score auto: {path or backend.name} has no score thresholds. Give a number, or choose and "
+                f"store them: {choose} --operating-point f1 --store {stored}"
             )
         logger.info(f"score auto: {describe_thresholds(spec)}")
     return Settings(
@@ -282,11 +291,14 @@ def _settings(args: argparse.Namespace, path: Path, backend: Backend) -> Setting
     )
 
 
-def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, Backend]:
+def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path | None, Backend]:
     """Open the model that the options ask for, and report which one it is.
 
     Args:
         sources: the scenes, whose color decides between the bundled models, and their size about the tile.
+
+    Returns:
+        Its file, None for the model of a server, and what runs it.
 
     Raises:
         ValueError, OSError, ImportError: there is no such model, it cannot run here, or it does not take `--tile`.
@@ -306,6 +318,8 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
             )
         check_file(path, "name an exported model")
         backend = open_model(path, args.backend, tile=tile, threads=args.threads)
+    elif is_address(args.backend):
+        path, backend = None, open_model(None, args.backend, tile=tile, threads=args.threads)
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
         export = f"; to use model.pth: {tinydet_command('export', 'onnx', 'model.pth')}"
         name, reason = choose_bundled(sources, args.bands)
@@ -321,7 +335,8 @@ def _model(args: argparse.Namespace, sources: Sequence[Source]) -> tuple[Path, B
         path, backend = choice.path, choice.backend
         for reason in choice.passed_over:
             logger.info(f"Not used: {reason}")
-    logger.info(f"{path}: {backend.spec.detector} {backend.spec.backbone}, {backend.spec.precision}, {backend.name}")
+    spec = backend.spec
+    logger.info(f"{path or args.backend}: {spec.detector} {spec.backbone}, {spec.precision}, {backend.name}")
     return path, backend
 
 
@@ -330,6 +345,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     if args.annotations is None:
         raise ValueError("--calibrate-skip needs annotated images: --annotations val.json --images DIR")
     path, backend = _model(args, coco_sources(args.annotations, args.images))
+    if path is None:
+        raise ValueError("--calibrate-skip writes MODEL.skip.json next to the model file, so name that: --model FILE")
     args.skip_empty = False  # the filter does not exist yet
     settings = _settings(args, path, backend)
     if settings.auto_scale:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from tinydet._internal.input_files import hash_file
 from tinydet._internal.outputs import check_folder, is_device
 from tinydet._internal.shell import command_line
 from tinydet.infer.annotated_video import check_video_path
@@ -172,15 +173,6 @@ def hashes(paths: Sequence[Path]) -> dict[str, str] | None:
     if not all(path.is_file() for path in paths):
         return None
     return {str(path): hash_file(path) for path in paths}
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _is_folder(text: str) -> bool:

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinydet._internal.arguments import quoted
 from tinydet._internal.shell import tinydet_command
+from tinydet._internal.suggestions import did_you_mean
 from tinydet.runtime.backends.contract import (
     OUTPUT_TYPES,
     Backend,
@@ -19,6 +22,7 @@ from tinydet.runtime.backends.contract import (
     check_tiles,
     output_shapes,
 )
+from tinydet.runtime.backends.server_address import is_address, parse_address
 from tinydet.runtime.bundled import model_path
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "Choice",
     "TileChoice",
     "TileOutputs",
+    "backend_name",
     "check_outputs",
     "check_tiles",
     "choose_model",
@@ -73,20 +78,26 @@ def open_model(
 
     Args:
         path: an ONNX file, a TensorRT engine with its `.json` in the same folder, the `.xml` of an adopted OpenVINO IR,
-            or the name of a bundled model.
-        backend: one of BACKENDS. "auto" is the fastest that works here: TensorRT for an engine; for an ONNX file, ONNX
-            Runtime on an NVIDIA GPU, else OpenVINO if installed, else ONNX Runtime on the CPU. "onnx" is ONNX Runtime,
-            on the GPU if possible.
+            or the name of a bundled model. With a server as the backend, None for the server's model; a file is
+            compared with it.
+        backend: one of BACKENDS, or the address of a model on a server (`http://HOST:8000/v2/models/NAME`). "auto" is
+            the fastest that works here: TensorRT for an engine; for an ONNX file, ONNX Runtime on an NVIDIA GPU, else
+            OpenVINO if installed, else ONNX Runtime on the CPU. "onnx" is ONNX Runtime, on the GPU if possible.
         tile: side of the tiles in pixels; None for the model's default (`ModelSpec.tile`); or a function that chooses
             it, such as `AutoTile`. An ONNX file takes any multiple of its `ModelSpec.tile_multiple`, an engine the
             tiles that it was built for.
-        threads: CPU threads; None for all that this process may use.
+        threads: CPU threads; None for all that this process may use. With a server, the number of requests that wait
+            for it at a time; None for 4.
 
     Raises:
         ValueError: the file is not an exported model, not for this backend, or does not take this tile.
-        OSError: the file is missing, or needs hardware that this machine lacks.
+        OSError: the file is missing, or needs hardware that this machine lacks; a server cannot be reached.
         ModuleNotFoundError: the backend needs a package that is not installed.
     """
+    if is_address(backend):
+        from tinydet.runtime.backends.remote import RemoteBackend
+
+        return RemoteBackend(backend, None if path is None else model_path(path), tile=tile, in_flight=threads)
     if path is None:
         return choose_model(backend, tile=tile, threads=threads).backend
     path = model_path(path)
@@ -110,6 +121,21 @@ def open_model(
         return open_engine(path, tile=tile)
     except RuntimeError as error:
         raise OSError(f"{path} cannot run here: {error}") from error
+
+
+def backend_name(text: str) -> str:
+    """Parse the value of `--backend`: one of BACKENDS, or the address of a model on a server."""
+    if is_address(text):
+        try:
+            parse_address(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
+    elif text not in BACKENDS:
+        raise ArgumentTypeError(
+            f"expected one of {', '.join(BACKENDS)}, or http://HOST:8000/v2/models/NAME; got {quoted(text)}"
+            f"{did_you_mean(text, BACKENDS)}"
+        )
+    return text
 
 
 def choose_model(
