@@ -587,8 +587,8 @@ def load(
         model: `model.onnx` or `model.engine`, or the name of a bundled model; None for the first of `model.engine` and
             `model.onnx` in the current folder that runs here. Or a function from tiles (N, T, T, 3), uint8 RGB, to
             their boxes, scores and labels, in any form that `FunctionBackend` accepts. Or a backend.
-        backend: what runs a model file; "auto" takes the fastest backend that works here. Or the address of a model on a
-            server, `http://HOST:8000/v2/models/NAME` (KServe V2, such as Triton): `model` is then None, or the file
+        backend: what runs a model file; "auto" takes the fastest backend that works here. Or the address of a model on
+            a server, `http://HOST:8000/v2/models/NAME` (KServe V2, such as Triton): `model` is then None, or the file
             that should be served, which is compared with the server's model.
         tile: side of the tiles in pixels, as the model sees them; None for the model's default. An exported ONNX file
             takes any multiple of 32 or 64 (`ModelSpec.tile_multiple`), an engine the tiles that it was built for; for

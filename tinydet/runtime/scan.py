@@ -515,7 +515,7 @@ class _SceneStream(Generic[T]):
 
 
 class _Calls:
-    """Runs the model on batches: one at a time in this thread, or several, see `Backend.in_flight`; results in order."""
+    """Runs the model on batches, one at a time in this thread, or several at once (`Backend.in_flight`), in order."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

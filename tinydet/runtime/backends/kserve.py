@@ -28,8 +28,8 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 300.0  # between two parts of an answer
 LARGEST_TEXT = 1 << 22  # bytes of a description, or of the JSON in front of tensors
 UNAVAILABLE = (429, 502, 503, 504)  # HTTP statuses after which the same request may succeed
-DTYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32}
-DATATYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+DTYPES: dict[str, type[Any]] = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32}
+DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class ServerUnavailableError(ConnectionError):
@@ -162,7 +162,7 @@ class HttpModelServer:
         return status, body
 
     def _exchange(
-        self, method: str, route: str, head: bytes = b"", tensors: memoryview = memoryview(b""), *, limit: int
+        self, method: str, route: str, head: bytes = b"", tensors: memoryview | None = None, *, limit: int
     ) -> tuple[int, bytes, int | None]:
         """Send a request; return status, body, and the length of the JSON in front of binary tensors."""
         while True:
@@ -203,7 +203,7 @@ class HttpModelServer:
         method: str,
         route: str,
         head: bytes,
-        tensors: memoryview,
+        tensors: memoryview | None,
         limit: int,
     ) -> tuple[int, bytes, int | None]:
         if connection.sock is None:
@@ -216,9 +216,9 @@ class HttpModelServer:
         if head:
             connection.putheader("Content-Type", "application/octet-stream")
             connection.putheader("Inference-Header-Content-Length", str(len(head)))
-            connection.putheader("Content-Length", str(len(head) + len(tensors)))
+            connection.putheader("Content-Length", str(len(head) + len(tensors or b"")))
         connection.endheaders(head or None)
-        if tensors:
+        if tensors is not None:
             connection.send(tensors)
         response = connection.getresponse()
         body = response.read(limit + 1)
@@ -237,9 +237,7 @@ class HttpModelServer:
         if isinstance(error, ssl.SSLError):
             return OSError(f"{self._address}: no secure connection ({reason(error)}); check the certificate")
         if isinstance(error, TimeoutError) and connected:
-            return OSError(
-                f"{self._address}: no answer within {ANSWER_SECONDS:g} seconds; give smaller batches, --batch 1"
-            )
+            return OSError(f"{self._address}: no answer within {ANSWER_SECONDS:g} seconds; take smaller batches")
         return ServerUnavailableError(f"{self._address}: the server cannot be reached ({why})")
 
     def _error(self, status: int, body: bytes, what: str) -> OSError:
@@ -301,9 +299,7 @@ def served_model(metadata: Any, config: Any, name: str) -> ServedModel:
             {key: text for key, text in texts.items() if isinstance(text, str)},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{name}: the server does not describe the model as KServe V2 does ({reason(error)})"
-        ) from error
+        raise ValueError(f"{name}: the server's description of the model is malformed ({reason(error)})") from error
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:

@@ -22,9 +22,7 @@ def read_spec(path: Path) -> ModelSpec:
     check_file(path, "name an exported model")
     if path.suffix in (".engine", ".plan"):
         sidecar = path.with_suffix(".json")
-        return ModelSpec.from_json(
-            read_file(sidecar, "the description of an engine must be next to it"), source=sidecar
-        )
+        return ModelSpec.from_json(read_file(sidecar, "an engine needs its description next to it"), source=sidecar)
     if path.suffix == ".xml":
         return _spec_of_ir(path)
     if path.suffix in (".pth", ".pt"):
@@ -39,7 +37,5 @@ def _spec_of_ir(path: Path) -> ModelSpec:
         except ElementTree.ParseError as error:
             raise ValueError(f"{path}: not a valid OpenVINO IR ({error}); export the model again") from error
     if entry is None or "value" not in entry.attrib:
-        raise ValueError(
-            f"{path} is not a model of tinydet; make one of it: {tinydet_command('export', 'adopt', path)}"
-        )
+        raise ValueError(f"{path} is not a model of tinydet; make one: {tinydet_command('export', 'adopt', path)}")
     return ModelSpec.from_json(entry.attrib["value"], source=path)

@@ -181,17 +181,16 @@ class RemoteBackend:
             self._version = self._version or answer.version
             if answer.version != self._version:
                 raise ValueError(
-                    f"{self._address}: the server changed to version {answer.version} of the model during the run; name "
-                    f"one in the address, as in {self._address.path}/versions/{self._version}"
+                    f"{self._address}: the server changed to version {answer.version} of the model during the run; "
+                    f"name one in the address, as in {self._address.path}/versions/{self._version}"
                 )
         arrays = {}
         for name, size in self._shapes.items():
             array, shape = answer.outputs.get(name), (count, *size)
             if array is None or array.dtype != OUTPUT_TYPES[name] or array.size != np.prod(shape):
                 found = "nothing" if array is None else f"{array.dtype} {array.shape}"
-                raise ValueError(
-                    f"{self._address}: expected {name} {np.dtype(OUTPUT_TYPES[name])} {shape}, the server returned {found}"
-                )
+                expected = f"{name} {np.dtype(OUTPUT_TYPES[name])} {shape}"
+                raise ValueError(f"{self._address}: expected {expected}, the server returned {found}")
             arrays[name] = array.reshape(shape)  # (N, 1) of Triton is (N,) here
         return TileOutputs(**arrays)
 
@@ -220,8 +219,8 @@ def _check_same(address: Address, stored: ModelSpec, sha256: str | None, model: 
         why = f"the same description with other weights, file hash {sha256[:12]}, not {own[:12]}"
     if why:
         raise ValueError(
-            f"{address}: the server has another model than {model}: {why}; serve this file, or leave out --model to use "
-            "the server's"
+            f"{address}: the server has another model than {model}: {why}; serve this file, or leave out --model to "
+            "use the server's"
         )
 
 
@@ -229,10 +228,9 @@ def _comparable(spec: ModelSpec) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(spec).items() if key not in FREE_FIELDS}
 
 
-def _short(value: object) -> str:
-    text = (
-        ", ".join(value) if isinstance(value, tuple) and all(isinstance(each, str) for each in value) else repr(value)
-    )
+def _short(value: Any) -> str:
+    named = isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+    text = ", ".join(value) if named else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -243,12 +241,12 @@ def _check(address: Address, served: ServedModel, spec: ModelSpec, tile: TileCho
         ValueError: its inputs or outputs differ from the description, or it does not take this tile.
     """
     shapes = {INPUT: (-1, -1, -1, 3), **{name: (-1, *shape) for name, shape in output_shapes(spec).items()}}
-    types = {INPUT: np.uint8, **OUTPUT_TYPES}
+    types = {name: DATATYPES[dtype] for name, dtype in {INPUT: np.uint8, **OUTPUT_TYPES}.items()}
     found = {**served.inputs, **served.outputs}
     for name, shape in shapes.items():
-        expected = f"{name} {DATATYPES[np.dtype(types[name])]} {list(shape)}"
+        expected = f"{name} {types[name]} {list(shape)}"
         tensor = found.pop(name, None)
-        if tensor is None or tensor.datatype != DATATYPES[np.dtype(types[name])] or not _fits(tensor.shape, shape):
+        if tensor is None or tensor.datatype != types[name] or not _fits(tensor.shape, shape):
             shown = "lacks it" if tensor is None else f"has {tensor.datatype} {list(tensor.shape)}"
             raise ValueError(f"{address}: expected {expected}, the server's model {shown}; is it a model of tinydet?")
     if found:
@@ -263,8 +261,8 @@ def _check(address: Address, served: ServedModel, spec: ModelSpec, tile: TileCho
             raise ValueError(str(error).replace(str(Path(str(address))), str(address))) from error
     if height != width or chosen not in (None, height):
         raise ValueError(
-            f"{address}: the server's model takes tiles of {width}x{height} pixels, not {chosen or spec.tile}; leave out "
-            f"--tile, or serve a model for others: {tinydet_command('export', 'triton', 'model.onnx')}"
+            f"{address}: the server's model takes tiles of {width}x{height} pixels, not {chosen or spec.tile}; leave "
+            f"out --tile, or serve a model for others: {tinydet_command('export', 'triton', 'model.onnx')}"
         )
     engine = {**spec.engine, "tiles": [height]} if spec.engine else {}
     return dataclasses.replace(spec, tile=height, tile_multiple=0, engine=engine)
