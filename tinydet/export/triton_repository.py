@@ -150,6 +150,10 @@ def write_repository(
                 if old.exists():
                     old.rename(folder)
                 raise
+        except OSError as error:
+            unchanged = "; the older folder is unchanged" if folder.exists() else ""
+            text = f"{folder} was not written ({error.strerror or error}){unchanged}"
+            raise OSError(error.errno, text) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return sorted(path for path in folder.rglob("*") if path.is_file())
