@@ -1,4 +1,4 @@
-"""Model repositories for Triton, read by Triton's own protobuf. What that does not see is checked as the server does."""
+"""Model repositories, read by Triton's own protobuf. What that does not see is checked here as the server does."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def read(folder: Path) -> Any:
     return config
 
 
-def check_tensors(config: Any, spec: ModelSpec) -> None:
+def check_tensors(config: Any, spec: ModelSpec, *, free: bool = False) -> None:
     """Compare the tensors of a configuration with the contract of an exported model."""
     from tritonclient.grpc import model_config_pb2 as triton
 
     batch = [] if config.max_batch_size else [-1]
-    side = -1 if spec.tile_multiple or len(spec.tiles) > 1 else spec.tile
+    side = -1 if free or len(spec.tiles) > 1 else spec.tile
     assert [(each.name, list(each.dims)) for each in config.input] == [("images", [*batch, side, side, 3])]
     assert config.input[0].data_type == triton.TYPE_UINT8
     kinds = {np.float32: triton.TYPE_FP32, np.int32: triton.TYPE_INT32}
@@ -82,7 +82,7 @@ def check_tensors(config: Any, spec: ModelSpec) -> None:
     "changes",
     [
         {},
-        {"tile_multiple": 32},
+        {"tile_multiple": 32, "max_batch": 3},
         {"nms_rounds": 8, "nms_in_graph": False},
         {"classes": ('a "quoted" \\ name', "Straße\n船"), "max_detections": 7, "max_batch": 1},
     ],
@@ -93,9 +93,10 @@ def test_a_configuration_has_the_tensors_and_the_description_of_the_model(
 ) -> None:
     spec = dataclasses.replace(CELLS, **changes)
     model = make_onnx(tmp_path / "model.onnx", spec=spec)
-    folder = export(model, tmp_path / "models", "--platform", platform, "--threads", "3")
+    free = ("--tile", "free") if spec.tile_multiple else ()
+    folder = export(model, tmp_path / "models", "--platform", platform, "--threads", "3", *free)
     config = read(folder)
-    check_tensors(config, spec)
+    check_tensors(config, spec, free=bool(free))
     assert config.backend == platform
     assert config.max_batch_size == (spec.max_batch if platform == "onnxruntime" else 0)
     assert config.HasField("dynamic_batching") == (platform == "onnxruntime")
@@ -103,6 +104,21 @@ def test_a_configuration_has_the_tensors_and_the_description_of_the_model(
     assert config.parameters[threads].string_value == "3"
     assert (folder / "1" / "model.onnx").read_bytes() == model.read_bytes()
     assert config.parameters["tinydet_sha256"].string_value == hashlib.sha256(model.read_bytes()).hexdigest()
+
+
+def test_the_tile_is_fixed_in_the_graph_and_the_file_is_known_by_its_hash(
+    make_onnx: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = dataclasses.replace(CELLS, tile_multiple=32)
+    model = make_onnx(tmp_path / "model.onnx", spec=spec)
+    folder = export(model, tmp_path / "models", "--tile", "96")
+    config = read(folder)
+    check_tensors(config, dataclasses.replace(spec, tile=96))
+    assert config.parameters["tinydet_sha256"].string_value == hashlib.sha256(model.read_bytes()).hexdigest()
+    (images,) = onnx.load(folder / "1" / "model.onnx").graph.input
+    assert [axis.dim_value for axis in images.type.tensor_type.shape.dim] == [0, 96, 96, 3]
+    assert main(["export", "triton", str(model), "--repository", str(tmp_path / "models"), "--tile", "100"]) == 2
+    assert "takes tiles of any multiple of 32 pixels, not 100; the nearest: 96 and 128" in capsys.readouterr().err
 
 
 def test_the_bundled_model_is_exported_by_its_name_with_the_outputs_of_its_graph(tmp_path: Path) -> None:

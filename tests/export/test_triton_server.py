@@ -53,6 +53,7 @@ def served(make_onnx: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     for name, path in models.items():
         command = ["export", "triton", str(path), "--repository", str(work / "models"), "--name", name]
         options = ["--platform", "openvino"] if name == "unbatched" else ["--queue-delay", "20000"]
+        options += ["--tile", "free"] if name == "free" else []
         assert main([*command, *options, "--threads", "1"]) == 0
         triton_server.use_python_backend(work / "models" / name)
     with triton_server.running(python, work / "models", work) as triton:
@@ -73,7 +74,7 @@ def test_outputs_are_bit_for_bit_those_of_onnx_runtime_in_this_process(served: S
         pytest.importorskip("tritonclient.grpc")
     local = open_model(served.models[name], "onnx-cpu", threads=1)
     remote = RemoteBackend(served.triton.address(name, scheme), served.models[name])
-    assert remote.spec == dataclasses.replace(local.spec, max_batch=remote.spec.max_batch)
+    assert dataclasses.replace(remote.spec, tile_multiple=local.spec.tile_multiple) == local.spec
     images = np.random.default_rng(1).integers(0, 256, (2, local.spec.tile, local.spec.tile, 3), dtype=np.uint8)
     expected, found = local.run(images), remote.run(images)
     assert expected.candidates.sum() > 0

@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from tinydet._internal.arguments import batch_size, threads, whole
+from tinydet._internal.arguments import batch_size, side, threads, whole
 from tinydet._internal.shell import command_line, tinydet_command
 from tinydet.export.triton_repository import (
     PLATFORMS,
@@ -15,6 +15,7 @@ from tinydet.export.triton_repository import (
     read_served_file,
     write_repository,
 )
+from tinydet.runtime.backends.contract import spec_for_tile
 from tinydet.runtime.bundled import model_path
 from tinydet.spec import METADATA_KEY
 
@@ -58,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="device of the ONNX Runtime backend (default: cpu; an engine runs on the GPU, OpenVINO on the CPU)",
     )
     parser.add_argument(
+        "--tile",
+        type=_tile,
+        metavar="PX|free",
+        help="side of the tiles in pixels, fixed in the served graph of an ONNX file, so that its outputs equal those "
+        "of a local run bit for bit; free leaves it to the clients (default: the model's tile)",
+    )
+    parser.add_argument(
         "--instances",
         type=whole(1, 256),
         default=1,
@@ -83,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _tile(text: str) -> int | str:
+    try:
+        return text if text == "free" else side(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(str(error).replace(", got ", " or free, got ", 1)) from None
+
+
 def run(args: argparse.Namespace) -> int:
     file, platform = read_served_file(model_path(args.model), args.platform)
     fixed = {"tensorrt": "gpu", "openvino": "cpu"}.get(platform)
@@ -104,8 +119,14 @@ def run(args: argparse.Namespace) -> int:
             "ONNX Runtime computes INT8 wrongly on processors without VNNI, and Triton cannot switch that off; use "
             "--platform openvino there"
         )
+    can_fix = bool(file.spec.tile_multiple) and file.path.suffix == ".onnx"
+    if args.tile is not None and not can_fix:
+        tiles = ", ".join(map(str, file.spec.tiles))
+        raise ValueError(f"--tile {args.tile}: {args.model} takes tiles of {tiles} pixels; leave the option out")
+    tile = None if args.tile == "free" or not can_fix else spec_for_tile(file.spec, args.tile, args.model).tile
     options = TritonOptions(
         platform,
+        tile=tile,
         gpu=device == "gpu",
         instances=args.instances,
         threads=args.threads or 0,

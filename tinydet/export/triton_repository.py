@@ -8,6 +8,7 @@ The format is described by `model_config.proto` and docs/user_guide of Triton's 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from tinydet._internal.arguments import quoted
 from tinydet._internal.atomic import claim
 from tinydet._internal.input_files import check_file, hash_file, read_file
 from tinydet._internal.shell import tinydet_command
+from tinydet.export.onnx_model import fixed_size
 from tinydet.runtime.backends.contract import INPUT, OUTPUT_TYPES, output_shapes
 from tinydet.runtime.backends.external_data import external_files
 from tinydet.runtime.backends.kserve import DATATYPES, SHA256_KEY
@@ -51,6 +53,8 @@ class TritonOptions:
         threads: CPU threads of each instance; 0 for all cores.
         max_batch: largest batch; None for the model's.
         queue_delay: microseconds that a request may wait for others to share its batch.
+        tile: side of the tiles in pixels, which is fixed in the graph of an ONNX file: backends then compute what
+            depends on it once, and the outputs are bit for bit those of a local run. None: any that the file takes.
     """
 
     platform: str
@@ -59,6 +63,7 @@ class TritonOptions:
     threads: int = 0
     max_batch: int | None = None
     queue_delay: int = QUEUE_DELAY
+    tile: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,12 +140,15 @@ def write_repository(
             new, old = temporary / "new", temporary / "old"
             version = new / VERSION
             version.mkdir(parents=True)
-            shutil.copyfile(file.path, version / FILES[file.path.suffix])
+            if options.tile is not None:
+                (version / FILES[".onnx"]).write_bytes(fixed_size(file.path, options.tile))
+            else:
+                shutil.copyfile(file.path, version / FILES[file.path.suffix])
             for companion in file.companions:
                 inside = companion.relative_to(file.path.parent) if file.path.suffix != ".xml" else Path("model.bin")
                 (version / inside).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(companion, version / inside)
-            text = config_text(file, options, name=name, sha256=hash_file(version / FILES[file.path.suffix]))
+            text = config_text(file, options, name=name, sha256=hash_file(file.path))
             (new / CONFIG).write_text(text, encoding="utf-8")
             if folder.exists():
                 folder.rename(old)
@@ -160,12 +168,16 @@ def write_repository(
 
 
 def config_text(file: ServedFile, options: TritonOptions, *, name: str, sha256: str) -> str:
-    """Return the content of `config.pbtxt`, a `ModelConfig` in the text format of protocol buffers."""
-    spec, platform = file.spec, options.platform
+    """Return the content of `config.pbtxt`, a `ModelConfig` in the text format of protocol buffers.
+
+    Args:
+        sha256: hash of the file, by which clients recognize the model.
+    """
+    spec, platform = dataclasses.replace(file.spec, tile=options.tile or file.spec.tile), options.platform
     # OpenVINO's backend compiles for exactly the largest batch if the server batches; as an ordinary axis it is free.
     batched = platform != "openvino" and file.takes_batches
     largest = min(spec.max_batch, options.max_batch or spec.max_batch)
-    free = bool(spec.tile_multiple) or len(spec.tiles) > 1
+    free = options.tile is None and (bool(spec.tile_multiple) or len(spec.tiles) > 1)
     batch = [] if batched else [-1 if file.takes_batches else 1]
     side = -1 if free else spec.tile
     outputs = []

@@ -31,9 +31,12 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 def _spec_of_ir(path: Path) -> ModelSpec:
+    text = read_file(path)
+    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        raise ValueError(f"{path}: XML with a document type is not read; export the model again")
     with name_failures(path, "read", "export the model again"):
         try:
-            entry = ElementTree.parse(path).find(f"./rt_info/framework/{METADATA_KEY}")
+            entry = ElementTree.fromstring(text).find(f"./rt_info/framework/{METADATA_KEY}")
         except ElementTree.ParseError as error:
             raise ValueError(f"{path}: not a valid OpenVINO IR ({error}); export the model again") from error
     if entry is None or "value" not in entry.attrib:
