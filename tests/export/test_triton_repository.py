@@ -145,6 +145,17 @@ def test_an_adopted_model_with_one_tile_a_run_is_served_without_batches(
     assert not config.HasField("dynamic_batching")
 
 
+def test_an_openvino_ir_is_served_with_its_weights(make_onnx: Callable[..., Path], tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    model = openvino.Core().read_model(make_onnx(tmp_path / "model.onnx", spec=CELLS))
+    openvino.serialize(model, tmp_path / "ships.xml", tmp_path / "ships.bin")
+    folder = export(tmp_path / "ships.xml", tmp_path / "models")
+    config = read(folder)
+    check_tensors(config, CELLS)
+    assert (config.backend, config.default_model_filename) == ("openvino", "model.xml")
+    assert (folder / "1" / "model.bin").read_bytes() == (tmp_path / "ships.bin").read_bytes()
+
+
 def engine(path: Path, *, flavour: str = "tensorrt", **changes: Any) -> ModelSpec:
     """Write a file with the header of an engine, and its description."""
     plan = {"tensorrt": b"ftrt", "rtx": b"vtrt"}[flavour] + bytes(100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import threading
 import time
@@ -130,6 +131,16 @@ def test_a_scan_survives_that_the_server_is_killed_and_started_again(served: Ser
     thread.join()
     for name in ("boxes", "scores", "labels"):
         assert np.array_equal(getattr(expected, name), getattr(found, name))
+
+
+def test_the_python_of_the_document_runs_the_model_by_tritons_client(served: Served) -> None:
+    pytest.importorskip("tritonclient.grpc")
+    document = (Path(__file__).resolve().parents[2] / "docs" / "serving-triton.md").read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall(r"^```python\n(.*?)^```", document, re.M | re.S) if "tritonclient" in text]
+    block = block.replace("127.0.0.1:8001", f"127.0.0.1:{served.triton.grpc}").replace('"tinydet"', '"thermal"')
+    found: dict[str, Any] = {}
+    exec(compile(block, "document", "exec"), found)
+    assert found["boxes"].shape == (2, 3840, 4)
 
 
 def test_what_the_server_says_of_a_model_that_is_not_there(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
