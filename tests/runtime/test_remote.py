@@ -6,6 +6,9 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +156,25 @@ def test_a_refused_request_is_not_repeated(server: ModelServer) -> None:
     with pytest.raises(OSError, match=r"refuses the request \(bad request\)"):
         remote.run(tiles(1))
     assert list(server.faults) == [400]
+
+
+def test_ctrl_c_does_not_wait_for_the_server(server: ModelServer, scene: np.ndarray) -> None:
+    model = load(backend=server.address, overlap=0, batch=1, threads=2)
+    server.delay = 30.0
+
+    def interrupt() -> None:
+        while server.active < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    start = time.monotonic()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        model.detect(scene)
+    thread.join()
+    server.released.set()
+    assert time.monotonic() - start < 10
 
 
 def test_runs_that_are_cancelled_do_not_wait_for_the_server(server: ModelServer) -> None:

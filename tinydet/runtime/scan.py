@@ -541,12 +541,13 @@ class _Calls:
 
     def finish(self) -> tuple[list[Segment], TileOutputs | None, float]:
         """Return the first batch that was started, its outputs, and the seconds per tile that this waited for them."""
-        segments, count, run = self._calls.popleft()
+        segments, count, run = self._calls[0]
         start = time.perf_counter()
         outputs = run() if count else None
         busy = (time.perf_counter() - start) / max(count, 1)
         if outputs is not None:
             check_outputs(outputs, self._backend.spec, count, name=self._backend.name)
+        self._calls.popleft()  # not before: after Ctrl-C in `run`, `close` must know that it is in progress
         return segments, outputs, busy
 
     def close(self) -> None:

@@ -143,7 +143,7 @@ class HttpModelServer:
         wanted = [{"name": output, "parameters": {"binary_data": True}} for output in outputs]
         content = {"inputs": [{**tensor, "parameters": {"binary_data_size": images.nbytes}}], "outputs": wanted}
         status, body, length = self._exchange(
-            "POST", "/infer", json.dumps(content).encode(), memoryview(images).cast("B"), limit=LARGEST_TEXT + 8 * most
+            "POST", "/infer", json.dumps(content).encode(), images.data.cast("B"), limit=LARGEST_TEXT + 8 * most
         )
         if status != 200:
             raise self._error(status, body, "refuses the request")
@@ -207,9 +207,7 @@ class HttpModelServer:
         limit: int,
     ) -> tuple[int, bytes, int | None]:
         if connection.sock is None:
-            connection.connect()
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.sock.settimeout(ANSWER_SECONDS)
+            _connect(connection)
         connection.putrequest(method, self._address.path + route)
         if self._address.authorization:
             connection.putheader("Authorization", self._address.authorization)
@@ -271,6 +269,12 @@ class HttpModelServer:
             return Answer(outputs, str(head.get("model_version") or ""))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{self._address}: the server's answer has malformed tensors ({reason(error)})") from error
+
+
+def _connect(connection: http.client.HTTPConnection) -> None:
+    connection.connect()
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.sock.settimeout(ANSWER_SECONDS)
 
 
 def served_model(metadata: Any, config: Any, name: str) -> ServedModel:

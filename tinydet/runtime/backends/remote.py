@@ -241,7 +241,8 @@ def _check(address: Address, served: ServedModel, spec: ModelSpec, tile: TileCho
         ValueError: its inputs or outputs differ from the description, or it does not take this tile.
     """
     shapes = {INPUT: (-1, -1, -1, 3), **{name: (-1, *shape) for name, shape in output_shapes(spec).items()}}
-    types = {name: DATATYPES[dtype] for name, dtype in {INPUT: np.uint8, **OUTPUT_TYPES}.items()}
+    dtypes: dict[str, type[Any]] = {INPUT: np.uint8, **OUTPUT_TYPES}
+    types = {name: DATATYPES[dtype] for name, dtype in dtypes.items()}
     found = {**served.inputs, **served.outputs}
     for name, shape in shapes.items():
         expected = f"{name} {types[name]} {list(shape)}"
