@@ -155,11 +155,13 @@ def start(python: Path, repository: Path, work: Path, ports: tuple[int, int] | N
 def running(python: Path, repository: Path, work: Path) -> Iterator[Triton]:
     shared_memory = Path("/dev/shm")
     before = set(shared_memory.iterdir())
-    triton = start(python, repository, work)
     try:
-        yield triton
+        triton = start(python, repository, work)
+        try:
+            yield triton
+        finally:
+            triton.kill()
     finally:
-        triton.kill()
         for region in set(shared_memory.glob("triton_python_backend_shm_region_*")) - before:
             region.unlink(missing_ok=True)
 
