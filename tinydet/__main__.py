@@ -66,6 +66,11 @@ COMMANDS: dict[str, Entry | Group] = {
                 "build a TensorRT or TensorRT-RTX engine from a checkpoint or ONNX",
                 plugins=True,
             ),
+            "triton": Entry(
+                "tinydet.export.triton_command",
+                "",
+                "write a model repository for NVIDIA's Triton Inference Server",
+            ),
             "verify": Entry(
                 "tinydet.export.verify_command",
                 "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from pathlib import Path
 
@@ -46,3 +47,14 @@ def read_file(path: Path, remedy: str = "check the path and its permissions") ->
         if isinstance(path, StorePath):  # its errors are complete
             raise
         raise OSError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits; of an object in a store, what the store calls its version."""
+    if isinstance(path, StorePath):
+        return path.info().version
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

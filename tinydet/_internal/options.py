@@ -72,7 +72,7 @@ def add_options(
         only: names of the fields; None: all.
     """
     groups = {each.title: each for each in parser._action_groups}
-    types_of = _types_of_fields(options)
+    types_of = _types_of_fields(options)  # type: ignore[arg-type]  # a class is hashable
     for field in dataclasses.fields(options):
         if "help" not in field.metadata or (only is not None and field.name not in only):
             continue
@@ -123,7 +123,7 @@ def check_values(values: Any) -> None:
     Raises:
         ValueError: naming the field, its rule and the value.
     """
-    kinds = _types_of_fields(type(values))
+    kinds = _types_of_fields(type(values))  # type: ignore[arg-type]  # a class is hashable
     for field in dataclasses.fields(values):
         if "help" in field.metadata:
             value = _checked(field, _alternatives(kinds[field.name]), getattr(values, field.name))

@@ -39,6 +39,8 @@ from tinydet.evaluate.report import (
 from tinydet.evaluate.run import MODEL_PROTOCOL, RESULTS_PROTOCOL, find_data, prepare, score_results
 from tinydet.evaluate.score import Scores
 from tinydet.evaluate.store import Target, check_classes, description_of, open_target, store, stored_spec
+from tinydet.runtime.backends import BACKENDS, backend_name
+from tinydet.runtime.backends.server_address import is_address
 from tinydet.runtime.bundled import BUNDLED
 from tinydet.runtime.score_calibration import calibrate, describe_thresholds
 from tinydet.spec import ModelSpec
@@ -143,7 +145,9 @@ def _store(
 
 
 def _scored_model(args: argparse.Namespace) -> Path | None:
-    return args.model if args.gt is not None else args.model or DEFAULT_MODEL
+    """Return the model file; None for detections of an unknown model, and for the model of a server."""
+    unknown = args.gt is not None or is_address(args.backend or "")
+    return args.model or (None if unknown else DEFAULT_MODEL)
 
 
 def _score_texts(scores: Scores, args: argparse.Namespace) -> Iterator[str]:
@@ -154,12 +158,11 @@ def _score_texts(scores: Scores, args: argparse.Namespace) -> Iterator[str]:
         if table.score is not None:
             use = ""
             if args.gt is None:
-                model = args.model or DEFAULT_MODEL
+                model = _scored_model(args) or DEFAULT_MODEL
                 exported = _exported(model)
-                use = tinydet_command(
-                    "infer", "--image", "scene.jpg", "--model", exported, "--score", f"{table.score:g}"
-                )
-                if model.suffix == ".pth" and not exported.exists():
+                where = ("--backend", args.backend) if is_address(args.backend or "") else ("--model", exported)
+                use = tinydet_command("infer", "--image", "scene.jpg", *where, "--score", f"{table.score:g}")
+                if "--model" in where and model.suffix == ".pth" and not exported.exists():
                     use = f"{tinydet_command('export', 'onnx', model)}, then {use}"
                 use = f"; to use it: {use}"
             yield f"P, R and F1 at IoU 0.50 and score >= {table.score:g}, the best mean F1{use}"
@@ -209,10 +212,11 @@ def _score_model(args: argparse.Namespace, protocol: Protocol, target: Target | 
     data = _data(args)
     check_output_files((args.json, args.precision, args.save_detections), (data.source.annotations,))
     evaluation = prepare(
-        args.model or DEFAULT_MODEL,
+        _scored_model(args),
         data,
         categories=args.categories,
         device=args.device,
+        backend=args.backend or "auto",
         tile=args.tile,
         overlap=args.overlap,
         scale=args.scale,
@@ -275,7 +279,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"results need both --gt and --detections; add {missing}{instead}")
     if args.gt is not None:
         model_options: tuple[str, ...] = (
-            "model", "data", "annotations", "merge", "limit", "tile", "device", "save_detections"
+            "model", "data", "annotations", "merge", "limit", "tile", "device", "backend", "save_detections"
         )  # fmt: skip
         if args.store is not None:  # --model names the model that made the detections
             model_options = model_options[1:]
@@ -310,6 +314,13 @@ def _check(args: argparse.Namespace) -> None:
         (args.gt, args.detections, args.corner_gt, args.annotations, args.model or DEFAULT_MODEL, args.store),
     )
     if args.gt is None:
+        if _scored_model(args) is None:
+            if args.data is None and args.annotations is None:
+                raise ValueError(
+                    "--backend names a server, which does not know the validation set; name it: --data DIR"
+                )
+            _data(args)
+            return
         if args.model is None and not DEFAULT_MODEL.is_file():
             raise ValueError(
                 f"no --model, and no {DEFAULT_MODEL} here; name a .pth or .onnx file, train one with "
@@ -388,6 +399,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("seam", "nms", "tinyperson"),
         help="merge tiles across their borders (seam), by NMS over the image (nms), or as the benchmark does on its "
         "sub-images (tinyperson) (default: seam)",
+    )
+    model.add_argument(
+        "--backend",
+        type=backend_name,
+        metavar="NAME|URL",
+        help=f"run an exported model with this backend: {', '.join(BACKENDS)}; or on a server, "
+        "http://HOST:8000/v2/models/NAME, where --model is only compared with the server's model (default: auto)",
     )
     model.add_argument("--device", metavar="D", help="torch device for a checkpoint, such as cuda (default: cpu)")
     model.add_argument("--limit", type=positive_int, metavar="N", help="score only the first N images (default: all)")

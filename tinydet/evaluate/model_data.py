@@ -91,19 +91,21 @@ def checkpoint_of(model: Path) -> Path:
     return path
 
 
-def open_for_scoring(model: Path, device: str | None, tile: TileChoice = None) -> Backend:
+def open_for_scoring(model: Path | None, device: str | None, tile: TileChoice = None, backend: str = "auto") -> Backend:
     """Open a checkpoint with torch, any other model with a backend of the runtime.
 
     A checkpoint keeps more boxes of a tile than its export does, see `scoring_spec`.
 
     Args:
+        model: None for the model of a server.
         device: of torch, for a checkpoint only; None for the CPU.
         tile: side of the tiles, see `open_model`; of a checkpoint any that its detector takes.
+        backend: of an exported model, see `open_model`.
 
     Raises:
         ValueError: the model cannot be used, does not take the tile, or a device is given for an exported model.
     """
-    if model.suffix == ".pth":
+    if model is not None and model.suffix == ".pth" and backend == "auto":
         from tinydet.models.backend import TorchBackend  # imports torch, which only a checkpoint needs
         from tinydet.models.checkpoint import load_checkpoint
         from tinydet.models.device import torch_device
@@ -116,13 +118,13 @@ def open_for_scoring(model: Path, device: str | None, tile: TileChoice = None) -
         spec = spec_for_tile(dataclasses.replace(checkpoint.spec(), tile_multiple=multiple), tile, model)
         return TorchBackend(checkpoint.build(), scoring_spec(spec), device=str(usable))
     if device is not None:
-        raise ValueError(f"--device is for a checkpoint (.pth); {model} runs where its runtime can")
+        raise ValueError(f"--device is for a checkpoint (.pth); {model or backend} runs where its runtime can")
     from tinydet.runtime.backends import open_model
 
-    return open_model(model_path(model), tile=tile)
+    return open_model(None if model is None else model_path(model), backend, tile=tile)
 
 
-def check_builtin_classes(model: Path, classes: Sequence[str], builtin: Sequence[str]) -> None:
+def check_builtin_classes(model: Path | str, classes: Sequence[str], builtin: Sequence[str]) -> None:
     """Check that a model was trained on the classes of the built-in scenes.
 
     Raises:

@@ -210,6 +210,7 @@ def prepare(
     *,
     categories: Sequence[str] | None = None,
     device: str | None = None,
+    backend: str = "auto",
     tile: int | Literal["auto"] | None = None,
     overlap: int | None = None,
     scale: float = 1.0,
@@ -217,6 +218,8 @@ def prepare(
     """Load the dataset, then open the model.
 
     Args:
+        model: as for `evaluate`, but no detections; None for the model of a server.
+        backend: of an exported model file, or the address of a server, see `open_model`.
         tile: to open a model file for; "auto": as `AutoTile` chooses it for the images.
         overlap, scale: how a model file scans by default; None: as of `ScanOptions`, or as "auto" needs it.
 
@@ -227,6 +230,7 @@ def prepare(
     from tinydet.runtime.options import ScanOptions
 
     path = existing_model(model) if isinstance(model, str | Path) else None
+    name = str(model) if path is not None else backend if model is None else ""
     if isinstance(data, ModelData):
         wanted = data.classes if categories is None else categories
         dataset = data.source.load(categories=wanted, allow_absent=categories is None)
@@ -240,30 +244,29 @@ def prepare(
             f"{dataset.source} describes sub-images, and the benchmark scores whole images; give their annotations, "
             "and this file as --corner-gt"
         )
-    if path is not None:
+    if name:
         chosen: TileChoice = None if tile == "auto" else tile
         if tile == "auto":
             longest = max((max(image.width, image.height) for image in dataset.images), default=0)
             chosen = AutoTile(overlap, longest=math.ceil(longest * scale) or None)
-        backend = open_for_scoring(Path(str(model)), device, chosen)
+        opened = open_for_scoring(None if model is None else Path(name), device, chosen, backend)
         if tile == "auto" and overlap is None:
-            overlap = auto_overlap(backend.spec, backend.spec.tile)
-        options = dataclasses.replace(scoring_options(backend.spec), overlap=overlap, scale=scale)
+            overlap = auto_overlap(opened.spec, opened.spec.tile)
+        options = dataclasses.replace(scoring_options(opened.spec), overlap=overlap, scale=scale)
     else:
-        backend = cast("Backend", getattr(model, "backend", model))
-        if not hasattr(backend, "run") or not hasattr(backend, "spec"):
+        opened = cast("Backend", getattr(model, "backend", model))
+        if not hasattr(opened, "run") or not hasattr(opened, "spec"):
             raise TypeError(f"model: expected a path, a model, a backend or a list of detections, got {quoted(model)}")
         if tile is not None:
             raise ValueError("tile is for a model file; a loaded model has its tile: load(…, tile=)")
         if device is not None:
             raise ValueError("device is for a checkpoint (.pth); a loaded model runs where it was opened")
-        options = scoring_options(backend.spec)
+        options = scoring_options(opened.spec)
         if isinstance(own := getattr(model, "options", None), ScanOptions):
             options = dataclasses.replace(own, score=options.score)
     if isinstance(data, ModelData) and data.source.is_builtin:
-        name = backend.name if path is None else str(model)
-        check_builtin_classes(Path(name), backend.spec.classes, dataset.classes)
-    return Evaluation(backend.name if path is None else str(model), backend, described, dataset, options)
+        check_builtin_classes(name or opened.name, opened.spec.classes, dataset.classes)
+    return Evaluation(name or opened.name, opened, described, dataset, options)
 
 
 def score_results(

@@ -41,7 +41,7 @@ from tinydet.infer.bundled_choice import choose_bundled
 from tinydet.infer.coco_images import coco_sources
 from tinydet.infer.contrast_calibration import calibrate_contrast_filter, measure_contrasts
 from tinydet.infer.contrast_filter import ContrastFilter, contrast_filter_path
-from tinydet.infer.jobs import OutputOptions, hash_file, plan_jobs
+from tinydet.infer.jobs import OutputOptions, plan_jobs
 from tinydet.infer.opened_ahead import OpenedAhead
 from tinydet.infer.parts import JoinRun, PartRun, images_only, parse_part, parts_folder
 from tinydet.infer.ray_driver import Cluster, ClusterRun, check_address
@@ -50,7 +50,8 @@ from tinydet.infer.scenes import InferenceRun
 from tinydet.infer.settings import Settings
 from tinydet.infer.summary import RunSummary, summary_written
 from tinydet.runtime.auto_tile import AutoTile, auto_overlap
-from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, Choice, choose_model
+from tinydet.runtime.backends import BACKENDS, MODEL_FILES, Backend, Choice, backend_name, choose_model
+from tinydet.runtime.backends.server_address import is_address
 from tinydet.runtime.bundled import BUNDLED, FOLDER, model_path
 from tinydet.runtime.model_files import local_model
 from tinydet.runtime.options import ScanOptions
@@ -71,6 +72,7 @@ EXAMPLES = (
     "clip.mp4 --every 5 --output clip.csv --draw clip.found.mp4",
     "flight.mp4 --track --output flight.csv --draw flight.tracks.mp4",
     "rtsp://camera/pier --frames 1000 --output pier.json",
+    "scene.tif --backend http://gpu:8000/v2/models/tinydet",
     "--annotations val.json --images val/ --score 0.05 --output results.json",
 )
 EPILOG = """\
@@ -109,6 +111,8 @@ def infer(args: argparse.Namespace) -> RunSummary:
         raise ValueError("--workers and --gpus-per-worker are for a Ray cluster; add --ray")
     if args.ray is not None:
         check_address(args.ray)
+        if is_address(args.backend):
+            raise ValueError("--ray runs the model in its actors, --backend URL on a server; choose one")
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
     formats = args.format and tuple(dict.fromkeys(args.format))
     outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary, args.journals, args.stac)
@@ -139,9 +143,9 @@ def infer(args: argparse.Namespace) -> RunSummary:
     is_read_first = folder is None and not first.moving and not args.resume
     with OpenedAhead(first if is_read_first else None, args.bands) as ahead, terminated_like_interrupted():
         model = chosen_model(args, [job.source for job in plan.jobs])
-        path, backend = model.runs, model.backend
+        backend = model.backend
         settings = run_settings(args, model.path, backend)
-        model_hash = hash_file(path)
+        model_hash = model.sha256
         if args.part is not None and folder is not None:
             part = PartRun(backend, model_hash, settings, args.part, folder, plan)
             part.run_part()
@@ -150,11 +154,12 @@ def infer(args: argparse.Namespace) -> RunSummary:
             run = InferenceRun(backend, model_hash, settings, ahead=ahead)
         else:
             run = JoinRun(backend, model_hash, settings, folder, plan)
-        with summary_written(args.summary, run.summary, plan, backend, (_shown_model(args, path), model_hash), args):
+        with summary_written(args.summary, run.summary, plan, backend, (_shown_model(args, model), model_hash), args):
             if args.ray is not None and folder is not None:
                 threads = 1 if args.threads is None else args.threads
                 cluster = Cluster(args.ray, args.workers, args.gpus_per_worker, threads)
-                setup = Setup(path.absolute(), model_hash, args.backend, backend.spec.tile, threads, settings)
+                assert model.runs is not None
+                setup = Setup(model.runs.absolute(), model_hash, args.backend, backend.spec.tile, threads, settings)
                 ClusterRun(cluster, setup, backend, folder, plan).run()
             if isinstance(run, JoinRun):
                 run.run_join(keep=args.ray is None or args.resume)
@@ -199,10 +204,13 @@ def infer_parser() -> Parser:
     add("--model", type=to_path, metavar="FILE", help=f"run this exported model, or a bundled one: {', '.join(BUNDLED)}"
         f" (default: {' or '.join(MODEL_FILES)} in the current folder, else a bundled one, by the color of the"
         " scenes)")  # fmt: skip
-    add("--backend", choices=BACKENDS, default="auto", help="run the model with this backend (default: auto, the"
-        " fastest that works here)")  # fmt: skip
+    add("--backend", type=backend_name, default="auto", metavar="NAME|URL", help="run the model with this backend:"
+        f" {', '.join(BACKENDS)}; or on a server, http://HOST:8000/v2/models/NAME (KServe V2, such as Triton; also"
+        " https, and grpc with tinydet[triton]), where --model is only compared with the server's model (default: auto,"
+        " the fastest that works here)")  # fmt: skip
     add("--batch", type=batch_size, default=4, metavar="N", help="run up to N tiles at once (default: 4)")
-    add("--threads", type=threads, metavar="N", help="run the model on N CPU threads (default: all that are usable)")
+    add("--threads", type=threads, metavar="N", help="run the model on N CPU threads (default: all that are usable);"
+        " with a server: up to N requests at a time (default: 4)")  # fmt: skip
     add = parser.add_argument_group("tiles").add_argument
     add("--tile", type=or_auto(side), metavar="PX", help="cut the scene into tiles of PX pixels: a multiple of 32 or"
         " 64 for ONNX files, one of its tiles for an engine; auto chooses by object size, overlap, free memory"
@@ -298,17 +306,19 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
     return inputs
 
 
-def run_settings(args: argparse.Namespace, path: Path, backend: Backend) -> Settings:
+def run_settings(args: argparse.Namespace, path: Path | None, backend: Backend) -> Settings:
     """Return the settings of a run from the options of the command.
 
     Args:
-        path: of the model.
+        path: of the model; None for a model of which only a server has the file.
 
     Raises:
         ValueError: the options do not fit the model.
     """
     spec = backend.spec
-    contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty else None
+    if args.skip_empty and path is None:
+        raise ValueError("--skip-empty reads MODEL.skip.json next to the model file, so name that: --model model.onnx")
+    contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty and path else None
     overlap = choose_overlap(spec) if args.overlap == "auto" else args.overlap
     if overlap is None:
         overlap = auto_overlap(spec, spec.tile) if args.tile == "auto" else default_overlap(spec.tile)
@@ -320,11 +330,12 @@ def run_settings(args: argparse.Namespace, path: Path, backend: Backend) -> Sett
         )
     if args.score == "auto":
         if not spec.thresholds:
-            stored = path.name if path.parent == FOLDER else path
-            choose = tinydet_command("evaluate", "--model", args.model or path, "--data", "DATA")
+            file = path or Path("model.onnx")
+            stored = file.name if file.parent == FOLDER else file
+            choose = tinydet_command("evaluate", "--model", args.model or file, "--data", "DATA")
             raise ValueError(
-                f"--score auto: {path} has no score thresholds. Give a number, or choose and store them: "
-                f"{choose} --operating-point f1 --store {stored}"
+                f"--score auto: {path or backend.name} has no score thresholds. Give a number, or choose and "
+                f"store them: {choose} --operating-point f1 --store {stored}"
             )
         logger.info(f"score auto: {describe_thresholds(spec)}")
     return Settings(
@@ -361,6 +372,9 @@ def chosen_model(args: argparse.Namespace, sources: Sequence[Source]) -> Choice:
     Args:
         sources: the scenes, whose color decides between the bundled models, and their size about the tile.
 
+    Returns:
+        Its file, None for the model of a server, and what runs it.
+
     Raises:
         ValueError, OSError, ImportError: there is no such model, it cannot run here, or it does not take `--tile`.
     """
@@ -379,6 +393,8 @@ def chosen_model(args: argparse.Namespace, sources: Sequence[Source]) -> Choice:
                 f"{did_you_mean(str(path), BUNDLED) or did_you_mean_path(path)}"
             )
         check_file(path, "name an exported model")
+    elif is_address(args.backend):
+        pass  # the server's model
     elif args.backend != "tensorrt" and not any(Path(name).exists() for name in MODEL_FILES):
         export = f"; to use model.pth: {tinydet_command('export', 'onnx', 'model.pth')}"
         name, reason = choose_bundled(sources, args.bands)
@@ -393,16 +409,16 @@ def chosen_model(args: argparse.Namespace, sources: Sequence[Source]) -> Choice:
         logger.info(f"Not used: {reason}")
     if choice.note:
         logger.info(choice.note)
-    spec = choice.backend.spec
-    logger.info(
-        f"{_shown_model(args, choice.runs)}: {spec.detector} {spec.backbone}, {spec.precision}, {choice.backend.name}"
-    )
+    spec, shown = choice.backend.spec, _shown_model(args, choice)
+    logger.info(f"{shown}: {spec.detector} {spec.backbone}, {spec.precision}, {choice.backend.name}")
     return choice
 
 
-def _shown_model(args: argparse.Namespace, path: Path) -> Path:
-    """Return the model for messages and records: the address of one from a store, not its local copy."""
-    return args.model if args.model is not None and is_store(args.model) else path
+def _shown_model(args: argparse.Namespace, model: Choice) -> Path | str:
+    """Return the model for messages and records: the address of one from a store or on a server, not a local copy."""
+    if args.model is not None and is_store(args.model):
+        return str(args.model)
+    return model.runs or str(args.backend)
 
 
 def _calibrate(args: argparse.Namespace) -> int:
@@ -411,6 +427,8 @@ def _calibrate(args: argparse.Namespace) -> int:
         raise ValueError("--calibrate-skip needs annotated images: --annotations val.json --images DIR")
     model = chosen_model(args, coco_sources(args.annotations, args.images))
     path, backend = model.path, model.backend
+    if path is None:
+        raise ValueError("--calibrate-skip writes MODEL.skip.json next to the model file, so name that: --model FILE")
     args.skip_empty = False  # the filter does not exist yet
     settings = run_settings(args, path, backend)
     if settings.auto_scale:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from tinydet._internal.input_files import hash_file
 from tinydet._internal.outputs import check_folder, is_device
 from tinydet._internal.shell import command_line
-from tinydet._internal.stores import StorePath, is_bucket, is_store, to_path
+from tinydet._internal.stores import is_bucket, is_store, to_path
 from tinydet.infer.annotated_video import check_video_path
 from tinydet.runtime.image_output import check_image_path
 from tinydet.runtime.scenes.sources import Source, is_stream, shortened, spread
@@ -185,17 +186,6 @@ def hashes(paths: Sequence[Path]) -> dict[str, str] | None:
     if not all(path.is_file() for path in paths):
         return None
     return {str(path): hash_file(path) for path in paths}
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits; of an object in a store, what the store calls its version."""
-    if isinstance(path, StorePath):
-        return path.info().version
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _is_folder(text: str) -> bool:

@@ -18,7 +18,8 @@ from typing import Any
 
 from tinydet._internal.errors import is_out_of_memory, reason
 from tinydet._internal.extras import needs_extra
-from tinydet.infer.jobs import Job, RunPlan, hash_file
+from tinydet._internal.input_files import hash_file
+from tinydet.infer.jobs import Job, RunPlan
 from tinydet.infer.scenes import InferenceRun, KnownRecords
 from tinydet.infer.settings import Settings
 from tinydet.runtime.backends import Backend, open_model

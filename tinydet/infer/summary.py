@@ -201,7 +201,7 @@ def summary_written(
     summary: RunSummary,
     plan: RunPlan,
     backend: Backend,
-    model: tuple[Path, str],
+    model: tuple[Path | str, str],
     args: argparse.Namespace,
 ) -> Iterator[None]:
     """Write the summary when the block ends, also by an error or Ctrl-C, which it states. None writes nothing.
@@ -209,7 +209,7 @@ def summary_written(
     From the start of the block, the file says that the run has not ended, which is what a killed process leaves behind.
 
     Args:
-        model: path and SHA-256 of the model file.
+        model: path of the model file, or address of a served model; and its SHA-256.
 
     Raises:
         OSError: the file cannot be written. After an error in the block, only a warning is logged.
@@ -247,10 +247,10 @@ def summary_written(
     logger.info(f"  {path}")
 
 
-def _model(path: Path, sha256: str, backend: Backend) -> dict[str, Any]:
+def _model(path: Path | str, sha256: str, backend: Backend) -> dict[str, Any]:
     spec = backend.spec
     return {
-        "path": str(path),
+        "path": public_location(path),
         "sha256": sha256,
         "detector": spec.detector,
         "backbone": spec.backbone,

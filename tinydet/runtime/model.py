@@ -588,11 +588,14 @@ def load(
         model: `model.onnx` or `model.engine`, or the name of a bundled model; None for the first of `model.engine` and
             `model.onnx` in the current folder that runs here. Or a function from tiles (N, T, T, 3), uint8 RGB, to
             their boxes, scores and labels, in any form that `FunctionBackend` accepts. Or a backend.
-        backend: what runs a model file; "auto" takes the fastest backend that works here.
+        backend: what runs a model file; "auto" takes the fastest backend that works here. Or the address of a model on
+            a server, `http://HOST:8000/v2/models/NAME` (KServe V2, such as Triton): `model` is then None, or the file
+            that should be served, which is compared with the server's model.
         tile: side of the tiles in pixels, as the model sees them; None for the model's default. An exported ONNX file
             takes any multiple of 32 or 64 (`ModelSpec.tile_multiple`), an engine the tiles that it was built for; for
             both, "auto" chooses by the object size, the overlap and the free memory.
-        threads: CPU threads of a model file; None for all that are usable.
+        threads: CPU threads of a model file; None for all that are usable. With a server, the number of requests that
+            wait for it at a time; None for 4.
         spec: of a function: a ModelSpec, or a dict of some of its fields.
         classes: of a function: class names, indexed by its labels, or a dict from label to name.
         nms_iou: of a function: two boxes of one class on one tile with a larger IoU are the same object. None if the

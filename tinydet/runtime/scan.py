@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -27,7 +28,7 @@ from tinydet.runtime.journal import BatchRecord, RecordStore
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.pieces import Piece
 from tinydet.runtime.plan import ScanPlan, Tiling, plan_scan
-from tinydet.runtime.read_ahead import ReadAhead, Segment, TileFilter, TileSet
+from tinydet.runtime.read_ahead import Batch, ReadAhead, Segment, TileFilter, TileSet
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.score_calibration import calibrate, score_thresholds
 from tinydet.runtime.stitch import Stitcher
@@ -294,6 +295,7 @@ class _Task(Generic[T]):
         left: per pass, the number of tiles without a record of an earlier run.
         sets: tiles to read.
         ready: results of tiles that were run, or the reason why no more can be read.
+        is_finished: whether the caller needs no more of it; batches may still hold tiles of it.
     """
 
     item: T
@@ -303,6 +305,7 @@ class _Task(Generic[T]):
     left: list[int] = field(default_factory=list)
     sets: list[TileSet] = field(default_factory=list)
     ready: deque[_TileRun | Exception] = field(default_factory=deque)
+    is_finished: bool = False
 
     @property
     def pixels(self) -> int:
@@ -323,6 +326,8 @@ class _SceneStream(Generic[T]):
     ) -> None:
         self._backend, self._items, self._open_scan = backend, iter(items), open_scan
         self._readers = options.readers
+        self._calls = _Calls(backend)
+        self._unseen: dict[TileSet, int] = {}  # number of tiles that no batch has held yet
         self._pool = ThreadPoolExecutor(options.readers, thread_name_prefix="tinydet-open")
         self._opening: deque[tuple[T, Future[SceneScan]]] = deque()
         self._largest: int | None = None  # pixels of the largest scene so far
@@ -377,14 +382,17 @@ class _SceneStream(Generic[T]):
         assert self._tasks[0] is task
         for tile_set in task.sets:
             self._reader.drop(tile_set)
+            self._unseen.pop(tile_set, None)
             if tile_set in self._unread:
                 self._unread.remove(tile_set)
         self._tasks.popleft()
+        task.is_finished = True
         if task.scan is not None:
             task.scan.close()
 
     def close(self) -> None:
         """Stop all threads and close all scenes."""
+        self._calls.close()
         self._batches.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for _, future in self._opening:
@@ -410,18 +418,19 @@ class _SceneStream(Generic[T]):
 
     def _run_batch(self) -> None:
         """Run the model on the next batch, and give each scene its part."""
-        backend, batch = self._backend, next(self._batches)
-        start = time.perf_counter()
-        outputs = backend.run(batch.images) if len(batch.images) else None
-        busy = (time.perf_counter() - start) / max(len(batch.images), 1)
-        if outputs is not None:
-            check_outputs(outputs, backend.spec, len(batch.images), name=backend.name)
+        backend = self._backend
+        # Ask for no batch beyond the opened scenes: the reader ends when it is asked and no scene can be opened yet.
+        while self._calls.has_room and (self._calls.is_idle or self._unseen):
+            self._calls.start(self._next_batch())
+        segments, outputs, busy = self._calls.finish()
         first = 0
-        for segment in batch.segments:
+        for segment in segments:
             task, pass_index = segment.tile_set.owner
             last = first + len(segment.tiles)
             part = None if outputs is None or first == last else _rows(outputs, first, last)
             first = last
+            if task.is_finished:
+                continue
             if segment.tiles or segment.empty or segment.filtered:
                 slots = min(backend.spec.boxes_per_tile, 0 if part is None else part.scores.shape[1])
                 thresholds = score_thresholds(backend.spec, task.scan.plan.options.score)
@@ -433,6 +442,16 @@ class _SceneStream(Generic[T]):
                 task.ready.append(_TileRun(record, busy * len(segment.tiles), unconverged, cut))
             if segment.error is not None:
                 task.ready.append(segment.error)
+
+    def _next_batch(self) -> Batch:
+        batch = next(self._batches)
+        for segment in batch.segments:
+            tile_set = segment.tile_set
+            seen = len(segment.tiles) + len(segment.empty) + len(segment.filtered)
+            left = self._unseen.pop(tile_set, 0) - seen
+            if left > 0 and segment.error is None:
+                self._unseen[tile_set] = left
+        return batch
 
     def _next_set(self, wait: bool) -> TileSet | None:
         """Return the next tiles to read, see `ReadAhead`."""
@@ -477,6 +496,7 @@ class _SceneStream(Generic[T]):
             task.left.append(len(tiles))
             if tiles:
                 task.sets.append(TileSet(scan.scene, tiles, tiling.content_size, (task, pass_index)))
+                self._unseen[task.sets[-1]] = len(tiles)
 
     def _open_ahead(self) -> None:
         """Start to open the next scenes, while there is room for them."""
@@ -502,6 +522,51 @@ class _SceneStream(Generic[T]):
             return False
         pixels = sum(task.pixels for task in self._tasks) + (len(self._opening) + 1) * self._largest
         return pixels <= OPEN_PIXELS and len(self._tasks) + len(self._opening) < MOST_OPEN
+
+
+class _Calls:
+    """Runs the model on batches, one at a time in this thread, or several at once (`Backend.in_flight`), in order."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._most: int = getattr(backend, "in_flight", 1)
+        self._pool = ThreadPoolExecutor(self._most, thread_name_prefix="tinydet-run") if self._most > 1 else None
+        self._calls: deque[tuple[list[Segment], int, Callable[[], TileOutputs]]] = deque()
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._calls) < self._most
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._calls
+
+    def start(self, batch: Batch) -> None:
+        """Run the model on a batch, now or in `finish`."""
+        run: Callable[[], TileOutputs] = partial(self._backend.run, batch.images)
+        if self._pool is not None and len(batch.images):
+            images = batch.images.copy()  # those of the batch are overwritten by the next one
+            run = self._pool.submit(self._backend.run, images).result
+        self._calls.append((batch.segments, len(batch.images), run))
+
+    def finish(self) -> tuple[list[Segment], TileOutputs | None, float]:
+        """Return the first batch that was started, its outputs, and the seconds per tile that this waited for them."""
+        segments, count, run = self._calls[0]
+        start = time.perf_counter()
+        outputs = run() if count else None
+        busy = (time.perf_counter() - start) / max(count, 1)
+        if outputs is not None:
+            check_outputs(outputs, self._backend.spec, count, name=self._backend.name)
+        self._calls.popleft()  # not before: after Ctrl-C in `run`, `close` must know that it is in progress
+        return segments, outputs, busy
+
+    def close(self) -> None:
+        """Give up the calls that are in progress."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            if self._calls and hasattr(self._backend, "cancel"):
+                self._backend.cancel()
+            self._pool.shutdown(wait=True)
 
 
 def _rows(outputs: TileOutputs, first: int, last: int) -> TileOutputs:

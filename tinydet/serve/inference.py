@@ -61,7 +61,7 @@ def run_quietly(
     Raises:
         ValueError, OSError, ImportError: as `InferenceRun.run`.
     """
-    run = InferenceRun(backend, model_hash, settings, progress)
+    run = InferenceRun(backend, model_hash, settings, progress=progress)
     with without_messages("tinydet.infer"):
         run.run(plan)
     summary = run.summary.to_json(plan, complete=True)

@@ -51,7 +51,7 @@ class JobOptions(BaseModel):
         """Return the options that the client gave."""
         return self.model_dump(exclude_none=True)
 
-    def settings(self, path: Path, backend: Backend) -> Settings:
+    def settings(self, path: Path | None, backend: Backend) -> Settings:
         """Return the settings of a run that continues from its journal.
 
         Args:

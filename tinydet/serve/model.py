@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinydet.infer.__main__ import chosen_model, infer_parser
-from tinydet.infer.jobs import hash_file
 from tinydet.runtime.backends import MODEL_FILES, Backend, TileOutputs
 from tinydet.runtime.bundled import DEFAULT
 from tinydet.spec import ModelSpec
@@ -28,7 +27,7 @@ class ServedModel:
         requests: held by a request while it runs the model, so that many clients do not slow the job to a halt.
     """
 
-    path: Path
+    path: Path | None
     sha256: str
     backend: CountingBackend
     requests: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(AT_ONCE))
@@ -51,7 +50,7 @@ def open_served_model(
     args = infer_parser().from_values({"backend": backend})
     args.model, args.tile, args.threads = model, tile, threads
     chosen = chosen_model(args, [])
-    return ServedModel(chosen.path, hash_file(chosen.runs), CountingBackend(chosen.backend))
+    return ServedModel(chosen.path, chosen.sha256, CountingBackend(chosen.backend))
 
 
 class CountingBackend:

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import contextlib
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from tinydet._internal.arguments import quoted
+from tinydet._internal.input_files import hash_file
 from tinydet._internal.shell import tinydet_command
+from tinydet._internal.suggestions import did_you_mean
 from tinydet.runtime.backends.contract import (
     OUTPUT_TYPES,
     Backend,
@@ -21,6 +25,7 @@ from tinydet.runtime.backends.contract import (
     check_tiles,
     output_shapes,
 )
+from tinydet.runtime.backends.server_address import is_address, parse_address
 from tinydet.runtime.bundled import model_path
 from tinydet.runtime.model_files import local_model
 
@@ -32,6 +37,7 @@ __all__ = [
     "Choice",
     "TileChoice",
     "TileOutputs",
+    "backend_name",
     "check_outputs",
     "check_tiles",
     "choose_model",
@@ -61,17 +67,26 @@ class Choice:
     """The model that `choose_model` opened.
 
     Attributes:
-        path: the model that was named or found.
+        path: the model that was named or found; None for a server's model.
         runs: the file that runs: `path`, or the INT8 file next to it.
         passed_over: for each better model that could not be opened, one sentence that says why.
         note: why an INT8 file next to the model runs instead, or why it does not; empty if there is none.
     """
 
     backend: Backend
-    path: Path
-    runs: Path
+    path: Path | None
+    runs: Path | None
     passed_over: tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file that runs, in hexadecimal digits; for a server's model see `RemoteBackend.model_hash`."""
+        served: str | None = getattr(self.backend, "model_hash", None)
+        if served is not None:
+            return served
+        assert self.runs is not None
+        return hash_file(self.runs)
 
 
 def open_model(
@@ -81,22 +96,24 @@ def open_model(
 
     Args:
         path: an ONNX file, a TensorRT engine with its `.json` in the same folder, the `.xml` of an adopted OpenVINO IR,
-            the address of one of these (`s3://`, `gs://`, `az://`, `https://`), or the name of a bundled model.
-        backend: one of BACKENDS. "auto" is the fastest that works here: TensorRT for an engine; for an ONNX file, ONNX
-            Runtime on an NVIDIA GPU, else OpenVINO if installed, else ONNX Runtime on the CPU. "onnx" is ONNX Runtime,
-            on the GPU if possible.
+            the address of one of these (`s3://`, `gs://`, `az://`, `https://`), or the name of a bundled model. With a
+            server as the backend, None for the server's model; a file is compared with it.
+        backend: one of BACKENDS, or the address of a model on a server (`http://HOST:8000/v2/models/NAME`). "auto" is
+            the fastest that works here: TensorRT for an engine; for an ONNX file, ONNX Runtime on an NVIDIA GPU, else
+            OpenVINO if installed, else ONNX Runtime on the CPU. "onnx" is ONNX Runtime, on the GPU if possible.
         tile: side of the tiles in pixels; None for the model's default (`ModelSpec.tile`); or a function that chooses
             it, such as `AutoTile`. An ONNX file takes any multiple of its `ModelSpec.tile_multiple`, an engine the
             tiles that it was built for.
-        threads: CPU threads; None for all that this process may use.
+        threads: CPU threads; None for all that this process may use. With a server, the number of requests that wait
+            for it at a time; None for 4.
 
     Raises:
         ValueError: the file is not an exported model, not for this backend, or does not take this tile.
-        OSError: the file is missing, or needs hardware that this machine lacks.
+        OSError: the file is missing, or needs hardware that this machine lacks; a server cannot be reached.
         ModuleNotFoundError: the backend needs a package that is not installed.
     """
-    if path is None:
-        return choose_model(backend, tile=tile, threads=threads).backend
+    if path is None or is_address(backend):
+        return choose_model(backend, path=path, tile=tile, threads=threads).backend
     return _open(local_model(model_path(path)), backend, tile, threads)
 
 
@@ -130,6 +147,21 @@ def _open(
         raise OSError(f"{path} cannot run here: {error}") from error
 
 
+def backend_name(text: str) -> str:
+    """Parse the value of `--backend`: one of BACKENDS, or the address of a model on a server."""
+    if is_address(text):
+        try:
+            parse_address(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from error
+    elif text not in BACKENDS:
+        raise ArgumentTypeError(
+            f"expected one of {', '.join(BACKENDS)}, or http://HOST:8000/v2/models/NAME; got {quoted(text)}"
+            f"{did_you_mean(text, BACKENDS)}"
+        )
+    return text
+
+
 def choose_model(
     backend: str = "auto",
     *,
@@ -146,6 +178,11 @@ def choose_model(
         FileNotFoundError: the folder has no model for this backend.
         ValueError: none of its models can run; says why for each. With a path, all errors are those of `open_model`.
     """
+    if is_address(backend):
+        from tinydet.runtime.backends.remote import RemoteBackend
+
+        file = None if path is None else local_model(model_path(path))
+        return Choice(RemoteBackend(backend, file, tile=tile, in_flight=threads), file, file)
     if backend not in BACKENDS:
         raise ValueError(f"the backend is one of {', '.join(BACKENDS)}, got {backend!r}")
     if path is not None:

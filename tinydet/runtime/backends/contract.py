@@ -47,7 +47,12 @@ class TileOutputs(NamedTuple):
 
 
 class Backend(Protocol):
-    """A model that is ready to run."""
+    """A model that is ready to run.
+
+    A backend that waits for something else than this machine, such as a server, may also have the integer `in_flight`:
+    a scan then has so many calls of `run` in progress at a time, in threads of its own; and a method `cancel`, which
+    makes the calls that are in progress fail when the scan is given up.
+    """
 
     @property
     def spec(self) -> ModelSpec: ...

@@ -34,6 +34,15 @@ def check_external_data(path: Path) -> None:
             named by an absolute path or through a parent folder. Names `path`.
         OSError: the file cannot be read.
     """
+    external_files(path)
+
+
+def external_files(path: Path) -> tuple[Path, ...]:
+    """Return the files in the folder of an ONNX file that hold weights of it.
+
+    Raises:
+        ValueError, OSError: as `check_external_data`.
+    """
     folder = path.resolve().parent
     try:
         locations = sorted(set(_locations(memoryview(read_file(path)), "model")))
@@ -45,6 +54,7 @@ def check_external_data(path: Path) -> None:
         if not inside or not file.is_file():
             reason = "is missing" if inside else "is not in its folder"
             raise ValueError(f"{path}: its weights are in {location!r}, which {reason}; export the model again")
+    return tuple(path.parent / location for location in locations)
 
 
 def _locations(message: memoryview, kind: str, depth: int = 0) -> Iterator[str]:

@@ -32,11 +32,13 @@ class OnnxFile:
     Attributes:
         spec: for the tile that the model is opened for.
         tile_axes: names of the free axes of the input for height and width; empty if the tile is fixed.
+        takes_batches: whether the batch axis of the input is free.
     """
 
     path: Path
     spec: ModelSpec
     tile_axes: tuple[str, ...]
+    takes_batches: bool = True
 
     def check(self, types: Mapping[str, str], input_shape: Sequence[Any]) -> None:
         """Check that the graph matches the spec.
@@ -87,7 +89,7 @@ def read_onnx_file(path: Path, tile: TileChoice = None) -> OnnxFile:
     with name_failures(path, "read", AGAIN):
         spec = ModelSpec.from_json(text, source=path)
     free = tuple(dict.fromkeys(filter(None, names[1:3]))) if spec.tile_multiple else ()
-    return OnnxFile(path, spec_for_tile(spec, tile, path), free)
+    return OnnxFile(path, spec_for_tile(spec, tile, path), free, bool(names and names[0]))
 
 
 def _parts(message: memoryview, number: int, *deeper: int) -> Iterator[memoryview]:

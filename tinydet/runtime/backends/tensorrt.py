@@ -134,7 +134,7 @@ def open_engine(
     flavour = plan_flavour(plan)
     if flavour is None:
         raise ValueError(f"{path} is not a TensorRT engine: it begins with {plan[:4]!r}, expected {list(MAGIC)}")
-    spec = spec_for_tile(spec or _description(path, plan, flavour), tile, path)
+    spec = spec_for_tile(spec or read_description(path, plan, flavour), tile, path)
     product = PRODUCTS[flavour]
 
     cudart = import_cudart(flavour)
@@ -275,8 +275,12 @@ def _build_command(path: Path) -> str:
     return tinydet_command("export", "engine", path.with_suffix(".onnx"))
 
 
-def _description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
-    """Read the description of an engine from the `.json` of the same name, and check that it belongs to it."""
+def read_description(path: Path, plan: bytes, flavour: Flavour) -> ModelSpec:
+    """Read the description of an engine from the `.json` of the same name.
+
+    Raises:
+        ValueError: it is missing, or describes another engine. Names the file.
+    """
     sidecar = path.with_suffix(".json")
     if not sidecar.exists():
         raise ValueError(f"{path} lacks its description {sidecar}: copy it too, or build the engine again")
