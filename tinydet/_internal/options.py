@@ -9,7 +9,7 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def add_options(
         only: names of the fields; None: all.
     """
     groups = {each.title: each for each in parser._action_groups}
-    types_of = _types_of_fields(options)  # type: ignore[arg-type]  # a class is hashable
+    types_of = _types_of_fields(typing.cast(Hashable, options))
     for field in dataclasses.fields(options):
         if "help" not in field.metadata or (only is not None and field.name not in only):
             continue
@@ -123,7 +123,7 @@ def check_values(values: Any) -> None:
     Raises:
         ValueError: naming the field, its rule and the value.
     """
-    kinds = _types_of_fields(type(values))  # type: ignore[arg-type]  # a class is hashable
+    kinds = _types_of_fields(typing.cast(Hashable, type(values)))
     for field in dataclasses.fields(values):
         if "help" in field.metadata:
             value = _checked(field, _alternatives(kinds[field.name]), getattr(values, field.name))
@@ -131,7 +131,7 @@ def check_values(values: Any) -> None:
 
 
 @functools.cache
-def _types_of_fields(options: type[Any]) -> dict[str, Any]:
+def _types_of_fields(options: Hashable) -> dict[str, Any]:
     """Return the types by field name. `get_type_hints` compiles every annotation again at each call."""
     return typing.get_type_hints(options)
 
