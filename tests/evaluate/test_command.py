@@ -316,7 +316,7 @@ def test_the_score_threshold_of_a_checkpoint_that_is_not_exported_starts_with_th
     scores = SimpleNamespace(classes=SimpleNamespace(score=0.4))
     for name in ("format_classes", "format_scores"):
         monkeypatch.setattr(f"tinydet.evaluate.__main__.{name}", lambda table: "")
-    args = argparse.Namespace(model=Path("model.pth"), gt=None)
+    args = argparse.Namespace(model=Path("model.pth"), gt=None, backend=None)
     use = "to use it: {}tinydet infer --image scene.jpg --model model.onnx --score 0.4"
     export = "tinydet export onnx model.pth, then "
     assert list(_score_texts(cast(Scores, scores), args))[1].endswith(use.format(export))

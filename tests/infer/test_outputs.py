@@ -33,6 +33,7 @@ from tinydet.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 from tinydet.runtime.detections import Detections
 from tinydet.runtime.scan import BatchResult
 from tinydet.runtime.scenes.sources import find_sources
+from tinydet.runtime.stitch import Stitcher
 from tinydet.runtime.writers import SceneDetections, open_writers
 from tinydet.spec import ModelSpec
 
@@ -320,6 +321,7 @@ def test_for_a_partly_damaged_scene_the_number_of_boxes_written_is_reported(
     intact = (flight / "flight" / "d.tif").read_bytes()
     (flight / "flight" / "d.tif").write_bytes(intact[: len(intact) * 9 // 10])
     monkeypatch.setattr("tinydet.infer.scenes.chunks", functools.partial(chunks, size=1))
+    monkeypatch.setattr("tinydet.runtime.scan.Stitcher", functools.partial(Stitcher, enough=1))
     assert run("--image", "flight", "--output", "all.json", "--skip-unreadable", "-v") == 3
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "d.tif: skipped" in line)
     written = len(coco(flight / "all.json")) - sum(map(len, BOXES.values()))

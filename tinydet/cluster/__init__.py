@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tinydet._internal.shell import tinydet_command
 from tinydet._internal.suggestions import did_you_mean
 from tinydet.infer.__main__ import infer as _infer
 from tinydet.infer.__main__ import infer_parser
@@ -50,7 +51,7 @@ def infer(
     parser.error = _raise  # type: ignore[method-assign]
     known = {action.dest for action in parser._actions} - {"help", "image", "ray", "workers", "part", "join"}
     if unknown := [name for name in options if name not in known]:
-        raise TypeError(f"no option {unknown[0]!r} of `tinydet infer`{did_you_mean(unknown[0], known)}")
+        raise TypeError(f"no option {unknown[0]!r} of `{tinydet_command('infer')}`{did_you_mean(unknown[0], known)}")
     words = ["--image", *map(str, [scenes] if isinstance(scenes, str | Path) else scenes), "--ray", ray]
     if workers is not None:
         words += ["--workers", "-".join(map(str, [workers] if isinstance(workers, int) else workers))]

@@ -83,7 +83,7 @@ def _parser() -> Parser:
         "serve",
         examples=EXAMPLES,
         description="Answer requests over HTTP: scan uploaded scenes and files below --root, watch jobs, download"
-        " detections in every format of `tinydet infer`.",
+        " detections in every format of infer.",
         epilog=EPILOG,
     )
     add = parser.add_argument_group("model").add_argument
@@ -91,7 +91,7 @@ def _parser() -> Parser:
         f" (default: {' or '.join(MODEL_FILES)} in the current folder, else {DEFAULT})")  # fmt: skip
     add("--backend", choices=BACKENDS, default="auto", help="run the model with this backend (default: auto, the"
         " fastest that works here)")  # fmt: skip
-    add("--tile", type=side, metavar="PX", help="cut scenes into tiles of PX pixels, as in `tinydet infer`"
+    add("--tile", type=side, metavar="PX", help="cut scenes into tiles of PX pixels, as `infer` does"
         " (default: the model's tile)")  # fmt: skip
     add("--threads", type=threads, metavar="N", help="run the model on N CPU threads (default: all that are usable)")
     add = parser.add_argument_group("scenes").add_argument

@@ -40,7 +40,7 @@ def detect_router(service: Service) -> "APIRouter":
 
     answers: dict[int | str, dict[str, Any]] = {
         200: {
-            "description": "A COCO file, GeoJSON or CSV, as `tinydet infer` writes it.",
+            "description": "A COCO file, GeoJSON or CSV, as `infer` writes it.",
             "content": {kind: {} for kind in ACCEPT},
         },
         406: {"description": "None of the accepted formats can be written."},

@@ -18,6 +18,7 @@ from tinydet._internal.errors import name_failures
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file, read_file
 from tinydet._internal.json_files import read_json
+from tinydet._internal.shell import tinydet_command
 from tinydet.data.coco_entries import Entries, listed, raise_first
 from tinydet.data.coco_rules import examine_sides
 from tinydet.evaluate.tables import COMPLETE, read_results
@@ -190,7 +191,9 @@ def _names(path: Path, categories: Sequence[Any]) -> dict[Any, str]:
 def _from_features(path: Path, content: Any, scene: SceneName) -> FileDetections:
     features = content.get("features") if isinstance(content, Mapping) else None
     if not isinstance(features, list) or not all(isinstance(each, Mapping) for each in features):
-        raise ValueError(f"{path}: expected a GeoJSON FeatureCollection; write the detections with tinydet infer")
+        raise ValueError(
+            f"{path}: expected a GeoJSON FeatureCollection; write the detections with {tinydet_command('infer')}"
+        )
     rows = [each.get("properties") or {} for each in features]
     keys = dict.fromkeys(key for row in rows for key in row)
     return _from_table(path, {key: [row.get(key) for row in rows] for key in keys}, scene, empty=not rows)

@@ -20,6 +20,7 @@ from tinydet._internal.parser import Parser
 from tinydet._internal.progress import Bar
 from tinydet._internal.shell import command_line, tinydet_command
 
+LONGEST_NUMBER = 18  # digits of an image id that is a number
 PORT = 8470  # if it is free
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 EPILOG = """\
@@ -151,7 +152,7 @@ def _inputs(args: argparse.Namespace) -> tuple[Path, list[Path]]:
 
 
 def _image_id(text: str) -> int | str:
-    return int(text) if text.isascii() and text.isdigit() else text
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER else text
 
 
 def _parser() -> Parser:
@@ -171,8 +172,8 @@ def _parser() -> Parser:
         "detections",
         type=Path,
         nargs="*",
-        help="COCO results of any tool, or any format of tinydet infer: .json, .geojson, .gpkg, .csv, .parquet, .txt "
-        "(YOLO); several to compare them (default: what infer wrote next to the scene)",
+        help="COCO results of any tool, or any format of infer: .json, .geojson, .gpkg, .csv, .parquet, .txt (YOLO); "
+        "several to compare them (default: what infer wrote next to the scene)",
     )
     parser.add_argument(
         "--export",
