@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-EXTRAS := train,export,rtx,openvino,geo,timm,tables,video,formats,supervision,track,plots,cloud,ray,serve,dev
+EXTRAS := train,export,rtx,openvino,geo,timm,tables,video,formats,supervision,track,triton,plots,cloud,ray,serve,dev
 ARGS ?=
 
 TEST_TIME := 4 minutes on two otherwise idle cores (Intel Xeon, Emerald Rapids)
