@@ -237,7 +237,7 @@ def test_the_result_has_each_class_and_says_why_an_epoch_was_chosen() -> None:
         history=history,
         tiles=SimpleNamespace(dataset=dataset),
         device=torch.device("cpu"),
-        schedule=SimpleNamespace(epochs=9),
+        schedule=SimpleNamespace(epochs=9, lr=0.02),
         steps_done=12,
     )
     validation = SimpleNamespace(objects=[("person", 7, 3), ("boat", 0, 0), ("kite", 2, 1)])

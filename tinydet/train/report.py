@@ -172,7 +172,8 @@ def _validation_lines(trainer: Trainer, validation: Validation) -> Iterator[str]
     if best["AP50"] == 0:
         yield (
             f"  it finds none of the objects yet: {plural(trainer.steps_done, 'step')} may be too few "
-            f"(--epochs N trains longer); {tinydet_command('data', 'check')} finds faults of annotations"
+            f"(--epochs N trains longer), or the learning rate too high (--lr {trainer.schedule.lr / 2:g} halves it); "
+            f"{tinydet_command('data', 'check')} finds faults of annotations"
         )
     if start:
         yield (
