@@ -92,7 +92,9 @@ def plan_lines(
     minutes = (seconds * trainer.steps_left + validation_seconds * validations) / 60
     epochs, batch, lr = trainer.schedule.epochs, trainer.schedule.batch, trainer.schedule.lr
     steps = f"{plural(epochs, 'epoch')} of {plural(trainer.steps_per_epoch, 'step')}"
-    yield _row("plan", f"{steps}, {plural(batch, 'tile')} a step, lr {lr:g}")
+    scales = f" at scales {', '.join(f'{scale:g}' for scale in config.scales)}" if config.scales != (1.0,) else ""
+    mean = f", saved weights: a moving average ({trainer.schedule.ema:g})" if trainer.schedule.ema else ""
+    yield _row("plan", f"{steps}, {plural(batch, 'tile')}{scales} a step, lr {lr:g}{mean}")
     included = f", {duration(validation_seconds * validations)} of it for {plural(validations, 'validation')}"
     yield _row("", f"about {duration(60 * minutes)}{included if validations else ''}")
     if trainer.schedule.patience:
