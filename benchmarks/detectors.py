@@ -85,7 +85,7 @@ NETWORKS = {
     "faster_rcnn": Network("faster_rcnn", 2),
     "retinanet-p3p7": Network("retinanet-p3p7", 3),
     "fcos": Network("fcos", 3),
-    "nano": Network("retinanet-p3p7", 3, ("--preset", "nano")),
+    "nano": Network("fcos", 3, ("--preset", "nano")),
     "fcos-p3p7": Network("fcos-p3p7", 3),
     "free_anchor": Network("free_anchor"),
     "libra_rcnn": Network("libra_rcnn", 2),

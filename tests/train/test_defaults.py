@@ -47,15 +47,15 @@ def test_the_device_chooses_the_preset_and_the_reason_names_the_other_one(
 
 def test_the_preset_nano_has_a_detector_of_its_own_unless_another_is_given(squares: Path) -> None:
     config, _ = chosen("--preset", "nano", "--alpha", "0.5", data=squares)
-    assert (config.detector, config.channels, config.given_alpha) == ("retinanet-p3p7", 32, (0.5, 0.5))
-    assert config.options.items() >= {"head_convs": 2, "head_init": "he"}.items()
+    assert (config.detector, config.channels, config.given_alpha) == ("fcos", 32, (0.5, 0.5, 0.5))
+    assert config.options.items() >= {"head_convs": 1, "head_init": "he"}.items()
     assert chosen("--preset", "nano", "--detector", "retinanet", data=squares)[0].detector == "retinanet"
-    with pytest.raises(ValueError, match="retinanet-p3p7 has 2 fused edges"):
-        config_of(["--preset", "nano", "--alpha", "0.5,0.4,0.3"]).resolve()
+    with pytest.raises(ValueError, match="fcos has 3 fused edges"):
+        config_of(["--preset", "nano", "--alpha", "0.5,0.4"]).resolve()
     start = Architecture("faster_rcnn", "mobilenet_v2", 64, {"straddling": True})
     from_weights, reasons = chosen("--preset", "nano", "--init", "old.pth", data=squares, start=start)
-    assert (from_weights.detector, from_weights.channels) == ("retinanet-p3p7", 32)
-    assert "detector retinanet-p3p7 instead of faster_rcnn, channels 32 instead of 64" in reasons
+    assert (from_weights.detector, from_weights.channels) == ("fcos", 32)
+    assert "detector fcos instead of faster_rcnn, channels 32 instead of 64" in reasons
 
 
 def test_fewer_tiles_never_get_fewer_epochs_and_large_datasets_get_those_of_the_paper() -> None:

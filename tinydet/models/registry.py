@@ -157,7 +157,7 @@ def _grid_rcnn() -> type[Detector]:
 
 
 _TWO_STAGE = {"paper": {"lr": 0.01}}  # the released Faster R-CNN learns at twice the rate of RetinaNet
-_THIN_HEAD = {preset: {"head_convs": 2, "head_init": "he"} for preset in ("small", "nano")}
+_THIN_HEAD = {preset: {"head_convs": convs, "head_init": "he"} for preset, convs in (("small", 2), ("nano", 1))}
 # Twice that rate, the presets', teaches RetinaNet on P3-P7 nothing at alpha = 1: docs/detectors.md.
 _SLOW_THIN_HEAD = {preset: {**recipe, "lr": 0.01} for preset, recipe in _THIN_HEAD.items()}
 

@@ -57,14 +57,14 @@ DETECTOR, TILE, OVERLAP = "retinanet", 640, 128
 PAPER_EPOCHS = 12
 
 # The detector of a preset, where it is another one than DETECTOR.
-PRESET_DETECTORS = {"nano": "retinanet-p3p7"}
+PRESET_DETECTORS = {"nano": "fcos"}
 # Other defaults that belong together. Detectors override some of them, see `DetectorInfo.recipe`.
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' RetinaNet recipe.
     "paper": {"backbone": "resnet50", "channels": 256, "batch": 2, "lr": 0.005, "clip_norm": 0.0},
     # For CPUs and first tries: a thin pyramid and head, because P2 is three quarters of the work.
     "small": {"backbone": "mobilenet_v2", "channels": 64, "batch": 4, "lr": 0.02, "clip_norm": 10.0},
-    # For fast inference on CPUs: without P2, and so thin that the backbone is most of the work.
+    # For fast inference on CPUs: pyramid and head are so thin that the backbone is most of the work.
     "nano": {"backbone": "mobilenet_v2", "channels": 32, "batch": 4, "lr": 0.02, "clip_norm": 10.0},
 }
 
@@ -308,7 +308,7 @@ class TrainConfig:
     preset: str | None = option(
         None,
         "paper: ResNet-50, 256 channels, the authors' recipe; small: MobileNetV2, 64 channels, for CPUs; nano: "
-        "MobileNetV2, 32 channels, without the finest level, for fast inference (default: that of --init, else paper "
+        "MobileNetV2, 32 channels, shorter heads, for fast inference (default: that of --init, else paper "
         "on a GPU, small on a CPU and for the built-in dataset)",
         group="model",
         choices=tuple(PRESETS),
