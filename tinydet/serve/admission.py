@@ -80,11 +80,15 @@ def find_below(roots: Sequence[Path], text: str) -> Path:
         raise ServiceError(403, "this service reads no files of its machine (--root DIR); upload the scene")
     if "\0" in text or "://" in text or text.startswith("/vsi") or len(text) > 4096 or not text.strip():
         raise ServiceError(400, "path: expected the path of a file below a root")
-    for root in roots:
-        base = root.resolve()
+    bases = [root.resolve() for root in roots]
+    for base in bases:
         try:
             found = (base / text).resolve(strict=True)  # an absolute path replaces the root
-            if found.is_relative_to(base) and stat.S_ISREG(found.stat().st_mode) and os.access(found, os.R_OK):
+            if (
+                any(map(found.is_relative_to, bases))
+                and stat.S_ISREG(found.stat().st_mode)
+                and os.access(found, os.R_OK)
+            ):
                 return found
         except (OSError, RuntimeError, ValueError):  # missing, a loop of links, undecodable
             continue

@@ -88,8 +88,8 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = ()) -> FastAPI:
     app.include_router(label_studio_router(service))
     app.include_router(scenes_router(ServiceScenes(service)))
     app.include_router(page_router())
-    app.add_middleware(Guard, token=service.options.token, hosts=hosts, max_body=service.options.max_body,
-                       observe=metrics.observe)  # fmt: skip
+    app.add_middleware(Guard, token=service.options.token, hosts=hosts, origins=service.options.cors,
+                       max_body=service.options.max_body, observe=metrics.observe)  # fmt: skip
     if service.options.cors:
         app.add_middleware(CORSMiddleware, allow_origins=service.options.cors, allow_methods=["*"],
                            allow_headers=["Authorization", "Content-Type"])  # fmt: skip
@@ -98,5 +98,7 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = ()) -> FastAPI:
 
 def _sentence(error: Any) -> str:
     """Return a mistake in a request as "place: rule"."""
+    if error["type"] == "json_invalid":
+        return f"the request: not JSON ({error['ctx']['error']} at character {error['loc'][-1]})"
     place = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
     return f"{place or 'the request'}: {error['msg'][:1].lower()}{error['msg'][1:]}"

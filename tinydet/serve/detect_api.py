@@ -2,6 +2,7 @@
 
 # Annotations are evaluated where the routes are defined, because FastAPI is imported there.
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from tinydet.serve.errors import ServiceError
 from tinydet.serve.job_options import JobOptions
 from tinydet.serve.jobs_api import MEDIA_TYPES
 from tinydet.serve.service import Service
-from tinydet.serve.uploads import NAME
+from tinydet.serve.uploads import NAME_RULE, is_name
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -34,7 +35,6 @@ def detect_router(service: Service) -> "APIRouter":
     """Return the route `/detect`."""
     with needs_extra("serve"):
         from fastapi import APIRouter, Query
-        from starlette.concurrency import run_in_threadpool
         from starlette.requests import ClientDisconnect, Request
         from starlette.responses import Response
 
@@ -56,14 +56,16 @@ def detect_router(service: Service) -> "APIRouter":
         kind = _accepted(request.headers.get("accept", ""))
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise ServiceError(415, "send the image file itself as the body, as `curl --data-binary @photo.jpg` does")
-        if NAME.fullmatch(options.name) is None:
-            raise ServiceError(422, "name: expected the name of a file")
+        if not is_name(options.name):
+            raise ServiceError(422, f"name: expected {NAME_RULE}")
         try:
             data = await request.body()
         except ClientDisconnect as error:
             raise ServiceError(413, f"an image has at most {service.options.max_body} bytes here") from error
         chosen = JobOptions(**options.model_dump(exclude={"name"}, exclude_none=True))
-        found = await run_in_threadpool(service.images.detect, data, options.name, chosen, kind)
+        found = await asyncio.get_running_loop().run_in_executor(
+            service.images.threads, service.images.detect, data, options.name, chosen, kind
+        )
         return Response(found, media_type=MEDIA_TYPES[SUFFIXES[kind]])
 
     return router

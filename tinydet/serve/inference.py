@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tinydet.serve.job_options import JobOptions
 from tinydet.serve.model import ServedModel
 
 MOST_WAITING = 64  # requests for single images or tiles
+THREADS = 2 * MOST_WAITING  # of such requests: some are left to answer 429, and none of other requests are taken
 PATIENCE = 60.0  # seconds that a request waits for its turn
 
 _quiet = threading.local()
@@ -80,7 +82,11 @@ def line_of(error: BaseException) -> str:
 
 
 class ImageDetector:
-    """Runs `tinydet infer` on the bytes of single images, a few at a time."""
+    """Runs `tinydet infer` on the bytes of single images, a few at a time.
+
+    Attributes:
+        threads: in which requests wait for the model, apart from the threads of all other requests.
+    """
 
     def __init__(self, model: ServedModel, folder: Path, *, max_pixels: int) -> None:
         """
@@ -90,6 +96,7 @@ class ImageDetector:
         """
         self._model, self._folder, self._max_pixels = model, folder, max_pixels
         self._lock, self._waiting = threading.Lock(), 0
+        self.threads = ThreadPoolExecutor(THREADS, "model")
         shutil.rmtree(folder, ignore_errors=True)  # what a killed process left behind
         folder.mkdir(parents=True)
 

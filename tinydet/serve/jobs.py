@@ -187,8 +187,12 @@ class JobQueue:
             job_id = secrets.token_hex(8)
             record = JobRecord(job_id, scene, options.given(), self._model.sha256, self._model.spec.to_json())
             job = _Job(record, self.folder / job_id)
-            job.folder.mkdir()
-            job.save()
+            try:
+                job.folder.mkdir()
+                write_json(job.folder / RECORD, record.to_json())
+            except OSError as error:
+                shutil.rmtree(job.folder, ignore_errors=True)
+                raise ServiceError(507, f"the job cannot be stored ({error.strerror})") from error
             self._jobs[job_id] = job
             self._waiting.append(job)
             self._changed.notify_all()
@@ -230,12 +234,14 @@ class JobQueue:
         """
         with self._changed:
             job = self._job(job_id)
-            if job.record.status in FINISHED:
-                with job.rendering:
-                    del self._jobs[job_id]
-                    shutil.rmtree(job.folder, ignore_errors=True)
+            if is_finished := job.record.status in FINISHED:
+                del self._jobs[job_id]
                 job.record.status = "dismissed"
-                return job.record.copy()
+        if is_finished:
+            with job.rendering:  # may take long, so nothing else waits for it
+                shutil.rmtree(job.folder, ignore_errors=True)
+            return job.record.copy()
+        with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
             self._end(job, "dismissed", "dismissed by a client")
@@ -480,7 +486,11 @@ class _Job:
     found: _Found | None = None
 
     def save(self) -> None:
-        write_json(self.folder / RECORD, self.record.to_json())
+        """Write the record. If that fails, the job goes on, and the next start of the service finds an older state."""
+        try:
+            write_json(self.folder / RECORD, self.record.to_json())
+        except OSError as error:
+            logger.error(f"job {self.record.id}: its state cannot be stored ({error.strerror or error})")
 
     def spec(self) -> ModelSpec:
         return ModelSpec.from_json(self.record.spec, source=self.folder / RECORD)

@@ -8,6 +8,7 @@ follow it in the order of the JSON.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,7 +77,9 @@ def parse_request(body: bytes, header_length: str | None, spec: ModelSpec) -> Ti
     Raises:
         ServiceError: 400 for a request that does not follow the protocol, or does not fit the model.
     """
-    if header_length is not None and not (header_length.isdigit() and int(header_length) <= len(body)):
+    if header_length is not None and not (
+        re.fullmatch("[0-9]{1,18}", header_length) and int(header_length) <= len(body)
+    ):
         raise ServiceError(400, f"{HEADER}: expected the bytes of the JSON, at most {len(body)}")
     split = len(body) if header_length is None else int(header_length)
     try:

@@ -2,6 +2,7 @@
 
 # Annotations are evaluated where the routes are defined, because FastAPI is imported there.
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import tinydet
@@ -28,7 +29,6 @@ def kserve_router(service: Service) -> "APIRouter":
     """Return the routes below `/v2`. Errors are `{"error": ...}`, as the protocol has them."""
     with needs_extra("serve"):
         from fastapi import APIRouter
-        from starlette.concurrency import run_in_threadpool
         from starlette.requests import ClientDisconnect, Request
         from starlette.responses import Response
 
@@ -52,11 +52,11 @@ def kserve_router(service: Service) -> "APIRouter":
                 "model_configuration"]}  # fmt: skip
 
     @router.get("/health/live", summary="Whether the server works")
-    def live() -> dict[str, bool]:
+    async def live() -> dict[str, bool]:
         return {"live": True}
 
     @router.get("/health/ready", summary="Whether the server takes requests")
-    def ready() -> dict[str, bool]:
+    async def ready() -> dict[str, bool]:
         if service.jobs.is_closing:
             raise ServiceError(503, "the service is stopping")
         return {"ready": True}
@@ -86,7 +86,8 @@ def kserve_router(service: Service) -> "APIRouter":
                 body = await request.body()
             except ClientDisconnect as error:
                 raise ServiceError(413, f"a request has at most {service.options.max_body} bytes here") from error
-            return await run_in_threadpool(run, body, request.headers.get(HEADER))
+            threads = service.images.threads
+            return await asyncio.get_running_loop().run_in_executor(threads, run, body, request.headers.get(HEADER))
 
     def run(body: bytes, header_length: str | None) -> Response:
         tiles = parse_request(body, header_length, spec)

@@ -91,14 +91,18 @@ def predict(service: Service, task: Mapping[str, Any], control: Control) -> Boxe
         except (binascii.Error, ValueError):
             return None
         return _of_coco(service.images.detect(image, "image", JobOptions(), "coco"))
-    address = urlsplit(value)
+    try:
+        address = urlsplit(value)
+    except ValueError:  # not an address
+        return None
     local = parse_qs(address.query).get("d", [""])[0] or unquote(address.path)
     name = PurePosixPath(local).name
     stored = _PREFIX.fullmatch(name)
     names = [name, *([stored[1]] if stored else [])]
-    if (found := _of_job(service, names)) is not None:
+    place = _place(service, local, names)
+    if (found := _of_job(service, names, place)) is not None or place is None:
         return found
-    return _of_file(service, local, names)
+    return _of_file(service, place)
 
 
 def prediction(found: Boxes | None, control: Control, version: str) -> dict[str, Any]:
@@ -130,36 +134,51 @@ def prediction(found: Boxes | None, control: Control, version: str) -> dict[str,
     return {"result": regions, "score": mean, "model_version": version}
 
 
-def _of_job(service: Service, names: Sequence[str]) -> Boxes | None:
-    """Return the boxes of the latest job over a scene of one of these names."""
-    for record in service.jobs.records():
-        if record.status == "successful" and Path(record.scene.shown).name in names:
-            found, classes = service.detections(record.id)[:MOST_REGIONS], service.job_spec(record.id).classes
-            return Boxes(
-                record.scene.width,
-                record.scene.height,
-                found.boxes.astype(float).tolist(),
-                found.scores.astype(float).tolist(),
-                [classes[label] for label in found.labels.tolist()],
-            )
-    return None
-
-
-def _of_file(service: Service, local: str, names: Sequence[str]) -> Boxes | None:
-    """Return the boxes of a small image; of a large one start a job, and return None."""
+def _place(service: Service, local: str, names: Sequence[str]) -> dict[str, str] | None:
+    """Return how the service names the image of a task: as an upload or as a path; None if it is not here."""
     for name in names:
         try:
             service.uploads.path(name)
-            place = {"upload": name}
+            return {"upload": name}
         except ServiceError:
             continue
-        break
+    try:
+        find_below(service.options.roots, local.lstrip("/"))
+    except ServiceError:
+        return None
+    return {"path": local.lstrip("/")}
+
+
+def _of_job(service: Service, names: Sequence[str], place: Mapping[str, str] | None) -> Boxes | None:
+    """Return the boxes of the latest job of this model over the image of a task.
+
+    An image that is not found by its path is that of a job by its name, if only one scene has this name.
+    """
+    jobs = [
+        record
+        for record in service.jobs.records()
+        if record.status == "successful" and record.model == service.model.sha256
+    ]
+    if place is not None:
+        path = service.scene_file(**place).path
+        jobs = [record for record in jobs if record.scene.path == path]
     else:
-        try:
-            find_below(service.options.roots, local.lstrip("/"))
-        except ServiceError:
-            return None
-        place = {"path": local.lstrip("/")}
+        jobs = [record for record in jobs if Path(record.scene.shown).name in names]
+    if len({record.scene.path for record in jobs}) != 1:
+        return None
+    record = jobs[0]
+    found, classes = service.detections(record.id)[:MOST_REGIONS], service.job_spec(record.id).classes
+    return Boxes(
+        record.scene.width,
+        record.scene.height,
+        found.boxes.astype(float).tolist(),
+        found.scores.astype(float).tolist(),
+        [classes[label] for label in found.labels.tolist()],
+    )
+
+
+def _of_file(service: Service, place: Mapping[str, str]) -> Boxes | None:
+    """Return the boxes of a small image; of a large one start a job, and return None."""
     scene = service.scene_file(**place)
     if scene.width * scene.height <= service.options.max_detect_pixels:
         return _of_coco(service.images.detect_file(Path(scene.path), scene.shown, JobOptions(), "coco"))

@@ -3,6 +3,7 @@
 # Annotations are evaluated when a route is defined, because FastAPI is imported inside of functions.
 
 import asyncio
+import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -44,6 +45,10 @@ class SceneStore:
     def update_scene(self, scene_id: str) -> None:
         """Add or remove a scene and its results, as they are by now."""
 
+    def public(self, scene_id: str, message: str) -> str:
+        """Return a message about a scene without what clients must not see, such as paths."""
+        return message
+
     def add_scene(
         self,
         scene_id: str,
@@ -52,15 +57,21 @@ class SceneStore:
         *,
         georeferenced: bool = False,
         size: tuple[int, int] | None = None,
+        state: object = None,
     ) -> None:
         """Add a scene; one that is known keeps its results.
 
         Args:
             size: width and height if they are known before the scene is opened.
+            state: of the file. A scene of another state replaces the one that is known.
         """
         with self._lock:
+            known = self._scenes.get(scene_id)
+        if known is not None and known.state != state:
+            self.drop_scene(scene_id)
+        with self._lock:
             if scene_id not in self._scenes:
-                self._scenes[scene_id] = _Entry(name, open, georeferenced, size)
+                self._scenes[scene_id] = _Entry(name, open, georeferenced, size, state)
 
     def set_result(self, scene_id: str, job_id: str, result: Result) -> None:
         """Add the result of a job, or replace it, for example when a running job has found more.
@@ -170,6 +181,7 @@ class SceneStore:
         return {
             "id": scene_id,
             "name": entry.name,
+            "version": entry.version,
             "width": levels.width,
             "height": levels.height,
             "tile_size": TILE,
@@ -204,8 +216,17 @@ class _Entry:
 
     count = 0
 
-    def __init__(self, name: str, open: Callable[[], Scene], georeferenced: bool, size: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        open: Callable[[], Scene],
+        georeferenced: bool,
+        size: tuple[int, int] | None,
+        state: object,
+    ) -> None:
         _Entry.count += 1
+        self.version = secrets.token_hex(4)  # in the addresses of tiles, which browsers keep
+        self.state = state
         self.number = _Entry.count
         self.name, self.georeferenced = name, georeferenced
         self.results: dict[str, tuple[Result, int]] = {}  # with its revision
@@ -245,7 +266,7 @@ def scenes_router(store: SceneStore) -> Any:
     Box = Annotated[str, Query(max_length=200, description="x1,y1,x2,y2 in pixels of the scene")]
     Classes = Annotated[list[str] | None, Query(alias="class", description="names of classes; default: all")]
 
-    def answered(function: Callable[..., Any], *arguments: Any) -> Any:
+    def answered(scene: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function of the store; what a client can cause becomes 404, 422 or 503."""
         try:
             return function(*arguments)
@@ -254,7 +275,7 @@ def scenes_router(store: SceneStore) -> Any:
         except LookupError as error:
             raise HTTPException(404, str(error.args[0])) from error
         except (ValueError, OSError) as error:
-            raise HTTPException(422, str(error)) from error
+            raise HTTPException(422, store.public(scene, str(error))) from error
 
     @router.get("/scenes")
     def list_scenes() -> dict[str, Any]:
@@ -264,7 +285,7 @@ def scenes_router(store: SceneStore) -> Any:
     @router.get("/scenes/{scene}")
     def describe_scene(scene: Id) -> dict[str, Any]:
         """Describe a scene and its results."""
-        described: dict[str, Any] = answered(store.describe, scene)
+        described: dict[str, Any] = answered(scene, store.describe, scene)
         return described
 
     @router.get("/scenes/{scene}/tiles/{level}/{x}/{y}.jpg", response_class=Response)
@@ -272,7 +293,7 @@ def scenes_router(store: SceneStore) -> Any:
         """Return a tile of a Deep Zoom level as JPEG."""
 
         def read() -> bytes:
-            data: bytes = answered(lambda: store.tiles(scene).tile(level, x, y))
+            data: bytes = answered(scene, lambda: store.tiles(scene).tile(level, x, y))
             return data
 
         data = await asyncio.get_running_loop().run_in_executor(readers, read)
@@ -285,11 +306,11 @@ def scenes_router(store: SceneStore) -> Any:
         """Return a part of the scene as PNG, enlarged or reduced to `size` pixels."""
 
         def read() -> bytes:
-            tiles: SceneTiles = answered(store.tiles, scene)
-            corners = _inside(answered(parse_corners, bbox), tiles)
+            tiles: SceneTiles = answered(scene, store.tiles, scene)
+            corners = _inside(answered(scene, parse_corners, bbox), tiles)
             if corners is None:
                 raise HTTPException(422, "bbox: no pixel of the scene is inside")
-            pixels = answered(tiles.crop, corners, size)
+            pixels = answered(scene, tiles.crop, corners, size)
             return bytes(cv2.imencode(".png", pixels[..., ::-1])[1])
 
         data = await asyncio.get_running_loop().run_in_executor(readers, read)
@@ -308,13 +329,13 @@ def scenes_router(store: SceneStore) -> Any:
         grid: Annotated[int, Query(ge=0, le=MAX_GRID, description="count K x K cells of bbox instead")] = 0,
     ) -> dict[str, Any]:
         """Return detections as columns, best first; with `grid`, their density."""
-        job, result, found = answered(store.result, scene, job)
-        corners = None if bbox is None else answered(parse_corners, bbox)
+        job, result, found = answered(scene, store.result, scene, job)
+        corners = None if bbox is None else answered(scene, parse_corners, bbox)
         ids = found.select(corners, score, _labels(result, classes))
         answer: dict[str, Any] = {"job": job, "total": len(ids)}
         if grid:
             if corners is None:
-                levels = answered(store.tiles, scene).levels
+                levels = answered(scene, store.tiles, scene).levels
                 corners = 0.0, 0.0, float(levels.width), float(levels.height)
             return {**answer, "bbox": corners, "grid": found.density(ids, corners, grid)}
         if from_id is not None:
@@ -325,7 +346,7 @@ def scenes_router(store: SceneStore) -> Any:
     @router.get("/scenes/{scene}/summary")
     def summary(scene: Id, job: Job = None, score: Score = 0.0) -> dict[str, Any]:
         """Return counts by class and score, and the histogram of sizes from a score on."""
-        job, result, found = answered(store.result, scene, job)
+        job, result, found = answered(scene, store.result, scene, job)
         return {"job": job, "classes": result.classes, **found.summary(len(result.classes), score)}
 
     return router

@@ -97,13 +97,16 @@ class Service:
             found[scene_id(path)] = path, path.name
         for path, name in self._below_roots():
             found.setdefault(scene_id(path), (path, name))
+        jobs: dict[str, list[str]] = {}
         for record in self.jobs.records():
             path = Path(record.scene.path)
             found.setdefault(record.scene.id, (path, self._name(path)))
+            jobs.setdefault(record.scene.id, []).append(record.id)
         entries = []
         for path, name in found.values():
             try:
-                entries.append(self._entry(path, name))
+                id = scene_id(path)
+                entries.append(SceneEntry(id, name, path, self._info(path, name), tuple(jobs.get(id, ()))))
             except (ServiceError, OSError):  # not an image, or removed
                 continue
         return entries

@@ -8,7 +8,9 @@ from pathlib import Path
 from tinydet.geometry.tiles import TileGrid
 from tinydet.runtime.plan import plan_scan
 from tinydet.runtime.scenes import Scene, open_scene
+from tinydet.runtime.scenes.sources import Source
 from tinydet.runtime.writers import FORMATS
+from tinydet.serve.admission import public
 from tinydet.serve.errors import ServiceError
 from tinydet.serve.found import Result
 from tinydet.serve.job_options import JobOptions
@@ -49,12 +51,13 @@ class ServiceScenes(SceneStore):
                 continue
             if record.status == "successful" or (record.status == "running" and record.tiles):
                 jobs[job] = record
-        for gone in set(self.job_ids(scene_id)) - jobs.keys():
+        known = set(self.job_ids(scene_id))
+        for gone in known - jobs.keys():
             self.drop_result(gone)
             self._shown.pop(gone, None)
         for job, record in jobs.items():
             state = record.status, record.detections
-            if self._shown.get(job) != state:
+            if self._shown.get(job) != state or job not in known:
                 self._shown[job] = state
                 self.set_result(scene_id, job, self._result(entry, record))
 
@@ -66,7 +69,15 @@ class ServiceScenes(SceneStore):
             functools.partial(self._open, entry.path),
             georeferenced=info.georeferenced,
             size=(info.width, info.height),
+            state=Source(str(entry.path), 1).state,
         )
+
+    def public(self, scene_id: str, message: str) -> str:
+        try:
+            entry = self._service.scene(scene_id)
+        except ServiceError:
+            return "the scene cannot be read"
+        return public(message, entry.path, entry.name)
 
     def _open(self, path: Path) -> Scene:
         return open_scene(path, stretch=self._service.model.spec.stretch)

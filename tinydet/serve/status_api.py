@@ -23,15 +23,16 @@ def status_router(service: Service, metrics: Metrics) -> "APIRouter":
         from starlette.responses import Response
 
     router = APIRouter(tags=["service"])
+    # Probes are coroutines: they must not wait for a thread while all are busy.
 
     @router.get("/healthz", summary="Whether the process works")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         if not service.jobs.is_working:
             raise ServiceError(503, "the thread that runs jobs has ended; restart the service")
         return {"status": "ok"}
 
     @router.get("/readiness", summary="Whether requests are accepted")
-    def readiness() -> dict[str, str]:
+    async def readiness() -> dict[str, str]:
         if service.jobs.is_closing:
             raise ServiceError(503, "the service is stopping")
         return {"status": "ready"}

@@ -14,9 +14,21 @@ from typing import BinaryIO
 from tinydet._internal.console import plural
 from tinydet.serve.errors import ServiceError, not_found
 
-NAME = re.compile(r"[^\W_][\w .,()+@=-]{0,199}")
-LONGEST = 200  # bytes of a name; file systems allow 255 with the suffix of a part
+LONGEST = 200  # bytes of a name in UTF-8; file systems allow 255, with the suffixes of parts and results
+NAME_RULE = (
+    f'the name of a file, up to {LONGEST} bytes without / \\ : * ? " < > | and without a dot or space at its ends'
+)
+_NO_NAME = re.compile(r"""^[\s.]|[/\\:*?"<>|]|[\s.]$""")
 PART = ".part"  # in the folder of an upload that is not complete
+
+
+def is_name(text: str) -> bool:
+    """Return whether a client may name a file so: in any script, and on any system.
+
+    >>> [is_name(name) for name in ("Straße & Söhne [1].tif", "हिन्दी.jpg", "..", "a/b", "a\\n", "é" * 101)]
+    [True, True, False, False, False, False]
+    """
+    return text.isprintable() and 0 < len(text.encode()) <= LONGEST and _NO_NAME.search(text) is None
 
 
 class Uploads:
@@ -63,7 +75,7 @@ class Uploads:
             ServiceError: 404.
         """
         path = self.folder / name / name
-        if NAME.fullmatch(name) is None or not path.is_file():
+        if not is_name(name) or not path.is_file():
             raise not_found("upload", name)
         return path
 
@@ -77,11 +89,8 @@ class Uploads:
         Raises:
             ServiceError: 400 for the name, 409 while another client sends this name, 413 for too many bytes.
         """
-        if NAME.fullmatch(name) is None or len(name.encode()) > LONGEST:
-            raise ServiceError(
-                400, "the name of an upload has up to 200 letters, digits and . , ( ) + @ = - _ or space, and begins "
-                "with a letter or digit"
-            )  # fmt: skip
+        if not is_name(name):
+            raise ServiceError(400, f"expected {NAME_RULE}")
         with self._lock:
             if name in self._receiving:
                 raise ServiceError(409, f"{name} is being uploaded by another request")

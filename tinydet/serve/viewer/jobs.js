@@ -17,7 +17,10 @@ export class Jobs {
     $("scan-open").onclick = () => this.open();
     $("scan-close").onclick = () => $("scan").close();
     $("scan-start").onclick = () => this.#start();
-    $("file").onchange = (event) => this.#choose(event.target.files[0]);
+    $("file").onchange = (event) => {
+      this.#choose(event.target.files[0]);
+      event.target.value = ""; // else the browser says nothing when the same file is chosen again
+    };
     $("job-cancel").onclick = () => this.#job && this.source.dismiss(this.#job).catch((error) => on.toast(error.message));
     for (const area of [$("drop"), $("stage")]) {
       area.addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
@@ -64,8 +67,7 @@ export class Jobs {
       let what = path ? { path } : { scene };
       if (this.#file) {
         bar.hidden = false;
-        await this.source.upload(this.#file, (share) => { bar.value = share; });
-        what = { upload: this.#file.name };
+        what = { upload: await this.#upload((share) => { bar.value = share; }) };
       }
       const state = await this.source.addJob({ ...what, options: score === "" ? {} : { score: Number(score) } });
       $("scan").close();
@@ -79,6 +81,16 @@ export class Jobs {
       bar.hidden = true;
       bar.value = 0;
     }
+  }
+
+  /** Send the chosen file and return its name on the server: numbered if a job already has a scene of this name. */
+  async #upload(progress) {
+    const file = this.#file, dot = file.name.lastIndexOf(".") > 0 ? file.name.lastIndexOf(".") : file.name.length;
+    const taken = new Set((await this.source.uploads()).map((each) => each.name));
+    let name = file.name;
+    for (let n = 2; taken.has(name); n++) name = `${file.name.slice(0, dot)} (${n})${file.name.slice(dot)}`;
+    await this.source.upload(file, name, progress);
+    return name;
   }
 
   #show(state) {

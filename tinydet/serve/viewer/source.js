@@ -70,7 +70,10 @@ export class ServerSource {
   async scenes() { return (await json("scenes")).scenes; }
   async scene(id) { return json(`scenes/${encodeURIComponent(id)}`); }
 
-  tileAddress(scene, level, x, y) { return at(`scenes/${encodeURIComponent(scene.id)}/tiles/${level}/${x}/${y}.jpg`); }
+  // The version is new whenever the scene may be another one, because browsers keep tiles for a day.
+  tileAddress(scene, level, x, y) {
+    return at(`scenes/${encodeURIComponent(scene.id)}/tiles/${level}/${x}/${y}.jpg?v=${scene.version}`);
+  }
 
   /** Return a page. `query`: score, classes (names, null for all), bbox, limit, offset, fromId. */
   async detections(scene, result, query, signal) { return json(this.#path(scene, result, query), { signal }); }
@@ -86,7 +89,7 @@ export class ServerSource {
 
   /** Draw a square of the scene, [x1, y1, x2, y2] in whole pixels, on a whole canvas. */
   async drawCrop(scene, corners, canvas) {
-    const image = await loadImage(`scenes/${encodeURIComponent(scene.id)}/crop?bbox=${corners.join(",")}`);
+    const image = await loadImage(`scenes/${encodeURIComponent(scene.id)}/crop?bbox=${corners.join(",")}&v=${scene.version}`);
     return () => {
       const context = canvas.getContext("2d");
       context.imageSmoothingEnabled = false;
@@ -100,11 +103,13 @@ export class ServerSource {
     return result.formats.map((format) => [format, at(`jobs/${encodeURIComponent(result.job)}/results?format=${format}`)]);
   }
 
-  /** Send a file, calling `progress` with the share that was sent. */
-  upload(file, progress) {
+  async uploads() { return json("uploads"); }
+
+  /** Send a file under a name, calling `progress` with the share that was sent. */
+  upload(file, name, progress) {
     return new Promise((resolve, reject) => {
       const request = new XMLHttpRequest();
-      request.open("PUT", at(`uploads/${encodeURIComponent(file.name)}`));
+      request.open("PUT", at(`uploads/${encodeURIComponent(name)}`));
       for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
       request.upload.onprogress = (event) => event.lengthComputable && progress(event.loaded / event.total);
       request.onerror = () => reject(new Error("the connection was lost; try again"));
