@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -20,9 +22,11 @@ import pytest
 from tinydet._internal.arguments import number_range
 from tinydet.infer.__main__ import main
 from tinydet.infer.ray_driver import Cluster, _workers, check_address
-from tinydet.infer.ray_worker import Scanned, pack, unpack
+from tinydet.infer.ray_worker import Scanned, describe, pack, source_of, unpack
 from tinydet.runtime.pieces import Piece
+from tinydet.runtime.scenes.catalogues import CatalogueItem
 from tinydet.runtime.scenes.pixels import Limits
+from tinydet.runtime.scenes.sources import Source
 from tinydet.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +50,25 @@ def test_a_result_is_read_back() -> None:
     ]
     assert unpack(pack("", scanned)) == ("", scanned)
     assert unpack(pack("wrong model", [])) == ("wrong model", [])
+
+
+def test_a_worker_in_another_folder_opens_the_same_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    item = CatalogueItem("x", "", (("instruments", ["a camera"]),))
+    sources = [
+        Source("a.tif", 1, file_name="a.tif", size=(8, 6), corner=(0, 0, 4, 4), item=item),
+        Source("s3://survey/b.tif", 2, listed=(10, 3)),
+        Source("https://user:pw@host/c.tif?X-Amz-Signature=0a", 3),
+    ]
+    sent = [json.loads(json.dumps(describe(source))) for source in sources]
+    (tmp_path / "worker").mkdir()
+    monkeypatch.chdir(tmp_path / "worker")
+    received = [source_of(values) for values in sent]
+    places = [str(tmp_path / "a.tif"), sources[1].location, sources[2].location]
+    assert received == [
+        dataclasses.replace(source, location=place, item=None) for source, place in zip(sources, places, strict=True)
+    ]
+    assert len({hash(source) for source in (*received, *sources)}) > 3  # keys of the spans of a part
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1", (1, 1)), ("2-8", (2, 8)), ("0-3", None), ("8-2", None)])

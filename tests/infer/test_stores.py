@@ -100,6 +100,30 @@ def test_a_survey_in_a_store_gives_the_outputs_of_local_files(
     assert not [path for method, path, _ in store.requests if method == "PUT" and "/found/a" in path]
 
 
+def test_parts_of_a_catalogue_join_to_the_files_of_one_process_in_a_store(
+    store: CountedServer, flight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "unplaced.png"), np.zeros((64, 64, 3), np.uint8))
+    to_path("s3://survey/unplaced.png").upload(tmp_path / "unplaced.png")
+    places = ("s3://survey/unplaced.png", "s3://survey/flight/a.tif", (flight / "b.tif").as_uri())
+    item = {"type": "Feature", "stac_version": "1.0.0", "properties": {"instruments": ["a camera"]}}
+    assets = [{"visual": {"href": place, "roles": ["visual"]}} for place in places]
+    items = [{**item, "id": str(number), "assets": each} for number, each in enumerate(assets)]
+    (tmp_path / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    words = (tmp_path / "items.json", "--model", flight / "model.onnx", "--format", "geoparquet", "--skip-unreadable")
+    assert run(*words, "--output", "s3://survey/alone/") == 3  # not placed on the map, so skipped
+    words = (*words, "--output", "s3://survey/joined/", "--journals", tmp_path)
+    assert {run(*words, "--part", f"{number}/2") for number in (2, 1)} == {0, 3}
+    assert "unplaced.png has no georeference" in capsys.readouterr().err
+    assert run(*words, "--join") == 3
+    alone, joined = (
+        {path.name: path.read_bytes() for path in to_path(f"s3://survey/{name}/").files()}
+        for name in ("alone", "joined")
+    )
+    assert alone == joined
+    assert len(alone) == 2
+
+
 def test_nothing_is_written_where_the_store_refuses(store: CountedServer, flight: Path, capsys: Any) -> None:
     words = ("s3://survey/flight/a.tif", "--model", flight / "model.onnx", "--output", "s3://survey/refused/a.json")
     store.fail = lambda method, path: ("403 Forbidden", "AccessDenied") if method == "PUT" else None

@@ -159,7 +159,8 @@ def infer(args: argparse.Namespace) -> RunSummary:
                 threads = 1 if args.threads is None else args.threads
                 cluster = Cluster(args.ray, args.workers, args.gpus_per_worker, threads)
                 assert model.runs is not None
-                setup = Setup(model.runs.absolute(), model_hash, args.backend, backend.spec.tile, threads, settings)
+                file = args.model if args.model is not None and is_store(args.model) else model.runs
+                setup = Setup(file.absolute(), model_hash, args.backend, backend.spec.tile, threads, settings)
                 ClusterRun(cluster, setup, backend, folder, plan).run()
             if isinstance(run, JoinRun):
                 run.run_join(keep=args.ray is None or args.resume)

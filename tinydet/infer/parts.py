@@ -94,7 +94,7 @@ def parts_folder(outputs: OutputOptions, sources: Sequence[Source]) -> Path:
     Raises:
         ValueError: the output is a device, or the folder is in a store, which has no locks.
     """
-    text = outputs.output or outputs.draw or outputs.crops
+    text = outputs.output or outputs.draw or outputs.crops or outputs.stac
     if outputs.journals is not None:
         folder = outputs.journals / "parts"
     elif text is None:  # outputs next to the scenes
@@ -349,6 +349,8 @@ class PartRun(InferenceRun):
             except (KeyboardInterrupt, OSError, ValueError):
                 logger.info(f"  finished tiles of part {part} are kept in {folder.path}; the same command continues")
                 raise
+            finally:
+                self._warn_of_skipped(len(self._spans))
             folder.write(part, COMPLETE, {"journals": self._journals, "skipped": self.summary.skipped})
         return self.summary.skipped
 

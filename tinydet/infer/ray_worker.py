@@ -24,12 +24,13 @@ from tinydet.infer.scenes import InferenceRun, KnownRecords
 from tinydet.infer.settings import Settings
 from tinydet.runtime.backends import Backend, open_model
 from tinydet.runtime.journal import BatchRecord
+from tinydet.runtime.model_files import local_model
 from tinydet.runtime.pieces import Piece, Span, piece_of
 from tinydet.runtime.plan import ScanPlan
 from tinydet.runtime.scan import scan_scenes
 from tinydet.runtime.scenes import DamagedSceneError, open_scene
 from tinydet.runtime.scenes.pixels import KeptLimits, Limits
-from tinydet.runtime.scenes.sources import Source
+from tinydet.runtime.scenes.sources import Source, is_stream
 
 HEAD = struct.Struct("<I")  # bytes of the JSON in front of the records
 MOST_DEATHS = 2  # of workers in one part, then in one scene of it, until the scene is given up
@@ -40,7 +41,7 @@ class Setup:
     """What an actor needs to start; small, because Ray keeps it for restarts.
 
     Attributes:
-        model: path of the model file, the same on every node.
+        model: path of the model file, the same on every node, or its address in a store.
         model_hash: its SHA-256.
         backend, tile, threads: as for `open_model`.
     """
@@ -113,12 +114,11 @@ class Worker:
         self._setup, self._keeper = setup, keeper
         self._error = ""
         try:
-            found = hash_file(setup.model)
+            model = local_model(setup.model)
+            found = hash_file(model)
             if found != setup.model_hash:
                 raise ValueError(f"{setup.model} on a worker is another file than that of the driver; copy it again")
-            self._backend: Backend | None = open_model(
-                setup.model, setup.backend, tile=setup.tile, threads=setup.threads
-            )
+            self._backend: Backend | None = open_model(model, setup.backend, tile=setup.tile, threads=setup.threads)
         except (ValueError, OSError, ImportError) as error:  # Ray would start the actor again and again
             self._backend, self._error = None, str(error)
 
@@ -135,7 +135,8 @@ class Worker:
         with needs_extra("ray"):
             import ray
         share = [
-            (index, _source(source), Span(index, start, stop, weight)) for index, source, start, stop, weight in scenes
+            (index, source_of(source), Span(index, start, stop, weight))
+            for index, source, start, stop, weight in scenes
         ]
         run = ShareRun(self._backend, self._setup, self._shared_limits)
         try:
@@ -288,12 +289,14 @@ def unpack(data: bytes) -> tuple[str, list[Scanned]]:
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """Return a source as JSON values, for `Worker`, which runs in another folder."""
-    return {**dataclasses.asdict(source), "location": os.path.abspath(source.location)}
+    """Return a source as JSON values, for `Worker`, which runs in another folder and writes no outputs."""
+    location = source.location if is_stream(source.location) else os.path.abspath(source.location)
+    return {**dataclasses.asdict(dataclasses.replace(source, item=None)), "location": location}
 
 
-def _source(values: dict[str, Any]) -> Source:
-    for name in ("size", "corner"):
+def source_of(values: dict[str, Any]) -> Source:
+    """Return the source that `describe` was given, without its STAC item."""
+    for name in ("size", "corner", "listed"):
         values[name] = values[name] if values[name] is None else tuple(values[name])
     return Source(**values)
 

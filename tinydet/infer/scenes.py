@@ -118,14 +118,18 @@ class InferenceRun:
             if self._unplaced > 1:
                 scenes = plural(len(plan.jobs), "scene")
                 logger.warning(f"lon and lat are left empty for {self._unplaced} of {scenes}; the first is named above")
-            if skipped := self.summary.skipped:
-                were = "was" if len(skipped) == 1 else "were"
-                logger.warning(f"{len(skipped)} of {plural(len(plan.jobs), 'scene')} {were} skipped:")
-                for line in skipped[:MOST_SKIPPED]:
-                    logger.warning(f"  {line}")
-                if more := len(skipped[MOST_SKIPPED:]):
-                    logger.warning(f"  and {plural(more, 'more scene')}; --summary FILE lists all with their reasons")
+            self._warn_of_skipped(len(plan.jobs))
         return self.summary.skipped
+
+    def _warn_of_skipped(self, count: int) -> None:
+        """Log the skipped ones of `count` scenes with their reasons."""
+        if skipped := self.summary.skipped:
+            were = "was" if len(skipped) == 1 else "were"
+            logger.warning(f"{len(skipped)} of {plural(count, 'scene')} {were} skipped:")
+            for line in skipped[:MOST_SKIPPED]:
+                logger.warning(f"  {line}")
+            if more := len(skipped[MOST_SKIPPED:]):
+                logger.warning(f"  and {plural(more, 'more scene')}; --summary FILE lists all with their reasons")
 
     def _run_jobs(self, plan: RunPlan, identity: dict[str, Any]) -> None:
         earlier = _completed(plan, identity) if plan.shared and plan.journals and self._settings.resume else None
@@ -218,9 +222,9 @@ class InferenceRun:
         with ExitStack() as stack:
             scene = stack.enter_context(self._open_image(job))
             with _of_one_scene():
-                outputs = (*job.results, *plan.shared)
-                georeference = self._georeference(job.source.path, outputs)
-                camera = camera_for(job.source.path, outputs)
+                outputs, kinds = (*job.results, *plan.shared), job.formats
+                georeference = self._georeference(job.source.path, outputs, kinds)
+                camera = camera_for(job.source.path, outputs, kinds)
                 if georeference is not None and job.source.corner is not None:
                     georeference = georeference.shifted(*job.source.corner[:2])
             with _of_one_scene() if self._settings.auto_scale else nullcontext():
@@ -271,10 +275,10 @@ class InferenceRun:
                 scene.gsd = self._photo_gsd(source)
             return scene if source.size is None else part_of(scene, source.size, source.corner)
 
-    def _georeference(self, scene: Path, outputs: Sequence[Path]) -> Georeference | None:
+    def _georeference(self, scene: Path, outputs: Sequence[Path], kinds: Sequence[str] | None) -> Georeference | None:
         """Return the georeference of a scene; None, and count it, if it cannot be placed and columns stay empty."""
         try:
-            return georeference_for(scene, outputs, gps=self._settings.gps)
+            return georeference_for(scene, outputs, kinds, gps=self._settings.gps)
         except GeoreferenceError as error:
             if not self._unplaced:
                 logger.warning(f"{error}; lon and lat are left empty")

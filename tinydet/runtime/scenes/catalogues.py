@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urljoin
@@ -44,7 +44,7 @@ class CatalogueItem:
 
     id: str
     address: str
-    properties: tuple[tuple[str, Any], ...] = ()
+    properties: tuple[tuple[str, Any], ...] = field(default=(), hash=False)  # values may be lists
     collection: str | None = None
 
 

@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -247,7 +247,12 @@ def _expand(word: str, asset: str | None) -> list[Entry]:
     if word.lower().startswith("file:"):
         word = str(_path_of_uri(word))
     if (catalogue := read_catalogue(to_path(word), asset)) is not None:
-        return catalogue
+        return [
+            replace(entry, location=str(_path_of_uri(entry.location)))
+            if entry.location.lower().startswith("file:")
+            else entry
+            for entry in catalogue
+        ]
     if is_store(word) and (kind := NOT_SCENES.get(to_path(word).suffix.lower())):
         raise ValueError(f"{to_path(word)}: {kind}; name images, rasters or prefixes")
     if is_bucket(word):

@@ -209,10 +209,13 @@ def check_georeference(scene: Path, path: Path, *, gps: bool = False) -> Georefe
     return found
 
 
-def georeference_for(scene: Path, paths: Sequence[Path], *, gps: bool = False) -> Georeference | None:
+def georeference_for(
+    scene: Path, paths: Sequence[Path], kinds: Sequence[str] | None = None, *, gps: bool = False
+) -> Georeference | None:
     """Return the georeference of a scene for its output files; None if it has none.
 
     Args:
+        kinds: the formats to choose from, see `format_of`.
         gps: as for `check_georeference`.
 
     Raises:
@@ -220,16 +223,16 @@ def georeference_for(scene: Path, paths: Sequence[Path], *, gps: bool = False) -
         GeoreferenceError: the georeference gives no longitude and latitude, and only tables want them, whose columns
             can stay empty.
     """
-    forms = {path: format_of(path) for path in paths if not is_device(path)}
+    forms = {path: format_of(path, kinds) for path in paths if not is_device(path)}
     for path, form in forms.items():
         if form.placed:
             return check_georeference(scene, path, gps=gps)
     return _georeference(scene, gps) if any(form.located for form in forms.values()) else None
 
 
-def camera_for(scene: Path, paths: Sequence[Path]) -> tuple[float, float] | None:
+def camera_for(scene: Path, paths: Sequence[Path], kinds: Sequence[str] | None = None) -> tuple[float, float] | None:
     """Return longitude and latitude of the camera that took a photo; None if no output file has columns for them."""
-    forms = [format_of(path) for path in paths if not is_device(path)]
+    forms = [format_of(path, kinds) for path in paths if not is_device(path)]
     return _camera_lon_lat(scene) if any(form.placed or form.located for form in forms) else None
 
 
