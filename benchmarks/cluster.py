@@ -3,11 +3,11 @@
     python benchmarks/cluster.py                  # a model that does nothing, and the bundled one
     python benchmarks/cluster.py --quick          # fewer scenes
 
-Every run is measured with few and with three times as many scenes; the difference leaves out the start of actors.
-Efficiency is the throughput of two workers over twice that of one. It means something on idle cores only.
+Every run is measured with a few scenes and with three times as many; the difference excludes the start of the actors.
+Efficiency is the throughput of two workers divided by twice that of one. Run this on idle cores.
 
-The prediction is for a survey of --scenes scenes of --side pixels. The driver stores results while workers scan, and
-joins them afterwards, so it takes max(scan, dispatch + store) + join. Requests to a bucket are not part of it.
+The prediction is for a run over --scenes scenes of --side pixels. The driver stores results while workers scan, and
+joins them afterwards, so the run takes max(scan, dispatch + store) + join. Requests to object stores are not included.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ WORKERS = (10, 100, 1000)
 @command("benchmark cluster")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer scenes")
-    parser.add_argument("--scenes", type=positive_int, default=100_000, help="scenes of the predicted survey")
-    parser.add_argument("--side", type=positive_int, default=10_000, help="pixels of a side of these scenes")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cluster.json"))
+    add = parser.add_argument
+    add("--quick", action="store_true", help="measure fewer scenes")
+    add("--scenes", type=positive_int, default=100_000, metavar="N", help="predict for N scenes (default: 100000)")
+    add("--side", type=positive_int, default=10_000, metavar="PX", help="side of these scenes (default: 10000)")
+    add("--output", type=Path, default=Path("benchmarks/results/cluster.json"), metavar="FILE",
+        help="result file (default: benchmarks/results/cluster.json)")  # fmt: skip
     args = parser.parse_args(argv)
     with needs_extra("ray"):
         import ray

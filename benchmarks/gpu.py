@@ -1,4 +1,4 @@
-"""Everything that must be seen on a GPU, in one command of at most eight minutes on a bare machine.
+"""Check and measure everything that needs a GPU, in at most eight minutes on a bare machine.
 
     python benchmarks/gpu.py --data hituav-train --val hituav-val
     python benchmarks/gpu.py --dry-run --cpu          # the same steps at small sizes, without a GPU
@@ -6,23 +6,23 @@
 In this order:
 
     machine         versions, nvidia-smi
-    a  engines      the bundled model, a RetinaNet and a Faster R-CNN with ResNet-50 and seeded weights, in FP32, FP16
-                    and INT8: build the engine, run it by the backend of tinydet, compare it with ONNX Runtime on the
-                    CPU as sets of detections; PyTorch on the GPU is compared too
+    a  engines      the bundled model, a RetinaNet and a Faster R-CNN with ResNet-50 and random weights, in FP32, FP16
+                    and INT8: build the engine, run it with tinydet's backend, compare its detections with those of
+                    ONNX Runtime on the CPU; PyTorch on the GPU is compared, too
     b  latency      p50 and p95 with and without CUDA graph for batches of 1, 8 and 16; tiles/s over a scene of
-                    20 000 x 20 000 pixels from end to end, and the share of the host
+                    20 000 x 20 000 pixels from end to end, and the share of the time outside the model
     c  training speed   images/s and memory of --preset paper against torchvision's loop, in bfloat16
     d  real training    five minutes on --data, with AP on --val before and after
     e  verify_gpu   verify_gpu.py on the engines of the bundled model: AP, stages, clocks, throttling
 
-Each step runs in a process of its own with a time limit, in proportion to --minutes. If it fails or is stopped, what it
-found is kept and the next step runs. The result file is written after every step.
+Each step runs in a process of its own, with a time limit in proportion to --minutes. If it fails or is stopped, its
+results so far are kept and the next step runs. The result file is written after every step.
 
-Needs PyTorch, torchvision, ONNX Runtime, onnx and OpenCV; no network, no installation and no PYTHONPATH. onnxscript is
-needed to export the seeded detectors, and TensorRT-RTX to build engines. Wheels of those and of others are unpacked
-from --wheels, whole or in pieces (`split -b 50M X.whl X.whl.`). Small packages that are missing have stand-ins.
-A part that lacks a package is skipped. Exit codes: 0 every step ended, 1 a step failed or ran out of time, 2 bad
-options.
+The script needs PyTorch, torchvision, ONNX Runtime, onnx and OpenCV, but no network, no installation and no PYTHONPATH.
+onnxscript is needed to export the detectors with random weights, and TensorRT-RTX to build engines. Wheels of these and
+other packages are unpacked from --wheels, whole or in pieces (`split -b 50M X.whl X.whl.`). Small packages that are
+missing have stand-ins. What lacks a package is skipped. Exit codes: 0 every step succeeded, 1 a step failed or ran out
+of time, 2 bad options.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="gpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, metavar="PATH", help="dataset to train on (default: 120 drawn scenes)")
+    add("--data", type=Path, metavar="PATH", help="dataset to train on (default: 120 synthetic scenes)")
     add("--val", type=Path, metavar="PATH", help="dataset to validate on (default: that of --data)")
     add("--init", default="thermal", metavar="NAME|FILE|none",
         help="weights that the real training starts from (default: thermal, the bundled model)")  # fmt: skip
@@ -269,8 +269,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         help="folders of wheels to unpack (default: the repository, its benchmarks/ and wheels/, the current folder)",
     )
-    add("--dry-run", action="store_true", help="every step at small sizes, to rehearse a run")
-    add("--cpu", action="store_true", help="use no GPU: engines are built and replaced by a stand-in")
+    add("--dry-run", action="store_true", help="rehearse every step at small sizes")
+    add("--cpu", action="store_true", help="use no GPU: engines are built, and a stand-in runs in their place")
     add("--work", type=Path, metavar="DIR", help="keep models, logs and intermediate results here (default: delete)")
     add("--output", type=Path, default=Path("gpu.json"), metavar="FILE", help="result file (default: gpu.json)")
     add("--step", type=Path, help=argparse.SUPPRESS)

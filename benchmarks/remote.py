@@ -1,11 +1,11 @@
-"""Scan a scene with a model in this process and with the same model on servers: throughput, and what the client costs.
+"""Compare a model in this process with the same model on servers: throughput, and CPU time of the client.
 
     tinydet export triton thermal --repository models --threads 2 && tritonserver --model-repository=models
     python benchmarks/remote.py http://127.0.0.1:8000/v2/models/tinydet --model thermal
 
-The sides take turns on the same scene of noise, and must find the same boxes. Wall time depends on the machine of the
-server; on this machine it shows what the way through the network costs. The CPU time of this process shows what
-is left of a scan when the model runs elsewhere.
+All take turns on the same scene of noise, and must find the same boxes. Throughput depends on the server's machine;
+with a server on this machine, it shows the cost of the network protocol. The CPU time of this process shows what the
+client still has to do when the model runs elsewhere.
 """
 
 from __future__ import annotations
@@ -101,8 +101,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads here (default: all)")
     parser.add_argument("--in-flight", type=threads, metavar="N", help="requests at a time (default: 4)")
     parser.add_argument("--batch", type=batch_size, default=4, metavar="N", help="tiles per request (default: 4)")
-    parser.add_argument("--side", type=positive_int, default=6400, metavar="PX", help="of the scene (default: 6400)")
-    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="turns that count (default: 5)")
+    parser.add_argument(
+        "--side", type=positive_int, default=6400, metavar="PX", help="side of the scene (default: 6400)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive_int, default=5, metavar="N", help="measured rounds, after a warm-up (default: 5)"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "remote.json", metavar="FILE")
     return parser.parse_args(argv)
 

@@ -7,11 +7,11 @@
 Parts:
 
     tiles       raw tiles by the Open Inference Protocol, with 1, 4 and 16 clients, each with one connection; and the
-                same backend called in this process by as many threads, in turns with the service
-    scenes      a job over a GeoTIFF, from the request to the last event, and `load(...).detect` in this process, in
-                turns; both write nothing else but the COCO file
+                same backend called in this process by as many threads; the two take turns
+    scenes      a job over a GeoTIFF, from the request to the last event, and `load(...).detect` in this process; the
+                two take turns, and write only the COCO file
     memory      peak memory of the server while a scene of --side pixels is uploaded and scanned
-    uploads     24 uploads at once, with the throughput of all together
+    uploads     24 uploads at once, and their total throughput
 
 The service runs in a process of its own, on 127.0.0.1. Only one side works at a time. Needs Linux and
 tinydet[serve,geo]. The result is benchmarks/results/serving.json.
@@ -282,11 +282,18 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=threads, metavar="N", help="CPU threads of the model (default: all)")
     add("--only", type=names_from(PARTS), default=("tiles", "scenes", "uploads"), metavar="A,B", help="measure these"
         f" parts: {', '.join(PARTS)} (default: all but memory)")  # fmt: skip
-    add("--side", type=positive_int, default=30_000, metavar="PX", help="side of the scene of memory (default: 30000)")
+    add(
+        "--side",
+        type=positive_int,
+        default=30_000,
+        metavar="PX",
+        help="side of the scene of the part memory (default: 30000)",
+    )
     add("--filled", type=positive_int, default=1, metavar="N", help="fill every N-th row of its blocks (default: 1)")
     add("--quick", action="store_true", help="measure less, in a minute")
     add("--work", type=Path, metavar="DIR", help="folder for scenes (default: the system's)")
-    add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "serving.json", metavar="FILE", help="result")
+    add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "serving.json", metavar="FILE",
+        help="result file (default: benchmarks/results/serving.json)")  # fmt: skip
     return parser.parse_args(argv)
 
 

@@ -203,7 +203,7 @@ def test_a_model_that_was_written_before_is_replaced_and_nothing_else(
     assert sorted(path.name for path in folder.rglob("*")) == ["1", "config.pbtxt", "model.onnx"]
     (folder / "config.pbtxt").write_text('name: "tinydet"')
     assert main(["export", "triton", str(model), "--repository", str(tmp_path / "models")]) == 2
-    assert "is not from this command; choose another --name" in capsys.readouterr().err
+    assert "was not written by this command; choose another --name" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "models"]
 
 
@@ -235,7 +235,7 @@ def test_a_repository_that_cannot_be_written_is_left_as_it_was(
         (["--name", "../up"], "--name '../up': expected letters"),
         (["--platform", "tensorrt"], "Triton's tensorrt backend runs .engine or .plan files"),
         (["--instances", "2"], "--instances 2 needs --threads"),
-        (["--batch", "5"], "takes up to 4 tiles"),
+        (["--batch", "5"], "takes at most 4 tiles"),
         (["--platform", "openvino", "--device", "gpu"], "--device gpu"),
         (["--platform", "openvino", "--batch", "2"], "does not join batches"),
     ],
@@ -255,7 +255,7 @@ def test_what_cannot_be_served_is_said_before_anything_is_written(
     ("changes", "why"),
     [
         ({"flavour": "rtx"}, "an engine of TensorRT-RTX, which Triton does not run"),
-        ({"batch": [4, 8, 16]}, "takes batches from 4 tiles on"),
+        ({"batch": [4, 8, 16]}, "takes batches of at least 4 tiles"),
         ({"sha256": "0"}, "is not the engine that"),
     ],
 )

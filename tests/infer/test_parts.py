@@ -142,9 +142,12 @@ def test_parts_of_other_settings_are_refused(folder: Path, capsys) -> None:
     words = ("--output", "all.csv")
     assert run(*words, "--part", "1/2") == 0
     assert run(*words, "--part", "2/2", "--score", "0.6") == 2
-    assert "part 1/2 in all.parts was run with other settings (score was 0.3); repeat them" in capsys.readouterr().err
+    assert (
+        "part 1/2 in all.parts was run with other settings (score was 0.3); use the same ones"
+        in capsys.readouterr().err
+    )
     assert run(*words, "--part", "2/3") == 2
-    assert "part 1/2 in all.parts was run of 2 parts, not 3" in capsys.readouterr().err
+    assert "part 1/2 in all.parts belongs to a run of 2 parts, not 3" in capsys.readouterr().err
     assert run(*words, "--join", "--merge", "nms") == 2
     assert 'all parts in all.parts were run with other settings (merge was "seam")' in capsys.readouterr().err
     assert run("--output", "other.csv", "--join") == 2

@@ -138,7 +138,7 @@ def test_nothing_is_written_where_the_store_refuses(store: CountedServer, flight
     ("status", "code", "kind", "words"),
     [
         ("403 Forbidden", "AccessDenied", PermissionError, r"access is denied \(403\)"),
-        ("400 Bad Request", "ExpiredToken", PermissionError, "credentials have expired; log in again"),
+        ("400 Bad Request", "ExpiredToken", PermissionError, "credentials have expired; renew them"),
         ("404 Not Found", "NoSuchKey", FileNotFoundError, "no such object"),
         ("404 Not Found", "NoSuchBucket", FileNotFoundError, "s3://survey: no such bucket"),
     ],

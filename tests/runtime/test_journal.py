@@ -83,7 +83,7 @@ def test_only_an_incomplete_record_is_lost_and_writing_continues(tmp_path: Path)
 def test_other_settings_are_refused_by_name_and_a_fresh_start_deletes_the_old_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", IDENTITY, resume=False) as journal:
         journal.append(boxes(0))
-    with pytest.raises(ValueError, match=r"other settings \(scale was 0.5\); repeat them, or start again"):
+    with pytest.raises(ValueError, match=r"other settings \(scale was 0.5\); use the same ones, or start again"):
         Journal(tmp_path / "j", {**IDENTITY, "scale": 1.0}, resume=True)
     with Journal(tmp_path / "j", {**IDENTITY, "scale": 1.0}, resume=False) as journal:
         assert list(journal.records()) == []

@@ -203,10 +203,10 @@ def test_the_given_file_must_be_the_served_model(
     assert RemoteBackend(server.address, model).model_hash == sha256
     spec = dataclasses.replace(SPEC, detector="cells", nms_in_graph=True)
     other = make_onnx(tmp_path / "other.onnx", spec=dataclasses.replace(spec, classes=("cat", "dog")))
-    with pytest.raises(ValueError, match=r"another model than .*other.onnx: its classes square, bar, not cat, dog"):
+    with pytest.raises(ValueError, match=r"model is not .*other.onnx \(classes: square, bar there, cat, dog here\)"):
         RemoteBackend(server.address, other)
     server.parameters["tinydet_sha256"] = {"string_value": "0" * 64}
-    with pytest.raises(ValueError, match=f"same description with other weights, file hash 0{{12}}, not {sha256[:12]}"):
+    with pytest.raises(ValueError, match=f"equal descriptions, but file hash 0{{12}} there, {sha256[:12]} here"):
         RemoteBackend(server.address, model)
 
 
@@ -240,7 +240,7 @@ def test_a_model_that_changes_during_a_run_is_an_error(
     spec = dataclasses.replace(SPEC, detector="cells", nms_in_graph=True, score_floor=0.1)
     server.load(make_onnx(tmp_path / "other.onnx", spec=spec))
     server.faults.append(503)
-    with pytest.raises(ValueError, match="came back with another model; start the run again"):
+    with pytest.raises(ValueError, match="came back with a different model; start the run again"):
         remote.run(tiles(1))
 
 
@@ -262,7 +262,7 @@ def test_a_model_that_is_not_ready_or_not_there_is_said_so(server: ModelServer) 
     server.is_ready = False
     with pytest.raises(OSError, match="the model is not ready"):
         RemoteBackend(server.address)
-    with pytest.raises(OSError, match=r"describes no such model \(no /v2/models/other here\)"):
+    with pytest.raises(OSError, match=r"does not describe this model \(no /v2/models/other here\)"):
         RemoteBackend(server.address.replace("cells", "other"))
 
 

@@ -58,7 +58,8 @@ _HELP = {
     "s3": "AWS_PROFILE, AWS_ACCESS_KEY_ID, or `aws configure`; for a public bucket set AWS_NO_SIGN_REQUEST=YES",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`; for a public bucket set"
     " GS_NO_SIGN_REQUEST=YES",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_CONNECTION_STRING, or `az login`",
+    "az": "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT with both AZURE_STORAGE_ACCOUNT_KEY and"
+    " AZURE_STORAGE_ACCESS_KEY; for a public container set AZURE_NO_SIGN_REQUEST=YES",
 }
 
 
@@ -263,7 +264,7 @@ class StorePath(PosixPath):
 
     def _check_writable(self) -> None:
         if self.scheme not in BUCKETS:
-            raise ValueError(f"{self}: a web server takes no files; write to a folder, or to {', '.join(_TO)}")
+            raise ValueError(f"{self}: outputs cannot go to a web server; write to a folder, or to {', '.join(_TO)}")
 
     def _listed(self, found: dict[str, Any]) -> dict[StorePath, Info]:
         names = sorted(name for name, entry in found.items() if entry["type"] == "file")
@@ -339,11 +340,11 @@ def store_errors(path: StorePath, action: str = "read") -> Iterator[None]:
 def _translated(path: StorePath, action: str, error: Exception) -> OSError:
     codes = _codes(error)
     bucket, scheme = f"{path.scheme}://{path.key.partition('/')[0]}", path.scheme
-    way = _HELP.get(scheme, "the user name and password, or sign the address again")
+    way = _HELP.get(scheme, "a new signature, or user and password in the address")
     if codes & _EXPIRED or (codes & {"400", "403", "AccessDenied"} and "expired" in str(error).lower()):
-        return PermissionError(f"{path}: cannot be {action}, the credentials have expired; log in again ({way})")
+        return PermissionError(f"{path}: cannot be {action}, the credentials have expired; renew them ({way})")
     if codes & _NO_CREDENTIALS:
-        return PermissionError(f"{path}: cannot be {action}, no credentials were found; set {way}")
+        return PermissionError(f"{path}: cannot be {action}, no credentials were found; give some ({way})")
     if codes & _SLOW:
         return StoreError(
             f"{path}: cannot be {action}, the store asks to slow down (503) and several retries did not help; wait, or "
@@ -352,10 +353,10 @@ def _translated(path: StorePath, action: str, error: Exception) -> OSError:
     if codes & _NO_BUCKET:
         return FileNotFoundError(f"{bucket}: no such bucket; check its name, and the account, region or endpoint")
     if codes & _EXISTS or isinstance(error, FileExistsError):
-        return FileExistsError(f"{path} exists already; another run is writing it")
+        return FileExistsError(f"{path} exists already; another run writes it, so stop one of them")
     if codes & _REFUSED or isinstance(error, PermissionError):
         return PermissionError(
-            f"{path}: cannot be {action}, access is denied (403); check that the credentials may do so: {way}"
+            f"{path}: cannot be {action}, access is denied (403); use credentials that permit this ({way})"
         )
     if codes & _MISSING or isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{path}: no such object; check the address")
@@ -459,7 +460,7 @@ def _info(path: StorePath) -> Info:
     if entry["type"] != "file":
         raise IsADirectoryError(f"{path}: a folder, not a file; check the address")
     if entry.get("size") is None:
-        raise StoreError(f"{path}: the server does not state its size; download it and name the file")
+        raise StoreError(f"{path}: the server does not state the size of the file; download it and name the copy")
     info = _to_info(entry)
     with _GUARD:
         if len(_KNOWN) > 4096:

@@ -101,8 +101,10 @@ def _tile(text: str) -> int | str:
 def run(args: argparse.Namespace) -> int:
     file, platform = read_served_file(model_path(args.model), args.platform)
     fixed = {"tensorrt": "gpu", "openvino": "cpu"}.get(platform)
-    if args.device is not None and fixed not in (None, args.device):
-        raise ValueError(f"--device {args.device}: Triton's {platform} backend has its device; leave it out")
+    if args.device is not None and fixed is not None and fixed != args.device:
+        raise ValueError(
+            f"--device {args.device}: Triton's {platform} backend runs on the {fixed.upper()}; leave it out"
+        )
     device = fixed or args.device or "cpu"
     if args.instances > 1 and args.threads is None and device == "cpu":
         raise ValueError(
@@ -110,9 +112,13 @@ def run(args: argparse.Namespace) -> int:
             f"server / {args.instances}"
         )
     if args.batch is not None and args.batch > file.spec.max_batch:
-        raise ValueError(f"--batch {args.batch}: {args.model} takes up to {file.spec.max_batch} tiles")
+        raise ValueError(f"--batch {args.batch}: {args.model} takes at most {file.spec.max_batch} tiles; choose fewer")
     if args.batch is not None and (platform == "openvino" or not file.takes_batches):
-        why = "OpenVINO's backend does not join batches" if platform == "openvino" else "the model takes one tile"
+        why = (
+            "OpenVINO's backend does not join batches"
+            if platform == "openvino"
+            else "the model takes one tile at a time"
+        )
         raise ValueError(f"--batch {args.batch}: {why}; leave it out")
     if file.spec.precision == "int8" and platform == "onnxruntime" and device == "cpu":
         logger.warning(

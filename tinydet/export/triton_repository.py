@@ -268,7 +268,8 @@ def _engine_spec(path: Path) -> ModelSpec:
     if smallest > 1:
         build = tinydet_command("export", "engine", "model.onnx", "--batch", f"1,8,{max(8, spec.max_batch)}")
         raise ValueError(
-            f"{path} takes batches from {smallest} tiles on, and Triton also sends single ones; build it again: {build}"
+            f"{path} takes batches of at least {smallest} tiles, but Triton also sends single tiles; build it again: "
+            f"{build}"
         )
     return spec
 
@@ -279,4 +280,4 @@ def _check_replaceable(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not config.is_file() or f'key: "{SHA256_KEY}"' not in config.read_text(encoding="utf-8", errors="replace"):
-        raise ValueError(f"{folder} exists and is not from this command; choose another --name, or remove it")
+        raise ValueError(f"{folder} exists and was not written by this command; choose another --name, or remove it")

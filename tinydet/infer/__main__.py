@@ -184,8 +184,8 @@ def infer_parser() -> Parser:
         " folders (without hidden files), glob patterns, videos, file:// URIs, rtsp:// streams or webcam"
         " numbers; also s3://, gs://, az:// and https:// addresses, STAC items (.json) and Parquet tables of"
         " scenes")  # fmt: skip
-    add("--asset", metavar="NAME", help="scan the asset of this name or role of each STAC item (default: the only"
-        " image of an item, or its visual)")  # fmt: skip
+    add("--asset", metavar="NAME", help="scan the asset with this name or role of each STAC item (default: its"
+        " only image, or the one named visual)")  # fmt: skip
     add("--annotations", type=Path, metavar="FILE", help="scan the images of this COCO file and keep its image ids")
     add("--images", type=Path, metavar="DIR", help="folder of the images of --annotations (default: images/ next to"
         " the file)")  # fmt: skip
@@ -248,8 +248,8 @@ def infer_parser() -> Parser:
         " --output, else coco)")  # fmt: skip
     add("--gps", action="store_true", help="place the detections of drone photos without georeference by their camera"
         " metadata, approximately: photos taken straight down (within 10 degrees), on flat ground")  # fmt: skip
-    add("--stac", metavar="PATH", help="write a STAC item for the detections of each scene, which lists its files; a"
-        " folder for several scenes (default: none)")  # fmt: skip
+    add("--stac", metavar="PATH", help="write a STAC item for the detections of each scene, which lists their files;"
+        " a folder for several scenes (default: none)")  # fmt: skip
     add("--draw", metavar="PATH", help="write the scene with its detections drawn on it, as an image or, for a video,"
         " as .mp4, .mkv or .mov; a folder for several scenes (default: SCENE.detections.jpg or .mp4, nothing for a"
         " stream)")  # fmt: skip
@@ -262,21 +262,23 @@ def infer_parser() -> Parser:
     add("--readers", type=readers, default=READERS, metavar="N", help="read a raster with N threads (default: "
         f"{READERS})")  # fmt: skip
     add("--journals", type=to_path, metavar="DIR", help="keep the journals of unfinished scenes in this folder, also"
-        " one in a store (default: next to the results)")  # fmt: skip
+        " in an object store (default: next to the results)")  # fmt: skip
     add("--resume", action="store_true", help="continue an interrupted run; completed scenes are not run again")
     group = parser.add_argument_group("several processes")
     either = group.add_mutually_exclusive_group()
     either.add_argument("--part", type=parse_part, metavar="i/n", help="scan the i-th of n parts of the images, and"
-        " write journals to a folder that all parts share: OUTPUT.parts, or parts/ in an output folder. Each part may"
-        " run on another machine, and continues where it was interrupted; --summary is left to --join")  # fmt: skip
+        " write journals to a folder that all parts share: OUTPUT.parts, or parts/ in an output folder; each part may"
+        " run on another machine, and continues where it was interrupted; --summary is written by --join")  # fmt: skip
     either.add_argument("--join", action="store_true", help="write the outputs from the journals of all parts, without"
-        " running the model; repeat all other options")  # fmt: skip
-    either.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="scan with actors on a Ray cluster,"
-        " or on this machine if no ADDRESS is given; an interrupted run continues; requires tinydet[ray]")  # fmt: skip
+        " running the model; all other options must be those of the parts")  # fmt: skip
+    either.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS", help="scan with actors on a Ray cluster"
+        " (default: that of RAY_ADDRESS, else start Ray on this machine); the same command continues an interrupted"
+        " run; requires tinydet[ray]")  # fmt: skip
     add = group.add_argument
-    add("--workers", type=number_range, metavar="MIN-MAX", help="actors of --ray (default: 1 to one per CPU or GPU)")
-    add("--gpus-per-worker", type=number(0, 64), default=0.0, metavar="G", help="GPUs of each actor; a fraction shares"
-        " one; CPUs of each are --threads, 1 by default with --ray (default: 0)")  # fmt: skip
+    add("--workers", type=number_range, metavar="MIN-MAX", help="number of actors with --ray, or its range (default: 1"
+        " to one per CPU or GPU); each takes --threads CPUs (default with --ray: 1)")  # fmt: skip
+    add("--gpus-per-worker", type=number(0, 64), default=0.0, metavar="G", help="GPUs of each actor; with 0.5, two"
+        " actors share a GPU (default: 0)")  # fmt: skip
     add = run.add_argument
     add("--skip-unreadable", action="store_true", help="skip scenes that cannot be read, list them with their"
         " reasons and exit with code 3 (default: stop with code 2)")  # fmt: skip

@@ -247,13 +247,11 @@ class PartsFolder:
                 continue
             what = ""
             if other.count != part.count:
-                what = f"of {other.count} parts, not {part.count}"
+                what = f"belongs to a run of {other.count} parts, not {part.count}; use the same number"
             elif different := self._different(content):
-                what = f"with other settings ({different})"
+                what = f"was run with other settings ({different}); use the same ones"
             if what:
-                raise ValueError(
-                    f"part {other} in {self.path} was run {what}; repeat them, or delete the folder to start again"
-                )
+                raise ValueError(f"part {other} in {self.path} {what}, or delete the folder to start again")
             if (name := content.get("backend")) != self._backend and not warned:
                 logger.warning(f"part {other} ran with {name}, not {self._backend}; last digits of scores may differ")
                 warned = True
@@ -273,13 +271,15 @@ class PartsFolder:
         counts = sorted({part.count for part in stored})
         if len(counts) > 1:
             numbers = listed([str(count) for count in counts])
-            raise ValueError(f"{self.path} has parts of {numbers}; delete the files *-of-n.json of all but one n")
+            raise ValueError(
+                f"{self.path} has parts of runs of {numbers} parts; delete the files *-of-n.json of all but one n"
+            )
         parts = [Part(number, counts[0]) for number in range(1, counts[0] + 1)]
         settings = {self._different(content) for content in stored.values()}
         if len(settings) == 1 and (different := settings.pop()):
             raise ValueError(
-                f"all parts in {self.path} were run with other settings ({different}); repeat them, or delete the "
-                "folder and run all parts again"
+                f"all parts in {self.path} were run with other settings ({different}); join with the same ones, or "
+                "delete the folder and run all parts again"
             )
         reasons = {part: reason for part in parts if (reason := self._why_not(part, stored.get(part)))}
         if reasons:
@@ -301,7 +301,7 @@ class PartsFolder:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             return f"its scenes have changed since: {changed[0].partition(' ')[2]}{more}"
         if content["status"] != COMPLETE:
-            return "it is still running, or was interrupted"
+            return "it is still running or was interrupted"
         for name, size in content.get("journals", {}).items():
             path = self.path / name
             if not path.is_file() or path.stat().st_size != size:
@@ -407,7 +407,9 @@ class PartRun(InferenceRun):
         try:
             journal = Journal(path, identity, resume=True)
         except OtherRunError:
-            logger.info(f"{job.source.label} or settings have changed since part {self._part} was run; it runs again")
+            logger.info(
+                f"{job.source.label}: the scene or settings have changed since part {self._part}; scanning it again"
+            )
             journal = Journal(path, identity, resume=False)
         stack.enter_context(journal)
         unlike = None if piece.start == 0 else ""  # one part looks at the scene
@@ -450,7 +452,7 @@ class JoinRun(InferenceRun):
             self.summary.add_skipped(job, VIDEO)
         skipped = self.run(self._plan)
         if keep:
-            logger.info(f"  {self._folder.path} keeps the journals of the parts; delete it when you do not need it")
+            logger.info(f"  {self._folder.path} keeps the journals of the parts; delete it when you no longer need it")
         else:
             self._folder.remove()
         return skipped
@@ -473,8 +475,8 @@ class JoinRun(InferenceRun):
                 raise DamagedSceneError(why)
             if left:
                 raise ValueError(
-                    f"{job.source.label}: {left} of its tiles have no record, though part {part} is complete; it could "
-                    f"not be read then. Run the same command with --part {part} again"
+                    f"{job.source.label}: {left} of its tiles have no record, because the scene could not be read when "
+                    f"part {part} was run. Run the same command with --part {part} again"
                 )
             journals.append(journal)
         return KnownRecords(_Joined(journals), plan.tiles, unlike=str(journals[0].counts.get("unlike", "")))

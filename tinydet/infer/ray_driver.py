@@ -65,7 +65,7 @@ def check_address(address: str) -> None:
     """
     if not re.fullmatch(r"local|auto|(ray://)?[\w.\-\[\]:]+:\d+", address):
         raise ValueError(
-            f"--ray: expected nothing, auto, or the address of a Ray cluster such as head:6379 or ray://head:10001, "
+            f"--ray: expected no value, auto, or the address of a Ray cluster such as head:6379 or ray://head:10001, "
             f"got {quoted(address)}; name scenes before --ray, or with --image"
         )
 
@@ -227,8 +227,12 @@ def _connected(cluster: Cluster) -> Iterator[tuple[int, int]]:
                 ray.shutdown()
                 if attempt < STARTS - 1 and SLOW_START in str(error) and local:
                     continue
-                what = "Ray cannot be started here" if local else "no Ray cluster can be reached"
-                raise OSError(f"--ray {cluster.address}: {what} ({reason(error)})") from error
+                what, way = (
+                    ("Ray cannot be started here", "try again, or use --part")
+                    if local
+                    else ("no Ray cluster can be reached", "check the address with `ray status`")
+                )
+                raise OSError(f"--ray {cluster.address}: {what} ({reason(error)}); {way}") from error
     try:
         yield _workers(cluster, ray.cluster_resources(), ray.nodes())
     finally:
@@ -247,7 +251,7 @@ def _workers(cluster: Cluster, total: dict[str, float], nodes: list[dict[str, An
     if not any(all(node.get(name, 0) >= count for name, count in needs.items()) for node in alive):
         wanted = " and ".join(f"{count:g} {name}" for name, count in needs.items())
         raise ValueError(
-            f"no node of the Ray cluster has {wanted}, which a worker needs; see --threads and --gpus-per-worker"
+            f"no node of the Ray cluster has {wanted}, which a worker needs; lower --threads or --gpus-per-worker"
         )
     if cluster.workers is not None:
         return cluster.workers

@@ -117,7 +117,9 @@ class Worker:
             model = local_model(setup.model)
             found = hash_file(model)
             if found != setup.model_hash:
-                raise ValueError(f"{setup.model} on a worker is another file than that of the driver; copy it again")
+                raise ValueError(
+                    f"{setup.model} on a worker differs from the driver's file; copy it to all nodes again"
+                )
             self._backend: Backend | None = open_model(model, setup.backend, tile=setup.tile, threads=setup.threads)
         except (ValueError, OSError, ImportError) as error:  # Ray would start the actor again and again
             self._backend, self._error = None, str(error)
@@ -145,7 +147,9 @@ class Worker:
             found = []  # one scene after the other, to find the one that kills the workers
             for index, source, span in share:
                 if ray.get(self._keeper.begin.remote((part, index))) > MOST_DEATHS:
-                    why = f"{source.label}: every worker that scanned it died; does it need more memory?"
+                    why = (
+                        f"{source.label}: every worker that scanned it died, maybe of lack of memory; use fewer workers"
+                    )
                     found.append(Scanned(index, failure=why))
                 else:
                     found += run.scan([(index, source, span)])

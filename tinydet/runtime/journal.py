@@ -239,7 +239,7 @@ class StoredJournal:
         if different:
             was = ", ".join(f"{key} was {_short(written.get(key))}" for key in sorted(different))
             raise OtherRunError(
-                f"{self.path} belongs to a run with other settings ({was}); repeat them, or start again without "
+                f"{self.path} belongs to a run with other settings ({was}); use the same ones, or start again without "
                 "--resume; if the scene was replaced, delete this file"
             )
 

@@ -31,11 +31,10 @@ EXAMPLES = (
     "--host 0.0.0.0 --port 8080 --token-file token.txt --folder /var/lib/tinydet",
 )
 EPILOG = """\
-The service answers on http://127.0.0.1:8000; docs/serving.md describes its
-routes, and /openapi.json lists them. Jobs that were running when the service
-ended continue when it is started again with the same --folder and --model.
-
-The token may also be in the environment variable TINYDET_TOKEN.
+Open http://127.0.0.1:8000 in a browser for the viewer; docs/serving.md
+describes the routes, and /openapi.json lists them. Jobs that were running
+when the service ended continue when it is started again with the same
+--folder and --model.
 """
 LOCAL = ("127.0.0.1", "localhost", "::1")
 TOKEN_VARIABLE = "TINYDET_TOKEN"
@@ -82,8 +81,8 @@ def _parser() -> Parser:
     parser = Parser(
         "serve",
         examples=EXAMPLES,
-        description="Answer requests over HTTP: scan uploaded scenes and files below --root, watch jobs, download"
-        " detections in every format of infer.",
+        description="Detect objects over HTTP: clients upload scenes or name files below --root, watch jobs, and"
+        " download detections in every format of infer.",
         epilog=EPILOG,
     )
     add = parser.add_argument_group("model").add_argument
@@ -102,22 +101,22 @@ def _parser() -> Parser:
     add("--allow-vrt", action="store_true", help="open VRT files below --root that refer to rasters in their folder or"
         " below (default: refuse them)")  # fmt: skip
     add = parser.add_argument_group("limits").add_argument
-    add("--queue", type=whole(1, 100_000), default=100, metavar="N", help="let N jobs wait; more are answered with 429"
-        " (default: 100)")  # fmt: skip
-    add("--keep-jobs", type=whole(1, 1_000_000), default=1000, metavar="N", help="keep N finished jobs and delete"
-        " the oldest (default: 1000)")  # fmt: skip
+    add("--queue", type=whole(1, 100_000), default=100, metavar="N", help="let N jobs wait; answer further ones with"
+        " 429 (default: 100)")  # fmt: skip
+    add("--keep-jobs", type=whole(1, 1_000_000), default=1000, metavar="N", help="keep the newest N finished jobs and"
+        " delete older ones (default: 1000)")  # fmt: skip
     add("--max-upload", type=_bytes, default=_bytes("32G"), metavar="SIZE", help="refuse larger uploads, in bytes or"
         " with K, M, G or T (default: 32G)")  # fmt: skip
-    add("--quota", type=_bytes, default=_bytes("128G"), metavar="SIZE", help="refuse uploads if all together become"
-        " larger (default: 128G)")  # fmt: skip
+    add("--quota", type=_bytes, default=_bytes("128G"), metavar="SIZE", help="refuse uploads that make the total of all"
+        " uploads larger (default: 128G)")  # fmt: skip
     add("--max-body", type=_bytes, default=_bytes("64M"), metavar="SIZE", help="refuse larger requests other than"
         " uploads (default: 64M)")  # fmt: skip
     add("--max-pixels", type=positive_int, default=1 << 36, metavar="N", help="refuse scenes of more pixels (default:"
         " 2^36)")  # fmt: skip
     add("--max-detect-pixels", type=positive_int, default=1 << 24, metavar="N", help="refuse images of more pixels in"
         " /detect; they need a job (default: 2^24)")  # fmt: skip
-    add("--connections", type=whole(1, 100_000), default=500, metavar="N", help="answer 503 to further connections"
-        " (default: 500)")  # fmt: skip
+    add("--connections", type=whole(1, 100_000), default=500, metavar="N", help="accept N connections at a time and"
+        " answer further ones with 503 (default: 500)")  # fmt: skip
     add = parser.add_argument_group("network").add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="listen on this address; 0.0.0.0 for all (default:"
         " 127.0.0.1, this machine only)")  # fmt: skip

@@ -55,9 +55,7 @@ def admit(path: Path, *, name: str, max_pixels: int, allow_vrt: bool = False) ->
             raise
         raise ServiceError(422, public(str(error), path, name)) from error
     if info.width * info.height > max_pixels:
-        raise ServiceError(
-            413, f"{name}: {info.width}x{info.height} pixels are more than the {max_pixels} that are accepted here"
-        )
+        raise ServiceError(413, f"{name}: {info.width}x{info.height} pixels exceed the limit of {max_pixels} here")
     return info
 
 
@@ -77,7 +75,7 @@ def find_below(roots: Sequence[Path], text: str) -> Path:
         ServiceError: 404 if there is no such file below the roots, whatever else exists; 400 if it is not a path.
     """
     if not roots:
-        raise ServiceError(403, "this service reads no files of its machine (--root DIR); upload the scene")
+        raise ServiceError(403, "this service was started without --root, so it takes no paths; upload the scene")
     if "\0" in text or "://" in text or text.startswith("/vsi") or len(text) > 4096 or not text.strip():
         raise ServiceError(400, "path: expected the path of a file below a root")
     bases = [root.resolve() for root in roots]

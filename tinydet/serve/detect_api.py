@@ -61,7 +61,9 @@ def detect_router(service: Service) -> "APIRouter":
         try:
             data = await request.body()
         except ClientDisconnect as error:
-            raise ServiceError(413, f"an image has at most {service.options.max_body} bytes here") from error
+            raise ServiceError(
+                413, f"an image may have at most {service.options.max_body} bytes here; upload it and start a job"
+            ) from error
         chosen = JobOptions(**options.model_dump(exclude={"name"}, exclude_none=True))
         found = await asyncio.get_running_loop().run_in_executor(
             service.images.threads, service.images.detect, data, options.name, chosen, kind

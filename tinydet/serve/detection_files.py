@@ -191,9 +191,7 @@ def _names(path: Path, categories: Sequence[Any]) -> dict[Any, str]:
 def _from_features(path: Path, content: Any, scene: SceneName) -> FileDetections:
     features = content.get("features") if isinstance(content, Mapping) else None
     if not isinstance(features, list) or not all(isinstance(each, Mapping) for each in features):
-        raise ValueError(
-            f"{path}: expected a GeoJSON FeatureCollection; write the detections with {tinydet_command('infer')}"
-        )
+        raise ValueError(f"{path}: expected a GeoJSON FeatureCollection, as written by {tinydet_command('infer')}")
     rows = [each.get("properties") or {} for each in features]
     keys = dict.fromkeys(key for row in rows for key in row)
     return _from_table(path, {key: [row.get(key) for row in rows] for key in keys}, scene, empty=not rows)
@@ -203,7 +201,7 @@ def _csv_columns(path: Path) -> dict[str, list[Any]]:
     try:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a CSV file in UTF-8; write it again") from error
+        raise ValueError(f"{path}: not a CSV file in UTF-8; save it in this encoding") from error
     rows = csv.reader(io.StringIO(text))
     header = next(rows, [])
     columns: dict[str, list[Any]] = {name.strip(): [] for name in header}
@@ -239,8 +237,8 @@ def _from_table(
     missing = [name for name in CORNERS if name not in columns]
     if missing and not empty:
         raise ValueError(
-            f"{path} has no column {missing[0]}; a table of detections has the corners x1, y1, x2, y2 in pixels of the "
-            "scene, and best score and class"
+            f"{path} has no column {missing[0]}; a table of detections needs the corners x1, y1, x2, y2 in pixels of "
+            "the scene, and should have score and class"
         )
     rows = range(len(columns["x1"])) if not empty else range(0)
     if "scene" in columns and (scenes := list(dict.fromkeys(map(str, columns["scene"])))) and len(scenes) > 1:
@@ -264,7 +262,7 @@ def _from_table(
     bad = np.flatnonzero(~np.isfinite(corners).all(axis=1) | (corners[:, 2:] < corners[:, :2]).any(axis=1))
     if len(bad):
         raise ValueError(
-            f"{path}: row {kept[bad[0]] + 1} has the corners {corners[bad[0]].tolist()}; expected x1 <= x2"
+            f"{path}: row {kept[bad[0]] + 1} has the corners {corners[bad[0]].tolist()}; expected x1 <= x2 and y1 <= y2"
         )
     data: dict[str, NDArray[Any]] = {}
     if "tile" in columns:

@@ -74,7 +74,7 @@ class Guard:
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
         host = re.sub(r":\d*$", "", headers.get(b"host", b"").decode("latin-1")).strip("[]").lower()
         if self._hosts and host not in self._hosts:
-            return 400, f"this service is called as {' or '.join(self._hosts)}", []
+            return 400, f"this service answers only to the host names {', '.join(self._hosts)}; see --host", []
         if (
             self._token
             and not OPEN.fullmatch(scope["path"])
@@ -91,7 +91,7 @@ class Guard:
             return 403, "pages of other origins may not call this service (--cors ORIGIN)", []
         length = headers.get(b"content-length", b"0")[:30]
         if not STREAMED.fullmatch(scope["path"]) and length.isdigit() and int(length) > self._max_body:
-            return 413, f"a request has at most {self._max_body} bytes here", []
+            return 413, f"a request may have at most {self._max_body} bytes here", []
         return None
 
     def _is_authorized(self, value: bytes) -> bool:

@@ -155,7 +155,7 @@ class JobQueue:
         """Run the jobs that are waiting, in another thread."""
         with self._changed:
             if self._waiting:
-                logger.info(f"{plural(len(self._waiting), 'job')} continued from an earlier start")
+                logger.info(f"Continuing {plural(len(self._waiting), 'job')} of an earlier start")
             self._start_worker()
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class JobQueue:
             if len(self._waiting) >= self._limit:
                 seconds = str(self._seconds_left())
                 raise ServiceError(
-                    429, f"{plural(self._limit, 'job')} wait already; try again later", {"Retry-After": seconds}
+                    429, f"the queue is full ({plural(self._limit, 'job')}); try again later", {"Retry-After": seconds}
                 )
             job_id = secrets.token_hex(8)
             record = JobRecord(job_id, scene, options.given(), self._model.sha256, self._model.spec.to_json())
@@ -290,10 +290,10 @@ class JobQueue:
             job = self._job(job_id)
             status, message = job.record.status, job.record.message
         if status in ("accepted", "running"):
-            raise ServiceError(404, f"the job is {status}; its results exist once it is successful")
+            raise ServiceError(404, f"the job is {status}; its results are available once it is successful")
         if status != "successful":
             raise ServiceError(
-                409, f"the job has no results, it {'failed: ' if status == 'failed' else 'was '}{message}"
+                409, f"the job has no results; it {'failed: ' if status == 'failed' else 'was '}{message}"
             )
         with job.rendering:
             path = job.result(kind)
@@ -340,7 +340,7 @@ class JobQueue:
         started = time.monotonic()
         try:
             if job.record.model != self._model.sha256:
-                raise ValueError("the service was started with another model since; start the job again")
+                raise ValueError("the service now runs a different model; start the job again")
             job.record.scene_state = job.scene_state()
             summary = self._infer(job, "coco", self._model.backend, _JobProgress(self, job))
             assert job.found is not None
@@ -353,7 +353,7 @@ class JobQueue:
             known = is_expected(error)
             if not known:
                 logger.exception(f"job {job.record.id}")
-            message = job.public(line_of(error)) if known else "an internal error, which the log of the service shows"
+            message = job.public(line_of(error)) if known else "an internal error; see the log of the service"
             self._finish(job, "failed", message, time.monotonic() - started)
             return
         job.record.summary = summary
@@ -368,7 +368,7 @@ class JobQueue:
     def _render(self, job: _Job, kind: str) -> None:
         """Write the results of a finished job in another format."""
         if job.scene_state() != job.record.scene_state:
-            raise ServiceError(409, "the scene was changed or removed since the job; start it again")
+            raise ServiceError(409, "the scene was changed or removed after the job; start the job again")
         try:
             self._infer(job, kind, RecordedBackend(job.spec()), SilentProgress())
         except ServiceError:
@@ -547,7 +547,7 @@ def _records(folder: Path) -> Iterator[JobRecord]:
         try:
             record = JobRecord.from_json(read_json(path), source=path)
         except (ValueError, OSError, TypeError) as error:
-            logger.warning(f"left out: {error}")
+            logger.warning(f"job skipped: {error}")
             continue
         if record.id == path.parent.name:
             found.append(record)

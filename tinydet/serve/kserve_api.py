@@ -85,7 +85,7 @@ def kserve_router(service: Service) -> "APIRouter":
             try:
                 body = await request.body()
             except ClientDisconnect as error:
-                raise ServiceError(413, f"a request has at most {service.options.max_body} bytes here") from error
+                raise ServiceError(413, f"a request may have at most {service.options.max_body} bytes here") from error
             threads = service.images.threads
             return await asyncio.get_running_loop().run_in_executor(threads, run, body, request.headers.get(HEADER))
 

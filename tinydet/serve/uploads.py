@@ -141,11 +141,11 @@ class Uploads:
 
     def _check(self, received: int, more: int) -> None:
         if received > self._limit:
-            raise ServiceError(413, f"an upload has at most {plural(self._limit, 'byte')} here")
+            raise ServiceError(413, f"an upload may have at most {plural(self._limit, 'byte')} here")
         if self._used + more > self._quota:
             raise ServiceError(
-                413, f"all uploads together have at most {plural(self._quota, 'byte')} here, and {self._used} are "
-                "taken; delete uploads that are not needed any more"
+                413, f"all uploads together may have at most {plural(self._quota, 'byte')} here, and {self._used} are "
+                "in use; delete uploads that you no longer need"
             )  # fmt: skip
 
 

@@ -24,9 +24,9 @@ LONGEST_NUMBER = 18  # digits of an image id that is a number
 PORT = 8470  # if it is free
 LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 EPILOG = """\
-The first example opens a page in the browser: zoom to single pixels, filter by score and class, step through the
-detections from the best to the doubtful ones, mark them true or false, and export the marks as a COCO file. Several
-files of detections can be compared side by side. No request leaves this computer.
+The page zooms to single pixels, filters by score and class, steps through the detections from the best to the most
+doubtful one, and exports those that you mark as true or false as a COCO file. It compares several files of detections
+side by side. No request leaves this machine unless --host is given.
 """
 
 
@@ -93,7 +93,9 @@ def _serve(args: argparse.Namespace, view: object) -> None:
         tiles.prepare()
         if tiles.progress is not None:
             addo = command_line("gdaladdo", "-ro", args.scene, "2", "4", "8", "16", "32", "64")
-            print(f"{args.scene} has no overviews: the page shows it coarsely once it was read. To store them: {addo}")
+            print(
+                f"{args.scene} has no overviews, so it is read once before the page shows all of it. Add them: {addo}"
+            )
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         print(f"{address} (Ctrl-C ends)", flush=True)
@@ -181,27 +183,31 @@ def _parser() -> Parser:
         metavar="DIR",
         help="write the page with all tiles to a folder for any web server (default: serve the page here)",
     )
-    files = parser.add_argument_group("what the files mean")
+    files = parser.add_argument_group("scene and detections")
     files.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="COCO file with the names of the category ids of COCO results"
+        "--annotations", type=Path, metavar="FILE", help="take class names for COCO results from this COCO file"
     )
     files.add_argument(
-        "--image-id", type=_image_id, metavar="ID", help="COCO image id of the scene in files of several images"
+        "--image-id", type=_image_id, metavar="ID", help="COCO image id of the scene, in files of several images"
     )
-    files.add_argument("--bands", type=integers, metavar="R,G,B", help="1-based band indices to show, or one")
     files.add_argument(
-        "--tile", type=whole(32, 1 << 14, "pixels"), metavar="PX", help="side of the scan's tiles, to show them"
+        "--bands", type=integers, metavar="R,G,B", help="1-based band indices to show, or one (default: the RGB bands)"
+    )
+    files.add_argument(
+        "--tile", type=whole(32, 1 << 14, "pixels"), metavar="PX", help="side of the tiles of the scan, to show them"
     )
     files.add_argument(
         "--overlap", type=whole(0, 1 << 14, "pixels"), metavar="PX", help="pixels that tiles share (default: as infer)"
     )
     files.add_argument("--scale", type=scale, default=1.0, help="resize factor of the scan (default: 1)")
     server = parser.add_argument_group("server")
-    server.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     server.add_argument(
-        "--port", type=whole(1, 65535), metavar="N", help=f"port to listen on (default: {PORT}, or a free one)"
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
-    server.add_argument("--no-browser", action="store_true", help="only print the address; open no browser")
+    server.add_argument(
+        "--port", type=whole(1, 65535), metavar="N", help=f"port to listen on (default: {PORT}, or any free one)"
+    )
+    server.add_argument("--no-browser", action="store_true", help="print the address without opening a browser")
     return parser
 
 

@@ -54,7 +54,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What a server says about a model.
+    """How a server describes a model.
 
     Attributes:
         max_batch: largest batch of a request; None if the server does not limit it, or does not say so.
@@ -125,7 +125,7 @@ class HttpModelServer:
         ready, told = self._request("GET", "/ready")
         status, body = self._request("GET", "")
         if status != 200:
-            raise self._error(status, body, "describes no such model")
+            raise self._error(status, body, "does not describe this model")
         if ready not in (200, 404, 405):  # servers that lack this route are ready when they describe the model
             raise ServerUnavailableError(
                 f"{self._address}: the model is not ready ({_told(told, ready)}); try again when it is loaded"
@@ -235,7 +235,7 @@ class HttpModelServer:
         if isinstance(error, ssl.SSLError):
             return OSError(f"{self._address}: no secure connection ({reason(error)}); check the certificate")
         if isinstance(error, TimeoutError) and connected:
-            return OSError(f"{self._address}: no answer within {ANSWER_SECONDS:g} seconds; take smaller batches")
+            return OSError(f"{self._address}: no answer within {ANSWER_SECONDS:g} seconds; use a smaller --batch")
         return ServerUnavailableError(f"{self._address}: the server cannot be reached ({why})")
 
     def _error(self, status: int, body: bytes, what: str) -> OSError:

@@ -81,7 +81,9 @@ class GrpcModelServer:
             if code in UNAVAILABLE:
                 raise ServerUnavailableError(f"{self._address}: the server cannot be reached ({text})") from error
             if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-                raise OSError(f"{self._address}: the server refuses access ({text}); set {TOKEN}") from error
+                raise OSError(
+                    f"{self._address}: the server refuses access ({text}); set {TOKEN} to its token"
+                ) from error
             raise OSError(f"{self._address}: the server refuses the request ({text})") from error
         except ValueError as error:  # of a channel that `cancel` has closed
             raise ServerUnavailableError(f"{self._address}: the connection was closed ({reason(error)})") from error

@@ -174,7 +174,7 @@ class RemoteBackend:
     def _check_unchanged(self) -> None:
         """Raise ValueError if the server has another model than before, which would mix two in one result."""
         if self._server.describe() != self._served:
-            raise ValueError(f"{self._address}: the server came back with another model; start the run again")
+            raise ValueError(f"{self._address}: the server came back with a different model; start the run again")
 
     def _outputs(self, answer: Answer, count: int) -> TileOutputs:
         with self._lock:
@@ -211,16 +211,16 @@ def _check_same(address: Address, stored: ModelSpec, sha256: str | None, model: 
     """
     there, here = _comparable(stored), _comparable(given)
     differing = [key for key in here if here[key] != there[key]]
-    why = "; ".join(f"its {key} {_short(there[key])}, not {_short(here[key])}" for key in differing[:2])
+    why = "; ".join(f"{key}: {_short(there[key])} there, {_short(here[key])} here" for key in differing[:2])
     if not differing and sha256 is not None:
         own = hash_file(model)
         if {own, given.onnx_sha256} & {sha256, stored.onnx_sha256} - {None}:
             return
-        why = f"the same description with other weights, file hash {sha256[:12]}, not {own[:12]}"
+        why = f"equal descriptions, but file hash {sha256[:12]} there, {own[:12]} here"
     if why:
         raise ValueError(
-            f"{address}: the server has another model than {model}: {why}; serve this file, or leave out --model to "
-            "use the server's"
+            f"{address}: the server's model is not {model} ({why}); serve this file, or leave out --model to use the "
+            "server's"
         )
 
 
@@ -261,9 +261,12 @@ def _check(address: Address, served: ServedModel, spec: ModelSpec, tile: TileCho
         except ValueError as error:
             raise ValueError(str(error).replace(str(Path(str(address))), str(address))) from error
     if height != width or chosen not in (None, height):
+        export = tinydet_command(
+            "export", "triton", "model.onnx", "--repository", "models/", "--tile", str(chosen or spec.tile)
+        )
         raise ValueError(
             f"{address}: the server's model takes tiles of {width}x{height} pixels, not {chosen or spec.tile}; leave "
-            f"out --tile, or serve a model for others: {tinydet_command('export', 'triton', 'model.onnx')}"
+            f"out --tile, or export the model for this tile: {export}"
         )
     engine = {**spec.engine, "tiles": [height]} if spec.engine else {}
     return dataclasses.replace(spec, tile=height, tile_multiple=0, engine=engine)
