@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from tinydet.infer.__main__ import main as infer
 from tinydet.infer.jobs import hash_file
 from tinydet.runtime.backends import TileOutputs, open_model
 from tinydet.runtime.writers import FORMATS
+from tinydet.serve import guard
 from tinydet.serve.app import create_app
 from tinydet.serve.model import CountingBackend, ServedModel
 from tinydet.serve.options import ServeOptions
@@ -210,6 +214,25 @@ def test_what_is_no_request_of_tiles_is_refused(client: Any, change: dict[str, A
     assert client.post("/v2/models/other/infer", json={"inputs": [tensor]}).status_code == 404
 
 
+@pytest.mark.parametrize("length", [b"\xb2", b"9" * 5000, b"-1", b"1e3", b"999"])
+def test_a_wrong_length_of_the_json_is_refused(client: Any, length: bytes) -> None:
+    headers = {b"Inference-Header-Content-Length": length}
+    answer = client.post("/v2/models/tinydet/infer", content=b"{}", headers=headers)
+    assert answer.status_code == 400 and "bytes of the JSON" in answer.json()["error"]
+
+
+def test_label_studio_gets_the_boxes_of_the_scene_at_a_path(client: Any, job: dict[str, Any], roots: Path) -> None:
+    """Scenes of one name in two folders are two scenes; an image that is refused costs the others nothing."""
+    config = '<View><Image name="i" value="$i"/><RectangleLabels name="b" toName="i"><Label value="square"/>'
+    config += "</RectangleLabels></View>"
+    (roots / "other").mkdir()
+    Image.new("RGB", (64, 64)).save(roots / "other" / "scene.tif")
+    places = ["scene.tif", "other/scene.tif", "http://[", "data:image/png;base64,AAAA", "é" * 300, "\0"]
+    tasks = [{"data": {"i": place}} for place in places]
+    results = client.post("/predict", json={"tasks": tasks, "label_config": config}).json()["results"]
+    assert [len(each["result"]) for each in results] == [job["detections"], 0, 0, 0, 0, 0]
+
+
 def test_label_studio_gets_boxes_in_percent(client: Any, job: dict[str, Any], tmp_path: Path) -> None:
     config = '<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">'
     config += '<Label value="Square"/></RectangleLabels></View>'
@@ -312,9 +335,104 @@ def test_files_that_are_no_plain_images_are_refused_and_removed(client: Any, con
 
 
 def test_names_of_uploads_are_names(client: Any) -> None:
-    for name in ("..", ".hidden", "a%2Fb.png", "%2e%2e%2fjob.json", "a\\b", "x" * 201, "a%00.png"):
+    for name in ("..", ".hidden", "a%2Fb.png", "%2e%2e%2fjob.json", "a\\b", "x" * 201, "é" * 101, "a%00.png", "a."):
         assert client.put(f"/uploads/{name}", content=b"x").status_code in (400, 404, 405), name
+        assert client.delete(f"/uploads/{name}").status_code in (404, 405), name
+        assert client.post("/jobs", json={"upload": name}).status_code in (404, 422), name
+        assert client.post("/detect", params={"name": name}, content=b"x").status_code in (415, 422), name
     assert not client.get("/uploads").json()
+
+
+@pytest.mark.parametrize("name", ["हिन्दी.png", "e\u0301té [1] & 50%#'.png", "é" * 98 + ".png", "movie.mp4", "a.vrt"])
+def test_an_upload_may_have_any_name_of_a_file(client: Any, tmp_path: Path, name: str) -> None:
+    """The bytes choose what reads it, not the suffix."""
+    scene = write_scene(tmp_path / "a.png", 64, 64).read_bytes()
+    place = f"/uploads/{quote(name)}"
+    assert client.put(place, content=scene).status_code == 201
+    job = client.post("/jobs", json={"upload": name}).json()["jobID"]
+    assert finished(client, job)["status"] == "successful"
+    answer = client.get(f"/jobs/{job}/results", params={"format": "csv"})
+    assert answer.status_code == 200 and name in answer.text
+    assert client.delete(f"/jobs/{job}").status_code == 200 and client.delete(place).status_code == 204
+
+
+def test_an_upload_that_replaces_another_is_shown_in_its_place(client: Any, tmp_path: Path) -> None:
+    versions = set()
+    for width in (200, 96):
+        client.put("/uploads/again.png", content=write_scene(tmp_path / "again.png", width, 64).read_bytes())
+        scene = client.get("/uploads").json()[0]["scene"]
+        described = client.get(f"/scenes/{scene}").json()
+        assert described["width"] == width
+        versions.add(described["version"])
+        assert client.get(f"/scenes/{scene}/tiles/0/0/0.jpg?v={described['version']}").status_code == 200
+    assert len(versions) == 2  # browsers keep tiles by their address
+    assert client.delete("/uploads/again.png").status_code == 204
+
+
+def test_a_damaged_scene_is_refused_without_its_path(client: Any, roots: Path) -> None:
+    path = write_scene(roots / "damaged.tif")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 3])
+    client.service._listed = -100.0, []
+    (scene,) = [entry.id for entry in client.service.scenes() if entry.name == "damaged.tif"]
+    answer = client.get(f"/scenes/{scene}/crop?bbox=0,0,200,136")
+    assert answer.status_code == 422 and "damaged.tif" in answer.text and str(roots) not in answer.text
+    path.unlink()
+
+
+def test_pages_of_other_origins_change_nothing(client: Any, tmp_path: Path) -> None:
+    """A browser sends a POST without a body of JSON from any page, without asking the service before."""
+    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 415), ("none", 415)):
+        headers = {"Sec-Fetch-Site": site, "Origin": "https://evil.example", "Content-Type": "text/plain"}
+        assert client.post("/detect", content=b"x", headers=headers).status_code == status, site
+        assert client.get("/", headers=headers).status_code == 200  # a link to the page
+
+
+def test_head_has_the_headers_of_get(client: Any) -> None:
+    for path in ("/", "/healthz", "/jobs"):
+        head, get = client.head(path), client.get(path)
+        assert head.status_code == 200 and head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_a_job_that_cannot_be_stored_is_refused(slow: ServedModel, roots: Path, tmp_path: Path) -> None:
+    with serving(slow, tmp_path, roots=(roots,)) as client:
+        client.service.jobs.folder.rmdir()
+        assert client.post("/jobs", json={"path": "scene.tif"}).status_code == 507
+        assert client.get("/jobs").json()["jobs"] == []
+
+
+def test_probes_do_not_wait_for_the_model(slow: ServedModel, tmp_path: Path) -> None:
+    """More requests than the threads of the framework wait for the model; the others are answered meanwhile."""
+    backend, tile = gate_of(slow), SPEC.tile
+    head = json.dumps({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, tile, tile, 3],
+                                   "parameters": {"binary_data_size": tile * tile * 3}}]}).encode()  # fmt: skip
+    length = {"Inference-Header-Content-Length": str(len(head))}
+
+    def infer() -> int:
+        content = head + bytes(tile * tile * 3)
+        return int(client.post("/v2/models/tinydet/infer", content=content, headers=length).status_code)
+
+    with serving(slow, tmp_path) as client, ThreadPoolExecutor(50) as clients:
+        try:
+            waiting = [clients.submit(infer) for _ in range(50)]
+            while client.service.images._waiting < 48:
+                time.sleep(0.01)
+            start = time.monotonic()
+            for path in ("/healthz", "/readiness", "/jobs"):
+                assert client.get(path).status_code == 200
+            assert time.monotonic() - start < 5 and not any(each.done() for each in waiting)
+        finally:
+            backend.gate.set()
+        assert {each.result() for each in waiting} == {200}
+
+
+def test_a_client_that_sends_nothing_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {}
+
+    monkeypatch.setattr(guard, "PATIENCE", 0.01)
+    assert asyncio.run(guard._limited(silent, 100)())["type"] == "http.disconnect"
 
 
 def test_paths_stay_below_the_roots(client: Any, roots: Path, tmp_path: Path) -> None:

@@ -273,6 +273,19 @@ def test_the_page_has_the_policy_of_the_server_and_names_no_other_host() -> None
         assert not re.search(r"https?://|//cdn|eval\(|innerHTML|style=", text), path.name
 
 
+def test_no_detections_are_results_too(scene: Path, tmp_path: Path) -> None:
+    """A link to a folder is the folder."""
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "page").mkdir()
+    (tmp_path / "link").symlink_to("page")
+    for _ in range(2):  # an earlier export is replaced
+        export_view(open_view(scene, [tmp_path / "none.json"]), tmp_path / "link")
+        described = json.loads((tmp_path / "page" / DATA).read_text(encoding="utf-8"))
+        assert described["results"][0]["count"] == 0 and described["results"][0]["classes"] == []
+    assert (tmp_path / "link").is_symlink()
+    assert Found(Detections.empty()).summary(0)["counts"] == []
+
+
 def test_an_exported_folder_holds_the_detections_and_all_tiles(scene: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "mine.csv", "csv", found())
     shown = open_view(scene, [file, file])

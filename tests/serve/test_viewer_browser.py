@@ -265,6 +265,9 @@ def test_boxes_cost_no_frames(opened: Callable[..., Any], address: str) -> None:
 def test_controls_have_names_and_fit_a_tablet(opened: Callable[..., Any], address: str, scheme: str) -> None:
     page = opened(address, viewport={"width": 820, "height": 1180}, has_touch=True, color_scheme=scheme)
     assert page.get_attribute("html", "data-theme") == scheme
+    page.evaluate("() => { document.getElementById('job').hidden = false; }")  # as while a job runs
+    for shown in ("#zoom-in", "#scale", "#job-cancel", ".caption select"):  # of two results
+        assert page.is_visible(shown), shown
     for control in page.locator("button:visible, input:visible, select:visible").all():
         name = control.evaluate(
             "(e) => e.ariaLabel || e.labels?.[0]?.textContent || e.textContent || e.getAttribute('aria-labelledby')"

@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             timeout_graceful_shutdown=2, server_header=False, limit_concurrency=args.connections,
         )  # fmt: skip
         shown = f"[{args.host}]" if ":" in args.host else args.host
+        if not (hosts or options.token):
+            logger.warning("every machine that reaches this one may use the service; require a token: --token-file")
         logger.info(f"Serving on http://{shown}:{args.port} (Ctrl-C stops)")
         try:
             uvicorn.Server(config).run([bound])

@@ -121,8 +121,8 @@ class Found:
         return {
             "total": len(self),
             "score_edges": np.round(edges.astype(np.float64), 6).tolist(),
-            "counts": counts.reshape(classes, -1).tolist(),
+            "counts": counts.reshape(classes, SCORE_BINS).tolist(),
             "size_edges": np.round(SIZES.astype(np.float64), 2).tolist(),
-            "sizes": sizes.reshape(classes, -1).tolist(),
+            "sizes": sizes.reshape(classes, last + 1).tolist(),
             "has_seams": bool(np.isfinite(of.seam_distance).any()) or "tile" in of.data,
         }

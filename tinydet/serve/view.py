@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -270,7 +269,7 @@ def export_view(view: View, folder: Path, progress: Progress | None = None) -> N
         ValueError, OSError: as `check_export_folder`; the scene is damaged, or a file cannot be written.
     """
     check_export_folder(folder)
-    target = Path(os.path.abspath(folder))
+    target = folder.resolve()  # where a link leads
     created = make_folder(target.parent)
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by a killed process
