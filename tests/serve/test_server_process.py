@@ -49,7 +49,7 @@ def test_a_real_scene_gives_the_files_of_the_command_even_if_the_server_is_kille
         monkeypatch.chdir(plaza.parent)
         kinds = [kind for kind, form in FORMATS.items() if not form.tracked]
         first = ["coco", "geojson", "gpkg", "csv", "parquet", "yolo"]  # each suffix once
-        for formats in (first, ["coco-results", "yolo-conf"]):
+        for formats in (first, ["coco-results", "yolo-conf", "geoparquet"]):
             folder = tmp_path / formats[0]
             options = [*THERMAL, "--threads", "1", "--format", ",".join(formats), "--output", f"{folder}/"]
             assert infer([plaza.name, *options]) == 0

@@ -267,6 +267,10 @@ def test_the_service_describes_itself(client: Any, job: dict[str, Any], model: S
     assert 'tinydet_requests_total{method="GET",route="/info",status="200"}' in metrics
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/detect", "/jobs", "/jobs/{job_id}/events", "/uploads/{name}", "/v2/models/{model}/infer"} <= set(paths)
+    for scene in (path for path in paths if path.startswith("/scenes/")):  # wrong values are refused in words
+        assert paths[scene]["get"]["responses"]["422"]["content"]["application/json"]["schema"] == {
+            "$ref": "#/components/schemas/Problem"
+        }
     assert client.get("/docs").status_code == 404  # its scripts would come from another server
 
 

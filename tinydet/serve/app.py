@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tinydet
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.names import printable
+from tinydet.serve.api_models import ERRORS
 from tinydet.serve.detect_api import detect_router
 from tinydet.serve.errors import ServiceError
 from tinydet.serve.guard import Guard
@@ -86,7 +87,7 @@ def create_app(service: Service, *, hosts: tuple[str, ...] = ()) -> FastAPI:
     app.include_router(detect_router(service))
     app.include_router(kserve_router(service))
     app.include_router(label_studio_router(service))
-    app.include_router(scenes_router(ServiceScenes(service)))
+    app.include_router(scenes_router(ServiceScenes(service)), responses=ERRORS)
     app.include_router(page_router())
     app.add_middleware(Guard, token=service.options.token, hosts=hosts, origins=service.options.cors,
                        max_body=service.options.max_body, observe=metrics.observe)  # fmt: skip
