@@ -76,7 +76,7 @@ def test_outputs_are_those_of_the_model_in_this_process(
 def test_detections_equal_those_of_a_local_scan_and_requests_overlap(
     server: ModelServer, model: Path, scene: np.ndarray
 ) -> None:
-    server.delay = 0.05
+    server.delay, server.together = 60.0, IN_FLIGHT  # no answer before so many requests have come
     here = load(model, backend="onnx-cpu", overlap=16, score=0.5, batch=2, threads=1).detect(scene)
     there = load(backend=server.address, overlap=16, score=0.5, batch=2).detect(scene)
     assert len(here) > 1000

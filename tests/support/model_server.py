@@ -27,7 +27,8 @@ class ModelServer(ThreadingHTTPServer):
         is_ready: what `/ready` says.
         in_json: answer with JSON numbers in place of binary tensors.
         columns: give `candidates` the shape (N, 1), as Triton does.
-        delay: seconds that a request takes in addition.
+        delay: seconds that a request takes in addition, until `released`.
+        together: ends all delays as soon as this many requests are in progress at a time; 0: never.
         batches, most: number of tiles of each request; the most requests that were in progress at a time.
     """
 
@@ -49,7 +50,7 @@ class ModelServer(ThreadingHTTPServer):
         self.token, self.is_ready, self.in_json, self.columns, self.delay = "", True, False, False, 0.0
         self.version = "1"
         self.batches: list[int] = []
-        self.active = self.most = 0
+        self.active = self.most = self.together = 0
         self.released = threading.Event()  # ends all delays
 
     def handle_error(self, *_: Any) -> None:
@@ -94,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
             fault = server.faults.popleft() if server.faults else None
             server.active += 1
             server.most = max(server.most, server.active)
+            if server.active == server.together:
+                server.released.set()
         try:
             server.released.wait(server.delay)
             if fault == "drop":
