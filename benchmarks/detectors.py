@@ -7,7 +7,7 @@
 
 The data are the persons of HIT-UAV, thermal drone frames of 640 x 512 pixels: 400 frames to train on, 100 to score. All
 networks have MobileNetV2, pretrained on ImageNet, and a pyramid of 64 channels (`--preset small`; `nano`: the preset of
-that name), and train on tiles of 256 pixels with at least one person. Six stages:
+that name), and train on tiles of 256 pixels with at least one person, at the learning rate 0.02. Seven stages:
 
 cost    CPU time of a training step of each network, in turns with RetinaNet's. It decides the number of epochs: those
         that take as much CPU time as --epochs epochs of RetinaNet. So each network gets a complete learning rate
@@ -15,14 +15,15 @@ cost    CPU time of a training step of each network, in turns with RetinaNet's. 
 train   one seed of each combination. The last weights are kept, exported to ONNX, verified, and the file is scored on
         whole frames with the rules of the TinyPerson benchmark.
 seeds   two more seeds of the four best combinations and of RetinaNet with S-alpha.
+rates   FCOS, also as `nano`, by NWD rank at half the learning rate: is the gain of S-alpha that of a lower rate?
 speed   tiles of 640 pixels per second of CPU time of each exported network in OpenVINO, FP32, one thread, in turns.
 scale   scores of RetinaNet with S-alpha and of the best combination on frames enlarged by 1.5 and 2.
 precision   conversion of each network with S-alpha to FP16, and of FCOS and FreeAnchor to INT8, with AP before and
         after on 50 frames, and a TensorRT-RTX engine of each file.
 
 A combination that does not exist is listed with the reason. Each finished training is a line of
-RESULTS/detectors.jsonl. An interrupted training resumes. Takes about seven CPU hours, two trainings at a time with one
-thread each.
+RESULTS/detectors.jsonl (rates: detectors_rates.jsonl). An interrupted training resumes. Takes about eight CPU hours,
+two trainings at a time with one thread each.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ ALPHAS = {"1": ("--alpha", "1"), "S": ("--salpha",)}
 OWN, NWD = "own", "nwd"  # the detector's own assignment rule; the K priors of highest NWD
 SEED, MORE_SEEDS = 0, (1, 2)
 BEST = 4  # combinations that get more seeds
+HALF_RATE = ("--lr", "0.01")
 ROUNDS, STEPS = 5, 4  # of the stage cost
 SPEED_RUNS = 60
 SCALES = (1.0, 1.5, 2.0)
@@ -80,10 +82,15 @@ class Network(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
+def small(detector: str) -> tuple[str, ...]:
+    """Return the training options of a detector in the preset small."""
+    return ("--preset", "small", "--detector", detector)
+
+
 NETWORKS = {
     "retinanet": Network("retinanet", 3),
     "faster_rcnn": Network("faster_rcnn", 2),
-    "retinanet-p3p7": Network("retinanet-p3p7", 3),
+    "retinanet-p3p7": Network("retinanet-p3p7", 3, (*small("retinanet-p3p7"), "--lr", "0.02")),  # twice its default
     "fcos": Network("fcos", 3),
     "nano": Network("fcos", 3, ("--preset", "nano")),
     "fcos-p3p7": Network("fcos-p3p7", 3),
@@ -103,6 +110,7 @@ class Combination(NamedTuple):
 
 
 DEFAULT = Combination(REFERENCE, OWN, "S")
+RATED = [Combination(network, NWD, alpha) for network in ("fcos", "nano") for alpha in ALPHAS]
 
 
 @command("benchmarks/detectors.py")
@@ -123,25 +131,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(chosen: Sequence[Combination], args: argparse.Namespace) -> None:
     """Run the stages, as far as --stage and --budget allow."""
-    stamp = environment()
+    commit = environment()["commit"]  # of the running code, even if another is checked out meanwhile
     costs = measure_costs(dict.fromkeys((c.network, c.assign) for c in chosen), args)
     if args.stage == "cost":
         return
-    study = Trials(
-        args.results / "detectors.jsonl",
-        args.work,
-        lambda: {**environment(), "commit": stamp["commit"]},  # of the running code, even if another is checked out
+    study = partial(
+        Trials,
+        folder=args.work,
+        stamp=lambda: {**environment(), "commit": commit},
         jobs=args.jobs,
         minutes=args.budget,
         keep_models=True,
         program=(sys.executable, "-u", str(Path(__file__).resolve()), "train-and-score"),
     )
+    table, rates = study(args.results / "detectors.jsonl"), study(args.results / "detectors_rates.jsonl")
     complete = True
     if args.stage in ("all", "train"):
-        complete = study.run([trial(c, SEED, costs, args) for c in chosen])
+        complete = table.run([trial(c, SEED, costs, args) for c in chosen])
     if complete and args.stage in ("all", "seeds"):
         more = [c for c in chosen if c in {*best_of(args, BEST), DEFAULT}]
-        complete = study.run([trial(c, seed, costs, args) for seed in MORE_SEEDS for c in more])
+        complete = table.run([trial(c, seed, costs, args) for seed in MORE_SEEDS for c in more])
+    if complete and args.stage in ("all", "rates"):
+        complete = rates.run([trial(c, SEED, costs, args, HALF_RATE) for c in chosen if c in RATED])
     if complete and args.stage in ("all", "speed"):
         measure_speeds(args)
     if complete and args.stage in ("all", "scale"):
@@ -203,13 +214,19 @@ def network_flags(network: str, assign: str) -> tuple[str, ...]:
     """Return the training options of a network with an assignment rule."""
     detector, rank, flags = NETWORKS[network]
     ranked = ("--assign", "nwd", "--assign-rank", str(rank)) if assign == NWD else ()
-    return (*(flags or ("--preset", "small", "--detector", detector)), *ranked)
+    return (*(flags or small(detector)), *ranked)
 
 
-def trial(combination: Combination, seed: int, costs: dict[str, Any], args: argparse.Namespace) -> Trial:
+def trial(
+    combination: Combination,
+    seed: int,
+    costs: dict[str, Any],
+    args: argparse.Namespace,
+    more: tuple[str, ...] = (),
+) -> Trial:
     network, assign, alpha = combination
     epochs = costs[f"{network} {assign}"]["epochs"]
-    varied = ("--epochs", str(epochs), *ALPHAS[alpha], "--seed", str(seed))
+    varied = ("--epochs", str(epochs), *ALPHAS[alpha], "--seed", str(seed), *more)
     files = ("--data", str(args.data / "hituav-train"), "--weights-backbone", args.weights_backbone)
     score = ("--score-on", str(args.data / "hituav-val"))
     key: dict[str, str | float] = {**combination._asdict(), "seed": seed}
@@ -478,7 +495,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     names = (*NETWORKS, OWN, NWD, *ALPHAS)
-    add("--stage", choices=("all", "cost", "train", "seeds", "speed", "scale", "precision"), default="all",
+    add("--stage", choices=("all", "cost", "train", "seeds", "rates", "speed", "scale", "precision"), default="all",
         help="run one stage only (default: all)")  # fmt: skip
     add("--only", default="", metavar="A,B",
         help=f"these networks, assignments and alphas only: {', '.join(names)} (default: all)")  # fmt: skip

@@ -72,6 +72,18 @@ def scores_table(results: Path) -> Iterator[str]:
         yield (f"| {label(network)} | {RULES[assign]} | {chosen} | {' | '.join(values)} | {len(records)} | {epochs} |")
 
 
+def rates_table(results: Path) -> Iterator[str]:
+    """Yield the lines of the table of two learning rates: the runs at half the rate and their partners."""
+    full = {json.dumps(r["key"]): r for r in read_records(results / "detectors.jsonl")}
+    yield "| detector | α | AP50 at the rate 0.02 | at 0.01 | AP50 tiny at 0.02 | at 0.01 |"
+    yield "| --- | --- |" + " --: |" * 4
+    for half in read_records(results / "detectors_rates.jsonl"):
+        key = half["key"]
+        pair = [full[json.dumps(key)], half]
+        values = [f"{100 * (last(r, name) or 0.0):.1f}" for name in ("AP50", "AP50-tiny") for r in pair]
+        yield f"| {label(key['network'])} | {key['alpha']} | {' | '.join(values)} |"
+
+
 def costs_table(results: Path) -> Iterator[str]:
     """Yield the lines of the table of speed and size, the fastest network first."""
     costs = read_json(results / "detectors_cost.json").get("costs", {})
@@ -176,6 +188,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 TABLES: dict[str, Callable[[Path], Iterator[str]]] = {
     "scores": scores_table,
+    "rates": rates_table,
     "costs": costs_table,
     "scales": scales_table,
     "precisions": precisions_table,
