@@ -42,8 +42,9 @@ IMAGES = 4000
 CLASSES = ("person", "vehicle")
 PLAZA_SCALES = (0.5, 0.75)  # people of about 15 and 22 pixels
 MINSK = (("rgb-minsk-val", 1), ("rgb-minsk-train", 5))  # folder, and which frames: each, or every fifth
-RECIPE = ["--salpha", "--preset", "small", "--epochs", "20", "--decay", "cosine", "--ema", "0.999", "--augment",
-          "scale,photometric", "--validate-every", "4", "--categories", ",".join(CLASSES)]  # fmt: skip
+RECIPE = ["--salpha", "--preset", "small", "--detector", "retinanet", "--epochs", "20", "--decay", "cosine",
+          "--ema", "0.999", "--augment", "scale,photometric", "--validate-every", "4",
+          "--categories", ",".join(CLASSES)]  # fmt: skip
 
 
 @command("benchmarks/aerial.py")

@@ -38,8 +38,9 @@ from tinydet.runtime.bundled import FOLDER
 
 NAME = "thermal"
 CLASSES = ("person", "car")
-RECIPE = ["--salpha", "--categories", ",".join(CLASSES), "--preset", "small", "--epochs", "20", "--decay", "cosine",
-          "--ema", "0.997", "--augment", "scale,photometric", "--validate-every", "4"]  # fmt: skip
+RECIPE = ["--salpha", "--categories", ",".join(CLASSES), "--preset", "small", "--detector", "retinanet",
+          "--epochs", "20", "--decay", "cosine", "--ema", "0.997", "--augment", "scale,photometric",
+          "--validate-every", "4"]  # fmt: skip
 MAX_BYTES = 12e6  # of one file in the package
 
 

@@ -61,6 +61,7 @@ ALPHAS = {"1": ("--alpha", "1"), "S": ("--salpha",)}
 OWN, NWD = "own", "nwd"  # the detector's own assignment rule; the K priors of highest NWD
 SEED, MORE_SEEDS = 0, (1, 2)
 BEST = 4  # combinations that get more seeds
+POINTS = ("--assign", "points")
 HALF_RATE = ("--lr", "0.01")
 ROUNDS, STEPS = 5, 4  # of the stage cost
 SPEED_RUNS = 60
@@ -75,11 +76,13 @@ class Network(NamedTuple):
     Attributes:
         rank: positives per object of the assignment by NWD rank, as its authors chose; 0: not applicable.
         flags: training options; without any it is the detector in the preset small.
+        own: options of its own assignment rule, where that is not its default.
     """
 
     detector: str
     rank: int = 0
     flags: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
 
 
 def small(detector: str) -> tuple[str, ...]:
@@ -91,8 +94,8 @@ NETWORKS = {
     "retinanet": Network("retinanet", 3),
     "faster_rcnn": Network("faster_rcnn", 2),
     "retinanet-p3p7": Network("retinanet-p3p7", 3, (*small("retinanet-p3p7"), "--lr", "0.02")),  # twice its default
-    "fcos": Network("fcos", 3),
-    "nano": Network("fcos", 3, ("--preset", "nano")),
+    "fcos": Network("fcos", 3, own=POINTS),
+    "nano": Network("fcos", 3, ("--preset", "nano"), own=POINTS),
     "fcos-p3p7": Network("fcos-p3p7", 3),
     "free_anchor": Network("free_anchor"),
     "libra_rcnn": Network("libra_rcnn", 2),
@@ -212,9 +215,9 @@ def show(chosen: Sequence[Combination], args: argparse.Namespace) -> None:
 
 def network_flags(network: str, assign: str) -> tuple[str, ...]:
     """Return the training options of a network with an assignment rule."""
-    detector, rank, flags = NETWORKS[network]
-    ranked = ("--assign", "nwd", "--assign-rank", str(rank)) if assign == NWD else ()
-    return (*(flags or small(detector)), *ranked)
+    detector, rank, flags, own = NETWORKS[network]
+    rule = ("--assign", "nwd", "--assign-rank", str(rank)) if assign == NWD else own
+    return (*(flags or small(detector)), *rule)
 
 
 def trial(

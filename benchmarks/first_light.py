@@ -59,9 +59,10 @@ def train(name: str, flags: list[str], threads: int, args: argparse.Namespace) -
     """Train one detector, or resume its training; return its flags, fusion factors and history."""
     model, log = args.work / f"{name}.pth", args.work / f"{name}.log"
     command = [
-        *(sys.executable, "-u", "-m", "tinydet.train", *flags, "--preset", "small", "--epochs", str(args.epochs)),
+        *(sys.executable, "-u", "-m", "tinydet.train", *flags, "--preset", "small", "--detector", "retinanet"),
         *("--data", str(args.data / "hituav-train"), "--val", str(args.data / "hituav-val")),
         *("--weights-backbone", str(args.weights_backbone), "--validate-every", str(args.validate_every)),
+        *("--epochs", str(args.epochs)),
         *("--threads", str(threads), "--output", str(model), "--logdir", str(args.work / "runs")),
     ]
     unfinished = model.with_suffix(".resume.pth").exists()

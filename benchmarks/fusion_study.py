@@ -40,7 +40,8 @@ from tinydet._internal.command import command
 from tinydet.data.synthetic import builtin_dataset
 from tinydet.study.trials import Record, Trial, Trials, find_record, last, read_records
 
-MODEL = ("--preset", "small", "--channels", "32", "--head-convs", "1", "--validate-every", "2")
+NETWORK = ("--preset", "small", "--detector", "retinanet", "--channels", "32", "--head-convs", "1")
+MODEL = (*NETWORK, "--validate-every", "2")
 BASE_RATE = 0.01  # half of the small preset's; at four times that rate the first two training runs diverged
 RATES = (1, 2, 4, 0.5)  # factors of BASE_RATE, the most informative first
 STRATEGIES = {

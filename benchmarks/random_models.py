@@ -15,7 +15,7 @@ from tinydet.export.verify import middle_tile
 from tinydet.models.build import DetectorConfig, build_detector
 from tinydet.models.checkpoint import Checkpoint, save_checkpoint
 from tinydet.models.detector import Detector
-from tinydet.models.registry import detector_info
+from tinydet.models.registry import detector_info, recommended_options
 from tinydet.spec import METADATA_KEY, ModelSpec
 from tinydet.train.config import PRESETS
 
@@ -30,7 +30,7 @@ def write_random_checkpoint(
     """
     tiles = _tiles(images, tile)
     info = detector_info(detector)
-    options = {name: value for name, value in info.recipe.get(preset, {}).items() if name in info.option_names}
+    options = recommended_options(detector, preset)
     if "head_init" in info.option_names:
         options["head_init"] = "he"
     torch.manual_seed(0)

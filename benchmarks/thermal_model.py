@@ -38,7 +38,8 @@ from tinydet.runtime.bundled import FOLDER
 FRAMES = ("hituav-train", "hituav-val")
 DATES = 6
 GROUP_BY = "date_captured"
-COMMON = ("--salpha", "--categories", ",".join(CLASSES), "--preset", "small", "--decay", "cosine", "--ema", "0.997")
+MODEL = ("--preset", "small", "--detector", "retinanet")
+COMMON = ("--salpha", "--categories", ",".join(CLASSES), *MODEL, "--decay", "cosine", "--ema", "0.997")
 RECIPES = {
     "current": ("--augment", "scale,photometric"),  # that of the model bundled so far
     "strong": ("--augment", "strong"),

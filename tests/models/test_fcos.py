@@ -168,7 +168,7 @@ def test_by_rank_the_points_with_the_most_similar_squares_learn_an_object(name: 
 )
 def test_a_similarity_goes_with_a_rank(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TrainConfig(detector="fcos", options=options)
+        TrainConfig(detector="fcos", preset="paper", options=options)
     with pytest.raises(ValueError, match="retinanet: assign: expected one of iou, nwd, rfd, dotd, got 'points'"):
         TrainConfig(detector="retinanet", options={"assign": "points"})
 

@@ -45,17 +45,39 @@ def test_the_device_chooses_the_preset_and_the_reason_names_the_other_one(
     assert config.preset == other and "preset" not in reasons
 
 
-def test_the_preset_nano_has_a_detector_of_its_own_unless_another_is_given(squares: Path) -> None:
-    config, _ = chosen("--preset", "nano", "--alpha", "0.5", data=squares)
-    assert (config.detector, config.channels, config.given_alpha) == ("fcos", 32, (0.5, 0.5, 0.5))
-    assert config.options.items() >= {"head_convs": 1, "head_init": "he"}.items()
-    assert chosen("--preset", "nano", "--detector", "retinanet", data=squares)[0].detector == "retinanet"
+@pytest.mark.parametrize(("preset", "channels", "convs"), [("small", 64, 2), ("nano", 32, 1)])
+def test_a_thin_preset_is_fcos_by_nwd_rank_unless_another_detector_is_given(
+    squares: Path, preset: str, channels: int, convs: int
+) -> None:
+    config, _ = chosen("--preset", preset, "--alpha", "0.5", data=squares)
+    assert (config.detector, config.channels, config.given_alpha) == ("fcos", channels, (0.5, 0.5, 0.5))
+    recommended = {"head_convs": convs, "head_init": "he", "assign": "nwd", "assign_rank": 3}
+    assert config.options.items() >= recommended.items()
+    other, _ = chosen("--preset", preset, "--detector", "retinanet", data=squares)
+    assert (other.detector, other.options["assign"], other.options["assign_rank"]) == ("retinanet", "iou", 0)
     with pytest.raises(ValueError, match="fcos has 3 fused edges"):
-        config_of(["--preset", "nano", "--alpha", "0.5,0.4"]).resolve()
-    start = Architecture("faster_rcnn", "mobilenet_v2", 64, {"straddling": True})
-    from_weights, reasons = chosen("--preset", "nano", "--init", "old.pth", data=squares, start=start)
-    assert (from_weights.detector, from_weights.channels) == ("fcos", 32)
-    assert "detector fcos instead of faster_rcnn, channels 32 instead of 64" in reasons
+        config_of(["--preset", preset, "--alpha", "0.5,0.4"]).resolve()
+    start = Architecture("faster_rcnn", "mobilenet_v2", 48, {"straddling": True})
+    from_weights, reasons = chosen("--preset", preset, "--init", "old.pth", data=squares, start=start)
+    assert (from_weights.detector, from_weights.channels) == ("fcos", channels)
+    assert f"detector fcos instead of faster_rcnn, channels {channels} instead of 48" in reasons
+
+
+def test_weights_as_wide_as_the_preset_keep_their_detector(squares: Path) -> None:
+    start = Architecture("retinanet", "mobilenet_v2", 64, {"assign": "dotd", "assign_rank": 2})
+    config, _ = chosen("--preset", "small", "--init", "old.pth", data=squares, start=start)
+    assert (config.detector, config.options["assign"], config.options["assign_rank"]) == ("retinanet", "dotd", 2)
+
+
+def test_an_assignment_that_is_given_takes_nothing_from_the_preset(squares: Path) -> None:
+    points, _ = chosen("--assign", "points", data=squares)
+    assert (points.detector, points.options["assign"], points.options["assign_rank"]) == ("fcos", "points", 0)
+    ranked, _ = chosen("--assign-rank", "5", data=squares)
+    assert (ranked.options["assign"], ranked.options["assign_rank"]) == ("nwd", 5)
+    published, _ = chosen("--detector", "fcos", data=squares, device="cuda")
+    assert published.options["assign"] == "points"
+    with pytest.raises(ValueError, match="--assign iou needs the number of points"):
+        chosen("--assign", "iou", data=squares)
 
 
 def test_fewer_tiles_never_get_fewer_epochs_and_large_datasets_get_those_of_the_paper() -> None:

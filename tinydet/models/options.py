@@ -74,7 +74,7 @@ class AssignOptions:
     assign: Assignment = option(
         "iou",
         "similarity that decides which anchors, or points of FCOS, learn which objects; nwd, rfd and dotd do not "
-        "vanish for objects of a few pixels (default: iou; FCOS: points, its published rule)",
+        "vanish for objects of a few pixels; points: the published rule of FCOS (default: %(default)s)",
         choices=ASSIGNMENTS,
     )
     assign_rank: int = option(
@@ -150,14 +150,14 @@ class FCOSOptions(HeadOptions, AssignOptions):
     center_radius: float = option(
         1.5,
         "by --assign points, only points less than R strides from the center of an object, in x and in y, learn it; 0: "
-        "all points inside its box (default: 1.5; fcos-p3p7: 0)",
+        "all points inside its box (default: %(default)s)",
         metavar="R",
         parse=number(0, 1000),
     )
     without_point: WithoutPoint = option(
         "nearest",
         "nearest: an object that no point would learn by --assign points is learned by its nearest point; none: it is "
-        "not learned (default: nearest; fcos-p3p7: none)",
+        "not learned (default: %(default)s)",
         choices=("nearest", "none"),
     )
 

@@ -160,6 +160,8 @@ _TWO_STAGE = {"paper": {"lr": 0.01}}  # the released Faster R-CNN learns at twic
 _THIN_HEAD = {preset: {"head_convs": convs, "head_init": "he"} for preset, convs in (("small", 2), ("nano", 1))}
 # Twice that rate, the presets', teaches RetinaNet on P3-P7 nothing at alpha = 1: docs/detectors.md.
 _SLOW_THIN_HEAD = {preset: {**recipe, "lr": 0.01} for preset, recipe in _THIN_HEAD.items()}
+# The best of the measured detectors: docs/detectors.md.
+_RANKED_THIN_HEAD = {preset: {**recipe, "assign": "nwd", "assign_rank": 3} for preset, recipe in _THIN_HEAD.items()}
 
 DETECTORS: dict[str, DetectorInfo] = {
     "retinanet": DetectorInfo(
@@ -195,7 +197,7 @@ DETECTORS: dict[str, DetectorInfo] = {
         options=FCOSOptions,
         pyramid=FCOS_POINTS,
         statistics=point_statistics(FCOS_POINTS),
-        recipe={"paper": {"clip_norm": 35.0}, **_THIN_HEAD},
+        recipe={"paper": {"clip_norm": 35.0}, **_RANKED_THIN_HEAD},
         coco_weights="FCOS_ResNet50_FPN_Weights.COCO_V1",
         nms_iou=0.6,
     ),
@@ -312,6 +314,23 @@ def detector_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     return dataclasses.asdict(options)
+
+
+def recommended_options(name: str, preset: str) -> dict[str, Any]:
+    """Return the options of a detector that a preset chooses; the others keep their defaults."""
+    info = detector_info(name)
+    recipe = info.recipe.get(preset, {})
+    return {option: recipe[option] for option in info.option_names if option in recipe}
+
+
+def merged_options(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the given ones in their place; another `assign` takes no rank or threshold from the first.
+
+    >>> merged_options({"assign": "nwd", "assign_rank": 3, "head_convs": 2}, {"assign": "points"})
+    {'head_convs': 2, 'assign': 'points'}
+    """
+    other = given.get("assign", options.get("assign")) != options.get("assign")
+    return {**{name: value for name, value in options.items() if not (other and name.startswith("assign"))}, **given}
 
 
 def anchors_of(name: str) -> AnchorSizes:

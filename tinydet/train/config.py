@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,14 @@ from tinydet._internal.plugins import add_plugin_option
 from tinydet.geometry.tiles import MOST_TILES
 from tinydet.models.backbone_registry import check_backbone
 from tinydet.models.options import FUSIONS, NORMS, TORCHVISION_BACKBONES, Fusion
-from tinydet.models.registry import DETECTORS, check_option_names, detector_info, detector_options
+from tinydet.models.registry import (
+    DETECTORS,
+    check_option_names,
+    detector_info,
+    detector_options,
+    merged_options,
+    recommended_options,
+)
 from tinydet.salpha.factors import ALPHA_RANGE
 
 if TYPE_CHECKING:
@@ -56,8 +64,8 @@ SMALL_AUGMENT = ("photometric",)  # of small datasets; measured in docs/training
 DETECTOR, TILE, OVERLAP = "retinanet", 640, 128
 PAPER_EPOCHS = 12
 
-# The detector of a preset, where it is another one than DETECTOR.
-PRESET_DETECTORS = {"nano": "fcos"}
+# The detector of a preset, where it is another one than DETECTOR; measured in docs/detectors.md.
+PRESET_DETECTORS = {"small": "fcos", "nano": "fcos"}
 # Other defaults that belong together. Detectors override some of them, see `DetectorInfo.recipe`.
 PRESETS: dict[str, dict[str, Any]] = {
     # The authors' RetinaNet recipe.
@@ -301,7 +309,7 @@ class TrainConfig:
     detector: str | None = option(
         None,
         f"network: {', '.join(f'{name} ({info.label})' for name, info in DETECTORS.items())} (default: that of --init, "
-        f"else {DETECTOR}; {', '.join(f'{preset}: {name}' for preset, name in PRESET_DETECTORS.items())})",
+        f"else that of the preset: {', '.join(f'{each}: {PRESET_DETECTORS.get(each, DETECTOR)}' for each in PRESETS)})",
         group="model",
         choices=DETECTORS.keys(),  # a view, so that a detector that registers itself later is accepted
     )
@@ -475,11 +483,26 @@ class TrainConfig:
             object.__setattr__(self, "augment", expand_bundles(self.augment))
         if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
             raise ValueError(f"options: expected a dict of option names and values, got {quoted(self.options)}")
-        if self.detector is None and self.init:  # the weights decide
-            return
-        check_option_names(self.network, self.options)
-        checked = detector_options(self.network, self.options)
-        object.__setattr__(self, "options", {name: checked[name] for name in self.options})
+        if self.detector or not self.init:  # otherwise the weights decide
+            object.__setattr__(self, "options", self._checked_options())
+
+    def _checked_options(self) -> dict[str, Any]:
+        """Return the options as their types; without a preset yet, the values must suit one of the presets.
+
+        Raises:
+            ValueError: the detector has no such option, or a value is out of range or contradicts another.
+        """
+        errors = []
+        for preset in [self.preset] if self.preset else PRESETS:
+            detector = self.detector or PRESET_DETECTORS.get(preset, DETECTOR)
+            try:
+                check_option_names(detector, self.options)
+                options = merged_options(recommended_options(detector, preset), self.options)
+                checked = detector_options(detector, options)
+                return {name: checked[name] for name in self.options}
+            except ValueError as error:
+                errors.append(error)
+        raise errors[0]
 
     @property
     def network(self) -> str:
@@ -666,8 +689,7 @@ def parser() -> Parser:
     )
     for options, owners in _detector_options().items():
         title = f"options of {listed(owners)}"
-        names = DETECTORS[owners[0]].option_names
-        add_options(parser, options, group=title, defaults=_preset_defaults(names))
+        add_options(parser, options, group=title, defaults=_preset_defaults(owners))
     return parser
 
 
@@ -689,7 +711,7 @@ def options_table() -> str:
         f"### {group.capitalize()}\n\n{option_table(TrainConfig, _preset_defaults(), group=group)}" for group in groups
     ]
     for options, owners in _detector_options().items():
-        defaults = _preset_defaults(DETECTORS[owners[0]].option_names)
+        defaults = _preset_defaults(owners)
         title = listed([f"`{name}`" for name in owners])
         parts.append(f"### Options of {title}\n\n{option_table(options, defaults)}")
     return "\n".join(parts)
@@ -705,24 +727,35 @@ def _detector_options() -> dict[type[Any], list[str]]:
     return owners
 
 
-def _preset_defaults(names: Sequence[str] | None = None) -> dict[str, str]:
-    """The text for defaults that depend on the preset, such as `paper: 12, small: 12`, by field."""
+def _preset_defaults(detectors: Sequence[str] = ()) -> dict[str, str]:
+    """The text for defaults that depend on preset and detector, such as `paper: 0.005, small: 0.02`, by field.
+
+    Args:
+        detectors: those whose options are meant; empty: the fields of the presets.
+    """
     texts = {}
-    for name in names if names is not None else PRESETS["paper"]:
-        parts = []
+    for name in DETECTORS[detectors[0]].option_names if detectors else PRESETS["paper"]:
+        usual: dict[str, Any] = {}
+        others: dict[tuple[Any, tuple[str, ...]], list[str]] = {}  # presets by value and detectors
         for preset, values in PRESETS.items():
-            overrides = {key: info.recipe.get(preset, {}).get(name) for key, info in DETECTORS.items()}
-            if name in values:
-                parts.append(f"{preset}: {values[name]}")
-                for other in dict.fromkeys(value for value in overrides.values() if value is not None):
-                    owners = [key for key, value in overrides.items() if value == other]
-                    parts.append(f"{preset} with {listed(owners)}: {other}")
-            else:
-                own = next((value for value in overrides.values() if value is not None), None)
-                base = next(getattr(info.options(), name) for info in DETECTORS.values() if name in info.option_names)
-                parts.append(f"{preset}: {base if own is None else own}")
-        if len({part.partition(": ")[2] for part in parts}) > 1:
+            chosen = {}
+            for key, info in DETECTORS.items():
+                if not detectors:
+                    chosen[key] = info.recipe.get(preset, {}).get(name, values[name])
+                elif key in detectors and name in info.option_names:
+                    chosen[key] = info.recipe.get(preset, {}).get(name, getattr(info.options(), name))
+            usual[preset] = Counter(chosen.values()).most_common(1)[0][0] if detectors else values[name]
+            for value in dict.fromkeys(chosen.values()):
+                if value != usual[preset]:
+                    who = tuple(key for key in chosen if chosen[key] == value)
+                    others.setdefault((value, who), []).append(preset)
+        if len(set(usual.values())) == 1:
+            parts = [f"{usual['paper']}"]
+        else:
+            parts = [f"{preset}: {value}" for preset, value in usual.items()]
+        for (value, who), presets in others.items():
+            where = "" if len(presets) == len(PRESETS) else f"{listed(presets)} with "
+            parts.append(f"{where}{listed(list(who))}: {value}")
+        if not detectors or len(parts) > 1:
             texts[name] = ", ".join(parts)
-        elif name in PRESETS["paper"]:
-            texts[name] = parts[0].partition(": ")[2]
     return texts

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from tinydet._internal.console import plural
 from tinydet.models.options import Architecture
-from tinydet.models.registry import detector_info
+from tinydet.models.registry import detector_info, detector_options, merged_options, recommended_options
 from tinydet.train.config import (
+    DETECTOR,
     OVERLAP,
     PAPER_EPOCHS,
     PRESET_DETECTORS,
@@ -42,17 +42,19 @@ def choose_network(
         ValueError: an option contradicts the weights of `init`.
     """
     _check_start(config, start)
-    whole = config.preset in PRESET_DETECTORS  # a preset that names a network; only the backbone's weights fit it
-    detector = config.detector or (start.detector if start and not whole else config.network)
     preset, why = _preset(config, device, start)
+    # A preset for networks of another width: of the weights, only the backbone fits.
+    other = start is not None and config.preset in PRESET_DETECTORS and PRESETS[preset]["channels"] != start.channels
+    kept = None if other else start
+    detector = config.detector or (kept.detector if kept else PRESET_DETECTORS.get(preset, DETECTOR))
     info = detector_info(detector)
     recipe = {**PRESETS[preset], **info.recipe.get(preset, {})}
-    options = dataclasses.asdict(info.options()) | {name: recipe[name] for name in info.option_names if name in recipe}
+    options = merged_options(recommended_options(detector, preset), config.options)
     chosen = dict(recipe)
     tile = TILE
     if start is not None:
-        chosen |= {"backbone": start.backbone} | ({} if whole else {"channels": start.channels})
-        options |= _inherited(start, config.options) if start.detector == detector else {}
+        chosen |= {"backbone": start.backbone} | ({"channels": kept.channels} if kept else {})
+        options |= merged_options(start.options, config.options) if start.detector == detector else {}
         tile = start.tile if start.tile and config.recipe is None else tile
     tile = config.tile or info.fit_tile(tile)
     overlap = start.overlap if start is not None and start.tile == tile and start.overlap is not None else OVERLAP
@@ -63,7 +65,7 @@ def choose_network(
         **given,
         "detector": detector,
         "preset": preset,
-        "options": {**options, **config.options},
+        "options": detector_options(detector, options),
         "tile": tile,
         "overlap": min(overlap, tile // 2) if config.overlap is None else config.overlap,
         "weights_backbone": config.weights_backbone or ("none" if no_weights else "default"),
@@ -126,12 +128,6 @@ def _check_start(config: TrainConfig, start: Architecture | None) -> None:
             f"--preset {config.preset} is {PRESETS[config.preset]['backbone']}, and the weights of --init "
             f"{config.init} are of {start.backbone}; leave --preset or --init out"
         )
-
-
-def _inherited(start: Architecture, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the weights, without the rank and the threshold of another `assign` than the given one."""
-    others = given.get("assign", start.options.get("assign")) != start.options.get("assign")
-    return {name: value for name, value in start.options.items() if not (others and name.startswith("assign_"))}
 
 
 def _preset(config: TrainConfig, device: str, start: Architecture | None) -> tuple[str, str]:
