@@ -95,7 +95,7 @@ def test_options_reach_the_run(here: Path, squares: Path, capsys: pytest.Capture
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     here: Path, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--salpha", "--data", str(squares), "--dry-run", *QUICK]) == 0
+    assert main(["--salpha", "--data", str(squares), "--detector", "retinanet", "--dry-run", *QUICK]) == 0
     printed = capsys.readouterr().out
     # squares: 96 x 96, the widest tile; the sum of the parts is the whole
     assert "2 steps, 4 tiles a step" in printed and "for a tile of 96x96" in printed

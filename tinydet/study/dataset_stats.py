@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detector",
         choices=tuple(DETECTORS),
         default="retinanet",
-        help="detector whose levels and anchors are used (default: retinanet)",
+        help="detector whose levels and anchors are used (default: retinanet, the default of training on a GPU; on a "
+        "CPU training uses: --detector fcos --assign nwd --assign-rank 3)",
     )
     add_counted_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measures to this file (default: none)")
@@ -64,7 +65,8 @@ def _run(args: argparse.Namespace) -> int:
     counting, given = counting_from(args)
     design = counting.design
     measures = measure_dataset(dataset, counting)
-    advice = advise(measures, design, detector_info(args.detector))
+    info = detector_info(args.detector)
+    advice = advise(measures, design, info)
     value = {setting.setting: setting.value for setting in advice}
     tiled: FusionStatistics | None = None
     command = ""
@@ -81,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
         command = training_command(
             source, advice, holds_out=holds_out, detector=args.detector, options=given, categories=args.categories
         )
-    print(*_report(measures, advice, tiled), sep="\n")
+    print(*_report(measures, advice, tiled, info.label), sep="\n")
     if command:
         print(f"\ntrain with: {command}")
     if args.json is not None:
@@ -96,7 +98,9 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionStatistics | None) -> Iterator[str]:
+def _report(
+    measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionStatistics | None, detector: str
+) -> Iterator[str]:
     dataset = measures.dataset
     regions = int(dataset.ignore.sum())
     objects, images = plural(len(measures.sizes), "object", ","), plural(len(dataset.images), "image", ",")
@@ -136,7 +140,7 @@ def _report(measures: DatasetMeasures, advice: Sequence[Advice], tiled: FusionSt
     )
     yield f"levels     {levels}: {fusion.text}"
     assert tiled is not None
-    yield f"alpha      {_alpha(tiled)} (finest first) on tiles of {advice[0].value} px, which --salpha computes"
+    yield f"alpha      {_alpha(tiled)} (finest first) on tiles of {advice[0].value} px, by --salpha for {detector}"
     yield f"           {_alpha(fusion)} on whole images"
     for warning in tiled.warnings if tiled.advice.salpha else tiled.warnings[:-1]:  # the advice follows
         yield f"note: {warning}"
