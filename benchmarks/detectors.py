@@ -62,7 +62,7 @@ OWN, NWD = "own", "nwd"  # the detector's own assignment rule; the K priors of h
 SEED, MORE_SEEDS = 0, (1, 2)
 BEST = 4  # combinations that get more seeds
 POINTS = ("--assign", "points")
-HALF_RATE = ("--lr", "0.01")
+RATE, HALF_RATE = "0.02", "0.01"
 ROUNDS, STEPS = 5, 4  # of the stage cost
 SPEED_RUNS = 60
 SCALES = (1.0, 1.5, 2.0)
@@ -85,15 +85,10 @@ class Network(NamedTuple):
     own: tuple[str, ...] = ()
 
 
-def small(detector: str) -> tuple[str, ...]:
-    """Return the training options of a detector in the preset small."""
-    return ("--preset", "small", "--detector", detector)
-
-
 NETWORKS = {
     "retinanet": Network("retinanet", 3),
     "faster_rcnn": Network("faster_rcnn", 2),
-    "retinanet-p3p7": Network("retinanet-p3p7", 3, (*small("retinanet-p3p7"), "--lr", "0.02")),  # twice its default
+    "retinanet-p3p7": Network("retinanet-p3p7", 3),
     "fcos": Network("fcos", 3, own=POINTS),
     "nano": Network("fcos", 3, ("--preset", "nano"), own=POINTS),
     "fcos-p3p7": Network("fcos-p3p7", 3),
@@ -213,11 +208,11 @@ def show(chosen: Sequence[Combination], args: argparse.Namespace) -> None:
                 print(f"{network}, assign {assign}: does not exist: {reason}")
 
 
-def network_flags(network: str, assign: str) -> tuple[str, ...]:
-    """Return the training options of a network with an assignment rule."""
+def network_flags(network: str, assign: str, rate: str = RATE) -> tuple[str, ...]:
+    """Return the training options of a network with an assignment rule and a learning rate."""
     detector, rank, flags, own = NETWORKS[network]
     rule = ("--assign", "nwd", "--assign-rank", str(rank)) if assign == NWD else own
-    return (*(flags or small(detector)), *rule)
+    return (*(flags or ("--preset", "small", "--detector", detector)), "--lr", rate, *rule)
 
 
 def trial(
@@ -225,15 +220,15 @@ def trial(
     seed: int,
     costs: dict[str, Any],
     args: argparse.Namespace,
-    more: tuple[str, ...] = (),
+    rate: str = RATE,
 ) -> Trial:
     network, assign, alpha = combination
     epochs = costs[f"{network} {assign}"]["epochs"]
-    varied = ("--epochs", str(epochs), *ALPHAS[alpha], "--seed", str(seed), *more)
+    varied = ("--epochs", str(epochs), *ALPHAS[alpha], "--seed", str(seed))
     files = ("--data", str(args.data / "hituav-train"), "--weights-backbone", args.weights_backbone)
     score = ("--score-on", str(args.data / "hituav-val"))
     key: dict[str, str | float] = {**combination._asdict(), "seed": seed}
-    return Trial(key, (*network_flags(network, assign), *TRAINING, *varied), (*files, *score))
+    return Trial(key, (*network_flags(network, assign, rate), *TRAINING, *varied), (*files, *score))
 
 
 def train_and_score(words: Sequence[str]) -> int:

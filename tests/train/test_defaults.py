@@ -63,6 +63,17 @@ def test_a_thin_preset_is_fcos_by_nwd_rank_unless_another_detector_is_given(
     assert f"detector fcos instead of faster_rcnn, channels {channels} instead of 48" in reasons
 
 
+def test_s_alpha_is_part_of_a_thin_preset_as_it_is(squares: Path) -> None:
+    config, reasons = chosen(data=squares)
+    assert config.salpha and "S-alpha: part of the preset small (--alpha 1 switches it off)" in reasons
+    for flags in (("--alpha", "1"), ("--alpha", "three"), ("--detector", "fcos"), ("--assign", "points"),
+                  ("--sigma-power", "0.5"), ("--preset", "paper"), ("--init", "old.pth")):  # fmt: skip
+        other, reasons = chosen(*flags, data=squares, start=OLD if "--init" in flags else None)
+        assert not other.salpha and "S-alpha" not in reasons
+    given, reasons = chosen("--salpha", data=squares)
+    assert given.salpha and "S-alpha" not in reasons
+
+
 def test_weights_as_wide_as_the_preset_keep_their_detector(squares: Path) -> None:
     start = Architecture("retinanet", "mobilenet_v2", 64, {"assign": "dotd", "assign_rank": 2})
     config, _ = chosen("--preset", "small", "--init", "old.pth", data=squares, start=start)

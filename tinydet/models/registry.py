@@ -158,10 +158,10 @@ def _grid_rcnn() -> type[Detector]:
 
 _TWO_STAGE = {"paper": {"lr": 0.01}}  # the released Faster R-CNN learns at twice the rate of RetinaNet
 _THIN_HEAD = {preset: {"head_convs": convs, "head_init": "he"} for preset, convs in (("small", 2), ("nano", 1))}
-# Twice that rate, the presets', teaches RetinaNet on P3-P7 nothing at alpha = 1: docs/detectors.md.
+# Twice that rate, the presets', teaches some detectors little or nothing at alpha = 1: docs/detectors.md.
 _SLOW_THIN_HEAD = {preset: {**recipe, "lr": 0.01} for preset, recipe in _THIN_HEAD.items()}
 # The best of the measured detectors: docs/detectors.md.
-_RANKED_THIN_HEAD = {preset: {**recipe, "assign": "nwd", "assign_rank": 3} for preset, recipe in _THIN_HEAD.items()}
+_RANKED_THIN_HEAD = {preset: {**r, "assign": "nwd", "assign_rank": 3} for preset, r in _SLOW_THIN_HEAD.items()}
 
 DETECTORS: dict[str, DetectorInfo] = {
     "retinanet": DetectorInfo(

@@ -280,7 +280,8 @@ class TrainConfig:
 
     salpha: bool = option(
         False,
-        "compute alpha from the annotations before training (S-alpha, Algorithm 1 of the paper)",
+        "compute alpha from the annotations before training (S-alpha, Algorithm 1 of the paper). The presets small and "
+        "nano do so by themselves, unless --detector, --assign, --alpha, --sigma-power or --init is given",
         group="fusion factor",
     )
     alpha: tuple[float, ...] | float | str | None = option(

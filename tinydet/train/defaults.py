@@ -60,10 +60,13 @@ def choose_network(
     overlap = start.overlap if start is not None and start.tile == tile and start.overlap is not None else OVERLAP
     given = {name: value for name in PRESETS[preset] if (value := getattr(config, name)) is not None}
     no_weights = config.init or (config.built_in and preset != "paper")
+    given_otherwise = config.detector or "assign" in config.options or config.init or config.alpha or config.sigma_power
+    by_itself = preset in PRESET_DETECTORS and not given_otherwise and not config.salpha
     values: dict[str, Any] = {
         **{name: chosen[name] for name in PRESETS[preset]},
         **given,
         "detector": detector,
+        "salpha": config.salpha or by_itself,
         "preset": preset,
         "options": detector_options(detector, options),
         "tile": tile,
@@ -74,6 +77,8 @@ def choose_network(
     filled.check_tile()
     filled.check_alpha()
     lines = [f"preset {preset}: {why}"] if why else []
+    if by_itself:
+        lines.append(f"S-alpha: part of the preset {preset} (--alpha 1 switches it off)")
     if start is not None:
         lines.append(_network_line(config, filled, start))
     return filled, lines
