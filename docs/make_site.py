@@ -61,7 +61,7 @@ def copy_pages() -> None:
         ValueError: a page links to a file that does not exist, or is not in the navigation.
     """
     shutil.rmtree(PAGES, ignore_errors=True)
-    pending = sorted(file for file in DOCS.rglob("*") if file.is_file() and file.suffix != ".py")
+    pending = sorted(file for file in DOCS.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc"))
     check_navigation(pending)
     seen = set(pending)
     while pending:
@@ -72,7 +72,7 @@ def copy_pages() -> None:
             text = source.read_text(encoding="utf-8")
             linked = {target for _, target, _ in links(source, text)}
             place.write_text(converted(source, text), encoding="utf-8")
-        elif source.suffix == ".py":
+        elif is_module(source):
             place.write_text(module_page(source), encoding="utf-8")
             continue
         else:
@@ -104,9 +104,13 @@ def site_path(source: Path) -> str:
     """
     if source.is_relative_to(DOCS):
         return source.relative_to(DOCS).as_posix()
-    if source.suffix == ".py" and source.is_relative_to(ROOT / "tinydet"):
+    if is_module(source):
         return f"reference/{module_name(source)}.md"
     return f"repository/{source.relative_to(ROOT).as_posix()}"
+
+
+def is_module(source: Path) -> bool:
+    return source.suffix == ".py" and source.is_relative_to(ROOT / "tinydet")
 
 
 def module_name(source: Path) -> str:
