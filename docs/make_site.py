@@ -54,19 +54,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def copy_pages() -> None:
-    """Copy docs/ to build/docs, and every file of the repository that its pages link to.
+def copy_pages(folder: Path = PAGES) -> None:
+    """Copy docs/ to a folder, and every file of the repository that its pages link to.
 
     Raises:
         ValueError: a page links to a file that does not exist, or is not in the navigation.
     """
-    shutil.rmtree(PAGES, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     pending = sorted(file for file in DOCS.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc"))
     check_navigation(pending)
     seen = set(pending)
     while pending:
         source = pending.pop()
-        place = PAGES / site_path(source)
+        place = folder / site_path(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".md":
             text = source.read_text(encoding="utf-8")

@@ -33,7 +33,8 @@ STYLE = """
   .small { font-size: 12px; } .bold { font-weight: 600; } .soft { fill: var(--soft); }
   .paper { fill: var(--paper); } .axis { stroke: var(--line); fill: none; }
   .ink-line { stroke: var(--ink); fill: none; stroke-width: 1.3; }
-  .blue { fill: var(--blue); } .orange { fill: var(--orange); } .green { fill: var(--green); } .red { fill: var(--red); }
+  .blue { fill: var(--blue); } .orange { fill: var(--orange); }
+  .green { fill: var(--green); } .red { fill: var(--red); }
   .blue-line { stroke: var(--blue); } .orange-line { stroke: var(--orange); } .green-line { stroke: var(--green); }
   .red-line { stroke: var(--red); } .soft-line { stroke: var(--soft); }
   .blue-line, .orange-line, .green-line, .red-line, .soft-line { fill: none; stroke-width: 1.8; }
@@ -348,7 +349,9 @@ def overlap_by_size() -> Figure:
     chart = Chart(figure, (52, 42, 464, 242), (2, 64), (0, 1), log="x")
     for threshold in (0.25, 0.5, 0.75):
         chart.curve([(2, threshold), (64, threshold)], "soft-line dashed")
-    chart.axes((2, 4, 8, 12, 20, 32, 64), (0, 0.25, 0.5, 0.75, 1), "side of the object in pixels", "IoU with the object")
+    chart.axes(
+        (2, 4, 8, 12, 20, 32, 64), (0, 0.25, 0.5, 0.75, 1), "side of the object in pixels", "IoU with the object"
+    )
     for shift, look in ((1, "blue"), (2, "green"), (4, "orange")):
         sides = np.geomspace(max(2, shift), 64, 60)
         chart.curve([(s, (s - shift) / (s + shift)) for s in sides], f"{look}-line")
