@@ -29,8 +29,8 @@ STYLE = """
   @media (prefers-color-scheme: dark) {
     :root { --paper: #14161d; --ink: #e6e8ee; --soft: #a3aab8; --line: #454b59;
             --blue: #7aa9ff; --orange: #f5a65b; --green: #5fcf8b; --red: #ff8585; } }
-  text { font: 13px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--ink); }
-  .small { font-size: 12px; } .bold { font-weight: 600; } .soft { fill: var(--soft); }
+  text { font: 14px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--ink); }
+  .small { font-size: 13px; } .bold { font-weight: 600; } .soft { fill: var(--soft); }
   .paper { fill: var(--paper); } .axis { stroke: var(--line); fill: none; }
   .ink-line { stroke: var(--ink); fill: none; stroke-width: 1.3; }
   .blue { fill: var(--blue); } .orange { fill: var(--orange); }
@@ -318,13 +318,13 @@ def verification() -> Figure:
     figure = Figure(430, "The steps of an export, and what each result is compared with")
     rows = (
         ("model.pth", "PyTorch", "α is folded"),
-        ("model.onnx", "FP32, ONNX Runtime", "precision is changed"),
-        ("model.int8.onnx", "FP16 or INT8, ONNX Runtime", "an engine is built"),
+        ("model.onnx", "FP32", "precision is changed"),
+        ("model.int8.onnx", "FP16 or INT8", "an engine is built"),
         ("model.engine", "TensorRT", ""),
     )
     checks = (
         ("operators counted:", "those of a conventional FPN", "detections of two tile sizes"),
-        ("detections of real, empty and", "crowded tiles, in each batch size", "AP by object size"),
+        ("detections of real, empty and", "crowded tiles, in batches", "AP by object size"),
         ("the same, on a machine", "that can run the engine", ""),
     )
     for row, (name, runtime, step) in enumerate(rows):
