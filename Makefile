@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-EXTRAS := train,export,rtx,openvino,geo,timm,tables,video,formats,supervision,track,triton,plots,cloud,ray,serve,dev
+EXTRAS := train,export,rtx,openvino,geo,timm,tables,video,formats,supervision,track,triton,plots,cloud,ray,serve,docs,dev
 ARGS ?=
 
 TEST_TIME := 4 minutes on two otherwise idle cores (Intel Xeon, Emerald Rapids)
@@ -15,7 +15,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check docs bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
@@ -33,6 +33,9 @@ check: $(READY) ## run ruff (lint and format) and mypy --strict
 	$(PY) -m ruff format --check
 	$(PY) -m mypy --strict tinydet
 
+docs: $(READY) ## build the documentation site, in build/site/; --serve in ARGS shows it
+	$(PY) docs/make_site.py $(ARGS)
+
 bench: $(READY) ## run every benchmark that has --quick; list the others
 	@for script in $$(grep -l '^if __name__ ==' $(filter-out benchmarks/demo.py,$(wildcard benchmarks/*.py))); do \
 	  if grep -q '"--quick"' $$script; then echo "$(PY) $$script --quick"; $(PY) $$script --quick || exit 1; \
@@ -40,7 +43,7 @@ bench: $(READY) ## run every benchmark that has --quick; list the others
 	done
 
 clean: ## remove demo/, build products and caches, but not .venv
-	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo build dist *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # pip installs the pinned versions when .venv is missing or older than these files. The stamp is written last, so that

@@ -4,8 +4,9 @@
     python benchmarks/fusion_study.py --stage rates --only embedded --budget 60
     python benchmarks/fusion_study.py --report           # tables and figures of the training runs recorded so far
 
-A smaller alpha slows down the learning of the deep levels of the pyramid (docs/fusion-factor.md), so a comparison at a
-single learning rate would mostly compare learning rates. Each strategy is therefore trained in two stages:
+A smaller alpha slows down the learning of the deep levels of the pyramid (docs/concepts/preconditioner.md), so a
+comparison at a single learning rate would mostly compare learning rates. Each strategy is therefore trained in two
+stages:
 
 rates   at four learning rates with one seed
 seeds   at its best rate with fresh seeds

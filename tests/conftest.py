@@ -17,7 +17,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 sys.path.append(str(Path(__file__).parent / "support"))  # modules that several folders of tests share
-pytest_plugins = ["runtime_fixtures"]
+pytest_plugins = ["runtime_fixtures", "browser_fixtures"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell that started pytest in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -28,7 +28,7 @@ def norms(alpha: float, *, balanced: bool, at: str) -> list[float]:
 
 
 def test_the_loss_of_the_finest_level_passes_around_the_factors() -> None:
-    """Alone the pyramid weighs the way from P2 to C2, C3, C4, C5 by alpha^0 to alpha^3; docs/fusion-factor.md."""
+    """Alone the pyramid weighs the way from P2 to C2 to C5 by alpha^0 to alpha^3: docs/concepts/preconditioner.md."""
     kept = {
         balanced: [
             small / one

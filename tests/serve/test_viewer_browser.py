@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from tinydet.serve.view import export_view, open_view
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIDE, COUNT = 8192, 10_000
 READY = "html[data-shown]"
 # Adds the time that each frame takes to `frames`, and that of our own drawing to `drawing`.
@@ -40,20 +38,6 @@ MEASURE = """async () => {
   const frame = (t) => { window.frames.push(t - last); last = t; requestAnimationFrame(frame); };
   requestAnimationFrame(frame);
 }"""
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    pytest.importorskip("uvicorn", reason="needs the extra serve")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this system: apt-get install chromium")
-    off = ["background-networking", "component-update", "sync", "gpu", "quic"]
-    with sync.sync_playwright() as running:
-        arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in off)]
-        opened = running.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +74,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(files: Path) -> Iterator[str]:
     """The address of `tinydet view`."""
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
