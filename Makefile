@@ -15,7 +15,7 @@ PY := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs bench dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
@@ -41,6 +41,11 @@ bench: $(READY) ## run every benchmark that has --quick; list the others
 	  if grep -q '"--quick"' $$script; then echo "$(PY) $$script --quick"; $(PY) $$script --quick || exit 1; \
 	  else echo "skipped, takes long: $(PY) $$script  # $$(sed -n '1s/"""//gp' $$script)"; fi; \
 	done
+
+dist: $(READY) ## build the sdist and from it the wheel, in dist/, and check both
+	rm -rf dist
+	$(PY) -m build --no-isolation
+	$(PY) -m twine check --strict dist/*
 
 clean: ## remove demo/, build products and caches, but not .venv
 	rm -rf demo build dist *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,6 @@
 
 from tinydet._internal.threads import set_openmp_wait_policy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 set_openmp_wait_policy()  # before any module here imports torch
