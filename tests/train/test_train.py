@@ -104,7 +104,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 
 
 def test_scores_by_epoch_are_written_for_other_programs(here: Path, squares: Path) -> None:
-    flags = ["--data", str(squares), "--val", str(squares), "--no-tensorboard", *QUICK, "--json", "run.json"]
+    flags = [
+        "--data",
+        str(squares),
+        "--val",
+        str(squares),
+        "--no-tensorboard",
+        "--alpha",
+        "1",
+        *QUICK,
+        "--json",
+        "run.json",
+    ]
     assert main(flags) == 0
     run = json.loads((here / "run.json").read_text())
     assert run["alpha"] == [1, 1, 1] and run["diverged"] is None
