@@ -8,6 +8,7 @@ the scores. The limit of familiar tiles is chosen as in conformal prediction, wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,12 +146,22 @@ def keep_threshold(scores: NDArray[np.float64], recall: float = RECALL, confiden
     (1.0, 0, 0.97, 5.0, 4, 0.991)
     """
     ordered = np.sort(scores)
-    missed = 0
-    while missed + 1 < len(ordered) and recall_bound(missed + 1, len(ordered), confidence) >= recall:
-        missed += 1
-    value = float(ordered[missed])
+    value = float(ordered[may_miss(len(ordered), recall, confidence)])
     missed = int((ordered < value).sum())
     return Threshold(value, recall_bound(missed, len(ordered), confidence), missed)
+
+
+@functools.cache
+def may_miss(count: int, recall: float, confidence: float = CONFIDENCE) -> int:
+    """Return how many of `count` objects may be missed, so that the recall is still proven; 0 also if it never is.
+
+    >>> may_miss(598, 0.995), may_miss(1000, 0.995), may_miss(10, 0.995)
+    (0, 1, 0)
+    """
+    missed = 0
+    while missed + 1 < count and recall_bound(missed + 1, count, confidence) >= recall:
+        missed += 1
+    return missed
 
 
 def alarm_threshold(scores: NDArray[np.float64], rate: float = FALSE_ALARM) -> tuple[float, float]:
