@@ -59,7 +59,8 @@ BATCH, RATE, DECAY = 8, 2e-3, 1e-3
 AUGMENT = ("photometric", "gamma", "sharpness", "noise")
 MOST_WEIGHT = 20.0  # of a cell with an object, against one without
 FAMILIAR = 400  # training tiles to learn from what is familiar
-SOFTENED = (1.0, 0.5, 0.1)  # they are also familiar with so much of their detail: water, sand and snow have little
+# They are also familiar with so much of their contrast: water, sand and snow have little, and nothing to find.
+SOFTENED = (1.0, 0.5, 0.1, 0.0)
 FLOOR = 1e-6  # of scores, before the calibration
 # Objects of this size (1st percentile, in pixels) are visible in tiles that are reduced by 2 and 4.
 SIZES = {4: 16.0, 2: 4.0}
@@ -207,8 +208,9 @@ class _Run:
         (value, limit), record = calibrated(scores, self._record(tuple(sides)))
         value, limit = (min(max(each, 2 * FLOOR), 1 - FLOOR) for each in (value, limit))
         network.calibrate(value, (limit / (1 - limit)) ** (1 / STEEPNESS))
-        spec = self._spec(record, reduced_sides[0], domain=measure_domain(self._train))
-        domain = None if spec.domain is None else dataclasses.replace(spec.domain, class_sizes=())
+        domain = measure_domain(self._train)
+        domain = None if domain is None else dataclasses.replace(domain, class_sizes=())
+        spec = self._spec(record, reduced_sides[0], domain=domain)
         folder = self._output.parent
         train, val = self._sources
         config = {
@@ -218,7 +220,7 @@ class _Run:
             "epochs": self._epochs,
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        save_filter(FilterCheckpoint(weights, dataclasses.replace(spec, domain=domain), config), self._output)
+        save_filter(FilterCheckpoint(weights, spec, config), self._output)
         return record
 
     def _familiar(self, network: TileFilterNetwork) -> Tensor:
@@ -230,8 +232,8 @@ class _Run:
             for index in np.unique(np.linspace(0, count - 1, min(count, FAMILIAR)).round().astype(int)).tolist():
                 pixels = self._tiles.sample(index, seed=0, epoch=0).pixels
                 image = reduced(np.ascontiguousarray(pixels), self._tile, self._reduction)
-                soft = cv2.GaussianBlur(image, (0, 0), len(image) / 16)
-                images = np.stack([cv2.addWeighted(image, share, soft, 1 - share, 0) for share in SOFTENED])
+                plain = np.broadcast_to(image.mean((0, 1)).astype(np.uint8), image.shape)
+                images = np.stack([cv2.addWeighted(image, share, plain, 1 - share, 0) for share in SOFTENED])
                 features.append(network(torch.from_numpy(images))[1])
         return torch.cat(features)
 
