@@ -24,14 +24,13 @@ from tinydet._internal.atomic import atomic_path
 from tinydet._internal.json_files import checked
 from tinydet._internal.shell import tinydet_command
 from tinydet.models.backbone import PixelNorm
-from tinydet.models.checkpoint import current_versions
+from tinydet.models.checkpoint import FILTER_FORMAT, current_versions
 from tinydet.models.graphs.one_stage import BestBoxes
 from tinydet.models.tensor_files import read_tensors, unusable_tensor
 from tinydet.runtime.backends import TileOutputs
 from tinydet.runtime.tile_filter import CELL
 from tinydet.spec import FilterRecord, ModelSpec
 
-FORMAT = "tinydet-filter-1"
 NAME = "tile_filter"  # as `ModelSpec.detector`
 CLASSES = ("object", "unfamiliar")
 STRIDE = 8  # of the last layer, in pixels of a reduced tile
@@ -226,13 +225,13 @@ def save_filter(checkpoint: FilterCheckpoint, path: Path) -> None:
     """Write atomically: a full disk or Ctrl-C leaves an older file unchanged."""
     values = {"weights": checkpoint.weights, "spec": checkpoint.spec.to_json(), "config": checkpoint.config}
     with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **values}, temporary)
+        torch.save({"format": FILTER_FORMAT, **values}, temporary)
 
 
 def is_filter(path: Path) -> bool:
     """Return whether a file is a checkpoint of a tile filter. Raise ValueError if it is not a checkpoint at all."""
     values = read_tensors(path, "name a checkpoint of tinydet")
-    return isinstance(values, dict) and values.get("format") == FORMAT
+    return isinstance(values, dict) and values.get("format") == FILTER_FORMAT
 
 
 def load_filter(path: Path) -> FilterCheckpoint:
@@ -243,7 +242,7 @@ def load_filter(path: Path) -> FilterCheckpoint:
     """
     remedy = f"train it again: {tinydet_command('train', '--filter', 'model.pth')}"
     values = read_tensors(path, remedy)
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if not isinstance(values, dict) or values.get("format") != FILTER_FORMAT:
         raise ValueError(f"{path}: not a tile filter; {remedy}")
     spec = ModelSpec.from_json(str(values.get("spec", "")), source=path)
     checkpoint = checked(_Stored, values, source=path, what="tile filter", remedy=remedy)
