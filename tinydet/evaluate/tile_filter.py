@@ -204,6 +204,6 @@ def recall_bound(missed: int, count: int, confidence: float = CONFIDENCE) -> flo
 def _tiles_of(bounds: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return (M, N): the tiles (N, 4) that contain a box (M, 4) whole; if there are none, those that overlap it."""
     box, tile = boxes[:, None], bounds[None]
-    whole = (tile[..., :2] <= box[..., :2]).all(2) & (tile[..., 2:] >= box[..., 2:]).all(2)
-    touched = (tile[..., :2] < box[..., 2:]).all(2) & (tile[..., 2:] > box[..., :2]).all(2)
-    return np.where(whole.any(axis=1)[:, None], whole, touched)
+    whole = np.all(tile[..., :2] <= box[..., :2], axis=2) & np.all(tile[..., 2:] >= box[..., 2:], axis=2)
+    touched = np.all(tile[..., :2] < box[..., 2:], axis=2) & np.all(tile[..., 2:] > box[..., :2], axis=2)
+    return np.where(np.any(whole, axis=1, keepdims=True), whole, touched)

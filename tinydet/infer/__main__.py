@@ -121,10 +121,10 @@ def infer(args: argparse.Namespace) -> RunSummary:
     if args.skip not in (None, "empty") and args.skip_empty:
         raise ValueError("--skip and --skip-empty name two filters; choose one")
     if args.skip not in (None, "empty", "learned") or (args.skip == "learned" and args.model is not None):
-        model = None if args.model is None else model_path(args.model)
-        if model is None or not is_store(model):
+        named = None if args.model is None else model_path(args.model)
+        if named is None or not is_store(named):
             check_file(
-                _filter_file(args.skip, model), f"train one: {tinydet_command('train', '--filter', 'model.pth')}"
+                _filter_file(args.skip, named), f"train one: {tinydet_command('train', '--filter', 'model.pth')}"
             )
     formats = args.format and tuple(dict.fromkeys(args.format))
     outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary, args.journals, args.stac)

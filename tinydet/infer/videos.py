@@ -295,9 +295,8 @@ def _write(
             progress.say(
                 f"  {skipped} of {tiles.tiles} tiles without {reason} were skipped ({skipped / tiles.tiles:.0%})"
             )
-    record = summary.filter_record
-    if record is not None:
-        for line in filter_lines(frames.counts, record):
+    if (of_filter := summary.filter_record) is not None:
+        for line in filter_lines(frames.counts, of_filter):
             progress.say(line)
     return stopped, counts
 

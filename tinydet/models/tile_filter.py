@@ -49,6 +49,8 @@ class TileFilterNetwork(nn.Module):
         limit: distance of the features of a tile from those of the training tiles at which it counts as unfamiliar.
     """
 
+    mean: Tensor
+    std: Tensor
     center: Tensor
     whitening: Tensor
     limit: Tensor
@@ -148,6 +150,9 @@ class FilterGraph(nn.Module):
     """
 
     strides = (CELL,)
+    corners: Tensor
+    right: Tensor
+    down: Tensor
 
     def __init__(self, network: TileFilterNetwork, spec: ModelSpec) -> None:
         super().__init__()

@@ -125,7 +125,7 @@ class _Run:
         self._epochs = config.epochs or min(max(math.ceil(VIEWS / len(self._tiles)), EPOCHS[0]), EPOCHS[1])
         self._batch = config.batch or BATCH
         torch.manual_seed(config.seed)
-        self._network = TileFilterNetwork(pixels).to(self._device, memory_format=torch.channels_last)
+        self._network = TileFilterNetwork(pixels).to(memory_format=torch.channels_last).to(self._device)
         self._pixels = pixels
         self._optimizer = torch.optim.AdamW(self._network.parameters(), lr=config.lr or RATE, weight_decay=DECAY)
         self._done, self._seconds = 0, 0.0
