@@ -206,4 +206,5 @@ def _tiles_of(bounds: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArra
     box, tile = boxes[:, None], bounds[None]
     whole = np.all(tile[..., :2] <= box[..., :2], axis=2) & np.all(tile[..., 2:] >= box[..., 2:], axis=2)
     touched = np.all(tile[..., :2] < box[..., 2:], axis=2) & np.all(tile[..., 2:] > box[..., :2], axis=2)
-    return np.where(np.any(whole, axis=1, keepdims=True), whole, touched)
+    found: NDArray[np.bool_] = np.where(np.any(whole, axis=1, keepdims=True), whole, touched)
+    return found
