@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tinydet.spec import FORMAT, PRECISIONS, Domain, ModelSpec
+from tinydet.spec import FORMAT, PRECISIONS, Domain, FilterRecord, ModelSpec
 
 SMALLEST = ModelSpec(classes=("person",), category_ids=(0,), detector="retinanet", backbone="resnet18", tile=640)
 FULL = ModelSpec(
@@ -42,6 +42,7 @@ FULL = ModelSpec(
     operating_point="precision >= 0.9 on 20 images",
     calibration=((1.5, -0.25), (0.5, 2.0)),
     calibration_source="fitted on 20 images",
+    tile_filter=FilterRecord(("boat",), (640, 320), 1.0, 2, 0.995, 0.99, 0.95, 400, 1, 90, 60, 1, 0.01, "int8", "val"),
     onnx_sha256="ab" * 32,
     engine={"flavour": "rtx", "version": "1.7.1.116", "nested": {"targets": ["SM86", "SM89"]}},
     versions={"torch": "2.14.1", "onnx": "1.23.2"},

@@ -78,6 +78,75 @@ class Domain:
 
 
 @dataclass(frozen=True)
+class FilterRecord:
+    """What a tile filter was made for, and how well it keeps objects; see `tinydet.runtime.tile_filter`.
+
+    A tile filter is an exported model of two classes: `object`, whose boxes are cells of the tile that may hold a part
+    of an object, and `unfamiliar`, whose box is the whole tile if it is unlike the training images. A tile is skipped
+    if no box reaches the threshold of its class (`ModelSpec.thresholds`).
+
+    Attributes:
+        classes: classes of the detector that the filter was trained for.
+        tiles: sides of the detector's tiles that the filter was calibrated on, in pixels.
+        scale: resize factor of the images that it was trained on.
+        reduction: the filter takes tiles that are reduced by this factor.
+        recall: wanted share of the objects in the tiles that are kept, from 0 to 1.
+        bound: lower bound of that share on images like the held-out ones; below `recall` if these have too few objects
+            to prove it.
+        confidence: of the bound.
+        objects, missed: number of objects of the held-out images, and of those in skipped tiles.
+        held_out: number of held-out tiles; `skipped` and `unfamiliar`: of those that are skipped or called unfamiliar.
+        false_alarm: share of tiles like the held-out ones that are called unfamiliar, at most.
+        precision: precision of the graph that was calibrated.
+        source: where the held-out images come from; for display only.
+    """
+
+    classes: tuple[str, ...]
+    tiles: tuple[int, ...]
+    scale: float
+    reduction: int
+    recall: float
+    bound: float
+    confidence: float
+    objects: int
+    missed: int
+    held_out: int
+    skipped: int
+    unfamiliar: int
+    false_alarm: float
+    precision: str = "fp32"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields that the runtime relies on.
+
+        Raises:
+            ValueError: names the field, the rule and the value.
+        """
+        shares = ("recall", "bound", "confidence", "false_alarm")
+        for name, holds, rule in (
+            ("classes", bool(self.classes), "one or more names"),
+            ("tiles", bool(self.tiles) and all(1 <= tile <= LARGEST_TILE for tile in self.tiles), "valid tiles"),
+            ("reduction", 1 <= self.reduction <= 16, "1 to 16"),
+            *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in shares),
+            ("missed", 0 <= self.missed <= self.objects, f"0 to objects ({self.objects})"),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must be {rule}, not {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, values: Any, *, source: Path | str, what: str, remedy: str) -> FilterRecord | None:
+        """Return the record that `dataclasses.asdict` described, None for None.
+
+        Raises:
+            ValueError: as `json_files.checked`.
+        """
+        if values is None:
+            return None
+        return checked(cls, values, source=source, what=f"{what}: tile_filter", remedy=remedy)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What the runtime must know to prepare the input of an exported model and to interpret its outputs.
 
@@ -109,6 +178,7 @@ class ModelSpec:
         calibration: for each class, slope and offset of `runtime.score_calibration`, which turns scores of the graph
             into probabilities; empty for scores as they are.
         calibration_source: which data these were fitted on; for display only.
+        tile_filter: of a tile filter; None for a detector.
         onnx_sha256: hash of the ONNX file that an engine was built from.
         engine: flavor, version, target and tiles of an engine; empty for an ONNX file.
         versions: versions of the packages that exported the model.
@@ -138,6 +208,7 @@ class ModelSpec:
     operating_point: str = ""
     calibration: tuple[tuple[float, float], ...] = ()
     calibration_source: str = ""
+    tile_filter: FilterRecord | None = None
     onnx_sha256: str | None = None
     engine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -216,7 +287,8 @@ class ModelSpec:
                 f"{source}: model description of format {values['format']!r:.20}, this tinydet reads {FORMAT}; {remedy}"
             )
         what = "model description"
-        values = {**values, "domain": Domain.from_dict(values.get("domain"), source=source, what=what, remedy=remedy)}
+        for name, record in (("domain", Domain), ("tile_filter", FilterRecord)):
+            values = {**values, name: record.from_dict(values.get(name), source=source, what=what, remedy=remedy)}
         return checked(cls, values, source=source, what=what, remedy=remedy)
 
 

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
+from tinydet.evaluate.tile_filter import recall_bound
 from tinydet.infer.contrast_calibration import (
     MARGIN,
     Contrasts,
     calibrate_contrast_filter,
     highest_threshold,
     measure_contrasts,
-    recall_bound,
 )
 from tinydet.infer.contrast_filter import ContrastFilter, contrast, contrast_filter_path
 from tinydet.spec import ModelSpec

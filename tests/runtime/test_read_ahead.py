@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ def all_tiles(scene: Scene, tiles: Sequence[Tile] | None = None, size: tuple[int
     return TileSet(scene, GRID.tiles if tiles is None else tiles, size)
 
 
+OUTCOMES: tuple[Any, Any] = ("read", "filtered")
 GRID = TileGrid(640, 640, 64, 0)
 CASES = {
     "none": set(),
@@ -81,11 +83,24 @@ def test_batches_hold_the_tiles_with_data_in_order_and_report_all_others(
 
 def test_filtered_tiles_are_reported_apart_from_empty_ones() -> None:
     tiles = all_tiles(Holes({3}), GRID.tiles[:12])
-    batches = reading(tiles, batch=4, tile_filter=lambda pixels: int(pixels[0, 0, 0]) % 2 == 0)
+    tiles = dataclasses.replace(tiles, tile_filter=lambda pixels: OUTCOMES[int(pixels[0, 0, 0]) % 2])
+    batches = reading(tiles, batch=4)
     reads = [segment for batch in batches for segment in batch.segments]
     assert [tile.index for read in reads for tile in read.filtered] == [1, 5, 7, 9, 11]
     assert [tile.index for read in reads for tile in read.empty] == [3]
     assert [[tile.index for tile in read.tiles] for read in reads] == [[0, 2, 4, 6], [8, 10]]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7])
+def test_unfamiliar_tiles_are_run_and_counted_once(batch: int) -> None:
+    tiles = all_tiles(Holes({3}))
+    chosen = {index: ("filtered", "read", "unfamiliar")[index % 3] for index in range(100)}
+    tiles = dataclasses.replace(tiles, tile_filter=lambda pixels: chosen[int(pixels[0, 0, 0])])
+    reads = [segment for batch in reading(tiles, batch=batch, readers=3) for segment in batch.segments]
+    assert [tile.index for read in reads for tile in read.tiles] == [i for i in range(100) if i % 3]
+    assert sum(read.unfamiliar for read in reads) == sum(kind == "unfamiliar" for kind in chosen.values())
+    counted = [(read.unfamiliar, sum(tile.index % 3 == 2 for tile in read.tiles)) for read in reads]
+    assert all(said == found for said, found in counted)
 
 
 def test_handles_are_closed_if_the_caller_stops_early() -> None:

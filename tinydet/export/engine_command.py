@@ -17,6 +17,8 @@ from tinydet.export.onnx_command import (
     choose_data,
     convert_precision,
     export_checkpoint,
+    export_tile_filter,
+    is_tile_filter,
     refuse_ir,
     refuse_shape_options,
 )
@@ -122,7 +124,8 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Path, ModelS
     if model.suffix != ".onnx":
         onnx_path = output.with_suffix(".onnx")
         largest = args.batch[2] if args.batch else 16
-        _, chosen = export_checkpoint(model, onnx_path, largest, args, report, tiles=tiles)
+        export_model = export_tile_filter if is_tile_filter(model) else export_checkpoint
+        _, chosen = export_model(model, onnx_path, largest, args, report, tiles=tiles)
     else:
         refuse_shape_options(args, tile=False)
     exported = read_onnx(onnx_path)

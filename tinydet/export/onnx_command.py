@@ -23,12 +23,14 @@ from tinydet.export.options import (
 )
 from tinydet.export.precision import Precision, convert
 from tinydet.export.steps import show_steps, step
+from tinydet.export.tile_filter import recalibrate
 from tinydet.export.verification_images import (
     OwnData,
     VerificationImages,
     choose_images,
     find_data,
     own_data_of_checkpoint,
+    own_data_of_config,
     own_data_of_report,
     with_calibration,
 )
@@ -36,6 +38,7 @@ from tinydet.export.verify import Verification, summarize, verify
 from tinydet.models.registry import detector_info
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.bundled import model_path
+from tinydet.runtime.tile_filter import describe
 from tinydet.spec import ModelSpec
 
 Report = Callable[[str], None]  # takes one line
@@ -65,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     output, _ = export(args, print)
-    print(f"run it        {infer_command(output, read_onnx(output).spec)}")
+    spec = read_onnx(output).spec
+    print(f"run it        {infer_command(output, spec)}")
     print(f"build engine  {tinydet_command('export', 'engine', output)}")
     return 0
 
@@ -95,7 +99,8 @@ def export(args: argparse.Namespace, report: Report) -> tuple[Path, Verification
         output = args.output or args.model.with_suffix(".onnx")
         if output.exists() and output.samefile(model):
             raise ValueError(f"{output} is the checkpoint itself; name another output")
-        verification, chosen = export_checkpoint(
+        export_model = export_tile_filter if is_tile_filter(model) else export_checkpoint
+        verification, chosen = export_model(
             model, output, args.batch, args, report, tiles=(args.tile,) if args.tile else ()
         )
         if args.precision != "fp32":
@@ -188,6 +193,53 @@ def export_checkpoint(
     return report.verification, chosen
 
 
+def is_tile_filter(model: Path) -> bool:
+    """Return whether a checkpoint is that of a tile filter. Imports torch."""
+    with needs_extra("train,export"):
+        from tinydet.models.tile_filter import is_filter
+    return is_filter(model)
+
+
+def export_tile_filter(
+    model: Path, output: Path, batch: int, args: argparse.Namespace, say: Report, *, tiles: Sequence[int]
+) -> tuple[Verification, VerificationImages]:
+    """Export the checkpoint of a tile filter, as `export_checkpoint` exports that of a detector."""
+    from tinydet.export.onnx_file import write_filter_onnx
+    from tinydet.models.tile_filter import TorchFilter, load_filter
+
+    if tiles or args.max_detections or args.nms_rounds or args.grid_rois:
+        raise ValueError(
+            f"{model} is a tile filter, which takes the tiles that it was calibrated on; leave --tile, "
+            "--max-detections, --nms-rounds and --grid-rois out"
+        )
+    checkpoint = load_filter(model)
+    spec = replace(checkpoint.spec, max_batch=batch)
+    chosen = choose_data(spec, args, own_data_of_config(model, checkpoint.config), args.precision)
+    network = checkpoint.build()
+    with show_steps("exporting"):
+        report = write_filter_onnx(
+            network,
+            spec,
+            output,
+            verify=lambda candidate: verify(
+                TorchFilter(network, candidate.spec),
+                candidate,
+                chosen.images,
+                source=chosen.source,
+                record=chosen.record(output.parent),
+            ),
+        )
+    record = report.spec.tile_filter
+    assert record is not None and report.verification is not None
+    size = f"{report.bytes / 1e3:.0f} kB, {report.spec.precision}, {report.nodes} nodes"
+    say(f"wrote         {output}  {size}, {report.seconds:.0f} s")
+    say(f"              {output.with_suffix('.json')}")
+    say(f"tile filter   {describe(record)}")
+    say(f"tiles         of {min(record.tiles)} pixels or more, reduced by {record.reduction}; scale {record.scale:g}")
+    say(summarize(report.verification, output))
+    return report.verification, chosen
+
+
 def choose_data(spec: ModelSpec, args: argparse.Namespace, own: OwnData, precision: str | None) -> VerificationImages:
     """Return the images to verify a model on, and for INT8 those to calibrate on.
 
@@ -195,7 +247,11 @@ def choose_data(spec: ModelSpec, args: argparse.Namespace, own: OwnData, precisi
         own: data of the model.
         precision: to convert the model to.
     """
-    chosen = choose_images(spec.classes, args.images, args.data, own, limit=args.limit)
+    if spec.tile_filter is not None:
+        chosen = choose_images(spec.tile_filter.classes, args.images, args.data, own, limit=args.limit)
+        chosen = replace(chosen, dataset=None)  # its boxes are cells, which have no AP
+    else:
+        chosen = choose_images(spec.classes, args.images, args.data, own, limit=args.limit)
     return with_calibration(chosen, args.calibration) if precision == "int8" else chosen
 
 
@@ -230,6 +286,9 @@ def convert_precision(
     say(f"constants     {weights}")
     if calibration:
         say(f"calibrated    on {plural(len(calibration.images), 'image')}: {calibration.source}")
+    if converted.spec.tile_filter is not None:
+        record = recalibrate(output, args.data, chosen.own)
+        say(f"tile filter   {describe(record)}")
     kept = ", ".join(converted.kept) or "none"
     say(f"layers        {converted.layers - len(converted.kept)} of {converted.layers} in {precision}; in fp32: {kept}")
     say(summarize(converted.verification, output))

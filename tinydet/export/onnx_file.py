@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,9 +35,11 @@ from tinydet.models.fpn import PlainFPN, first_convolution
 from tinydet.models.graphs.inference import InferenceGraph
 from tinydet.models.graphs.one_stage import MAX_TOPK
 from tinydet.models.registry import BUILT_IN, detector_info
+from tinydet.models.tile_filter import FilterGraph, TileFilterNetwork
 from tinydet.runtime.backends import OUTPUT_TYPES, Backend, TileOutputs, open_model, output_shapes
 from tinydet.runtime.backends.contract import INPUT
 from tinydet.runtime.scan import nms_not_converged
+from tinydet.runtime.tile_filter import CELL
 from tinydet.spec import LARGEST_TILE, METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
@@ -104,8 +106,6 @@ def write_onnx(
             rounds of suppression may help.
         OSError: the file cannot be written. An existing file is kept.
     """
-    with needs_extra("export"):
-        import onnx
     if spec.max_detections > MAX_TOPK:
         raise ValueError(f"max_detections must be 1..{MAX_TOPK} (TensorRT's TopK), got {spec.max_detections}")
     started = time.monotonic()
@@ -123,54 +123,127 @@ def write_onnx(
             added = operators_added(pyramid, conventional, len(deleted), len(kept))
         else:
             added = (pyramid - conventional).total()  # attention, whose factors depend on the image
-        strip_debug_info(model.graph)
-        _, precision = graph_precision(model.graph)
-        spec = replace(spec, precision=precision, versions={**spec.versions, "onnx": onnx.__version__})
-        faults = lint(model, spec)
-        if faults:
-            raise ValueError(f"{output} was not written: {'; '.join(faults)}")
-        model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
-        temporary.write_bytes(model.SerializeToString())
-        onnx.checker.check_model(str(temporary), full_check=True)
-
-        step("comparing ONNX Runtime with torch")
-        parity = _parity_of(temporary, InferenceGraph(detector, spec, fold=False), spec)
-        tolerance = tolerance_of(spec)
-        if parity.unconverged:
-            raise NotConvergedError(f"{output} was not written: {nms_not_converged(parity.unconverged, spec)}")
-        if parity.unmatched > tolerance.unmatched * parity.judged:
-            raise ValueError(
-                f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "
-                f"ONNX Runtime and torch (IoU {tolerance.iou}, score {tolerance.score}); try another version of torch"
-            )
-        verification = verify(open_model(temporary, REFERENCE_BACKEND)) if verify else None
-        if verification is not None and not verification.passed:
-            kind = NotConvergedError if verification.unconverged else ValueError
-            raise kind(f"{output} was not written: {'; '.join(verification.faults)}")
-        spec = replace(spec, onnx_sha256=read_onnx(temporary).sha256)
-    write_text(sidecar, spec.to_json() + "\n")
-    if verification is not None:
-        write_report(verification, output)
-    return ExportReport(
+        written = _write_checked(
+            model, spec, temporary, output, lambda spec: InferenceGraph(detector, spec, fold=False), verify
+        )
+    report = ExportReport(
         path=output,
-        spec=spec,
+        spec=written.spec,
         bytes=output.stat().st_size,
         nodes=len(model.graph.node),
         operators_added=added,
         deleted_edges=deleted,
         kept_edges=kept,
-        parity=parity,
-        verification=verification,
+        parity=written.parity,
+        verification=written.verification,
         seconds=time.monotonic() - started,
     )
+    _write_descriptions(report, sidecar)
+    return report
 
 
-def trace_for_any_tile(graph: InferenceGraph, spec: ModelSpec) -> tuple[ModelProto, ModelSpec]:
+def write_filter_onnx(
+    network: TileFilterNetwork,
+    spec: ModelSpec,
+    output: Path,
+    *,
+    verify: Callable[[Backend], Verification] | None = None,
+) -> ExportReport:
+    """Export a tile filter as `write_onnx` exports a detector, with the same checks.
+
+    Raises:
+        ValueError, OSError: as `write_onnx`.
+    """
+    started = time.monotonic()
+    sidecar = description_path(output, ".onnx")
+    with claim(output), atomic_path(output) as temporary:
+        step("tracing the tile filter")
+        model, spec = trace_for_any_tile(FilterGraph(network, spec), spec)
+        written = _write_checked(model, spec, temporary, output, lambda spec: FilterGraph(network, spec), verify)
+    report = ExportReport(
+        path=output,
+        spec=written.spec,
+        bytes=output.stat().st_size,
+        nodes=len(model.graph.node),
+        operators_added=0,
+        deleted_edges=(),
+        kept_edges=(),
+        parity=written.parity,
+        verification=written.verification,
+        seconds=time.monotonic() - started,
+    )
+    _write_descriptions(report, sidecar)
+    return report
+
+
+class _Written(NamedTuple):
+    """A graph that passed all checks."""
+
+    spec: ModelSpec
+    parity: Parity
+    verification: Verification | None
+
+
+def _write_checked(
+    model: ModelProto,
+    spec: ModelSpec,
+    temporary: Path,
+    output: Path,
+    reference: Callable[[ModelSpec], torch.nn.Module],
+    verify: Callable[[Backend], Verification] | None,
+) -> _Written:
+    """Write a traced graph to a temporary file, and check it.
+
+    Args:
+        output: where it goes, for messages.
+        reference: builds the graph in torch that the file is compared with.
+        verify: as for `write_onnx`.
+
+    Raises:
+        ValueError: it failed a check.
+    """
+    with needs_extra("export"):
+        import onnx
+    strip_debug_info(model.graph)
+    _, precision = graph_precision(model.graph)
+    spec = replace(spec, precision=precision, versions={**spec.versions, "onnx": onnx.__version__})
+    faults = lint(model, spec)
+    if faults:
+        raise ValueError(f"{output} was not written: {'; '.join(faults)}")
+    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
+    temporary.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(temporary), full_check=True)
+
+    step("comparing ONNX Runtime with torch")
+    parity = _parity_of(temporary, reference(spec), spec)
+    tolerance = tolerance_of(spec)
+    if parity.unconverged:
+        raise NotConvergedError(f"{output} was not written: {nms_not_converged(parity.unconverged, spec)}")
+    if parity.unmatched > tolerance.unmatched * parity.judged:
+        raise ValueError(
+            f"{output} was not written: {parity.unmatched} of {parity.detections} detections differ between "
+            f"ONNX Runtime and torch (IoU {tolerance.iou}, score {tolerance.score}); try another version of torch"
+        )
+    verification = verify(open_model(temporary, REFERENCE_BACKEND)) if verify else None
+    if verification is not None and not verification.passed:
+        kind = NotConvergedError if verification.unconverged else ValueError
+        raise kind(f"{output} was not written: {'; '.join(verification.faults)}")
+    return _Written(replace(spec, onnx_sha256=read_onnx(temporary).sha256), parity, verification)
+
+
+def _write_descriptions(report: ExportReport, sidecar: Path) -> None:
+    """Write the description of an exported file, and the report of its verification."""
+    write_text(sidecar, report.spec.to_json() + "\n")
+    if report.verification is not None:
+        write_report(report.verification, report.path)
+
+
+def trace_for_any_tile(graph: InferenceGraph | FilterGraph, spec: ModelSpec) -> tuple[ModelProto, ModelSpec]:
     """Convert an inference graph to ONNX; return it and its spec.
 
     Height and width are free. They are fixed to `spec.tile` for a detector of a plugin that depends on it.
     """
-    multiple = detector_info(spec.detector).tile_multiple
+    multiple = CELL if isinstance(graph, FilterGraph) else detector_info(spec.detector).tile_multiple
     # Sides that differ, a batch of two, and more than one cell on each level: equal sizes and 1 would become constants.
     coarsest = graph.strides[-1]
     sides = [-(-cells * coarsest // (2 * multiple)) * multiple for cells in (5, 7)]
@@ -180,7 +253,7 @@ def trace_for_any_tile(graph: InferenceGraph, spec: ModelSpec) -> tuple[ModelPro
     try:
         model = trace(graph, (torch.zeros((2, *sides, 3), dtype=torch.uint8),), *names, free)
     except torch.onnx.errors.OnnxExporterError as error:
-        if spec.detector in BUILT_IN:
+        if isinstance(graph, FilterGraph) or spec.detector in BUILT_IN:
             raise
         logger.warning(
             f"{spec.detector}: its graph depends on spec.tile, so the file takes tiles of {spec.tile} only; compute "

@@ -95,7 +95,12 @@ class CalibrationImages(NamedTuple):
 
 def own_data_of_checkpoint(checkpoint: Checkpoint, path: Path) -> OwnData:
     """Return the data that the checkpoint at `path` was trained with."""
-    return _own_data(path, checkpoint.config, path.parent)
+    return own_data_of_config(path, checkpoint.config)
+
+
+def own_data_of_config(model: Path, config: Mapping[str, Any]) -> OwnData:
+    """Return the data that are recorded in the training configuration of a checkpoint."""
+    return _own_data(model, config, model.parent)
 
 
 def own_data_of_report(model: Path) -> OwnData:

@@ -26,6 +26,7 @@ from tinydet.export.steps import step
 from tinydet.runtime.backends import Backend, TileOutputs
 from tinydet.runtime.scan import nms_not_converged
 from tinydet.runtime.scenes import open_scene
+from tinydet.runtime.tile_filter import reduced
 from tinydet.spec import ModelSpec
 
 PROTOCOL = "coco"
@@ -202,13 +203,14 @@ def verification_tiles(reference: Backend, images: Sequence[Path]) -> dict[str, 
 
 
 def middle_tile(path: Path, spec: ModelSpec) -> NDArray[np.uint8]:
-    """Return the middle of an image as one tile (T, T, 3), padded if the image is smaller."""
-    image = np.full((spec.tile, spec.tile, 3), spec.pad, np.uint8)
+    """Return the middle of an image as one tile (T, T, 3), padded if the image is smaller, reduced for a filter."""
+    reduction = 1 if spec.tile_filter is None else spec.tile_filter.reduction
+    image = np.full((reduction * spec.tile, reduction * spec.tile, 3), spec.pad, np.uint8)
     with open_scene(path, stretch=spec.stretch) as scene:
-        width, height = min(spec.tile, scene.width), min(spec.tile, scene.height)
+        width, height = min(len(image), scene.width), min(len(image), scene.height)
         x, y = (scene.width - width) // 2, (scene.height - height) // 2
         image[:height, :width] = scene.read(x, y, width, height, (width, height))
-    return image
+    return image if reduction == 1 else reduced(image, len(image), reduction)
 
 
 def run_in_batches(backend: Backend, tiles: NDArray[np.uint8], size: int) -> TileOutputs:

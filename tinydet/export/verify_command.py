@@ -11,6 +11,7 @@ from tinydet._internal.atomic import claim
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
 from tinydet._internal.json_files import read_json
+from tinydet.export.onnx_command import choose_data, is_tile_filter
 from tinydet.export.options import add_verification_options
 from tinydet.export.parity import tolerance_of
 from tinydet.export.steps import show_steps
@@ -19,6 +20,7 @@ from tinydet.export.verification_images import (
     choose_images,
     find_data,
     own_data_of_checkpoint,
+    own_data_of_config,
     own_data_of_report,
 )
 from tinydet.export.verify import (
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if other := _other_tile(candidate.spec):
         same = open_reference(reference_path, replace(candidate.spec, tile=other))[0]
         at_other_tile = same, open_model(model, args.backend, tile=other)
-    chosen = choose_images(candidate.spec.classes, args.images, args.data, own, limit=args.limit)
+    chosen = choose_data(candidate.spec, args, own, None)
     bfloat16 = args.backend == "openvino-bf16" and candidate.spec.precision == "fp32"
     with claim(*report_paths(model)), show_steps("verifying"):
         verification = verify(
@@ -127,6 +129,10 @@ def open_reference(path: Path, spec: ModelSpec) -> tuple[Backend, OwnData]:
     with needs_extra("train,export"):
         from tinydet.models.backend import TorchBackend
         from tinydet.models.checkpoint import load_checkpoint
+        from tinydet.models.tile_filter import TorchFilter, load_filter
+    if is_tile_filter(path):
+        trained = load_filter(path)
+        return TorchFilter(trained.build(), spec), own_data_of_config(path, trained.config)
     checkpoint = load_checkpoint(path)
     same = checkpoint.spec(
         tile=spec.tile,

@@ -18,6 +18,7 @@ from tinydet._internal.arguments import (
     or_auto,
     overlap,
     positive_int,
+    quoted,
     readers,
     scale,
     share,
@@ -60,10 +61,13 @@ from tinydet.runtime.read_ahead import READERS
 from tinydet.runtime.scenes.sources import Source, find_sources
 from tinydet.runtime.score_calibration import describe_thresholds
 from tinydet.runtime.stitch import MERGES
+from tinydet.runtime.tile_filter import FilterFile, filter_path
 from tinydet.runtime.tracking import check_tracking
 from tinydet.runtime.writers import FORMATS
 
 SKIPPED = 3  # exit code
+SKIPS = ("learned", "empty")
+FILTERS = (".onnx", ".engine", ".xml")
 EXAMPLES = (
     "scene.jpg",
     "flight/ --output found/ --format coco,geojson,csv --draw found/ --crops found/",
@@ -114,6 +118,14 @@ def infer(args: argparse.Namespace) -> RunSummary:
         if is_address(args.backend):
             raise ValueError("--ray runs the model in its actors, --backend URL on a server; choose one")
     # Check the paths before the model is loaded, so that a wrong one is reported at once.
+    if args.skip not in (None, "empty") and args.skip_empty:
+        raise ValueError("--skip and --skip-empty name two filters; choose one")
+    if args.skip not in (None, "empty", "learned") or (args.skip == "learned" and args.model is not None):
+        named = None if args.model is None else model_path(args.model)
+        if named is None or not is_store(named):
+            check_file(
+                _filter_file(args.skip, named), f"train one: {tinydet_command('train', '--filter', 'model.pth')}"
+            )
     formats = args.format and tuple(dict.fromkeys(args.format))
     outputs = OutputOptions(args.output, formats, args.draw, args.crops, args.summary, args.journals, args.stac)
     sources = _sources(args)
@@ -226,6 +238,9 @@ def infer_parser() -> Parser:
         " (default: from the georeference, or the camera metadata of a photo taken straight down)")  # fmt: skip
     add("--max-tiles", type=positive_int, default=MOST_TILES, metavar="N", help="refuse scenes of more tiles before"
         f" scanning them (default: {MOST_TILES})")  # fmt: skip
+    add("--skip", type=skip_choice, metavar="learned|empty|FILE", help="do not run tiles without objects: learned asks"
+        " the tile filter next to the model (MODEL.filter.onnx, from train --filter), FILE another one; empty is"
+        " --skip-empty (default: run all tiles)")  # fmt: skip
     add("--skip-empty", action="store_true", help="do not run tiles without contrast at the size of an object, nor"
         " video tiles without motion; requires --calibrate-skip once")  # fmt: skip
     add("--calibrate-skip", action="store_true", help="measure on --annotations which tiles --skip-empty may skip,"
@@ -303,7 +318,7 @@ def _inputs(args: argparse.Namespace) -> list[Path]:
     models = [model for model in models if not is_store(model)]
     inputs = [] if args.annotations is None else [args.annotations]
     for model in filter(Path.is_file, models):
-        inputs += [model, contrast_filter_path(model)]
+        inputs += [model, contrast_filter_path(model), filter_path(model)]
         if model.suffix == ".engine":
             inputs.append(model.with_suffix(".json"))
     return inputs
@@ -319,9 +334,17 @@ def run_settings(args: argparse.Namespace, path: Path | None, backend: Backend) 
         ValueError: the options do not fit the model.
     """
     spec = backend.spec
-    if args.skip_empty and path is None:
-        raise ValueError("--skip-empty reads MODEL.skip.json next to the model file, so name that: --model model.onnx")
-    contrast_filter = ContrastFilter.load(contrast_filter_path(path)) if args.skip_empty and path else None
+    contrast_filter, tile_filter = None, None
+    if args.skip_empty or args.skip == "empty":
+        if path is None:
+            raise ValueError(
+                "--skip-empty reads MODEL.skip.json next to the model file, so name that: --model model.onnx"
+            )
+        contrast_filter = ContrastFilter.load(contrast_filter_path(path))
+    elif args.skip is not None:
+        if path is None and args.skip == "learned":
+            raise ValueError("--skip learned reads MODEL.filter.onnx next to the model file, so name that: --skip FILE")
+        tile_filter = FilterFile.of(_filter_file(args.skip, path), args.backend)
     overlap = choose_overlap(spec) if args.overlap == "auto" else args.overlap
     if overlap is None:
         overlap = auto_overlap(spec, spec.tile) if args.tile == "auto" else default_overlap(spec.tile)
@@ -358,6 +381,7 @@ def run_settings(args: argparse.Namespace, path: Path | None, backend: Backend) 
         gsd=args.gsd,
         gps=args.gps,
         contrast_filter=contrast_filter,
+        tile_filter=tile_filter,
         bands=args.bands,
         resume=args.resume,
         skip_unreadable=args.skip_unreadable,
@@ -432,7 +456,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     path, backend = model.path, model.backend
     if path is None:
         raise ValueError("--calibrate-skip writes MODEL.skip.json next to the model file, so name that: --model FILE")
-    args.skip_empty = False  # the filter does not exist yet
+    args.skip_empty, args.skip = False, None  # the filter does not exist yet
     settings = run_settings(args, path, backend)
     if settings.auto_scale:
         raise ValueError("--calibrate-skip needs a fixed scale, such as --scale 0.5")
@@ -465,6 +489,24 @@ def _calibrate(args: argparse.Namespace) -> int:
         f"  {contrast_filter_path(path)}"
     )
     return 0
+
+
+def skip_choice(text: str) -> str:
+    """Parse the value of `--skip`: the name of a filter, or the file of a tile filter."""
+    if text not in SKIPS and to_path(text).suffix not in FILTERS:
+        raise argparse.ArgumentTypeError(
+            f"expected {', '.join(SKIPS)} or the file of a tile filter ({', '.join(FILTERS)}), got {quoted(text)}"
+            f"{did_you_mean(text, SKIPS)}"
+        )
+    return text
+
+
+def _filter_file(skip: str, model: Path | None) -> Path:
+    """Return the file of the tile filter that `--skip` names for a model."""
+    if skip != "learned":
+        return to_path(skip)
+    assert model is not None
+    return filter_path(model)
 
 
 def _object_size(text: str) -> str:

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from tinydet._internal.progress import Progress
 from tinydet.data.coco_file import boxes_of, is_ignored
+from tinydet.evaluate.tile_filter import RECALL, recall_bound
 from tinydet.infer.coco_images import load_images
 from tinydet.infer.contrast_filter import ContrastFilter, contrast, spots
 from tinydet.runtime.plan import OVERLAP, plan_tiles
 from tinydet.runtime.scenes import Scene
 from tinydet.spec import ModelSpec
 
-RECALL = 0.995  # of the objects of the calibration set
-CONFIDENCE = 0.95
 MARGIN = 0.7  # factor on the threshold: other images may be fainter than the calibration images
 DEFAULT_SIZE = 12.0  # pixels, for models that do not state their object sizes
 MOTION_DIVISOR = 2  # an object that moves by part of its side changes less than one that appears
@@ -142,30 +141,6 @@ def highest_threshold(values: Sequence[int], recall: float) -> int:
     """
     may_miss = math.floor(len(values) * (1 - recall) + 1e-9)
     return sorted(values)[may_miss]
-
-
-def recall_bound(missed: int, count: int, confidence: float = CONFIDENCE) -> float:
-    """Return the lower confidence bound of a recall when `missed` of `count` objects were missed (Clopper and Pearson).
-
-    >>> round(recall_bound(0, 597), 4)
-    0.995
-    """
-    if missed >= count:
-        return 0.0
-
-    def at_most_missed(rate: float) -> float:
-        terms = (
-            math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1)
-            + i * math.log(rate) + (count - i) * math.log1p(-rate)
-            for i in range(missed + 1)
-        )  # fmt: skip
-        return sum(map(math.exp, terms))
-
-    low, high = 1e-12, 1 - 1e-12
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at_most_missed(middle) > 1 - confidence else (low, middle)
-    return 1 - low
 
 
 def _change_by(scene: Scene, box: NDArray[np.float64], size: float, scale: float) -> int:

@@ -25,6 +25,7 @@ from tinydet._internal.input_files import read_file
 from tinydet._internal.json_files import checked, parse_json
 from tinydet._internal.shell import tinydet_command
 from tinydet.runtime.bundled import FOLDER
+from tinydet.runtime.read_ahead import Outcome
 from tinydet.runtime.scenes.pixels import Image
 from tinydet.spec import LARGEST
 
@@ -77,9 +78,9 @@ class ContrastFilter:
             if not low <= value <= high:
                 raise ValueError(f"{name} must be {low:g} to {high:g}, not {value}")
 
-    def __call__(self, image: Image) -> bool:
-        """Return True if the network must run on a tile (H, W, 3)."""
-        return contrast(image, self.size) >= self.threshold
+    def __call__(self, image: Image) -> Outcome:
+        """Decide whether the network must run on a tile (H, W, 3)."""
+        return "read" if contrast(image, self.size) >= self.threshold else "filtered"
 
     def save(self, path: Path) -> None:
         """Write the filter as JSON."""

@@ -363,7 +363,6 @@ class PartRun(InferenceRun):
                 jobs,
                 lambda job: self._open(job, self._plan),
                 self._settings.options,
-                tile_filter=self._settings.contrast_filter,
             )
             with closing(scans):
                 for job, results in scans:

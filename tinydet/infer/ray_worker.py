@@ -205,7 +205,6 @@ class ShareRun(InferenceRun):
             jobs,
             lambda job: self._open(job, plan),
             self._settings.options,
-            tile_filter=self._settings.contrast_filter,
         )
         with closing(scans):
             for job, results in scans:

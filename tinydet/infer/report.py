@@ -17,13 +17,15 @@ from tinydet.infer.chunks import Tally
 from tinydet.infer.jobs import MARK
 from tinydet.infer.summary import RunSummary
 from tinydet.runtime.plan import ScanPlan
-from tinydet.runtime.scan import nms_not_converged
+from tinydet.runtime.scan import ScanCounts, nms_not_converged
 from tinydet.runtime.scenes import Scene
 from tinydet.runtime.scenes.video import Video
 from tinydet.runtime.score_calibration import calibrate, score_thresholds
-from tinydet.spec import ModelSpec
+from tinydet.runtime.tile_filter import describe
+from tinydet.spec import FilterRecord, ModelSpec
 
 MOST_PLACES = 8  # lines about where the outputs are
+MANY_UNFAMILIAR = 0.5  # share of the tiles from which on a tile filter is hardly of use
 
 
 def plan_lines(
@@ -84,18 +86,21 @@ def video_line(
     return line + (f", {duration(seconds)} at most" if seconds else "")
 
 
-def result_lines(tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: float | None) -> Iterator[str]:
+def result_lines(
+    tally: Tally, spec: ModelSpec, *, from_journal: int, seconds: float | None, record: FilterRecord | None = None
+) -> Iterator[str]:
     """Describe what was found in a scene.
 
     Args:
         from_journal: number of tiles that an earlier run finished.
         seconds: duration of the others; None for one of several scenes, which share batches.
+        record: of the learned tile filter; None without one.
     """
     tiles = tally.tiles
     speed = "" if seconds is None else f", {seconds:.1f} s, {(tiles.tiles - from_journal) / seconds:.1f} tiles/s"
     saturated = plural(tiles.saturated, "tile") if tiles.saturated else "no tiles"
     yield f"  {found(tally, spec)} in {plural(tiles.tiles, 'tile')}{speed}; {saturated} saturated"
-    yield from _remarks(tally, spec)
+    yield from _remarks(tally, spec, record)
 
 
 def summary_lines(run: RunSummary, spec: ModelSpec, shared: Sequence[Path], *, seconds: float) -> Iterator[str]:
@@ -119,7 +124,7 @@ def summary_lines(run: RunSummary, spec: ModelSpec, shared: Sequence[Path], *, s
         yield f"  {plural(run.unchanged, 'scene')} already complete and unchanged"
     if total.tiles.saturated:
         yield f"  {plural(total.tiles.saturated, 'tile')} saturated"
-    yield from _remarks(total, spec)
+    yield from _remarks(total, spec, run.filter_record)
     if run.skipped:
         yield f"  {plural(len(run.skipped), 'scene')} skipped"
     yield from _places([*shared, *map(to_path, run.outputs)])
@@ -144,12 +149,32 @@ def found(tally: Tally, spec: ModelSpec) -> str:
     return f"{plural(int(tally.by_class.sum()), 'detection')} ({class_counts(tally, spec)})"
 
 
-def _remarks(tally: Tally, spec: ModelSpec) -> Iterator[str]:
+def filter_lines(tiles: ScanCounts, record: FilterRecord) -> Iterator[str]:
+    """Describe what a learned tile filter skipped, and what it does not know."""
+    total = max(tiles.tiles, 1)
+    yield (
+        f"  skipped {plural(tiles.filtered, 'tile')} in which the tile filter sees no object "
+        f"({tiles.filtered / total:.0%}); it {describe(record)}"
+    )
+    if tiles.unfamiliar:
+        line = (
+            f"  {plural(tiles.unfamiliar, 'tile')} ({tiles.unfamiliar / total:.0%}) are unlike the images that the "
+            "tile filter was trained on, so it does not know whether they are empty; they were scanned"
+        )
+        if tiles.unfamiliar > MANY_UNFAMILIAR * total:
+            line += f". Train it on such images: {tinydet_command('train', '--filter', 'MODEL', '--data', 'DATA')}"
+        yield line
+
+
+def _remarks(tally: Tally, spec: ModelSpec, record: FilterRecord | None) -> Iterator[str]:
     """Explain tiles that were skipped, and those whose boxes may be incomplete."""
     tiles = tally.tiles
-    for count, reason in ((tiles.empty, "without data"), (tiles.filtered, "without anything of an object's size")):
+    by_contrast = 0 if record is not None else tiles.filtered
+    for count, reason in ((tiles.empty, "without data"), (by_contrast, "without anything of an object's size")):
         if count:
             yield f"  skipped {plural(count, 'tile')} {reason} ({count / tiles.tiles:.0%})"
+    if record is not None:
+        yield from filter_lines(tiles, record)
     if tiles.saturated:
         # Unknown for tiles from a journal, which has no scores of lost boxes.
         which = f"boxes that score below {_above(tiles.cut)} may be lost" if tiles.cut > 0 else "some boxes are lost"

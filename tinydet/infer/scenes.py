@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from tinydet.runtime.image_output import longest_side, save_image
 from tinydet.runtime.journal import Journal, RecordStore, remove_journal
 from tinydet.runtime.pieces import Piece
 from tinydet.runtime.plan import ScanPlan, plan_scan
+from tinydet.runtime.read_ahead import TileFilter
 from tinydet.runtime.scan import BatchResult, SceneScan, scan_scenes
 from tinydet.runtime.scenes import DamagedSceneError, Scene, open_scene
 from tinydet.runtime.scenes.camera_metadata import read_camera
@@ -94,7 +96,7 @@ class InferenceRun:
         self._shared: tuple[Path, ...] = ()
         self._unplaced = 0  # scenes whose longitude and latitude stay empty
         self._warnings = DomainWarnings(backend.spec, settings)
-        self.summary = RunSummary(backend.spec)
+        self.summary = RunSummary(backend.spec, settings.tile_filter)
 
     def run(self, plan: RunPlan) -> list[str]:
         """Process all jobs.
@@ -155,6 +157,7 @@ class InferenceRun:
                                         self.summary,
                                         progress,
                                         self._warnings,
+                                        self._tile_filter,
                                     )
                         else:
                             self._run_scenes(jobs, plan, shared, progress)
@@ -181,7 +184,6 @@ class InferenceRun:
             jobs,
             lambda job: self._open(job, plan),
             self._settings.options,
-            tile_filter=self._settings.contrast_filter,
         )
         with closing(scans):
             for job, results in scans:
@@ -242,6 +244,8 @@ class InferenceRun:
                 records.store,
                 stack.pop_all().close,
                 records.piece,
+                self._tile_filter,
+                self._settings.filters_coarse,
                 georeference=georeference,
                 camera_lon_lat=camera,
                 from_journal=records.tiles,
@@ -259,6 +263,10 @@ class InferenceRun:
             return KnownRecords()
         journal = stack.enter_context(Journal(job.journal, identity, resume=self._settings.resume))
         return KnownRecords(journal, journal.tiles())
+
+    @cached_property
+    def _tile_filter(self) -> TileFilter | None:
+        return self._settings.open_filter(self._spec.tile)
 
     def _limits(self, job: Job) -> KeptLimits:
         """Return how the limits of a stretch are found: here they are measured."""
@@ -327,7 +335,8 @@ class InferenceRun:
         seconds = time.perf_counter() - start
         if progress.details:
             alone = seconds if progress.alone else None
-            for line in result_lines(tally, spec, from_journal=scan.from_journal, seconds=alone):
+            record = self.summary.filter_record
+            for line in result_lines(tally, spec, from_journal=scan.from_journal, seconds=alone, record=record):
                 logger.info(line)
         counts = tally.by_class.tolist()
         if job.drawing is not None:

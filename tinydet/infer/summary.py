@@ -28,7 +28,8 @@ from tinydet.infer.jobs import Job, RunPlan
 from tinydet.runtime.backends import Backend
 from tinydet.runtime.journal import Journal
 from tinydet.runtime.scan import ScanCounts
-from tinydet.spec import ModelSpec
+from tinydet.runtime.tile_filter import FilterFile
+from tinydet.spec import FilterRecord, ModelSpec
 
 logger = logging.getLogger("tinydet.infer")
 
@@ -68,7 +69,7 @@ class SceneCounts:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values that `from_json` reads."""
         tiles = self.tally.tiles
-        counts = {name: getattr(tiles, name) for name in ("tiles", "empty", "filtered", "saturated")}
+        counts = {name: getattr(tiles, name) for name in ("tiles", "empty", "filtered", "unfamiliar", "saturated")}
         by_class = self.tally.by_class.tolist()
         tally = {"by_class": by_class, "tiles": counts, "doubtful": self.tally.doubtful}
         return {**dataclasses.asdict(self), "tally": tally}
@@ -107,14 +108,23 @@ class RunSummary:
         warnings: about all detections of the run.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, tile_filter: FilterFile | None = None) -> None:
+        """
+        Args:
+            tile_filter: the learned filter of the run, if it has one.
+        """
         self.scenes: list[dict[str, Any]] = []
         self.counts: list[SceneCounts] = []
         self.skipped: list[str] = []
         self.total = Tally.of(len(spec.classes))
         self.images = self.videos = self.unchanged = self.frames = self.from_journal = 0
         self.warnings: list[str] = []
-        self._spec = spec
+        self._spec, self._filter = spec, tile_filter
+
+    @property
+    def filter_record(self) -> FilterRecord | None:
+        """How well the learned filter of the run keeps objects; None without one."""
+        return None if self._filter is None else self._filter.record
 
     @property
     def complete(self) -> int:
@@ -161,7 +171,21 @@ class RunSummary:
         total |= {"detections": int(self.total.by_class.sum()), "by_class": self._by_class(self.total)}
         total |= {"doubtful": self.total.doubtful}
         written = {"scenes": self.scenes, "outputs": [*shared, *self.outputs], "total": total}
+        if self._filter is not None:
+            written["tile_filter"] = self._filter_entry(self._filter)
         return {**written, "warnings": self.warnings}
+
+    def _filter_entry(self, file: FilterFile) -> dict[str, Any]:
+        record, tiles = file.record, self.total.tiles
+        return {
+            "path": public_location(file.path),
+            "sha256": file.sha256,
+            "skipped_tiles": tiles.filtered,
+            "unfamiliar_tiles": tiles.unfamiliar,
+            "expected_missed": round(record.missed / max(record.objects, 1), 6),
+            "missed_at_most": round(1 - record.bound, 6),
+            "confidence": record.confidence,
+        }
 
     def _count(self, counts: SceneCounts) -> dict[str, Any]:
         """Add counts to the totals. Return those of the scene as JSON values."""
@@ -179,7 +203,7 @@ class RunSummary:
             entry["frames"] = counts.frames
         # Of a video, the tiles of the frames that its last run scanned.
         entry |= {"tiles": tiles.tiles, "skipped_tiles": tiles.empty + tiles.filtered}
-        entry |= {"saturated_tiles": tiles.saturated}
+        entry |= {"unfamiliar_tiles": tiles.unfamiliar, "saturated_tiles": tiles.saturated}
         entry |= {"detections": int(tally.by_class.sum()), "by_class": self._by_class(tally)}
         if counts.tracks is not None:
             entry["tracks"] = dict(zip(self._spec.classes, counts.tracks, strict=True))

@@ -21,7 +21,7 @@ from tinydet.infer.chunks import Tally
 from tinydet.infer.domain_warnings import DomainWarnings
 from tinydet.infer.jobs import Job
 from tinydet.infer.progress import RunProgress
-from tinydet.infer.report import found, video_line
+from tinydet.infer.report import filter_lines, found, video_line
 from tinydet.infer.settings import Settings
 from tinydet.infer.static_tiles import StaticTiles
 from tinydet.infer.summary import RunSummary, SceneCounts, earlier_counts
@@ -30,6 +30,7 @@ from tinydet.runtime.detections import Detections
 from tinydet.runtime.journal import FrameRecord, Journal
 from tinydet.runtime.options import ScanOptions
 from tinydet.runtime.plan import ScanPlan, Sized, plan_scan
+from tinydet.runtime.read_ahead import TileFilter
 from tinydet.runtime.scan import ScanCounts, collect, scan
 from tinydet.runtime.scenes.video import Frame, LostStreamError, Video
 from tinydet.runtime.score_calibration import minimum_scores
@@ -51,6 +52,7 @@ def scan_video(
     summary: RunSummary,
     progress: RunProgress,
     warnings: DomainWarnings,
+    tile_filter: TileFilter | None,
 ) -> None:
     """Process each frame as a scene. Image ids count all frames of the source, starting with the id of the job.
 
@@ -59,6 +61,7 @@ def scan_video(
 
     Args:
         warnings: shows how the first frame differs from the training images of the model.
+        tile_filter: from `settings.open_filter`.
 
     Raises:
         ValueError, OSError: the source cannot be read, or breaks (for a live stream, after its files were written); or
@@ -82,7 +85,7 @@ def scan_video(
             raise ValueError(
                 f"{job.drawing} shows the frames before the interruption and would be replaced; move it away"
             )
-        frames = _Frames(backend, job, video, settings, journal, warnings)
+        frames = _Frames(backend, job, video, settings, journal, warnings, tile_filter)
         count = frames.expected or 0
         seconds = seconds_per_batch(backend, settings.options.batch) if count > MANY else 0.0
         plan = None if settings.auto_scale else frames.plan(video, settings.options)
@@ -126,13 +129,14 @@ class _Frames:
         settings: Settings,
         journal: Journal | None,
         warnings: DomainWarnings,
+        tile_filter: TileFilter | None,
     ) -> None:
         self.job, self.video, self.settings = job, video, settings
         self.expected = min((limit for limit in (video.frames, settings.frames) if limit), default=None)
         self.from_journal = 0
         self.counts = ScanCounts()
         self.static_tiles = None if settings.contrast_filter is None else StaticTiles(settings.contrast_filter)
-        self.backend, self._journal = backend, journal
+        self.backend, self._journal, self._tile_filter = backend, journal, tile_filter
         self.tracker = Tracker(minimum_scores(backend.spec, settings.options.score)) if settings.track else None
         self.camera = CameraMotion() if settings.track else None
         self.warnings, self.unlike = warnings, ""
@@ -200,7 +204,14 @@ class _Frames:
             self.warnings.show(self.unlike)
         if self.static_tiles is not None:
             self.static_tiles.start_frame(scene, plan)
-        results = scan(self.backend, scene, plan, tile_filter=settings.contrast_filter, journal=self.static_tiles)
+        results = scan(
+            self.backend,
+            scene,
+            plan,
+            tile_filter=self._tile_filter,
+            filters_coarse=settings.filters_coarse,
+            journal=self.static_tiles,
+        )
         result = collect(results)
         self.counts += result
         return result.detections
@@ -284,6 +295,9 @@ def _write(
             progress.say(
                 f"  {skipped} of {tiles.tiles} tiles without {reason} were skipped ({skipped / tiles.tiles:.0%})"
             )
+    if (of_filter := summary.filter_record) is not None:
+        for line in filter_lines(frames.counts, of_filter):
+            progress.say(line)
     return stopped, counts
 
 

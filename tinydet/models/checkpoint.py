@@ -30,6 +30,7 @@ from tinydet.models.tensor_files import read_tensors, unusable_tensor
 from tinydet.spec import Domain, ModelSpec
 
 FORMAT = "tinydet-1"
+FILTER_FORMAT = "tinydet-filter-1"  # of a tile filter, see `tile_filter`
 SMALLEST_STD = 1e-3  # of pixels in 0..255
 
 
@@ -215,6 +216,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     values = read_tensors(path, f"copy it again, or train one: {tinydet_command('train', '--salpha')}")
+    if isinstance(values, dict) and values.get("format") == FILTER_FORMAT:
+        raise ValueError(
+            f"{path} is a tile filter, not a detector; export it: {tinydet_command('export', 'onnx', path)}"
+        )
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(
             f"{path}: not written by tinydet (expected a dict with format {FORMAT!r}); "

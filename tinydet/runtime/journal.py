@@ -31,9 +31,9 @@ from tinydet._internal.segments import SegmentedFile
 from tinydet._internal.stores import StorePath
 from tinydet.runtime.detections import Detections
 
-FORMAT = 2
+FORMAT = 3
 HEAD = struct.Struct("<4sII")  # mark, length, checksum
-COUNTS = struct.Struct("<IIIIII")  # tiles, empty, filtered, boxes, saturated, index of the pass
+COUNTS = struct.Struct("<IIIIIII")  # tiles, empty, filtered, boxes, saturated, index of the pass, unfamiliar
 FRAME_HEAD = struct.Struct("<qdII")  # index, seconds, bytes of the clock, boxes
 BEGINNING = b'{"format": '  # of the first line
 INTERVAL = 20.0  # seconds between uploads; what was found since is lost if the process is killed
@@ -56,6 +56,7 @@ class BatchRecord:
         detections: boxes float64, in scene pixels; with the column `tile`.
         saturated: number of tiles that had more boxes than the model has slots.
         pass_index: position of the pass in `ScanPlan.passes`; each pass counts its own tiles.
+        unfamiliar: number of tiles that were run because the tile filter does not know images like them.
     """
 
     tiles: NDArray[np.int64] = field(default_factory=_no_tiles)
@@ -64,6 +65,7 @@ class BatchRecord:
     detections: Detections = field(default_factory=Detections.empty)
     saturated: int = 0
     pass_index: int = 0
+    unfamiliar: int = 0
 
     @property
     def finished(self) -> NDArray[np.int64]:
@@ -72,16 +74,15 @@ class BatchRecord:
 
     def to_bytes(self) -> bytes:
         found = self.detections
-        counts = COUNTS.pack(
-            len(self.tiles), len(self.empty), len(self.filtered), len(found), self.saturated, self.pass_index
-        )
+        lengths = len(self.tiles), len(self.empty), len(self.filtered), len(found)
+        counts = COUNTS.pack(*lengths, self.saturated, self.pass_index, self.unfamiliar)
         sources, boxes = found.tiles.astype(np.int64), found.boxes.astype(np.float64)
         arrays = (self.tiles, self.empty, self.filtered, sources, boxes, found.scores, found.labels)
         return counts + b"".join(array.tobytes() for array in arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> BatchRecord:
-        tiles, empty, filtered, boxes, saturated, pass_index = COUNTS.unpack_from(data)
+        tiles, empty, filtered, boxes, saturated, pass_index, unfamiliar = COUNTS.unpack_from(data)
         position = COUNTS.size
 
         def take(count: int, dtype: type[Any]) -> NDArray[Any]:
@@ -93,7 +94,7 @@ class BatchRecord:
         indices = take(tiles, np.int64), take(empty, np.int64), take(filtered, np.int64)
         sources, corners = take(boxes, np.int64), take(4 * boxes, np.float64).reshape(-1, 4)
         detections = Detections(corners, take(boxes, np.float32), take(boxes, np.int32), {"tile": sources})
-        return cls(*indices, detections, saturated, pass_index)
+        return cls(*indices, detections, saturated, pass_index, unfamiliar)
 
 
 @dataclass(frozen=True)

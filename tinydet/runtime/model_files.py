@@ -79,7 +79,8 @@ def local_model(path: Path) -> Path:
     except OSError as error:
         raise OSError(f"{folder}: {path} cannot be kept there ({error.strerror}); set TINYDET_CACHE") from error
     logger.info(f"Fetching {path} ({path.info().size / 1e6:.1f} MB)")
-    companions = [f"{path.stem}.skip.json"]
+    stems = dict.fromkeys((path.stem, path.name.partition(".")[0]))
+    companions = [f"{path.stem}.skip.json", *(f"{stem}.filter.onnx" for stem in stems)]
     companions += [f"{path.stem}.json"] if path.suffix in ENGINES else [f"{path.name}.data", f"{path.name}_data"]
     companions += [f"{path.stem}.bin"] if path.suffix == ".xml" else []
     for name in companions:

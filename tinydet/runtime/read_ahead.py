@@ -25,8 +25,9 @@ AHEAD = 2  # batches that are read while one runs
 READERS = 2  # default number of threads
 MAX_SKIPPED = 64  # skipped tiles are reported in groups of about this size
 
-TileFilter = Callable[[Image], bool]  # pixels (H, W, 3) of a tile -> whether the model must run on it
-Outcome = Literal["read", "empty", "filtered"]
+# "unfamiliar": the tile filter does not know, so the model must run.
+Outcome = Literal["read", "empty", "filtered", "unfamiliar"]
+TileFilter = Callable[[Image], Outcome]  # pixels (H, W, 3) of a tile -> "read", "filtered" or "unfamiliar"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +39,14 @@ class TileSet:
         tiles: one or more.
         size: (width, height) of a tile's content in the model's input.
         owner: of the caller; not used here.
+        tile_filter: decides which tiles to run; None for all that have data.
     """
 
     scene: Scene
     tiles: Sequence[Tile]
     size: tuple[int, int]
     owner: Any = None
+    tile_filter: TileFilter | None = None
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Segment:
         tiles: tiles to run.
         empty: skipped tiles without a pixel of data.
         filtered: skipped tiles that the tile filter rejected.
+        unfamiliar: number of the tiles to run that the tile filter does not know.
         error: why the scene cannot be read any further; its other tiles are left out.
     """
 
@@ -61,6 +65,7 @@ class Segment:
     tiles: list[Tile] = field(default_factory=list)
     empty: list[Tile] = field(default_factory=list)
     filtered: list[Tile] = field(default_factory=list)
+    unfamiliar: int = 0
     error: Exception | None = None
 
 
@@ -92,7 +97,6 @@ class ReadAhead:
         pad: tuple[int, int, int],
         batch: int,
         readers: int = READERS,
-        tile_filter: TileFilter | None = None,
         most: int | None = None,
     ) -> None:
         """
@@ -104,10 +108,9 @@ class ReadAhead:
             pad: RGB of the pixels beyond a tile's content.
             batch: tiles per batch; the last one may be smaller.
             readers: maximum number of threads.
-            tile_filter: tiles for which it returns False are skipped; None runs all tiles that have data.
             most: number of all tiles, if it is known; saves memory if there are few.
         """
-        self._next_set, self._batch, self._tile_filter, self._pad = next_set, batch, tile_filter, pad
+        self._next_set, self._batch, self._pad = next_set, batch, pad
         slots = (AHEAD + 1) * batch if most is None else min((AHEAD + 1) * batch, -(-most // batch) * batch)
         # Buffers are reused: allocating memory costs more than copying a tile into it.
         self._buffer = np.empty((slots, side, side, 3), np.uint8)
@@ -158,11 +161,12 @@ class ReadAhead:
             free.extend(submission.slots[len(outcomes) :])
             segment = Segment(submission.reading.tile_set)
             for tile, slot, outcome in zip(submission.tiles, submission.slots, outcomes, strict=False):
-                if outcome != "read":
+                if outcome in ("empty", "filtered"):
                     (segment.empty if outcome == "empty" else segment.filtered).append(tile)
                     free.append(slot)
                     continue
                 segment.tiles.append(tile)
+                segment.unfamiliar += outcome == "unfamiliar"
                 slots.append(slot)
                 if len(slots) == self._batch:
                     yield Batch(self._images(slots), _joined(segments, segment))
@@ -179,7 +183,8 @@ class ReadAhead:
             else:
                 (segment,) = segments
                 yield Batch(self._buffer[:0], [Segment(segment.tile_set, [], segment.empty, segment.filtered)])
-                segments = _joined([], Segment(segment.tile_set, segment.tiles, error=segment.error))
+                kept = Segment(segment.tile_set, segment.tiles, unfamiliar=segment.unfamiliar, error=segment.error)
+                segments = _joined([], kept)
 
     def _submit(self, free: deque[int], *, wait: bool) -> _Submission | None:
         """Give up to a batch of the next tiles to a thread; return None if there are none now."""
@@ -238,22 +243,22 @@ class ReadAhead:
             for tile, slot in zip(tiles, slots, strict=True):
                 if reading.dropped:
                     break
-                outcomes.append(self._read_tile(reading.handles[handle], tile, slot, reading.tile_set.size))
+                outcomes.append(self._read_tile(reading.tile_set, reading.handles[handle], tile, slot))
         except Exception as error:
             return outcomes, error
         return outcomes, None
 
-    def _read_tile(self, scene: Scene, tile: Tile, slot: int, size: tuple[int, int]) -> Outcome:
+    def _read_tile(self, tile_set: TileSet, scene: Scene, tile: Tile, slot: int) -> Outcome:
         if scene.is_empty(tile.x, tile.y, tile.width, tile.height):
             return "empty"
-        width, height = size
+        width, height = size = tile_set.size
         if self._padded[slot] != size:  # tiles of one size overwrite only the content
             self._buffer[slot, height:] = self._pad
             self._buffer[slot, :, width:] = self._pad
             self._padded[slot] = size
         content = self._buffer[slot, :height, :width]
         content[:] = scene.read(tile.x, tile.y, tile.width, tile.height, size)
-        return "read" if self._tile_filter is None or self._tile_filter(content) else "filtered"
+        return "read" if tile_set.tile_filter is None else tile_set.tile_filter(content)
 
     def _images(self, slots: list[int]) -> NDArray[np.uint8]:
         """Return the buffers of a batch: a view if they are contiguous, else a copy."""
@@ -320,5 +325,6 @@ def _joined(segments: list[Segment], last: Segment) -> list[Segment]:
     before.tiles += last.tiles
     before.empty += last.empty
     before.filtered += last.filtered
+    before.unfamiliar += last.unfamiliar
     before.error = last.error
     return segments

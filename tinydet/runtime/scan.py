@@ -49,6 +49,7 @@ class ScanCounts:
         coarse: those of the coarse pass among them.
         empty: tiles that were skipped because they have no data: all pixels are nodata or transparent.
         filtered: tiles that the tile filter rejected.
+        unfamiliar: tiles that were run because the tile filter does not know images like them.
         saturated: tiles with more boxes than the model has slots, all slots above the requested score: boxes were lost.
         busy: seconds in the backend.
         unconverged: proposals whose suppression in the graph did not converge, see `TileOutputs`; only of tiles that
@@ -62,6 +63,7 @@ class ScanCounts:
     coarse: int = 0
     empty: int = 0
     filtered: int = 0
+    unfamiliar: int = 0
     saturated: int = 0
     busy: float = 0.0
     unconverged: int = 0
@@ -109,7 +111,7 @@ def detect_scene(
 
     Args:
         options: how to scan; None for the defaults of `ScanOptions`.
-        tile_filter: as for `scan`.
+        tile_filter: as for `SceneScan`.
         progress: called with the number of tiles that were just finished.
 
     Raises:
@@ -144,13 +146,13 @@ def detect_scenes(
 
     def open_scan(item: Scene | Callable[[], AbstractContextManager[Scene]]) -> SceneScan:
         if isinstance(item, Scene):
-            return SceneScan(item, plan_scan(item, backend.spec, options))
+            return SceneScan(item, plan_scan(item, backend.spec, options), tile_filter=tile_filter)
         with ExitStack() as stack:
             scene = stack.enter_context(item())
             plan = plan_scan(scene, backend.spec, options)
-            return SceneScan(scene, plan, close=stack.pop_all().close)
+            return SceneScan(scene, plan, close=stack.pop_all().close, tile_filter=tile_filter)
 
-    with closing(scan_scenes(backend, scenes, open_scan, options, tile_filter=tile_filter)) as scans:
+    with closing(scan_scenes(backend, scenes, open_scan, options)) as scans:
         for _, results in scans:
             yield collect(results, progress)
 
@@ -174,20 +176,21 @@ def scan(
     plan: ScanPlan,
     *,
     tile_filter: TileFilter | None = None,
+    filters_coarse: bool = True,
     journal: RecordStore | None = None,
 ) -> Iterator[BatchResult]:
     """Detect the objects of a scene of any size, in bounded memory: yield them as rows of tiles are finished.
 
     Args:
         plan: from `plan_scan`, for this scene and the model of this backend.
-        tile_filter: tiles for which it returns False are skipped; None runs all tiles that have data.
+        tile_filter, filters_coarse: as for `SceneScan`.
         journal: receives the record of each batch, and provides the records of earlier runs; their tiles are not run.
 
     Raises:
         ValueError: the scene is damaged, or the model returns invalid outputs.
     """
-    only = SceneScan(scene, plan, journal)
-    scans = scan_scenes(backend, [only], lambda item: item, plan.options, tile_filter=tile_filter, most=plan.tiles)
+    only = SceneScan(scene, plan, journal, tile_filter=tile_filter, filters_coarse=filters_coarse)
+    scans = scan_scenes(backend, [only], lambda item: item, plan.options, most=plan.tiles)
     with closing(scans):
         for _, results in scans:
             yield from results
@@ -203,6 +206,8 @@ class SceneScan:
         close: called when the scene is not needed any more.
         piece: the tiles to run if other processes run the others. The detections of its results are those of single
             tiles, since only the whole scene can be stitched: `scan` it with a journal that has the records of all.
+        tile_filter: decides which tiles to run; None runs all that have data.
+        filters_coarse: whether it decides about the tiles of a coarse pass, too.
     """
 
     scene: Scene
@@ -210,6 +215,8 @@ class SceneScan:
     journal: RecordStore | None = None
     close: Callable[[], object] = lambda: None
     piece: Piece | None = None
+    tile_filter: TileFilter | None = None
+    filters_coarse: bool = True
 
 
 class ScanResults:
@@ -240,7 +247,6 @@ def scan_scenes(
     open_scan: Callable[[T], SceneScan],
     options: ScanOptions,
     *,
-    tile_filter: TileFilter | None = None,
     most: int | None = None,
 ) -> Generator[tuple[T, ScanResults], None, None]:
     """Scan several scenes, one after the other: yield each item with an iterator over the results of its scene.
@@ -252,13 +258,12 @@ def scan_scenes(
     Args:
         open_scan: opens the scene of an item. It is called in the order of the items, in other threads.
         options: for the size of a batch and the number of readers.
-        tile_filter: as for `scan`.
         most: number of tiles of all scenes, if it is known.
 
     An error of one scene, from `open_scan` or from reading it, is raised by its results when its turn comes; the next
     scenes can still be scanned. Results that are not requested are left out.
     """
-    stream = _SceneStream(backend, items, open_scan, options, tile_filter, most)
+    stream = _SceneStream(backend, items, open_scan, options, most)
     try:
         while (task := stream.first()) is not None:
             yield task.item, ScanResults(task, stream.results(task))
@@ -321,7 +326,6 @@ class _SceneStream(Generic[T]):
         items: Iterable[T],
         open_scan: Callable[[T], SceneScan],
         options: ScanOptions,
-        tile_filter: TileFilter | None,
         most: int | None,
     ) -> None:
         self._backend, self._items, self._open_scan = backend, iter(items), open_scan
@@ -339,7 +343,6 @@ class _SceneStream(Generic[T]):
             pad=backend.spec.pad,
             batch=min(options.batch, backend.spec.max_batch),
             readers=options.readers,
-            tile_filter=tile_filter,
             most=most,
         )
         self._batches = iter(self._reader)
@@ -495,7 +498,8 @@ class _SceneStream(Generic[T]):
             task.from_journal.append(known)
             task.left.append(len(tiles))
             if tiles:
-                task.sets.append(TileSet(scan.scene, tiles, tiling.content_size, (task, pass_index)))
+                chosen = scan.tile_filter if scan.filters_coarse or tiling is scan.plan.full else None
+                task.sets.append(TileSet(scan.scene, tiles, tiling.content_size, (task, pass_index), chosen))
                 self._unseen[task.sets[-1]] = len(tiles)
 
     def _open_ahead(self) -> None:
@@ -605,6 +609,7 @@ def _result(run: _TileRun, detections: Detections) -> BatchResult:
         tiles=len(record.finished),
         empty=len(record.empty),
         filtered=len(record.filtered),
+        unfamiliar=record.unfamiliar,
         saturated=record.saturated,
         busy=run.busy,
         unconverged=run.unconverged,
@@ -641,12 +646,13 @@ def _record(
     tiles, empty, filtered = (
         np.array([tile.index for tile in group], np.int64) for group in (segment.tiles, segment.empty, segment.filtered)
     )
+    plain = BatchRecord(tiles, empty, filtered, pass_index=pass_index, unfamiliar=segment.unfamiliar)
     if outputs is None:
-        return BatchRecord(tiles, empty, filtered, pass_index=pass_index)
+        return plain
     saturated = int(((outputs.candidates > slots) & (outputs.scores[:, slots - 1] >= thresholds.min())).sum())
     which, slot = np.nonzero((outputs.labels >= 0) & (outputs.scores >= thresholds[outputs.labels]))
     if not len(which):
-        return BatchRecord(tiles, empty, filtered, saturated=saturated, pass_index=pass_index)
+        return dataclasses.replace(plain, saturated=saturated)
     content = np.array(tiling.content_size * 2, np.float64)
     size = np.array((tiling.grid.tile_width, tiling.grid.tile_height) * 2, np.float64)
     boxes = outputs.boxes[which, slot].astype(np.float64)
@@ -657,4 +663,4 @@ def _record(
         which, slot, boxes = which[~outside], slot[~outside], boxes[~outside]
     boxes += np.array([(tile.x, tile.y) * 2 for tile in segment.tiles], np.float64)[which]
     detections = Detections(boxes, outputs.scores[which, slot], outputs.labels[which, slot], {"tile": tiles[which]})
-    return BatchRecord(tiles, empty, filtered, detections, saturated, pass_index)
+    return dataclasses.replace(plain, detections=detections, saturated=saturated)

@@ -33,6 +33,9 @@ class JobOptions(BaseModel):
     batch: int | None = Field(default=None, description="tiles that are run at once")
     max_tiles: int | None = Field(default=None, description="refuse scenes of more tiles")
     skip_empty: bool | None = Field(default=None, description="do not run tiles without objects, by contrast")
+    skip: Literal["learned", "empty"] | None = Field(
+        default=None, description="do not run tiles without objects: by the tile filter of the model, or by contrast"
+    )
     gps: bool | None = Field(default=None, description="place the detections of drone photos by their camera metadata")
     image_id: int | None = Field(default=None, description="COCO image id of the scene")
 

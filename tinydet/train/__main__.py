@@ -16,8 +16,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.resolve()  # refuses wrong paths before torch is imported
     with needs_extra("train"):
         from tinydet.train.run import StoppedError, train
+        from tinydet.train.tile_filter import train_filter
     try:
-        train(config)
+        if config.filter is None:
+            train(config)
+        else:
+            train_filter(config)
     except StoppedError as stopped:
         print(f"\n{stopped}" if str(stopped) else "", end="\n" if str(stopped) else "")
         return 130

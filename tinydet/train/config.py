@@ -31,6 +31,7 @@ from tinydet._internal.arguments import (
     whole,
 )
 from tinydet._internal.console import listed
+from tinydet._internal.input_files import check_file
 from tinydet._internal.options import add_options, check_values, declared, option, option_table
 from tinydet._internal.outputs import check_folder
 from tinydet._internal.parser import Parser
@@ -46,6 +47,7 @@ from tinydet.models.registry import (
     merged_options,
     recommended_options,
 )
+from tinydet.runtime.bundled import BUNDLED, model_path
 from tinydet.salpha.factors import ALPHA_RANGE
 
 if TYPE_CHECKING:
@@ -63,6 +65,12 @@ BUNDLES = {
 SMALL_AUGMENT = ("photometric",)  # of small datasets; measured in docs/training.md
 DETECTOR, TILE, OVERLAP = "retinanet", 640, 128
 PAPER_EPOCHS = 12
+# The options that a tile filter has, too.
+FILTER_OPTIONS = (
+    *("filter", "filter_recall", "data", "val", "val_seed", "group_by", "annotations", "images", "val_annotations"),
+    *("val_images", "tile", "overlap", "scales", "flip", "augment", "max_tiles", "skip_unreadable", "epochs", "batch"),
+    *("lr", "seed", "device", "threads", "resume", "dry_run", "output"),
+)
 
 # The detector of a preset, where it is another one than DETECTOR; measured in docs/detectors.md.
 PRESET_DETECTORS = {"small": "fcos", "nano": "fcos"}
@@ -370,6 +378,23 @@ class TrainConfig:
     )
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    filter: str | None = option(
+        None,
+        "train a tile filter for this detector (a checkpoint, an exported model or a bundled one) in place of a "
+        "detector, for infer --skip learned; data, tile and scale are those of the checkpoint unless given, and --val "
+        "calibrates the filter; written to MODEL.filter.pth unless --output is given (default: none)",
+        group="tile filter",
+        metavar="MODEL",
+    )
+    filter_recall: float = option(
+        0.995,
+        "share of the objects that the tile filter must keep, proven on the held-out images with 95 %% confidence "
+        "(default: %(default)s)",
+        group="tile filter",
+        metavar="R",
+        parse=fraction,
+    )
+
     recipe: str | None = option(
         None,
         "tinyperson: the authors' recipe on the official files: preset paper, the benchmark's sub-images (640x512, "
@@ -506,6 +531,14 @@ class TrainConfig:
         raise errors[0]
 
     @property
+    def filter_output(self) -> Path:
+        """Where a tile filter is written: `output`, or next to the detector if that is left at its default."""
+        if self.output != Path("model.pth") or self.filter is None:
+            return self.output
+        name = Path(self.filter)
+        return Path(f"{name.stem}.filter.pth") if self.filter in BUNDLED else name.with_name(f"{name.stem}.filter.pth")
+
+    @property
     def network(self) -> str:
         """Name of the detector."""
         return self.detector or PRESET_DETECTORS.get(self.preset or "", DETECTOR)
@@ -542,6 +575,11 @@ class TrainConfig:
         Raises:
             ValueError: options contradict each other, or name places that cannot be written.
         """
+        if self.filter is not None:
+            self._check_filter(self.filter)
+            return self
+        if self.filter_recall != TrainConfig.filter_recall:
+            raise ValueError("--filter-recall is for a tile filter; add --filter MODEL")
         tinyperson = self.recipe == "tinyperson"
         self._check(self.built_in)
         self.sources()  # refuses data that are not there
@@ -636,6 +674,28 @@ class TrainConfig:
             raise ValueError("--sigma-power initializes the pyramid, --init loads a trained one; choose one")
         if self.detector or not self.init:
             self.check_alpha()
+
+    def _check_filter(self, model: str) -> None:
+        """Refuse what a tile filter does not use, and paths that are wrong."""
+        for each in dataclasses.fields(self):
+            if each.name not in FILTER_OPTIONS and each.metadata and getattr(self, each.name) != each.default:
+                raise ValueError(f"--{each.name.replace('_', '-')} is not an option of a tile filter; leave it out")
+        if self.options:
+            raise ValueError(f"--{next(iter(self.options)).replace('_', '-')} is an option of a detector; leave it out")
+        path = model_path(model, ".pth")
+        check_file(path, "--filter names the detector: a checkpoint, an exported model or a bundled one")
+        if path.suffix not in (".pth", ".pt") and self.built_in:
+            raise ValueError(f"{path} does not say where its training data are; name them with --data and --val")
+        if self.built_in and (self.val or self.val_annotations or self.images):
+            raise ValueError("--val and --images need training data of yours too: name them with --data")
+        output = self.filter_output
+        if output.is_dir():
+            raise ValueError(f"{output} is a folder; --output names a file")
+        if output.exists() and output.samefile(path):
+            raise ValueError(f"{output} is the detector itself; name another --output")
+        check_folder(output.parent, output)
+        if not self.built_in:
+            self.sources()
 
     def check_tile(self) -> None:
         """Raise ValueError if the detector does not take tiles of this size."""
