@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from tinydet._internal.atomic import atomic_path
+from tinydet._internal.opencv_log import silent_opencv
 from tinydet.runtime.scenes.pixels import Image
 
 MAX_SIDE = 30_000  # pixels; few viewers open larger images
@@ -51,12 +52,9 @@ def longest_side(path: Path) -> int:
 
 def _encode(suffix: str, image: Image) -> bytes | None:
     """Return the bytes of a file; None if OpenCV cannot write the image in this format."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        done, encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        with silent_opencv():
+            done, encoded = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error:
         return None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
     return encoded.tobytes() if done else None

@@ -25,6 +25,8 @@ def write_video(path: Path, count: int = 12, rate: int = 5, rotation: int = 0, *
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         stream.bit_rate = 2_000_000
         if rotation:
+            if not hasattr(stream, "set_display_rotation"):
+                pytest.skip("this release of PyAV writes no rotation")
             stream.set_display_rotation(rotation)
         for i in range(count):
             pixels = np.full((64, 96, 3), 20 * i % 256, np.uint8)

@@ -26,6 +26,7 @@ import numpy as np
 from tinydet._internal.errors import reason
 from tinydet._internal.extras import needs_extra
 from tinydet._internal.input_files import check_file
+from tinydet._internal.opencv_log import silent_opencv
 from tinydet._internal.shell import command_line
 from tinydet.runtime.scenes.pixels import Pixels, upright
 from tinydet.runtime.scenes.signatures import HEAD, JPEG_MARKER
@@ -342,15 +343,12 @@ def _decode_with_opencv(path: Path, data: bytes) -> Pixels | None:
     Raises:
         ValueError: the data is damaged.
     """
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-        found = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        with silent_opencv():
+            found = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot decode it ({error.err or error}); get the file again") from error
-    finally:
-        cv2.utils.logging.setLogLevel(level)
     return None if found is None else cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
 
 
