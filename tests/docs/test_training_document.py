@@ -57,7 +57,7 @@ def test_every_block_runs_in_turn(
     assert len(events.Scalars("alpha/P3->P2")) == 1  # fixed: once an epoch
 
 
-OTHERS = {"--logdir", "--folds", "--scale"}  # of tensorboard, crossval and infer
+OTHERS = {"--logdir", "--folds", "--scale", "--skip"}  # of tensorboard, crossval and infer
 
 
 def test_every_flag_that_the_page_names_is_one() -> None:
