@@ -78,8 +78,10 @@ def test_s_alpha_is_part_of_a_thin_preset_as_it_is(squares: Path) -> None:
 
 def test_weights_as_wide_as_the_preset_keep_their_detector(squares: Path) -> None:
     start = Architecture("retinanet", "mobilenet_v2", 64, {"assign": "dotd", "assign_rank": 2})
-    config, _ = chosen("--preset", "small", "--init", "old.pth", data=squares, start=start)
-    assert (config.detector, config.options["assign"], config.options["assign_rank"]) == ("retinanet", "dotd", 2)
+    for flags, channels in (((), 64), (("--channels", "48"), 48)):
+        started = dataclasses.replace(start, channels=channels)
+        config, _ = chosen("--preset", "small", *flags, "--init", "old.pth", data=squares, start=started)
+        assert (config.detector, config.options["assign"], config.options["assign_rank"]) == ("retinanet", "dotd", 2)
 
 
 def test_an_assignment_that_is_given_takes_nothing_from_the_preset(squares: Path) -> None:

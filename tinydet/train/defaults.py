@@ -44,7 +44,8 @@ def choose_network(
     _check_start(config, start)
     preset, why = _preset(config, device, start)
     # A preset for networks of another width: of the weights, only the backbone fits.
-    other = start is not None and config.preset in PRESET_DETECTORS and PRESETS[preset]["channels"] != start.channels
+    width = config.channels or PRESETS[preset]["channels"]
+    other = start is not None and config.preset in PRESET_DETECTORS and width != start.channels
     kept = None if other else start
     detector = config.detector or (kept.detector if kept else PRESET_DETECTORS.get(preset, DETECTOR))
     info = detector_info(detector)
