@@ -27,7 +27,6 @@ from tinydet._internal.atomic import write_json, write_text
 from tinydet._internal.command import command
 
 SCENE_SEED = 11
-COUNTED = ("--detector", "fcos", "--assign", "nwd", "--assign-rank", "3")  # the detector of the preset
 TRAINING = ("--preset", "nano", "--decay", "cosine", "--validate-every", "3")
 EXPORT = "Export with alpha folded, and build a TensorRT-RTX engine"
 EVALUATION = "Evaluate on the validation scenes, and choose the score threshold"
@@ -47,9 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     demo = Demo(folder)
 
-    demo.step(
-        "Compute the fusion factors of the built-in dataset", "-m", "tinydet.salpha", *COUNTED, "--json", "salpha.json"
-    )
     demo.step("Train", "-m", "tinydet.train", "--salpha", *TRAINING, "--epochs", str(args.epochs))
     demo.step(EXPORT, str(ROOT / "export" / "to_trt.py"), "model.pth")
     # Trained for minutes, the model gives low scores. Calibrated scores are probabilities, with a threshold to match.
