@@ -54,17 +54,13 @@ def replaced(page: str, name: str, text: str) -> str:
 def scores_table(results: Path) -> Iterator[str]:
     """Yield the lines of the table of scores, the best AP50 first; a mean and a range where there are several seeds."""
     costs = read_json(results / "detectors_cost.json").get("costs", {})
-    groups: dict[tuple[str, str, str], list[Record]] = {}
-    for record in read_records(results / "detectors.jsonl"):
-        key = record["key"]
-        groups.setdefault((key["network"], key["assign"], key["alpha"]), []).append(record)
     yield f"| detector | assignment | α | {' | '.join(SCORES.values())} | seeds | epochs |"
     yield "| --- | --- | --- |" + " --: |" * (len(SCORES) + 2)
 
     def order(item: tuple[tuple[str, str, str], list[Record]]) -> float:
         return -statistics.mean(last(record, "AP50") or 0.0 for record in item[1])
 
-    for (network, assign, alpha), records in sorted(groups.items(), key=order):
+    for (network, assign, alpha), records in sorted(groups_of(results).items(), key=order):
         values = [spread([last(record, name) for record in records]) for name in SCORES]
         factors = ", ".join(f"{a:.2f}" for a in records[0]["alpha"])
         chosen = f"S ({factors})" if alpha == "S" else "1"
@@ -88,7 +84,7 @@ def costs_table(results: Path) -> Iterator[str]:
     """Yield the lines of the table of speed and size, the fastest network first."""
     costs = read_json(results / "detectors_cost.json").get("costs", {})
     speeds = read_json(results / "detectors_speed.json").get("networks", {})
-    sizes = {r["key"]["network"]: r["megabytes"] for r in read_records(results / "detectors.jsonl") if "megabytes" in r}
+    sizes = file_sizes(results)
     yield "| detector | tiles/s | ms: median, 5 % to 95 % | GMAC | MB | parameters | training, CPU ms per tile |"
     yield "| --- |" + " --: |" * 6
     by_network: dict[str, Any] = {}
@@ -98,7 +94,7 @@ def costs_table(results: Path) -> Iterator[str]:
         times, cost = speeds[network]["milliseconds"], by_network[network]
         yield (
             f"| {label(network)} | {speeds[network]['tiles_per_second']:.1f} | {times['median']:.0f}, "
-            f"{times['p5']:.0f} to {times['p95']:.0f} | {cost['gmac']:.1f} | {sizes[network]:.1f} | "
+            f"{times['p5']:.0f} to {times['p95']:.0f} | {cost['gmac']:.1f} | {sizes.get(network, '–')} | "
             f"{cost['million_parameters']:.1f} M | {1000 * cost['cpu_seconds_per_tile']:.0f} |"
         )
 
@@ -142,23 +138,38 @@ def precisions_table(results: Path) -> Iterator[str]:
 
 
 def best_table(results: Path) -> Iterator[str]:
-    """Yield the lines of a short table: each network at its best, with speed and size, the best AP50 first."""
-    speeds = read_json(results / "detectors_speed.json").get("networks", {})
-    best: dict[str, Record] = {}
-    for record in read_records(results / "detectors.jsonl"):
-        network, known = record["key"]["network"], best.get(record["key"]["network"])
-        score = last(record, "AP50")
-        if score is not None and record["key"]["seed"] == 0 and (known is None or score > (last(known, "AP50") or 0.0)):
-            best[network] = record
+    """Yield the lines of a short table: each network at its best, with speed and size, the best AP50 first.
+
+    Scores are means over the seeds.
+    """
+    speeds, sizes = read_json(results / "detectors_speed.json").get("networks", {}), file_sizes(results)
+    best: dict[str, tuple[float, float, str, str]] = {}
+    for (network, assign, alpha), records in groups_of(results).items():
+        ap, tiny = (statistics.mean(last(r, name) or 0.0 for r in records) for name in ("AP50", "AP50-tiny"))
+        best[network] = max(best.get(network, (-1.0, 0.0, "", "")), (ap, tiny, RULES[assign], alpha))
     yield "| detector | assignment | α | AP50 | AP50 tiny | tiles/s | MB |"
     yield "| --- | --- | --- |" + " --: |" * 4
-    for network, record in sorted(best.items(), key=lambda item: -(last(item[1], "AP50") or 0.0)):
-        values = " | ".join(f"{100 * (last(record, name) or 0.0):.1f}" for name in ("AP50", "AP50-tiny"))
+    for network, (ap, tiny, rule, alpha) in sorted(best.items(), key=lambda item: -item[1][0]):
         speed = f"{speeds[network]['tiles_per_second']:.1f}" if network in speeds else "–"
         yield (
-            f"| {label(network)} | {RULES[record['key']['assign']]} | {record['key']['alpha']} | {values} | {speed} | "
-            f"{record['megabytes']:.1f} |"
+            f"| {label(network)} | {rule} | {alpha} | {100 * ap:.1f} | {100 * tiny:.1f} | {speed} | "
+            f"{sizes.get(network, '–')} |"
         )
+
+
+def groups_of(results: Path) -> dict[tuple[str, str, str], list[Record]]:
+    """Return the recorded seeds by network, assignment and alpha."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in read_records(results / "detectors.jsonl"):
+        key = record["key"]
+        groups.setdefault((key["network"], key["assign"], key["alpha"]), []).append(record)
+    return groups
+
+
+def file_sizes(results: Path) -> dict[str, str]:
+    """Return the size of the FP32 ONNX file of each network, in MB."""
+    files = read_json(results / "detectors_precision.json").get("files", {}).values()
+    return {row["network"]: f"{row['megabytes']:.1f}" for row in files if row["precision"] == "fp32"}
 
 
 def spread(values: Sequence[float | None], show: Callable[[float], str] = lambda v: f"{100 * v:.1f}") -> str:
