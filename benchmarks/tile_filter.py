@@ -13,7 +13,8 @@ Steps, each of which is skipped if the result file has it already:
   tiles that are skipped, and the detections of the model with and without the filters.
 - `scenes`: drawn scenes of --side pixels with 0.1, 1, 10 and 50 % occupied tiles, clustered and scattered, with the
   filter `drawn`, tiles of 640 and 320 pixels. `speedup` compares with the time of a dense scan, which is that of a few
-  tiles times their number, by wall time and by CPU time, which other processes hardly affect. `recall` counts the drawn objects that lie whole in a tile that was kept.
+  tiles times their number, by wall time and by CPU time, which other processes hardly affect. `recall`
+  counts the drawn objects that lie whole in a tile that was kept.
 - `places`: the photo of the plaza and the mosaic of Brighton, with the filters `rgb` and `thermal`. For `thermal`, they
   are of another kind: the filter must call their tiles unfamiliar.
 
@@ -156,6 +157,8 @@ def measure_thermal(args: argparse.Namespace, result: dict[str, Any], save: Call
         backend = open_model(model_path("thermal"), tile=tile, threads=args.threads)
         options = ScanOptions(overlap, score=0.3, coarse=None)
         for name, chosen in filters_for(args, backend, "thermal", args.data / "hituav-train", overlap).items():
+            if any(row["tile"] == tile and row["filter"] == name for row in result.setdefault("rows", [])):
+                continue  # of an earlier run
             kept, found = Counts(), np.zeros(2, int)
             for i in range(count):
                 annotations = dataset.of_image(i)
@@ -171,7 +174,7 @@ def measure_thermal(args: argparse.Namespace, result: dict[str, Any], save: Call
             row = {"tile": tile, "filter": name, **kept.row()}
             if name == "learned":
                 row |= {"found_dense": int(found[0]), "found": int(found[1])}
-            result.setdefault("rows", []).append(row)
+            result["rows"].append(row)
             print(f"  {row}")
             save()
 
@@ -223,6 +226,7 @@ def measure_places(args: argparse.Namespace, result: dict[str, Any], save: Calla
     dataset = load_dataset(plaza / "annotations.json", plaza / "images", categories=["person"])
     (mosaic,) = sorted((args.data / "bigscene-brighton-geotiff").rglob("*.tif"))[:1]
     boxes = dataset.of_image(0).boxes[~dataset.of_image(0).ignore]
+    result["rows"] = []
     places = {"plaza": (dataset.image_path(0), boxes), "brighton": (mosaic, np.zeros((0, 4)))}
     for name, (path, objects) in places.items():
         for filter_name in ("rgb", "thermal"):
@@ -234,7 +238,7 @@ def measure_places(args: argparse.Namespace, result: dict[str, Any], save: Calla
                     counts = Counts()
                     counts.add(objects, plan, Decisions.without_model(scene, plan, learned))
                 row = {"place": name, "filter": filter_name, "tile": tile, **counts.row()}
-                result.setdefault("rows", []).append(row)
+                result["rows"].append(row)
                 print(f"  {row}")
                 save()
 
@@ -545,8 +549,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.data / "hituav-val").is_dir():
         parser.error(f"{args.data / 'hituav-val'} does not exist; name the folder of the datasets with --data")
-    if args.rehearse:
+    if args.rehearse:  # with files of its own, so that the full run does not continue from it
         args.side, args.epochs = min(args.side, 4096), args.epochs or 2
+        args.work, args.output = args.work / "rehearsal", args.output.with_suffix(".rehearsal.json")
     cv2.setNumThreads(1)
     return args
 
