@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,3 +141,30 @@ def test_options_that_mean_nothing_are_refused(
     values = {"filter": str(make_onnx(tmp_path / "m.onnx", spec=DETECTOR)), "data": squares, **changes}
     with pytest.raises((ValueError, OSError), match=message):
         TrainConfig(**values).resolve()
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_continues_to_the_same_filter(
+    squares: Path, tmp_path: Path, make_onnx: Callable[..., Path]
+) -> None:
+    config = TrainConfig(filter=str(make_onnx(tmp_path / "m.onnx", spec=DETECTOR)), data=squares, val=squares,
+                         epochs=30, threads=1)  # fmt: skip
+    whole = train_filter(dataclasses.replace(config, output=tmp_path / "whole.pth"))
+    state = tmp_path / "m.filter.state"
+
+    def interrupt() -> None:
+        while not state.exists():
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt, match=r"Interrupted after \d+ of 30 epochs. The same command with --resume"):
+        train_filter(config)
+    assert not (tmp_path / "m.filter.pth").exists()
+    with pytest.raises(ValueError, match="belongs to a run with other options or data"):
+        train_filter(dataclasses.replace(config, resume=True, seed=1))
+    resumed = train_filter(dataclasses.replace(config, resume=True))
+    assert resumed.record == whole.record
+    assert not state.exists()
+    weights = load_filter(whole.output).weights
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_filter(resumed.output).weights.items())
