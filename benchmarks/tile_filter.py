@@ -516,7 +516,7 @@ def draw_dataset(folder: Path, count: int, *, seed: int) -> None:
     annotations: list[dict[str, Any]] = []
     for kind in KINDS:
         for number in range(count):
-            scene = DrawnScene(kind, PERIOD, seed + number, occupancy=0.25, layout="scattered")
+            scene = DrawnScene(kind, PERIOD, seed + number, occupancy=0.6, layout="scattered")
             name = f"{kind}-{number}.png"
             start = 384
             pixels = scene.read(start, start, 1280, 1280)
