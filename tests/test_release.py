@@ -161,7 +161,7 @@ def test_every_extra_resolves(extra: str, resolution: str) -> None:
     ids=["runtime", "training"],
 )  # fmt: skip
 def test_the_core_tests_pass_with_the_oldest_packages(
-    tmp_path: Path, extras: tuple[str, ...], tests: tuple[str, ...]
+    dist: Path, tmp_path: Path, extras: tuple[str, ...], tests: tuple[str, ...]
 ) -> None:
     """With Python 3.10, which the oldest packages have wheels for."""
     named = [word for extra in extras for word in ("--extra", extra)]
@@ -170,4 +170,5 @@ def test_the_core_tests_pass_with_the_oldest_packages(
     # httpx and httpx2: the test client of old and of new releases of starlette.
     tools = ("pytest", "hypothesis", "httpx", "httpx2", "tomli", "packaging")
     python = environment(tmp_path / "venv", "3.10", "-r", tmp_path / "oldest.txt", *tools)
+    uv("pip", "install", "--quiet", "--no-deps", "--python", python, *dist.glob("*.whl"))
     run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=ROOT)
