@@ -74,7 +74,10 @@ def png(depth: int, color: int, samples: np.ndarray, *chunks: tuple[bytes, bytes
 
 def shown_by_pillow(path: Path) -> np.ndarray:
     with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        try:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except OSError as error:  # such as TIFF in YCbCr before Pillow 13
+            pytest.skip(f"this release of Pillow cannot read the file: {error}")
 
 
 def assert_like_pillow(path: Path, tolerance: int = 0) -> None:
@@ -112,7 +115,10 @@ def test_what_pillow_writes_is_read_as_pillow_reads_it(tmp_path: Path, format: s
 )
 def test_compressed_tiffs_are_read_as_pillow_reads_them(tmp_path: Path, compression: str, mode: str) -> None:
     path = tmp_path / "a.tif"
-    PHOTO.convert(mode).save(path, compression=compression)
+    try:
+        PHOTO.convert(mode).save(path, compression=compression)
+    except OSError as error:
+        pytest.skip(f"this release of Pillow writes no {compression}: {error}")
     assert_like_pillow(path, tolerance=1 if mode == "CMYK" else 0)
 
 
