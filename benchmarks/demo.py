@@ -3,7 +3,7 @@
 The steps are commands of the README: training with S-alpha, export to ONNX and to a TensorRT-RTX engine, evaluation of
 the exported model, rendering of a 4096 x 4096 scene, inference on it, and evaluation of the detections. The evaluation
 also calibrates the scores and chooses the threshold. All files are written to demo/. The last is index.html, a page
-with the scene, the scores, the speed and the time of each step. Takes about four minutes on two cores with bfloat16,
+with the scene, the scores, the speed and the time of each step. Takes about six minutes on two cores with bfloat16,
 twice as long without.
 """
 
